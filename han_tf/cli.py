@@ -1,0 +1,60 @@
+"""What every command line shares: flags in, one call, a report or one line of error out.
+
+Each command declares its flags in an ``absl.flags.FlagValues`` of its own, so that several commands
+can be imported into one process. Exit status: 0 done, 1 the input was wrong, 2 the command line was
+wrong, 130 interrupted.
+"""
+
+import sys
+from collections.abc import Sequence
+from typing import Callable, Optional
+
+from absl import flags
+
+from han_tf.errors import UserError
+
+
+def new_flags() -> flags.FlagValues:
+    """Returns an empty set of flags that already knows ``--help``."""
+    values = flags.FlagValues()
+    flags.DEFINE_boolean("help", False, "Show these flags and exit.", short_name="h", flag_values=values)
+    return values
+
+
+def run(
+    main: Callable[[flags.FlagValues], None],
+    values: flags.FlagValues,
+    description: str,
+    argv: Optional[Sequence[str]] = None,
+    positional: Optional[str] = None,
+) -> int:
+    """Parses ``argv``, calls ``main`` with the flags and returns the exit status.
+
+    Args:
+      main: takes the parsed flags; positional arguments, if allowed, are in ``values.positional``.
+      values: the command's flags, from :func:`new_flags`.
+      description: the command's docstring; printed by ``--help``.
+      argv: the command line, program name first; ``sys.argv`` if None.
+      positional: what positional arguments are called, where the command takes any.
+    """
+    argv = list(sys.argv if argv is None else argv)
+    try:
+        rest = values(argv)[1:]
+        if values.help:
+            print(f"{(description or '').strip()}\n\nFlags:\n{values.get_help(include_special_flags=False)}")
+            return 0
+        if rest and positional is None:
+            raise flags.Error(f"takes no positional arguments, got {rest[0]!r}")
+    except flags.Error as error:
+        print(f"usage error: {' '.join(str(error).split())} (--help lists the flags)", file=sys.stderr)
+        return 2
+    values.__dict__["positional"] = rest
+    try:
+        main(values)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0

@@ -1,0 +1,87 @@
+"""The record of one person image, and a data set as records per subset."""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from han_tf.errors import UserError
+
+JUNK_PID = -1
+"""Person id of junk images (bad detections): never ranked, for any query."""
+
+DISTRACTOR_PID = 0
+"""Person id of distractors (people who are no query's match): ranked as negatives for every query."""
+
+
+class Record(NamedTuple):
+    """One person bounding-box image."""
+
+    path: str
+    pid: int
+    camid: int
+
+
+@dataclass(frozen=True)
+class ReIDDataset:
+    """A re-id data set: records of (path, pid, camid) per subset.
+
+    Attributes:
+      name: registry name, e.g. ``market1501``.
+      split: the protocol's variant, e.g. ``detected``; ``""`` where there is only one.
+      root: the folder it was read from.
+      train: training images; pids as in the files (not yet class indices).
+      query: one probe image per row.
+      gallery: images to rank, distractors included; junk is included too, with pid :data:`JUNK_PID`,
+        and left out by the metrics.
+      multi_query: images of the query people for multi-query evaluation (Market-1501's gt_bbox);
+        empty where the data set has none.
+      differences: what differs from the published counts, one sentence each; empty if nothing does.
+      notes: things met on the way that a reader of results should know (e.g. files left out).
+    """
+
+    name: str
+    split: str
+    root: str
+    train: tuple[Record, ...]
+    query: tuple[Record, ...]
+    gallery: tuple[Record, ...]
+    multi_query: tuple[Record, ...] = ()
+    differences: tuple[str, ...] = ()
+    notes: tuple[str, ...] = field(default=())
+
+    def subsets(self) -> dict[str, tuple[Record, ...]]:
+        """Returns the non-empty subsets by name."""
+        subsets = {
+            "train": self.train,
+            "query": self.query,
+            "gallery": self.gallery,
+            "multi_query": self.multi_query,
+        }
+        return {name: records for name, records in subsets.items() if records}
+
+    def train_pids(self) -> list[int]:
+        """Returns the sorted distinct training pids; the index of a pid is its class."""
+        return sorted({record.pid for record in self.train})
+
+
+def check_protocol(dataset: ReIDDataset) -> ReIDDataset:
+    """Returns ``dataset`` if training and testing on it make sense.
+
+    Raises:
+      UserError: a subset is empty, there is one training identity only, or a pid stands in both
+        train and test.
+    """
+    where = f"{dataset.name} in {dataset.root}"
+    for name in ("train", "query", "gallery"):
+        if not getattr(dataset, name):
+            raise UserError(f"{where}: no {name} images found, expected at least one")
+    pids = dataset.train_pids()
+    if len(pids) < 2:
+        raise UserError(f"{where}: one training identity only (pid {pids[0]}), expected at least 2")
+    tested = {r.pid for r in dataset.query + dataset.gallery} - {JUNK_PID, DISTRACTOR_PID}
+    shared = sorted(set(pids) & tested)
+    if shared:
+        raise UserError(
+            f"{where}: pid {shared[0]} is in both train and test ({len(shared)} such pids), "
+            "expected disjoint identities"
+        )
+    return dataset
