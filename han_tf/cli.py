@@ -5,6 +5,7 @@ can be imported into one process. Exit status: 0 done, 1 the input was wrong, 2 
 wrong, 130 interrupted.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import Callable, Optional
@@ -12,6 +13,10 @@ from typing import Callable, Optional
 from absl import flags
 
 from han_tf.errors import UserError
+
+# TensorFlow logs dozens of lines about drivers that a CPU has no use for; it reads this when it is imported,
+# which the command lines do after this module. What goes wrong still raises.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
 def new_flags() -> flags.FlagValues:

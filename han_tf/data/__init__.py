@@ -1,0 +1,108 @@
+"""Data sets: files in, records of (path, pid, camid) out, by name.
+
+>>> dataset = load_dataset("market1501", "datasets/market1501")  # doctest: +SKIP
+>>> dataset.train[0]  # doctest: +SKIP
+Record(path='.../bounding_box_train/0002_c1s1_000451_03.jpg', pid=2, camid=1)
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Callable, Optional
+
+from han_tf.data.csv_dataset import read_csv
+from han_tf.data.cuhk03 import SPLITS as CUHK03_SPLITS
+from han_tf.data.cuhk03 import read_cuhk03
+from han_tf.data.dukemtmc import read_dukemtmc
+from han_tf.data.folders import PathLike
+from han_tf.data.market1501 import read_market1501
+from han_tf.data.msmt17 import read_msmt17
+from han_tf.data.records import (
+    DISTRACTOR_PID,
+    JUNK_PID,
+    Record,
+    ReIDDataset,
+    check_protocol,
+)
+from han_tf.errors import UserError
+
+__all__ = [
+    "DATASETS",
+    "DISTRACTOR_PID",
+    "JUNK_PID",
+    "DatasetEntry",
+    "ReIDDataset",
+    "Record",
+    "check_protocol",
+    "load_dataset",
+]
+
+
+@dataclass(frozen=True)
+class DatasetEntry:
+    """What the registry knows of a data set.
+
+    Attributes:
+      read: takes (data_dir, split), returns the records; not yet checked.
+      data_dir: where it is looked for if nothing is said.
+      description: one line.
+      splits: the protocol's variants, the default first; ``("",)`` where there is only one.
+      multi_query: whether it has images for multi-query evaluation.
+      spellings: other spellings of a split -> its name in ``splits``.
+    """
+
+    read: Callable[[PathLike, str], ReIDDataset]
+    data_dir: str
+    description: str
+    splits: tuple[str, ...] = ("",)
+    multi_query: bool = False
+    spellings: Mapping[str, str] = field(default_factory=dict)
+
+
+DATASETS: dict[str, DatasetEntry] = {
+    "cuhk03": DatasetEntry(
+        read_cuhk03,
+        "datasets/cuhk03",
+        "CUHK03, 767/700 protocol: 1,467 people, 2 cameras",
+        splits=CUHK03_SPLITS,
+        spellings={"labeled": "labelled"},
+    ),
+    "market1501": DatasetEntry(
+        read_market1501, "datasets/market1501", "Market-1501: 1,501 people, 6 cameras", multi_query=True
+    ),
+    "dukemtmc": DatasetEntry(
+        read_dukemtmc, "datasets/dukemtmc", "DukeMTMC-reID: 1,404 people and 408 distractors, 8 cameras"
+    ),
+    "msmt17": DatasetEntry(
+        read_msmt17, "datasets/msmt17", "MSMT17 V1 or V2: 4,101 people, 15 cameras", splits=("", "trainval")
+    ),
+    "csv": DatasetEntry(read_csv, "datasets/own", "your own data, described by a CSV file", multi_query=True),
+}
+"""Every data set by its name."""
+
+
+def load_dataset(name: str, data_dir: Optional[PathLike] = None, split: str = "") -> ReIDDataset:
+    """Reads a data set and checks that training and testing on it make sense.
+
+    Args:
+      name: a key of :data:`DATASETS`.
+      data_dir: the data set's folder or its parent; the entry's ``data_dir`` if None.
+      split: one of the entry's ``splits``; ``""`` is the default one.
+
+    Raises:
+      UserError: the name or the split is unknown, or the files are not as the data set's README says.
+    """
+    if name not in DATASETS:
+        raise UserError(f"unknown dataset {name!r}, expected one of {', '.join(DATASETS)}")
+    entry = DATASETS[name]
+    split = entry.spellings.get(split, split) or entry.splits[0]
+    if split not in entry.splits:
+        known = ", ".join(repr(known) for known in entry.splits)
+        raise UserError(f"{name} has no split {split!r}, expected one of {known}")
+    try:
+        dataset = entry.read(entry.data_dir if data_dir is None else data_dir, split)
+    except OSError as error:
+        raise UserError(
+            f"{name}: cannot read {error.filename or data_dir} ({error.strerror or error}), "
+            f"expected what datasets/{name}/README.md describes"
+        ) from error
+    return check_protocol(dataset)

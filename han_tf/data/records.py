@@ -67,13 +67,20 @@ def check_protocol(dataset: ReIDDataset) -> ReIDDataset:
     """Returns ``dataset`` if training and testing on it make sense.
 
     Raises:
-      UserError: a subset is empty, there is one training identity only, or a pid stands in both
-        train and test.
+      UserError: a subset is empty, there is one training identity only, a pid stands in both train and test,
+        junk or a distractor stands among train or query, or no query has a match seen by another camera.
     """
     where = f"{dataset.name} in {dataset.root}"
     for name in ("train", "query", "gallery"):
         if not getattr(dataset, name):
             raise UserError(f"{where}: no {name} images found, expected at least one")
+    for name in ("train", "query"):
+        for record in getattr(dataset, name):
+            if record.pid in (JUNK_PID, DISTRACTOR_PID):
+                raise UserError(
+                    f"{where}: {name} image {record.path} has pid {record.pid}, expected pids from 1 "
+                    "(-1 stands for junk and 0 for distractors in the gallery)"
+                )
     pids = dataset.train_pids()
     if len(pids) < 2:
         raise UserError(f"{where}: one training identity only (pid {pids[0]}), expected at least 2")
@@ -83,5 +90,13 @@ def check_protocol(dataset: ReIDDataset) -> ReIDDataset:
         raise UserError(
             f"{where}: pid {shared[0]} is in both train and test ({len(shared)} such pids), "
             "expected disjoint identities"
+        )
+    cameras: dict[int, set[int]] = {}
+    for record in dataset.gallery:
+        cameras.setdefault(record.pid, set()).add(record.camid)
+    if not any(cameras.get(record.pid, set()) - {record.camid} for record in dataset.query):
+        raise UserError(
+            f"{where}: no query has a gallery image of the same pid from another camera, "
+            "expected at least one (images from the query's own camera are not counted as matches)"
         )
     return dataset

@@ -1,0 +1,54 @@
+"""Comparison of what a reader found with what was published."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Optional
+
+from han_tf.data.records import DISTRACTOR_PID, JUNK_PID, Record
+
+
+class Counts(NamedTuple):
+    """Published size of one subset; None where nothing was published.
+
+    Attributes:
+      images: images, junk not counted.
+      identities: distinct pids, :data:`JUNK_PID` and :data:`DISTRACTOR_PID` not counted.
+      cameras: distinct camera ids, junk not counted.
+      junk: images with pid :data:`JUNK_PID`.
+    """
+
+    images: Optional[int] = None
+    identities: Optional[int] = None
+    cameras: Optional[int] = None
+    junk: Optional[int] = None
+
+
+def count(records: Sequence[Record]) -> Counts:
+    """Returns the counts of one subset."""
+    kept = [record for record in records if record.pid != JUNK_PID]
+    return Counts(
+        images=len(kept),
+        identities=len({record.pid for record in kept} - {DISTRACTOR_PID}),
+        cameras=len({record.camid for record in kept}),
+        junk=len(records) - len(kept),
+    )
+
+
+def differences(subsets: Mapping[str, Sequence[Record]], published: Mapping[str, Counts]) -> tuple[str, ...]:
+    """Returns one sentence for each count that is not as published.
+
+    Args:
+      subsets: subset name -> records; a published subset that is missing counts as empty.
+      published: subset name -> counts.
+
+    Returns:
+      Sentences such as ``"train: 12,935 images, published 12,936"``; empty if nothing differs.
+    """
+    sentences = []
+    for subset, expected in published.items():
+        found = count(subsets.get(subset, ()))
+        for what in Counts._fields:
+            here, there = getattr(found, what), getattr(expected, what)
+            if there is not None and here != there:
+                noun = "junk images" if what == "junk" else what
+                sentences.append(f"{subset}: {here:,} {noun}, published {there:,}")
+    return tuple(sentences)

@@ -1,0 +1,69 @@
+"""DukeMTMC-reID (Ristani et al., ECCVW 2016; Zheng et al., ICCV 2017).
+
+The folders are those of Market-1501, the names ``{pid:04}_c{camera}_f{frame:07}.jpg``, e.g.
+``0005_c2_f0046985.jpg``. There is no junk. Its distractors are 408 people seen by one camera only, who stand
+in the gallery under pids of their own: they are no query's match and need no rule.
+"""
+
+import re
+from typing import NamedTuple, Optional
+
+from han_tf.data.counts import Counts, differences
+from han_tf.data.folders import PathLike, find_folder, read_folder
+from han_tf.data.records import ReIDDataset
+
+PUBLISHED = {
+    "train": Counts(images=16_522, identities=702, cameras=8),
+    "query": Counts(images=2_228, identities=702, cameras=8),
+    "gallery": Counts(images=17_661, identities=702 + 408, cameras=8),
+}
+
+_NAME = re.compile(r"(\d+)_c(\d+)_f(\d+)")
+
+
+class DukeName(NamedTuple):
+    """The fields of a file name."""
+
+    pid: int
+    camid: int
+    frame: int
+
+
+def parse_name(stem: str) -> Optional[DukeName]:
+    """Returns the fields of a file name without extension, or None if it does not fit."""
+    match = _NAME.fullmatch(stem)
+    return DukeName(*map(int, match.groups())) if match else None
+
+
+def format_name(name: DukeName) -> str:
+    """Returns the file name without extension; the inverse of :func:`parse_name`."""
+    return f"{name.pid:04d}_c{name.camid}_f{name.frame:07d}"
+
+
+def read_dukemtmc(data_dir: PathLike, split: str = "") -> ReIDDataset:
+    """Reads DukeMTMC-reID.
+
+    Args:
+      data_dir: the folder with ``bounding_box_train``, ``query`` and ``bounding_box_test``, or its parent.
+      split: only ``""``: the set has one protocol.
+
+    Raises:
+      UserError: a folder is missing or an image's name does not fit.
+    """
+    root = find_folder(data_dir, "dukemtmc", ("bounding_box_train", "query", "bounding_box_test"))
+
+    def pid_and_camid(stem: str) -> Optional[tuple[int, int]]:
+        name = parse_name(stem)
+        return (name.pid, name.camid) if name else None
+
+    subsets = {
+        subset: read_folder(root / folder, pid_and_camid, "0005_c2_f0046985.jpg")
+        for subset, folder in (
+            ("train", "bounding_box_train"),
+            ("query", "query"),
+            ("gallery", "bounding_box_test"),
+        )
+    }
+    return ReIDDataset(
+        name="dukemtmc", split=split, root=str(root), **subsets, differences=differences(subsets, PUBLISHED)
+    )

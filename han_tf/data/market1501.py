@@ -1,0 +1,98 @@
+"""Market-1501 (Zheng et al., ICCV 2015), and every data set with its folders and file names.
+
+Names are ``{pid:04}_c{camera}s{sequence}_{frame:06}_{box:02}.jpg``, e.g. ``0002_c1s1_000451_03.jpg``. A pid
+of -1 is junk, 0000 a distractor (see :mod:`han_tf.data.records`). A few files of the published archive end in
+``.jpg.jpg``.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import NamedTuple, Optional
+
+from han_tf.data.counts import Counts, differences
+from han_tf.data.folders import PathLike, find_folder, read_folder
+from han_tf.data.records import Record, ReIDDataset
+
+PUBLISHED = {
+    "train": Counts(images=12_936, identities=751, cameras=6, junk=0),
+    "query": Counts(images=3_368, identities=750, cameras=6, junk=0),
+    "gallery": Counts(images=15_913, identities=750, cameras=6, junk=3_819),
+    "multi_query": Counts(images=25_259, cameras=6),
+}
+"""Published counts; multi_query is all of gt_bbox, whatever of it has a query."""
+
+_NAME = re.compile(r"(-1|\d+)_c(\d+)s(\d+)_(\d+)_(\d+)")
+
+
+class MarketName(NamedTuple):
+    """The fields of a file name."""
+
+    pid: int
+    camid: int
+    sequence: int
+    frame: int
+    box: int
+
+
+def parse_name(stem: str) -> Optional[MarketName]:
+    """Returns the fields of a file name without extension, or None if it does not fit."""
+    match = _NAME.fullmatch(stem)
+    return MarketName(*map(int, match.groups())) if match else None
+
+
+def format_name(name: MarketName) -> str:
+    """Returns the file name without extension; the inverse of :func:`parse_name`."""
+    pid = "-1" if name.pid == -1 else f"{name.pid:04d}"
+    return f"{pid}_c{name.camid}s{name.sequence}_{name.frame:06d}_{name.box:02d}"
+
+
+def read_market1501(
+    data_dir: PathLike,
+    split: str = "",
+    name: str = "market1501",
+    published: Mapping[str, Counts] = PUBLISHED,
+) -> ReIDDataset:
+    """Reads a folder in Market-1501's layout.
+
+    ``multi_query`` holds the boxes of ``gt_bbox`` whose person and camera have a query image, as the
+    published multi-query protocol pools them. ``gt_query`` (the evaluation's ground truth as .mat files) is
+    not needed.
+
+    Args:
+      data_dir: the folder with ``bounding_box_train``, ``query`` and ``bounding_box_test``, or its parent.
+      split: only ``""``: the set has one protocol.
+      name: the registry name to give.
+      published: counts to compare with; ``multi_query`` counts the whole of ``gt_bbox``.
+
+    Raises:
+      UserError: a folder is missing or an image's name does not fit.
+    """
+    root = find_folder(data_dir, "market1501", ("bounding_box_train", "query", "bounding_box_test"))
+
+    def read(folder: str) -> tuple[Record, ...]:
+        return read_folder(root / folder, _pid_and_camid, "0002_c1s1_000451_03.jpg")
+
+    query = read("query")
+    subsets = {"train": read("bounding_box_train"), "query": query, "gallery": read("bounding_box_test")}
+    found = dict(subsets)
+    notes = []
+    if (root / "gt_bbox").is_dir():
+        found["multi_query"] = read("gt_bbox")
+        probes = {(record.pid, record.camid) for record in query}
+        subsets["multi_query"] = tuple(r for r in found["multi_query"] if (r.pid, r.camid) in probes)
+    elif "multi_query" in published:
+        notes.append("no gt_bbox folder: no multi-query evaluation")
+        published = {subset: counts for subset, counts in published.items() if subset != "multi_query"}
+    return ReIDDataset(
+        name=name,
+        split=split,
+        root=str(root),
+        **subsets,
+        differences=differences(found, published),
+        notes=tuple(notes),
+    )
+
+
+def _pid_and_camid(stem: str) -> Optional[tuple[int, int]]:
+    name = parse_name(stem)
+    return (name.pid, name.camid) if name else None

@@ -1,0 +1,120 @@
+"""MSMT17 (Wei et al., CVPR 2018), V1 and V2.
+
+``list_train.txt``, ``list_val.txt``, ``list_query.txt`` and ``list_gallery.txt`` have one ``path pid`` per
+line; the paths are relative to ``train/`` and ``test/`` (V1) or ``mask_train_v2/`` and ``mask_test_v2/`` (V2,
+faces masked). The camera is the third field of the file name, as in ``0000_001_03_0303morning_0015_0.jpg``.
+There is neither junk nor a distractor.
+
+The files number both the training and the test people from 0. So that they stay apart, and nobody is taken
+for a distractor, a record's pid is the file's plus :data:`TRAIN_OFFSET` or :data:`TEST_OFFSET`.
+"""
+
+import os
+import re
+from pathlib import Path
+from typing import NamedTuple, Optional
+
+from han_tf.data.counts import Counts, differences
+from han_tf.data.folders import PathLike, find_folder, image_stem
+from han_tf.data.records import Record, ReIDDataset
+from han_tf.errors import UserError
+
+TRAIN_OFFSET = 1
+TEST_OFFSET = 10_001
+
+PUBLISHED = {
+    "train": Counts(images=30_248, identities=1_041, cameras=15),
+    "query": Counts(images=11_659, identities=3_060, cameras=15),
+    "gallery": Counts(images=82_161, identities=3_060, cameras=15),
+}
+PUBLISHED_TRAINVAL = {**PUBLISHED, "train": Counts(images=30_248 + 2_373, identities=1_041, cameras=15)}
+
+_VERSIONS = (("train", "test"), ("mask_train_v2", "mask_test_v2"))
+# What follows the camera (day and time, frame, box) differs between copies: some names end in "_ex".
+_NAME = re.compile(r"(\d+)_(\d+)_(\d+)_(.+)")
+
+
+class MSMT17Name(NamedTuple):
+    """The fields of a file name; ``pid`` and ``index`` (within the person) as in the file, from 0."""
+
+    pid: int
+    index: int
+    camid: int
+    rest: str
+
+
+def parse_name(stem: str) -> Optional[MSMT17Name]:
+    """Returns the fields of a file name without extension, or None if it does not fit."""
+    match = _NAME.fullmatch(stem)
+    if not match:
+        return None
+    pid, index, camid, rest = match.groups()
+    return MSMT17Name(int(pid), int(index), int(camid), rest)
+
+
+def format_name(name: MSMT17Name) -> str:
+    """Returns the file name without extension; the inverse of :func:`parse_name`."""
+    return f"{name.pid:04d}_{name.index:03d}_{name.camid:02d}_{name.rest}"
+
+
+def read_msmt17(data_dir: PathLike, split: str = "") -> ReIDDataset:
+    """Reads MSMT17.
+
+    Args:
+      data_dir: the folder with the lists, or its parent.
+      split: ``""`` trains on ``list_train.txt`` alone, as most published results do; ``"trainval"`` adds
+        ``list_val.txt``.
+
+    Raises:
+      UserError: a list or a folder is missing, a line or a name does not fit, or a listed image is not there.
+    """
+    lists = ["list_train.txt", "list_query.txt", "list_gallery.txt"]
+    if split == "trainval":
+        lists.insert(1, "list_val.txt")
+    root = find_folder(data_dir, "msmt17", lists)
+    for train, test in _VERSIONS:
+        if (root / train).is_dir() and (root / test).is_dir():
+            break
+    else:
+        expected = " or ".join(f"{train} and {test}" for train, test in _VERSIONS)
+        raise UserError(f"{root}: no image folders, expected {expected}")
+    subsets = {
+        "train": _read_list(root / "list_train.txt", root / train, TRAIN_OFFSET),
+        "query": _read_list(root / "list_query.txt", root / test, TEST_OFFSET),
+        "gallery": _read_list(root / "list_gallery.txt", root / test, TEST_OFFSET),
+    }
+    if split == "trainval":
+        subsets["train"] += _read_list(root / "list_val.txt", root / train, TRAIN_OFFSET)
+    return ReIDDataset(
+        name="msmt17",
+        split=split,
+        root=str(root),
+        **subsets,
+        differences=differences(subsets, PUBLISHED_TRAINVAL if split == "trainval" else PUBLISHED),
+    )
+
+
+def _read_list(path: Path, folder: Path, offset: int) -> tuple[Record, ...]:
+    records = []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not a text file ({error.reason}), expected lines 'path pid'") from error
+    for number, line in enumerate(lines, start=1):
+        fields = line.split()
+        if not fields:
+            continue
+        if len(fields) != 2 or not fields[1].isdecimal():
+            raise UserError(f"{path}, line {number}: found {line!r}, expected 'path pid'")
+        image = os.path.join(folder, fields[0])
+        stem = image_stem(os.path.basename(image))
+        name = parse_name(stem) if stem else None
+        if name is None:
+            raise UserError(
+                f"{path}, line {number}: the file name in {fields[0]!r} does not fit, expected one like "
+                "0000_001_03_0303morning_0015_0.jpg"
+            )
+        if not os.path.isfile(image):
+            raise UserError(f"{path}, line {number}: {image} is not there, expected every listed image")
+        records.append(Record(image, int(fields[1]) + offset, name.camid))
+    return tuple(records)

@@ -1,0 +1,246 @@
+"""From records to batches: decode, resize, cache, shuffle, prefetch (tf.data)."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Optional
+
+import numpy as np
+import tensorflow as tf
+from PIL import Image
+from tqdm import tqdm
+
+from han_tf.data.records import Record
+from han_tf.errors import UserError
+from han_tf.files import atomic_open, write_json
+
+_DECODED = 1
+_UNREADABLE = 0
+
+
+class BadImage(NamedTuple):
+    """An image file that could not be decoded, and why."""
+
+    path: str
+    reason: str
+
+
+def decode_image(path: str) -> np.ndarray:
+    """Reads an image file of any format that Pillow knows.
+
+    Returns:
+      ``[height, width, 3]`` uint8, RGB.
+
+    Raises:
+      OSError, ValueError, SyntaxError, Image.DecompressionBombError: the file cannot be read, is
+        truncated, no image, or too large to be one of a person.
+    """
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+class ImageReader:
+    """Decodes and resizes the images of records, in their order, in parallel.
+
+    Iterating yields ``(images, kept)`` per batch: ``[≤ batch_size, height, width, 3]`` uint8 and the
+    indices of the records that the images belong to. What cannot be decoded is collected in
+    ``bad_images`` if it is to be skipped.
+
+    Args:
+      records: what to read.
+      input_size: height and width to resize to (bilinear), in pixels.
+      batch_size: records per batch.
+      skip_bad_images: leave out files that cannot be decoded instead of raising.
+      progress: what the progress bar is called; None for no bar.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[Record],
+        input_size: Sequence[int],
+        batch_size: int = 64,
+        skip_bad_images: bool = False,
+        progress: Optional[str] = None,
+    ):
+        self.records = records
+        self.input_size = tuple(input_size)
+        self.batch_size = batch_size
+        self.skip_bad_images = skip_bad_images
+        self.progress = progress
+        self.bad_images: list[BadImage] = []
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        reasons: dict[int, str] = {}
+        self.bad_images = []
+
+        def decode(index: np.ndarray) -> tuple[np.ndarray, np.uint8]:
+            try:
+                return decode_image(self.records[int(index)].path), np.uint8(_DECODED)
+            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+                reasons[int(index)] = " ".join(str(error).split()) or type(error).__name__
+                return np.zeros([1, 1, 3], np.uint8), np.uint8(_UNREADABLE)
+
+        def load(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+            image, decoded = tf.numpy_function(decode, [index], (tf.uint8, tf.uint8), stateful=False)
+            image.set_shape([None, None, 3])
+            decoded.set_shape([])
+            return resize(image, self.input_size), index, decoded
+
+        batches = (
+            tf.data.Dataset.range(len(self.records))
+            .map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+            .batch(self.batch_size)
+            .prefetch(tf.data.AUTOTUNE)
+        )
+        with tqdm(
+            total=len(self.records), desc=self.progress, unit="img", disable=self.progress is None
+        ) as bar:
+            for images, indices, decoded in batches.as_numpy_iterator():
+                whole = decoded == _DECODED
+                for index in indices[~whole]:
+                    bad = BadImage(self.records[index].path, reasons[int(index)])
+                    if not self.skip_bad_images:
+                        raise UserError(
+                            f"{bad.path}: not a readable image ({bad.reason}); --skip_bad_images leaves it out"
+                        )
+                    self.bad_images.append(bad)
+                yield images[whole], indices[whole]
+                bar.update(len(indices))
+        if self.bad_images:
+            tqdm.write(f"skipped {len(self.bad_images)} unreadable images:")
+            for bad in self.bad_images:
+                tqdm.write(f"  {bad.path}: {bad.reason}")
+        if len(self.bad_images) == len(self.records):
+            raise UserError(f"none of the {len(self.records)} images could be read, expected at least one")
+
+
+def resize(image: tf.Tensor, size: Sequence[int]) -> tf.Tensor:
+    """Resizes ``[height, width, 3]`` uint8 bilinearly to ``size``, rounded back to uint8."""
+    return tf.cast(tf.round(tf.image.resize(image, size, "bilinear")), tf.uint8)
+
+
+@dataclass(frozen=True)
+class LoadedImages:
+    """Decoded and resized images and the records they belong to.
+
+    Attributes:
+      images: ``[n, height, width, 3]`` uint8, in memory or mapped from a file.
+      records: ``n`` records.
+    """
+
+    images: np.ndarray
+    records: tuple[Record, ...]
+
+
+def load_images(
+    records: Sequence[Record],
+    input_size: Sequence[int],
+    *,
+    cache_dir: Optional[os.PathLike] = None,
+    memory_mb: float = 4096,
+    skip_bad_images: bool = False,
+    progress: Optional[str] = None,
+) -> LoadedImages:
+    """Decodes the images of ``records`` once, into memory or, if they are too many, into a file.
+
+    Args:
+      records: what to read; not empty.
+      input_size: height and width to resize to, in pixels.
+      cache_dir: where the file goes and is found again by later runs; None keeps all in memory.
+      memory_mb: largest size kept in memory, in MiB.
+      skip_bad_images: leave out files that cannot be decoded instead of raising.
+      progress: what the progress bar is called; None for no bar.
+
+    Raises:
+      UserError: an image cannot be decoded, or the cache file cannot be written.
+    """
+    reader = ImageReader(records, input_size, skip_bad_images=skip_bad_images, progress=progress)
+    shape = (len(records), *reader.input_size, 3)
+    if cache_dir is None or np.prod(shape, dtype=np.int64) <= memory_mb * 2**20:
+        images = np.empty(shape, np.uint8)
+        kept = _fill(images, reader)
+        return LoadedImages(images[: len(kept)], tuple(records[index] for index in kept))
+
+    path = Path(cache_dir) / f"images-{_fingerprint(records, input_size)}.npy"
+    index_path = path.with_suffix(".json")
+    if not (path.exists() and index_path.exists()):
+        with atomic_open(path) as stream:
+            np.lib.format.write_array_header_1_0(
+                stream, {"descr": np.dtype(np.uint8).str, "fortran_order": False, "shape": shape}
+            )
+            start = stream.tell()
+            stream.truncate(start + int(np.prod(shape, dtype=np.int64)))
+            mapped = np.memmap(stream.name, np.uint8, "r+", start, shape)
+            kept = _fill(mapped, reader)
+            mapped.flush()
+        write_json(index_path, [int(index) for index in kept])
+    kept = json.loads(index_path.read_text())
+    return LoadedImages(np.load(path, mmap_mode="r")[: len(kept)], tuple(records[index] for index in kept))
+
+
+def training_batches(
+    images: np.ndarray, labels: np.ndarray, batch_size: int, seed: int, epoch: int, first_batch: int = 0
+) -> tf.data.Dataset:
+    """Returns the batches of one epoch: all images once, in an order of (seed, epoch) alone.
+
+    So any epoch can be entered anywhere, as resuming does. The last images of the order that do
+    not fill a batch sit out, unless there is no full batch at all.
+
+    Args:
+      images: ``[n, height, width, 3]`` uint8.
+      labels: ``[n]`` int, class indices.
+      batch_size: images per batch.
+      seed: the run's seed.
+      epoch: number of the epoch.
+      first_batch: number of the epoch's batch to start at.
+
+    Returns:
+      Data set of ``(images [batch, height, width, 3] uint8, labels [batch] int32)``.
+    """
+    order = np.random.default_rng([seed, epoch]).permutation(len(labels))
+    labels = labels.astype(np.int32)
+
+    def gather(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return images[indices], labels[indices]
+
+    def load(indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        batch, classes = tf.numpy_function(gather, [indices], (tf.uint8, tf.int32), stateful=False)
+        batch.set_shape([indices.shape[0], *images.shape[1:]])
+        classes.set_shape([indices.shape[0]])
+        return batch, classes
+
+    return (
+        tf.data.Dataset.from_tensor_slices(order)
+        .batch(batch_size, drop_remainder=len(order) >= batch_size)
+        .skip(first_batch)
+        .map(load, num_parallel_calls=1, deterministic=True)
+        .prefetch(4)
+    )
+
+
+def batches_per_epoch(images: int, batch_size: int) -> int:
+    """Returns how many batches :func:`training_batches` gives for so many images."""
+    return max(1, images // batch_size)
+
+
+def _fill(images: np.ndarray, reader: ImageReader) -> list[int]:
+    kept: list[int] = []
+    for batch, indices in reader:
+        images[len(kept) : len(kept) + len(batch)] = batch
+        kept.extend(indices)
+    return kept
+
+
+def _fingerprint(records: Sequence[Record], input_size: Sequence[int]) -> str:
+    """Returns a name for the decoded images that changes when any of the files does."""
+    digest = hashlib.sha256(repr(tuple(input_size)).encode())
+    for record in records:
+        try:
+            status = os.stat(record.path)
+        except OSError as error:
+            raise UserError(f"{record.path}: {error.strerror}, expected an image file") from error
+        digest.update(f"{record.path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,58 @@
+"""From batches to features."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from han_tf.data.pipeline import ImageReader
+from han_tf.data.records import Record
+from han_tf.models.han import HAN
+
+
+def extract_features(
+    model: HAN,
+    records: Sequence[Record],
+    *,
+    batch_size: int = 64,
+    skip_bad_images: bool = False,
+    progress: str = "features",
+) -> tuple[np.ndarray, tuple[Record, ...]]:
+    """Returns the features of the images of ``records``.
+
+    Args:
+      model: the network.
+      records: what to read, decode and embed.
+      batch_size: images per forward pass.
+      skip_bad_images: leave out files that cannot be decoded instead of raising.
+      progress: what the progress bar is called.
+
+    Returns:
+      ``[n, feature_dim]`` float32, the global then the local half, each of unit norm; and the ``n``
+      records they belong to: all of them, unless bad images were skipped.
+
+    Raises:
+      UserError: an image cannot be decoded.
+    """
+    embed = _inference_function(model)
+    reader = ImageReader(records, model.input_size, batch_size, skip_bad_images, progress)
+    features = np.empty([len(records), model.feature_dim], np.float32)
+    kept: list[int] = []
+    for images, indices in reader:
+        features[len(kept) : len(kept) + len(images)] = embed(images)
+        kept.extend(indices)
+    return features[: len(kept)], tuple(records[index] for index in kept)
+
+
+def branch_features(features: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns the joint features and views of their global and local halves, by name (Table 8)."""
+    half = features.shape[1] // 2
+    return {"joint": features, "global": features[:, :half], "local": features[:, half:]}
+
+
+def _inference_function(model: HAN) -> tf.types.experimental.GenericFunction:
+    """Returns the network's inference graph for batches of any size, traced once per network."""
+    if getattr(model, "_inference", None) is None:
+        signature = tf.TensorSpec([None, *model.input_size, 3], tf.uint8)
+        model._inference = tf.function(lambda images: model(images, training=False), [signature])
+    return model._inference

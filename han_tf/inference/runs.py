@@ -1,0 +1,98 @@
+"""Finding training runs and loading their networks."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any, NamedTuple, Optional, Union
+
+from han_tf.errors import UserError
+from han_tf.models import create_model
+from han_tf.models.checkpoints import Checkpoints
+from han_tf.models.han import HAN
+
+CONFIG = "config.json"
+"""What a run was made of, see :class:`han_tf.training.config.TrainConfig`."""
+
+CHECKPOINTS = {"last": "checkpoints", "best": "best"}
+"""Which network of a run -> the folder of its checkpoint."""
+
+
+class LoadedRun(NamedTuple):
+    """The network of a training run.
+
+    Attributes:
+      model: the trained network.
+      config: the run's settings.
+      run_dir: its folder.
+      checkpoint: path prefix of the checkpoint that was read.
+    """
+
+    model: HAN
+    config: dict[str, Any]
+    run_dir: Path
+    checkpoint: str
+
+
+def read_config(run_dir: Union[str, os.PathLike]) -> dict[str, Any]:
+    """Returns the settings of a run.
+
+    Raises:
+      UserError: the folder holds no run, or the file is damaged.
+    """
+    path = Path(run_dir) / CONFIG
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}, expected the folder of a training run") from error
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}), expected the settings of a training run") from error
+
+
+def find_run(runs_dir: Union[str, os.PathLike], dataset: Optional[str] = None, split: Optional[str] = None) -> Path:
+    """Returns the folder of the newest run in ``runs_dir``, of one data set and split if given.
+
+    The newest is the one whose checkpoint was written last.
+
+    Raises:
+      UserError: there is none.
+    """
+    found = []
+    for config_path in Path(runs_dir).glob(f"*/{CONFIG}"):
+        run_dir = config_path.parent
+        states = [state for name in CHECKPOINTS.values() for state in (run_dir / name).glob("checkpoint")]
+        config = read_config(run_dir) if states else {}
+        if states and dataset in (None, config["dataset"]) and split in (None, config["split"]):
+            found.append((max(state.stat().st_mtime_ns for state in states), run_dir))
+    if not found:
+        what = " ".join(word for word in (dataset, split) if word)
+        train = f"make train DATASET={dataset}" if dataset else "make train"
+        raise UserError(f"no {what + ' ' if what else ''}run with a checkpoint in {runs_dir}: {train} makes one")
+    return max(found)[1]
+
+
+def load_run(run_dir: Union[str, os.PathLike], which: str = "best") -> LoadedRun:
+    """Loads the network of a run.
+
+    Args:
+      run_dir: the run's folder.
+      which: ``best`` (by mAP in the evaluations during training; the last one where there was none) or
+        ``last``.
+
+    Raises:
+      UserError: there is no such run, or its checkpoint is missing, damaged or another model's.
+    """
+    run_dir = Path(run_dir)
+    config = read_config(run_dir)
+    try:
+        model = create_model(
+            config["model"],
+            num_classes=config["num_classes"],
+            input_size=(config["input_height"], config["input_width"]),
+            feature_dim=config["feature_dim"],
+        )
+    except KeyError as error:
+        raise UserError(f"{run_dir / CONFIG}: no setting {error}, expected the settings of a training run") from error
+    checkpoints = Checkpoints(run_dir / CHECKPOINTS[which], 1, model=model)
+    if which == "best" and checkpoints.latest is None:
+        checkpoints = Checkpoints(run_dir / CHECKPOINTS["last"], 1, model=model)
+    return LoadedRun(model, config, run_dir, checkpoints.restore(partial=True))

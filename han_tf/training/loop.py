@@ -1,0 +1,303 @@
+"""The training loop."""
+
+import json
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Callable, Optional
+
+import numpy as np
+import tensorflow as tf
+from tqdm import tqdm
+
+from han_tf.data.pipeline import LoadedImages, batches_per_epoch, training_batches
+from han_tf.errors import UserError
+from han_tf.files import write_json
+from han_tf.inference.runs import CHECKPOINTS, CONFIG, read_config
+from han_tf.models import create_model
+from han_tf.models.checkpoints import Checkpoints
+from han_tf.models.han import HAN
+from han_tf.training import environment
+from han_tf.training.config import TrainConfig
+from han_tf.training.losses import decayed_kernels, identity_loss, weight_penalty
+from han_tf.training.regions import RegionStatistics
+from han_tf.training.schedule import learning_rate
+
+HISTORY = "history.json"
+ENVIRONMENT = "environment.json"
+TENSORBOARD = "tensorboard"
+MEANS = ("loss", "global_loss", "local_loss", "global_accuracy", "local_accuracy")
+"""What is averaged over an epoch: the branches' cross-entropies in nats, their sum, and accuracies in [0, 1]."""
+
+
+class Interrupted(Exception):
+    """Training was asked to stop and has saved where it was.
+
+    Attributes:
+      signal: the number of the signal.
+    """
+
+    def __init__(self, message: str, signal_number: int):
+        super().__init__(message)
+        self.signal = signal_number
+
+
+def make_deterministic(seed: int) -> None:
+    """Makes everything that follows the same on every run of this seed on one machine."""
+    tf.keras.utils.set_random_seed(seed)
+    tf.config.experimental.enable_op_determinism()
+
+
+class Trainer:
+    """Trains a network, from the start or from where an earlier process stopped.
+
+    Args:
+      config: the run.
+      run_dir: its folder; holds nothing, or a run of the same settings.
+      data: the decoded training images.
+      evaluate: called as ``evaluate(model)`` when it is time; returns numbers by name, among them ``mAP``.
+      panel: called as ``panel(model)``; returns pictures by name, ``[n, height, width, 3]`` uint8.
+
+    Raises:
+      UserError: the folder holds another run, or its checkpoint cannot be read.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        run_dir: Path,
+        data: LoadedImages,
+        evaluate: Optional[Callable[[HAN], dict[str, Any]]] = None,
+        panel: Optional[Callable[[HAN], dict[str, np.ndarray]]] = None,
+    ):
+        self.config = config
+        self.run_dir = Path(run_dir)
+        self.data = data
+        self.evaluate = evaluate
+        self.panel = panel
+
+        pids = sorted({record.pid for record in data.records})
+        class_of = {pid: index for index, pid in enumerate(pids)}
+        self.labels = np.array([class_of[record.pid] for record in data.records])
+        self.steps_per_epoch = batches_per_epoch(len(self.labels), config.batch_size)
+
+        make_deterministic(config.seed)
+        self.model = create_model(
+            config.model,
+            num_classes=len(pids),
+            input_size=config.input_size,
+            feature_dim=config.feature_dim,
+        )
+        self.optimizer = tf.keras.optimizers.SGD(config.lr, momentum=config.momentum)
+        self.optimizer.build(self.model.trainable_variables)
+        self.means = {name: tf.keras.metrics.Mean(name=name) for name in MEANS}
+        self.epoch = tf.Variable(0, dtype=tf.int64, trainable=False)
+        self.batch = tf.Variable(0, dtype=tf.int64, trainable=False)
+
+        self.checkpoints = Checkpoints(
+            self.run_dir / CHECKPOINTS["last"],
+            config.keep_checkpoints,
+            model=self.model,
+            optimizer=self.optimizer,
+            epoch=self.epoch,
+            batch=self.batch,
+            **self.means,
+        )
+        self.best = Checkpoints(self.run_dir / CHECKPOINTS["best"], 1, model=self.model)
+        self.history: list[dict[str, Any]] = []
+        self._open_run_folder()
+
+        localisation = {id(variable) for variable in self.model.localisation_variables}
+        self._gradient_factors = [
+            config.localisation_lr if id(variable) in localisation else 1.0
+            for variable in self.model.trainable_variables
+        ]
+        self._kernels = decayed_kernels(self.model)
+
+    @property
+    def global_step(self) -> int:
+        """Number of steps taken since the start of the run."""
+        return int(self.epoch) * self.steps_per_epoch + int(self.batch)
+
+    @property
+    def finished(self) -> bool:
+        """Whether all epochs are done."""
+        return int(self.epoch) >= self.config.epochs
+
+    def run(self) -> None:
+        """Trains to the end.
+
+        Raises:
+          Interrupted: SIGINT or SIGTERM came; all is saved, and the same call goes on.
+          UserError: the loss is no longer finite, or a checkpoint cannot be written.
+        """
+        total = self.config.epochs * self.steps_per_epoch
+        writer = tf.summary.create_file_writer(str(self.run_dir / TENSORBOARD))
+        bar = tqdm(total=total, initial=self.global_step, unit="step", dynamic_ncols=True, smoothing=0.05)
+        with _stop_signals() as stop, writer.as_default(), bar:
+            if self.global_step == 0:
+                self._write_panel(0)
+            self._evaluate_if_due()
+            while not self.finished:
+                self._run_epoch(stop, bar)
+                self._evaluate_if_due()
+            writer.flush()
+
+    def _run_epoch(self, stop: list[int], bar: tqdm) -> None:
+        epoch = int(self.epoch)
+        rate = learning_rate(epoch, self.config.epochs, self.config.lr, self.config.lr_decay)
+        self.optimizer.learning_rate.assign(rate)
+        regions = RegionStatistics()
+        started, seen = time.perf_counter(), 0
+        batches = training_batches(
+            self.data.images, self.labels, self.config.batch_size, self.config.seed, epoch, int(self.batch)
+        )
+        for images, labels in batches:
+            losses, thetas = self._step(images, labels)
+            if not np.isfinite(losses["loss"].numpy()):
+                raise UserError(
+                    f"loss is {float(losses['loss'])} in epoch {epoch + 1}, step {int(self.batch) + 1}; "
+                    f"stopped, last good checkpoint: {self.checkpoints.latest or 'none'}; a lower --lr may help"
+                )
+            regions.update([theta.numpy() for theta in thetas])
+            for name, mean in self.means.items():
+                mean.update_state(losses[name])
+            self.batch.assign_add(1)
+            seen += len(labels)
+            speed = seen / (time.perf_counter() - started)
+            bar.set_description(f"epoch {epoch + 1}/{self.config.epochs}", refresh=False)
+            bar.set_postfix_str(
+                f"loss {self.means['loss'].result():.3f}, acc {self.means['global_accuracy'].result():.1%}/"
+                f"{self.means['local_accuracy'].result():.1%}, {speed:.0f} img/s",
+                refresh=False,
+            )
+            bar.update()
+            if stop:
+                self.checkpoints.save(self.global_step)
+                raise Interrupted(
+                    f"stopped in epoch {epoch + 1} by {signal.Signals(stop[0]).name}; "
+                    f"saved in {self.run_dir}, the same command goes on",
+                    stop[0],
+                )
+        self._end_epoch(rate, regions, speed)
+
+    def _end_epoch(self, rate: float, regions: RegionStatistics, speed: float) -> None:
+        self.batch.assign(0)
+        self.epoch.assign_add(1)
+        epoch, step = int(self.epoch), self.global_step
+        for variable in self.model.variables:
+            if not np.isfinite(variable.numpy()).all():
+                raise UserError(
+                    f"{variable.name} is not finite after epoch {epoch}; stopped, "
+                    f"last good checkpoint: {self.checkpoints.latest or 'none'}; a lower --lr may help"
+                )
+        row: dict[str, Any] = {"epoch": epoch, "lr": rate, "images_per_second": round(speed, 1)}
+        for name, mean in self.means.items():
+            row[name] = float(mean.result())
+            tf.summary.scalar(f"train/{name}", row[name], step)
+            mean.reset_state()
+        tf.summary.scalar("train/learning_rate", rate, step)
+        tf.summary.scalar("train/images_per_second", speed, step)
+        row["regions"] = regions.to_dict()
+        for level, (means, deviations) in enumerate(zip(regions.mean, regions.deviation), start=1):
+            for region, (mean, deviation) in enumerate(zip(means, deviations), start=1):
+                for axis, letter in enumerate("xy"):
+                    tf.summary.scalar(f"regions{level}/t{letter}_{region}_mean", mean[axis], step)
+                    tf.summary.scalar(f"regions{level}/t{letter}_{region}_deviation", deviation[axis], step)
+        for complaint in regions.complaints():
+            # In the first epochs regions may be still because they have not been pushed yet.
+            if "saturated" in complaint or self.finished:
+                tqdm.write(f"warning: hard attention: {complaint}")
+
+        self.history.append(row)
+        write_json(self.run_dir / HISTORY, self.history)
+        self.checkpoints.save(step)
+
+    def _evaluate_if_due(self) -> None:
+        """Evaluates after an epoch whose turn it is, unless that was done before an interruption."""
+        epoch, every = int(self.epoch), self.config.eval_every
+        due = self.finished or (every and epoch % every == 0)
+        if self.evaluate is None or not due or epoch == 0 or int(self.batch) or "evaluation" in self.history[-1]:
+            return
+        earlier = [row["evaluation"]["mAP"] for row in self.history if "evaluation" in row]
+        evaluation = self.evaluate(self.model)
+        for name, value in evaluation.items():
+            tf.summary.scalar(f"evaluation/{name}", value, self.global_step)
+        self._write_panel(self.global_step)
+        if evaluation["mAP"] >= max(earlier, default=0):
+            self.best.save(self.global_step)
+        self.history[-1]["evaluation"] = evaluation
+        write_json(self.run_dir / HISTORY, self.history)
+
+    def _write_panel(self, step: int) -> None:
+        if self.panel is not None:
+            for name, pictures in self.panel(self.model).items():
+                tf.summary.image(name, pictures, step, max_outputs=len(pictures))
+
+    @tf.function
+    def _step(self, images: tf.Tensor, labels: tf.Tensor) -> tuple[dict[str, tf.Tensor], list[tf.Tensor]]:
+        variables = self.model.trainable_variables
+        with tf.GradientTape() as tape:
+            branches = self.model.branches(images, training=True)
+            global_logits, local_logits = self.model.classify(branches)
+            global_loss = identity_loss(labels, global_logits)
+            local_loss = identity_loss(labels, local_logits)
+            objective = global_loss + local_loss + self.config.weight_decay * weight_penalty(self._kernels)
+        gradients = [
+            gradient if factor == 1.0 else factor * gradient
+            for factor, gradient in zip(self._gradient_factors, tape.gradient(objective, variables))
+        ]
+        self.optimizer.apply_gradients(zip(gradients, variables))
+        means = {
+            "loss": global_loss + local_loss,
+            "global_loss": global_loss,
+            "local_loss": local_loss,
+            "global_accuracy": _accuracy(labels, global_logits),
+            "local_accuracy": _accuracy(labels, local_logits),
+        }
+        return means, [level.theta for level in branches.attention]
+
+    def _open_run_folder(self) -> None:
+        settings = {**self.config.to_dict(), "num_classes": int(self.labels.max()) + 1}
+        if (self.run_dir / CONFIG).exists():
+            saved = read_config(self.run_dir)
+            if saved.pop("num_classes", None) != settings["num_classes"]:
+                raise UserError(
+                    f"{self.run_dir} holds a run with another number of identities than the "
+                    f"{settings['num_classes']} found now; give another --run_dir"
+                )
+            where = str(self.run_dir / CONFIG)
+            self.config.check_resumable(TrainConfig.from_dict(saved, where), str(self.run_dir))
+        write_json(self.run_dir / CONFIG, settings)
+        if self.checkpoints.latest is not None:
+            path = self.checkpoints.restore()
+            try:
+                history = json.loads((self.run_dir / HISTORY).read_text())
+            except (OSError, ValueError):
+                history = []
+            self.history = history[: int(self.epoch)]
+            tqdm.write(f"going on from {path}: epoch {int(self.epoch)}, step {int(self.batch)}")
+        else:
+            write_json(self.run_dir / ENVIRONMENT, environment.describe())
+
+
+def _accuracy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    hits = tf.equal(tf.argmax(logits, axis=-1, output_type=tf.int32), labels)
+    return tf.reduce_mean(tf.cast(hits, tf.float32))
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """Turns SIGINT and SIGTERM into entries of the list it gives, for as long as the block runs."""
+    caught: list[int] = []
+    previous = {
+        number: signal.signal(number, lambda received, _: caught.append(received))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield caught
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
