@@ -2,7 +2,7 @@
 
 Each command declares its flags in an ``absl.flags.FlagValues`` of its own, so that several commands
 can be imported into one process. Exit status: 0 done, 1 the input was wrong, 2 the command line was
-wrong, 130 interrupted.
+wrong, 128 + n stopped by signal n.
 """
 
 import os
@@ -12,7 +12,7 @@ from typing import Callable, Optional
 
 from absl import flags
 
-from han_tf.errors import UserError
+from han_tf.errors import Stopped, UserError
 
 # TensorFlow logs dozens of lines about drivers that a CPU has no use for; it reads this when it is imported,
 # which the command lines do after this module. What goes wrong still raises.
@@ -59,6 +59,9 @@ def run(
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except Stopped as stop:
+        print(stop, file=sys.stderr)
+        return 128 + stop.signal
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

@@ -7,20 +7,34 @@ schedule. An interrupted run goes on with the same command.
 
 import dataclasses
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags
+from PIL import Image
 
 from han_tf import cli as command_line
-from han_tf.data import DATASETS, load_dataset
-from han_tf.data.pipeline import load_images
-from han_tf.errors import UserError
-from han_tf.models import MODELS
+from han_tf.data import DATASETS, Record, ReIDDataset, load_dataset
+from han_tf.data.pipeline import decode_image, load_images
+from han_tf.data.synthetic.baseline import histogram_features
+from han_tf.files import write_json
+from han_tf.inference.feature_files import FeatureSet
+from han_tf.inference.features import feature_set
+from han_tf.models import MODELS, create_model
+from han_tf.models.han import HAN
+from han_tf.report import evaluate_features, table, to_json
 from han_tf.training.config import TrainConfig
-from han_tf.training.loop import Interrupted, Trainer
+from han_tf.training.loop import Trainer
+from han_tf.training.schedule import drop_epochs
+from han_tf.viz.attention import attend, attention_panels, attention_sheet
+from han_tf.viz.drawing import save_png
 
 SYNTHETIC_EPOCHS = 12
 """Enough for the embedded set to show what HAN does within a few minutes on two cores."""
+
+METRICS = "metrics.json"
+"""The trained network's results, in the run's folder."""
 
 FLAGS = command_line.new_flags()
 _DEFAULT = TrainConfig()
@@ -55,7 +69,7 @@ flags.DEFINE_float(
 )
 flags.DEFINE_integer("seed", _DEFAULT.seed, "Seed of the weights and of the images' order.", 0, flag_values=FLAGS)
 flags.DEFINE_integer(
-    "eval_every", _DEFAULT.eval_every, "Epochs between evaluations; 0: at the end only.", 0, flag_values=FLAGS
+    "eval_every", _DEFAULT.eval_every, "Epochs between evaluations; 0: six of them.", 0, flag_values=FLAGS
 )
 flags.DEFINE_integer("keep_checkpoints", _DEFAULT.keep_checkpoints, "Newest checkpoints kept.", 1, flag_values=FLAGS)
 flags.DEFINE_integer(
@@ -71,21 +85,46 @@ flags.DEFINE_boolean(
 
 def config_of(values: flags.FlagValues) -> TrainConfig:
     """Returns the settings that the flags say."""
-    names = [field.name for field in dataclasses.fields(TrainConfig)]
-    settings = {name: values[name].value for name in names}
+    settings = {field.name: values[field.name].value for field in dataclasses.fields(TrainConfig)}
     if settings["epochs"] is None:
         settings["epochs"] = SYNTHETIC_EPOCHS if settings["dataset"] == "synthetic" else _DEFAULT.epochs
-    settings["split"] = settings["split"] or DATASETS[settings["dataset"]].splits[0]
     return TrainConfig(**settings)
+
+
+def evaluate_network(model: HAN, dataset: ReIDDataset, skip_bad_images: bool) -> dict[str, Any]:
+    """Returns the report on ``model``: all three features, and multi-query where the data set has it."""
+    subsets = {name: records for name, records in dataset.subsets().items() if name != "train"}
+    features = (
+        feature_set(model, records, skip_bad_images=skip_bad_images, progress=None) for records in subsets.values()
+    )
+    return to_json(evaluate_features(*features), curves=False)
+
+
+def baseline_rows(config: TrainConfig, dataset: ReIDDataset) -> list[dict[str, Any]]:
+    """Returns what says how hard a data set is: the rows of a colour histogram and of the untrained network."""
+    untrained = create_model(config.model, input_size=config.input_size, feature_dim=config.feature_dim)
+    baselines = {
+        "colour histogram": lambda records: FeatureSet.of(histogram_features(_opened(records)), records),
+        "untrained": lambda records: feature_set(untrained, records, progress=None),
+    }
+    rows = []
+    for name, features_of in baselines.items():
+        results = evaluate_features(features_of(dataset.query), features_of(dataset.gallery), branches=False)
+        rows += [{**row, "feature": name} for row in to_json(results, curves=False)["results"]]
+    return rows
 
 
 def main(values: flags.FlagValues) -> None:
     """Trains as the flags say."""
     config = config_of(values)
-    run_dir = Path(values.run_dir or Path(values.runs_dir) / config.run_name())
     dataset = load_dataset(config.dataset, config.data_dir or None, config.split)
+    config = dataclasses.replace(config, split=dataset.split)
     for sentence in dataset.notes + dataset.differences:
         print(f"note: {dataset.name}: {sentence}")
+    if config.epochs != _DEFAULT.epochs:
+        drops = ", ".join(map(str, drop_epochs(config.epochs)))
+        print(f"schedule: {config.epochs} epochs, not the paper's {_DEFAULT.epochs}; lr drops after {drops}")
+    run_dir = Path(values.run_dir or Path(values.runs_dir) / config.run_name())
     data = load_images(
         dataset.train,
         config.input_size,
@@ -94,11 +133,44 @@ def main(values: flags.FlagValues) -> None:
         skip_bad_images=config.skip_bad_images,
         progress="training images",
     )
-    trainer = Trainer(config, run_dir, data)
-    try:
-        trainer.run()
-    except Interrupted as interruption:
-        raise UserError(str(interruption)) from interruption
+    shown = dataset.query[:: max(1, len(dataset.query) // max(1, config.panel_images))][: config.panel_images]
+    panel = load_images(shown, config.input_size, skip_bad_images=config.skip_bad_images).images if shown else None
+    trainer = Trainer(
+        config,
+        run_dir,
+        data,
+        evaluate=lambda model: evaluate_network(model, dataset, config.skip_bad_images),
+        panel=None if panel is None else lambda model: attention_panels(model, panel),
+    )
+    print(f"run: {run_dir}: {config.model}, {len(data.records)} images of {len(trainer.pids)} people")
+    trainer.run()
+
+    last = trainer.history[-1]
+    report = {
+        "dataset": dataset.name,
+        "split": dataset.split,
+        "differences": list(dataset.differences),
+        "model": config.model,
+        "epochs": config.epochs,
+        **last["evaluation"],
+        "regions": last["regions"],
+    }
+    if dataset.name == "synthetic":
+        report["results"] += baseline_rows(config, dataset)
+    write_json(run_dir / METRICS, report)
+    print(f"\n{config.model} on {dataset.name} {dataset.split}".rstrip() + f", {config.epochs} epochs:")
+    print(table(report))
+    for complaint in report["regions"]["complaints"]:
+        print(f"warning: hard attention: {complaint}")
+    if panel is not None:
+        save_png(run_dir / "attention.png", attention_sheet(panel, attend(trainer.model, panel)))
+        print(f"attention: {run_dir / 'attention.png'} (make tensorboard shows it over training)")
+    print(f"numbers: {run_dir / METRICS}")
+
+
+def _opened(records: Sequence[Record]) -> Iterator[Image.Image]:
+    for record in records:
+        yield Image.fromarray(decode_image(record.path))
 
 
 def cli() -> None:

@@ -23,6 +23,7 @@ from han_tf.data.records import (
     ReIDDataset,
     check_protocol,
 )
+from han_tf.data.synthetic_dataset import read_synthetic
 from han_tf.errors import UserError
 
 __all__ = [
@@ -59,6 +60,12 @@ class DatasetEntry:
 
 
 DATASETS: dict[str, DatasetEntry] = {
+    "synthetic": DatasetEntry(
+        read_synthetic,
+        "datasets/synthetic/data",
+        "drawn pedestrians, 6 cameras; made on first use",
+        multi_query=True,
+    ),
     "cuhk03": DatasetEntry(
         read_cuhk03,
         "datasets/cuhk03",
@@ -102,7 +109,6 @@ def load_dataset(name: str, data_dir: Optional[PathLike] = None, split: str = ""
         dataset = entry.read(entry.data_dir if data_dir is None else data_dir, split)
     except OSError as error:
         raise UserError(
-            f"{name}: cannot read {error.filename or data_dir} ({error.strerror or error}), "
-            f"expected what datasets/{name}/README.md describes"
+            f"{name}: cannot read {error.filename or data_dir} ({error.strerror or error}), expected readable files"
         ) from error
     return check_protocol(dataset)

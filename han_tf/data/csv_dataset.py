@@ -65,9 +65,7 @@ def _check_header(path: Path, header: list[str]) -> None:
     if missing == ["camid"]:
         raise UserError(f"{path}, line 1: no column camid; {_WHY_CAMID}")
     if missing or len(set(header)) < len(header):
-        raise UserError(
-            f"{path}, line 1: found the header {','.join(header)!r}, expected {','.join(COLUMNS)}"
-        )
+        raise UserError(f"{path}, line 1: found the header {','.join(header)!r}, expected {','.join(COLUMNS)}")
 
 
 def _read_row(where: str, folder: Path, header: list[str], row: list[str]) -> tuple[str, Record]:

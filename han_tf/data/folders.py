@@ -14,6 +14,8 @@ PathLike = Union[str, os.PathLike]
 # Real copies hold a few names that end in ".jpg.jpg", hence the repetition.
 _IMAGE = re.compile(r"(?P<stem>.+?)(?:\.(?:jpe?g|png|bmp))+", re.IGNORECASE)
 
+_HINT = "the data set's README in datasets/ says where to get it and how it lies on disk"
+
 
 def image_stem(name: str) -> Optional[str]:
     """Returns a file name without its image extension(s), or None if it is not an image's name.
@@ -41,9 +43,8 @@ def search_folder(data_dir: PathLike, key: str, markers: Sequence[str]) -> Optio
     """
     data_dir = Path(data_dir)
     if not data_dir.is_dir():
-        raise UserError(
-            f"{data_dir}: {'a file' if data_dir.exists() else 'no such folder'}, expected a folder"
-        )
+        found = "a file" if data_dir.exists() else "no such folder"
+        raise UserError(f"{data_dir}: {found}, expected the data set's folder ({_HINT})")
     level = [data_dir]
     for _ in range(3):
         hits = [folder for folder in level if all((folder / marker).exists() for marker in markers)]
@@ -72,13 +73,11 @@ def find_folder(data_dir: PathLike, key: str, markers: Sequence[str]) -> Path:
     folder = search_folder(data_dir, key, markers)
     if folder is None:
         missing = [marker for marker in markers if not (Path(data_dir) / marker).exists()]
-        raise UserError(f"{data_dir}: no {' and no '.join(missing)} in it, expected {', '.join(markers)}")
+        raise UserError(f"{data_dir}: no {' and no '.join(missing)} in it, expected {', '.join(markers)} ({_HINT})")
     return folder
 
 
-def read_folder(
-    folder: Path, parse: Callable[[str], Optional[tuple[int, int]]], example: str
-) -> tuple[Record, ...]:
+def read_folder(folder: Path, parse: Callable[[str], Optional[tuple[int, int]]], example: str) -> tuple[Record, ...]:
     """Returns one record for each image in ``folder``, sorted by name.
 
     Files that are no images (``Thumbs.db``, ``.mat``) are passed over.

@@ -95,9 +95,7 @@ class ImageReader:
             .batch(self.batch_size)
             .prefetch(tf.data.AUTOTUNE)
         )
-        with tqdm(
-            total=len(self.records), desc=self.progress, unit="img", disable=self.progress is None
-        ) as bar:
+        with tqdm(total=len(self.records), desc=self.progress, unit="img", disable=self.progress is None) as bar:
             for images, indices, decoded in batches.as_numpy_iterator():
                 whole = decoded == _DECODED
                 for index in indices[~whole]:

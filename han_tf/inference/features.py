@@ -1,12 +1,14 @@
 """From batches to features."""
 
 from collections.abc import Sequence
+from typing import Any, Optional
 
 import numpy as np
 import tensorflow as tf
 
 from han_tf.data.pipeline import ImageReader
 from han_tf.data.records import Record
+from han_tf.inference.feature_files import FeatureSet
 from han_tf.models.han import HAN
 
 
@@ -16,7 +18,7 @@ def extract_features(
     *,
     batch_size: int = 64,
     skip_bad_images: bool = False,
-    progress: str = "features",
+    progress: Optional[str] = "features",
 ) -> tuple[np.ndarray, tuple[Record, ...]]:
     """Returns the features of the images of ``records``.
 
@@ -25,7 +27,7 @@ def extract_features(
       records: what to read, decode and embed.
       batch_size: images per forward pass.
       skip_bad_images: leave out files that cannot be decoded instead of raising.
-      progress: what the progress bar is called.
+      progress: what the progress bar is called; None for no bar.
 
     Returns:
       ``[n, feature_dim]`` float32, the global then the local half, each of unit norm; and the ``n``
@@ -34,7 +36,7 @@ def extract_features(
     Raises:
       UserError: an image cannot be decoded.
     """
-    embed = _inference_function(model)
+    embed = inference_function(model)
     reader = ImageReader(records, model.input_size, batch_size, skip_bad_images, progress)
     features = np.empty([len(records), model.feature_dim], np.float32)
     kept: list[int] = []
@@ -44,13 +46,18 @@ def extract_features(
     return features[: len(kept)], tuple(records[index] for index in kept)
 
 
+def feature_set(model: HAN, records: Sequence[Record], **options: Any) -> FeatureSet:
+    """Returns :func:`extract_features` of ``records`` with their labels."""
+    return FeatureSet.of(*extract_features(model, records, **options))
+
+
 def branch_features(features: np.ndarray) -> dict[str, np.ndarray]:
     """Returns the joint features and views of their global and local halves, by name (Table 8)."""
     half = features.shape[1] // 2
     return {"joint": features, "global": features[:, :half], "local": features[:, half:]}
 
 
-def _inference_function(model: HAN) -> tf.types.experimental.GenericFunction:
+def inference_function(model: HAN) -> tf.types.experimental.GenericFunction:
     """Returns the network's inference graph for batches of any size, traced once per network."""
     if getattr(model, "_inference", None) is None:
         signature = tf.TensorSpec([None, *model.input_size, 3], tf.uint8)

@@ -70,13 +70,13 @@ def find_run(runs_dir: Union[str, os.PathLike], dataset: Optional[str] = None, s
     return max(found)[1]
 
 
-def load_run(run_dir: Union[str, os.PathLike], which: str = "best") -> LoadedRun:
+def load_run(run_dir: Union[str, os.PathLike], which: str = "last") -> LoadedRun:
     """Loads the network of a run.
 
     Args:
       run_dir: the run's folder.
-      which: ``best`` (by mAP in the evaluations during training; the last one where there was none) or
-        ``last``.
+      which: ``last``, as papers report; or ``best``, by mAP in the evaluations during training, which looks at
+        the test set; the last one where there was no evaluation.
 
     Raises:
       UserError: there is no such run, or its checkpoint is missing, damaged or another model's.

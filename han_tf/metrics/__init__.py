@@ -1,0 +1,38 @@
+"""Person re-identification metrics on plain NumPy arrays: ranking, re-ranking, verification, curves.
+
+Everything here takes features or distances, pids and camera ids, wherever they come from; README.md beside
+this file shows how.
+"""
+
+from han_tf.metrics.distances import DistanceSource, FeatureDistances, MatrixDistances
+from han_tf.metrics.excluders import Excluder, frame_window, junk, same_group, same_pid_and_camera
+from han_tf.metrics.expansion import check_normalised, normalise, pool_multi_query
+from han_tf.metrics.neighbours import FaissNeighbours, Neighbours, exact_neighbours
+from han_tf.metrics.ranking import CameraPair, RankingResult, evaluate, evaluate_distances
+from han_tf.metrics.rerank import RerankedDistances, rerank
+from han_tf.metrics.verification import VerificationResult, verification
+
+__all__ = [
+    "CameraPair",
+    "DistanceSource",
+    "Excluder",
+    "FaissNeighbours",
+    "FeatureDistances",
+    "MatrixDistances",
+    "Neighbours",
+    "RankingResult",
+    "RerankedDistances",
+    "VerificationResult",
+    "check_normalised",
+    "evaluate",
+    "evaluate_distances",
+    "exact_neighbours",
+    "frame_window",
+    "junk",
+    "normalise",
+    "pool_multi_query",
+    "rerank",
+    "same_group",
+    "same_pid_and_camera",
+    "verification",
+]

@@ -170,8 +170,14 @@ class HAN(tf.keras.Model):
 
         Returns:
           Both features before normalisation, and the attention of every level.
+
+        Raises:
+          ValueError: the images have another size.
         """
-        images = tf.ensure_shape(images, [None, *self.input_size, 3])
+        if tuple(images.shape[1:]) != (*self.input_size, 3):
+            raise ValueError(
+                f"images must be [batch, {self.input_size[0]}, {self.input_size[1]}, 3], got {images.shape}"
+            )
         pixels = (tf.cast(images, tf.float32) - IMAGE_MEAN) / IMAGE_DEVIATION
         features = self.stem(pixels, training=training)
         streams = None

@@ -28,7 +28,7 @@ class TrainConfig:
       weight_decay: λ of the penalty λ/2·‖w‖² on every kernel.
       localisation_lr: factor on the learning rate of the layers that place the regions.
       seed: of the weights and of the order of images.
-      eval_every: epochs between evaluations; 0 for one at the end only.
+      eval_every: epochs between evaluations; 0 for six of them over the run. The end is always evaluated.
       keep_checkpoints: how many of the newest checkpoints stay.
       panel_images: how many images TensorBoard shows the attention on.
       cache_mb: largest decoded training set kept in memory, in MiB; a larger one goes to a file.
@@ -50,7 +50,7 @@ class TrainConfig:
     weight_decay: float = 5e-4
     localisation_lr: float = 0.01
     seed: int = 0
-    eval_every: int = 50
+    eval_every: int = 0
     keep_checkpoints: int = 2
     panel_images: int = 8
     cache_mb: int = 4096
@@ -60,6 +60,11 @@ class TrainConfig:
     def input_size(self) -> tuple[int, int]:
         """Height and width of the images."""
         return self.input_height, self.input_width
+
+    @property
+    def evaluation_interval(self) -> int:
+        """Epochs between evaluations."""
+        return self.eval_every or max(1, self.epochs // 6)
 
     def run_name(self) -> str:
         """Returns the name of the run's folder, so that the same command finds it again."""

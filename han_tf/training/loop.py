@@ -13,12 +13,13 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from han_tf.data.pipeline import LoadedImages, batches_per_epoch, training_batches
-from han_tf.errors import UserError
+from han_tf.errors import Stopped, UserError
 from han_tf.files import write_json
 from han_tf.inference.runs import CHECKPOINTS, CONFIG, read_config
 from han_tf.models import create_model
 from han_tf.models.checkpoints import Checkpoints
 from han_tf.models.han import HAN
+from han_tf.report import scalars
 from han_tf.training import environment
 from han_tf.training.config import TrainConfig
 from han_tf.training.losses import decayed_kernels, identity_loss, weight_penalty
@@ -30,18 +31,6 @@ ENVIRONMENT = "environment.json"
 TENSORBOARD = "tensorboard"
 MEANS = ("loss", "global_loss", "local_loss", "global_accuracy", "local_accuracy")
 """What is averaged over an epoch: the branches' cross-entropies in nats, their sum, and accuracies in [0, 1]."""
-
-
-class Interrupted(Exception):
-    """Training was asked to stop and has saved where it was.
-
-    Attributes:
-      signal: the number of the signal.
-    """
-
-    def __init__(self, message: str, signal_number: int):
-        super().__init__(message)
-        self.signal = signal_number
 
 
 def make_deterministic(seed: int) -> None:
@@ -57,7 +46,7 @@ class Trainer:
       config: the run.
       run_dir: its folder; holds nothing, or a run of the same settings.
       data: the decoded training images.
-      evaluate: called as ``evaluate(model)`` when it is time; returns numbers by name, among them ``mAP``.
+      evaluate: called as ``evaluate(model)`` when it is time; returns a report (:func:`han_tf.report.to_json`).
       panel: called as ``panel(model)``; returns pictures by name, ``[n, height, width, 3]`` uint8.
 
     Raises:
@@ -78,15 +67,15 @@ class Trainer:
         self.evaluate = evaluate
         self.panel = panel
 
-        pids = sorted({record.pid for record in data.records})
-        class_of = {pid: index for index, pid in enumerate(pids)}
+        self.pids = sorted({record.pid for record in data.records})
+        class_of = {pid: index for index, pid in enumerate(self.pids)}
         self.labels = np.array([class_of[record.pid] for record in data.records])
         self.steps_per_epoch = batches_per_epoch(len(self.labels), config.batch_size)
 
         make_deterministic(config.seed)
         self.model = create_model(
             config.model,
-            num_classes=len(pids),
+            num_classes=len(self.pids),
             input_size=config.input_size,
             feature_dim=config.feature_dim,
         )
@@ -130,7 +119,7 @@ class Trainer:
         """Trains to the end.
 
         Raises:
-          Interrupted: SIGINT or SIGTERM came; all is saved, and the same call goes on.
+          Stopped: SIGINT or SIGTERM came; all is saved, and the same call goes on.
           UserError: the loss is no longer finite, or a checkpoint cannot be written.
         """
         total = self.config.epochs * self.steps_per_epoch
@@ -155,7 +144,7 @@ class Trainer:
             self.data.images, self.labels, self.config.batch_size, self.config.seed, epoch, int(self.batch)
         )
         for images, labels in batches:
-            losses, thetas = self._step(images, labels)
+            losses, thetas = self.train_step(images, labels)
             if not np.isfinite(losses["loss"].numpy()):
                 raise UserError(
                     f"loss is {float(losses['loss'])} in epoch {epoch + 1}, step {int(self.batch) + 1}; "
@@ -166,24 +155,28 @@ class Trainer:
                 mean.update_state(losses[name])
             self.batch.assign_add(1)
             seen += len(labels)
-            speed = seen / (time.perf_counter() - started)
             bar.set_description(f"epoch {epoch + 1}/{self.config.epochs}", refresh=False)
             bar.set_postfix_str(
                 f"loss {self.means['loss'].result():.3f}, acc {self.means['global_accuracy'].result():.1%}/"
-                f"{self.means['local_accuracy'].result():.1%}, {speed:.0f} img/s",
+                f"{self.means['local_accuracy'].result():.1%}, {seen / (time.perf_counter() - started):.0f} img/s",
                 refresh=False,
             )
             bar.update()
-            if stop:
+            if stop and int(self.batch) < self.steps_per_epoch:
                 self.checkpoints.save(self.global_step)
-                raise Interrupted(
-                    f"stopped in epoch {epoch + 1} by {signal.Signals(stop[0]).name}; "
-                    f"saved in {self.run_dir}, the same command goes on",
-                    stop[0],
-                )
-        self._end_epoch(rate, regions, speed)
+                self._stop(stop[0])
+        self._end_epoch(rate, regions, time.perf_counter() - started, seen)
+        if stop:
+            self._stop(stop[0])
 
-    def _end_epoch(self, rate: float, regions: RegionStatistics, speed: float) -> None:
+    def _stop(self, number: int) -> None:
+        raise Stopped(
+            f"stopped by {signal.Signals(number).name} after {self.global_step} steps; "
+            f"saved in {self.run_dir}, the same command goes on",
+            number,
+        )
+
+    def _end_epoch(self, rate: float, regions: RegionStatistics, seconds: float, seen: int) -> None:
         self.batch.assign(0)
         self.epoch.assign_add(1)
         epoch, step = int(self.epoch), self.global_step
@@ -193,7 +186,8 @@ class Trainer:
                     f"{variable.name} is not finite after epoch {epoch}; stopped, "
                     f"last good checkpoint: {self.checkpoints.latest or 'none'}; a lower --lr may help"
                 )
-        row: dict[str, Any] = {"epoch": epoch, "lr": rate, "images_per_second": round(speed, 1)}
+        speed = round(seen / seconds, 1)
+        row: dict[str, Any] = {"epoch": epoch, "lr": rate, "seconds": round(seconds, 1), "images_per_second": speed}
         for name, mean in self.means.items():
             row[name] = float(mean.result())
             tf.summary.scalar(f"train/{name}", row[name], step)
@@ -217,16 +211,16 @@ class Trainer:
 
     def _evaluate_if_due(self) -> None:
         """Evaluates after an epoch whose turn it is, unless that was done before an interruption."""
-        epoch, every = int(self.epoch), self.config.eval_every
-        due = self.finished or (every and epoch % every == 0)
+        epoch, every = int(self.epoch), self.config.evaluation_interval
+        due = self.finished or epoch % every == 0
         if self.evaluate is None or not due or epoch == 0 or int(self.batch) or "evaluation" in self.history[-1]:
             return
-        earlier = [row["evaluation"]["mAP"] for row in self.history if "evaluation" in row]
+        earlier = [scalars(row["evaluation"])["mAP"] for row in self.history if "evaluation" in row]
         evaluation = self.evaluate(self.model)
-        for name, value in evaluation.items():
+        for name, value in scalars(evaluation).items():
             tf.summary.scalar(f"evaluation/{name}", value, self.global_step)
         self._write_panel(self.global_step)
-        if evaluation["mAP"] >= max(earlier, default=0):
+        if scalars(evaluation)["mAP"] >= max(earlier, default=0):
             self.best.save(self.global_step)
         self.history[-1]["evaluation"] = evaluation
         write_json(self.run_dir / HISTORY, self.history)
@@ -237,7 +231,16 @@ class Trainer:
                 tf.summary.image(name, pictures, step, max_outputs=len(pictures))
 
     @tf.function
-    def _step(self, images: tf.Tensor, labels: tf.Tensor) -> tuple[dict[str, tf.Tensor], list[tf.Tensor]]:
+    def train_step(self, images: tf.Tensor, labels: tf.Tensor) -> tuple[dict[str, tf.Tensor], list[tf.Tensor]]:
+        """Takes one step of SGD.
+
+        Args:
+          images: ``[batch, height, width, 3]`` uint8.
+          labels: ``[batch]`` int32, class indices.
+
+        Returns:
+          The numbers that :data:`MEANS` names, for this batch; θ of each level, ``[batch, T, 2]``.
+        """
         variables = self.model.trainable_variables
         with tf.GradientTape() as tape:
             branches = self.model.branches(images, training=True)
@@ -260,7 +263,7 @@ class Trainer:
         return means, [level.theta for level in branches.attention]
 
     def _open_run_folder(self) -> None:
-        settings = {**self.config.to_dict(), "num_classes": int(self.labels.max()) + 1}
+        settings = {**self.config.to_dict(), "num_classes": len(self.pids)}
         if (self.run_dir / CONFIG).exists():
             saved = read_config(self.run_dir)
             if saved.pop("num_classes", None) != settings["num_classes"]:

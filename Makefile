@@ -1,0 +1,78 @@
+# Everything a newcomer needs: 'make train' and 'make test' work in a fresh clone with nothing installed.
+
+DATASET ?= synthetic
+DATA_DIR ?=
+SPLIT ?=
+RUN ?=
+ARGS ?=
+VENV ?= .venv
+
+# The first Python 3.9-3.11 found, newest first; PYTHON=... chooses one.
+PYTHON ?= $(shell for python in python3.11 python3.10 python3.9 python3; do \
+  $$python -c 'import sys; sys.exit(not (3, 9) <= sys.version_info[:2] <= (3, 11))' 2>/dev/null \
+  && command -v $$python && break; done)
+
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+RUN_FLAGS = $(if $(RUN),--run $(RUN),$(if $(filter synthetic,$(DATASET)),,--dataset $(DATASET)))
+DATA_FLAGS = $(if $(DATA_DIR),--data_dir $(DATA_DIR)) $(if $(SPLIT),--split $(SPLIT))
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train evaluate test lint format tensorboard visualize flops bench constraints clean
+
+help:  ## show this list
+	@echo 'usage: make TARGET [DATASET=synthetic] [SPLIT=...] [DATA_DIR=...] [RUN=...] [ARGS="--flag value ..."]'
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null \
+	  || sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1  \2/p' $(MAKEFILE_LIST)
+
+setup: $(READY)  ## make .venv with every pinned package
+
+$(READY): constraints.txt setup.py
+	@test -n "$(PYTHON)" || { echo 'error: no Python 3.9, 3.10 or 3.11 found; install one or give PYTHON=/path/to/python' >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 9) <= sys.version_info[:2] <= (3, 11))' 2>/dev/null \
+	  || { echo 'error: PYTHON=$(PYTHON) is no Python 3.9, 3.10 or 3.11' >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
+	  || { echo 'error: $(PYTHON) has no venv module; on Debian and Ubuntu: apt install python3-venv' >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt pip setuptools wheel
+	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e '.[cuhk03,test,lint]'
+	$(BIN)/python -m pip check
+	@touch $@
+
+train: $(READY)  ## train, evaluate and draw the attention; synthetic data unless DATASET is given
+	$(BIN)/python -m han_tf.train --dataset $(DATASET) $(DATA_FLAGS) $(ARGS)
+
+evaluate: $(READY)  ## evaluate the newest run (RUN=... for another)
+	$(BIN)/python -m han_tf.evaluate $(RUN_FLAGS) $(DATA_FLAGS) $(ARGS)
+
+visualize: $(READY)  ## write the attention sheet and a ranked list of the newest run
+	$(BIN)/python -m han_tf.visualize --ranked $(RUN_FLAGS) $(if $(DATA_DIR),--data_dir $(DATA_DIR)) $(ARGS)
+
+tensorboard: $(READY)  ## open TensorBoard on all runs: curves, regions, attention maps
+	$(BIN)/python -m tensorboard.main --logdir runs --load_fast=false --samples_per_plugin images=100 $(ARGS)
+
+flops: $(READY)  ## print FLOPs and parameters of HAN Small, Medium and Large
+	$(BIN)/python -m han_tf.flops $(ARGS)
+
+bench: $(READY)  ## measure training, inference and the input pipeline on this machine
+	$(BIN)/python -m han_tf.bench $(ARGS)
+
+test: $(READY)  ## run the tests
+	$(BIN)/python -m pytest -n 2 $(ARGS)
+
+lint: $(READY)  ## check style and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(READY)  ## put the code in the project's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+constraints: $(READY)  ## resolve constraints.txt anew from constraints.in
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile --universal --python-version 3.9 --fork-strategy fewest --no-annotate --no-header \
+	  constraints.in --output-file constraints.txt
+
+clean:  ## remove the environment and caches; runs and data stay
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .hypothesis .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,133 @@
+"""Measure HAN's training, its inference and the input pipeline on this machine.
+
+Every figure is the median of several measurements and stands beside this machine's own float32 matrix product,
+measured before and after in the same run, so that figures of different machines can be compared: "of product" is the
+rate of multiply-adds (two operations each) as a share of it. The input pipeline alone should deliver at least five
+times what a training step takes.
+"""
+
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, Callable
+
+import numpy as np
+import tensorflow as tf
+from absl import flags
+from PIL import Image
+from tqdm import tqdm
+
+from han_tf import cli as command_line
+from han_tf.data.pipeline import ImageReader, LoadedImages, load_images, training_batches
+from han_tf.data.records import Record
+from han_tf.files import write_json
+from han_tf.inference.features import inference_function
+from han_tf.models import MODELS, create_model
+from han_tf.models.costs import part_costs, total
+from han_tf.training import environment
+from han_tf.training.config import TrainConfig
+from han_tf.training.loop import Trainer
+
+PRODUCT_SIZE = 4096
+IDENTITIES = 751
+
+FLAGS = command_line.new_flags()
+flags.DEFINE_multi_enum("model", list(MODELS), list(MODELS), "Networks.", flag_values=FLAGS)
+flags.DEFINE_integer("repeats", 15, "Measurements per figure; the median counts.", 3, flag_values=FLAGS)
+flags.DEFINE_integer("batch_size", 32, "Images per step.", 2, flag_values=FLAGS)
+flags.DEFINE_string("output", "", "JSON file for the figures.", flag_values=FLAGS)
+
+
+def seconds(call: Callable[[], Any], repeats: int) -> float:
+    """Returns the median time of one call, after two that are not counted."""
+    call(), call()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def product_flops(repeats: int) -> float:
+    """Returns operations per second of a 4096³ float32 matrix product."""
+    matrix = tf.random.stateless_normal([PRODUCT_SIZE, PRODUCT_SIZE], [0, 1])
+    product = tf.function(lambda a: tf.linalg.matmul(a, a))
+    return 2 * PRODUCT_SIZE**3 / seconds(lambda: product(matrix).numpy(), min(repeats, 7))
+
+
+def network_rates(name: str, data: LoadedImages, batch_size: int, repeats: int, folder: Path) -> dict[str, float]:
+    """Returns inference and training rates of one network, images per second, and its MACs."""
+    config = TrainConfig(model=name, batch_size=batch_size)
+    trainer = Trainer(config, folder / name, data)
+    batches = training_batches(data.images, trainer.labels, batch_size, config.seed, 0)
+    images, labels = next(iter(batches))
+    embed = inference_function(trainer.model)
+    model = create_model(name)
+    return {
+        "inference": batch_size / seconds(lambda: embed(images).numpy(), repeats),
+        "training": batch_size / seconds(lambda: trainer.train_step(images, labels)[0]["loss"].numpy(), repeats),
+        "macs": total(part_costs(model, model.parts(), model.input_size)).macs,
+    }
+
+
+def pipeline_rates(files: list[Record], data: LoadedImages, batch_size: int, repeats: int) -> dict[str, float]:
+    """Returns rates of the input pipeline alone, images per second: from JPEG files, and from the cache."""
+    reader = ImageReader(files, data.images.shape[1:3], batch_size)
+    labels = np.zeros(len(data.records), np.int64)
+
+    def epoch() -> None:
+        for _ in training_batches(data.images, labels, batch_size, 0, 0):
+            pass
+
+    return {
+        "decoding": len(files) / seconds(lambda: [None for _ in reader], max(3, repeats // 5)),
+        "cached": len(labels) // batch_size * batch_size / seconds(epoch, max(3, repeats // 3)),
+    }
+
+
+def main(values: flags.FlagValues) -> None:
+    """Measures as the flags say and prints the table."""
+    rng = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        # As many identities as Market-1501 has, so that the classifiers cost what they would there.
+        records = [Record(str(folder / f"{pid}.jpg"), pid, 1) for pid in range(IDENTITIES)]
+        for record in records:
+            coarse = Image.fromarray(rng.integers(0, 256, (16, 8, 3), np.uint8))
+            coarse.resize((64, 128), Image.BICUBIC).save(record.path, quality=90)
+        data = load_images(records, (160, 64))
+        before = product_flops(values.repeats)
+        pipeline = pipeline_rates(records, data, values.batch_size, values.repeats)
+        networks = {
+            name: network_rates(name, data, values.batch_size, values.repeats, folder)
+            for name in tqdm(dict.fromkeys(values.model), desc="networks", unit="network")
+        }
+    product = (before + product_flops(values.repeats)) / 2
+
+    head = f"{'':<12}{'inference':>14}{'of product':>12}{'training':>14}{'of product':>12}"
+    print(f"float32 matrix product, {PRODUCT_SIZE}³: {product / 1e9:.0f} GFLOP/s", head, "-" * len(head), sep="\n")
+    for name, rates in networks.items():
+        # A training step goes forward once and backward twice, for the inputs and for the weights.
+        shares = (2 * rates["macs"] * rates["inference"] / product, 6 * rates["macs"] * rates["training"] / product)
+        cells = (f"{rates[kind]:>8.0f} img/s{share:>12.1%}" for kind, share in zip(("inference", "training"), shares))
+        print(f"{name:<12}{''.join(cells)}")
+    fastest = max(rates["training"] for rates in networks.values())
+    print(
+        f"input pipeline alone: {pipeline['cached']:.0f} img/s from the cache, "
+        f"{pipeline['cached'] / fastest:.0f} times the fastest training; {pipeline['decoding']:.0f} img/s from files"
+    )
+    if values.output:
+        figures = {"product_flops": product, "networks": networks, "pipeline": pipeline}
+        write_json(values.output, {**figures, "environment": environment.describe()})
+
+
+def cli() -> None:
+    """Runs the command line."""
+    sys.exit(command_line.run(main, FLAGS, __doc__))
+
+
+if __name__ == "__main__":
+    cli()

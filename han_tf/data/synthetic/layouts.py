@@ -1,0 +1,246 @@
+"""Labelled images written in the layout of each data set, so that every reader can be run without that data set.
+
+Images are written as they come; none is kept. What a layout cannot hold is left out or renumbered:
+
+=============  ======================================================================================================
+market1501     everything as it is.
+dukemtmc       no junk, no multi_query; each distractor gets a pid of its own (10,000 + its frame number).
+msmt17         people only: no junk, distractors or multi_query; pids from 0 in train and in test; every fourth
+               training image of a person goes to the val list.
+cuhk03,        people only; two views per person, so cameras 1, 3, 5, ... become view 1 and 2, 4, 6, ... view 2; at
+cuhk03-np      most five images per person and view; one query per person and view, further ones join the gallery.
+               ``cuhk03`` also numbers people anew, in turn over the five camera pairs. The detected boxes are
+               cut off at the feet, so that they differ from the labelled ones.
+csv            everything as it is.
+=============  ======================================================================================================
+"""
+
+import csv
+import io
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Callable, NamedTuple
+
+import numpy as np
+import scipy.io
+from PIL import Image
+
+from han_tf.data.csv_dataset import COLUMNS, FILE_NAME
+from han_tf.data.cuhk03 import CUHK03Name, require_h5py
+from han_tf.data.cuhk03 import format_name as format_cuhk03
+from han_tf.data.dukemtmc import DukeName
+from han_tf.data.dukemtmc import format_name as format_duke
+from han_tf.data.folders import PathLike
+from han_tf.data.market1501 import MarketName
+from han_tf.data.market1501 import format_name as format_market
+from han_tf.data.msmt17 import MSMT17Name
+from han_tf.data.msmt17 import format_name as format_msmt17
+from han_tf.data.records import DISTRACTOR_PID
+from han_tf.data.synthetic.images import LabelledImage
+from han_tf.errors import UserError
+from han_tf.files import atomic_open
+
+_PAIRS = 5
+_SLOTS = 5  # images per person and view
+_CUHK03_NP_FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
+_MARKET_FOLDERS = {**_CUHK03_NP_FOLDERS, "multi_query": "gt_bbox"}
+
+
+def write_layout(layout: str, root: PathLike, images: Iterable[LabelledImage]) -> None:
+    """Writes ``images`` under ``root`` in the layout of one data set.
+
+    Args:
+      layout: a key of :data:`LAYOUTS`.
+      root: the folder to write to; it is made if need be.
+      images: taken one by one.
+
+    Raises:
+      UserError: the layout is unknown, or a file cannot be written.
+    """
+    if layout not in LAYOUTS:
+        raise UserError(f"unknown layout {layout!r}, expected one of {', '.join(LAYOUTS)}")
+    try:
+        LAYOUTS[layout](Path(root), images)
+    except OSError as error:
+        raise UserError(f"cannot write {error.filename or root}: {error.strerror or error}") from error
+
+
+def _save(path: Path, image: Image.Image) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".jpg":
+        image.save(path, quality=95)
+    else:
+        image.save(path)
+
+
+def _write_market1501(root: Path, images: Iterable[LabelledImage]) -> None:
+    for subset, pid, camid, index, image in images:
+        box = 0 if subset in ("query", "multi_query") else 1
+        name = format_market(MarketName(pid, camid, sequence=1, frame=index, box=box))
+        _save(root / _MARKET_FOLDERS[subset] / f"{name}.jpg", image)
+
+
+def _write_dukemtmc(root: Path, images: Iterable[LabelledImage]) -> None:
+    for subset, pid, camid, index, image in images:
+        if pid < DISTRACTOR_PID or subset == "multi_query":
+            continue
+        name = format_duke(DukeName(pid if pid > DISTRACTOR_PID else 10_000 + index, camid, frame=index))
+        _save(root / _MARKET_FOLDERS[subset] / f"{name}.jpg", image)
+
+
+def _write_msmt17(root: Path, images: Iterable[LabelledImage]) -> None:
+    pids: dict[str, dict[int, int]] = {"train": {}, "test": {}}
+    seen: dict[tuple[str, int], int] = {}
+    lists: dict[str, list[str]] = {"train": [], "val": [], "query": [], "gallery": []}
+    for subset, pid, camid, index, image in images:
+        if pid <= DISTRACTOR_PID or subset == "multi_query":
+            continue
+        folder = "train" if subset == "train" else "test"
+        pid = pids[folder].setdefault(pid, len(pids[folder]))
+        number = seen[folder, pid] = seen.get((folder, pid), -1) + 1
+        name = format_msmt17(MSMT17Name(pid, number, camid, f"0303morning_{index:04d}_0"))
+        path = f"{pid:04d}/{name}.jpg"
+        _save(root / folder / path, image)
+        lists["val" if subset == "train" and number % 4 == 3 else subset].append(f"{path} {pid}\n")
+    for subset, lines in lists.items():
+        with atomic_open(root / f"list_{subset}.txt") as stream:
+            stream.write("".join(lines).encode())
+
+
+def _write_csv(root: Path, images: Iterable[LabelledImage]) -> None:
+    table = io.StringIO(newline="")
+    rows = csv.writer(table)
+    rows.writerow(COLUMNS)
+    for subset, pid, camid, index, image in images:
+        path = f"images/{subset}/{index:06d}.jpg"
+        _save(root / path, image)
+        rows.writerow((path, pid, camid, subset))
+    with atomic_open(root / FILE_NAME) as stream:
+        stream.write(table.getvalue().encode())
+
+
+class _Folded(NamedTuple):
+    """An image as CUHK03 can hold it; ``slot`` is 1 to 5 within its person and view."""
+
+    subset: str
+    pid: int
+    view: int
+    slot: int
+    labelled: Image.Image
+    detected: Image.Image
+
+
+def _fold(images: Iterable[LabelledImage]) -> Iterator[_Folded]:
+    queried: set[tuple[int, int]] = set()
+    filled: dict[tuple[int, int], int] = {}
+    for subset, pid, camid, _, image in images:
+        if pid <= DISTRACTOR_PID or subset == "multi_query":
+            continue
+        view = 1 if camid % 2 else 2
+        if subset == "query" and (pid, view) in queried:
+            subset = "gallery"
+        if subset == "query":
+            queried.add((pid, view))
+            slot = 1
+        else:
+            # The first slot of a test person is kept for the query, which may come after the gallery.
+            slot = filled.get((pid, view), 1 if subset == "gallery" else 0) + 1
+            if slot > _SLOTS:
+                continue
+            filled[pid, view] = slot
+        detected = image.crop((0, 0, image.width, image.height - image.height // 12))
+        yield _Folded(subset, pid, view, slot, image, detected)
+
+
+def _write_cuhk03_np(root: Path, images: Iterable[LabelledImage]) -> None:
+    for item in _fold(images):
+        number = (item.view - 1) * _SLOTS + item.slot
+        name = f"{item.pid:04d}_c{item.view}_{number}.png"
+        _save(root / "labeled" / _CUHK03_NP_FOLDERS[item.subset] / name, item.labelled)
+        _save(root / "detected" / _CUHK03_NP_FOLDERS[item.subset] / name, item.detected)
+
+
+def _write_cuhk03(root: Path, images: Iterable[LabelledImage]) -> None:
+    mat = root / "cuhk-03.mat"
+    h5py = require_h5py(mat)
+    root.mkdir(parents=True, exist_ok=True)
+    temporary = root / f".{mat.name}.{os.getpid()}.tmp"
+    subsets: dict[CUHK03Name, str] = {}
+    references: dict[str, dict[CUHK03Name, Any]] = {"detected": {}, "labeled": {}}
+    people: dict[int, tuple[int, int]] = {}
+    try:
+        # MATLAB puts a text header of its own into the first 512 bytes, which HDF5 passes over.
+        with h5py.File(temporary, "w", userblock_size=512) as file:
+            for item in _fold(images):
+                pair, pid = people.setdefault(item.pid, (len(people) % _PAIRS + 1, len(people) // _PAIRS + 1))
+                name = CUHK03Name(pair, pid, item.view, (item.view - 1) * _SLOTS + item.slot)
+                subsets[name] = item.subset
+                for split, image in (("detected", item.detected), ("labeled", item.labelled)):
+                    pixels = np.asarray(image.convert("RGB")).transpose(2, 1, 0)
+                    references[split][name] = _put(file, pixels, "uint8")
+            for split, cells in references.items():
+                pairs = []
+                for pair in range(1, _PAIRS + 1):
+                    size = sum(where[0] == pair for where in people.values())
+                    # HDF5 lists MATLAB's dimensions in reverse: people x 10 becomes [10, people].
+                    grid = np.empty((2 * _SLOTS, size), dtype=h5py.ref_dtype)
+                    for idx, pid in np.ndindex(*grid.shape):
+                        view = 1 if idx < _SLOTS else 2
+                        name = CUHK03Name(pair, pid + 1, view, idx + 1)
+                        grid[idx, pid] = cells.get(name) or _put_empty(file)
+                    pairs.append(_put(file, grid, "cell"))
+                _put(file, np.array([pairs], dtype=h5py.ref_dtype), "cell", split)
+        header = b"MATLAB 7.3 MAT-file, Platform: GLNXA64, HDF5 schema 1.00 .".ljust(116)
+        with temporary.open("r+b") as stream:
+            stream.write(header + bytes(8) + b"\x00\x02IM")
+        temporary.replace(mat)
+    finally:
+        temporary.unlink(missing_ok=True)
+    for split in references:
+        _write_protocol(root / f"cuhk03_new_protocol_config_{split}.mat", subsets)
+
+
+def _put(file: Any, value: np.ndarray, matlab_class: str, name: str = "") -> Any:
+    """Stores a MATLAB value, under ``name`` or as an unnamed part of a cell array; returns a reference to it."""
+    parts = file.require_group("#refs#")
+    dataset = file.create_dataset(name or f"#refs#/{len(parts)}", data=value)
+    dataset.attrs["MATLAB_class"] = np.bytes_(matlab_class)
+    return dataset.ref
+
+
+def _put_empty(file: Any) -> Any:
+    """Stores an empty matrix as MATLAB does: its dimensions, marked."""
+    reference = _put(file, np.zeros(2, np.uint64), "double")
+    file[reference].attrs["MATLAB_empty"] = np.uint8(1)
+    return reference
+
+
+def _write_protocol(path: Path, subsets: dict[CUHK03Name, str]) -> None:
+    names = sorted(subsets)
+    labels: dict[tuple[int, int], int] = {}
+    for name in names:
+        labels.setdefault((name.pair, name.pid), len(labels) + 1)
+    protocol = {
+        "filelist": np.array([[f"{format_cuhk03(name)}.png"] for name in names], dtype=object),
+        "labels": np.array([[labels[name.pair, name.pid]] for name in names], np.uint16).reshape(-1, 1),
+        "camId": np.array([[name.view] for name in names], np.uint8).reshape(-1, 1),
+    }
+    for subset in ("train", "query", "gallery"):
+        chosen = [index for index, name in enumerate(names, start=1) if subsets[name] == subset]
+        protocol[f"{subset}_idx"] = np.array(chosen, np.uint16).reshape(-1, 1)
+    buffer = io.BytesIO()
+    scipy.io.savemat(buffer, protocol)
+    with atomic_open(path) as stream:
+        stream.write(buffer.getvalue())
+
+
+LAYOUTS: dict[str, Callable[[Path, Iterable[LabelledImage]], None]] = {
+    "market1501": _write_market1501,
+    "dukemtmc": _write_dukemtmc,
+    "msmt17": _write_msmt17,
+    "cuhk03": _write_cuhk03,
+    "cuhk03-np": _write_cuhk03_np,
+    "csv": _write_csv,
+}
+"""Layout name -> writer."""

@@ -1,0 +1,94 @@
+"""The synthetic data set on disk: made whole or not at all, and recognised when it is met again."""
+
+import json
+import os
+import shutil
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Optional, Union
+
+from tqdm import tqdm
+
+from han_tf.data.synthetic.generator import GENERATOR_VERSION, SyntheticPedestrians
+from han_tf.data.synthetic.layouts import LAYOUTS, write_layout
+from han_tf.errors import UserError
+from han_tf.files import write_json
+
+DESCRIPTION = "synthetic.json"
+"""File in the data set's folder that says which arguments and which generator made it."""
+
+
+def generate(
+    root: Union[str, os.PathLike],
+    pedestrians: SyntheticPedestrians,
+    layout: str = "market1501",
+    workers: Optional[int] = None,
+) -> None:
+    """Draws a data set and writes it to the folder ``root``, with a progress bar.
+
+    The images go to a folder beside ``root`` that is renamed at the end, so an interrupted run leaves
+    ``root`` as it was. An earlier synthetic data set in ``root`` is replaced.
+
+    Args:
+      root: folder to make.
+      pedestrians: what to draw.
+      layout: a key of :data:`han_tf.data.synthetic.layouts.LAYOUTS`.
+      workers: number of processes that draw; as many as there are cores if None.
+
+    Raises:
+      UserError: ``root`` holds something else, the layout is unknown or a file cannot be written.
+    """
+    root = Path(root).absolute()
+    if layout not in LAYOUTS:
+        raise UserError(f"unknown layout {layout!r}, expected one of {', '.join(LAYOUTS)}")
+    if workers is not None and workers < 1:
+        raise UserError(f"workers is {workers}, expected at least 1")
+    _check_replaceable(root)
+    unfinished = root.with_name(f".{root.name}.{os.getpid()}.unfinished")
+    try:
+        unfinished.mkdir(parents=True)
+        with closing(pedestrians.images(workers or _cores())) as images:
+            bar = tqdm(images, total=len(pedestrians), desc=f"drawing {root.name}", unit="image")
+            write_layout(layout, unfinished, bar)
+        write_json(unfinished / DESCRIPTION, _description(pedestrians, layout))
+        _check_replaceable(root)
+        if root.exists():
+            shutil.rmtree(root)
+        unfinished.rename(root)
+    except OSError as error:
+        raise UserError(f"cannot write {error.filename or root}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def is_current(root: Union[str, os.PathLike], pedestrians: SyntheticPedestrians, layout: str = "market1501") -> bool:
+    """Tells whether ``root`` holds what :func:`generate` would write now, judged by its description."""
+    return _read_description(Path(root)) == _description(pedestrians, layout)
+
+
+def _description(pedestrians: SyntheticPedestrians, layout: str) -> dict[str, Any]:
+    return {"generator": GENERATOR_VERSION, "layout": layout, "arguments": pedestrians.arguments()}
+
+
+def _read_description(root: Path) -> Optional[Any]:
+    try:
+        return json.loads((root / DESCRIPTION).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _check_replaceable(root: Path) -> None:
+    """Raises if ``root`` is there and is not a synthetic data set: nothing else may be deleted."""
+    if root.is_symlink() or (root.exists() and not root.is_dir()):
+        raise UserError(f"{root} is a {'link' if root.is_symlink() else 'file'}, expected a folder or nothing")
+    if root.is_dir() and any(root.iterdir()) and not (root / DESCRIPTION).is_file():
+        raise UserError(
+            f"{root} holds files but no {DESCRIPTION}, expected an earlier synthetic data set, an empty folder or none"
+        )
+
+
+def _cores() -> int:
+    # Containers often grant fewer cores than the machine has.
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

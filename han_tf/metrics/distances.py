@@ -1,0 +1,238 @@
+"""Where distances come from: features, or a matrix that somebody else computed.
+
+Both are a :class:`DistanceSource`: blocks of fast values that may be a little off, a bound on how far off
+they can be, and the exact value of any single pair. Whoever ranks with them sorts by the fast values and
+asks for exact ones only where two lie closer together than the bound. So a matrix product does nearly all of
+the work, and yet the ranking depends neither on the order in which a BLAS adds, nor on the number of its
+threads, nor on how the work is cut into blocks; and identical images tie exactly.
+"""
+
+from abc import ABC, abstractmethod
+from copy import copy
+from typing import Any, Union
+
+import numpy as np
+
+from han_tf.errors import UserError
+from han_tf.metrics.checks import check_features, squared_norms
+
+PAIRS = 256
+"""Pairs whose exact distance is computed at a time; small enough for the features to stay in cache."""
+
+TILE_VALUES = 2**20
+"""Gallery values per matrix product: enough for its speed, few enough to convert to float32 on the way."""
+
+UNIT = 2.0**-24
+"""Greatest relative error of one float32 rounding."""
+
+
+class DistanceSource(ABC):
+    """Distances of ``n_query`` × ``n_gallery`` pairs, by blocks.
+
+    Attributes:
+      shape: ``(n_query, n_gallery)``.
+      dtype: floating dtype of the fast values.
+    """
+
+    shape: tuple[int, int]
+    dtype: np.dtype
+
+    @abstractmethod
+    def raw(self, rows: slice, columns: slice, buffer: np.ndarray) -> np.ndarray:
+        """Returns the unfinished block ``[rows, columns]``; it may lie in the flat ``buffer``."""
+
+    @abstractmethod
+    def finish(self, raw: np.ndarray, rows: slice, columns: slice) -> np.ndarray:
+        """Turns ``raw``, the rows ``rows`` of a block, into fast values that the caller may overwrite."""
+
+    @abstractmethod
+    def margins(self, rows: slice, columns: slice, careful: bool = False) -> np.ndarray:
+        """Returns ``[rows]`` bounds on |fast − exact|; 0 where the fast values are exact.
+
+        ``careful`` asks for the worst case instead of what is certain in practice.
+        """
+
+    @abstractmethod
+    def exact(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """Returns the exact values of the pairs ``(rows[i], columns[i])``, floats ``[n]``."""
+
+    def report(self, values: np.ndarray) -> np.ndarray:
+        """Returns the distances to show for fast or exact ``values``; rising with them."""
+        return values
+
+    def dense(self, rows: slice) -> np.ndarray:
+        """Returns the distances of some queries to the whole gallery, ``[rows, n_gallery]``.
+
+        They are the fast values, close to the exact ones by some float32 roundings.
+        """
+        start, stop, _ = rows.indices(self.shape[0])
+        rows, columns = slice(start, stop), slice(0, self.shape[1])
+        buffer = np.empty((stop - start) * self.shape[1], self.dtype)
+        return self.report(self.finish(self.raw(rows, columns, buffer), rows, columns))
+
+
+class Stacked:
+    """Two feature arrays, one below the other, without a copy of either.
+
+    Args:
+      first: ``[n, d]``.
+      second: ``[m, d]``.
+    """
+
+    def __init__(self, first: np.ndarray, second: np.ndarray):
+        self.parts = (first, second)
+        self.shape = (len(first) + len(second), first.shape[1])
+        self.dtype = np.result_type(first, second)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: Union[slice, np.ndarray]) -> np.ndarray:
+        """Returns the rows ``index``, a slice of step 1 or integers from 0 up, ``[rows, d]``."""
+        first, second = self.parts
+        n = len(first)
+        if isinstance(index, slice):
+            start, stop, _ = index.indices(len(self))
+            if stop <= n:
+                return first[start:stop]
+            if start >= n:
+                return second[start - n : stop - n]
+            return np.concatenate([first[start:], second[: stop - n]])
+        rows = np.empty((len(index), self.shape[1]), self.dtype)
+        below = index >= n
+        rows[~below] = first[index[~below]]
+        rows[below] = second[index[below] - n]
+        return rows
+
+
+class FeatureDistances(DistanceSource):
+    """L2 distances between the rows of two feature matrices.
+
+    The exact value is the squared distance Σ (q − g)² in float64. The fast one is ‖q‖² + ‖g‖² − 2 q·g in
+    float32, from a matrix product.
+
+    Args:
+      query: features ``[n_query, d]``; may be memory-mapped; float32 is fastest.
+      gallery: features ``[n_gallery, d]``; may be memory-mapped.
+
+    Raises:
+      UserError: shapes that do not fit, an empty array, NaN or infinite values.
+    """
+
+    def __init__(self, query: Any, gallery: Any, names: tuple[str, str] = ("query_features", "gallery_features")):
+        query = check_features(query, names[0])
+        gallery = check_features(gallery, names[1], query.shape[1])
+        # Plain arrays: a memory map's own class makes every slice of it slower.
+        self.query, self.gallery = query.view(np.ndarray), gallery.view(np.ndarray)
+        self.query_norms = squared_norms(self.query, names[0])
+        self.gallery_norms = squared_norms(self.gallery, names[1])
+        self.shape = (len(query), len(gallery))
+        self.dtype = np.dtype(np.float32)
+
+    def among_all(self) -> "FeatureDistances":
+        """Returns the distances among all images, the queries first and then the gallery."""
+        everyone = copy(self)
+        everyone.query = everyone.gallery = Stacked(self.query, self.gallery)
+        everyone.query_norms = everyone.gallery_norms = np.concatenate([self.query_norms, self.gallery_norms])
+        everyone.shape = (sum(self.shape), sum(self.shape))
+        return everyone
+
+    def columns(self, chosen: np.ndarray) -> "FeatureDistances":
+        """Returns the distances to the gallery images ``chosen`` (integers) only."""
+        narrowed = copy(self)
+        narrowed.gallery = self.gallery[chosen]
+        narrowed.gallery_norms = self.gallery_norms[chosen]
+        narrowed.shape = (self.shape[0], len(chosen))
+        return narrowed
+
+    def raw(self, rows: slice, columns: slice, buffer: np.ndarray) -> np.ndarray:
+        """Returns −2 q·g, float32 ``[rows, columns]``, in ``buffer``."""
+        query = self.query[rows].astype(np.float32)
+        query *= -2
+        out = buffer[: len(query) * (columns.stop - columns.start)].reshape(len(query), -1)
+        tile = max(256, TILE_VALUES // query.shape[1])
+        for start in range(columns.start, columns.stop, tile):
+            stop = min(start + tile, columns.stop)
+            gallery = np.ascontiguousarray(self.gallery[start:stop], np.float32)
+            np.matmul(query, gallery.T, out=out[:, start - columns.start : stop - columns.start])
+        return out
+
+    def finish(self, raw: np.ndarray, rows: slice, columns: slice) -> np.ndarray:
+        """Adds both squared norms in place."""
+        raw += self.gallery_norms[columns].astype(np.float32)
+        raw += self.query_norms[rows].astype(np.float32)[:, None]
+        return raw
+
+    def margins(self, rows: slice, columns: slice, careful: bool = False) -> np.ndarray:
+        """Returns the error bound of the squared distance, float64 ``[rows]``.
+
+        A float32 sum of d products errs by at most d·u·‖q‖‖g‖. Roundings do not conspire, so that
+        8·√d·u·‖q‖‖g‖ is already beyond any plausible error (Higham & Mary 2019, λ = 8); ``careful`` returns
+        the former. Rounding the features, the norms and the two sums adds a few roundings more, and values
+        so small that their product underflows add up to one float32 denormal each.
+        """
+        d = self.query.shape[1]
+        terms = d if careful else min(d, 8 * np.sqrt(d))
+        reach = np.sqrt(self.query_norms[rows]) + np.sqrt(self.gallery_norms[columns].max())
+        return UNIT * (terms / 2 + 6) * reach**2 + 2 * d * np.finfo(np.float32).smallest_subnormal
+
+    def exact(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """Returns Σ (q − g)² of each pair, float64 ``[n]``: the same digits wherever the pair stands."""
+        values = np.empty(len(rows), np.float64)
+        for start in range(0, len(rows), PAIRS):
+            part = slice(start, start + PAIRS)
+            difference = self.query[rows[part]].astype(np.float64)
+            difference -= self.gallery[columns[part]]
+            values[part] = np.einsum("ij,ij->i", difference, difference)
+        return values
+
+    def report(self, values: np.ndarray) -> np.ndarray:
+        """Returns L2 distances."""
+        return np.sqrt(np.maximum(values, 0))
+
+
+class MatrixDistances(DistanceSource):
+    """A given matrix of distances, used as it is.
+
+    Args:
+      distances: ``[n_query, n_gallery]``, any real dtype; smaller is more alike; may be memory-mapped.
+
+    Raises:
+      UserError: it is no 2-D array of real numbers, or is empty. NaN and infinities are found on reading.
+    """
+
+    def __init__(self, distances: Any):
+        distances = distances if isinstance(distances, np.ndarray) else np.asarray(distances)
+        if distances.ndim != 2:
+            raise UserError(f"distances has shape {list(distances.shape)}, expected [queries, gallery images]")
+        if distances.dtype.kind not in "fiu":
+            raise UserError(f"distances has dtype {distances.dtype}, expected real numbers")
+        if not distances.size:
+            raise UserError(f"distances has shape {list(distances.shape)}, expected at least 1 × 1")
+        self.values = distances.view(np.ndarray)
+        self.shape = distances.shape
+        self.dtype = distances.dtype if distances.dtype in (np.float32, np.float64) else np.dtype(np.float64)
+
+    def raw(self, rows: slice, columns: slice, buffer: np.ndarray) -> np.ndarray:
+        """Returns a view of the matrix."""
+        return self.values[rows, columns]
+
+    def finish(self, raw: np.ndarray, rows: slice, columns: slice) -> np.ndarray:
+        """Returns a copy whose values are known to be finite."""
+        block = np.array(raw, self.dtype, order="C")
+        finite = np.isfinite(block)
+        if not finite.all():
+            row, column = np.argwhere(~finite)[0]
+            raise UserError(
+                f"distances[{rows.start + row}, {columns.start + column}] is {block[row, column]}, "
+                "expected finite numbers"
+            )
+        return block
+
+    def margins(self, rows: slice, columns: slice, careful: bool = False) -> np.ndarray:
+        """Returns zeros: the values are exact."""
+        return np.zeros(rows.stop - rows.start)
+
+    def exact(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """Returns the matrix's own values, in their own dtype."""
+        return self.values[rows, columns].astype(self.dtype)

@@ -1,0 +1,103 @@
+"""The k smallest of many distances, with ties in gallery order."""
+
+from typing import Optional
+
+import numpy as np
+
+from han_tf.metrics.blocks import bracket, sweep
+from han_tf.metrics.distances import DistanceSource
+
+
+def smallest_bounds(values: np.ndarray, k: int) -> np.ndarray:
+    """Returns for each row a value that at least ``k`` of the row do not exceed, and few more than that.
+
+    It is the k-th smallest minimum over interleaved groups: one pass over the row, no sorting.
+
+    Args:
+      values: floats ``[rows, n]``.
+      k: at least 1. If a row has too few values for a sharp bound, the bound is infinite.
+    """
+    groups = max(8 * k, 256)
+    usable = values.shape[1] // groups * groups
+    if not usable:
+        return np.full(len(values), np.inf, values.dtype)
+    minima = np.stack([row[:usable].reshape(-1, groups).min(axis=0) for row in values])
+    return np.partition(minima, k - 1, axis=1)[:, k - 1]
+
+
+class FirstK:
+    """The ``k`` gallery images nearest to each query, as far as they have been seen.
+
+    Attributes:
+      columns: int64 ``[n_query, k]``; −1 where there are no more.
+      values: float64 ``[n_query, k]``, exact; infinite where there are no more.
+    """
+
+    def __init__(self, source: DistanceSource, k: int):
+        self.source = source
+        self.k = k
+        self.columns = np.full((source.shape[0], k), -1, np.int64)
+        self.values = np.full((source.shape[0], k), np.inf)
+
+    def limits(self, fast: np.ndarray, margins: np.ndarray, rows: slice) -> np.ndarray:
+        """Returns for each row a limit such that only fast values below it can be among the first k.
+
+        Args:
+          fast: values of ``rows``, ``[rows, n]``; infinite where an image is left out.
+          margins: float64 ``[rows]``, as the source gives them.
+          rows: the queries.
+        """
+        if not self.k:
+            return np.full(len(fast), -np.inf, fast.dtype)
+        # k fast values do not exceed the bound, hence k exact ones not bound + margin: those among the first
+        # k neither, and their fast values not bound + 2 margin.
+        here = bracket(smallest_bounds(fast, self.k), 2 * margins, fast.dtype)[1]
+        before = bracket(self.values[rows, -1], margins, fast.dtype)[1]
+        return np.minimum(here, before)
+
+    def add(self, rows: slice, local: np.ndarray, columns: np.ndarray) -> None:
+        """Takes in candidates for ``rows``: gallery images ``columns`` of the queries ``rows.start + local``."""
+        values = self.source.exact(local + rows.start, columns)
+        known_rows, known = np.nonzero(self.columns[rows] >= 0)
+        local = np.concatenate([known_rows, local])
+        columns = np.concatenate([self.columns[rows][known_rows, known], columns])
+        values = np.concatenate([self.values[rows][known_rows, known], values])
+        order = np.lexsort((columns, values, local))
+        local = local[order]
+        place = np.arange(len(local)) - np.searchsorted(local, np.arange(rows.stop - rows.start))[local]
+        kept = place < self.k
+        order = order[kept]
+        self.columns[rows.start + local[kept], place[kept]] = columns[order]
+        self.values[rows.start + local[kept], place[kept]] = values[order]
+
+
+def nearest(
+    source: DistanceSource, k: int, *, memory_mb: int, threads: int, label: Optional[str] = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Finds each query's nearest gallery images and its greatest distance.
+
+    Args:
+      source: the distances.
+      k: how many; at most n_gallery.
+      memory_mb: memory to use, in MiB.
+      threads: threads to use beside those of the matrix product.
+      label: what to call the progress bar; None for no bar.
+
+    Returns:
+      Indices int64 ``[n_query, k]``, nearest first, ties in gallery order; their exact values float64
+      ``[n_query, k]``; and the greatest exact value of each query, float64 ``[n_query]``.
+    """
+    first_k = FirstK(source, k)
+    farthest = np.full(source.shape[0], -np.inf)
+
+    def visit(state: None, rows: slice, fast: np.ndarray, part: slice) -> None:
+        margins = source.margins(rows, part)
+        limits = first_k.limits(fast, margins, rows)
+        local, column = np.divmod(np.flatnonzero(fast < limits[:, None]), fast.shape[1])
+        first_k.add(rows, local, column + part.start)
+        limits = bracket(fast.max(axis=1), 2 * margins, fast.dtype)[0]
+        local, column = np.divmod(np.flatnonzero(fast >= limits[:, None]), fast.shape[1])
+        np.maximum.at(farthest, local + rows.start, source.exact(local + rows.start, column + part.start))
+
+    sweep(source, visit, memory_mb=memory_mb, threads=threads, label=label)
+    return first_k.columns, first_k.values, farthest

@@ -1,0 +1,221 @@
+"""k-reciprocal re-ranking without a dense N × N matrix.
+
+The method is that of Zhong, Zheng, Cao and Li, "Re-ranking person re-identification with k-reciprocal
+encoding", CVPR 2017; N is the number of queries and gallery images together, and images are everyone's
+neighbours whichever of the two they are:
+
+1. R(i): those of i's k1 nearest that have i among their own k1 nearest (k-reciprocal neighbours).
+2. R*(i): R(i), together with the k1/2-reciprocal neighbours of each of its members that shares more than
+   two thirds of them with R(i).
+3. V(i): a vector over the images, exp(−d(i, j)) for j in R*(i) and 0 elsewhere, of sum 1. The distance d is
+   *squared* Euclidean, divided by the greatest one of i.
+4. V(i) becomes the mean of V over the k2 nearest of i (local query expansion).
+5. The Jaccard distance of query i and gallery image j is 1 − Σ min(V(i), V(j)) / Σ max(V(i), V(j)), and the
+   final distance is λ·d(i, j) + (1 − λ)·Jaccard.
+
+Of these only d over N × N pairs is large, and it is needed for neighbour lists alone: k1 + 1 numbers per
+image remain of it. R* and V have some dozens of entries per image (CSR), and Jaccard distances below 1 are
+about as sparse; they are made for the queries one at a time, when a block of final distances is asked for.
+"""
+
+import sys
+from collections import OrderedDict
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+from tqdm import tqdm
+
+from han_tf.errors import UserError
+from han_tf.metrics.checks import LEAST_MEMORY, check_count, default_threads
+from han_tf.metrics.distances import UNIT, DistanceSource, FeatureDistances
+from han_tf.metrics.neighbours import Neighbours, exact_neighbours
+
+SET_ROWS = 512
+"""Images whose neighbour sets are compared at a time."""
+
+
+def rerank(
+    query_features: Any,
+    gallery_features: Any,
+    *,
+    k1: int = 20,
+    k2: int = 6,
+    lambda_value: float = 0.3,
+    neighbours: Neighbours = exact_neighbours,
+    memory_mb: int = 1024,
+    threads: Any = None,
+    progress: bool = True,
+) -> "RerankedDistances":
+    """Prepares re-ranked distances, to be handed to :func:`han_tf.metrics.evaluate_distances`.
+
+    The method knows no labels: every gallery image takes part as a neighbour, junk included, as in the
+    usual code. Leave junk out of ``gallery_features`` (and of the labels) if it is not to take part.
+
+    Args:
+      query_features: floats ``[n_query, d]``; may be memory-mapped.
+      gallery_features: floats ``[n_gallery, d]``; may be memory-mapped.
+      k1: length of the neighbour lists; at least 1, at most n_gallery.
+      k2: length of the lists that local query expansion averages; 1 switches it off; at most k1 + 1.
+      lambda_value: weight of the original distance, 0 to 1.
+      neighbours: who makes the neighbour lists; :class:`han_tf.metrics.FaissNeighbours` for approximate ones.
+      memory_mb: memory to use beside the features, in MiB.
+      threads: threads to use; the number of cores if None. Results do not depend on it.
+      progress: whether to show progress bars.
+
+    Raises:
+      UserError: features that do not fit, NaN or infinite; a parameter out of range.
+    """
+    distances = FeatureDistances(query_features, gallery_features)
+    check_count(k1, "k1", 1, distances.shape[1])
+    check_count(k2, "k2", 1, k1 + 1)
+    if not 0 <= lambda_value <= 1:
+        raise UserError(f"lambda_value is {lambda_value}, expected 0 to 1")
+    check_count(memory_mb, "memory_mb", LEAST_MEMORY)
+    everyone = distances.among_all()
+    lists, farthest = neighbours(everyone, k1 + 1, memory_mb, default_threads(threads), progress)
+    lists = lists.astype(np.int32)
+    vectors = _vectors(everyone, lists, k1, farthest, progress)
+    return RerankedDistances(distances, lists[:, :k2], vectors, farthest, lambda_value, memory_mb)
+
+
+class RerankedDistances(DistanceSource):
+    """Re-ranked distances of queries and gallery, in [0, 1] or a rounding beyond; see :func:`rerank`.
+
+    ``dense(slice(0, 100))`` returns those of the first 100 queries to the whole gallery.
+
+    Args:
+      distances: the original ones.
+      expansion: int32 ``[N, k2]``, the lists to average V over; −1 for none.
+      vectors: V, float64 CSR ``[N, N]``.
+      farthest: float64 ``[N]``, greatest squared distance of each image.
+      lambda_value: weight of the original distance.
+      memory_mb: a quarter of it may hold Jaccard distances that were made and may be asked for again.
+    """
+
+    def __init__(
+        self,
+        distances: FeatureDistances,
+        expansion: np.ndarray,
+        vectors: sparse.csr_matrix,
+        farthest: np.ndarray,
+        lambda_value: float,
+        memory_mb: int,
+    ):
+        self.original = distances
+        self.shape = distances.shape
+        n_query = self.shape[0]
+        self.dtype = distances.dtype
+        self.weight = lambda_value
+        # Identical images have no distance to scale.
+        self.farthest = np.where(farthest[:n_query] > 0, farthest[:n_query], 1)
+        self.queries = _average(expansion, vectors, slice(0, n_query))
+        # Only images that some query's vector holds can add to an intersection.
+        used = np.unique(self.queries.indices)
+        self.queries = self.queries[:, used]
+        self.gallery = _average(expansion, vectors[:, used], slice(n_query, None)).tocsc()
+        self.cache: OrderedDict[int, tuple[np.ndarray, np.ndarray]] = OrderedDict()
+        self.cache_room = memory_mb * 2**18
+
+    def raw(self, rows: slice, columns: slice, buffer: np.ndarray) -> np.ndarray:
+        """Returns the unfinished block of the original distances."""
+        return self.original.raw(rows, columns, buffer)
+
+    def finish(self, raw: np.ndarray, rows: slice, columns: slice) -> np.ndarray:
+        """Mixes the original distances with the Jaccard distances, in place."""
+        block = self.original.finish(raw, rows, columns)
+        block *= (self.weight / self.farthest[rows]).astype(np.float32)[:, None]
+        block += np.float32(1 - self.weight)
+        for row, query in zip(block, range(rows.start, rows.stop)):
+            images, similarity = self._similar(query)
+            first, last = np.searchsorted(images, (columns.start, columns.stop))
+            row[images[first:last] - columns.start] -= ((1 - self.weight) * similarity[first:last]).astype(np.float32)
+        return block
+
+    def margins(self, rows: slice, columns: slice, careful: bool = False) -> np.ndarray:
+        """Returns the original distances' margins, scaled, and some roundings of numbers up to 2."""
+        original = self.original.margins(rows, columns, careful)
+        return self.weight * original / self.farthest[rows] + 16 * UNIT
+
+    def exact(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """Returns λ·d + (1 − λ)·Jaccard of each pair, float64 ``[n]``."""
+        values = self.original.exact(rows, columns) / self.farthest[rows]
+        similarity = np.zeros(len(rows))
+        for query in np.unique(rows):
+            images, known = self._similar(query)
+            mine = np.flatnonzero(rows == query)
+            if len(images):
+                place = np.minimum(np.searchsorted(images, columns[mine]), len(images) - 1)
+                similarity[mine] = np.where(images[place] == columns[mine], known[place], 0)
+        return self.weight * values + (1 - self.weight) * (1 - similarity)
+
+    def _similar(self, query: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the gallery images whose Jaccard distance is below 1, rising, and 1 − that distance."""
+        query = int(query)
+        known = self.cache.get(query)
+        if known is not None:
+            return known
+        own = slice(self.queries.indptr[query], self.queries.indptr[query + 1])
+        lists = self.queries.indices[own]
+        starts = self.gallery.indptr[lists]
+        lengths = self.gallery.indptr[lists + 1] - starts
+        places = np.repeat(starts - np.cumsum(lengths) + lengths, lengths) + np.arange(lengths.sum())
+        shared = np.minimum(self.gallery.data[places], np.repeat(self.queries.data[own], lengths))
+        images, inverse = np.unique(self.gallery.indices[places], return_inverse=True)
+        overlap = np.bincount(inverse, shared, minlength=len(images))
+        # Both vectors sum to 1, so that Σ max = 2 − Σ min.
+        result = images, overlap / (2 - overlap)
+        self.cache[query] = result
+        self.cache_room -= sum(map(sys.getsizeof, result))
+        while self.cache_room < 0 and len(self.cache) > 1:
+            self.cache_room += sum(map(sys.getsizeof, self.cache.popitem(last=False)[1]))
+        return result
+
+
+def _reciprocal(lists: np.ndarray, rows: slice) -> np.ndarray:
+    """Returns which entries of ``lists[rows]`` have the row in their own list, bool ``[rows, k]``."""
+    mine = lists[rows]
+    images = np.arange(rows.start, rows.stop, dtype=lists.dtype)
+    return (lists[mine] == images[:, None, None]).any(axis=2) & (mine >= 0)
+
+
+def _vectors(
+    distances: FeatureDistances, lists: np.ndarray, k1: int, farthest: np.ndarray, progress: bool
+) -> sparse.csr_matrix:
+    """Returns V of step 3, float64 CSR ``[N, N]``; ``lists`` is int32 ``[N, k1 + 1]``, each with its owner."""
+    n = len(lists)
+    half = np.ascontiguousarray(lists[:, : round(k1 / 2) + 1])
+    blocks = [slice(start, min(start + SET_ROWS, n)) for start in range(0, n, SET_ROWS)]
+    half_reciprocal = np.concatenate([_reciprocal(half, rows) for rows in blocks])
+    lengths, all_members, all_weights = [], [], []
+    for rows in tqdm(blocks, desc="reciprocal sets", unit="block", disable=not progress):
+        # Whoever is not reciprocal becomes −1, which equals no image.
+        own = np.where(_reciprocal(lists, rows), lists[rows], -1)
+        others = np.where(half_reciprocal[own] & (own >= 0)[:, :, None], half[own], -1)
+        shared = (others[:, :, :, None] == own[:, None, None, :]).any(axis=3) & (others >= 0)
+        accepted = 3 * shared.sum(axis=2) > 2 * (others >= 0).sum(axis=2)
+        members = np.concatenate([own, np.where(accepted[:, :, None], others, -1).reshape(len(own), -1)], axis=1)
+        local, place = np.nonzero(members >= 0)
+        keys = np.unique(local * n + members[local, place])
+        local, member = np.divmod(keys, n)
+        scale = np.where(farthest[rows] > 0, farthest[rows], 1)[local]
+        weights = np.exp(-distances.exact(local + rows.start, member) / scale)
+        sums = np.bincount(local, weights, minlength=len(own))
+        lengths.append(np.bincount(local, minlength=len(own)))
+        all_members.append(member.astype(np.int32))
+        all_weights.append(weights / sums[local])
+    ends = np.concatenate([[0], np.cumsum(np.concatenate(lengths))])
+    return sparse.csr_matrix((np.concatenate(all_weights), np.concatenate(all_members), ends), shape=(n, n))
+
+
+def _average(lists: np.ndarray, vectors: sparse.csr_matrix, rows: slice) -> sparse.csr_matrix:
+    """Returns the mean of ``vectors`` over each of ``lists[rows]``, CSR ``[rows, columns]``; −1 is no entry."""
+    if lists.shape[1] == 1:
+        return vectors[rows]  # an image itself, even where the first of its list is its double
+    lists = lists[rows]
+    found = lists >= 0
+    counts = found.sum(axis=1)
+    ends = np.concatenate([[0], np.cumsum(counts)])
+    weights = np.repeat(1 / np.maximum(counts, 1), counts)
+    averaging = sparse.csr_matrix((weights, lists[found], ends), shape=(len(lists), vectors.shape[0]))
+    return averaging @ vectors

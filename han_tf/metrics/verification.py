@@ -1,0 +1,319 @@
+"""Verification: is this the same person, yes or no, by a distance threshold.
+
+A ranking always puts somebody first; a deployment must reject people it does not know. So all pairs of a
+query and a gallery image that the protocol ranks are pooled: pairs of one person are genuine, the others
+impostors. A pair is accepted if its distance is *below* the threshold.
+
+The number of pairs is that of all distances, a thousand million for MSMT17. They are gone through twice: once
+to count impostors by bins of distance, once to look at those in the few bins where a wanted rate falls.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any, Optional, Union
+
+import numpy as np
+
+from han_tf.errors import UserError
+from han_tf.metrics.blocks import sweep
+from han_tf.metrics.checks import LEAST_MEMORY, check_count, default_threads
+from han_tf.metrics.distances import DistanceSource, MatrixDistances
+from han_tf.metrics.excluders import Excluder
+from han_tf.metrics.truth import Stripe, Truth
+
+REPORTED_FPR = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
+"""False-positive rates that reports show."""
+
+CURVE_FPR = tuple(10.0 ** np.arange(-6, 0.01, 0.125))
+"""False-positive rates at which the ROC curve is drawn."""
+
+BINS = 2**16
+"""Bins of distance, of equal width between all but the most extreme distances of a sample."""
+
+SAMPLED = 128
+"""Queries, and gallery images, from whose distances the range of the bins is taken."""
+
+COMPACT = 2**21
+"""Exact values that may pile up in the wanted bins before equal ones are merged."""
+
+
+@dataclass(frozen=True)
+class VerificationResult:
+    """How well one threshold separates genuine pairs from impostors.
+
+    Attributes:
+      genuine, impostors: number of pairs.
+      wanted_fpr: float64 ``[m]``; the false-positive rates that were asked for.
+      thresholds: float64 ``[m]``; the greatest threshold whose false-positive rate does not exceed the wanted
+        one: some impostor's distance, or infinity if all may pass.
+      fpr: float64 ``[m]``; the false-positive rate at that threshold; 0 where there are too few impostors to
+        measure the wanted one.
+      tpr: float64 ``[m]``; the true-positive rate at that threshold.
+      equal_error_rate: where the ROC polygon has equal rates of false positives and false negatives.
+      equal_error_threshold: the distance at which the rate of false positives comes to exceed that of false
+        negatives.
+      roc_fpr, roc_tpr: float64 ``[points]``; the ROC curve at fixed false-positive rates from 1e-6 to 1.
+    """
+
+    genuine: int
+    impostors: int
+    wanted_fpr: np.ndarray
+    thresholds: np.ndarray
+    fpr: np.ndarray
+    tpr: np.ndarray
+    equal_error_rate: float
+    equal_error_threshold: float
+    roc_fpr: np.ndarray
+    roc_tpr: np.ndarray
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns everything, ready for JSON; an infinite threshold is None."""
+        return {
+            "genuine_pairs": self.genuine,
+            "impostor_pairs": self.impostors,
+            "equal_error_rate": self.equal_error_rate,
+            "equal_error_threshold": self.equal_error_threshold,
+            "operating_points": [
+                {
+                    "wanted_fpr": float(wanted),
+                    "threshold": float(threshold) if np.isfinite(threshold) else None,
+                    "fpr": float(fpr),
+                    "tpr": float(tpr),
+                }
+                for wanted, threshold, fpr, tpr in zip(self.wanted_fpr, self.thresholds, self.fpr, self.tpr)
+            ],
+            "roc_fpr": self.roc_fpr.tolist(),
+            "roc_tpr": self.roc_tpr.tolist(),
+        }
+
+
+def verification(
+    distances: Union[np.ndarray, DistanceSource],
+    query_pids: Any,
+    gallery_pids: Any,
+    query_camids: Any,
+    gallery_camids: Any,
+    *,
+    wanted_fpr: Sequence[float] = REPORTED_FPR,
+    excluders: Optional[Sequence[Excluder]] = None,
+    memory_mb: int = 1024,
+    threads: Optional[int] = None,
+    progress: bool = False,
+) -> VerificationResult:
+    """Finds thresholds, the equal error rate and the ROC curve over all pairs that are ranked.
+
+    Args:
+      distances: ``[n_query, n_gallery]``, an array, a memory map or a :class:`DistanceSource`, e.g.
+        ``FeatureDistances(query_features, gallery_features)``.
+      query_pids, query_camids: integers ``[n_query]``.
+      gallery_pids, gallery_camids: integers ``[n_gallery]``.
+      wanted_fpr: false-positive rates, each above 0 and at most 1.
+      excluders: pairs that do not count (see :func:`han_tf.metrics.evaluate_distances`).
+      memory_mb: memory to use beside features or distances, in MiB.
+      threads: threads that count; the number of cores if None. Results do not depend on it.
+      progress: whether to show progress bars.
+
+    Raises:
+      UserError: labels or rates that do not fit, no genuine or no impostor pairs, NaN or infinite distances.
+    """
+    source = distances if isinstance(distances, DistanceSource) else MatrixDistances(distances)
+    wanted = np.asarray(wanted_fpr, np.float64)
+    if wanted.ndim != 1 or not ((wanted > 0) & (wanted <= 1)).all():
+        raise UserError(f"wanted_fpr is {wanted_fpr}, expected rates above 0 and at most 1")
+    truth = Truth(source.shape, query_pids, gallery_pids, query_camids, gallery_camids, excluders)
+    options = {
+        "memory_mb": check_count(memory_mb, "memory_mb", LEAST_MEMORY),
+        "threads": default_threads(threads),
+        "prepare": truth.stripe,
+    }
+
+    counter = _Counter(source, truth)
+    sweep(source, counter.visit, label="counting pairs" if progress else None, conclude=counter.keep, **options)
+    genuine = np.sort(np.concatenate(counter.genuine))
+    impostors = int(counter.histogram.sum())
+    for number, what in ((len(genuine), "genuine"), (impostors, "impostor")):
+        if not number:
+            raise UserError(f"there are no {what} pairs among the ranked ones, expected at least one")
+
+    rates = np.concatenate([wanted, CURVE_FPR])
+    # A rounding of the product must not cost an impostor.
+    passing = np.floor(rates * impostors * (1 + 1e-12)).astype(np.int64)
+    finder = _Finder(counter, passing[passing < impostors], genuine)
+    sweep(source, finder.visit, label="finding thresholds" if progress else None, **options)
+    thresholds, below = finder.at(passing)
+    fpr = below / impostors
+    tpr = np.searchsorted(genuine, thresholds) / len(genuine)
+    rate, threshold = finder.equal_error()
+    m = len(wanted)
+    return VerificationResult(
+        genuine=len(genuine),
+        impostors=impostors,
+        wanted_fpr=wanted,
+        thresholds=source.report(thresholds[:m]),
+        fpr=fpr[:m],
+        tpr=tpr[:m],
+        equal_error_rate=rate,
+        equal_error_threshold=float(source.report(np.array(threshold))),
+        roc_fpr=np.array(CURVE_FPR),
+        roc_tpr=tpr[m:],
+    )
+
+
+class _Bins:
+    """Bins of distance: equally wide over the range of a sample, open at both ends."""
+
+    def __init__(self, source: DistanceSource):
+        n_query, n_gallery = source.shape
+        queries = np.unique(np.linspace(0, n_query - 1, SAMPLED).astype(np.int64))
+        images = np.unique(np.linspace(0, n_gallery - 1, SAMPLED).astype(np.int64))
+        sample = source.exact(np.repeat(queries, len(images)), np.tile(images, len(queries)))
+        low, middle, high = np.quantile(sample, (0.001, 0.5, 0.999))
+        low, high = 2 * low - middle, 2 * high - middle
+        self.dtype = source.dtype
+        self.origin = low
+        self.per_unit = BINS / (high - low) if high > low else 1.0
+
+    def of(self, values: np.ndarray) -> np.ndarray:
+        """Returns the bins of ``values``, int32, rising with them; ``BINS`` for infinity."""
+        places = (values - self.dtype.type(self.origin)) * self.dtype.type(self.per_unit)
+        bins = np.clip(places, 0, BINS - 1).astype(np.int32)
+        bins[np.isinf(values)] = BINS
+        return bins
+
+
+class _Counter:
+    """First pass: keeps the genuine pairs and counts impostors by bins of their fast values."""
+
+    def __init__(self, source: DistanceSource, truth: Truth):
+        self.source = source
+        self.truth = truth
+        self.bins = _Bins(source)
+        self.genuine: list[np.ndarray] = []
+        self.histogram = np.zeros(BINS, np.int64)
+        self.careful = False
+        self.lock = Lock()
+
+    def visit(self, stripe: Stripe, rows: slice, fast: np.ndarray, part: slice) -> None:
+        own = (stripe.columns >= part.start) & (stripe.columns < part.stop)
+        queries, columns = stripe.queries[own], stripe.columns[own]
+        margins = self.source.margins(rows, part)
+        if margins.any() and len(queries):
+            errors = np.abs(fast[queries - rows.start, columns - part.start] - self.source.exact(queries, columns))
+            self.careful |= bool((errors > margins[queries - rows.start] / 2).any())
+        counts = self.impostor_bins(stripe, fast, part)[1]
+        with self.lock:
+            self.histogram += counts
+
+    def keep(self, stripe: Stripe) -> None:
+        self.genuine.append(self.source.exact(stripe.queries, stripe.columns))
+
+    def impostor_bins(self, stripe: Stripe, fast: np.ndarray, part: slice) -> tuple[np.ndarray, np.ndarray]:
+        """Returns each pair's bin, ``BINS`` if it is no impostor, and the impostors per bin; spoils ``fast``."""
+        self.truth.exclude(stripe, fast, part)
+        own = (stripe.columns >= part.start) & (stripe.columns < part.stop)
+        fast[stripe.queries[own] - stripe.rows.start, stripe.columns[own] - part.start] = np.inf
+        bins = self.bins.of(fast)
+        return bins, np.bincount(bins.ravel(), minlength=BINS + 1)[:BINS]
+
+
+class _Finder:
+    """Second pass: finds exact values at wanted places of the sorted impostors, and the equal error rate.
+
+    At the same place of their sorted lists, exact and fast values differ by at most the margin. So the exact
+    value at a place is among the pairs whose fast values lie at most two margins from the bin in which the fast
+    values have that place. Windows are runs of such bins.
+
+    Args:
+      counter: the first pass.
+      places: places in the sorted impostors, from 0.
+      genuine: the exact values of the genuine pairs, sorted.
+    """
+
+    def __init__(self, counter: _Counter, places: np.ndarray, genuine: np.ndarray):
+        self.counter = counter
+        self.source = counter.source
+        self.genuine = genuine
+        n_query, n_gallery = self.source.shape
+        margin = self.source.margins(slice(0, n_query), slice(0, n_gallery), counter.careful).max()
+        reach = math.ceil(2 * margin * counter.bins.per_unit) + 1 if margin else 0
+        self.up_to = np.cumsum(counter.histogram)
+        bins = counter.bins.of(genuine.astype(self.source.dtype))
+        accepted = np.cumsum(np.bincount(bins, minlength=BINS))
+        crossing = int(np.argmax(self.up_to / self.up_to[-1] >= 1 - accepted / len(genuine)))
+        centres = np.append(np.searchsorted(self.up_to, places, side="right"), crossing)
+        wanted = np.zeros(BINS + 1, bool)
+        for centre in centres:
+            wanted[max(centre - reach, 0) : min(centre + reach + 1, BINS)] = True
+        self.starts = np.flatnonzero(wanted & ~np.append(False, wanted[:-1]))
+        self.window = np.where(wanted, np.searchsorted(self.starts, np.arange(BINS + 1), side="right") - 1, -1)
+        self.crossing = self.window[crossing]
+        self.near_crossing = genuine[self.window[bins] == self.crossing]
+        self.before = np.zeros(len(self.starts), np.int64)  # impostors in the bins before each window
+        self.found = [(np.empty(0, np.int64), np.empty(0), np.empty(0, np.int64))]
+        self.size, self.room = 0, COMPACT
+        self.lock = Lock()
+
+    def visit(self, stripe: Stripe, rows: slice, fast: np.ndarray, part: slice) -> None:
+        bins, counts = self.counter.impostor_bins(stripe, fast, part)
+        local, columns = np.divmod(np.flatnonzero(self.window[bins] >= 0), bins.shape[1])
+        values = self.source.exact(local + rows.start, columns + part.start)
+        found = _merged([(self.window[bins[local, columns]], values, np.ones(len(values), np.int64))])
+        with self.lock:
+            self.before += np.append(0, np.cumsum(counts))[self.starts]
+            self.found.append(found)
+            self.size += len(found[0])
+            if self.size > self.room:
+                self.found = [_merged(self.found)]
+                self.size = len(self.found[0][0])
+                self.room = max(COMPACT, 2 * self.size)
+
+    def _values(self, window: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the distinct impostor values of a window, rising, and how many impostors they end."""
+        self.found = [_merged(self.found)]
+        windows, values, counts = self.found[0]
+        mine = windows == window
+        return values[mine], self.before[window] + np.cumsum(counts[mine])
+
+    def at(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the exact values at ``places`` and the number of impostors below; infinity past the last."""
+        thresholds, below = np.full(len(places), np.inf), np.full(len(places), self.up_to[-1])
+        for i, place in enumerate(places):
+            if place < self.up_to[-1]:
+                window = self.window[np.searchsorted(self.up_to, place, side="right")]
+                values, ends = self._values(window)
+                index = np.searchsorted(ends, place, side="right")
+                thresholds[i] = values[index]
+                below[i] = ends[index - 1] if index else self.before[window]
+        return thresholds, below
+
+    def equal_error(self) -> tuple[float, float]:
+        """Returns the equal error rate and its threshold."""
+        values, ends = self._values(self.crossing)
+        ends = np.append(self.before[self.crossing], ends)
+        steps = np.unique(np.concatenate([values, self.near_crossing]))
+        rates = []
+        for side in ("left", "right"):
+            false_positives = ends[np.searchsorted(values, steps, side=side)] / self.up_to[-1]
+            false_negatives = 1 - np.searchsorted(self.genuine, steps, side=side) / len(self.genuine)
+            rates.append((false_positives, false_negatives))
+        (fpr_before, fnr_before), (fpr_after, fnr_after) = rates
+        step = int(np.argmax(fpr_after >= fnr_after))
+        rise = fpr_after[step] - fpr_before[step]
+        fall = fnr_before[step] - fnr_after[step]
+        share = (fnr_before[step] - fpr_before[step]) / (rise + fall)
+        return float(fpr_before[step] + share * rise), float(steps[step])
+
+
+def _merged(
+    parts: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Sorts (window, value, count) triples by window and value, and adds up the counts of equal ones."""
+    windows, values, counts = (np.concatenate(arrays) for arrays in zip(*parts))
+    order = np.lexsort((values, windows))
+    windows, values, counts = windows[order], values[order], counts[order]
+    new = np.ones(len(values), bool)
+    new[1:] = (windows[1:] != windows[:-1]) | (values[1:] != values[:-1])
+    starts = np.flatnonzero(new)
+    return windows[starts], values[starts], np.add.reduceat(counts, starts) if len(starts) else counts

@@ -1,0 +1,111 @@
+"""FLOPs and parameters of a network, part by part (Table 1).
+
+Two conventions are in use. The paper's own networks were counted with TensorFlow's profiler, where a
+multiply-add is two operations; batch norm counts as one multiply-add for each output element of a
+convolution. Most other papers count a multiply-add once and leave out batch norm.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+_COUNTED = (
+    tf.keras.layers.Conv2D,
+    tf.keras.layers.DepthwiseConv2D,
+    tf.keras.layers.Dense,
+    tf.keras.layers.BatchNormalization,
+)
+
+
+class Cost(NamedTuple):
+    """What a part of a network costs, for one image.
+
+    Attributes:
+      macs: multiply-adds of convolutions and fully connected layers.
+      norm_macs: multiply-adds of batch norm after convolutions, one for each element.
+      parameters: trainable numbers.
+    """
+
+    macs: int = 0
+    norm_macs: int = 0
+    parameters: int = 0
+
+    @property
+    def paper_flops(self) -> int:
+        """Operations as the paper counts them: two for each multiply-add, batch norm included."""
+        return 2 * (self.macs + self.norm_macs)
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(*(mine + theirs for mine, theirs in zip(self, other)))
+
+
+def total(costs: Mapping[str, Cost]) -> Cost:
+    """Returns the sum over parts."""
+    return sum(costs.values(), Cost())
+
+
+def part_costs(model: tf.keras.Model, parts: Mapping[str, tf.Module], input_size: Sequence[int]) -> dict[str, Cost]:
+    """Returns the cost of each part of a network, from its layers' kernels and output sizes.
+
+    What has no kernel (pooling, resizing, activations, the crop's interpolation) is not counted, as
+    in the paper.
+
+    Args:
+      model: a network that takes ``[batch, height, width, 3]`` images.
+      parts: the network's parts by name; every layer counts in the first part that holds it.
+      input_size: height and width of the images, in pixels.
+    """
+    parts_of_layers: dict[int, str] = {}
+    for name, part in parts.items():
+        for module in (part, *part.submodules):
+            parts_of_layers.setdefault(id(module), name)
+    costs = {
+        name: Cost(parameters=sum(int(np.prod(v.shape)) for v in part.trainable_variables))
+        for name, part in parts.items()
+    }
+    layers = [layer for layer in model.submodules if id(layer) in parts_of_layers]
+    with _recorded_calls(layers) as calls:
+        tf.function(lambda images: model(images, training=False)).get_concrete_function(
+            tf.TensorSpec([1, *input_size, 3])
+        )
+    for layer, inputs, output in calls:
+        name = parts_of_layers[id(layer)]
+        costs[name] += _layer_cost(layer, inputs, output)
+    return costs
+
+
+def _layer_cost(layer: tf.keras.layers.Layer, inputs: tf.TensorShape, output: tf.TensorShape) -> Cost:
+    # The batch dimension holds the local streams of one image.
+    positions = int(np.prod(output[:-1]))
+    if isinstance(layer, tf.keras.layers.BatchNormalization):
+        return Cost(norm_macs=positions * int(output[-1]) if len(inputs) == 4 else 0)
+    kernel = layer.depthwise_kernel if isinstance(layer, tf.keras.layers.DepthwiseConv2D) else layer.kernel
+    return Cost(macs=positions * int(np.prod(kernel.shape)))
+
+
+@contextmanager
+def _recorded_calls(
+    layers: Sequence[tf.keras.layers.Layer],
+) -> Iterator[list[tuple[tf.keras.layers.Layer, tf.TensorShape, tf.TensorShape]]]:
+    """Notes (layer, input shape, output shape) of every call of ``layers`` inside the block."""
+    calls = []
+    patched = []
+    for layer in layers:
+        if isinstance(layer, _COUNTED):
+            original = layer.call
+
+            def noted(inputs, *args, _layer=layer, _original=original, **kwargs):
+                output = _original(inputs, *args, **kwargs)
+                calls.append((_layer, inputs.shape, output.shape))
+                return output
+
+            layer.call = noted
+            patched.append(layer)
+    try:
+        yield calls
+    finally:
+        for layer in patched:
+            del layer.call

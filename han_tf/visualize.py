@@ -1,0 +1,175 @@
+"""Show what a trained network attends to and, if asked, what it ranks first.
+
+Writes attention.png, the sheet of Fig. 7, for the images that are named on the command line or for some
+queries of the run's data set. With --ranked also ranked.png: the same queries with their nearest gallery
+images, right ones framed green, wrong ones red.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+from PIL import Image
+
+from han_tf import cli as command_line
+from han_tf.data import JUNK_PID, Record, load_dataset
+from han_tf.data.pipeline import load_images
+from han_tf.errors import UserError
+from han_tf.inference.feature_files import FeatureSet, load_features
+from han_tf.inference.features import feature_set
+from han_tf.inference.runs import CHECKPOINTS, LoadedRun, find_run, load_run
+from han_tf.metrics import evaluate
+from han_tf.viz.attention import attend, attention_sheet
+from han_tf.viz.drawing import save_png
+from han_tf.viz.ranked import RankedList, ranked_sheet
+
+CELL_SIZE = (192, 96)
+"""Height and width of an image in a ranked list, in pixels: 2:1, the shape of most data sets' boxes."""
+
+FLAGS = command_line.new_flags()
+
+flags.DEFINE_string("run", "", "Folder of the run; the newest in --runs_dir if empty.", flag_values=FLAGS)
+flags.DEFINE_string("runs_dir", "runs", "Where runs are kept.", flag_values=FLAGS)
+flags.DEFINE_string("dataset", "", "Newest run of this data set only; of any if empty.", flag_values=FLAGS)
+flags.DEFINE_string("split", "", "Newest run of this protocol variant only.", flag_values=FLAGS)
+flags.DEFINE_enum("checkpoint", "last", list(CHECKPOINTS), "Which network of the run.", flag_values=FLAGS)
+flags.DEFINE_string("data_dir", "", "Data folder; that of the run if empty.", flag_values=FLAGS)
+flags.DEFINE_string("out", "", "Folder for the pictures; that of the run if empty.", flag_values=FLAGS)
+flags.DEFINE_integer("queries", 8, "How many queries, evenly spread over all.", 1, flag_values=FLAGS)
+flags.DEFINE_boolean("ranked", False, "Also rank the gallery for these queries.", flag_values=FLAGS)
+flags.DEFINE_string(
+    "features",
+    "",
+    "Folder of features that han_tf.evaluate --save_features wrote; made now if empty.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_integer("topk", 10, "Gallery images per ranked list.", 1, flag_values=FLAGS)
+flags.DEFINE_integer("batch_size", 64, "Images per forward pass over the gallery.", 1, flag_values=FLAGS)
+flags.DEFINE_boolean("skip_bad_images", False, "Leave out unreadable images instead of stopping.", flag_values=FLAGS)
+
+
+def spread(records: Sequence[Record], count: int) -> tuple[Record, ...]:
+    """Returns ``count`` of ``records``, at even distances from the first to the last; all if there are fewer."""
+    chosen = np.linspace(0, len(records) - 1, min(count, len(records))).round().astype(int)
+    return tuple(records[index] for index in chosen)
+
+
+def ranked_lists(queries: FeatureSet, gallery: FeatureSet, topk: int = 10) -> list[RankedList]:
+    """Ranks ``gallery`` for each query by the field's protocol (see :func:`han_tf.metrics.evaluate`).
+
+    Args:
+      queries, gallery: features with labels and paths; the images are read from there.
+      topk: length of the lists.
+
+    Raises:
+      UserError: features that do not fit, no query with a match, or an image cannot be decoded.
+    """
+    result = evaluate(
+        queries.features,
+        gallery.features,
+        queries.pids,
+        gallery.pids,
+        queries.camids,
+        gallery.camids,
+        topk=topk,
+        camera_pairs=False,
+    )
+    lists = []
+    for number, (query, ap) in enumerate(zip(_records(queries), result.ap)):
+        indices = result.topk_indices[number]
+        indices = indices[indices >= 0]
+        pictures = load_images([query, *_records(gallery.where(indices))], CELL_SIZE).images
+        lists.append(
+            RankedList(
+                query=pictures[0],
+                gallery=pictures[1:],
+                distances=result.topk_distances[number, : len(indices)],
+                correct=gallery.pids[indices] == query.pid,
+                camids=gallery.camids[indices],
+                caption=(
+                    f"pid {query.pid}",
+                    f"camera {query.camid}",
+                    "no match" if np.isnan(ap) else f"AP {ap:.1%}",
+                ),
+            )
+        )
+    return lists
+
+
+def main(values: flags.FlagValues) -> None:
+    """Draws as the flags say."""
+    if values.positional and values.ranked:
+        raise UserError(
+            f"--ranked with image {values.positional[0]}: only for the data set's own queries is it known "
+            "who is right, expected no images"
+        )
+    run = load_run(
+        values.run or find_run(values.runs_dir, values.dataset or None, values.split or None), values.checkpoint
+    )
+    print(f"network: {run.checkpoint}")
+    out = Path(values.out) if values.out else run.run_dir
+
+    if values.positional:
+        records = tuple(Record(path, JUNK_PID, 0) for path in values.positional)
+    else:
+        data_dir = values.data_dir or run.config["data_dir"] or None
+        dataset = load_dataset(run.config["dataset"], data_dir, run.config["split"])
+        records = spread(dataset.query, values.queries)
+    shown = load_images(records, run.model.input_size, skip_bad_images=values.skip_bad_images)
+    captions = [
+        Path(record.path).name if values.positional else f"pid {record.pid}, camera {record.camid}"
+        for record in shown.records
+    ]
+    _save(out / "attention.png", attention_sheet(shown.images, attend(run.model, shown.images), captions))
+
+    if values.ranked:
+        ranked = [record for record in dataset.gallery if record.pid != JUNK_PID]
+        lists = ranked_lists(
+            _features(values, run, "query", shown.records), _features(values, run, "gallery", ranked), values.topk
+        )
+        title = f"{run.run_dir.name}: {len(lists)} of {len(dataset.query):,} queries"
+        _save(out / "ranked.png", ranked_sheet(lists, CELL_SIZE, title))
+
+
+def _features(values: flags.FlagValues, run: LoadedRun, subset: str, records: Sequence[Record]) -> FeatureSet:
+    """Returns the features of ``records``, saved ones if the flags name a folder of them."""
+    if not values.features:
+        return feature_set(
+            run.model,
+            records,
+            batch_size=values.batch_size,
+            skip_bad_images=values.skip_bad_images,
+            progress=f"{subset} features",
+        )
+    path = Path(values.features) / f"{subset}.npz"
+    saved = load_features(path)
+    rows = {image: row for row, image in enumerate(saved.paths)}
+    missing = [record.path for record in records if record.path not in rows]
+    if missing and not (values.skip_bad_images and len(missing) < len(records)):
+        raise UserError(
+            f"{path}: no features of {missing[0]} ({len(missing)} such images), expected those of all images"
+        )
+    return saved.where(np.array([rows[record.path] for record in records if record.path in rows]))
+
+
+def _records(features: FeatureSet) -> list[Record]:
+    return [
+        Record(str(path), int(pid), int(camid))
+        for path, pid, camid in zip(features.paths, features.pids, features.camids)
+    ]
+
+
+def _save(path: Path, sheet: Image.Image) -> None:
+    save_png(path, sheet)
+    print(f"written to {path}")
+
+
+def cli() -> None:
+    """Runs the command line."""
+    sys.exit(command_line.run(main, FLAGS, __doc__, positional="IMAGE"))
+
+
+if __name__ == "__main__":
+    cli()

@@ -1,0 +1,37 @@
+"""Shared by all tests."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# Two cores run the suite; one test's graph should not wait for another's threads.
+os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
+os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
+
+import pytest
+
+from han_tf import train
+from han_tf.cli import run
+from han_tf.data.synthetic import SyntheticPedestrians, generate
+
+TINY_SIZE = ("--input_height=48", "--input_width=32")
+"""Small enough for a training step to take milliseconds, large enough for three levels."""
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory):
+    """A few drawn pedestrians on disk, in Market-1501's layout: 8 people to train on, 4 to test."""
+    root = tmp_path_factory.mktemp("tiny") / "Market-1501"
+    pedestrians = SyntheticPedestrians(
+        train_identities=8, test_identities=4, images_per_camera=2, multi_query_per_camera=1, distractors=6, junk=3
+    )
+    generate(root, pedestrians, layout="market1501")
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_data, tmp_path_factory):
+    """The folder of a finished run of two epochs on :func:`tiny_data`."""
+    run_dir = tmp_path_factory.mktemp("runs") / "tiny"
+    arguments = ["--dataset=market1501", f"--data_dir={tiny_data}", f"--run_dir={run_dir}", "--epochs=2", *TINY_SIZE]
+    assert run(train.main, train.FLAGS, train.__doc__, ["train", *arguments]) == 0
+    return run_dir

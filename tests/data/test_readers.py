@@ -1,0 +1,717 @@
+"""Readers on small hand-made trees that hold each trap of the real copies."""
+
+import re
+import sys
+
+import h5py
+import numpy as np
+import pytest
+import scipy.io
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from han_tf.data import (
+    DATASETS,
+    Record,
+    ReIDDataset,
+    check_protocol,
+    cuhk03,
+    dukemtmc,
+    load_dataset,
+    market1501,
+    msmt17,
+)
+from han_tf.data.counts import Counts, count, differences
+from han_tf.data.folders import image_stem
+from han_tf.errors import UserError
+
+
+def touch(root, *paths):
+    """Makes empty files: readers do not open images."""
+    for path in paths:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).touch()
+    return root
+
+
+def labels(records):
+    return [(record.pid, record.camid) for record in records]
+
+
+def raises(pattern):
+    """Expects a UserError of one line."""
+    return pytest.raises(UserError, match=rf"\A[^\n]*{pattern}[^\n]*\Z")
+
+
+# --- names ---------------------------------------------------------------------------------------
+
+_number = st.integers(0, 10**9)
+_NAMES = {
+    market1501: st.builds(market1501.MarketName, st.integers(-1, 10**6), st.integers(1, 99), _number, _number, _number),
+    dukemtmc: st.builds(dukemtmc.DukeName, _number, st.integers(1, 99), _number),
+    msmt17: st.builds(
+        msmt17.MSMT17Name, _number, _number, st.integers(1, 99), st.from_regex(r"[\w.]+", fullmatch=True)
+    ),
+    cuhk03: st.builds(cuhk03.CUHK03Name, st.integers(1, 5), st.integers(0, 999), st.integers(1, 2), st.integers(0, 99)),
+}
+_STEMS = {
+    market1501: r"(-1|[0-9]{4})_c[1-9]s[1-9]_[0-9]{6}_[0-9]{2}",
+    dukemtmc: r"[0-9]{4}_c[1-9]_f[0-9]{7}",
+    msmt17: r"[0-9]{4}_[0-9]{3}_[0-9]{2}_0303morning_[0-9]{4}_[0-9]",
+    cuhk03: r"[1-5]_[0-9]{3}_[12]_[0-9]{2}",
+}
+_MODULES = pytest.mark.parametrize("module", _NAMES, ids=lambda module: module.__name__.rsplit(".", 1)[-1])
+
+
+@_MODULES
+@settings(deadline=None)
+@given(data=st.data())
+def test_parse_inverts_format(module, data):
+    name = data.draw(_NAMES[module])
+    assert module.parse_name(module.format_name(name)) == name
+
+
+@_MODULES
+@settings(deadline=None)
+@given(data=st.data())
+def test_format_inverts_parse(module, data):
+    stem = data.draw(st.from_regex(_STEMS[module], fullmatch=True))
+    assert module.format_name(module.parse_name(stem)) == stem
+
+
+@_MODULES
+@settings(deadline=None)
+@given(stem=st.text())
+def test_parse_takes_any_text(module, stem):
+    name = module.parse_name(stem)
+    assert name is None or all(isinstance(field, (int, str)) for field in name)
+
+
+@pytest.mark.parametrize(
+    ("name", "stem"),
+    [
+        ("0002_c1s1_000451_03.jpg", "0002_c1s1_000451_03"),
+        ("0002_c1s1_000451_03.jpg.jpg", "0002_c1s1_000451_03"),
+        ("1_001_1_01.PNG", "1_001_1_01"),
+        ("._0002_c1s1_000451_03.jpg", None),
+        ("Thumbs.db", None),
+        ("0001_c1s1_001051_00_good.mat", None),
+        (".jpg", None),
+    ],
+)
+def test_image_stem(name, stem):
+    assert image_stem(name) == stem
+
+
+# --- counts --------------------------------------------------------------------------------------
+
+
+def test_count_leaves_junk_and_distractors_out_of_the_identities():
+    records = [Record("", *label) for label in [(-1, 9), (0, 1), (5, 1), (5, 2), (7, 2)]]
+    assert count(records) == Counts(images=4, identities=2, cameras=2, junk=1)
+
+
+def test_differences_are_sentences():
+    found = {"train": [Record("", 1, 1)] * 12_935, "query": []}
+    published = {"train": Counts(12_936, 1, 1, 0), "query": Counts(None, None, None, 2), "gallery": Counts(0)}
+    assert differences(found, published) == (
+        "train: 12,935 images, published 12,936",
+        "query: 0 junk images, published 2",
+    )
+
+
+# --- Market-1501 ---------------------------------------------------------------------------------
+
+
+def market_tree(root):
+    touch(root, *(f"{folder}/Thumbs.db" for folder in ("bounding_box_train", "query", "bounding_box_test")))
+    return touch(
+        root,
+        "readme.txt",
+        "bounding_box_train/0002_c1s1_000451_03.jpg",
+        "bounding_box_train/0007_c2s3_070952_01.jpg",
+        "bounding_box_train/._0007_c2s3_070952_01.jpg",
+        "query/0001_c1s1_001051_00.jpg",
+        "query/1488_c6s3_094992_00.jpg.jpg",
+        "bounding_box_test/-1_c1s1_000401_03.jpg",
+        "bounding_box_test/-1_c4s6_022316_11.jpg.jpg",
+        "bounding_box_test/0000_c1s6_023071_04.jpg.jpg",
+        "bounding_box_test/0001_c2s1_000301_00.jpg",
+        "bounding_box_test/1488_c2s3_065527_02.jpg.jpg",
+        "gt_bbox/0001_c1s1_001051_00.jpg",
+        "gt_bbox/0001_c1s1_002301_00.jpg",
+        "gt_bbox/0001_c2s1_000301_00.jpg",
+        "gt_bbox/0002_c1s1_000451_00.jpg",
+        "gt_bbox/1488_c6s3_094992_00.jpg.jpg",
+        "gt_query/0001_c1s1_001051_00_good.mat",
+    )
+
+
+def test_market_traps(tmp_path):
+    dataset = load_dataset("market1501", market_tree(tmp_path))
+    assert labels(dataset.train) == [(2, 1), (7, 2)]
+    assert labels(dataset.query) == [(1, 1), (1488, 6)]
+    assert labels(dataset.gallery) == [(-1, 1), (-1, 4), (0, 1), (1, 2), (1488, 2)]
+    # Only the boxes of a query's person from the query's camera.
+    assert labels(dataset.multi_query) == [(1, 1), (1, 1), (1488, 6)]
+    assert dataset.query[1].path == str(tmp_path / "query/1488_c6s3_094992_00.jpg.jpg")
+    assert (dataset.name, dataset.split, dataset.notes) == ("market1501", "", ())
+    assert "train: 2 images, published 12,936" in dataset.differences
+    assert "gallery: 2 junk images, published 3,819" in dataset.differences
+    assert "multi_query: 5 images, published 25,259" in dataset.differences
+
+
+def test_market_without_gt_bbox_says_so(tmp_path):
+    market_tree(tmp_path)
+    for path in (tmp_path / "gt_bbox").iterdir():
+        path.unlink()
+    (tmp_path / "gt_bbox").rmdir()
+    dataset = load_dataset("market1501", tmp_path)
+    assert dataset.multi_query == ()
+    assert dataset.notes == ("no gt_bbox folder: no multi-query evaluation",)
+    assert not any("multi_query" in sentence for sentence in dataset.differences)
+
+
+@pytest.mark.parametrize(
+    "inner", ["Market-1501-v15.09.15", "market1501", "market1501/Market-1501-v15.09.15", "Market1501"]
+)
+def test_market_is_found_below_its_parent(tmp_path, inner):
+    market_tree(tmp_path / inner)
+    # Another data set beside it has the same folders.
+    touch(tmp_path, *(f"DukeMTMC-reID/{folder}/x.txt" for folder in ("bounding_box_train", "query")))
+    assert load_dataset("market1501", tmp_path).root == str(tmp_path / inner)
+
+
+def test_market_found_twice(tmp_path):
+    market_tree(tmp_path / "market1501")
+    market_tree(tmp_path / "Market-1501-v15.09.15")
+    with raises("more than once .Market-1501-v15.09.15 and market1501."):
+        load_dataset("market1501", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["0002_c1_000451.jpg", "person.png", "0002_c1s1_000451_03_flipped.jpg"])
+def test_market_name_that_does_not_fit(tmp_path, name):
+    touch(market_tree(tmp_path), f"bounding_box_test/{name}")
+    with raises(f"{re.escape(name)}: the file name does not fit, expected one like 0002_c1s1_000451_03.jpg"):
+        load_dataset("market1501", tmp_path)
+
+
+def test_missing_folder_names_it(tmp_path):
+    with raises(r"nowhere: no such folder"):
+        load_dataset("market1501", tmp_path / "nowhere")
+    (tmp_path / "file").touch()
+    with raises(r"file: a file, expected"):
+        load_dataset("market1501", tmp_path / "file")
+    (tmp_path / "query").mkdir()
+    with raises("no bounding_box_train and no bounding_box_test in it"):
+        load_dataset("market1501", tmp_path)
+
+
+def test_empty_folder(tmp_path):
+    for folder in ("bounding_box_train", "query", "bounding_box_test"):
+        (tmp_path / folder).mkdir()
+    with raises("no train images found"):
+        load_dataset("market1501", tmp_path)
+
+
+# --- DukeMTMC-reID -------------------------------------------------------------------------------
+
+
+def duke_tree(root):
+    return touch(
+        root,
+        "CITATION.txt",
+        "bounding_box_train/0001_c2_f0046182.jpg",
+        "bounding_box_train/0007_c8_f0092013.jpg",
+        "query/0005_c2_f0046985.jpg",
+        "bounding_box_test/0005_c5_f0051341.jpg",
+        "bounding_box_test/7139_c1_f0100001.jpg",
+    )
+
+
+def test_duke(tmp_path):
+    dataset = load_dataset("dukemtmc", duke_tree(tmp_path / "dukemtmc-reid" / "DukeMTMC-reID").parent.parent)
+    assert labels(dataset.train) == [(1, 2), (7, 8)]
+    assert labels(dataset.query) == [(5, 2)]
+    assert labels(dataset.gallery) == [(5, 5), (7139, 1)]
+    assert "gallery: 2 identities, published 1,110" in dataset.differences
+
+
+def test_duke_does_not_take_market_names(tmp_path):
+    touch(duke_tree(tmp_path), "query/0001_c1s1_001051_00.jpg")
+    with raises("0001_c1s1_001051_00.jpg: the file name does not fit, expected one like 0005_c2_f0046985.jpg"):
+        load_dataset("dukemtmc", tmp_path)
+
+
+# --- MSMT17 --------------------------------------------------------------------------------------
+
+
+def msmt_tree(root, train="train", test="test"):
+    lists = {
+        "train": (train, [("0000/0000_000_01_0303morning_0015_0.jpg", 0)]),
+        "val": (train, [("0001/0001_003_15_0113noon_0398_0_ex.jpg", 1)]),
+        "query": (test, [("0000/0000_001_03_0303morning_0033_1.jpg", 0)]),
+        "gallery": (test, [("0000/0000_002_14_0303morning_0044_1.jpg", 0)]),
+    }
+    lists["train"][1].append(("0001/0001_000_02_0303morning_0020_1.jpg", 1))
+    for name, (folder, rows) in lists.items():
+        touch(root, *(f"{folder}/{path}" for path, _ in rows))
+        (root / f"list_{name}.txt").write_text("".join(f"{path} {pid}\n" for path, pid in rows))
+    return root
+
+
+@pytest.mark.parametrize("folders", [("train", "test"), ("mask_train_v2", "mask_test_v2")])
+def test_msmt_keeps_train_and_test_people_apart(tmp_path, folders):
+    msmt_tree(tmp_path / "MSMT17_V1", *folders)
+    dataset = load_dataset("msmt17", tmp_path)
+    assert labels(dataset.train) == [(1, 1), (2, 2)]
+    assert labels(dataset.query) == [(10_001, 3)]
+    assert labels(dataset.gallery) == [(10_001, 14)]
+    assert dataset.train[0].path.endswith(f"{folders[0]}/0000/0000_000_01_0303morning_0015_0.jpg")
+    assert "train: 2 images, published 30,248" in dataset.differences
+
+
+def test_msmt_trainval(tmp_path):
+    dataset = load_dataset("msmt17", msmt_tree(tmp_path), "trainval")
+    assert labels(dataset.train) == [(1, 1), (2, 2), (2, 15)]
+    assert dataset.split == "trainval"
+    assert "train: 3 images, published 32,621" in dataset.differences
+    (tmp_path / "list_val.txt").unlink()
+    with raises("no list_val.txt in it"):
+        load_dataset("msmt17", tmp_path, "trainval")
+    assert len(load_dataset("msmt17", tmp_path).train) == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("0000/0000_000_01_0303morning_0015_0.jpg", "line 2: found .*, expected 'path pid'"),
+        ("0000/0000_000_01_0303morning_0015_0.jpg x", "line 2: found .*, expected 'path pid'"),
+        ("0000/portrait.jpg 0", "line 2: the file name in '0000/portrait.jpg' does not fit"),
+        ("0000/0000_009_01_0303morning_0015_0.jpg 0", "line 2: .* is not there"),
+    ],
+)
+def test_msmt_bad_line(tmp_path, line, message):
+    msmt_tree(tmp_path)
+    with (tmp_path / "list_query.txt").open("a") as stream:
+        stream.write(line + "\n")
+    with raises(f"list_query.txt, {message}"):
+        load_dataset("msmt17", tmp_path)
+
+
+def test_msmt_without_images_or_lists(tmp_path):
+    msmt_tree(tmp_path)
+    (tmp_path / "test").rename(tmp_path / "test_images")
+    with raises("no image folders, expected train and test or mask_train_v2 and mask_test_v2"):
+        load_dataset("msmt17", tmp_path)
+    (tmp_path / "list_query.txt").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "test_images").rename(tmp_path / "test")
+    with raises("list_query.txt: not a text file"):
+        load_dataset("msmt17", tmp_path)
+    (tmp_path / "list_query.txt").unlink()
+    with raises("no list_query.txt in it"):
+        load_dataset("msmt17", tmp_path)
+
+
+# --- CUHK03 --------------------------------------------------------------------------------------
+
+_CUHK03_IMAGES = {
+    # name: (subset, label). Two people in pair 1 and one in pair 5 train, one in pair 2 is tested.
+    "1_001_1_01": ("train", 1),
+    "1_001_2_06": ("train", 1),
+    "1_002_1_05": ("train", 2),
+    "2_001_1_01": ("query", 3),
+    "2_001_1_03": ("gallery", 3),
+    "2_001_2_10": ("gallery", 3),
+    "5_001_2_07": ("train", 4),
+}
+
+
+def _pixels(name, split):
+    rng = np.random.default_rng([*name.encode(), len(split)])
+    return rng.integers(0, 256, (7 + len(split), 5, 3), np.uint8)
+
+
+def cuhk03_mat(root, people=(2, 1, 0, 0, 1)):
+    """Writes cuhk-03.mat from what MATLAB holds: height x width x 3 images in people x 10 cell arrays."""
+    root.mkdir(parents=True, exist_ok=True)
+    with h5py.File(root / "cuhk-03.mat", "w", userblock_size=512) as file:
+        number = 0
+
+        def put(matlab_value, name=None):
+            nonlocal number
+            number += 1
+            # A column-major array of dimensions (a, b, c) is, byte by byte, a row-major one of (c, b, a).
+            return file.create_dataset(name or f"#refs#/{number}", data=matlab_value.T)
+
+        for split in ("detected", "labeled"):
+            pairs = np.empty((5, 1), h5py.ref_dtype)
+            for pair in range(5):
+                cells = np.empty((people[pair], 10), h5py.ref_dtype)
+                for pid, idx in np.ndindex(*cells.shape):
+                    name = f"{pair + 1}_{pid + 1:03d}_{1 if idx < 5 else 2}_{idx + 1:02d}"
+                    if name in _CUHK03_IMAGES:
+                        cells[pid, idx] = put(_pixels(name, split)).ref
+                    else:
+                        empty = put(np.zeros(2, np.uint64))
+                        empty.attrs["MATLAB_empty"] = np.uint8(1)
+                        cells[pid, idx] = empty.ref
+                pairs[pair, 0] = put(cells).ref
+            put(pairs, split)
+    return root
+
+
+def cuhk03_protocol(root, split="detected", **changes):
+    names = list(_CUHK03_IMAGES)
+    protocol = {
+        "filelist": np.array([[f"{name}.png"] for name in names], dtype=object),
+        "labels": np.array([[label] for _, label in _CUHK03_IMAGES.values()], np.uint16),
+        "camId": np.array([[int(name.split("_")[2])] for name in names], np.uint8),
+    }
+    for subset in ("train", "query", "gallery"):
+        chosen = [i + 1 for i, name in enumerate(names) if _CUHK03_IMAGES[name][0] == subset]
+        protocol[f"{subset}_idx"] = np.array(chosen, np.uint16)[:, None]
+    protocol.update(changes)
+    scipy.io.savemat(root / f"cuhk03_new_protocol_config_{split}.mat", protocol)
+    return root
+
+
+def read_cuhk03_tree(root, split="detected"):
+    dataset = load_dataset("cuhk03", root, split)
+    found = {}
+    for subset, records in dataset.subsets().items():
+        for record in records:
+            name = record.path.rsplit("/", 1)[1][:-4]
+            found[name] = (subset, record.pid)
+            assert record.camid == int(name.split("_")[2])
+            np.testing.assert_array_equal(np.asarray(Image.open(record.path)), _pixels(name, split))
+    assert found == _CUHK03_IMAGES
+    return dataset
+
+
+@pytest.mark.parametrize("inner", ["", "cuhk03/cuhk03_release"])
+def test_cuhk03_original(tmp_path, inner):
+    root = cuhk03_mat(tmp_path / inner)
+    # The protocol lies beside the .mat or, as in deep-person-reid's layout, one folder up.
+    cuhk03_protocol(root.parent if inner else root)
+    dataset = read_cuhk03_tree(tmp_path)
+    assert dataset.split == "detected"
+    assert sorted(path.name for path in (root / "images_detected").iterdir()) == [
+        f"{name}.png" for name in sorted(_CUHK03_IMAGES)
+    ]
+    assert "train: 4 images, published 7,365" in dataset.differences
+
+
+@pytest.mark.parametrize("split", ["labelled", "labeled"])
+@pytest.mark.parametrize("spelling", ["labelled", "labeled"])
+def test_cuhk03_labelled_in_either_spelling(tmp_path, split, spelling):
+    cuhk03_protocol(cuhk03_mat(tmp_path), spelling)
+    dataset = load_dataset("cuhk03", tmp_path, split)
+    assert dataset.split == "labelled"
+    assert "train: 4 images, published 7,368" in dataset.differences
+    image = np.asarray(Image.open(dataset.query[0].path))
+    np.testing.assert_array_equal(image, _pixels("2_001_1_01", "labeled"))
+
+
+def test_cuhk03_goes_on_after_an_interruption(tmp_path, monkeypatch):
+    cuhk03_protocol(cuhk03_mat(tmp_path))
+    save, written = Image.Image.save, []
+
+    def interrupted(image, path, **options):
+        if len(written) == 3:
+            path.write_bytes(b"half an image")
+            raise KeyboardInterrupt
+        written.append(path)
+        save(image, path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Image.Image, "save", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            load_dataset("cuhk03", tmp_path)
+    assert not (tmp_path / "images_detected").exists()
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "images_detected.partial").glob("*.png")}
+    assert len(kept) == 3
+    read_cuhk03_tree(tmp_path)
+    for path, modified in kept.items():
+        assert (tmp_path / "images_detected" / path.name).stat().st_mtime_ns == modified
+
+
+def test_cuhk03_is_extracted_once(tmp_path, monkeypatch):
+    cuhk03_protocol(cuhk03_mat(tmp_path))
+    first = load_dataset("cuhk03", tmp_path)
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    assert load_dataset("cuhk03", tmp_path) == first
+
+
+def test_cuhk03_without_h5py(tmp_path, monkeypatch):
+    cuhk03_protocol(cuhk03_mat(tmp_path))
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    with raises(r"pip install h5py.*han-tf\[cuhk03\]"):
+        load_dataset("cuhk03", tmp_path)
+
+
+def test_cuhk03_missing_protocol(tmp_path):
+    cuhk03_protocol(cuhk03_mat(tmp_path), "labeled")
+    with raises("no protocol file cuhk03_new_protocol_config_detected.mat found"):
+        load_dataset("cuhk03", tmp_path)
+    assert not (tmp_path / "images_detected").exists()
+
+
+def test_cuhk03_neither_form(tmp_path):
+    with raises("neither cuhk-03.mat nor a folder labeled with bounding_box_train, query, bounding_box_test"):
+        load_dataset("cuhk03", tmp_path, "labelled")
+
+
+def _scramble(path):
+    path.write_bytes(np.random.default_rng(0).bytes(4000))
+
+
+def _cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _empty(path):
+    path.write_bytes(b"")
+
+
+def _without_key(path):
+    with h5py.File(path, "r+") as file:
+        del file["detected"]
+
+
+def _not_cells(path):
+    _without_key(path)
+    with h5py.File(path, "r+") as file:
+        file["detected"] = np.zeros((3, 3))
+
+
+def _grey_image(path):
+    with h5py.File(path, "r+") as file:
+        cells = file[file["detected"][0, 0]]
+        cells[0, 0] = file.create_dataset("grey", data=np.zeros((1, 4, 4), np.uint8)).ref
+
+
+@pytest.mark.parametrize("damage", [_scramble, _cut, _empty, _without_key, _not_cells, _grey_image])
+def test_cuhk03_damaged_mat(tmp_path, damage):
+    cuhk03_protocol(cuhk03_mat(tmp_path))
+    damage(tmp_path / "cuhk-03.mat")
+    with raises(r"cuhk-03.mat: unreadable \(.*MATLAB v7.3 \(HDF5\)"):
+        load_dataset("cuhk03", tmp_path)
+
+
+@pytest.mark.parametrize("damage", [_scramble, _cut, _empty])
+def test_cuhk03_damaged_protocol(tmp_path, damage):
+    cuhk03_protocol(cuhk03_mat(tmp_path))
+    damage(tmp_path / "cuhk03_new_protocol_config_detected.mat")
+    with raises(r"config_detected.mat: unreadable \(.*MATLAB v5"):
+        load_dataset("cuhk03", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train_idx": np.array([[1], [8]])}, r"train_idx leaves 1\.\.7"),
+        ({"query_idx": np.array([[0]])}, r"query_idx leaves 1\.\.7"),
+        ({"labels": np.array([[1], [2]])}, "7 file names, 2 labels"),
+        ({"camId": np.ones((7, 1))}, "'1_001_2_06.png' with camId 1 does not fit"),
+        ({"filelist": np.array([["1_001_1_02.png"]] * 7, object), "camId": np.ones((7, 1))}, "not there though"),
+        ({"filelist": np.array([["portrait.png"]] * 7, object)}, "file name 'portrait.png' .* does not fit"),
+    ],
+)
+def test_cuhk03_protocol_that_does_not_fit(tmp_path, changes, message):
+    cuhk03_protocol(cuhk03_mat(tmp_path), **changes)
+    with raises(message):
+        load_dataset("cuhk03", tmp_path)
+
+
+def test_cuhk03_mat_without_images(tmp_path):
+    cuhk03_protocol(cuhk03_mat(tmp_path, people=(0, 0, 0, 0, 0)))
+    with raises("no detected images in it"):
+        load_dataset("cuhk03", tmp_path)
+
+
+@pytest.mark.parametrize("spelling", ["labeled", "labelled"])
+def test_cuhk03_np(tmp_path, spelling):
+    touch(
+        tmp_path / "cuhk03-np" / spelling,
+        "bounding_box_train/0001_c1_1.png",
+        "bounding_box_train/0004_c2_12.png",
+        "query/0002_c1_21.png",
+        "bounding_box_test/0002_c2_26.png",
+        "bounding_box_test/Thumbs.db",
+    )
+    dataset = load_dataset("cuhk03", tmp_path, "labelled")
+    assert labels(dataset.train) == [(1, 1), (4, 2)]
+    assert labels(dataset.query) == [(2, 1)]
+    assert labels(dataset.gallery) == [(2, 2)]
+    with raises("neither cuhk-03.mat nor a folder detected with"):
+        load_dataset("cuhk03", tmp_path, "detected")
+
+
+def test_cuhk03_np_with_the_original_names_counts_on_through_the_pairs(tmp_path):
+    touch(
+        tmp_path / "detected",
+        "bounding_box_train/1_001_1_01.png",
+        "bounding_box_train/2_001_2_06.png",
+        "bounding_box_train/5_049_2_06.png",
+        "query/1_843_1_01.png",
+        "bounding_box_test/1_843_2_06.png",
+    )
+    dataset = load_dataset("cuhk03", tmp_path)
+    # Pairs 1 to 5 have 843, 440, 77, 58 and 49 people: the last one has label 1,467.
+    assert labels(dataset.train) == [(1, 1), (844, 2), (1467, 2)]
+    assert labels(dataset.query) == [(843, 1)]
+    touch(tmp_path, "detected/query/5_050_1_01.png")
+    with raises("5_050_1_01.png: the file name does not fit"):
+        load_dataset("cuhk03", tmp_path)
+
+
+# --- CSV -----------------------------------------------------------------------------------------
+
+_ROWS = (
+    "path,pid,camid,subset",
+    "a.jpg,1,1,train",
+    "b.jpg,2,1,train",
+    "c.jpg,3,1,query",
+    "d.jpg,3,2,gallery",
+    "e.jpg,-1,2,gallery",
+    "f.jpg,0,2,gallery",
+    "g.jpg,3,1,multi_query",
+)
+
+
+def csv_tree(root, *rows, encoding="utf-8"):
+    touch(root, *(f"{letter}.jpg" for letter in "abcdefgh"))
+    (root / "records.csv").write_text("\n".join(rows) + "\n", encoding=encoding)
+    return root
+
+
+def test_csv(tmp_path):
+    dataset = load_dataset("csv", csv_tree(tmp_path, *_ROWS))
+    assert dataset.train == (Record(str(tmp_path / "a.jpg"), 1, 1), Record(str(tmp_path / "b.jpg"), 2, 1))
+    assert labels(dataset.query) == [(3, 1)]
+    assert labels(dataset.gallery) == [(3, 2), (-1, 2), (0, 2)]
+    assert labels(dataset.multi_query) == [(3, 1)]
+    assert dataset.differences == ()
+    assert load_dataset("csv", tmp_path / "records.csv") == dataset
+
+
+def test_csv_from_a_spreadsheet(tmp_path):
+    """A byte order mark, a further column, another order, quotes, an empty line, an absolute path."""
+    rows = [
+        "subset,note,camid,pid,path",
+        *(",".join([s, '"x, y"', c, p, f'"{path}"']) for path, p, c, s in (r.split(",") for r in _ROWS[1:-1])),
+        "",
+        f"multi_query,,1,3,{tmp_path / 'g.jpg'}",
+    ]
+    csv_tree(tmp_path, *rows, encoding="utf-8-sig")
+    dataset = load_dataset("csv", tmp_path)
+    assert dataset == load_dataset("csv", csv_tree(tmp_path, *_ROWS))
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (["path,pid,subset", "a.jpg,1,train"], "line 1: no column camid; .*camera"),
+        (["a.jpg,1,1,train"], "line 1: found the header 'a.jpg,1,1,train', expected path,pid,camid,subset"),
+        (["path;pid;camid;subset"], "line 1: found the header 'path;pid;camid;subset'"),
+        (["path,pid,camid,subset,pid"], "line 1: found the header"),
+        ([], "line 1: found the header ''"),
+        ([*_ROWS, "h.jpg,4,1"], "line 9: 3 columns, expected 4"),
+        ([*_ROWS, "h.jpg,4,1,train,x"], "line 9: 5 columns, expected 4"),
+        ([*_ROWS, "h.jpg,4,,train"], "line 9: camid is empty; .*camera"),
+        ([*_ROWS, "h.jpg,4,c1,train"], "line 9: camid is 'c1', expected an integer"),
+        ([*_ROWS, "h.jpg,-2,1,train"], "line 9: pid is '-2', expected an integer of at least -1"),
+        ([*_ROWS, "h.jpg,anna,1,train"], "line 9: pid is 'anna', expected an integer"),
+        ([*_ROWS, "h.jpg,4,1,test"], "line 9: subset is 'test', expected one of train, query, gallery"),
+        ([*_ROWS, "missing.jpg,4,1,train"], "line 9: .*missing.jpg is not there"),
+        ([*_ROWS, '"h.jpg,4,1,train'], "not a CSV file in UTF-8"),
+    ],
+)
+def test_csv_mistakes(tmp_path, rows, message):
+    csv_tree(tmp_path, *rows)
+    with raises(f"records.csv.*{message}"):
+        load_dataset("csv", tmp_path)
+
+
+def test_csv_missing_or_binary(tmp_path):
+    with raises("records.csv: no such file"):
+        load_dataset("csv", tmp_path)
+    (tmp_path / "records.csv").write_bytes(b"path,pid\xff\n")
+    with raises("records.csv: not a CSV file in UTF-8"):
+        load_dataset("csv", tmp_path)
+
+
+# --- registry and protocol -----------------------------------------------------------------------
+
+
+def test_unknown_name_and_split(tmp_path):
+    with raises("unknown dataset 'market', expected one of .*market1501"):
+        load_dataset("market", tmp_path)
+    with raises("cuhk03 has no split 'manual', expected one of 'detected', 'labelled'"):
+        load_dataset("cuhk03", tmp_path, "manual")
+    with raises("market1501 has no split 'train', expected one of ''"):
+        load_dataset("market1501", tmp_path, "train")
+
+
+def test_default_folder_and_split(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cuhk03_protocol(cuhk03_mat(tmp_path / "datasets" / "cuhk03"))
+    assert load_dataset("cuhk03").split == "detected"
+
+
+def test_registry_names_its_folders():
+    for name, entry in DATASETS.items():
+        assert entry.data_dir.startswith(f"datasets/{'own' if name == 'csv' else name}")
+        assert set(entry.spellings.values()) <= set(entry.splits)
+
+
+def test_unreadable_folder_is_a_user_error(tmp_path, monkeypatch):
+    def refuse(data_dir, split):
+        raise PermissionError(13, "Permission denied", str(data_dir))
+
+    entry = DATASETS["dukemtmc"]
+    monkeypatch.setitem(DATASETS, "dukemtmc", type(entry)(refuse, entry.data_dir, entry.description))
+    with raises(r"dukemtmc: cannot read .* \(Permission denied\)"):
+        load_dataset("dukemtmc", tmp_path)
+
+
+def _dataset(**subsets):
+    good = {
+        "train": [(1, 1), (2, 1)],
+        "query": [(3, 1)],
+        "gallery": [(3, 2), (3, 1), (0, 1), (-1, 1)],
+    }
+    return ReIDDataset(
+        name="csv",
+        split="",
+        root="here",
+        **{
+            subset: tuple(Record(f"{subset}.jpg", *label) for label in rows)
+            for subset, rows in {**good, **subsets}.items()
+        },
+    )
+
+
+def test_check_protocol_passes_a_good_set():
+    dataset = _dataset()
+    assert check_protocol(dataset) is dataset
+
+
+@pytest.mark.parametrize(
+    ("subsets", "message"),
+    [
+        ({"train": []}, "no train images"),
+        ({"query": []}, "no query images"),
+        ({"gallery": []}, "no gallery images"),
+        ({"train": [(1, 1), (1, 2)]}, "one training identity only .pid 1., expected at least 2"),
+        ({"train": [(1, 1), (3, 1)]}, "pid 3 is in both train and test .1 such pids."),
+        ({"train": [(0, 1), (1, 1), (2, 1)]}, "train image train.jpg has pid 0, expected pids from 1"),
+        ({"query": [(-1, 1), (3, 1)]}, "query image query.jpg has pid -1, expected pids from 1"),
+        ({"gallery": [(3, 1), (0, 2), (4, 2)]}, "no query has a gallery image .* another camera"),
+    ],
+)
+def test_check_protocol(subsets, message):
+    with raises(f"csv in here: {message}"):
+        check_protocol(_dataset(**subsets))

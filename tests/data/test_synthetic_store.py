@@ -1,0 +1,179 @@
+"""Writing the synthetic set: whole or not at all, recognised again, and from the command line."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from han_tf.data.synthetic import LAYOUTS, SyntheticPedestrians, generate, is_current, store
+from han_tf.data.synthetic.__main__ import cli
+from han_tf.errors import UserError
+
+TINY = {
+    "train_identities": 2,
+    "test_identities": 2,
+    "images_per_camera": 2,
+    "multi_query_per_camera": 1,
+    "distractors": 2,
+    "junk": 2,
+}
+
+
+def _files(root):
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    root = tmp_path_factory.mktemp("made") / "deep" / "market"
+    generate(root, SyntheticPedestrians(**TINY), workers=1)
+    return root
+
+
+def test_writes_every_image_and_a_description(made):
+    pedestrians = SyntheticPedestrians(**TINY)
+    assert len(list(made.rglob("*.jpg"))) == len(pedestrians)
+    assert json.loads((made / "synthetic.json").read_text())["arguments"] == {"seed": 0, **TINY}
+    assert [path.name for path in made.parent.iterdir()] == ["market"]
+
+
+def test_workers_write_the_same_bytes(made, tmp_path):
+    generate(tmp_path / "again", SyntheticPedestrians(**TINY), workers=2)
+    assert _files(tmp_path / "again") == _files(made)
+
+
+def test_is_current_knows_arguments_layout_and_generator(made, tmp_path, monkeypatch):
+    pedestrians = SyntheticPedestrians(**TINY)
+    assert is_current(made, pedestrians)
+    assert not is_current(made, SyntheticPedestrians(**{**TINY, "junk": 3}))
+    assert not is_current(made, pedestrians, "csv")
+    assert not is_current(tmp_path / "nowhere", pedestrians)
+    monkeypatch.setattr(store, "GENERATOR_VERSION", store.GENERATOR_VERSION + 1)
+    assert not is_current(made, pedestrians)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b"null"])
+def test_a_broken_description_is_not_current(tmp_path, content):
+    (tmp_path / "synthetic.json").write_bytes(content)
+    assert not is_current(tmp_path, SyntheticPedestrians(**TINY))
+
+
+def test_an_earlier_set_is_replaced(tmp_path):
+    root = tmp_path / "set"
+    root.mkdir()
+    generate(root, SyntheticPedestrians(seed=1, **TINY), workers=1)
+    (root / "leftover.jpg").write_bytes(b"")
+    other = SyntheticPedestrians(seed=2, **TINY)
+    generate(root, other, workers=1)
+    assert is_current(root, other)
+    assert not (root / "leftover.jpg").exists()
+
+
+def test_other_files_are_never_replaced(tmp_path):
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(UserError, match=rf"^{re.escape(str(tmp_path))} holds files but no synthetic.json, expected"):
+        generate(tmp_path, SyntheticPedestrians(**TINY), workers=1)
+    with pytest.raises(UserError, match="is a file, expected a folder or nothing"):
+        generate(tmp_path / "thesis.tex", SyntheticPedestrians(**TINY), workers=1)
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="is a link, expected a folder or nothing"):
+        generate(tmp_path / "link", SyntheticPedestrians(**TINY), workers=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "thesis.tex"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, UserError])
+@pytest.mark.parametrize("existing", [False, True])
+def test_what_breaks_off_leaves_nothing_half_made(tmp_path, monkeypatch, error, existing):
+    root, pedestrians = tmp_path / "set", SyntheticPedestrians(**TINY)
+    if existing:
+        root.mkdir()
+        (root / "synthetic.json").write_text("{}")
+    whole = SyntheticPedestrians.draw
+
+    def break_off(self, frame):
+        if frame.subset == "query":
+            raise error("stop")
+        return whole(self, frame)
+
+    monkeypatch.setattr(SyntheticPedestrians, "draw", break_off)
+    with pytest.raises(error):
+        generate(root, pedestrians, workers=1)
+    assert [path.name for path in tmp_path.iterdir()] == (["set"] if existing else [])
+    assert not existing or _files(root) == {"synthetic.json": b"{}"}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends a POSIX signal")
+def test_interrupting_the_command_line_leaves_nothing(tmp_path):
+    command = [sys.executable, "-m", "han_tf.data.synthetic", "--root", str(tmp_path / "set"), "--workers", "2"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    for _ in range(600):
+        if list(tmp_path.glob(".set.*/**/*.jpg")):
+            break
+        time.sleep(0.05)
+    # As Ctrl-C does, to the workers too.
+    os.killpg(process.pid, signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_killed_worker_is_one_line(tmp_path, monkeypatch):
+    parent = os.getpid()
+    whole = SyntheticPedestrians.draw
+
+    def die(self, frame):
+        if os.getpid() != parent:
+            os._exit(9)
+        return whole(self, frame)
+
+    monkeypatch.setattr(SyntheticPedestrians, "draw", die)
+    with pytest.raises(UserError, match="a process that draws synthetic images was killed"):
+        generate(tmp_path / "set", SyntheticPedestrians(**TINY), workers=2)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_command_line_writes_any_layout(tmp_path, capsys):
+    arguments = [f"--{name}={value}" for name, value in TINY.items()]
+    assert cli(["synthetic", f"--root={tmp_path / 'set'}", "--layout=csv", "--seed=7", "--workers=1", *arguments]) == 0
+    assert is_current(tmp_path / "set", SyntheticPedestrians(seed=7, **TINY), "csv")
+    assert "csv layout" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        ([], 1, "error: --root is missing, expected the folder to make"),
+        (["--root=x", "--junk=-1"], 1, "error: synthetic data: junk is -1, expected 0 to 249999"),
+        (["--root=x", "--workers=0"], 1, "error: workers is 0, expected at least 1"),
+        (["--root=x", "--layout=viper"], 2, "usage error: "),
+        (["--root=x", "--seed=one"], 2, "usage error: "),
+        (["x"], 2, "usage error: takes no positional arguments, got 'x'"),
+    ],
+)
+def test_command_line_errors(arguments, status, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli(["synthetic", *arguments]) == status
+    stderr = capsys.readouterr().err
+    assert stderr.startswith(message)
+    assert stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_names_every_argument_and_layout(capsys):
+    assert cli(["synthetic", "--help"]) == 0
+    text = capsys.readouterr().out
+    for name in ("root", "workers", *SyntheticPedestrians().arguments()):
+        assert f"--{name}:" in text
+    for layout in LAYOUTS:
+        assert layout in text
+
+
+def test_unknown_layout(tmp_path):
+    with pytest.raises(UserError, match="unknown layout 'viper', expected one of"):
+        generate(tmp_path / "set", SyntheticPedestrians(**TINY), "viper")
