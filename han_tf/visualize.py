@@ -3,6 +3,8 @@
 Writes attention.png, the sheet of Fig. 7, for the images that are named on the command line or for some
 queries of the run's data set. With --ranked also ranked.png: the same queries with their nearest gallery
 images, right ones framed green, wrong ones red.
+
+  python -m han_tf.visualize [flags] [IMAGE ...]
 """
 
 import sys

@@ -9,8 +9,8 @@ from han_tf.metrics.excluders import Excluder, frame_window, junk, same_group, s
 from han_tf.metrics.expansion import check_normalised, normalise, pool_multi_query
 from han_tf.metrics.neighbours import FaissNeighbours, Neighbours, exact_neighbours
 from han_tf.metrics.ranking import CameraPair, RankingResult, evaluate, evaluate_distances
-from han_tf.metrics.rerank import RerankedDistances, rerank
-from han_tf.metrics.verification import VerificationResult, verification
+from han_tf.metrics.reranking import RerankedDistances, rerank
+from han_tf.metrics.verification import VerificationResult, verify
 
 __all__ = [
     "CameraPair",
@@ -34,5 +34,5 @@ __all__ = [
     "rerank",
     "same_group",
     "same_pid_and_camera",
-    "verification",
+    "verify",
 ]

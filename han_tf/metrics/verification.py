@@ -89,7 +89,7 @@ class VerificationResult:
         }
 
 
-def verification(
+def verify(
     distances: Union[np.ndarray, DistanceSource],
     query_pids: Any,
     gallery_pids: Any,

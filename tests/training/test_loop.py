@@ -1,0 +1,255 @@
+"""The training loop: it learns, it is deterministic, and stopping it in any way changes nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from han_tf.data import load_dataset
+from han_tf.data.pipeline import load_images
+from han_tf.errors import Stopped, UserError
+from han_tf.inference.runs import load_run
+from han_tf.training.config import TrainConfig
+from han_tf.training.loop import Trainer
+from tests.conftest import TINY_SIZE
+
+SIZE = {"input_height": 48, "input_width": 32}
+
+
+@pytest.fixture(scope="module")
+def data(tiny_data):
+    return load_images(load_dataset("market1501", tiny_data).train, (48, 32))
+
+
+def config(**changes):
+    return TrainConfig(**{"dataset": "market1501", "epochs": 3, "batch_size": 24, **SIZE, **changes})
+
+
+def weights(run_dir):
+    """Every number of the newest checkpoint: weights, momenta, counters."""
+    path = tf.train.latest_checkpoint(str(run_dir / "checkpoints"))
+    reader = tf.train.load_checkpoint(path)
+    names = [name for name in reader.get_variable_to_shape_map() if "OBJECT_GRAPH" not in name]
+    # How often TensorFlow saved differs between a run that was stopped and one that was not.
+    return {name: reader.get_tensor(name) for name in names if "save_counter" not in name}
+
+
+def assert_same_weights(first, second):
+    first, second = weights(first), weights(second)
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        np.testing.assert_array_equal(value, second[name], err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def unbroken(data, tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("unbroken")
+    Trainer(config(), run_dir, data).run()
+    return run_dir
+
+
+def test_it_learns(data, tmp_path):
+    trainer = Trainer(config(epochs=6, batch_size=16), tmp_path, data)
+    trainer.run()
+    first, last = trainer.history[0], trainer.history[-1]
+    assert last["loss"] < 0.8 * first["loss"]
+    assert last["local_accuracy"] > first["local_accuracy"]
+
+
+@pytest.mark.parametrize(("number", "after"), [(signal.SIGINT, 2), (signal.SIGTERM, 5), (signal.SIGTERM, 4)])
+def test_a_stopped_run_goes_on_to_the_same_weights(data, unbroken, tmp_path, number, after):
+    """Stopped within an epoch, and right at the end of one (4 steps)."""
+    trainer = Trainer(config(), tmp_path, data)
+    assert trainer.steps_per_epoch == 4
+    step = trainer.train_step
+    steps = []
+
+    def stopping(*batch):
+        steps.append(batch)
+        if len(steps) == after:
+            os.kill(os.getpid(), number)
+        return step(*batch)
+
+    trainer.train_step = stopping
+    with pytest.raises(Stopped, match="the same command goes on") as stopped:
+        trainer.run()
+    assert stopped.value.signal == number
+    assert len(steps) == after
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+    resumed = Trainer(config(), tmp_path, data)
+    assert resumed.global_step == after
+    resumed.run()
+    assert_same_weights(tmp_path, unbroken)
+    ours, theirs = (json.loads((folder / "history.json").read_text()) for folder in (tmp_path, unbroken))
+    assert [row["loss"] for row in ours] == [row["loss"] for row in theirs]
+
+
+def test_a_killed_run_goes_on_to_the_same_weights(tiny_data, tmp_path):
+    def command(run_dir):
+        arguments = ["--dataset=market1501", f"--data_dir={tiny_data}", f"--run_dir={run_dir}", *TINY_SIZE]
+        return [sys.executable, "-m", "han_tf.train", *arguments, "--epochs=3", "--panel_images=0", "--batch_size=24"]
+
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    subprocess.run(command(whole), check=True, capture_output=True)
+    process = subprocess.Popen(command(killed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while not (killed / "checkpoints" / "checkpoint").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert not (killed / "metrics.json").exists(), "killed too late for the test to mean anything"
+    subprocess.run(command(killed), check=True, capture_output=True)
+    assert_same_weights(killed, whole)
+    assert (killed / "metrics.json").read_text() == (whole / "metrics.json").read_text()
+
+
+def test_another_seed_gives_another_network(data, unbroken, tmp_path):
+    Trainer(config(seed=1, epochs=1), tmp_path, data).run()
+    first, second = weights(tmp_path), weights(unbroken)
+    name = next(name for name in first if "stem/conv/kernel" in name and "optimizer" not in name.lower())
+    assert np.abs(first[name] - second[name]).max() > 1e-3
+
+
+def test_localisation_learns_at_its_own_rate(data, tmp_path):
+    """With momentum off, one step of SGD moves the regions by the factor times the gradient."""
+    moved = {}
+    for factor in (1.0, 0.01):
+        trainer = Trainer(config(localisation_lr=factor, momentum=0.0), tmp_path / str(factor), data)
+        before = [v.numpy() for v in trainer.model.trainable_variables]
+        trainer.train_step(data.images[:24], tf.constant(trainer.labels[:24], tf.int32))
+        after = [v.numpy() for v in trainer.model.trainable_variables]
+        moved[factor] = {v.name: a - b for v, a, b in zip(trainer.model.trainable_variables, after, before)}
+    localisation = {v.name for v in trainer.model.localisation_variables}
+    assert len(localisation) == 6
+    for name, full in moved[1.0].items():
+        expected = full * (0.01 if name in localisation else 1.0)
+        np.testing.assert_allclose(moved[0.01][name], expected, rtol=2e-2, atol=1e-7, err_msg=name)
+        if name in localisation:
+            assert np.abs(full).max() > 0
+
+
+def test_weight_decay_is_coupled(data, tmp_path):
+    """A step with decay differs from one without by -lr·λ·w on kernels, and by nothing elsewhere."""
+    stepped = {}
+    for decay in (0.0, 0.1):
+        trainer = Trainer(config(weight_decay=decay, momentum=0.0, localisation_lr=1.0), tmp_path / str(decay), data)
+        before = {v.name: v.numpy() for v in trainer.model.trainable_variables}
+        trainer.train_step(data.images[:24], tf.constant(trainer.labels[:24], tf.int32))
+        stepped[decay] = {v.name: v.numpy() for v in trainer.model.trainable_variables}
+    for name, value in before.items():
+        expected = -0.03 * 0.1 * value if "kernel" in name else np.zeros_like(value)
+        np.testing.assert_allclose(stepped[0.1][name] - stepped[0.0][name], expected, atol=2e-6, err_msg=name)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(data, tmp_path):
+    trainer = Trainer(config(), tmp_path, data)
+    step = trainer.train_step
+
+    def diverging(*batch):
+        losses, thetas = step(*batch)
+        return ({**losses, "loss": tf.constant(np.nan)} if trainer.global_step == 6 else losses), thetas
+
+    trainer.train_step = diverging
+    with pytest.raises(UserError, match=r"loss is nan in epoch 2, step 3; .* last good checkpoint: .*ckpt-4"):
+        trainer.run()
+    assert Trainer(config(), tmp_path, data).global_step == 4
+
+
+def test_a_huge_rate_is_noticed(data, tmp_path):
+    with pytest.raises(UserError, match=r"not finite|loss is (nan|inf)"):
+        Trainer(config(lr=1e30), tmp_path, data).run()
+
+
+def test_saturated_regions_are_said(data, tmp_path, capsys):
+    trainer = Trainer(config(epochs=1), tmp_path, data)
+    trainer.model.attentions[1].hard.localisation.bias.assign([5.0] * 8)
+    trainer.run()
+    assert "level 2 region 1 is saturated" in capsys.readouterr().out
+    assert any("level 2 region 4" in sentence for sentence in trainer.history[0]["regions"]["complaints"])
+
+
+def test_evaluation_keeps_the_best_and_is_not_lost_by_a_kill(data, tmp_path):
+    """Three evaluations whose mAP falls: the first network stays the best one."""
+    counted = []
+
+    def evaluate(model):
+        counted.append(model.stem.conv.kernel.numpy())
+        row = {"feature": "joint", "query": "single", "reranked": False, "rank-1": 0.5, "mAP": 0.9 / len(counted)}
+        return {"counts": {}, "results": [row]}
+
+    def killed(model):
+        raise KeyboardInterrupt
+
+    settings = config(eval_every=1)
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(settings, tmp_path, data, evaluate=killed).run()
+    trainer = Trainer(settings, tmp_path, data, evaluate=evaluate)
+    trainer.run()
+    assert len(counted) == 3
+    assert ["evaluation" in row for row in trainer.history] == [True] * 3
+    np.testing.assert_array_equal(load_run(tmp_path, "best").model.stem.conv.kernel, counted[0])
+    np.testing.assert_array_equal(load_run(tmp_path, "last").model.stem.conv.kernel, counted[2])
+
+
+def test_checkpoints_are_kept_by_count(data, tmp_path):
+    Trainer(config(keep_checkpoints=2), tmp_path, data).run()
+    assert sorted(path.stem for path in (tmp_path / "checkpoints").glob("*.index")) == ["ckpt-12", "ckpt-8"]
+
+
+def test_a_run_of_other_settings_is_left_alone(data, unbroken):
+    with pytest.raises(UserError, match=r"holds a run with --lr 0.03, this command has 0.01; give another --run_dir"):
+        Trainer(config(lr=0.01), unbroken, data)
+
+
+def test_settings_that_do_not_matter_may_change(data, unbroken):
+    assert Trainer(config(eval_every=7, keep_checkpoints=5), unbroken, data).finished
+
+
+def test_a_disk_that_is_full_costs_no_earlier_checkpoint(tiny_data, tmp_path):
+    """The file size limit stands in for the disk: the second run's checkpoints are too large for it."""
+    arguments = ["--dataset=market1501", f"--data_dir={tiny_data}", f"--run_dir={tmp_path}", *TINY_SIZE, "--epochs=2"]
+    limited = (
+        "import resource, sys; from han_tf import train; from han_tf.cli import run;"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20));"
+        "sys.exit(run(train.main, train.FLAGS, '', sys.argv))"
+    )
+    done = subprocess.run([sys.executable, "-c", limited, *arguments], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert [line for line in done.stderr.replace("\r", "\n").splitlines() if line.startswith("error:")] == [
+        line for line in done.stderr.splitlines() if "cannot write a checkpoint to" in line
+    ]
+    assert "Traceback" not in done.stderr
+    assert not list((tmp_path / "checkpoints").glob("checkpoint"))
+
+
+def test_the_run_folder_says_what_the_run_is(unbroken):
+    settings = json.loads((unbroken / "config.json").read_text())
+    assert settings["epochs"] == 3
+    assert settings["num_classes"] == 8
+    environment = json.loads((unbroken / "environment.json").read_text())
+    assert environment["packages"]["tensorflow"] == tf.__version__
+    assert set(environment) == {"command", "commit", "python", "packages", "platform"}
+
+
+def test_tensorboard_gets_curves_regions_and_attention(data, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from han_tf.viz.attention import attention_panels
+
+    images = data.images[:2]
+    Trainer(config(epochs=1), tmp_path, data, panel=lambda model: attention_panels(model, images)).run()
+    events = EventAccumulator(str(tmp_path / "tensorboard"), {"tensors": 0})
+    events.Reload()
+    tags = set(events.Tags()["tensors"])
+    assert {"train/loss", "train/learning_rate", "train/global_accuracy", "train/local_accuracy"} <= tags
+    for level in (1, 2, 3):
+        assert f"regions{level}/tx_1_mean" in tags
+        assert f"regions{level}/ty_4_deviation" in tags
+        assert any(f"level{level}" in tag and "soft" in tag for tag in tags)
