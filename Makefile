@@ -35,7 +35,7 @@ $(READY): constraints.txt setup.py
 	  || { echo 'error: $(PYTHON) has no venv module; on Debian and Ubuntu: apt install python3-venv' >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt pip setuptools wheel
-	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e '.[cuhk03,test,lint]'
+	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e '.[cuhk03,faiss,test,lint]'
 	$(BIN)/python -m pip check
 	@touch $@
 
@@ -70,8 +70,8 @@ format: $(READY)  ## put the code in the project's format
 
 constraints: $(READY)  ## resolve constraints.txt anew from constraints.in
 	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip compile --universal --python-version 3.9 --fork-strategy fewest --no-annotate --no-header \
-	  constraints.in --output-file constraints.txt
+	$(BIN)/uv pip compile --universal --python-version 3.9 --fork-strategy fewest --no-annotate \
+	  --custom-compile-command 'make constraints' constraints.in --output-file constraints.txt
 
 clean:  ## remove the environment and caches; runs and data stay
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .hypothesis .ruff_cache

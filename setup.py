@@ -21,12 +21,15 @@ setup(
         "numpy>=1.23,<2",
         "pillow>=10",
         "scipy>=1.10",  # sparse re-ranking; CUHK03's protocol files (MATLAB v5)
+        "tensorboard>=2.15",
         "tensorflow>=2.15,<2.16",
         "tqdm>=4.60",
     ],
     extras_require={
         "cuhk03": ["h5py>=3.8"],  # the original cuhk-03.mat (MATLAB v7.3)
+        "faiss": ["faiss-cpu>=1.7.4"],  # approximate neighbours for re-ranking huge galleries
         "test": [
+            "faiss-cpu>=1.7.4",
             "h5py>=3.8",
             "hypothesis>=6.80",
             "pytest>=7",
