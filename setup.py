@@ -34,7 +34,9 @@ setup(
             "hypothesis>=6.80",
             "pytest>=7",
             "pytest-xdist>=3",
+            "onnxruntime>=1.16; python_version >= '3.10'",
             "tensorflow-addons==0.23.*",  # independent oracle for the crop: tfa.image.resampler
+            "tf2onnx>=1.17; python_version >= '3.10'",  # older ones need protobuf 3
         ],
         "lint": ["ruff>=0.6"],
     },

@@ -42,9 +42,10 @@ def interpolation_weights(origin: tf.Tensor, length: int, size: int) -> tf.Tenso
     """
     first = tf.stop_gradient(tf.floor(origin))
     fraction = (origin - first)[..., None, None]
-    pixels = tf.cast(first, tf.int32)[..., None] + tf.range(length)
-    near = tf.one_hot(pixels, size, dtype=origin.dtype)
-    far = tf.one_hot(pixels + 1, size, dtype=origin.dtype)
+    # Comparisons, not tf.one_hot: ONNX reads its negative indices as counted from the end.
+    offset = tf.range(size) - tf.range(length)[:, None] - tf.cast(first, tf.int32)[..., None, None]
+    near = tf.cast(tf.equal(offset, 0), origin.dtype)
+    far = tf.cast(tf.equal(offset, 1), origin.dtype)
     return near + fraction * (far - near)
 
 

@@ -1,5 +1,6 @@
 """The people and the plan of the synthetic set: seeded, disjoint, and hard where they should be."""
 
+import hashlib
 import subprocess
 import sys
 from collections import Counter
@@ -55,8 +56,6 @@ def test_images_are_the_same_in_a_fresh_process():
         f"s = S(seed=1, **{SMALL}); f = s.frames();"
         "print(hashlib.sha256(b''.join(s.draw(x).image.tobytes() for x in (f[-1], f[20], f[0]))).hexdigest())"
     )
-    import hashlib
-
     frames = pedestrians.frames()
     here = hashlib.sha256(b"".join(pedestrians.draw(frames[k]).image.tobytes() for k in (-1, 20, 0))).hexdigest()
     there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
@@ -169,6 +168,7 @@ def test_cameras_have_six_scenes_and_render_one_grey_in_six_ways():
         ("train_identities", 1),
         ("train_identities", 5000),
         ("test_identities", 0),
+        ("train_images_per_camera", 0),
         ("images_per_camera", 1),
         ("multi_query_per_camera", -1),
         ("distractors", -2),
@@ -181,9 +181,9 @@ def test_numbers_out_of_range(name, value):
 
 
 def test_largest_numbers_keep_frame_numbers_unique_and_six_digits():
-    pedestrians = SyntheticPedestrians(train_identities=4999, test_identities=2, images_per_camera=8)
+    pedestrians = SyntheticPedestrians(train_identities=4999, test_identities=2, train_images_per_camera=8)
     indices = [frame.index for frame in pedestrians.frames()]
     assert len(set(indices)) == len(indices)
     assert max(indices) < 10**6
-    with pytest.raises(UserError, match="images_per_camera is 9"):
-        SyntheticPedestrians(train_identities=4999, test_identities=2, images_per_camera=9)
+    with pytest.raises(UserError, match="train_images_per_camera is 9"):
+        SyntheticPedestrians(train_identities=4999, test_identities=2, train_images_per_camera=9)

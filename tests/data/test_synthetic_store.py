@@ -17,6 +17,7 @@ from han_tf.errors import UserError
 TINY = {
     "train_identities": 2,
     "test_identities": 2,
+    "train_images_per_camera": 1,
     "images_per_camera": 2,
     "multi_query_per_camera": 1,
     "distractors": 2,

@@ -109,6 +109,46 @@ def test_origins_of_the_strips():
     np.testing.assert_allclose(region_origins(theta, (80, 32), (24, 28))[0], [[2, -2], [2, 58]])
 
 
+CONVERTED = ((20, 8), (6, 7))
+
+
+@pytest.fixture
+def graph():
+    """A crop of any number of maps, its inputs named."""
+    (height, width), region_size = CONVERTED
+    signature = [
+        tf.TensorSpec([None, height, width, 3], name="feature_map"),
+        tf.TensorSpec([None, 4, 2], name="theta"),
+    ]
+    return tf.function(AffineCrop(region_size), signature)
+
+
+def test_converts_to_tflite_with_builtin_ops_alone(graph):
+    inputs = dict(zip(("feature_map", "theta"), random_inputs(CONVERTED[0])))
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([graph.get_concrete_function()])
+    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
+    interpreter = tf.lite.Interpreter(model_content=converter.convert())
+    details = {detail["name"]: detail["index"] for detail in interpreter.get_input_details()}
+    for name, value in inputs.items():
+        interpreter.resize_tensor_input(details[name], value.shape)
+    interpreter.allocate_tensors()
+    for name, value in inputs.items():
+        interpreter.set_tensor(details[name], value)
+    interpreter.invoke()
+    converted = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+    np.testing.assert_allclose(converted, graph(*inputs.values()), atol=1e-5)
+
+
+def test_converts_to_onnx(graph):
+    tf2onnx = pytest.importorskip("tf2onnx", reason="the test extra installs tf2onnx on Python 3.10 and later")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    inputs = dict(zip(("feature_map", "theta"), random_inputs(CONVERTED[0])))
+    model, _ = tf2onnx.convert.from_function(graph, graph.input_signature, opset=15)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    (converted,) = session.run(None, {name: value.numpy() for name, value in inputs.items()})
+    np.testing.assert_allclose(converted, graph(*inputs.values()), atol=1e-5)
+
+
 def test_any_batch_size_in_one_graph():
     crop = AffineCrop((6, 7))
     graph = tf.function(crop, [tf.TensorSpec([None, 20, 8, 5]), tf.TensorSpec([None, 4, 2])])

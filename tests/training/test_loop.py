@@ -28,7 +28,7 @@ def data(tiny_data):
 
 
 def config(**changes):
-    return TrainConfig(**{"dataset": "market1501", "epochs": 3, "batch_size": 24, **SIZE, **changes})
+    return TrainConfig(**{"dataset": "market1501", "epochs": 3, "batch_size": 16, **SIZE, **changes})
 
 
 def weights(run_dir):
@@ -55,7 +55,7 @@ def unbroken(data, tmp_path_factory):
 
 
 def test_it_learns(data, tmp_path):
-    trainer = Trainer(config(epochs=6, batch_size=16), tmp_path, data)
+    trainer = Trainer(config(epochs=10, lr=0.005), tmp_path, data)
     trainer.run()
     first, last = trainer.history[0], trainer.history[-1]
     assert last["loss"] < 0.8 * first["loss"]
@@ -77,11 +77,12 @@ def test_a_stopped_run_goes_on_to_the_same_weights(data, unbroken, tmp_path, num
         return step(*batch)
 
     trainer.train_step = stopping
+    handlers = [signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)]
     with pytest.raises(Stopped, match="the same command goes on") as stopped:
         trainer.run()
     assert stopped.value.signal == number
     assert len(steps) == after
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert [signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)] == handlers
 
     resumed = Trainer(config(), tmp_path, data)
     assert resumed.global_step == after
@@ -94,7 +95,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(data, unbroken, tmp_path, num
 def test_a_killed_run_goes_on_to_the_same_weights(tiny_data, tmp_path):
     def command(run_dir):
         arguments = ["--dataset=market1501", f"--data_dir={tiny_data}", f"--run_dir={run_dir}", *TINY_SIZE]
-        return [sys.executable, "-m", "han_tf.train", *arguments, "--epochs=3", "--panel_images=0", "--batch_size=24"]
+        return [sys.executable, "-m", "han_tf.train", *arguments, "--epochs=3", "--panel_images=0", "--batch_size=16"]
 
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     subprocess.run(command(whole), check=True, capture_output=True)
@@ -123,7 +124,7 @@ def test_localisation_learns_at_its_own_rate(data, tmp_path):
     for factor in (1.0, 0.01):
         trainer = Trainer(config(localisation_lr=factor, momentum=0.0), tmp_path / str(factor), data)
         before = [v.numpy() for v in trainer.model.trainable_variables]
-        trainer.train_step(data.images[:24], tf.constant(trainer.labels[:24], tf.int32))
+        trainer.train_step(data.images[:16], tf.constant(trainer.labels[:16], tf.int32))
         after = [v.numpy() for v in trainer.model.trainable_variables]
         moved[factor] = {v.name: a - b for v, a, b in zip(trainer.model.trainable_variables, after, before)}
     localisation = {v.name for v in trainer.model.localisation_variables}
@@ -141,7 +142,7 @@ def test_weight_decay_is_coupled(data, tmp_path):
     for decay in (0.0, 0.1):
         trainer = Trainer(config(weight_decay=decay, momentum=0.0, localisation_lr=1.0), tmp_path / str(decay), data)
         before = {v.name: v.numpy() for v in trainer.model.trainable_variables}
-        trainer.train_step(data.images[:24], tf.constant(trainer.labels[:24], tf.int32))
+        trainer.train_step(data.images[:16], tf.constant(trainer.labels[:16], tf.int32))
         stepped[decay] = {v.name: v.numpy() for v in trainer.model.trainable_variables}
     for name, value in before.items():
         expected = -0.03 * 0.1 * value if "kernel" in name else np.zeros_like(value)

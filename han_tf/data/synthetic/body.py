@@ -48,6 +48,8 @@ def figure(identity: Identity, pose: Pose) -> list[Shape]:
 
 
 class _Figure:
+    """Collects the shapes; legs first, since they settle how high the hip is, and the trunk rests on it."""
+
     def __init__(self, identity: Identity, pose: Pose):
         self.who = identity
         self.pose = pose
@@ -55,8 +57,6 @@ class _Figure:
         self.girth = identity.build.girth
         self.cos_yaw, self.sin_yaw = np.cos(pose.yaw), np.sin(pose.yaw)
         self.cos_pitch, self.sin_pitch = np.cos(pose.pitch), np.sin(pose.pitch)
-        self.hip_up = 0.51 * self.h
-        self.shoulder_up = 0.815 * self.h
         self.shoulder_half = 0.108 * self.h * identity.build.shoulders * (0.8 + 0.2 * self.girth)
         self.out: list[Shape] = []
 
@@ -111,8 +111,7 @@ class _Figure:
             joints.append((side, knee, ankle, swing - bend))
         self.hip_up = 0.04 * h - min(ankle[0] for _, _, ankle, _ in joints)
         self.knee_span = max(abs(knee[1]) for _, knee, _, _ in joints)
-        skirted = who.bottom == "skirt" and who.top != "dress"
-        bare_thigh = who.top == "dress" or skirted
+        bare_thigh = who.top == "dress" or who.bottom == "skirt"
         bare_shin = bare_thigh or who.bottom == "shorts"
         skin = plain(who.skin)
         cloth = _trouser_surface(who.bottom_colour, who.bottom)
@@ -149,7 +148,7 @@ class _Figure:
             self.tube(
                 knee_at, hip, (middle, upper), thigh_cloth, _LEGS + 0.002, _NARROW, folds=0.0 if bare_thigh else 0.10
             )
-            if who.bottom == "shorts" and not bare_thigh:
+            if bare_shin and not bare_thigh:
                 hem = _between(hip, knee_at, 0.92)
                 self.tube(
                     hem, hip, (middle * 1.35, upper * 1.02), cloth, _LEGS + 0.004, _NARROW, folds=0.1, round_start=0.15
@@ -209,8 +208,7 @@ class _Figure:
             [hip_half * 1.06, belly * 1.02, chest * 0.93, chest * 1.02, chest * 0.99, chest * 0.78, chest * 0.42],
         )
         length = self.torso_top - hem
-        self.torso_half = chest * puff
-        self.torso_depth = self.torso_half * depth_ratio
+        self.torso_depth = chest * puff * depth_ratio
         surface = self._garment(hem, length, chest * puff, depth_ratio)
         if who.top == "coat":
             self._skirt(hem + 0.16 * h, 0.16 * h, hip_half * 1.1, surface, flare=1.12, whole=(hem, length))
@@ -295,8 +293,6 @@ class _Figure:
     def _arms(self) -> None:
         h, who, g = self.h, self.who, 0.75 + 0.25 * self.girth
         skin = plain(who.skin)
-        bare = who.top == "vest"
-        short = who.top in ("t-shirt", "dress")
         puff = 1.18 if who.top in ("coat", "hoodie", "jacket") else 1.0
         upper, lower = 0.165 * h, 0.145 * h
         up = self.torso_top - 0.05 * h
@@ -337,7 +333,7 @@ class _Figure:
             if who.top in ("t-shirt", "dress", "vest"):
                 self.tube(wrist, elbow, (thin, mid * 1.03), skin, bias + 0.01)
                 self.tube(elbow, shoulder, (mid, thick), skin, bias)
-                if not bare and short:
+                if who.top != "vest":
                     cuff = _between(shoulder, elbow, 0.62)
                     self.tube(
                         cuff, shoulder, (thick * 1.2, thick * 1.15), sleeve, bias + 0.004, folds=0.1, round_start=0.1
@@ -402,12 +398,11 @@ class _Figure:
             return rgb
 
         turn = self.pose.yaw + self.pose.head
-        around = {"azimuth": turn}
         centre = (0.0, centre_up, forward)
         nearest = self.toward(0, forward) + 0.05
         # From the side a head is deeper than wide.
         wide = half_w * (1 + 0.16 * np.sin(turn) ** 2)
-        self.out.append(Ellipsoid(self.at(*centre), wide, half_h, surface, nearest, **around))
+        self.out.append(Ellipsoid(self.at(*centre), wide, half_h, surface, nearest, azimuth=turn))
         nose = _rotate(0.0, half_w * 1.08, self.pose.head)
         if np.cos(turn) > -0.2:
             self.tube(

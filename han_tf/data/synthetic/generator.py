@@ -50,8 +50,9 @@ class SyntheticPedestrians:
     Args:
       seed: of everything, ≥ 0.
       train_identities, test_identities: number of people, disjoint; 2 to 4,999 each.
-      images_per_camera: images of a person by each camera that sees it, ≥ 2. One of a test person's is
-        the query, the others are in the gallery.
+      train_images_per_camera: images of a training person by each camera that sees it, ≥ 1.
+      images_per_camera: images of a test person by each camera that sees it, ≥ 2: one query, the others
+        in the gallery.
       multi_query_per_camera: further images of a test person per camera, for multi-query evaluation.
       distractors: gallery images of people who are in no query.
       junk: gallery images with fragments of bodies or none.
@@ -65,6 +66,7 @@ class SyntheticPedestrians:
         seed: int = 0,
         train_identities: int = 160,
         test_identities: int = 60,
+        train_images_per_camera: int = 3,
         images_per_camera: int = 3,
         multi_query_per_camera: int = 2,
         distractors: int = 400,
@@ -75,8 +77,14 @@ class SyntheticPedestrians:
             ("seed", seed, 0, 2**31 - 1),
             ("train_identities", train_identities, 2, most_people),
             ("test_identities", test_identities, 2, most_people),
-            ("images_per_camera", images_per_camera, 2, most_images // max(train_identities, test_identities, 1)),
-            ("multi_query_per_camera", multi_query_per_camera, 0, most_images // max(test_identities, 1)),
+            ("train_images_per_camera", train_images_per_camera, 1, most_images // max(train_identities, 1)),
+            ("images_per_camera", images_per_camera, 2, most_images // max(test_identities, 1)),
+            (
+                "multi_query_per_camera",
+                multi_query_per_camera,
+                0,
+                most_images // max(test_identities, 1) - images_per_camera,
+            ),
             ("distractors", distractors, 0, _INDICES_PER_PART - 1),
             ("junk", junk, 0, _INDICES_PER_PART - 1),
         ):
@@ -85,6 +93,7 @@ class SyntheticPedestrians:
         self.seed = seed
         self.train_identities = train_identities
         self.test_identities = test_identities
+        self.train_images_per_camera = train_images_per_camera
         self.images_per_camera = images_per_camera
         self.multi_query_per_camera = multi_query_per_camera
         self.distractors = distractors
@@ -108,8 +117,8 @@ class SyntheticPedestrians:
         for rank in range(self.train_identities):
             pid = FIRST_TRAIN_PID + rank
             for camid in self._cameras(pid):
-                first = (rank * len(CAMERAS) + camid - 1) * self.images_per_camera + 1
-                frames += [Frame("train", pid, camid, first + k) for k in range(self.images_per_camera)]
+                first = (rank * len(CAMERAS) + camid - 1) * self.train_images_per_camera + 1
+                frames += [Frame("train", pid, camid, first + k) for k in range(self.train_images_per_camera)]
         for rank in range(self.test_identities):
             pid = FIRST_TEST_PID + rank
             subsets = ["query"] + ["gallery"] * (self.images_per_camera - 1)

@@ -132,7 +132,7 @@ def _colour(values: np.ndarray) -> Colour:
 def _fabric(rng: np.random.Generator, neutral: float) -> Colour:
     if rng.random() < neutral:
         return _near(rng, _NEUTRALS, 0.05)
-    hsv = rng.random(), rng.uniform(0.3, 0.82), rng.uniform(0.28, 0.9)
+    hsv = rng.random(), rng.uniform(0.38, 0.9), rng.uniform(0.3, 0.92)
     return _colour(np.asarray(colorsys.hsv_to_rgb(*hsv)))
 
 
@@ -159,7 +159,7 @@ def _pattern(rng: np.random.Generator, ground: Colour, kinds: dict[str, int]) ->
 
 def draw_identity(rng: np.random.Generator) -> Identity:
     """Returns a random person."""
-    top_colour = _fabric(rng, 0.4)
+    top_colour = _fabric(rng, 0.3)
     return Identity(
         build=Build(
             float(np.clip(rng.normal(1.71, 0.1), 1.48, 1.98)),
