@@ -54,8 +54,9 @@ tensorboard: $(READY)  ## open TensorBoard on all runs: curves, regions, attenti
 flops: $(READY)  ## print FLOPs and parameters of HAN Small, Medium and Large
 	$(BIN)/python -m han_tf.flops $(ARGS)
 
-bench: $(READY)  ## measure training, inference and the input pipeline on this machine
-	$(BIN)/python -m han_tf.bench $(ARGS)
+bench: $(READY)  ## measure training, inference, the input pipeline and the metrics on this machine
+	$(BIN)/python -m han_tf.bench
+	$(BIN)/python -m experiments.bench_metrics $(ARGS)
 
 test: $(READY)  ## run the tests
 	$(BIN)/python -m pytest -n 2 $(ARGS)

@@ -5,6 +5,8 @@ can be imported into one process. Exit status: 0 done, 1 the input was wrong, 2 
 wrong, 128 + n stopped by signal n.
 """
 
+import logging
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -17,6 +19,8 @@ from han_tf.errors import Stopped, UserError
 # TensorFlow logs dozens of lines about drivers that a CPU has no use for; it reads this when it is imported,
 # which the command lines do after this module. What goes wrong still raises.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# A checkpoint that does not fit brings hundreds of warnings, too, beside the one line that says so.
+logging.getLogger("tensorflow").setLevel(logging.ERROR)
 
 
 def new_flags() -> flags.FlagValues:
@@ -43,6 +47,7 @@ def run(
       positional: what positional arguments are called, where the command takes any.
     """
     argv = list(sys.argv if argv is None else argv)
+    values.unparse_flags()  # a second call in one process starts from the defaults again
     try:
         rest = values(argv)[1:]
         if values.help:
@@ -50,6 +55,10 @@ def run(
             return 0
         if rest and positional is None:
             raise flags.Error(f"takes no positional arguments, got {rest[0]!r}")
+        for name, value in values.flag_values_dict().items():
+            # NaN is neither below a lower bound nor above an upper one.
+            if isinstance(value, float) and not math.isfinite(value):
+                raise flags.Error(f"flag --{name}={value}: expected a finite number")
     except flags.Error as error:
         print(f"usage error: {' '.join(str(error).split())} (--help lists the flags)", file=sys.stderr)
         return 2

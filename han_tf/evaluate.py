@@ -75,20 +75,22 @@ def main(values: flags.FlagValues) -> None:
         write_json(output, report)
         print(f"written to {output}")
     if values.per_query:
-        names = [subsets[name].paths if subsets[name].paths.any() else None for name in ("query", "gallery")]
+        names = [subsets[name].paths if all(subsets[name].paths) else None for name in ("query", "gallery")]
         rows[0]["result"].save_csv(values.per_query, *names)
 
 
 def _features_of_run(values: flags.FlagValues) -> tuple[dict[str, FeatureSet], dict, Path]:
     # Only CUHK03 has the splits "detected" and "labelled", so the split alone says which data set is meant.
     split = next((e.spellings[values.split] for e in DATASETS.values() if values.split in e.spellings), values.split)
-    named = [name for name, entry in DATASETS.items() if split and split in entry.splits]
-    dataset_name = values.dataset or (named[0] if named else "")
     if values.dataset and values.dataset not in DATASETS:
         raise UserError(f"unknown dataset {values.dataset!r}, expected one of {', '.join(DATASETS)}")
+    candidates = [values.dataset] if values.dataset else list(DATASETS)
+    named = [name for name in candidates if split and split in DATASETS[name].splits]
     if split and not named:
-        splits = sorted({f"{split} ({name})" for name, entry in DATASETS.items() for split in entry.splits if split})
-        raise UserError(f"no data set has a split {values.split!r}, expected one of {', '.join(splits)}")
+        known = [f"{known} ({name})" for name in candidates for known in DATASETS[name].splits if known]
+        what = f"dataset {values.dataset!r} has no" if values.dataset else "no dataset has a"
+        raise UserError(f"{what} split {values.split!r}, expected {', '.join(known) or 'no --split'}")
+    dataset_name = values.dataset or (named[0] if named else "")
     run_dir = values.run or find_run(values.runs_dir, dataset_name or None, split or None)
     run = load_run(run_dir, values.checkpoint)
     name = dataset_name or run.config["dataset"]
@@ -120,6 +122,8 @@ def _feature_paths(first: str, rest: list[str]) -> list[Path]:
     if Path(first).is_dir():
         paths = [Path(first) / f"{name}.npz" for name in SUBSETS]
         return [path for path in paths if path.name != "multi_query.npz" or path.exists()]
+    if not rest and not Path(first).is_file():
+        raise UserError(f"--features {first}: no such folder, expected query.npz and gallery.npz in it")
     if not 1 <= len(rest) <= 2:
         raise UserError(f"--features has {1 + len(rest)} files, expected query.npz gallery.npz [multi_query.npz]")
     return [Path(first), *map(Path, rest)]

@@ -3,10 +3,13 @@
 import json
 import os
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Union
+
+import numpy as np
 
 from han_tf.errors import UserError
 
@@ -46,6 +49,20 @@ def write_json(path: Union[str, os.PathLike], value: Any) -> None:
     text = json.dumps(value, indent=2, allow_nan=False) + "\n"
     with atomic_open(path) as stream:
         stream.write(text.encode("utf-8"))
+
+
+def write_npz(path: Union[str, os.PathLike], **arrays: np.ndarray) -> None:
+    """Writes ``arrays`` to ``path`` as ``numpy.savez`` does, whole or not at all.
+
+    Raises:
+      UserError: it cannot be written.
+      ValueError: an array holds Python objects.
+    """
+    # Should the disk be full, numpy.savez leaves an open archive that complains on stderr when it is collected.
+    with atomic_open(path) as stream, zipfile.ZipFile(stream, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
 
 
 def _umask() -> int:

@@ -33,6 +33,7 @@ from han_tf.viz.drawing import save_png
 SYNTHETIC_EPOCHS = 12
 """Enough for the embedded set to show what HAN does within a few minutes on two cores."""
 
+SHOWN_COMPLAINTS = 3
 METRICS = "metrics.json"
 """The trained network's results, in the run's folder."""
 
@@ -160,8 +161,11 @@ def main(values: flags.FlagValues) -> None:
     write_json(run_dir / METRICS, report)
     print(f"\n{config.model} on {dataset.name} {dataset.split}".rstrip() + f", {config.epochs} epochs:")
     print(table(report))
-    for complaint in report["regions"]["complaints"]:
+    complaints = report["regions"]["complaints"]
+    for complaint in complaints[:SHOWN_COMPLAINTS]:
         print(f"warning: hard attention: {complaint}")
+    if len(complaints) > SHOWN_COMPLAINTS:
+        print(f"warning: hard attention: {len(complaints) - SHOWN_COMPLAINTS} more regions, see {METRICS}")
     if panel is not None:
         save_png(run_dir / "attention.png", attention_sheet(panel, attend(trainer.model, panel)))
         print(f"attention: {run_dir / 'attention.png'} (make tensorboard shows it over training)")

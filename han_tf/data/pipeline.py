@@ -39,6 +39,9 @@ def decode_image(path: str) -> np.ndarray:
         truncated, no image, or too large to be one of a person.
     """
     with Image.open(path) as image:
+        if image.mode.startswith("I"):
+            # 16 bits per pixel, which Pillow would cut off at 255 instead of scaling.
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         return np.asarray(image.convert("RGB"))
 
 
@@ -105,7 +108,8 @@ class ImageReader:
                             f"{bad.path}: not a readable image ({bad.reason}); --skip_bad_images leaves it out"
                         )
                     self.bad_images.append(bad)
-                yield images[whole], indices[whole]
+                if whole.any():
+                    yield images[whole], indices[whole]
                 bar.update(len(indices))
         if self.bad_images:
             tqdm.write(f"skipped {len(self.bad_images)} unreadable images:")
@@ -159,23 +163,28 @@ def load_images(
     shape = (len(records), *reader.input_size, 3)
     if cache_dir is None or np.prod(shape, dtype=np.int64) <= memory_mb * 2**20:
         images = np.empty(shape, np.uint8)
-        kept = _fill(images, reader)
+        kept: list[int] = []
+        for batch, indices in reader:
+            images[len(kept) : len(kept) + len(batch)] = batch
+            kept.extend(indices)
         return LoadedImages(images[: len(kept)], tuple(records[index] for index in kept))
 
     path = Path(cache_dir) / f"images-{_fingerprint(records, input_size)}.npy"
     index_path = path.with_suffix(".json")
-    if not (path.exists() and index_path.exists()):
+    kept = json.loads(index_path.read_text()) if path.exists() and index_path.exists() else []
+    if not kept or (len(kept) < len(records) and not skip_bad_images):
+        kept = []
         with atomic_open(path) as stream:
             np.lib.format.write_array_header_1_0(
                 stream, {"descr": np.dtype(np.uint8).str, "fortran_order": False, "shape": shape}
             )
-            start = stream.tell()
-            stream.truncate(start + int(np.prod(shape, dtype=np.int64)))
-            mapped = np.memmap(stream.name, np.uint8, "r+", start, shape)
-            kept = _fill(mapped, reader)
-            mapped.flush()
-        write_json(index_path, [int(index) for index in kept])
-    kept = json.loads(index_path.read_text())
+            size = stream.tell() + int(np.prod(shape, dtype=np.int64))
+            # Written, not mapped: a disk that fills up raises here, but kills a process that has mapped the file.
+            for batch, indices in reader:
+                stream.write(batch)
+                kept.extend(indices.tolist())
+            stream.truncate(size)  # the header promises room for the skipped images, too
+        write_json(index_path, kept)
     return LoadedImages(np.load(path, mmap_mode="r")[: len(kept)], tuple(records[index] for index in kept))
 
 
@@ -224,21 +233,14 @@ def batches_per_epoch(images: int, batch_size: int) -> int:
     return max(1, images // batch_size)
 
 
-def _fill(images: np.ndarray, reader: ImageReader) -> list[int]:
-    kept: list[int] = []
-    for batch, indices in reader:
-        images[len(kept) : len(kept) + len(batch)] = batch
-        kept.extend(indices)
-    return kept
-
-
 def _fingerprint(records: Sequence[Record], input_size: Sequence[int]) -> str:
     """Returns a name for the decoded images that changes when any of the files does."""
     digest = hashlib.sha256(repr(tuple(input_size)).encode())
     for record in records:
         try:
             status = os.stat(record.path)
-        except OSError as error:
-            raise UserError(f"{record.path}: {error.strerror}, expected an image file") from error
-        digest.update(f"{record.path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+            state = f"{status.st_size}\0{status.st_mtime_ns}"
+        except OSError:
+            state = "missing"  # the reader says so, or skips it
+        digest.update(os.fsencode(record.path) + f"\0{state}\n".encode())
     return digest.hexdigest()[:16]

@@ -1,7 +1,6 @@
 """Features with the labels they need to be ranked, in memory and on disk."""
 
 import os
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Union
@@ -10,7 +9,7 @@ import numpy as np
 
 from han_tf.data.records import Record
 from han_tf.errors import UserError
-from han_tf.files import atomic_open
+from han_tf.files import write_npz
 
 
 class FeatureSet(NamedTuple):
@@ -44,8 +43,7 @@ class FeatureSet(NamedTuple):
 
 def save_features(path: Union[str, os.PathLike], features: FeatureSet) -> None:
     """Writes a feature set as a NumPy archive with the fields of :class:`FeatureSet`."""
-    with atomic_open(path) as stream:
-        np.savez(stream, **features._asdict())
+    write_npz(path, **features._asdict())
 
 
 def load_features(path: Union[str, os.PathLike]) -> FeatureSet:
@@ -56,18 +54,30 @@ def load_features(path: Union[str, os.PathLike]) -> FeatureSet:
     """
     path = Path(path)
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            missing = {"features", "pids", "camids"} - set(archive.files)
-            if missing:
-                raise UserError(f"{path}: no array {sorted(missing)[0]!r}, expected features, pids and camids")
-            features, pids, camids = archive["features"], archive["pids"], archive["camids"]
-            paths = archive["paths"] if "paths" in archive.files else np.full(len(pids), "")
+        with path.open("rb") as stream:
+            archive = np.load(stream, allow_pickle=False)
+            if isinstance(archive, np.ndarray):
+                raise ValueError("a single array")
+            arrays = {name: np.asarray(archive[name]) for name in FeatureSet._fields if name in archive}
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}, expected a NumPy archive (.npz) of features") from error
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # a damaged archive raises what zlib, zipfile, tokenize or NumPy happen to
         raise UserError(f"{path}: no NumPy archive (.npz) of plain arrays ({' '.join(str(error).split())})") from error
-    if features.ndim != 2 or not len(features) == len(pids) == len(camids) == len(paths):
+    for name in ("features", "pids", "camids"):
+        if name not in arrays:
+            raise UserError(f"{path}: no array {name!r}, expected features, pids and camids")
+    features, pids, camids = arrays["features"], arrays["pids"], arrays["camids"]
+    paths = arrays.get("paths", np.full(pids.shape, ""))
+    if features.ndim != 2 or any(array.shape != features.shape[:1] for array in (pids, camids, paths)):
         raise UserError(
-            f"{path}: features {features.shape}, pids {pids.shape}, camids {camids.shape}, expected [n, d], [n] and [n]"
+            f"{path}: features {features.shape}, pids {pids.shape}, camids {camids.shape}, paths {paths.shape}, "
+            "expected [n, d] and [n] each"
         )
-    return FeatureSet(features, pids, camids, paths)
+    for name, kinds, expected in (
+        ("features", "fiu", "numbers"),
+        ("pids", "iu", "integers"),
+        ("camids", "iu", "integers"),
+    ):
+        if arrays[name].dtype.kind not in kinds:
+            raise UserError(f"{path}: {name} are {arrays[name].dtype}, expected {expected}")
+    return FeatureSet(features, pids.astype(np.int64), camids.astype(np.int64), paths)

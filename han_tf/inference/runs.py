@@ -13,6 +13,9 @@ from han_tf.models.han import HAN
 CONFIG = "config.json"
 """What a run was made of, see :class:`han_tf.training.config.TrainConfig`."""
 
+SETTINGS = ("dataset", "split", "data_dir", "model", "num_classes", "input_height", "input_width", "feature_dim")
+"""What a run's config.json tells at least."""
+
 CHECKPOINTS = {"last": "checkpoints", "best": "best"}
 """Which network of a run -> the folder of its checkpoint."""
 
@@ -41,11 +44,17 @@ def read_config(run_dir: Union[str, os.PathLike]) -> dict[str, Any]:
     """
     path = Path(run_dir) / CONFIG
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}, expected the folder of a training run") from error
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error}), expected the settings of a training run") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: a JSON {type(config).__name__}, expected the settings of a training run")
+    for name in SETTINGS:
+        if name not in config:
+            raise UserError(f"{path}: no setting {name!r}, expected the settings of a training run")
+    return config
 
 
 def find_run(runs_dir: Union[str, os.PathLike], dataset: Optional[str] = None, split: Optional[str] = None) -> Path:
@@ -65,7 +74,7 @@ def find_run(runs_dir: Union[str, os.PathLike], dataset: Optional[str] = None, s
             found.append((max(state.stat().st_mtime_ns for state in states), run_dir))
     if not found:
         what = " ".join(word for word in (dataset, split) if word)
-        train = f"make train DATASET={dataset}" if dataset else "make train"
+        train = "make train" + (f" DATASET={dataset}" if dataset else "") + (f" SPLIT={split}" if split else "")
         raise UserError(f"no {what + ' ' if what else ''}run with a checkpoint in {runs_dir}: {train} makes one")
     return max(found)[1]
 
@@ -90,8 +99,8 @@ def load_run(run_dir: Union[str, os.PathLike], which: str = "last") -> LoadedRun
             input_size=(config["input_height"], config["input_width"]),
             feature_dim=config["feature_dim"],
         )
-    except KeyError as error:
-        raise UserError(f"{run_dir / CONFIG}: no setting {error}, expected the settings of a training run") from error
+    except UserError as error:
+        raise UserError(f"{run_dir / CONFIG}: {error}") from error
     checkpoints = Checkpoints(run_dir / CHECKPOINTS[which], 1, model=model)
     if which == "best" and checkpoints.latest is None:
         checkpoints = Checkpoints(run_dir / CHECKPOINTS["last"], 1, model=model)

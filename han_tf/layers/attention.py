@@ -5,7 +5,7 @@ from typing import NamedTuple, Optional
 import numpy as np
 import tensorflow as tf
 
-from han_tf.layers.units import ConvBN
+from han_tf.layers.units import ConvBNReLU
 
 
 class SpatialAttention(tf.keras.layers.Layer):
@@ -14,17 +14,18 @@ class SpatialAttention(tf.keras.layers.Layer):
     Mean over channels, 3×3 conv of stride 2 (9 weights), bilinear resize back, 1×1 conv (1 weight)
     that learns the scale at which S meets the channel attention.
 
-    Batch norm follows both convolutions, ReLU does not: with one filter, a ReLU that dies takes the whole map with
-    it. Trained on Market-1501 with one, the first level's was dead after four epochs.
+    Batch norm and ReLU follow both convolutions (caption of Fig. 2). With a single filter a ReLU that dies leaves the
+    level's map flat, as it was at the first level after four epochs on Market-1501; yet without ReLU the network
+    learned more slowly there (experiments/RESULTS.md).
     """
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
-        self.conv = ConvBN(1, 3, 2, relu=False, name="conv")
-        self.scale = ConvBN(1, relu=False, name="scale")
+        self.conv = ConvBNReLU(1, 3, 2, name="conv")
+        self.scale = ConvBNReLU(1, name="scale")
 
     def call(self, inputs: tf.Tensor, training: Optional[bool] = None) -> tf.Tensor:
-        """Maps ``[batch, height, width, channels]`` to S, ``[batch, height, width, 1]``."""
+        """Maps ``[batch, height, width, channels]`` to S, ``[batch, height, width, 1]``, ≥ 0."""
         mean = tf.reduce_mean(inputs, axis=-1, keepdims=True)
         resized = tf.image.resize(self.conv(mean, training=training), inputs.shape[1:3], "bilinear")
         return self.scale(resized, training=training)
@@ -50,8 +51,8 @@ class ChannelAttention(tf.keras.layers.Layer):
         channels = input_shape[-1]
         if channels % self.reduction:
             raise ValueError(f"channels must be a multiple of the reduction {self.reduction}, got {channels}")
-        self.squeeze = ConvBN(channels // self.reduction, name="squeeze")
-        self.excite = ConvBN(channels, name="excite")
+        self.squeeze = ConvBNReLU(channels // self.reduction, name="squeeze")
+        self.excite = ConvBNReLU(channels, name="excite")
         super().build(input_shape)
 
     def call(self, signature: tf.Tensor, training: Optional[bool] = None) -> tf.Tensor:
@@ -82,7 +83,7 @@ class SoftAttention(tf.keras.layers.Layer):
 
     def build(self, input_shape: tf.TensorShape) -> None:
         """Sizes the blend for the map's channels."""
-        self.blend = ConvBN(input_shape[-1], name="blend")
+        self.blend = ConvBNReLU(input_shape[-1], name="blend")
         super().build(input_shape)
 
     def call(self, inputs: tf.Tensor, signature: tf.Tensor, training: Optional[bool] = None) -> tf.Tensor:

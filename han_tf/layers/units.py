@@ -8,8 +8,8 @@ KERNEL_INITIALIZER = "he_normal"
 """Every conv layer is followed by batch norm and ReLU, for which He's variance is the right one."""
 
 
-class ConvBN(tf.keras.layers.Layer):
-    """Convolution without bias, batch normalisation and, unless it is switched off, ReLU.
+class ConvBNReLU(tf.keras.layers.Layer):
+    """Convolution without bias, batch normalisation, ReLU.
 
     Args:
       filters: number of output channels.
@@ -18,7 +18,6 @@ class ConvBN(tf.keras.layers.Layer):
       depthwise_separable: a depthwise convolution that carries kernel and stride, then a pointwise
         1×1 convolution to ``filters`` channels, instead of a full convolution; batch norm and ReLU
         stand after the pair.
-      relu: whether ReLU follows.
     """
 
     def __init__(
@@ -27,11 +26,9 @@ class ConvBN(tf.keras.layers.Layer):
         kernel_size: int = 1,
         strides: int = 1,
         depthwise_separable: bool = False,
-        relu: bool = True,
         **kwargs,
     ):
         super().__init__(**kwargs)
-        self.relu = relu
         self.depthwise: Optional[tf.keras.layers.Layer] = None
         if depthwise_separable:
             self.depthwise = tf.keras.layers.DepthwiseConv2D(
@@ -55,11 +52,10 @@ class ConvBN(tf.keras.layers.Layer):
         self.norm = tf.keras.layers.BatchNormalization(name="norm")
 
     def call(self, inputs: tf.Tensor, training: Optional[bool] = None) -> tf.Tensor:
-        """Maps ``[batch, height, width, channels]`` to ``[batch, ⌈height/s⌉, ⌈width/s⌉, filters]``."""
+        """Maps ``[batch, height, width, channels]`` to ``[batch, ⌈height/s⌉, ⌈width/s⌉, filters]``, ≥ 0."""
         if self.depthwise is not None:
             inputs = self.depthwise(inputs)
-        outputs = self.norm(self.conv(inputs), training=training)
-        return tf.nn.relu(outputs) if self.relu else outputs
+        return tf.nn.relu(self.norm(self.conv(inputs), training=training))
 
 
 class DepthwiseUnit(tf.keras.layers.Layer):
@@ -73,8 +69,8 @@ class DepthwiseUnit(tf.keras.layers.Layer):
 
     def __init__(self, filters: int, strides: int, bottleneck: int, **kwargs):
         super().__init__(**kwargs)
-        self.normal = ConvBN(bottleneck, name="normal")
-        self.separable = ConvBN(filters, 3, strides, depthwise_separable=True, name="separable")
+        self.normal = ConvBNReLU(bottleneck, name="normal")
+        self.separable = ConvBNReLU(filters, 3, strides, depthwise_separable=True, name="separable")
 
     def call(self, inputs: tf.Tensor, training: Optional[bool] = None) -> tf.Tensor:
         """Maps ``[batch, height, width, channels]`` to ``[batch, ⌈height/s⌉, ⌈width/s⌉, filters]``."""

@@ -1,12 +1,19 @@
-"""Person re-identification metrics on plain NumPy arrays: ranking, re-ranking, verification, curves.
+"""Person re-identification metrics on plain NumPy arrays: ranking, re-ranking and verification.
 
-Everything here takes features or distances, pids and camera ids, wherever they come from; README.md beside
-this file shows how.
+Everything here takes features or distances, pids and camera ids, wherever they come from; README.md beside this
+file shows how. Curves are drawn by :mod:`han_tf.metrics.plots`, which is not imported here for the sake of those
+who draw none.
 """
 
 from han_tf.metrics.distances import DistanceSource, FeatureDistances, MatrixDistances
 from han_tf.metrics.excluders import Excluder, frame_window, junk, same_group, same_pid_and_camera
-from han_tf.metrics.expansion import check_normalised, normalise, pool_multi_query
+from han_tf.metrics.expansion import (
+    check_normalised,
+    database_augmentation,
+    normalise,
+    pool_multi_query,
+    query_expansion,
+)
 from han_tf.metrics.neighbours import FaissNeighbours, Neighbours, exact_neighbours
 from han_tf.metrics.ranking import CameraPair, RankingResult, evaluate, evaluate_distances
 from han_tf.metrics.reranking import RerankedDistances, rerank
@@ -24,6 +31,7 @@ __all__ = [
     "RerankedDistances",
     "VerificationResult",
     "check_normalised",
+    "database_augmentation",
     "evaluate",
     "evaluate_distances",
     "exact_neighbours",
@@ -31,6 +39,7 @@ __all__ = [
     "junk",
     "normalise",
     "pool_multi_query",
+    "query_expansion",
     "rerank",
     "same_group",
     "same_pid_and_camera",

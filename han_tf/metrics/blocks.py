@@ -1,5 +1,6 @@
 """Walking over all query × gallery pairs in bounded memory, with all cores."""
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Callable, Optional
 
@@ -8,11 +9,20 @@ from tqdm import tqdm
 
 from han_tf.metrics.distances import DistanceSource
 
-BLOCK_ROWS = 1024
-"""Most queries per block: a matrix product with fewer rows is slower, with more hardly faster."""
-
 STRIPE_ROWS = 16
 """Queries one thread takes at a time; few enough for their distances to stay in cache."""
+
+MOST_ROWS = 1024
+"""Most queries per block: a matrix product with fewer rows is slower, with more hardly faster."""
+
+LEAST_ROWS = 64
+"""Fewest queries per block, however little memory there is."""
+
+WIDE = 16384
+"""Gallery images per block that are worth having even for fewer queries: each part of a row costs some calls."""
+
+SCRATCH_BYTES = 24
+"""What visiting a stripe takes per value, beside the block itself."""
 
 
 def slices(start: int, stop: int, step: int) -> list[slice]:
@@ -20,12 +30,15 @@ def slices(start: int, stop: int, step: int) -> list[slice]:
     return [slice(first, min(first + step, stop)) for first in range(start, stop, step)]
 
 
-def block_shape(source: DistanceSource, memory_mb: int) -> tuple[int, int]:
-    """Returns how many queries and gallery images to take at once; such a block fills half of the memory."""
+def block_shape(source: DistanceSource, memory_mb: int, threads: int) -> tuple[int, int]:
+    """Returns how many queries and gallery images to take at once to use most of ``memory_mb``, no more."""
     n_query, n_gallery = source.shape
-    budget = memory_mb * 2**19 // source.dtype.itemsize
-    rows = min(BLOCK_ROWS, n_query, max(STRIPE_ROWS, budget // n_gallery))
-    return rows, min(n_gallery, max(1, budget // rows))
+    itemsize = source.dtype.itemsize
+    budget = int(0.8 * memory_mb * 2**20)
+    rows = budget // 2 // (itemsize * min(n_gallery, WIDE))
+    rows = min(n_query, max(LEAST_ROWS, min(MOST_ROWS, rows)))
+    at_work = min(threads, math.ceil(rows / STRIPE_ROWS)) * STRIPE_ROWS
+    return rows, min(n_gallery, max(1, budget // (itemsize * rows + SCRATCH_BYTES * at_work)))
 
 
 def sweep(
@@ -54,8 +67,8 @@ def sweep(
       conclude: takes the state of a stripe when it has seen the whole gallery.
     """
     n_query, n_gallery = source.shape
-    height, width = block_shape(source, memory_mb)
-    buffer = np.empty(height * width, source.dtype)
+    height, width = block_shape(source, memory_mb, threads)
+    buffer = source.workspace(height * width)
     with ThreadPoolExecutor(threads) as pool:
         for block in tqdm(slices(0, n_query, height), desc=label, unit="block", disable=label is None):
             stripes = slices(block.start, block.stop, STRIPE_ROWS)
@@ -85,3 +98,26 @@ def bracket(exact: Any, margin: Any, dtype: np.dtype) -> tuple[np.ndarray, np.nd
     low = np.asarray(exact - margin, dtype)
     high = np.asarray(exact + margin, dtype)
     return np.nextafter(low, dtype.type(-np.inf)), np.nextafter(high, dtype.type(np.inf))
+
+
+def trusted_margins(
+    source: DistanceSource,
+    rows: slice,
+    part: slice,
+    fast: np.ndarray,
+    probes: tuple[np.ndarray, np.ndarray, np.ndarray],
+) -> np.ndarray:
+    """Returns the source's margins; the worst-case ones if the errors of some pairs come near the others.
+
+    Args:
+      source: the distances.
+      rows, part: the queries and gallery images of ``fast``.
+      fast: the fast values.
+      probes: pairs within ``fast`` whose exact values are known: local row, local column and exact value.
+    """
+    margins = source.margins(rows, part)
+    if margins.any():
+        local, columns, exact = probes
+        if (np.abs(fast[local, columns] - exact) > margins[local] / 2).any():
+            return source.margins(rows, part, careful=True)
+    return margins

@@ -16,7 +16,7 @@ import numpy as np
 from han_tf.errors import UserError
 from han_tf.metrics.checks import check_features, squared_norms
 
-PAIRS = 256
+PAIRS = 64
 """Pairs whose exact distance is computed at a time; small enough for the features to stay in cache."""
 
 TILE_VALUES = 2**20
@@ -24,6 +24,9 @@ TILE_VALUES = 2**20
 
 UNIT = 2.0**-24
 """Greatest relative error of one float32 rounding."""
+
+DENORMAL = 2.0**-149
+"""Smallest positive float32."""
 
 
 class DistanceSource(ABC):
@@ -37,9 +40,13 @@ class DistanceSource(ABC):
     shape: tuple[int, int]
     dtype: np.dtype
 
+    def workspace(self, size: int) -> np.ndarray:
+        """Returns a flat array of ``size`` values for :meth:`raw` to put its blocks in."""
+        return np.empty(size, self.dtype)
+
     @abstractmethod
     def raw(self, rows: slice, columns: slice, buffer: np.ndarray) -> np.ndarray:
-        """Returns the unfinished block ``[rows, columns]``; it may lie in the flat ``buffer``."""
+        """Returns the unfinished block ``[rows, columns]``; it may lie in ``buffer``, the workspace."""
 
     @abstractmethod
     def finish(self, raw: np.ndarray, rows: slice, columns: slice) -> np.ndarray:
@@ -67,7 +74,7 @@ class DistanceSource(ABC):
         """
         start, stop, _ = rows.indices(self.shape[0])
         rows, columns = slice(start, stop), slice(0, self.shape[1])
-        buffer = np.empty((stop - start) * self.shape[1], self.dtype)
+        buffer = self.workspace((stop - start) * self.shape[1])
         return self.report(self.finish(self.raw(rows, columns, buffer), rows, columns))
 
 
@@ -174,7 +181,7 @@ class FeatureDistances(DistanceSource):
         d = self.query.shape[1]
         terms = d if careful else min(d, 8 * np.sqrt(d))
         reach = np.sqrt(self.query_norms[rows]) + np.sqrt(self.gallery_norms[columns].max())
-        return UNIT * (terms / 2 + 6) * reach**2 + 2 * d * np.finfo(np.float32).smallest_subnormal
+        return UNIT * (terms / 2 + 6) * reach**2 + 2 * d * DENORMAL
 
     def exact(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         """Returns Σ (q − g)² of each pair, float64 ``[n]``: the same digits wherever the pair stands."""
@@ -212,6 +219,10 @@ class MatrixDistances(DistanceSource):
         self.values = distances.view(np.ndarray)
         self.shape = distances.shape
         self.dtype = distances.dtype if distances.dtype in (np.float32, np.float64) else np.dtype(np.float64)
+
+    def workspace(self, size: int) -> np.ndarray:
+        """Returns an empty array: blocks are views."""
+        return np.empty(0, self.dtype)
 
     def raw(self, rows: slice, columns: slice, buffer: np.ndarray) -> np.ndarray:
         """Returns a view of the matrix."""

@@ -13,7 +13,7 @@ from typing import Any, Callable
 import numpy as np
 
 from han_tf.errors import UserError
-from han_tf.metrics.checks import check_labels
+from han_tf.metrics.checks import check_camids, check_labels
 
 JUNK_PID = -1
 """Person id of junk images (bad detections) in the gallery, as in Market-1501."""
@@ -27,7 +27,7 @@ def junk(gallery_pids: Any) -> Excluder:
     Args:
       gallery_pids: integers ``[n_gallery]``.
     """
-    indices = np.flatnonzero(np.asarray(gallery_pids) == JUNK_PID)
+    indices = np.flatnonzero(check_labels(gallery_pids, "gallery_pids") == JUNK_PID)
     return lambda query: indices
 
 
@@ -38,8 +38,10 @@ def same_pid_and_camera(query_pids: Any, gallery_pids: Any, query_camids: Any, g
       query_pids, query_camids: integers ``[n_query]``.
       gallery_pids, gallery_camids: integers ``[n_gallery]``.
     """
-    query_pids, gallery_pids = np.asarray(query_pids), np.asarray(gallery_pids)
-    query_camids, gallery_camids = np.asarray(query_camids), np.asarray(gallery_camids)
+    query_pids = check_labels(query_pids, "query_pids")
+    gallery_pids = check_labels(gallery_pids, "gallery_pids")
+    query_camids = check_camids(query_camids, "query_camids", len(query_pids))
+    gallery_camids = check_camids(gallery_camids, "gallery_camids", len(gallery_pids))
     order = np.argsort(gallery_pids, kind="stable")
     ordered = gallery_pids[order]
     first = np.searchsorted(ordered, query_pids, side="left")

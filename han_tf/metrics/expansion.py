@@ -1,11 +1,22 @@
 """Better features from neighbours: multi-query pooling, query expansion and database augmentation."""
 
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
 
 from han_tf.errors import UserError
-from han_tf.metrics.checks import check_camids, check_count, check_features, check_labels, squared_norms
+from han_tf.metrics.checks import (
+    LEAST_MEMORY,
+    ROWS,
+    check_camids,
+    check_count,
+    check_features,
+    check_labels,
+    default_threads,
+    squared_norms,
+)
+from han_tf.metrics.distances import FeatureDistances
+from han_tf.metrics.nearest import nearest
 
 NORM_TOLERANCE = 1e-2
 """How far from 1 a norm may be to count as normalised; float16 features come this far."""
@@ -112,3 +123,109 @@ def _part_size(dimension: int, parts: int, name: str) -> int:
     if dimension % parts:
         raise UserError(f"{name} has dimension {dimension}, expected a multiple of {parts} (parts)")
     return dimension // parts
+
+
+def query_expansion(
+    query_features: Any,
+    gallery_features: Any,
+    *,
+    neighbours: int = 5,
+    alpha: float = 0.0,
+    parts: int = 1,
+    memory_mb: int = 1024,
+    threads: Optional[int] = None,
+    progress: bool = False,
+) -> np.ndarray:
+    """Replaces each query by a weighted mean of itself and its nearest gallery images.
+
+    The query has weight 1, a gallery image s^α where s ≥ 0 is its cosine similarity: α = 0 is average query
+    expansion (Chum et al. 2007), α > 0 the α-weighted one (Radenović et al. 2019). The mean is normalised
+    again. No labels are used; leave junk out of the gallery.
+
+    Args:
+      query_features: floats ``[n_query, d]``, each of the ``parts`` of L2 norm 1.
+      gallery_features: floats ``[n_gallery, d]``, likewise.
+      neighbours: gallery images per query, at least 1, at most n_gallery.
+      alpha: exponent of the weights, at least 0; 3 is usual for the weighted form.
+      parts: equal parts of a feature that are normalised on their own; 2 for the joint feature of a HAN.
+      memory_mb: memory to use beside the features, in MiB.
+      threads: threads to use; the number of cores if None. Results do not depend on it.
+      progress: whether to show a progress bar.
+
+    Returns:
+      float32 ``[n_query, d]``, normalised by parts.
+
+    Raises:
+      UserError: features that do not fit, are not finite or not normalised; an argument out of range.
+    """
+    check_normalised(query_features, parts, "query_features")
+    check_normalised(gallery_features, parts, "gallery_features")
+    source = FeatureDistances(query_features, gallery_features)
+    check_count(neighbours, "neighbours", 1, source.shape[1])
+    _check_expansion(alpha, memory_mb)
+    label = "query expansion" if progress else None
+    lists, values, _ = nearest(source, neighbours, memory_mb=memory_mb, threads=default_threads(threads), label=label)
+    return _blend(source.query, source.gallery, lists, values, alpha, parts)
+
+
+def database_augmentation(
+    gallery_features: Any,
+    *,
+    neighbours: int = 5,
+    alpha: float = 0.0,
+    parts: int = 1,
+    memory_mb: int = 1024,
+    threads: Optional[int] = None,
+    progress: bool = False,
+) -> np.ndarray:
+    """Replaces each gallery feature by a weighted mean of itself and its nearest others in the gallery.
+
+    As :func:`query_expansion` does for the queries (Turcot & Lowe 2009; Arandjelović & Zisserman 2012).
+
+    Args:
+      gallery_features: floats ``[n_gallery, d]``, each of the ``parts`` of L2 norm 1.
+      neighbours: other images per image, at least 1, at most n_gallery − 1.
+      alpha: exponent of the weights, at least 0.
+      parts: as for :func:`query_expansion`, like the rest.
+
+    Returns:
+      float32 ``[n_gallery, d]``, normalised by parts.
+
+    Raises:
+      UserError: as :func:`query_expansion`.
+    """
+    check_normalised(gallery_features, parts, "gallery_features")
+    source = FeatureDistances(gallery_features, gallery_features, ("gallery_features",) * 2)
+    check_count(neighbours, "neighbours", 1, source.shape[1] - 1)
+    _check_expansion(alpha, memory_mb)
+    label = "database augmentation" if progress else None
+    lists, values, _ = nearest(
+        source, neighbours + 1, memory_mb=memory_mb, threads=default_threads(threads), label=label
+    )
+    # An image is usually first on its own list; among many doubles it may not be on it at all.
+    others = lists != np.arange(len(lists))[:, None]
+    chosen = others & (np.cumsum(others, axis=1) <= neighbours)
+    shape = (len(lists), neighbours)
+    return _blend(
+        source.gallery, source.gallery, lists[chosen].reshape(shape), values[chosen].reshape(shape), alpha, parts
+    )
+
+
+def _check_expansion(alpha: float, memory_mb: int) -> None:
+    if not 0 <= alpha < np.inf:
+        raise UserError(f"alpha is {alpha}, expected a finite number of at least 0")
+    check_count(memory_mb, "memory_mb", LEAST_MEMORY)
+
+
+def _blend(
+    features: np.ndarray, others: np.ndarray, lists: np.ndarray, squared: np.ndarray, alpha: float, parts: int
+) -> np.ndarray:
+    """Returns normalised sums of ``features`` and of the ``others`` on their lists, weighted by similarity."""
+    # Each part has norm 1, so that |a − b|² = 2·parts·(1 − cosine).
+    weights = np.maximum(1 - squared / (2 * parts), 0) ** alpha
+    blended = features.astype(np.float32)
+    for start in range(0, len(lists), ROWS):
+        rows = slice(start, start + ROWS)
+        for place in range(lists.shape[1]):
+            blended[rows] += weights[rows, place, None].astype(np.float32) * others[lists[rows, place]]
+    return normalise(blended, parts)

@@ -4,7 +4,7 @@ from typing import Optional
 
 import numpy as np
 
-from han_tf.metrics.blocks import bracket, sweep
+from han_tf.metrics.blocks import bracket, sweep, trusted_margins
 from han_tf.metrics.distances import DistanceSource
 
 
@@ -55,9 +55,8 @@ class FirstK:
         before = bracket(self.values[rows, -1], margins, fast.dtype)[1]
         return np.minimum(here, before)
 
-    def add(self, rows: slice, local: np.ndarray, columns: np.ndarray) -> None:
-        """Takes in candidates for ``rows``: gallery images ``columns`` of the queries ``rows.start + local``."""
-        values = self.source.exact(local + rows.start, columns)
+    def add(self, rows: slice, local: np.ndarray, columns: np.ndarray, values: np.ndarray) -> None:
+        """Takes in candidates: gallery images ``columns`` of the queries ``rows.start + local``, exact ``values``."""
         known_rows, known = np.nonzero(self.columns[rows] >= 0)
         local = np.concatenate([known_rows, local])
         columns = np.concatenate([self.columns[rows][known_rows, known], columns])
@@ -90,14 +89,22 @@ def nearest(
     first_k = FirstK(source, k)
     farthest = np.full(source.shape[0], -np.inf)
 
+    def pairs(chosen: np.ndarray, rows: slice, part: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        local, column = np.divmod(np.flatnonzero(chosen), chosen.shape[1])
+        return local, column, source.exact(local + rows.start, column + part.start)
+
     def visit(state: None, rows: slice, fast: np.ndarray, part: slice) -> None:
         margins = source.margins(rows, part)
-        limits = first_k.limits(fast, margins, rows)
-        local, column = np.divmod(np.flatnonzero(fast < limits[:, None]), fast.shape[1])
-        first_k.add(rows, local, column + part.start)
-        limits = bracket(fast.max(axis=1), 2 * margins, fast.dtype)[0]
-        local, column = np.divmod(np.flatnonzero(fast >= limits[:, None]), fast.shape[1])
-        np.maximum.at(farthest, local + rows.start, source.exact(local + rows.start, column + part.start))
+        near = pairs(fast < first_k.limits(fast, margins, rows)[:, None], rows, part)
+        trusted = trusted_margins(source, rows, part, fast, near)
+        if (trusted > margins).any():
+            margins = trusted
+            near = pairs(fast < first_k.limits(fast, margins, rows)[:, None], rows, part)
+        local, column, values = near
+        first_k.add(rows, local, column + part.start, values)
+        far = bracket(fast.max(axis=1), 2 * margins, fast.dtype)[0]
+        local, _, values = pairs(fast >= far[:, None], rows, part)
+        np.maximum.at(farthest, local + rows.start, values)
 
     sweep(source, visit, memory_mb=memory_mb, threads=threads, label=label)
     return first_k.columns, first_k.values, farthest

@@ -54,14 +54,15 @@ class FaissNeighbours:
 
     The index proposes the lists; they are then sorted by exact distance. The greatest distance of an image
     is estimated as that to the farthest of 4,096 images spread over the collection: it scales the
-    distances of all its neighbours alike, so that little depends on it.
+    distances of all its neighbours alike, so that little depends on it. Several threads may build another index
+    than one does, and HNSW another one each time.
 
     Args:
       kind: ``hnsw``, a graph: long to build, accurate; or ``ivf``, inverted lists: quick to build.
       links: links per vector of the graph (FAISS's M).
       effort: what is visited per search: candidates kept by HNSW (efSearch), lists read by IVF (nprobe).
         None: 128 candidates, or 16 lists.
-      lists: number of inverted lists; None: 4·√N.
+      lists: number of inverted lists; None: 4·√N, fewer if they would be too short to train.
 
     Raises:
       UserError: unknown ``kind``, a number below 1, or FAISS is not installed.
@@ -100,7 +101,7 @@ class FaissNeighbours:
             index = self.faiss.IndexHNSWFlat(dimension, self.links)
             index.hnsw.efSearch = self.effort
         else:
-            lists = min(self.lists or round(4 * np.sqrt(n)), n)
+            lists = min(self.lists or max(1, min(round(4 * np.sqrt(n)), n // TRAINING_VECTORS)), n)
             self.coarse = self.faiss.IndexFlatL2(dimension)  # FAISS does not keep its Python object alive
             index = self.faiss.IndexIVFFlat(self.coarse, dimension, lists)
             index.nprobe = min(self.effort, lists)

@@ -8,15 +8,15 @@ import csv
 import io
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Optional, Union
 
 import numpy as np
 
 from han_tf.errors import UserError
-from han_tf.files import atomic_open
-from han_tf.metrics.blocks import bracket, sweep
+from han_tf.files import atomic_open, write_npz
+from han_tf.metrics.blocks import bracket, sweep, trusted_margins
 from han_tf.metrics.checks import LEAST_MEMORY, check_count, default_threads
 from han_tf.metrics.distances import DistanceSource, FeatureDistances, MatrixDistances
 from han_tf.metrics.excluders import JUNK_PID, Excluder
@@ -30,7 +30,10 @@ RECALL_LEVELS = np.linspace(0, 1, 101)
 """Recall levels of the precision–recall curve."""
 
 FEW_MATCHES = 32
-"""Up to so many matches a query's values are compared with each one; beyond, they are sorted."""
+"""Up to so many matches, a query's values are compared with each one; beyond, they are sorted."""
+
+FEW_VALUES = 4096
+"""Below so many values, sorting them is quicker even for few matches."""
 
 
 class CameraPair(NamedTuple):
@@ -137,8 +140,7 @@ class RankingResult:
             "topk_indices",
             "topk_distances",
         ]
-        with atomic_open(path) as stream:
-            np.savez(stream, **{name: getattr(self, name) for name in names})
+        write_npz(path, **{name: getattr(self, name) for name in names})
 
     def save_csv(
         self,
@@ -264,29 +266,31 @@ def evaluate_distances(
         prepare=ranker.prepare,
         conclude=ranker.conclude,
     )
-    places = ranker.places
-    matches = np.array([len(p) for p in places], np.int64)
-    with_match = matches > 0
-    if not with_match.any():
+    ranker.finish()
+    per_query = _Scores(ranker.queries, ranker.places)
+    scored = per_query.groups
+    if not len(scored):
         raise UserError(
             f"none of the {n_query} queries has a match in the gallery, expected images of the same pid "
             "that the excluders leave in (by default: from another camera)"
         )
-    ap, ap_trapezoid, inp, curves = _per_query_scores(places)
-    first_hit = np.array([p[0] if len(p) else 0 for p in places], np.int64)
-    hits = np.bincount(first_hit[with_match & (first_hit <= max_rank)], minlength=max_rank + 1)
+    hits = np.bincount(per_query.first, minlength=max_rank + 1)[1 : max_rank + 1]
     is_junk = truth.gallery_pids == JUNK_PID
+    matches, first_hit = np.zeros((2, n_query), np.int64)
+    ap, ap_trapezoid, inp = np.full((3, n_query), np.nan)
+    matches[scored], first_hit[scored] = per_query.matches, per_query.first
+    ap[scored], ap_trapezoid[scored], inp[scored] = per_query.ap, per_query.ap_trapezoid, per_query.inp
     return RankingResult(
-        cmc=np.cumsum(hits[1:]) / with_match.sum(),
-        mAP=_mean(ap[with_match]),
-        mAP_trapezoid=_mean(ap_trapezoid[with_match]),
-        mINP=_mean(inp[with_match]),
-        precision_recall=curves,
+        cmc=np.cumsum(hits) / len(scored),
+        mAP=_mean(per_query.ap),
+        mAP_trapezoid=_mean(per_query.ap_trapezoid),
+        mINP=_mean(per_query.inp),
+        precision_recall=per_query.precision_recall(),
         queries=n_query,
         gallery=n_gallery,
         junk=int(is_junk.sum()),
         distractors=int((~is_junk & ~np.isin(truth.gallery_pids, truth.query_pids)).sum()),
-        queries_without_match=int((~with_match).sum()),
+        queries_without_match=n_query - len(scored),
         query_pids=truth.query_pids,
         query_camids=truth.query_camids,
         matches=matches,
@@ -296,112 +300,8 @@ def evaluate_distances(
         inp=inp,
         topk_indices=ranker.top.columns,
         topk_distances=source.report(ranker.top.values),
-        camera_pairs=_camera_table(truth.query_camids, ranker.pair_places),
+        camera_pairs=_camera_table(truth, ranker) if camera_pairs else (),
     )
-
-
-class _Ranker:
-    """Finds every true match's place in the ranking, and the top-k lists.
-
-    Attributes:
-      places: per query the places of its matches, from 1, int64, rising.
-      pair_places: the same among the images of one camera, by camera; empty without ``camera_pairs``.
-      top: the top-k lists.
-    """
-
-    def __init__(self, source: DistanceSource, truth: Truth, topk: int, camera_pairs: bool):
-        self.source = source
-        self.truth = truth
-        self.top = FirstK(source, topk)
-        self.camids = truth.gallery_camids if camera_pairs else None
-        self.places: list[np.ndarray] = [np.empty(0, np.int64)] * source.shape[0]
-        self.pair_places: list[dict[int, np.ndarray]] = [{}] * source.shape[0]
-
-    def prepare(self, rows: slice) -> "_Standing":
-        stripe = self.truth.stripe(rows)
-        return _Standing(
-            stripe=stripe,
-            exact=self.source.exact(stripe.queries, stripe.columns),
-            before=np.zeros(len(stripe.columns), np.int64),
-            pair_before=np.zeros(len(stripe.columns), np.int64),
-            camids=None if self.camids is None else self.camids[stripe.columns],
-        )
-
-    def visit(self, standing: "_Standing", rows: slice, fast: np.ndarray, part: slice) -> None:
-        """Counts, for each match of the stripe, the images of ``part`` that lie before it."""
-        stripe = standing.stripe
-        own = (stripe.columns >= part.start) & (stripe.columns < part.stop)
-        margins = self._margins(standing, own, fast, part)
-        low, high = bracket(standing.exact, np.repeat(margins, np.diff(stripe.ends)), fast.dtype)
-        self.truth.exclude(stripe, fast, part)
-        top_limits = self.top.limits(fast, margins, rows)
-        camids = None if self.camids is None else self.camids[part]
-
-        close_slots, close_columns = [], []  # pairs too close to call by the fast values
-        top_local, top_columns = [], []
-        for i, row in enumerate(fast):
-            slots = slice(stripe.ends[i], stripe.ends[i + 1])
-            limit = max(top_limits[i], high[slots].max(initial=-np.inf))
-            chosen = row < limit
-            values, indices = row, None
-            if np.count_nonzero(chosen) * 4 < len(row):
-                indices = np.flatnonzero(chosen)
-                values = row[indices]
-            if self.top.k:
-                near = np.flatnonzero(values < top_limits[i])
-                top_local.append(np.full(len(near), i))
-                top_columns.append(near if indices is None else indices[near])
-            if slots.start == slots.stop:
-                continue
-            before, close = _count(values, low[slots], high[slots], own[slots])
-            standing.before[slots] += before
-            if camids is not None:
-                cameras = camids if indices is None else camids[indices]
-                standing.pair_before[slots] += _count_by_camera(values, cameras, low[slots], standing.camids[slots])
-            for slot, positions in close:
-                close_slots.append(np.full(len(positions), slots.start + slot))
-                close_columns.append(positions if indices is None else indices[positions])
-        if close_slots:
-            self._settle(standing, np.concatenate(close_slots), np.concatenate(close_columns) + part.start)
-        if top_local:
-            local, columns = np.concatenate(top_local), np.concatenate(top_columns)
-            ranked = np.isfinite(fast[local, columns])
-            self.top.add(rows, local[ranked], columns[ranked] + part.start)
-
-    def _margins(self, standing: "_Standing", own: np.ndarray, fast: np.ndarray, part: slice) -> np.ndarray:
-        """Returns the source's margins, the worst-case ones if the matches' errors come near the others."""
-        stripe = standing.stripe
-        margins = self.source.margins(stripe.rows, part)
-        if margins.any() and own.any():
-            local = stripe.queries[own] - stripe.rows.start
-            errors = np.abs(fast[local, stripe.columns[own] - part.start] - standing.exact[own])
-            if (errors > margins[local] / 2).any():
-                return self.source.margins(stripe.rows, part, careful=True)
-        return margins
-
-    def _settle(self, standing: "_Standing", slots: np.ndarray, columns: np.ndarray) -> None:
-        """Decides by exact values, then by gallery order, which images lie before a match."""
-        stripe = standing.stripe
-        exact = self.source.exact(stripe.queries[slots], columns)
-        target = standing.exact[slots]
-        before = (exact < target) | ((exact == target) & (columns < stripe.columns[slots]))
-        standing.before += np.bincount(slots[before], minlength=len(standing.before))
-        if self.camids is not None:
-            before &= self.camids[columns] == standing.camids[slots]
-            standing.pair_before += np.bincount(slots[before], minlength=len(standing.before))
-
-    def conclude(self, standing: "_Standing") -> None:
-        """Sorts each query's places; a place is 1 + the number of images before it."""
-        stripe = standing.stripe
-        for i, query in enumerate(range(stripe.rows.start, stripe.rows.stop)):
-            slots = slice(stripe.ends[i], stripe.ends[i + 1])
-            self.places[query] = np.sort(standing.before[slots]) + 1
-            if standing.camids is not None:
-                places = standing.pair_before[slots] + 1
-                cameras = standing.camids[slots]
-                self.pair_places[query] = {
-                    int(camera): np.sort(places[cameras == camera]) for camera in np.unique(cameras)
-                }
 
 
 @dataclass
@@ -411,95 +311,228 @@ class _Standing:
     Attributes:
       stripe: the queries and their matches, the slots.
       exact: exact value of each slot.
+      cameras: camera of each slot's gallery image, numbered from 0.
       before, pair_before: images seen so far that lie before each slot: in all, and on its own camera.
-      camids: camera of each slot's gallery image; None without a table per camera pair.
     """
 
     stripe: Stripe
     exact: np.ndarray
+    cameras: np.ndarray
     before: np.ndarray
     pair_before: np.ndarray
-    camids: Optional[np.ndarray]
 
 
-def _count(
-    values: np.ndarray, low: np.ndarray, high: np.ndarray, own: np.ndarray
-) -> tuple[np.ndarray, list[tuple[int, np.ndarray]]]:
-    """Compares ``values`` with the bracket [low, high) of each match.
+class _Ranker:
+    """Finds every true match's place in the ranking, and the top-k lists.
+
+    Args:
+      source: the distances.
+      truth: the labels.
+      topk: length of the lists.
+      camera_pairs: whether to rank the matches among the images of their own camera as well.
+
+    Attributes:
+      top: the top-k lists.
+      queries, cameras: query and gallery camera (an index of ``camids``) of each match, int64 ``[matches]``.
+      places, pair_places: its place in the ranking, from 1: in all, and on its own camera; int64.
+      camids: the gallery's camera ids.
+    """
+
+    def __init__(self, source: DistanceSource, truth: Truth, topk: int, camera_pairs: bool):
+        self.source = source
+        self.truth = truth
+        self.top = FirstK(source, topk)
+        self.camera_pairs = camera_pairs
+        self.camids, self._camera_of = np.unique(truth.gallery_camids, return_inverse=True)
+        self._done: list[_Standing] = []
+
+    def prepare(self, rows: slice) -> _Standing:
+        stripe = self.truth.stripe(rows)
+        return _Standing(
+            stripe=stripe,
+            exact=self.source.exact(stripe.queries, stripe.columns),
+            cameras=self._camera_of[stripe.columns],
+            before=np.zeros(len(stripe.columns), np.int64),
+            pair_before=np.zeros(len(stripe.columns), np.int64),
+        )
+
+    def visit(self, standing: _Standing, rows: slice, fast: np.ndarray, part: slice) -> None:
+        """Counts, for each match of the stripe, the images of ``part`` that lie before it."""
+        stripe = standing.stripe
+        own = (stripe.columns >= part.start) & (stripe.columns < part.stop)
+        probes = stripe.queries[own] - rows.start, stripe.columns[own] - part.start, standing.exact[own]
+        margins = trusted_margins(self.source, rows, part, fast, probes)
+        low, high = bracket(standing.exact, np.repeat(margins, np.diff(stripe.ends)), fast.dtype)
+        self.truth.exclude(stripe, fast, part)
+        top_limits = self.top.limits(fast, margins, rows)
+        cameras = self._camera_of[part]
+
+        close_slots, close_columns = [], []  # pairs too close to call by the fast values
+        top_local, top_columns = [], []
+        for i, row in enumerate(fast):
+            slots = slice(stripe.ends[i], stripe.ends[i + 1])
+            limit = max(top_limits[i], high[slots].max(initial=-np.inf))
+            chosen = row < limit
+            values, indices = row, None
+            if np.count_nonzero(chosen) * 4 < len(row):
+                indices = chosen.nonzero()[0]
+                values = row[indices]
+            if self.top.k:
+                near = (values < top_limits[i]).nonzero()[0]
+                top_local.append(np.full(len(near), i))
+                top_columns.append(near if indices is None else indices[near])
+            if slots.start == slots.stop:
+                continue
+            count = _Count(values, low[slots], high[slots])
+            standing.before[slots] += count.below
+            if self.camera_pairs:
+                of_values = cameras if indices is None else cameras[indices]
+                standing.pair_before[slots] += count.below_of_same(of_values, standing.cameras[slots])
+            for slot, positions in count.close(own[slots]):
+                close_slots.append(np.full(len(positions), slots.start + slot))
+                close_columns.append(positions if indices is None else indices[positions])
+        if close_slots:
+            self._settle(standing, np.concatenate(close_slots), np.concatenate(close_columns) + part.start)
+        if top_local:
+            local, columns = np.concatenate(top_local), np.concatenate(top_columns)
+            ranked = np.isfinite(fast[local, columns])
+            local, columns = local[ranked], columns[ranked] + part.start
+            self.top.add(rows, local, columns, self.source.exact(local + rows.start, columns))
+
+    def _settle(self, standing: _Standing, slots: np.ndarray, columns: np.ndarray) -> None:
+        """Decides by exact values, then by gallery order, which images lie before a match."""
+        stripe = standing.stripe
+        exact = self.source.exact(stripe.queries[slots], columns)
+        target = standing.exact[slots]
+        before = (exact < target) | ((exact == target) & (columns < stripe.columns[slots]))
+        standing.before += np.bincount(slots[before], minlength=len(standing.before))
+        before &= self._camera_of[columns] == standing.cameras[slots]
+        standing.pair_before += np.bincount(slots[before], minlength=len(standing.before))
+
+    def conclude(self, standing: _Standing) -> None:
+        self._done.append(standing)
+
+    def finish(self) -> None:
+        """Makes the arrays, once all stripes are concluded."""
+        done = sorted(self._done, key=lambda standing: standing.stripe.rows.start)
+        self.queries = np.concatenate([standing.stripe.queries for standing in done])
+        self.cameras = np.concatenate([standing.cameras for standing in done])
+        self.places = 1 + np.concatenate([standing.before for standing in done])
+        self.pair_places = 1 + np.concatenate([standing.pair_before for standing in done])
+
+
+class _Count:
+    """Compares a query's values with the bracket [low, high) of each of its matches.
 
     Args:
       values: floats ``[n]``.
       low, high: floats ``[matches]``.
-      own: bool ``[matches]``; whether the match's own value, which always lies in its bracket, is in ``values``.
 
-    Returns:
-      The number of values below each ``low``; and (match, where the values in its bracket are) for each match
-      that has others than its own.
+    Attributes:
+      below: int64 ``[matches]``; the number of values below each ``low``.
     """
-    n = len(low)
-    if n > FEW_MATCHES:
-        order = np.argsort(values)
-        ordered = values[order]
-        starts, stops = np.searchsorted(ordered, low), np.searchsorted(ordered, high)
-        return starts, [(j, order[starts[j] : stops[j]]) for j in np.flatnonzero(stops - starts > own)]
-    below = np.less(values, np.concatenate([low, high])[:, None])
-    counts = np.array([np.count_nonzero(row) for row in below])
-    crowded = np.flatnonzero(counts[n:] - counts[:n] > own)
-    return counts[:n], [(j, np.flatnonzero(below[j] != below[n + j])) for j in crowded]
+
+    def __init__(self, values: np.ndarray, low: np.ndarray, high: np.ndarray):
+        self.order = self.is_below = None
+        if len(low) > FEW_MATCHES or len(values) < FEW_VALUES:
+            self.order = np.argsort(values)
+            ordered = values[self.order]
+            self.below, self.up_to = ordered.searchsorted(low), ordered.searchsorted(high)
+        else:
+            self.is_below = np.less(values, np.concatenate([low, high])[:, None])
+            counts = np.array([np.count_nonzero(row) for row in self.is_below])
+            self.below, self.up_to = counts[: len(low)], counts[len(low) :]
+
+    def below_of_same(self, groups: np.ndarray, own: np.ndarray) -> np.ndarray:
+        """Returns the number of values below each ``low`` whose group is the match's own, ``[matches]``.
+
+        Args:
+          groups: integers ``[n]``, from 0.
+          own: integers ``[matches]``.
+        """
+        if self.order is None:
+            same = groups == own[:, None]
+            same &= self.is_below[: len(own)]
+            return np.array([np.count_nonzero(row) for row in same])
+        n = len(groups)
+        keys = groups[self.order] * n + np.arange(n)
+        keys.sort()
+        return keys.searchsorted(own * n + self.below) - keys.searchsorted(own * n)
+
+    def close(self, own: np.ndarray) -> list[tuple[int, np.ndarray]]:
+        """Returns (match, positions of the values in its bracket) for matches with others than their own there.
+
+        Args:
+          own: bool ``[matches]``; whether the match's own value, which always lies in its bracket, is among
+            the values.
+        """
+        crowded = (self.up_to - self.below > own).nonzero()[0]
+        if self.order is None:
+            m = len(self.below)
+            return [(j, (self.is_below[j] != self.is_below[m + j]).nonzero()[0]) for j in crowded]
+        # Copies, as a view would keep all of the order in memory.
+        return [(j, self.order[self.below[j] : self.up_to[j]].copy()) for j in crowded]
 
 
-def _count_by_camera(values: np.ndarray, cameras: np.ndarray, low: np.ndarray, match_cameras: np.ndarray) -> np.ndarray:
-    """Returns, for each match, the number of values below ``low`` among those of its own camera."""
-    counts = np.empty(len(low), np.int64)
-    for camera in np.unique(match_cameras):
-        mine = match_cameras == camera
-        ordered = np.sort(values[cameras == camera])
-        counts[mine] = np.searchsorted(ordered, low[mine])
-    return counts
-
-
-def _per_query_scores(
-    places: Sequence[np.ndarray],
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Returns AP, trapezoid AP and INP, each ``[n_query]``, and the mean precision–recall curve.
+class _Scores:
+    """Scores of the groups that matches fall into.
 
     Args:
-      places: per query the places of its matches, from 1, rising; may be empty.
+      groups: int64 ``[matches]``; which ranking a match is in, e.g. that of which query.
+      places: int64 ``[matches]``; its place there, from 1.
+
+    Attributes:
+      groups: int64 ``[groups]``; the distinct groups, rising.
+      matches, first: int64 ``[groups]``; number of matches, and the first one's place.
+      ap, ap_trapezoid, inp: float64 ``[groups]``.
     """
-    n_query = len(places)
-    ap, trapezoid, inp = (np.full(n_query, np.nan) for _ in range(3))
-    lengths = np.array([len(p) for p in places])
-    curves = np.full((n_query, len(RECALL_LEVELS)), np.nan)
-    for length in np.unique(lengths[lengths > 0]):
-        queries = np.flatnonzero(lengths == length)
-        place = np.stack([places[q] for q in queries]).astype(np.float64)
-        hits = np.arange(1, length + 1)
-        precision = hits / place
-        # Before a match at place p there are p − 1 images with one hit less; at place 1 MATLAB's code says 1.
-        previous = np.where(place > 1, (hits - 1) / np.maximum(place - 1, 1), 1.0)
-        # Added one by one, as a plain loop does, so that a reader's loop gives the same last digit.
-        ap[queries] = np.cumsum(precision, axis=1)[:, -1] / length
-        trapezoid[queries] = np.cumsum((previous + precision) / 2, axis=1)[:, -1] / length
-        inp[queries] = length / place[:, -1]
-        best_from = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-        needed = np.maximum(np.ceil(RECALL_LEVELS * length - 1e-9).astype(int), 1)
-        curves[queries] = best_from[:, needed - 1]
-    return ap, trapezoid, inp, curves[lengths > 0].mean(axis=0) if (lengths > 0).any() else curves[0]
+
+    def __init__(self, groups: np.ndarray, places: np.ndarray):
+        order = np.lexsort((places, groups))
+        self.places = places[order]
+        self.groups, self.starts, self.matches = np.unique(groups[order], return_index=True, return_counts=True)
+        self.first = self.places[self.starts]
+        self.ap, self.ap_trapezoid, self.inp = np.empty((3, len(self.groups)))
+        for chosen, place, precision in self._by_length():
+            length = place.shape[1]
+            hits = np.arange(1, length + 1)
+            # Just before a match at place p there is one hit less among p − 1 images; MATLAB's code starts at 1.
+            previous = np.where(place > 1, (hits - 1) / np.maximum(place - 1, 1), 1.0)
+            # Added one by one, as a plain loop does, so that a reader's loop gives the same last digit.
+            self.ap[chosen] = np.cumsum(precision, axis=1)[:, -1] / length
+            self.ap_trapezoid[chosen] = np.cumsum((previous + precision) / 2, axis=1)[:, -1] / length
+            self.inp[chosen] = length / place[:, -1]
+
+    def precision_recall(self) -> np.ndarray:
+        """Returns the mean over groups of the best precision at each recall level or beyond, float64 ``[101]``."""
+        curves = np.empty((len(self.groups), len(RECALL_LEVELS)))
+        for chosen, place, precision in self._by_length():
+            best_from = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+            # 0.07 · 100 is a little more than 7, yet needs no eighth hit.
+            hits = np.ceil(RECALL_LEVELS * place.shape[1] - 1e-9).astype(int)
+            curves[chosen] = best_from[:, np.maximum(hits, 1) - 1]
+        return curves.mean(axis=0)
+
+    def _by_length(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Yields groups with equally many matches: which, their places and the precision there, a row each."""
+        for length in np.unique(self.matches):
+            chosen = np.flatnonzero(self.matches == length)
+            place = self.places[self.starts[chosen, None] + np.arange(length)]
+            yield chosen, place, np.arange(1, length + 1) / place
 
 
-def _camera_table(query_camids: np.ndarray, pair_places: Sequence[dict[int, np.ndarray]]) -> tuple[CameraPair, ...]:
-    table: dict[tuple[int, int], tuple[list[bool], list[float]]] = {}
-    for query_camid, places in zip(query_camids.tolist(), pair_places):
-        for gallery_camid, place in places.items():
-            firsts, aps = table.setdefault((query_camid, gallery_camid), ([], []))
-            firsts.append(place[0] == 1)
-            aps.append(float(np.cumsum(np.arange(1, len(place) + 1) / place)[-1] / len(place)))
-    return tuple(
-        CameraPair(*cameras, queries=len(firsts), rank1=sum(firsts) / len(firsts), mAP=_mean(aps))
-        for cameras, (firsts, aps) in sorted(table.items())
-    )
+def _camera_table(truth: Truth, ranker: _Ranker) -> tuple[CameraPair, ...]:
+    n = len(ranker.camids)
+    scores = _Scores(ranker.queries * n + ranker.cameras, ranker.pair_places)
+    query_camids, gallery_camids = truth.query_camids[scores.groups // n], ranker.camids[scores.groups % n]
+    pairs = []
+    for query_camid, gallery_camid in sorted(set(zip(query_camids.tolist(), gallery_camids.tolist()))):
+        mine = (query_camids == query_camid) & (gallery_camids == gallery_camid)
+        rank1 = float(np.mean(scores.first[mine] == 1))
+        pairs.append(CameraPair(query_camid, gallery_camid, int(mine.sum()), rank1, _mean(scores.ap[mine])))
+    return tuple(pairs)
 
 
-def _mean(values: Any) -> float:
+def _mean(values: np.ndarray) -> float:
     """Returns the correctly rounded mean, whatever the order of ``values``."""
     return math.fsum(values) / len(values)

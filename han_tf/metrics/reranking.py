@@ -18,21 +18,22 @@ image remain of it. R* and V have some dozens of entries per image (CSR), and Ja
 about as sparse; they are made for the queries one at a time, when a block of final distances is asked for.
 """
 
-import sys
 from collections import OrderedDict
-from typing import Any
+from threading import Lock
+from typing import Any, Optional
 
 import numpy as np
 from scipy import sparse
 from tqdm import tqdm
 
 from han_tf.errors import UserError
+from han_tf.metrics.blocks import slices
 from han_tf.metrics.checks import LEAST_MEMORY, check_count, default_threads
 from han_tf.metrics.distances import UNIT, DistanceSource, FeatureDistances
 from han_tf.metrics.neighbours import Neighbours, exact_neighbours
 
-SET_ROWS = 512
-"""Images whose neighbour sets are compared at a time."""
+SET_COMPARISONS = 2**21
+"""Comparisons of neighbours made at a time, one byte each."""
 
 
 def rerank(
@@ -44,7 +45,7 @@ def rerank(
     lambda_value: float = 0.3,
     neighbours: Neighbours = exact_neighbours,
     memory_mb: int = 1024,
-    threads: Any = None,
+    threads: Optional[int] = None,
     progress: bool = True,
 ) -> "RerankedDistances":
     """Prepares re-ranked distances, to be handed to :func:`han_tf.metrics.evaluate_distances`.
@@ -56,7 +57,7 @@ def rerank(
       query_features: floats ``[n_query, d]``; may be memory-mapped.
       gallery_features: floats ``[n_gallery, d]``; may be memory-mapped.
       k1: length of the neighbour lists; at least 1, at most n_gallery.
-      k2: length of the lists that local query expansion averages; 1 switches it off; at most k1 + 1.
+      k2: length of the lists that local query expansion averages; 1 switches it off; at most n_gallery.
       lambda_value: weight of the original distance, 0 to 1.
       neighbours: who makes the neighbour lists; :class:`han_tf.metrics.FaissNeighbours` for approximate ones.
       memory_mb: memory to use beside the features, in MiB.
@@ -68,14 +69,23 @@ def rerank(
     """
     distances = FeatureDistances(query_features, gallery_features)
     check_count(k1, "k1", 1, distances.shape[1])
-    check_count(k2, "k2", 1, k1 + 1)
+    check_count(k2, "k2", 1, distances.shape[1])
     if not 0 <= lambda_value <= 1:
         raise UserError(f"lambda_value is {lambda_value}, expected 0 to 1")
     check_count(memory_mb, "memory_mb", LEAST_MEMORY)
     everyone = distances.among_all()
-    lists, farthest = neighbours(everyone, k1 + 1, memory_mb, default_threads(threads), progress)
+    length = max(k1 + 1, k2)
+    lists, farthest = neighbours(everyone, length, memory_mb, default_threads(threads), progress)
+    n = everyone.shape[0]
+    if lists.shape != (n, length) or farthest.shape != (n,):
+        raise UserError(
+            f"the neighbour lists have shape {list(lists.shape)} and the greatest distances {list(farthest.shape)}, "
+            f"expected [{n}, {length}] and [{n}]"
+        )
+    if lists.min() < -1 or lists.max() >= n:
+        raise UserError(f"the neighbour lists hold {lists.min()} to {lists.max()}, expected -1 to {n - 1}")
     lists = lists.astype(np.int32)
-    vectors = _vectors(everyone, lists, k1, farthest, progress)
+    vectors = _vectors(everyone, lists[:, : k1 + 1], k1, farthest, progress)
     return RerankedDistances(distances, lists[:, :k2], vectors, farthest, lambda_value, memory_mb)
 
 
@@ -90,7 +100,7 @@ class RerankedDistances(DistanceSource):
       vectors: V, float64 CSR ``[N, N]``.
       farthest: float64 ``[N]``, greatest squared distance of each image.
       lambda_value: weight of the original distance.
-      memory_mb: a quarter of it may hold Jaccard distances that were made and may be asked for again.
+      memory_mb: an eighth of it may hold Jaccard distances that were made and may be asked for again.
     """
 
     def __init__(
@@ -115,7 +125,8 @@ class RerankedDistances(DistanceSource):
         self.queries = self.queries[:, used]
         self.gallery = _average(expansion, vectors[:, used], slice(n_query, None)).tocsc()
         self.cache: OrderedDict[int, tuple[np.ndarray, np.ndarray]] = OrderedDict()
-        self.cache_room = memory_mb * 2**18
+        self.cache_room = memory_mb * 2**17
+        self.lock = Lock()
 
     def raw(self, rows: slice, columns: slice, buffer: np.ndarray) -> np.ndarray:
         """Returns the unfinished block of the original distances."""
@@ -152,7 +163,8 @@ class RerankedDistances(DistanceSource):
     def _similar(self, query: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns the gallery images whose Jaccard distance is below 1, rising, and 1 − that distance."""
         query = int(query)
-        known = self.cache.get(query)
+        with self.lock:
+            known = self.cache.get(query)
         if known is not None:
             return known
         own = slice(self.queries.indptr[query], self.queries.indptr[query + 1])
@@ -165,10 +177,12 @@ class RerankedDistances(DistanceSource):
         overlap = np.bincount(inverse, shared, minlength=len(images))
         # Both vectors sum to 1, so that Σ max = 2 − Σ min.
         result = images, overlap / (2 - overlap)
-        self.cache[query] = result
-        self.cache_room -= sum(map(sys.getsizeof, result))
-        while self.cache_room < 0 and len(self.cache) > 1:
-            self.cache_room += sum(map(sys.getsizeof, self.cache.popitem(last=False)[1]))
+        with self.lock:
+            if query not in self.cache:
+                self.cache[query] = result
+                self.cache_room -= sum(array.nbytes for array in result)
+            while self.cache_room < 0 and len(self.cache) > 1:
+                self.cache_room += sum(array.nbytes for array in self.cache.popitem(last=False)[1])
         return result
 
 
@@ -185,7 +199,7 @@ def _vectors(
     """Returns V of step 3, float64 CSR ``[N, N]``; ``lists`` is int32 ``[N, k1 + 1]``, each with its owner."""
     n = len(lists)
     half = np.ascontiguousarray(lists[:, : round(k1 / 2) + 1])
-    blocks = [slice(start, min(start + SET_ROWS, n)) for start in range(0, n, SET_ROWS)]
+    blocks = slices(0, n, max(1, SET_COMPARISONS // (lists.shape[1] ** 2 * half.shape[1])))
     half_reciprocal = np.concatenate([_reciprocal(half, rows) for rows in blocks])
     lengths, all_members, all_weights = [], [], []
     for rows in tqdm(blocks, desc="reciprocal sets", unit="block", disable=not progress):

@@ -1,6 +1,6 @@
 """Who is whom: which gallery images match a query, and which are left out of its ranking."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Optional
 
@@ -65,6 +65,8 @@ class Truth:
                 junk(self.gallery_pids),
                 same_pid_and_camera(self.query_pids, self.gallery_pids, self.query_camids, self.gallery_camids),
             )
+        if callable(excluders) or not all(map(callable, excluders)):
+            raise UserError(f"excluders is {excluders!r}, expected a sequence of functions")
         self.excluders = tuple(excluders)
         self._by_pid = np.argsort(self.gallery_pids, kind="stable")
         ordered = self.gallery_pids[self._by_pid]
@@ -76,13 +78,15 @@ class Truth:
     def stripe(self, rows: slice) -> Stripe:
         """Returns the queries ``rows`` with their matches."""
         matches, excluded = [], []
+        is_left_out = np.zeros(self.shape[1], bool)
         for query in range(rows.start, rows.stop):
-            same_pid = self._by_pid[self._first[query] : self._last[query]]
-            lists = list(self._left_out(query))
+            lists = [self._checked(excluder(query), query) for excluder in self.excluders]
             for found in lists:
-                if len(same_pid) and len(found):
-                    same_pid = same_pid[~np.isin(same_pid, found)]
-            matches.append(same_pid)
+                is_left_out[found] = True
+            same_pid = self._by_pid[self._first[query] : self._last[query]]
+            matches.append(same_pid[~is_left_out[same_pid]])
+            for found in lists:
+                is_left_out[found] = False
             excluded.append(lists if sum(map(len, lists)) <= KEPT_EXCLUDED else None)
         lengths = [len(m) for m in matches]
         return Stripe(
@@ -97,23 +101,25 @@ class Truth:
         """Makes the values of left-out images infinite in ``fast``, the columns ``part`` of the stripe."""
         everything = part.stop - part.start == self.shape[1]
         for row, lists, query in zip(fast, stripe.excluded, range(stripe.rows.start, stripe.rows.stop)):
-            for found in self._left_out(query) if lists is None else lists:
+            if lists is None:
+                lists = [self._checked(excluder(query), query) for excluder in self.excluders]
+            for found in lists:
                 if not everything:
                     found = found[(found >= part.start) & (found < part.stop)] - part.start
                 row[found] = np.inf
 
-    def _left_out(self, query: int) -> Iterator[np.ndarray]:
+    def _checked(self, found: Any, query: int) -> np.ndarray:
+        """Returns what an excluder returned as indices."""
         n_gallery = self.shape[1]
-        for excluder in self.excluders:
-            found = np.asarray(excluder(query))
-            if found.dtype == bool and found.shape == (n_gallery,):
-                found = np.flatnonzero(found)
-            elif found.ndim != 1 or (len(found) and found.dtype.kind not in "iu"):
-                raise UserError(
-                    f"an excluder returned {found.dtype} {list(found.shape)} for query {query}, expected "
-                    f"indices or a boolean mask [{n_gallery}]"
-                )
-            elif len(found) and not (found.min() >= 0 and found.max() < n_gallery):
-                wrong = found.min() if found.min() < 0 else found.max()
-                raise UserError(f"an excluder returned index {wrong} for query {query}, expected 0 to {n_gallery - 1}")
-            yield found
+        found = np.asarray(found)
+        if found.dtype == bool and found.shape == (n_gallery,):
+            return np.flatnonzero(found)
+        if found.ndim != 1 or (len(found) and found.dtype.kind not in "iu"):
+            raise UserError(
+                f"an excluder returned {found.dtype} {list(found.shape)} for query {query}, expected indices or a "
+                f"boolean mask [{n_gallery}]"
+            )
+        if len(found) and not (found.min() >= 0 and found.max() < n_gallery):
+            wrong = found.min() if found.min() < 0 else found.max()
+            raise UserError(f"an excluder returned index {wrong} for query {query}, expected 0 to {n_gallery - 1}")
+        return found.astype(np.int64, copy=False)

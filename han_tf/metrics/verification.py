@@ -17,7 +17,7 @@ from typing import Any, Optional, Union
 import numpy as np
 
 from han_tf.errors import UserError
-from han_tf.metrics.blocks import sweep
+from han_tf.metrics.blocks import sweep, trusted_margins
 from han_tf.metrics.checks import LEAST_MEMORY, check_count, default_threads
 from han_tf.metrics.distances import DistanceSource, MatrixDistances
 from han_tf.metrics.excluders import Excluder
@@ -184,7 +184,14 @@ class _Bins:
 
 
 class _Counter:
-    """First pass: keeps the genuine pairs and counts impostors by bins of their fast values."""
+    """First pass: keeps the genuine pairs and counts impostors by bins of their fast values.
+
+    Attributes:
+      bins: the bins.
+      genuine: exact values of the genuine pairs, by stripe.
+      histogram: int64 ``[BINS]``; impostors per bin.
+      margin: greatest bound on |fast − exact|.
+    """
 
     def __init__(self, source: DistanceSource, truth: Truth):
         self.source = source
@@ -192,19 +199,18 @@ class _Counter:
         self.bins = _Bins(source)
         self.genuine: list[np.ndarray] = []
         self.histogram = np.zeros(BINS, np.int64)
-        self.careful = False
+        self.margin = 0.0
         self.lock = Lock()
 
     def visit(self, stripe: Stripe, rows: slice, fast: np.ndarray, part: slice) -> None:
         own = (stripe.columns >= part.start) & (stripe.columns < part.stop)
         queries, columns = stripe.queries[own], stripe.columns[own]
-        margins = self.source.margins(rows, part)
-        if margins.any() and len(queries):
-            errors = np.abs(fast[queries - rows.start, columns - part.start] - self.source.exact(queries, columns))
-            self.careful |= bool((errors > margins[queries - rows.start] / 2).any())
+        probes = queries - rows.start, columns - part.start, self.source.exact(queries, columns)
+        trusted = trusted_margins(self.source, rows, part, fast, probes).max()
         counts = self.impostor_bins(stripe, fast, part)[1]
         with self.lock:
             self.histogram += counts
+            self.margin = max(self.margin, trusted)
 
     def keep(self, stripe: Stripe) -> None:
         self.genuine.append(self.source.exact(stripe.queries, stripe.columns))
@@ -235,9 +241,7 @@ class _Finder:
         self.counter = counter
         self.source = counter.source
         self.genuine = genuine
-        n_query, n_gallery = self.source.shape
-        margin = self.source.margins(slice(0, n_query), slice(0, n_gallery), counter.careful).max()
-        reach = math.ceil(2 * margin * counter.bins.per_unit) + 1 if margin else 0
+        reach = math.ceil(2 * counter.margin * counter.bins.per_unit) + 1 if counter.margin else 0
         self.up_to = np.cumsum(counter.histogram)
         bins = counter.bins.of(genuine.astype(self.source.dtype))
         accepted = np.cumsum(np.bincount(bins, minlength=BINS))
@@ -247,7 +251,9 @@ class _Finder:
         for centre in centres:
             wanted[max(centre - reach, 0) : min(centre + reach + 1, BINS)] = True
         self.starts = np.flatnonzero(wanted & ~np.append(False, wanted[:-1]))
-        self.window = np.where(wanted, np.searchsorted(self.starts, np.arange(BINS + 1), side="right") - 1, -1)
+        self.window = np.where(wanted, np.searchsorted(self.starts, np.arange(BINS + 1), side="right") - 1, -1).astype(
+            np.int32
+        )
         self.crossing = self.window[crossing]
         self.near_crossing = genuine[self.window[bins] == self.crossing]
         self.before = np.zeros(len(self.starts), np.int64)  # impostors in the bins before each window
@@ -271,7 +277,8 @@ class _Finder:
 
     def _values(self, window: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns the distinct impostor values of a window, rising, and how many impostors they end."""
-        self.found = [_merged(self.found)]
+        if len(self.found) > 1:
+            self.found = [_merged(self.found)]
         windows, values, counts = self.found[0]
         mine = windows == window
         return values[mine], self.before[window] + np.cumsum(counts[mine])

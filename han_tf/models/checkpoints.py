@@ -19,12 +19,22 @@ class Checkpoints:
       folder: where they are kept.
       keep: how many.
       **objects: what they hold.
+
+    Raises:
+      UserError: there are checkpoints, but which one is the newest cannot be read.
     """
 
     def __init__(self, folder: Union[str, os.PathLike], keep: int, **objects: tf.Module):
         self.folder = Path(folder)
         self.checkpoint = tf.train.Checkpoint(**objects)
-        self.manager = tf.train.CheckpointManager(self.checkpoint, str(folder), keep)
+        listing = self.folder / "checkpoint"
+        try:
+            self.manager = tf.train.CheckpointManager(self.checkpoint, str(folder), keep)
+            damaged = self.latest is None and listing.exists()
+        except ValueError:
+            damaged = True
+        if damaged:
+            raise UserError(f"{listing}: damaged, expected the name of the newest checkpoint")
 
     @property
     def latest(self) -> Optional[str]:
@@ -62,7 +72,7 @@ class Checkpoints:
                 status.assert_existing_objects_matched().expect_partial()
             else:
                 status.assert_consumed()
-        except (tf.errors.OpError, OSError) as error:
+        except (tf.errors.OpError, OSError, IndexError) as error:  # IndexError: TensorFlow read less than it expected
             raise UserError(f"{path}: damaged or incomplete checkpoint ({_first_line(error)})") from error
         except (AssertionError, ValueError) as error:
             raise UserError(f"{path}: checkpoint of another model ({_first_line(error)})") from error

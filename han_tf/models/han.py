@@ -8,7 +8,7 @@ import tensorflow as tf
 from han_tf.layers.attention import HarmoniousAttention
 from han_tf.layers.blocks import BLOCKS, DOWNSAMPLING
 from han_tf.layers.crop import AffineCrop, region_origins
-from han_tf.layers.units import ConvBN
+from han_tf.layers.units import ConvBNReLU
 
 IMAGE_MEAN = (123.675, 116.28, 103.53)
 IMAGE_DEVIATION = (58.395, 57.12, 57.375)
@@ -145,7 +145,7 @@ class HAN(tf.keras.Model):
 
         global_block, local_block = BLOCKS[unit]
         levels = range(1, len(widths) + 1)
-        self.stem = ConvBN(stem_width, 3, STEM_STRIDE, name="stem")
+        self.stem = ConvBNReLU(stem_width, 3, STEM_STRIDE, name="stem")
         self.global_blocks = [
             global_block(width, strides=strides, name=f"global_block{level}") for level, width in zip(levels, widths)
         ]

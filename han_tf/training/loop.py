@@ -201,9 +201,9 @@ class Trainer:
                     tf.summary.scalar(f"regions{level}/t{letter}_{region}_mean", mean[axis], step)
                     tf.summary.scalar(f"regions{level}/t{letter}_{region}_deviation", deviation[axis], step)
         for complaint in regions.complaints():
-            # In the first epochs regions may be still because they have not been pushed yet.
-            if "saturated" in complaint or self.finished:
-                tqdm.write(f"warning: hard attention: {complaint}")
+            # Regions that do not move yet may still be pushed; what matters of them is said at the end.
+            if "saturated" in complaint:
+                tqdm.write(f"warning: hard attention after epoch {epoch}: {complaint}")
 
         self.history.append(row)
         write_json(self.run_dir / HISTORY, self.history)

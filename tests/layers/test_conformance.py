@@ -13,8 +13,8 @@ THETA = (4, 2)
 
 # (constructor, shapes of its inputs without the batch, whether it has anything to learn)
 LAYERS = {
-    "ConvBN": (lambda: units.ConvBN(16, 3, 2), [MAP], True),
-    "ConvBN, separable": (lambda: units.ConvBN(16, 3, 2, depthwise_separable=True), [MAP], True),
+    "ConvBNReLU": (lambda: units.ConvBNReLU(16, 3, 2), [MAP], True),
+    "ConvBNReLU, separable": (lambda: units.ConvBNReLU(16, 3, 2, depthwise_separable=True), [MAP], True),
     "DepthwiseUnit": (lambda: units.DepthwiseUnit(16, 2, 8), [MAP], True),
     "GlobalBlock": (lambda: blocks.GlobalBlock(16, strides=(1, 2, 1)), [MAP], True),
     "LocalBlock": (lambda: blocks.LocalBlock(16), [MAP], True),

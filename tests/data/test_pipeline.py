@@ -1,0 +1,355 @@
+"""From files to batches: every image, once, right, in the order that (seed, epoch) says."""
+
+import io
+import os
+import resource
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from han_tf.data import Record, pipeline
+from han_tf.data.pipeline import ImageReader, batches_per_epoch, decode_image, load_images, resize, training_batches
+from han_tf.errors import UserError
+
+SIZE = (24, 12)
+RNG_SEED = 5
+
+
+def write_images(folder, count, size=SIZE):
+    """Writes noise of mean 10·pid; returns the records. PNG, so that what is read is what was written."""
+    rng = np.random.default_rng(RNG_SEED)
+    folder.mkdir(parents=True, exist_ok=True)
+    records = []
+    for pid in range(1, count + 1):
+        pixels = (10 * pid + rng.integers(-3, 4, (*size, 3))).astype(np.uint8)
+        records.append(Record(str(folder / f"{pid:03}.png"), pid, 1 + pid % 3))
+        Image.fromarray(pixels).save(records[-1].path)
+    return records
+
+
+def files_below(folder):
+    return sorted(path.name for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.fixture
+def records(tmp_path):
+    return write_images(tmp_path / "images", 9)
+
+
+def read_by_hand(records):
+    return np.stack([np.asarray(Image.open(record.path)) for record in records])
+
+
+def png_bomb():
+    """A PNG of a few bytes that says it is 30,000 × 30,000."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
+    )
+
+
+def jpeg_half():
+    stream = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 32, 3), np.uint8)).save(stream, "JPEG")
+    return stream.getvalue()[: len(stream.getvalue()) // 2]
+
+
+BAD = {
+    "empty": b"",
+    "text": b"not an image at all\n",
+    "truncated": jpeg_half(),
+    "bomb": png_bomb(),
+    "header": png_bomb()[:20],
+}
+
+
+@pytest.fixture(params=BAD)
+def with_bad(request, records):
+    """The records, the fourth of which is a bad file."""
+    with open(records[3].path, "wb") as stream:
+        stream.write(BAD[request.param])
+    return records
+
+
+class TestDecoding:
+    PIXELS = np.random.default_rng(1).integers(0, 256, (7, 5, 4), np.uint8)
+
+    def decoded(self, image, path):
+        image.save(path)
+        result = decode_image(str(path))
+        assert result.dtype == np.uint8
+        return result
+
+    def test_rgb(self, tmp_path):
+        rgb = self.PIXELS[..., :3]
+        np.testing.assert_array_equal(self.decoded(Image.fromarray(rgb), tmp_path / "a.png"), rgb)
+
+    def test_grayscale(self, tmp_path):
+        gray = self.PIXELS[..., 0]
+        expected = np.repeat(gray[..., None], 3, axis=2)
+        np.testing.assert_array_equal(self.decoded(Image.fromarray(gray), tmp_path / "a.png"), expected)
+
+    def test_grayscale_of_16_bits(self, tmp_path):
+        deep = np.random.default_rng(2).integers(0, 2**16, (7, 5), np.uint16)
+        expected = np.repeat((deep // 256).astype(np.uint8)[..., None], 3, axis=2)
+        for name in ("a.png", "a.tif"):
+            np.testing.assert_array_equal(self.decoded(Image.fromarray(deep), tmp_path / name), expected)
+
+    def test_black_and_white(self, tmp_path):
+        mask = self.PIXELS[..., 0] > 127
+        expected = np.repeat(255 * mask[..., None].astype(np.uint8), 3, axis=2)
+        np.testing.assert_array_equal(self.decoded(Image.fromarray(mask), tmp_path / "a.png"), expected)
+
+    def test_palette(self, tmp_path):
+        indices = self.PIXELS[..., 0] % 4
+        palette = np.array([[255, 0, 0], [0, 255, 0], [1, 2, 3], [250, 251, 252]], np.uint8)
+        image = Image.fromarray(indices, "P")
+        image.putpalette(palette.tobytes())
+        for name in ("a.png", "a.gif"):
+            np.testing.assert_array_equal(self.decoded(image, tmp_path / name), palette[indices])
+
+    def test_transparency_is_dropped(self, tmp_path):
+        image = Image.fromarray(self.PIXELS)
+        np.testing.assert_array_equal(self.decoded(image, tmp_path / "a.png"), self.PIXELS[..., :3])
+
+    def test_cmyk(self, tmp_path):
+        ink = self.PIXELS.astype(float)
+        expected = (255 - ink[..., :3]) * (255 - ink[..., 3:]) / 255
+        image = Image.fromarray(self.PIXELS, "CMYK")
+        np.testing.assert_allclose(self.decoded(image, tmp_path / "a.tif"), expected, atol=1)
+        even = Image.new("CMYK", (16, 16), (200, 30, 90, 40))
+        rgb = [(255 - 200) * 215 / 255, (255 - 30) * 215 / 255, (255 - 90) * 215 / 255]
+        np.testing.assert_allclose(self.decoded(even, tmp_path / "a.jpg").mean((0, 1)), rgb, atol=3)
+
+
+def bilinear(image, height, width):
+    """Bilinear interpolation between pixel centres, pixel by pixel; the border repeats."""
+    rows, columns, _ = image.shape
+    result = np.empty((height, width, 3))
+    for i in range(height):
+        for j in range(width):
+            y, x = (i + 0.5) * rows / height - 0.5, (j + 0.5) * columns / width - 0.5
+            total = 0
+            for r, c in ((int(np.floor(y)) + a, int(np.floor(x)) + b) for a in (0, 1) for b in (0, 1)):
+                weight = (1 - abs(y - r)) * (1 - abs(x - c))
+                total = total + weight * image[min(max(r, 0), rows - 1), min(max(c, 0), columns - 1)].astype(float)
+            result[i, j] = total
+    return result
+
+
+@pytest.mark.parametrize("size", [(24, 12), (9, 20), (5, 3), (13, 7)])
+def test_resizing_is_bilinear_and_rounds(size):
+    image = np.random.default_rng(3).integers(0, 256, (13, 7, 3), np.uint8)
+    result = resize(image, size).numpy()
+    assert result.dtype == np.uint8
+    np.testing.assert_allclose(result, bilinear(image, *size), atol=0.501)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 64])
+def test_the_reader_keeps_the_order(records, batch_size):
+    batches = list(ImageReader(records, SIZE, batch_size))
+    assert [len(images) for images, _ in batches][:-1] == [batch_size] * (len(batches) - 1)
+    assert np.concatenate([indices for _, indices in batches]).tolist() == list(range(9))
+    np.testing.assert_array_equal(np.concatenate([images for images, _ in batches]), read_by_hand(records))
+
+
+def test_images_are_those_of_the_files(records):
+    loaded = load_images(records, SIZE)
+    assert loaded.records == tuple(records)
+    np.testing.assert_array_equal(loaded.images, read_by_hand(records))
+    smaller = load_images(records, (10, 9)).images
+    np.testing.assert_array_equal(smaller[2], resize(read_by_hand(records)[2], (10, 9)))
+
+
+class TestBadImages:
+    @pytest.mark.parametrize("memory_mb", [64, 0])
+    def test_they_are_named(self, with_bad, tmp_path, memory_mb):
+        with pytest.raises(UserError) as raised:
+            load_images(with_bad, SIZE, cache_dir=tmp_path / "cache", memory_mb=memory_mb)
+        message = str(raised.value)
+        assert message.startswith(f"{with_bad[3].path}: not a readable image (")
+        assert "--skip_bad_images" in message
+        assert "\n" not in message
+        assert not (tmp_path / "cache").exists() or files_below(tmp_path / "cache") == []
+
+    @pytest.mark.parametrize("memory_mb", [64, 0])
+    def test_skipping_keeps_labels_aligned(self, with_bad, tmp_path, capsys, memory_mb):
+        for _ in range(2):  # the second time from the file, where there is one
+            loaded = load_images(
+                with_bad, SIZE, cache_dir=tmp_path / "cache", memory_mb=memory_mb, skip_bad_images=True
+            )
+            assert loaded.records == tuple(with_bad[:3] + with_bad[4:])
+            np.testing.assert_array_equal(loaded.images, read_by_hand(loaded.records))
+        assert "skipped 1 unreadable images:" in capsys.readouterr().out
+
+    def test_a_cache_made_with_skipping_is_no_excuse(self, with_bad, tmp_path):
+        load_images(with_bad, SIZE, cache_dir=tmp_path / "cache", memory_mb=0, skip_bad_images=True)
+        with pytest.raises(UserError, match="not a readable image"):
+            load_images(with_bad, SIZE, cache_dir=tmp_path / "cache", memory_mb=0)
+
+    def test_a_missing_file(self, records, tmp_path):
+        os.unlink(records[0].path)
+        for memory_mb in (64, 0):
+            options = {"cache_dir": tmp_path / "cache", "memory_mb": memory_mb}
+            with pytest.raises(UserError, match=rf"^{records[0].path}: not a readable image .*No such file"):
+                load_images(records, SIZE, **options)
+            assert load_images(records, SIZE, skip_bad_images=True, **options).records == tuple(records[1:])
+
+    def test_the_reader_tells_which_and_why(self, with_bad):
+        reader = ImageReader(with_bad, SIZE, batch_size=2, skip_bad_images=True)
+        kept = [index for _, indices in reader for index in indices]
+        assert kept == [0, 1, 2, 4, 5, 6, 7, 8]
+        assert [bad.path for bad in reader.bad_images] == [with_bad[3].path]
+        assert reader.bad_images[0].reason
+
+    @pytest.mark.parametrize("memory_mb", [64, 0])
+    def test_none_readable(self, records, tmp_path, memory_mb):
+        for record in records:
+            open(record.path, "wb").close()
+        with pytest.raises(UserError, match="none of the 9 images could be read, expected at least one"):
+            load_images(records, SIZE, cache_dir=tmp_path / "cache", memory_mb=memory_mb, skip_bad_images=True)
+
+
+class TestDiskCache:
+    @pytest.fixture
+    def cached(self, records, tmp_path):
+        return lambda: load_images(records, SIZE, cache_dir=tmp_path / "cache", memory_mb=0)
+
+    @pytest.fixture
+    def no_decoding(self, monkeypatch):
+        def refuse(path):
+            raise OSError(f"decoded {path}")
+
+        return lambda: monkeypatch.setattr(pipeline, "decode_image", refuse)
+
+    def test_it_holds_what_memory_holds(self, cached, records):
+        loaded = cached()
+        assert isinstance(loaded.images, np.memmap)
+        assert not loaded.images.flags.writeable
+        assert loaded.records == tuple(records)
+        np.testing.assert_array_equal(loaded.images, load_images(records, SIZE).images)
+
+    def test_small_sets_stay_in_memory(self, records, tmp_path):
+        loaded = load_images(records, SIZE, cache_dir=tmp_path / "cache", memory_mb=1)
+        assert not isinstance(loaded.images, np.memmap)
+        assert not (tmp_path / "cache").exists()
+
+    def test_it_is_used_again(self, cached, no_decoding):
+        first = cached()
+        no_decoding()
+        np.testing.assert_array_equal(cached().images, first.images)
+
+    def test_other_sizes_and_records_have_their_own(self, cached, records, tmp_path):
+        cached()
+        load_images(records, (10, 6), cache_dir=tmp_path / "cache", memory_mb=0)
+        fewer = load_images(records[::-2], SIZE, cache_dir=tmp_path / "cache", memory_mb=0)
+        np.testing.assert_array_equal(fewer.images, read_by_hand(records[::-2]))
+        assert len(files_below(tmp_path / "cache")) == 6
+
+    def test_a_changed_file_is_read_anew(self, cached, records):
+        cached()
+        changed = np.full((*SIZE, 3), 200, np.uint8)
+        Image.fromarray(changed).save(records[4].path)
+        np.testing.assert_array_equal(cached().images[4], changed)
+
+    def test_an_interrupted_filling_leaves_nothing(self, cached, records, tmp_path, monkeypatch):
+        whole = ImageReader.__iter__
+
+        def interrupted(reader):
+            yield next(whole(reader))
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(ImageReader, "__iter__", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                cached()
+        assert files_below(tmp_path / "cache") == []
+        np.testing.assert_array_equal(cached().images, read_by_hand(records))
+
+    def test_a_kill_before_the_index_is_written(self, cached, records, tmp_path):
+        cached()
+        (index,) = (tmp_path / "cache").glob("*.json")
+        index.unlink()
+        np.testing.assert_array_equal(cached().images, read_by_hand(records))
+        assert index.exists()
+
+    def test_a_full_disk_is_one_line(self, tmp_path):
+        """A limit on the size of files stands in for the disk."""
+        records = write_images(tmp_path / "images", 20)
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))
+        try:
+            with pytest.raises(UserError, match=rf"^cannot write {tmp_path}/cache/images-\w+.npy: File too large$"):
+                load_images(records, (80, 64), cache_dir=tmp_path / "cache", memory_mb=0)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert files_below(tmp_path / "cache") == []
+
+    def test_names_that_are_not_utf8(self, tmp_path):
+        records = write_images(tmp_path / "images", 2)
+        odd = os.fsdecode(os.fsencode(tmp_path) + b"/\xff.png")
+        os.rename(records[1].path, odd)
+        loaded = load_images(
+            [records[0], records[1]._replace(path=odd)], SIZE, cache_dir=tmp_path / "cache", memory_mb=0
+        )
+        assert loaded.records[1].path == odd
+
+
+class TestBatches:
+    IMAGES = np.arange(23, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 2, 3), np.uint8)
+    LABELS = np.arange(23) * 7 % 5
+
+    def epoch(self, batch_size=5, seed=3, epoch=0, first_batch=0, count=23):
+        """The images of the batches, by their number, and the labels beside them are theirs."""
+        numbers = []
+        data = training_batches(self.IMAGES[:count], self.LABELS[:count], batch_size, seed, epoch, first_batch)
+        for images, labels in data.as_numpy_iterator():
+            assert images.dtype == np.uint8
+            assert labels.dtype == np.int32
+            batch = images[:, 0, 0, 0].astype(int)
+            np.testing.assert_array_equal(images, self.IMAGES[batch])
+            np.testing.assert_array_equal(labels, self.LABELS[batch])
+            numbers.append(batch.tolist())
+        return numbers
+
+    def test_every_image_at_most_once_and_full_batches(self):
+        batches = self.epoch()
+        assert [len(batch) for batch in batches] == [5] * 4
+        assert len({number for batch in batches for number in batch}) == 20
+
+    def test_every_image_exactly_once_if_batches_are_full(self):
+        assert sorted(number for batch in self.epoch(count=20) for number in batch) == list(range(20))
+
+    def test_who_sits_out_changes(self):
+        seen = {number for epoch in range(6) for batch in self.epoch(epoch=epoch) for number in batch}
+        assert seen == set(range(23))
+
+    def test_one_batch_that_is_not_full(self):
+        (batch,) = self.epoch(count=4)
+        assert sorted(batch) == [0, 1, 2, 3]
+
+    @pytest.mark.parametrize("count", [1, 4, 5, 6, 9, 10, 23])
+    def test_batches_per_epoch(self, count):
+        assert len(self.epoch(count=count)) == batches_per_epoch(count, 5)
+
+    def test_the_order_is_that_of_seed_and_epoch(self):
+        assert self.epoch(seed=3, epoch=8) == self.epoch(seed=3, epoch=8)
+        orders = [self.epoch(seed=seed, epoch=epoch) for seed in (3, 4) for epoch in (0, 1, 3, 4)]
+        assert len({str(order) for order in orders}) == len(orders)
+
+    @pytest.mark.parametrize("first_batch", [0, 1, 3, 4])
+    def test_an_epoch_can_be_entered_anywhere(self, first_batch):
+        assert self.epoch(epoch=2, first_batch=first_batch) == self.epoch(epoch=2)[first_batch:]
+
+    def test_images_may_lie_in_a_file(self, records, tmp_path):
+        loaded = load_images(records, SIZE, cache_dir=tmp_path / "cache", memory_mb=0)
+        pids = np.array([record.pid for record in loaded.records])
+        for images, labels in training_batches(loaded.images, pids, 3, 0, 0).as_numpy_iterator():
+            np.testing.assert_allclose(images.mean((1, 2, 3)), 10 * labels, atol=1)

@@ -1,0 +1,139 @@
+"""Features on disk: what is written comes back, and what is wrong with a foreign file is one line."""
+
+import zipfile
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from han_tf.data import Record
+from han_tf.errors import UserError
+from han_tf.inference.feature_files import FeatureSet, load_features, save_features
+
+FEATURES = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
+RECORDS = [Record(f"folder/ü{n}.jpg", pid, camid) for n, (pid, camid) in enumerate([(7, 1), (-1, 2), (0, 1), (7, 3)])]
+ARRAYS = {"features": FEATURES, "pids": np.array([7, -1, 0, 7]), "camids": np.array([1, 2, 1, 3])}
+
+
+def error_of(path):
+    """The message, which is one line and names the file."""
+    with pytest.raises(UserError) as raised:
+        load_features(path)
+    message = str(raised.value)
+    assert message.startswith(f"{path}: ")
+    assert "\n" not in message
+    return message
+
+
+def test_features_and_records_are_joined_row_by_row():
+    features = FeatureSet.of(FEATURES, RECORDS)
+    for row, record in enumerate(RECORDS):
+        assert Record(features.paths[row], features.pids[row], features.camids[row]) == record
+    assert features.pids.dtype == features.camids.dtype == np.int64
+    kept = features.where(features.pids == 7)
+    np.testing.assert_array_equal(kept.features, FEATURES[[0, 3]])
+    assert kept.paths.tolist() == ["folder/ü0.jpg", "folder/ü3.jpg"]
+
+
+def test_round_trip(tmp_path):
+    features = FeatureSet.of(FEATURES, RECORDS)
+    save_features(tmp_path / "new" / "query.npz", features)
+    for written, read in zip(features, load_features(tmp_path / "new" / "query.npz")):
+        assert written.dtype == read.dtype
+        np.testing.assert_array_equal(written, read)
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize("labels", [np.uint8, np.int32, ">i8"])
+def test_archives_of_other_programs_need_no_paths(tmp_path, save, labels):
+    pids = np.array([7, 1, 0, 7]).astype(labels)
+    save(tmp_path / "a.npz", features=FEATURES.astype(np.float64), pids=pids, camids=pids, more=np.zeros(3))
+    features = load_features(tmp_path / "a.npz")
+    np.testing.assert_array_equal(features.features, FEATURES)
+    assert features.pids.dtype == features.camids.dtype == np.int64
+    assert features.pids.tolist() == [7, 1, 0, 7]
+    assert features.paths.tolist() == [""] * 4
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"pids": None}, "no array 'pids', expected features, pids and camids"),
+        ({"features": None, "camids": None}, "no array 'features'"),
+        ({"features": FEATURES[0]}, "features (6,), pids (4,)"),
+        ({"features": FEATURES[:3]}, "features (3, 6), pids (4,)"),
+        ({"camids": np.arange(5)}, "camids (5,)"),
+        ({"pids": np.int64(3)}, "pids ()"),
+        ({"pids": np.zeros((4, 1), int)}, "pids (4, 1)"),
+        ({"paths": np.array(["a"])}, "paths (1,)"),
+        ({"features": np.full((4, 6), "x")}, "features are <U1, expected numbers"),
+        ({"pids": np.array([1.0, 2, 3, 4])}, "pids are float64, expected integers"),
+        ({"camids": np.array(list("abcd"))}, "camids are <U1, expected integers"),
+        ({"pids": np.array([1, None, 2, 3], object)}, "Object arrays cannot be loaded"),
+        ({"paths": np.array([1, None, 2, 3], object)}, "Object arrays cannot be loaded"),
+    ],
+)
+def test_arrays_that_do_not_fit(tmp_path, change, expected):
+    arrays = {name: array for name, array in {**ARRAYS, **change}.items() if array is not None}
+    np.savez(tmp_path / "a.npz", **arrays)
+    assert expected in error_of(tmp_path / "a.npz")
+
+
+def test_nothing_is_unpickled(tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return open, (str(tmp_path / "exploded"), "w")
+
+    np.savez(tmp_path / "a.npz", **{**ARRAYS, "features": np.array([Bomb()] * 4, object)})
+    error_of(tmp_path / "a.npz")
+    np.array([Bomb()], object).dump(tmp_path / "b.npz")
+    error_of(tmp_path / "b.npz")
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_other_files(tmp_path):
+    assert "No such file" in error_of(tmp_path / "nowhere.npz")
+    assert "Is a directory" in error_of(tmp_path)
+    (tmp_path / "text.npz").write_text("pid,camid\n1,2\n")
+    (tmp_path / "empty.npz").touch()
+    for name in ("text.npz", "empty.npz"):
+        assert "no NumPy archive" in error_of(tmp_path / name)
+    np.save(tmp_path / "single.npy", FEATURES)
+    assert "a single array" in error_of(tmp_path / "single.npy")
+    with zipfile.ZipFile(tmp_path / "zip.npz", "w") as archive:
+        for name in ARRAYS:
+            archive.writestr(name, "no array")
+    error_of(tmp_path / "zip.npz")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    path = tmp_path_factory.mktemp("features") / "whole.npz"
+    np.savez_compressed(path, **ARRAYS)
+    return path
+
+
+def test_a_truncated_file(whole, tmp_path):
+    content = whole.read_bytes()
+    path = tmp_path / "cut.npz"
+    for length in range(0, len(content), 37):
+        path.write_bytes(content[:length])
+        error_of(path)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_damaged_file_is_one_line_or_does_no_harm(whole, tmp_path, data):
+    content = bytearray(whole.read_bytes())
+    positions = st.integers(0, len(content) - 1)
+    for position, value in data.draw(st.lists(st.tuples(positions, st.integers(0, 255)), min_size=1, max_size=4)):
+        content[position] = value
+    path = tmp_path / "damaged.npz"
+    path.write_bytes(content)
+    try:
+        features = load_features(path)
+    except UserError:
+        error_of(path)
+    else:
+        assert len({len(array) for array in features}) == 1

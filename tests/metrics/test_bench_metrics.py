@@ -1,0 +1,36 @@
+"""The benchmark runs every standard case, here at toy sizes, and judges its bars."""
+
+import json
+import re
+
+import pytest
+
+from experiments import bench_metrics as bench
+from han_tf.cli import run
+
+SMALL = bench.Size(queries=20, gallery=400, dimension=32, people=12, matching=150, cameras=3)
+
+
+@pytest.fixture(autouse=True)
+def toy_sizes(monkeypatch):
+    for name in ("MARKET", "MSMT", "MILLION"):
+        monkeypatch.setattr(bench, name, SMALL)
+    monkeypatch.setattr(bench, "PRODUCT_SIZE", 64)
+
+
+def test_standard_cases(tmp_path, capsys):
+    arguments = ["--memory_mb=16", "--repeats=1", f"--output={tmp_path / 'figures.json'}"]
+    assert run(bench.main, bench.FLAGS, bench.__doc__, ["bench", *arguments], positional="cases") == 0
+    printed = capsys.readouterr().out
+    assert len(re.findall(r"\(bar [\d.]+ s: (met|MISSED)\)", printed)) == 6
+    figures = json.loads((tmp_path / "figures.json").read_text())["figures"]
+    by_case = {figure["case"]: figure for figure in figures}
+    # The gallery in memory and the memory-mapped one hold the same numbers.
+    assert by_case["million, distances and all metrics"]["mAP"] == by_case["msmt17, distances and all metrics"]["mAP"]
+    scaled = by_case["market1501, distances and all metrics"]
+    assert scaled["bar_seconds"] == pytest.approx(0.8 * 330 / scaled["product_gflops"])
+
+
+def test_unknown_case(capsys):
+    assert run(bench.main, bench.FLAGS, bench.__doc__, ["bench", "nothing"], positional="cases") == 1
+    assert capsys.readouterr().err.startswith("error: unknown case 'nothing', expected one of market1501, ")

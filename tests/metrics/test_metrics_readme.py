@@ -1,0 +1,36 @@
+"""The README's example runs, from top to bottom, and prints what it says it does."""
+
+import re
+from pathlib import Path
+
+from PIL import Image
+
+import han_tf.metrics
+
+README = Path(han_tf.metrics.__file__).with_name("README.md")
+
+
+def test_the_example_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert len(blocks) == 7
+    names = {}
+    for block in blocks:
+        exec(compile(block, str(README), "exec"), names)
+    printed = capsys.readouterr().out
+    shares = [float(share) for share in re.findall(r"mAP (?:across cameras )?([\d.]+)%", printed)]
+    plain, across, cosine, reranked, expanded = shares
+    assert cosine == plain  # unit features: both distances rank alike
+    assert across >= plain  # only mistakes are left out besides
+    assert min(reranked, expanded) > plain
+    assert "queries have no match and are left out" in printed
+    assert len(re.findall(r"accept below", printed)) == 2
+    assert names["first"].shape == (10, 1100)
+    assert len(Path("per_query.csv").read_text().splitlines()) == 101
+    for name in ("cmc", "precision_recall", "roc"):
+        assert Image.open(f"{name}.png").size == (900, 675)
+
+
+def test_every_public_name_is_exported():
+    for name in han_tf.metrics.__all__:
+        assert getattr(han_tf.metrics, name) is not None

@@ -1,0 +1,177 @@
+"""Sparse re-ranking equals the dense, literal one."""
+
+import sys
+import tracemalloc
+
+import metrics_reference as reference
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from han_tf.errors import UserError
+from han_tf.metrics import (
+    FaissNeighbours,
+    FeatureDistances,
+    blocks,
+    evaluate,
+    evaluate_distances,
+    exact_neighbours,
+    rerank,
+)
+
+
+def features_of(kind, n_query, n_gallery, dimension, rng):
+    """Queries and gallery: spread, clustered, clustered with doubles, or of few distinct whole numbers."""
+    n = n_query + n_gallery
+    if kind == "random":
+        features = rng.standard_normal((n, dimension))
+    elif kind == "whole":
+        features = rng.integers(0, 3, (n, dimension))
+    else:
+        centres = rng.standard_normal((max(n // 10, 1), dimension))
+        noise = rng.standard_normal((n, dimension))
+        if kind == "doubles":
+            noise[rng.random(n) < 0.5] = 0
+        features = centres[rng.integers(0, len(centres), n)] + 0.3 * noise
+    return features[:n_query].astype(np.float32), features[n_query:].astype(np.float32)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.sampled_from(["random", "clustered", "doubles", "whole"]),
+    st.integers(1, 12),
+    st.integers(6, 70),
+    st.integers(1, 8),
+    st.data(),
+)
+def test_equals_the_dense_one(seed, kind, n_query, n_gallery, dimension, data):
+    query, gallery = features_of(kind, n_query, n_gallery, dimension, np.random.default_rng(seed))
+    k1, k2 = data.draw(st.integers(1, min(n_gallery, 25))), data.draw(st.integers(1, min(n_gallery, 8)))
+    weight = data.draw(st.sampled_from([0.0, 0.3, 1.0]))
+    found = rerank(query, gallery, k1=k1, k2=k2, lambda_value=weight, progress=False)
+    expected = reference.reranked(query, gallery, k1, k2, weight)
+    np.testing.assert_allclose(found.dense(slice(0, n_query)), expected, atol=1e-5)
+    exact = found.exact(*(index.ravel() for index in np.indices(expected.shape))).reshape(expected.shape)
+    np.testing.assert_allclose(exact, expected, atol=1e-12)
+
+
+@pytest.fixture(scope="module")
+def people():
+    """Clustered unit features of 30 people, and their labels."""
+    rng = np.random.default_rng(5)
+    pids, camids = rng.integers(0, 30, 560), rng.integers(0, 4, 560)
+    features = rng.standard_normal((30, 32))[pids]
+    features = (features + 1.2 * rng.standard_normal((560, 32))).astype(np.float32)
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    return features[:60], features[60:], (pids[:60], pids[60:], camids[:60], camids[60:])
+
+
+def test_ranks_as_the_dense_distances_do_and_better_than_before(people):
+    query, gallery, labels = people
+    result = evaluate_distances(rerank(query, gallery, progress=False), *labels)
+    expected = evaluate_distances(reference.reranked(query, gallery, 20, 6, 0.3), *labels)
+    np.testing.assert_array_equal(result.topk_indices, expected.topk_indices)
+    assert result.mAP == pytest.approx(expected.mAP, abs=1e-9)
+    assert result.mAP > evaluate(query, gallery, *labels).mAP + 0.05
+
+
+def test_same_digits_for_any_memory_and_threads(people, monkeypatch):
+    query, gallery, labels = people
+    results = []
+    for rows, columns, stripe, threads in ((60, 500, 16, 1), (60, 500, 16, 2), (13, 77, 5, 2)):
+        monkeypatch.setattr(
+            blocks, "block_shape", lambda s, m, t, r=rows, c=columns: (min(r, s.shape[0]), min(c, s.shape[1]))
+        )
+        monkeypatch.setattr(blocks, "STRIPE_ROWS", stripe)
+        distances = rerank(query, gallery, threads=threads, progress=False)
+        distances.cache_room = threads * 5000  # too little to keep the Jaccard distances of all queries
+        result = evaluate_distances(distances, *labels, threads=threads)
+        results.append((result.to_dict(), result.topk_indices.tolist(), result.topk_distances.tolist()))
+    assert all(result == results[0] for result in results)
+
+
+def test_nothing_dense_is_made(people):
+    rng = np.random.default_rng(0)
+    n = 6000
+    features = rng.standard_normal((n // 10, 16))[rng.integers(0, n // 10, n)] + 0.3 * rng.standard_normal((n, 16))
+    tracemalloc.start()
+    distances = rerank(features[:100], features[100:], memory_mb=16, threads=1, progress=False)
+    evaluate_distances(distances, *(rng.integers(0, 50, m) for m in (100, n - 100) * 2), memory_mb=16, threads=1)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert n**2 * 4 > 130e6
+    assert peak < 40e6
+
+
+@pytest.mark.parametrize("kind", ["hnsw", "ivf"])
+def test_approximate_neighbours_come_close(people, kind):
+    pytest.importorskip("faiss")
+    query, gallery, labels = people
+    neighbours = FaissNeighbours(kind, effort=64 if kind == "hnsw" else 30, lists=40)
+    exact = evaluate_distances(rerank(query, gallery, progress=False), *labels)
+    approximate = evaluate_distances(rerank(query, gallery, neighbours=neighbours, progress=False), *labels)
+    assert approximate.mAP == pytest.approx(exact.mAP, abs=0.005)
+
+
+def test_an_index_that_finds_everything_gives_the_exact_lists(people):
+    pytest.importorskip("faiss")
+    query, gallery, _ = people
+    everyone = FeatureDistances(query, gallery).among_all()
+    exact_lists, farthest = exact_neighbours(everyone, 21, 64, 1, False)
+    lists, sampled = FaissNeighbours("ivf", lists=4, effort=4)(everyone, 21, 64, 1, False)
+    np.testing.assert_array_equal(lists, exact_lists)
+    np.testing.assert_array_equal(sampled, farthest)  # so few images are all in the sample
+
+
+def test_neighbours_that_were_not_found(people):
+    """Short lists, as an approximate index may return, are as if only their members were near."""
+    query, gallery, labels = people
+
+    def short(distances, k, memory_mb, threads, progress):
+        lists, farthest = exact_neighbours(distances, k, memory_mb, threads, progress)
+        lists[:, 15:] = -1
+        return lists, farthest
+
+    shortened = rerank(query, gallery, k1=20, neighbours=short, progress=False).dense(slice(0, 60))
+    assert np.isfinite(shortened).all()
+    lists_of_15 = evaluate_distances(rerank(query, gallery, k1=14, progress=False), *labels)
+    result = evaluate_distances(shortened, *labels)
+    assert result.mAP == pytest.approx(lists_of_15.mAP, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"k1": 0}, "k1 is 0, expected 1 to 500"),
+        ({"k1": 501}, "k1 is 501, expected 1 to 500"),
+        ({"k1": 20.0}, "k1 is 20.0, expected a whole number"),
+        ({"k2": 0}, "k2 is 0, expected 1 to 500"),
+        ({"lambda_value": 1.5}, "lambda_value is 1.5, expected 0 to 1"),
+        ({"lambda_value": float("nan")}, "lambda_value is nan, expected 0 to 1"),
+        ({"memory_mb": 0}, "memory_mb is 0"),
+        ({"query_features": np.full((2, 32), np.nan)}, "query_features row 0 holds nan"),
+        ({"gallery_features": np.zeros((2, 5))}, "gallery_features has dimension 5, expected 32"),
+        ({"neighbours": lambda *_: (np.zeros((560, 3), int), np.ones(560))}, "the neighbour lists have shape"),
+        ({"neighbours": lambda *_: (np.full((560, 21), 560), np.ones(560))}, "the neighbour lists hold 560 to 560"),
+    ],
+)
+def test_bad_input_is_one_line(people, change, message):
+    arguments = {"query_features": people[0], "gallery_features": people[1], "progress": False, **change}
+    with pytest.raises(UserError, match=message):
+        rerank(**arguments)
+
+
+def test_bad_index_options():
+    pytest.importorskip("faiss")
+    with pytest.raises(UserError, match="neighbour index is 'flat', expected 'hnsw' or 'ivf'"):
+        FaissNeighbours("flat")
+    with pytest.raises(UserError, match="effort is -1"):
+        FaissNeighbours("ivf", effort=-1)
+
+
+def test_without_faiss_there_is_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(UserError, match="approximate neighbours need FAISS"):
+        FaissNeighbours()

@@ -1,0 +1,88 @@
+"""Thresholds and rates equal those of the sorted list of all pairs."""
+
+import json
+
+import metrics_reference as reference
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_ranking import cut, problems, random_problem
+
+from han_tf.errors import UserError
+from han_tf.metrics import FeatureDistances, verification, verify
+
+WANTED = (1, 0.5, 0.1, 0.03, 1e-3)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    problems(),
+    st.booleans(),
+    st.tuples(st.integers(1, 12), st.integers(1, 60), st.integers(1, 5)),
+    st.sampled_from([2**16, 8, 2]),
+    st.sampled_from([2**21, 3]),
+    st.integers(1, 2),
+)
+def test_equals_the_slow_one(problem, from_features, shape, bins, room, threads):
+    query, gallery, labels = problem
+    squared = reference.squared_distances(query, gallery)
+    expected = reference.separation(squared, *labels, WANTED)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        cut(monkeypatch, *shape)
+        monkeypatch.setattr(verification, "BINS", bins)
+        monkeypatch.setattr(verification, "COMPACT", room)
+        source = FeatureDistances(query, gallery) if from_features else squared
+        if expected is None:
+            with pytest.raises(UserError, match=r"there are no (genuine|impostor) pairs"):
+                verify(source, *labels)
+            return
+        result = verify(source, *labels, wanted_fpr=WANTED, threads=threads)
+    squares = (lambda d: d**2) if from_features else (lambda d: d)
+    assert (result.genuine, result.impostors) == (expected["genuine"], expected["impostors"])
+    assert result.fpr.tolist() == expected["fpr"]
+    assert result.tpr.tolist() == expected["tpr"]
+    np.testing.assert_allclose(squares(result.thresholds), expected["thresholds"], rtol=1e-12)
+    assert result.equal_error_rate == pytest.approx(expected["equal_error_rate"], abs=1e-12)
+    assert squares(result.equal_error_threshold) == pytest.approx(expected["equal_error_threshold"], rel=1e-12)
+
+
+def test_two_separate_heaps_by_hand():
+    # Two genuine pairs at 1 and 2, two impostors at 3 and 4.
+    distances = [[1.0, 3.0], [4.0, 2.0]]
+    result = verify(distances, [1, 2], [1, 2], [0, 0], [1, 1], wanted_fpr=[0.1, 0.5, 1])
+    assert result.thresholds.tolist() == [3.0, 4.0, np.inf]
+    assert result.fpr.tolist() == [0, 0.5, 1]
+    assert result.tpr.tolist() == [1, 1, 1]
+    assert result.equal_error_rate == 0
+    report = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+    assert report["operating_points"][2] == {"wanted_fpr": 1, "threshold": None, "fpr": 1, "tpr": 1}
+
+
+def test_same_digits_for_any_memory_and_threads(monkeypatch):
+    query, gallery, labels = random_problem(70, 900, 48, seed=3)
+    gallery[100:200] = gallery[300:400]
+    source = FeatureDistances(query, gallery)
+    results = []
+    for rows, columns, stripe, threads in ((70, 900, 16, 1), (70, 900, 16, 2), (33, 101, 7, 3)):
+        cut(monkeypatch, rows, columns, stripe)
+        results.append(verify(source, *labels, threads=threads).to_dict())
+    assert all(result == results[0] for result in results)
+    assert results[0]["roc_tpr"] == sorted(results[0]["roc_tpr"])
+
+
+def test_junk_and_same_camera_pairs_do_not_count():
+    #          match  same camera  junk  other
+    result = verify([[1.0, 0.0, 0.0, 2.0]], [5], [5, 5, -1, 6], [1], [2, 1, 2, 2])
+    assert (result.genuine, result.impostors) == (1, 1)
+
+
+@pytest.mark.parametrize("rates", [[0], [1.1], [0.1, -1], [float("nan")], 0.1])
+def test_bad_rates(rates):
+    with pytest.raises(UserError, match=r"wanted_fpr is .*expected rates above 0 and at most 1"):
+        verify([[1.0, 2.0]], [1], [1, 2], [0], [1, 1], wanted_fpr=rates)
+
+
+def test_nan_is_found():
+    with pytest.raises(UserError, match=r"distances\[0, 1\] is nan"):
+        verify([[1.0, np.nan]], [1], [1, 2], [0], [1, 1])

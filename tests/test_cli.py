@@ -1,0 +1,154 @@
+"""What every command line shares."""
+
+import signal
+import sys
+
+import pytest
+from absl import flags
+
+from han_tf import bench, evaluate, train, visualize
+from han_tf import flops as flops_command
+from han_tf.cli import new_flags, run
+from han_tf.errors import Stopped, UserError
+
+COMMANDS = [train, evaluate, visualize, flops_command, bench]
+
+
+class Command:
+    """A command with one flag of each kind; ``calls`` holds what each call of it was given."""
+
+    def __init__(self, size=3, result=None):
+        self.flags = new_flags()
+        flags.DEFINE_integer("size", size, "How large.", 1, flag_values=self.flags)
+        flags.DEFINE_float("rate", 0.5, "How fast.", 0, 1, flag_values=self.flags)
+        flags.DEFINE_enum("colour", "red", ["red", "blue"], "Which colour.", flag_values=self.flags)
+        flags.DEFINE_boolean("loud", False, "Whether to be loud.", flag_values=self.flags)
+        flags.DEFINE_string("name", "", "What it is called.", flag_values=self.flags)
+        self.result = result
+        self.calls = []
+
+    def main(self, values):
+        names = ("size", "rate", "colour", "loud", "name", "positional")
+        self.calls.append({name: getattr(values, name) for name in names})
+        if self.result is not None:
+            raise self.result
+
+    def __call__(self, *arguments, **options):
+        return run(self.main, self.flags, "\nDoes it.\n", ["command", *arguments], **options)
+
+
+DEFAULTS = {"size": 3, "rate": 0.5, "colour": "red", "loud": False, "name": "", "positional": []}
+
+
+def test_flags_reach_the_command(capsys):
+    command = Command()
+    assert command("--size=4", "--rate", "0.25", "--loud", "--colour=blue", "--name=a b") == 0
+    assert command.calls == [{"size": 4, "rate": 0.25, "colour": "blue", "loud": True, "name": "a b", "positional": []}]
+    assert capsys.readouterr() == ("", "")
+
+
+def test_positional_arguments_only_where_they_are_allowed():
+    command = Command()
+    assert command("a", "--size=4", "b", positional="files") == 0
+    assert command.calls[0]["positional"] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("exception", "status", "line"),
+    [
+        (UserError("a.png: no image"), 1, "error: a.png: no image"),
+        (Stopped("saved in runs/x", signal.SIGTERM), 143, "saved in runs/x"),
+        (Stopped("saved in runs/x", signal.SIGINT), 130, "saved in runs/x"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_what_ends_a_command_is_one_line_and_a_status(capsys, exception, status, line):
+    assert Command(result=exception)() == status
+    assert capsys.readouterr() == ("", line + "\n")
+
+
+def test_a_bug_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError):
+        Command(result=ZeroDivisionError())()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--no_such_flag=1"], "no_such_flag"),
+        (["--size=large"], "--size=large"),
+        (["--size=0"], "--size=0"),
+        (["--size=2.5"], "--size=2.5"),
+        (["--size"], "size"),
+        (["--rate=1.01"], "--rate=1.01"),
+        (["--rate=nan"], "--rate=nan"),
+        (["--rate=fast"], "--rate=fast"),
+        (["--colour=pink"], "--colour=pink"),
+        (["--loud=perhaps"], "--loud=perhaps"),
+        (["stray.jpg"], "'stray.jpg'"),
+        (["--flagfile=nowhere/flags.txt"], "nowhere/flags.txt"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line_and_status_2(capsys, arguments, named):
+    command = Command()
+    assert command(*arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("usage error: ")
+    assert err.count("\n") == 1
+    assert named in err
+    assert "--help" in err
+    assert command.calls == []
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_goes_to_stdout(capsys, flag):
+    command = Command()
+    assert command(flag) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert out.startswith("Does it.\n")
+    for word in ("--size", "How large.", "--[no]loud", "<red|blue>", "(default: '0.5')"):
+        assert word in out
+    assert command.calls == []
+
+
+@pytest.mark.parametrize("first", [["--size=9", "--loud", "--name=x"], ["--help"], ["--rate=1", "--size=none"]])
+def test_a_second_call_starts_from_the_defaults(first):
+    command = Command()
+    command(*first)
+    assert command() == 0
+    assert command.calls[-1] == DEFAULTS
+
+
+def test_flags_of_two_commands_do_not_clash():
+    first, second = Command(), Command(size=7)
+    assert first("--size=4", "--name=first") == second() == 0
+    assert second.calls == [{**DEFAULTS, "size": 7}]
+    assert train.FLAGS["dataset"].default == "synthetic"
+    assert evaluate.FLAGS["dataset"].default == ""
+    assert "dataset" not in flags.FLAGS
+
+
+@pytest.mark.parametrize("module", COMMANDS, ids=lambda module: module.__name__)
+def test_every_command_tells_its_flags(capsys, monkeypatch, module):
+    monkeypatch.setattr(sys, "argv", ["command", "--help"])
+    with pytest.raises(SystemExit) as stop:
+        module.cli()
+    assert stop.value.code == 0
+    out, err = capsys.readouterr()
+    assert out.startswith(module.__doc__.strip())
+    assert err == ""
+    own = module.FLAGS.get_flags_for_module(module.__name__)
+    assert own
+    for flag in own:
+        assert f"{flag.name}: " in out
+
+
+@pytest.mark.parametrize("module", COMMANDS, ids=lambda module: module.__name__)
+def test_every_command_refuses_unknown_flags(capsys, monkeypatch, module):
+    monkeypatch.setattr(sys, "argv", ["command", "--no_such_flag"])
+    with pytest.raises(SystemExit) as stop:
+        module.cli()
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1

@@ -1,0 +1,39 @@
+"""What the README shows is true: its Python runs, its targets and files exist."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_python_runs_and_gives_the_shapes_it_says():
+    (block,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    names = {}
+    exec(compile(block, "README.md", "exec"), names)
+    assert names["features"].shape == (2, 1024)
+    assert len(names["attention"]) == 3
+    assert not names["without"].localisation_variables
+    assert np.isfinite(names["features"]).all()
+
+
+def test_links_lead_somewhere():
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", TEXT)
+    assert len(links) > 8
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"`?make ([a-z]+)", TEXT))))
+def test_make_targets_exist(target):
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert re.search(rf"^{target}:.*## ", makefile, re.MULTILINE)
+
+
+def test_every_makefile_target_is_in_the_readme_or_the_help():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    phony = re.search(r"^\.PHONY: (.*)$", makefile, re.MULTILINE).group(1).split()
+    documented = re.findall(r"^([a-z]+):.*## ", makefile, re.MULTILINE)
+    assert sorted(phony) == sorted(documented)

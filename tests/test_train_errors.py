@@ -1,0 +1,185 @@
+"""Bad input to the training command: a status, one line that names it, and nothing that was saved is lost."""
+
+import csv
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from han_tf import train
+from han_tf.cli import run
+from han_tf.data import load_dataset
+from tests.conftest import TINY_SIZE
+
+
+def call(*arguments):
+    return run(train.main, train.FLAGS, train.__doc__, ["train", *TINY_SIZE, *map(str, arguments)])
+
+
+def messages(stderr):
+    """The lines of stderr that are no progress bars."""
+    lines = stderr.replace("\r", "\n").split("\n")
+    return [line for line in lines if line.strip() and "%|" not in line]
+
+
+@pytest.fixture
+def check(capsys, tmp_path):
+    """Calls the command, which is to fail with one line that holds the words."""
+
+    def call_and_check(arguments, *named, status=1):
+        assert call(f"--run_dir={tmp_path / 'run'}", *arguments) == status
+        (line,) = messages(capsys.readouterr().err)
+        assert line.startswith("error: " if status == 1 else "usage error: ")
+        for words in named:
+            assert words in line
+        assert not (tmp_path / "run" / "checkpoints").exists()
+
+    return call_and_check
+
+
+@pytest.fixture
+def copied(tiny_data, tmp_path):
+    return shutil.copytree(tiny_data, tmp_path / "data")
+
+
+@pytest.fixture
+def write_csv(tiny_data, tmp_path):
+    """Returns a function that describes the tiny data set in a CSV file, changed by its argument."""
+    dataset = load_dataset("market1501", tiny_data)
+
+    def write(change=lambda row: row):
+        rows = [
+            {"path": record.path, "pid": record.pid, "camid": record.camid, "subset": subset}
+            for subset, records in dataset.subsets().items()
+            for record in records
+        ]
+        rows = [row for row in map(change, rows) if row]
+        path = tmp_path / "records.csv"
+        with path.open("w", newline="", encoding="utf-8") as stream:
+            writer = csv.DictWriter(stream, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--epochs=0"], "--epochs=0"),
+        (["--epochs=many"], "--epochs=many"),
+        (["--batch_size=1"], "--batch_size=1"),
+        (["--model=han_huge"], "--model=han_huge"),
+        (["--lr=-0.1"], "--lr=-0.1"),
+        (["--lr=nan"], "--lr=nan"),
+        (["--weight_decay=inf"], "--weight_decay=inf"),
+        (["--lr_decay=1.5"], "--lr_decay=1.5"),
+        (["--input_height=8"], "--input_height=8"),
+        (["--seed=-1"], "--seed=-1"),
+        (["--learning_rate=0.1"], "learning_rate"),
+        (["market1501"], "'market1501'"),
+    ],
+)
+def test_flags(check, arguments, named):
+    check(arguments, named, status=2)
+
+
+def test_data_sets(check, tmp_path, tiny_data):
+    check(["--dataset=market"], "unknown dataset 'market', expected one of synthetic, cuhk03, market1501")
+    check(["--dataset=market1501", f"--data_dir={tmp_path / 'no'}"], f"{tmp_path}/no: no such folder")
+    check(["--dataset=market1501", "--split=detected", f"--data_dir={tiny_data}"], "market1501 has no split 'detected'")
+    check(["--dataset=cuhk03", "--split=other", f"--data_dir={tmp_path}"], "cuhk03 has no split 'other'", "'detected'")
+    check(["--dataset=dukemtmc", f"--data_dir={tiny_data / 'query'}"], f"{tiny_data}/query: no bounding_box_train")
+    (tmp_path / "file").touch()
+    check(["--dataset=msmt17", f"--data_dir={tmp_path / 'file'}"], f"{tmp_path}/file: a file, expected the data set")
+
+
+@pytest.mark.parametrize("folder", ["bounding_box_train", "query", "bounding_box_test"])
+def test_a_folder_without_images(check, copied, folder):
+    shutil.rmtree(copied / folder)
+    arguments = ["--dataset=market1501", f"--data_dir={copied}"]
+    check(arguments, f"{copied}: no {folder} in it, expected bounding_box_train, query, bounding_box_test")
+    (copied / folder).mkdir()
+    names = {"bounding_box_train": "train", "query": "query", "bounding_box_test": "gallery"}
+    check(arguments, f"{copied}: no {names[folder]} images found, expected at least one")
+
+
+def test_a_person_in_training_and_test(check, write_csv):
+    path = write_csv(lambda row: {**row, "pid": 1} if row["subset"] == "query" else row)
+    check(["--dataset=csv", f"--data_dir={path}"], "pid 1 is in both train and test")
+
+
+def test_one_person_only(check, write_csv):
+    path = write_csv(lambda row: {**row, "pid": 1} if row["subset"] == "train" else row)
+    check(["--dataset=csv", f"--data_dir={path}"], "one training identity only (pid 1), expected at least 2")
+
+
+def test_no_camera_ids(check, write_csv):
+    path = write_csv(lambda row: {name: value for name, value in row.items() if name != "camid"})
+    check(["--dataset=csv", f"--data_dir={path}"], f"{path}, line 1: no column camid;", "needs a camera id")
+
+
+def test_one_camera_only(check, write_csv):
+    path = write_csv(lambda row: {**row, "camid": 1})
+    check(["--dataset=csv", f"--data_dir={path}"], "no query has a gallery image of the same pid from another camera")
+
+
+def test_a_file_in_place_of_the_run_folder(capsys, tmp_path, tiny_data):
+    (tmp_path / "run").write_text("precious")
+    arguments = ["--dataset=market1501", f"--data_dir={tiny_data}", f"--run_dir={tmp_path / 'run'}", "--panel_images=0"]
+    assert call(*arguments) == 1
+    (line,) = messages(capsys.readouterr().err)
+    assert line.startswith(f"error: cannot write {tmp_path}/run/config.json: ")
+    assert (tmp_path / "run").read_text() == "precious"
+
+
+def test_an_unreadable_image(check, capsys, copied, tmp_path):
+    bad = [sorted((copied / folder).iterdir())[3] for folder in ("bounding_box_train", "bounding_box_test", "query")]
+    for path in bad:
+        path.write_bytes(path.read_bytes()[:300])
+    arguments = ["--dataset=market1501", f"--data_dir={copied}", "--epochs=1", "--panel_images=2"]
+    check(arguments, f"{bad[0]}: not a readable image (", "--skip_bad_images leaves it out")
+
+    assert call(*arguments, f"--run_dir={tmp_path / 'run'}", "--skip_bad_images") == 0
+    out, err = capsys.readouterr()
+    assert messages(err) == []
+    for path in bad:
+        assert str(path) in out
+    whole = {folder: len(list((copied / folder).glob("*.jpg"))) for folder in ("bounding_box_train", "query")}
+    assert int(re.search(r"(\d+) images of 8 people", out).group(1)) == whole["bounding_box_train"] - 1
+    counts = json.loads((tmp_path / "run" / "metrics.json").read_text())["counts"]
+    assert counts["queries"] == whole["query"] - 1
+
+
+def test_a_run_of_other_settings_is_left_alone(capsys, tiny_data, tiny_run, tmp_path):
+    folder = shutil.copytree(tiny_run, tmp_path / "run")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    arguments = ["--dataset=market1501", f"--data_dir={tiny_data}", f"--run_dir={folder}", "--panel_images=0"]
+    assert call(*arguments, "--epochs=3") == 1
+    (line,) = messages(capsys.readouterr().err)
+    assert line.startswith(f"error: {folder} holds a run with --epochs 2, this command has 3; ")
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_a_damaged_checkpoint_is_not_started_over(capsys, tiny_data, tiny_run, tmp_path):
+    folder = shutil.copytree(tiny_run, tmp_path / "run")
+    (folder / "checkpoints" / "checkpoint").write_bytes(b"")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    arguments = ["--dataset=market1501", f"--data_dir={tiny_data}", f"--run_dir={folder}", "--panel_images=0"]
+    assert call(*arguments, "--epochs=2") == 1
+    (line,) = messages(capsys.readouterr().err)
+    assert line == f"error: {folder}/checkpoints/checkpoint: damaged, expected the name of the newest checkpoint"
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_the_process_says_no_more_than_the_line(tmp_path):
+    command = [sys.executable, "-m", "han_tf.train", "--dataset=market1501", f"--data_dir={tmp_path / 'no'}"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: {tmp_path}/no: no such folder, expected")
