@@ -25,7 +25,7 @@ from han_tf.models import MODELS, create_model
 from han_tf.models.han import HAN
 from han_tf.report import evaluate_features, table, to_json
 from han_tf.training.config import TrainConfig
-from han_tf.training.loop import Trainer
+from han_tf.training.loop import Trainer, check_run_folder
 from han_tf.training.schedule import drop_epochs
 from han_tf.viz.attention import attend, attention_panels, attention_sheet
 from han_tf.viz.drawing import save_png
@@ -68,7 +68,9 @@ flags.DEFINE_float(
     0,
     flag_values=FLAGS,
 )
-flags.DEFINE_integer("seed", _DEFAULT.seed, "Seed of the weights and of the images' order.", 0, flag_values=FLAGS)
+flags.DEFINE_integer(
+    "seed", _DEFAULT.seed, "Seed of the weights and of the images' order.", 0, 2**32 - 1, flag_values=FLAGS
+)
 flags.DEFINE_integer(
     "eval_every", _DEFAULT.eval_every, "Epochs between evaluations; 0: six of them.", 0, flag_values=FLAGS
 )
@@ -126,6 +128,7 @@ def main(values: flags.FlagValues) -> None:
         drops = ", ".join(map(str, drop_epochs(config.epochs)))
         print(f"schedule: {config.epochs} epochs, not the paper's {_DEFAULT.epochs}; lr drops after {drops}")
     run_dir = Path(values.run_dir or Path(values.runs_dir) / config.run_name())
+    check_run_folder(config, run_dir)
     data = load_images(
         dataset.train,
         config.input_size,
@@ -154,7 +157,7 @@ def main(values: flags.FlagValues) -> None:
         "model": config.model,
         "epochs": config.epochs,
         **last["evaluation"],
-        "regions": last["regions"],
+        "regions": last.get("regions", {"complaints": []}),
     }
     if dataset.name == "synthetic":
         report["results"] += baseline_rows(config, dataset)

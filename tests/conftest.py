@@ -22,7 +22,13 @@ def tiny_data(tmp_path_factory):
     """A few drawn pedestrians on disk, in Market-1501's layout: 8 people to train on, 4 to test."""
     root = tmp_path_factory.mktemp("tiny") / "Market-1501"
     pedestrians = SyntheticPedestrians(
-        train_identities=8, test_identities=4, images_per_camera=2, multi_query_per_camera=1, distractors=6, junk=3
+        train_identities=8,
+        test_identities=4,
+        train_images_per_camera=2,
+        images_per_camera=2,
+        multi_query_per_camera=1,
+        distractors=6,
+        junk=3,
     )
     generate(root, pedestrians, layout="market1501")
     return root

@@ -263,27 +263,39 @@ class Trainer:
         return means, [level.theta for level in branches.attention]
 
     def _open_run_folder(self) -> None:
-        settings = {**self.config.to_dict(), "num_classes": len(self.pids)}
+        check_run_folder(self.config, self.run_dir)
+        found = {"num_classes": len(self.pids), "num_images": len(self.labels)}
         if (self.run_dir / CONFIG).exists():
             saved = read_config(self.run_dir)
-            if saved.pop("num_classes", None) != settings["num_classes"]:
-                raise UserError(
-                    f"{self.run_dir} holds a run with another number of identities than the "
-                    f"{settings['num_classes']} found now; give another --run_dir"
-                )
-            where = str(self.run_dir / CONFIG)
-            self.config.check_resumable(TrainConfig.from_dict(saved, where), str(self.run_dir))
-        write_json(self.run_dir / CONFIG, settings)
+            for name, number in found.items():
+                if saved.get(name) != number:
+                    raise UserError(
+                        f"{self.run_dir} holds a run with {name} {saved.get(name)}, the training set has {number} now; "
+                        "give another --run_dir, or the same images to go on with that run"
+                    )
+        write_json(self.run_dir / CONFIG, {**self.config.to_dict(), **found})
         if self.checkpoints.latest is not None:
             path = self.checkpoints.restore()
             try:
-                history = json.loads((self.run_dir / HISTORY).read_text())
+                history = json.loads((self.run_dir / HISTORY).read_text(encoding="utf-8"))
             except (OSError, ValueError):
+                tqdm.write(f"warning: {self.run_dir / HISTORY} is missing or damaged; earlier epochs are not in it")
                 history = []
-            self.history = history[: int(self.epoch)]
+            # What the file lacks has been trained all the same.
+            lost = [{"epoch": epoch} for epoch in range(len(history) + 1, int(self.epoch) + 1)]
+            self.history = history[: int(self.epoch)] + lost
             tqdm.write(f"going on from {path}: epoch {int(self.epoch)}, step {int(self.batch)}")
         else:
             write_json(self.run_dir / ENVIRONMENT, environment.describe())
+
+
+def check_run_folder(config: TrainConfig, run_dir: Path) -> None:
+    """Raises UserError if ``run_dir`` holds a run that cannot go on with the settings ``config``."""
+    path = Path(run_dir) / CONFIG
+    if path.exists():
+        saved = read_config(run_dir)
+        settings = {name: value for name, value in saved.items() if name not in ("num_classes", "num_images")}
+        config.check_resumable(TrainConfig.from_dict(settings, str(path)), str(run_dir))
 
 
 def _accuracy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:

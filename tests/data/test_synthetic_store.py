@@ -111,7 +111,14 @@ def test_what_breaks_off_leaves_nothing_half_made(tmp_path, monkeypatch, error, 
 @pytest.mark.skipif(os.name == "nt", reason="sends a POSIX signal")
 def test_interrupting_the_command_line_leaves_nothing(tmp_path):
     command = [sys.executable, "-m", "han_tf.data.synthetic", "--root", str(tmp_path / "set"), "--workers", "2"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # A shell's background jobs, and what they start, ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     for _ in range(600):
         if list(tmp_path.glob(".set.*/**/*.jpg")):
             break

@@ -1,7 +1,9 @@
 """The training loop: it learns, it is deterministic, and stopping it in any way changes nothing."""
 
+import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -207,6 +209,26 @@ def test_checkpoints_are_kept_by_count(data, tmp_path):
 def test_a_run_of_other_settings_is_left_alone(data, unbroken):
     with pytest.raises(UserError, match=r"holds a run with --lr 0.03, this command has 0.01; give another --run_dir"):
         Trainer(config(lr=0.01), unbroken, data)
+
+
+def test_a_training_set_that_changed_is_noticed(data, unbroken):
+    fewer = dataclasses.replace(data, images=data.images[:-1], records=data.records[:-1])
+    with pytest.raises(UserError, match=r"holds a run with num_images \d+, the training set has \d+ now"):
+        Trainer(config(), unbroken, fewer)
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_text("[{")])
+def test_a_lost_history_does_not_stop_the_run(data, unbroken, tmp_path, damage):
+    shutil.copytree(unbroken, tmp_path / "run")
+    damage(tmp_path / "run" / "history.json")
+    report = {
+        "counts": {},
+        "results": [{"feature": "joint", "query": "single", "reranked": False, "rank-1": 1, "mAP": 1}],
+    }
+    trainer = Trainer(config(), tmp_path / "run", data, evaluate=lambda model: report)
+    trainer.run()
+    assert [row["epoch"] for row in trainer.history] == [1, 2, 3]
+    assert trainer.history[-1]["evaluation"] == report
 
 
 def test_settings_that_do_not_matter_may_change(data, unbroken):
