@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from han_tf.metrics.distances import DistanceSource
 
-STRIPE_ROWS = 16
+STRIPE_ROWS = 32
 """Queries one thread takes at a time; few enough for their distances to stay in cache."""
 
 MOST_ROWS = 1024
@@ -21,7 +21,7 @@ LEAST_ROWS = 64
 WIDE = 16384
 """Gallery images per block that are worth having even for fewer queries: each part of a row costs some calls."""
 
-SCRATCH_BYTES = 24
+SCRATCH_BYTES = 72
 """What visiting a stripe takes per value, beside the block itself."""
 
 

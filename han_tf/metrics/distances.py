@@ -22,6 +22,9 @@ PAIRS = 64
 TILE_VALUES = 2**20
 """Gallery values per matrix product: enough for its speed, few enough to convert to float32 on the way."""
 
+PLAIN_TILE_VALUES = 2**24
+"""The same where nothing is converted."""
+
 UNIT = 2.0**-24
 """Greatest relative error of one float32 rounding."""
 
@@ -157,7 +160,8 @@ class FeatureDistances(DistanceSource):
         query = self.query[rows].astype(np.float32)
         query *= -2
         out = buffer[: len(query) * (columns.stop - columns.start)].reshape(len(query), -1)
-        tile = max(256, TILE_VALUES // query.shape[1])
+        as_it_is = isinstance(self.gallery, np.ndarray) and self.gallery.dtype == np.float32
+        tile = max(256, (PLAIN_TILE_VALUES if as_it_is else TILE_VALUES) // query.shape[1])
         for start in range(columns.start, columns.stop, tile):
             stop = min(start + tile, columns.stop)
             gallery = np.ascontiguousarray(self.gallery[start:stop], np.float32)

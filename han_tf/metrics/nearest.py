@@ -21,7 +21,7 @@ def smallest_bounds(values: np.ndarray, k: int) -> np.ndarray:
     usable = values.shape[1] // groups * groups
     if not usable:
         return np.full(len(values), np.inf, values.dtype)
-    minima = np.stack([row[:usable].reshape(-1, groups).min(axis=0) for row in values])
+    minima = values[:, :usable].reshape(len(values), -1, groups).min(axis=1)
     return np.partition(minima, k - 1, axis=1)[:, k - 1]
 
 

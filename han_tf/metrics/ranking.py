@@ -125,8 +125,30 @@ class RankingResult:
             "camera_pairs": [pair._asdict() for pair in self.camera_pairs],
         }
 
-    def save_npz(self, path: Union[str, os.PathLike]) -> None:
-        """Writes the curves and all per-query arrays to a NumPy archive."""
+    def save_npz(
+        self,
+        path: Union[str, os.PathLike],
+        query_names: Optional[Sequence[str]] = None,
+        gallery_names: Optional[Sequence[str]] = None,
+    ) -> None:
+        """Writes the curves and all per-query arrays to a NumPy archive.
+
+        Args:
+          path: the file.
+          query_names: as for :meth:`save_csv`; written as ``query_names``, ``[queries]`` strings.
+          gallery_names: likewise; those of the top-k lists are written as ``topk_names``, ``[queries, topk]``,
+            empty where there are no more images.
+
+        Raises:
+          UserError: a list of names has the wrong length.
+        """
+        self._check_names(query_names, gallery_names)
+        named = {}
+        if query_names is not None:
+            named["query_names"] = np.asarray(query_names, np.str_)
+        if gallery_names is not None:
+            chosen = np.asarray(gallery_names, np.str_)[self.topk_indices]
+            named["topk_names"] = np.where(self.topk_indices < 0, "", chosen)
         names = [
             "cmc",
             "precision_recall",
@@ -140,7 +162,7 @@ class RankingResult:
             "topk_indices",
             "topk_distances",
         ]
-        write_npz(path, **{name: getattr(self, name) for name in names})
+        write_npz(path, **{name: getattr(self, name) for name in names}, **named)
 
     def save_csv(
         self,
@@ -158,12 +180,7 @@ class RankingResult:
         Raises:
           UserError: a list of names has the wrong length.
         """
-        for names, what, count in (
-            (query_names, "query_names", self.queries),
-            (gallery_names, "gallery_names", self.gallery),
-        ):
-            if names is not None and len(names) != count:
-                raise UserError(f"{what} has {len(names)} entries, expected {count}")
+        self._check_names(query_names, gallery_names)
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         k = self.topk_indices.shape[1]
@@ -189,7 +206,16 @@ class RankingResult:
                 ]
             )
         with atomic_open(path) as stream:
-            stream.write(text.getvalue().encode("utf-8"))
+            # A file's name may hold bytes that are no text.
+            stream.write(text.getvalue().encode("utf-8", "backslashreplace"))
+
+    def _check_names(self, query_names: Optional[Sequence[str]], gallery_names: Optional[Sequence[str]]) -> None:
+        for names, what, count in (
+            (query_names, "query_names", self.queries),
+            (gallery_names, "gallery_names", self.gallery),
+        ):
+            if names is not None and len(names) != count:
+                raise UserError(f"{what} has {len(names)} entries, expected {count}")
 
 
 def evaluate(
@@ -310,16 +336,16 @@ class _Standing:
 
     Attributes:
       stripe: the queries and their matches, the slots.
-      exact: exact value of each slot.
       cameras: camera of each slot's gallery image, numbered from 0.
       before, pair_before: images seen so far that lie before each slot: in all, and on its own camera.
+      exact: exact value of each slot; None until it is needed.
     """
 
     stripe: Stripe
-    exact: np.ndarray
     cameras: np.ndarray
     before: np.ndarray
     pair_before: np.ndarray
+    exact: Optional[np.ndarray] = None
 
 
 class _Ranker:
@@ -343,67 +369,79 @@ class _Ranker:
         self.truth = truth
         self.top = FirstK(source, topk)
         self.camera_pairs = camera_pairs
-        self.camids, self._camera_of = np.unique(truth.gallery_camids, return_inverse=True)
+        self.camids, camera_of = np.unique(truth.gallery_camids, return_inverse=True)
+        self._camera_of = camera_of.astype(np.int32)
         self._done: list[_Standing] = []
 
     def prepare(self, rows: slice) -> _Standing:
         stripe = self.truth.stripe(rows)
-        return _Standing(
-            stripe=stripe,
-            exact=self.source.exact(stripe.queries, stripe.columns),
-            cameras=self._camera_of[stripe.columns],
-            before=np.zeros(len(stripe.columns), np.int64),
-            pair_before=np.zeros(len(stripe.columns), np.int64),
-        )
+        before, pair_before = np.zeros((2, len(stripe.columns)), np.int64)
+        return _Standing(stripe, self._camera_of[stripe.columns], before, pair_before)
 
     def visit(self, standing: _Standing, rows: slice, fast: np.ndarray, part: slice) -> None:
         """Counts, for each match of the stripe, the images of ``part`` that lie before it."""
         stripe = standing.stripe
-        own = (stripe.columns >= part.start) & (stripe.columns < part.stop)
-        probes = stripe.queries[own] - rows.start, stripe.columns[own] - part.start, standing.exact[own]
-        margins = trusted_margins(self.source, rows, part, fast, probes)
-        low, high = bracket(standing.exact, np.repeat(margins, np.diff(stripe.ends)), fast.dtype)
+        local = stripe.queries - rows.start
+        low, high, margins = self._brackets(standing, local, rows, fast, part)
         self.truth.exclude(stripe, fast, part)
         top_limits = self.top.limits(fast, margins, rows)
-        cameras = self._camera_of[part]
+        limits = top_limits.copy()
+        np.maximum.at(limits, local, high)
+        seen = _Seen(fast, limits)
+        if self.top.k:
+            near = seen.values < top_limits[seen.rows]
+            near &= np.isfinite(seen.values)
+            near_rows, near_columns = seen.rows[near], seen.columns[near] + part.start
+            self.top.add(rows, near_rows, near_columns, self.source.exact(near_rows + rows.start, near_columns))
 
-        close_slots, close_columns = [], []  # pairs too close to call by the fast values
-        top_local, top_columns = [], []
-        for i, row in enumerate(fast):
-            slots = slice(stripe.ends[i], stripe.ends[i + 1])
-            limit = max(top_limits[i], high[slots].max(initial=-np.inf))
-            chosen = row < limit
-            values, indices = row, None
-            if np.count_nonzero(chosen) * 4 < len(row):
-                indices = chosen.nonzero()[0]
-                values = row[indices]
-            if self.top.k:
-                near = (values < top_limits[i]).nonzero()[0]
-                top_local.append(np.full(len(near), i))
-                top_columns.append(near if indices is None else indices[near])
-            if slots.start == slots.stop:
-                continue
-            count = _Count(values, low[slots], high[slots])
-            standing.before[slots] += count.below
-            if self.camera_pairs:
-                of_values = cameras if indices is None else cameras[indices]
-                standing.pair_before[slots] += count.below_of_same(of_values, standing.cameras[slots])
-            for slot, positions in count.close(own[slots]):
-                close_slots.append(np.full(len(positions), slots.start + slot))
-                close_columns.append(positions if indices is None else indices[positions])
-        if close_slots:
-            self._settle(standing, np.concatenate(close_slots), np.concatenate(close_columns) + part.start)
-        if top_local:
-            local, columns = np.concatenate(top_local), np.concatenate(top_columns)
-            ranked = np.isfinite(fast[local, columns])
-            local, columns = local[ranked], columns[ranked] + part.start
-            self.top.add(rows, local, columns, self.source.exact(local + rows.start, columns))
+        counts = _Counts(seen, stripe.ends, low, high)
+        own = (stripe.columns >= part.start) & (stripe.columns < part.stop)
+        if self.camera_pairs:
+            counts.run(own, self._camera_of[part], standing.cameras)
+            standing.pair_before += counts.below_of_same
+        else:
+            counts.run(own)
+        standing.before += counts.below
+        if counts.close_slots:
+            slots = np.repeat(counts.close_slots, [len(columns) for columns in counts.close_columns])
+            self._settle(standing, slots, np.concatenate(counts.close_columns) + part.start)
+
+    def _brackets(
+        self, standing: _Standing, local: np.ndarray, rows: slice, fast: np.ndarray, part: slice
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Returns each slot's bracket, and each query's bound on |fast − exact|."""
+        stripe = standing.stripe
+        if part.stop - part.start == self.source.shape[1]:
+            # All the fast values are here: they differ from a slot's own by at most two bounds where the exact
+            # ones tie, and one exact value per query is enough to check the bound.
+            first = stripe.ends[:-1][np.diff(stripe.ends) > 0]
+            probes = local[first], stripe.columns[first]
+            exact = self.source.exact(stripe.queries[first], stripe.columns[first])
+            margins = trusted_margins(self.source, rows, part, fast, (*probes, exact))
+            low, high = bracket(fast[local, stripe.columns], 2 * margins[local], fast.dtype)
+        else:
+            exact = self._exact(standing)
+            own = (stripe.columns >= part.start) & (stripe.columns < part.stop)
+            margins = trusted_margins(
+                self.source, rows, part, fast, (local[own], stripe.columns[own] - part.start, exact[own])
+            )
+            low, high = bracket(exact, margins[local], fast.dtype)
+        return low, high, margins
+
+    def _exact(self, standing: _Standing) -> np.ndarray:
+        if standing.exact is None:
+            standing.exact = self.source.exact(standing.stripe.queries, standing.stripe.columns)
+        return standing.exact
 
     def _settle(self, standing: _Standing, slots: np.ndarray, columns: np.ndarray) -> None:
         """Decides by exact values, then by gallery order, which images lie before a match."""
         stripe = standing.stripe
+        if standing.exact is None:
+            crowded, place = np.unique(slots, return_inverse=True)
+            target = self.source.exact(stripe.queries[crowded], stripe.columns[crowded])[place]
+        else:
+            target = standing.exact[slots]
         exact = self.source.exact(stripe.queries[slots], columns)
-        target = standing.exact[slots]
         before = (exact < target) | ((exact == target) & (columns < stripe.columns[slots]))
         standing.before += np.bincount(slots[before], minlength=len(standing.before))
         before &= self._camera_of[columns] == standing.cameras[slots]
@@ -421,57 +459,136 @@ class _Ranker:
         self.pair_places = 1 + np.concatenate([standing.pair_before for standing in done])
 
 
-class _Count:
-    """Compares a query's values with the bracket [low, high) of each of its matches.
+class _Seen:
+    """The values of a stripe below each query's limit, in the order of the gallery.
 
     Args:
-      values: floats ``[n]``.
-      low, high: floats ``[matches]``.
+      fast: floats ``[rows, n]``.
+      limits: floats ``[rows]``.
 
     Attributes:
-      below: int64 ``[matches]``; the number of values below each ``low``.
+      values: floats ``[seen]``, query by query.
+      rows, columns: int32 ``[seen]``; where they stand in ``fast``.
+      ends: int64 ``[rows + 1]``; query i has ``ends[i] : ends[i + 1]``.
     """
 
-    def __init__(self, values: np.ndarray, low: np.ndarray, high: np.ndarray):
-        self.order = self.is_below = None
-        if len(low) > FEW_MATCHES or len(values) < FEW_VALUES:
-            self.order = np.argsort(values)
-            ordered = values[self.order]
-            self.below, self.up_to = ordered.searchsorted(low), ordered.searchsorted(high)
-        else:
-            self.is_below = np.less(values, np.concatenate([low, high])[:, None])
-            counts = np.array([np.count_nonzero(row) for row in self.is_below])
-            self.below, self.up_to = counts[: len(low)], counts[len(low) :]
+    def __init__(self, fast: np.ndarray, limits: np.ndarray):
+        n = fast.shape[1]
+        flat = np.flatnonzero(fast < limits[:, None])
+        self.values = fast.ravel()[flat]
+        self.ends = flat.searchsorted(np.arange(len(fast) + 1) * n)
+        self.rows = np.repeat(np.arange(len(fast), dtype=np.int32), np.diff(self.ends))
+        flat -= np.multiply(self.rows, n, dtype=np.int64)
+        self.columns = flat.astype(np.int32)
 
-    def below_of_same(self, groups: np.ndarray, own: np.ndarray) -> np.ndarray:
-        """Returns the number of values below each ``low`` whose group is the match's own, ``[matches]``.
+
+class _Counts:
+    """Compares the values of a stripe with the bracket [low, high) of each match of their query.
+
+    Args:
+      seen: the values.
+      slot_ends: int64 ``[rows + 1]``; query i has the slots ``slot_ends[i] : slot_ends[i + 1]``.
+      low, high: floats ``[slots]``.
+
+    Attributes:
+      below: int64 ``[slots]``; the number of values below each ``low``.
+      below_of_same: int64 ``[slots]``; the number of them from the match's own camera.
+      close_slots: slots with others than the match itself in their bracket.
+      close_columns: integers, for each of these the columns there.
+    """
+
+    def __init__(self, seen: _Seen, slot_ends: np.ndarray, low: np.ndarray, high: np.ndarray):
+        self.seen = seen
+        self.slot_ends = slot_ends
+        self.low, self.high = low, high
+        self.below, self.below_of_same = np.zeros((2, len(low)), np.int64)
+        self.close_slots: list[int] = []
+        self.close_columns: list[np.ndarray] = []
+
+    def run(self, own: np.ndarray, cameras: Optional[np.ndarray] = None, own_cameras: Optional[np.ndarray] = None):
+        """Fills the attributes.
 
         Args:
-          groups: integers ``[n]``, from 0.
-          own: integers ``[matches]``.
-        """
-        if self.order is None:
-            same = groups == own[:, None]
-            same &= self.is_below[: len(own)]
-            return np.array([np.count_nonzero(row) for row in same])
-        n = len(groups)
-        keys = groups[self.order] * n + np.arange(n)
-        keys.sort()
-        return keys.searchsorted(own * n + self.below) - keys.searchsorted(own * n)
-
-    def close(self, own: np.ndarray) -> list[tuple[int, np.ndarray]]:
-        """Returns (match, positions of the values in its bracket) for matches with others than their own there.
-
-        Args:
-          own: bool ``[matches]``; whether the match's own value, which always lies in its bracket, is among
+          own: bool ``[slots]``; whether the match's own value, which always lies in its bracket, may be among
             the values.
+          cameras: integers ``[n]``, from 0; the camera of each column. None: ``below_of_same`` stays 0.
+          own_cameras: integers ``[slots]``; the camera of each match.
         """
-        crowded = (self.up_to - self.below > own).nonzero()[0]
-        if self.order is None:
-            m = len(self.below)
-            return [(j, (self.is_below[j] != self.is_below[m + j]).nonzero()[0]) for j in crowded]
-        # Copies, as a view would keep all of the order in memory.
-        return [(j, self.order[self.below[j] : self.up_to[j]].copy()) for j in crowded]
+        groups = None if cameras is None else cameras[self.seen.columns]
+        order = np.full(len(self.seen.values), -1, np.int32)  # of the sorted queries' values; −1 for the others
+        ends, slot_ends = self.seen.ends.tolist(), self.slot_ends.tolist()
+        for row in range(len(ends) - 1):
+            slots, mine = slice(slot_ends[row], slot_ends[row + 1]), slice(ends[row], ends[row + 1])
+            matches = slots.stop - slots.start
+            if not matches:
+                continue
+            if matches > FEW_MATCHES or mine.stop - mine.start < FEW_VALUES:
+                order[mine] = self._sort(slots, mine, own[slots])
+            elif groups is None:
+                self._compare(slots, mine, own[slots])
+            else:
+                self._compare(slots, mine, own[slots], groups[mine], own_cameras[slots])
+        if groups is not None:
+            self._count_same(order, groups, own_cameras)
+
+    def _sort(self, slots: slice, mine: slice, own: np.ndarray) -> np.ndarray:
+        """Counts for one query by sorting its values; returns their order."""
+        values = self.seen.values[mine]
+        order = values.argsort()
+        counts = values[order].searchsorted(np.concatenate([self.low[slots], self.high[slots]]))
+        below, up_to = counts[: len(own)], counts[len(own) :]
+        self.below[slots] = below
+        for j in (up_to - below > own).nonzero()[0].tolist():
+            self._keep_close(slots.start + j, mine, order[below[j] : up_to[j]])
+        return order
+
+    def _compare(
+        self,
+        slots: slice,
+        mine: slice,
+        own: np.ndarray,
+        groups: Optional[np.ndarray] = None,
+        own_groups: Optional[np.ndarray] = None,
+    ) -> None:
+        """Counts for one query by comparing its values with each bracket."""
+        values = self.seen.values[mine]
+        is_below = values < self.low[slots, None]
+        is_up_to = values < self.high[slots, None]
+        below = [np.count_nonzero(found) for found in is_below]
+        up_to = [np.count_nonzero(found) for found in is_up_to]
+        self.below[slots] = below
+        for j, has_own in enumerate(own.tolist()):
+            if up_to[j] - below[j] > has_own:
+                self._keep_close(slots.start + j, mine, (is_below[j] != is_up_to[j]).nonzero()[0])
+        if groups is not None:
+            is_below &= groups == own_groups[:, None]
+            self.below_of_same[slots] = [np.count_nonzero(found) for found in is_below]
+
+    def _keep_close(self, slot: int, mine: slice, places: np.ndarray) -> None:
+        self.close_slots.append(slot)
+        self.close_columns.append(self.seen.columns[mine][places])
+
+    def _count_same(self, order: np.ndarray, groups: np.ndarray, own_groups: np.ndarray) -> None:
+        """Counts the values from the match's own camera for all the sorted queries.
+
+        Values get the key (query, camera, place among the query's sorted values). Those of one query and camera
+        then stand together, and two searches tell how many of them lie before a place.
+        """
+        seen = self.seen
+        is_sorted = order >= 0
+        place = np.flatnonzero(is_sorted)
+        rows = seen.rows[place]
+        streams = int(max(groups.max(initial=0), own_groups.max(initial=0))) + 1
+        most = np.int64(len(order) + 1)
+        first = seen.ends[rows]
+        keys = groups[first + order[place]] + np.multiply(rows, streams, dtype=np.int64)
+        keys *= most
+        keys += place - first
+        keys.sort()
+        slot_rows = np.repeat(np.arange(len(self.slot_ends) - 1), np.diff(self.slot_ends))
+        start = (slot_rows * streams + own_groups) * most
+        # A query that was compared has no keys, so that it gets 0 here.
+        self.below_of_same += keys.searchsorted(start + self.below) - keys.searchsorted(start)
 
 
 class _Scores:

@@ -119,7 +119,9 @@ class Truth:
                 f"an excluder returned {found.dtype} {list(found.shape)} for query {query}, expected indices or a "
                 f"boolean mask [{n_gallery}]"
             )
-        if len(found) and not (found.min() >= 0 and found.max() < n_gallery):
+        found = found.astype(np.int64, copy=False)
+        # Read as unsigned, a negative index is a huge one: one look finds both kinds of wrong ones.
+        if len(found) and found.view(np.uint64).max() >= n_gallery:
             wrong = found.min() if found.min() < 0 else found.max()
             raise UserError(f"an excluder returned index {wrong} for query {query}, expected 0 to {n_gallery - 1}")
-        return found.astype(np.int64, copy=False)
+        return found
