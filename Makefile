@@ -17,8 +17,12 @@ READY := $(VENV)/.ready
 RUN_FLAGS = $(if $(RUN),--run $(RUN),$(if $(filter synthetic,$(DATASET)),,--dataset $(DATASET)))
 DATA_FLAGS = $(if $(DATA_DIR),--data_dir $(DATA_DIR)) $(if $(SPLIT),--split $(SPLIT))
 
+# table1 … table12, figure6, figure7, cost_effectiveness
+EXPERIMENTS := $(basename $(notdir $(wildcard experiments/configs/*.py)))
+
 .DEFAULT_GOAL := help
-.PHONY: help setup train evaluate test lint format tensorboard visualize flops bench constraints clean
+.PHONY: help setup train evaluate test lint format tensorboard visualize flops bench experiments report constraints clean
+.PHONY: $(EXPERIMENTS)
 
 help:  ## show this list
 	@echo 'usage: make TARGET [DATASET=synthetic] [SPLIT=...] [DATA_DIR=...] [RUN=...] [ARGS="--flag value ..."]'
@@ -51,12 +55,21 @@ visualize: $(READY)  ## write the attention sheet and a ranked list of the newes
 tensorboard: $(READY)  ## open TensorBoard on all runs: curves, regions, attention maps
 	$(BIN)/python -m tensorboard.main --logdir runs --load_fast=false --samples_per_plugin images=100 $(ARGS)
 
-flops: $(READY)  ## print FLOPs and parameters of HAN Small, Medium and Large
+flops: $(READY)  ## print FLOPs and parameters of the networks
 	$(BIN)/python -m han_tf.flops $(ARGS)
 
 bench: $(READY)  ## measure training, inference, the input pipeline and the metrics on this machine
 	$(BIN)/python -m han_tf.bench
 	$(BIN)/python -m experiments.bench_metrics $(ARGS)
+
+experiments: $(READY)  ## list the paper's tables and figures; each is a target: table1 ... table12, figure6, figure7
+	$(BIN)/python -m experiments.run
+
+$(EXPERIMENTS): $(READY)
+	$(BIN)/python -m experiments.run $@ $(if $(filter synthetic,$(DATASET)),,--dataset $(DATASET)) $(DATA_FLAGS) $(ARGS)
+
+report: $(READY)  ## build experiments/RESULTS.md from the results in experiments/results
+	$(BIN)/python -m experiments.report $(ARGS)
 
 test: $(READY)  ## run the tests
 	$(BIN)/python -m pytest -n 2 $(ARGS)

@@ -28,6 +28,7 @@ setup(
     extras_require={
         "cuhk03": ["h5py>=3.8"],  # the original cuhk-03.mat (MATLAB v7.3)
         "faiss": ["faiss-cpu>=1.7.4"],  # approximate neighbours for re-ranking huge galleries
+        "triplet": ["tensorflow-addons==0.23.*"],  # the triplet loss of Table 11
         "test": [
             "faiss-cpu>=1.7.4",
             "h5py>=3.8",
@@ -35,7 +36,7 @@ setup(
             "pytest>=7",
             "pytest-xdist>=3",
             "onnxruntime>=1.16; python_version >= '3.10'",
-            "tensorflow-addons==0.23.*",  # independent oracle for the crop: tfa.image.resampler
+            "tensorflow-addons==0.23.*",  # also the independent oracle for the crop: tfa.image.resampler
             "tf2onnx>=1.17; python_version >= '3.10'",  # older ones need protobuf 3
         ],
         "lint": ["ruff>=0.6"],

@@ -1,4 +1,4 @@
-"""Measure HAN's training, its inference and the input pipeline on this machine.
+"""Measure the networks' training, their inference and the input pipeline on this machine.
 
 Every figure is the median of several measurements and stands beside this machine's own float32 matrix product,
 measured before and after in the same run, so that figures of different machines can be compared: "of product" is the
@@ -22,6 +22,7 @@ from tqdm import tqdm
 from han_tf import cli as command_line
 from han_tf.data.pipeline import ImageReader, LoadedImages, load_images, training_batches
 from han_tf.data.records import Record
+from han_tf.data.sampling import ShuffledImages
 from han_tf.files import write_json
 from han_tf.inference.features import inference_function
 from han_tf.models import MODELS, create_model
@@ -62,7 +63,7 @@ def network_rates(name: str, data: LoadedImages, batch_size: int, repeats: int, 
     """Returns inference and training rates of one network, images per second, and its MACs."""
     config = TrainConfig(model=name, batch_size=batch_size)
     trainer = Trainer(config, folder / name, data)
-    batches = training_batches(data.images, trainer.labels, batch_size, config.seed, 0)
+    batches = training_batches(data.images, trainer.labels, trainer.sampler, config.seed, 0)
     images, labels = next(iter(batches))
     embed = inference_function(trainer.model)
     model = create_model(name)
@@ -77,14 +78,15 @@ def pipeline_rates(files: list[Record], data: LoadedImages, batch_size: int, rep
     """Returns rates of the input pipeline alone, images per second: from JPEG files, and from the cache."""
     reader = ImageReader(files, data.images.shape[1:3], batch_size)
     labels = np.zeros(len(data.records), np.int64)
+    sampler = ShuffledImages(len(labels), batch_size)
 
     def epoch() -> None:
-        for _ in training_batches(data.images, labels, batch_size, 0, 0):
+        for _ in training_batches(data.images, labels, sampler, 0, 0):
             pass
 
     return {
         "decoding": len(files) / seconds(lambda: [None for _ in reader], max(3, repeats // 5)),
-        "cached": len(labels) // batch_size * batch_size / seconds(epoch, max(3, repeats // 3)),
+        "cached": sampler.batches_per_epoch * batch_size / seconds(epoch, max(3, repeats // 3)),
     }
 
 

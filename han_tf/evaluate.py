@@ -1,28 +1,39 @@
 """Evaluate a trained HAN, or features of any network, under a benchmark's protocol.
 
-Without --run it takes the newest run of --dataset and --split. Reports CMC at ranks 1, 5, 10 and 20 and mAP under
-both definitions, for the joint, the global and the local feature. The features of other networks are evaluated from
-NumPy archives with the arrays features, pids and camids:
+Without --run it takes the newest run of --dataset and --split. Reports CMC at ranks 1, 5, 10 and 20, mAP under
+both definitions and mINP, for the joint, the global and the local feature. Re-ranking, query expansion and database
+augmentation add rows: each of them alone, and all together. --verification, --camera_pairs and --plots show more.
+
+The features of other networks are evaluated from NumPy archives with the arrays features, pids and camids, and given
+distances together with archives that hold pids and camids:
 
   python -m han_tf.evaluate --features query.npz gallery.npz [multi_query.npz]
+  python -m han_tf.evaluate --distances matrix.npy --features query.npz gallery.npz
 """
 
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
+import numpy as np
 from absl import flags
 
 from han_tf import cli as command_line
-from han_tf.data import DATASETS, load_dataset
+from han_tf.data import DATASETS, JUNK_PID, load_dataset
 from han_tf.errors import UserError
 from han_tf.files import write_json
 from han_tf.inference.feature_files import FeatureSet, load_features, save_features
 from han_tf.inference.features import feature_set
-from han_tf.inference.runs import CHECKPOINTS, find_run, load_run
-from han_tf.report import evaluate_features, table, to_json
+from han_tf.inference.runs import CHECKPOINTS, LoadedRun, find_run, load_run
+from han_tf.metrics import MatrixDistances, check_normalised
+from han_tf.metrics.verification import REPORTED_FPR
+from han_tf.report import camera_table, evaluate_features, row_name, score, table, to_json, verification_table
 from han_tf.training import environment
 
 SUBSETS = ("query", "gallery", "multi_query")
+PER_QUERY_FORMATS = (".csv", ".npz")
 
 FLAGS = command_line.new_flags()
 flags.DEFINE_string("dataset", "", f"Data set: {', '.join(DATASETS)}; the run's own if empty.", flag_values=FLAGS)
@@ -33,53 +44,203 @@ flags.DEFINE_string("data_dir", "", "Data folder; that of the run if empty.", fl
 flags.DEFINE_string("runs_dir", "runs", "Where runs are kept.", flag_values=FLAGS)
 flags.DEFINE_string("run", "", "The run's folder; the newest that fits if empty.", flag_values=FLAGS)
 flags.DEFINE_enum("checkpoint", "last", list(CHECKPOINTS), "Which network of the run.", flag_values=FLAGS)
+flags.DEFINE_boolean("skip_bad_images", False, "Leave out unreadable images.", flag_values=FLAGS)
 flags.DEFINE_string("features", "", "Saved features: query.npz, then gallery.npz; or their folder.", flag_values=FLAGS)
+flags.DEFINE_list(
+    "branches",
+    [],
+    "Names of the equally wide parts of saved features, which get rows of their own; for those of a HAN: global,local. "
+    "Expansion and augmentation want each part to be of unit norm.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_string(
+    "distances", "", "Distances, queries × gallery images, a .npy file; --features has the labels.", flag_values=FLAGS
+)
 flags.DEFINE_boolean("rerank", False, "Also with k-reciprocal re-ranking.", flag_values=FLAGS)
 flags.DEFINE_integer("k1", 20, "Re-ranking: size of the neighbourhoods.", 1, flag_values=FLAGS)
 flags.DEFINE_integer("k2", 6, "Re-ranking: images averaged over.", 1, flag_values=FLAGS)
 flags.DEFINE_float("lambda_value", 0.3, "Re-ranking: weight of the original distance.", 0, 1, flag_values=FLAGS)
-flags.DEFINE_integer("memory_mb", 1024, "Memory for distances, MiB.", 16, flag_values=FLAGS)
-flags.DEFINE_boolean("skip_bad_images", False, "Leave out unreadable images.", flag_values=FLAGS)
+flags.DEFINE_enum(
+    "query_expansion",
+    "none",
+    ["none", "average", "alpha"],
+    "Also with queries blended with their nearest gallery images, averaged or weighted by similarity^alpha.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_integer("qe_k", 5, "Query expansion: gallery images per query.", 1, flag_values=FLAGS)
+flags.DEFINE_float("qe_alpha", 3.0, "Query expansion: alpha.", 0, flag_values=FLAGS)
+flags.DEFINE_integer(
+    "database_augmentation",
+    0,
+    "Also with gallery images blended with so many of their nearest; 0 for not.",
+    0,
+    flag_values=FLAGS,
+)
+flags.DEFINE_float("dba_alpha", 0.0, "Database augmentation: alpha; 0 is the average.", 0, flag_values=FLAGS)
+flags.DEFINE_boolean("verification", False, "Also error rates of accepting by a threshold.", flag_values=FLAGS)
+flags.DEFINE_float(
+    "false_accept_rate",
+    None,
+    "Verification, with the distance below which this share of the impostors is accepted.",
+    0,
+    1,
+    flag_values=FLAGS,
+)
+flags.DEFINE_boolean("camera_pairs", False, "Also the table of query and gallery cameras.", flag_values=FLAGS)
+flags.DEFINE_string(
+    "plots", "", "Folder for cmc.png, precision_recall.png and roc.png; implies --verification.", flag_values=FLAGS
+)
+flags.DEFINE_integer("memory_mb", 1024, "Memory beside the features, MiB.", 16, flag_values=FLAGS)
+flags.DEFINE_alias("memory", "memory_mb", flag_values=FLAGS)
 flags.DEFINE_string("save_features", "", "Folder to save the features in.", flag_values=FLAGS)
 flags.DEFINE_string("output", "", "JSON file of the results; evaluation.json in the run if empty.", flag_values=FLAGS)
-flags.DEFINE_string("per_query", "", "CSV file of every query's results and nearest images.", flag_values=FLAGS)
+flags.DEFINE_string(
+    "per_query",
+    "",
+    "File of every query's results and nearest images, .csv or .npz; those of the table's first row.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_integer("topk", 10, "Nearest images per query in --per_query.", 0, flag_values=FLAGS)
+
+
+def _check_pair(flag: str, other: str, together: bool, reason: str, wanted: Any = None) -> None:
+    """Refuses ``flag`` without ``other`` (or its value ``wanted``) if they go ``together``, with it if they do not."""
+
+    def check(values: Mapping[str, Any]) -> bool:
+        has_other = values[other] != FLAGS[other].default if wanted is None else values[other] == wanted
+        if values[flag] != FLAGS[flag].default and has_other != together:
+            raise flags.ValidationError(reason)
+        return True
+
+    flags.register_multi_flags_validator([flag, other], check, flag_values=FLAGS)
+
+
+for _flag in ("run", "runs_dir", "checkpoint", "dataset", "split", "data_dir", "skip_bad_images"):
+    _check_pair(_flag, "features", False, f"features from files are no run's, expected them without --{_flag}")
+for _flag in ("rerank", "query_expansion", "database_augmentation", "branches", "save_features"):
+    _check_pair(_flag, "distances", False, f"--{_flag} needs features, expected --features without --distances")
+for _flag, _other in (
+    ("branches", "features"),
+    ("distances", "features"),
+    ("k1", "rerank"),
+    ("k2", "rerank"),
+    ("lambda_value", "rerank"),
+    ("qe_k", "query_expansion"),
+    ("dba_alpha", "database_augmentation"),
+    ("topk", "per_query"),
+):
+    _check_pair(_flag, _other, True, f"--{_flag} means nothing without --{_other}")
+_check_pair("qe_alpha", "query_expansion", True, "--qe_alpha means nothing without --query_expansion=alpha", "alpha")
+flags.register_validator(
+    "per_query",
+    lambda path: not path or Path(path).suffix in PER_QUERY_FORMATS,
+    f"expected a name that ends in {' or '.join(PER_QUERY_FORMATS)}",
+    flag_values=FLAGS,
+)
+flags.register_validator(
+    "false_accept_rate", lambda rate: rate is None or rate > 0, "expected a rate above 0", flag_values=FLAGS
+)
+flags.register_validator(
+    "branches",
+    lambda names: all(names) and "joint" not in names and len({*names}) == len(names) != 1,
+    "expected two or more different names, none of them joint",
+    flag_values=FLAGS,
+)
 
 
 def main(values: flags.FlagValues) -> None:
     """Evaluates as the flags say."""
+    plots = _import_plots() if values.plots else None
     if values.features:
-        paths = _feature_paths(values.features, values.positional)
-        subsets = {name: load_features(path) for name, path in zip(SUBSETS, paths)}
+        paths = _feature_paths(values)
+        subsets = {name: load_features(path, bool(values.distances)) for name, path in zip(SUBSETS, paths)}
+        expected = subsets["query"].features.shape[1]
+        for path, subset in zip(paths, subsets.values()):
+            if subset.features.shape[1] != expected:
+                found = subset.features.shape[1]
+                raise UserError(f"{path}: features have dimension {found}, expected {expected} as in {paths[0]}")
         origin = {"features": [str(path) for path in paths]}
+        branches = tuple(values.branches)
         output = values.output
     else:
         if values.positional:
             raise UserError(f"unexpected argument {values.positional[0]!r}: files go with --features")
-        subsets, origin, run_dir = _features_of_run(values)
-        output = values.output or str(run_dir / "evaluation.json")
+        subsets, origin, run = _features_of_run(values)
+        branches = run.model.branch_names
+        output = values.output or str(run.run_dir / "evaluation.json")
+    methods = _methods(values, subsets, branches)
     if values.save_features:
         for name, features in subsets.items():
             save_features(Path(values.save_features) / f"{name}.npz", features)
 
-    rows = evaluate_features(
-        *subsets.values(),
-        branches=not values.features,
-        reranked=values.rerank,
-        rerank_options={"k1": values.k1, "k2": values.k2, "lambda_value": values.lambda_value},
-        memory_mb=values.memory_mb,
-        progress=True,
-    )
-    report = {**origin, "environment": environment.describe(), **to_json(rows)}
+    rate = values.false_accept_rate
+    wanted_fpr = sorted({*REPORTED_FPR, *([] if rate is None else [rate])}, reverse=True)
+    options = {
+        "wanted_fpr": wanted_fpr if values.verification or values.plots or rate is not None else (),
+        "topk": values.topk,
+        "memory_mb": values.memory_mb,
+        "progress": True,
+    }
+    if values.distances:
+        query, gallery = subsets.values()
+        distances = _map_distances(values.distances, (len(query.pids), len(gallery.pids)))
+        origin["distances"] = values.distances
+        rows = [score(MatrixDistances(distances), query, gallery, "distances", **options)]
+    else:
+        rows = evaluate_features(*subsets.values(), branches=branches, **methods, **options)
+
+    report = {**origin, "environment": environment.describe(), "methods": methods, **to_json(rows)}
     print(table(report))
+    if options["wanted_fpr"]:
+        print("", verification_table(report, rate), sep="\n")
+    if values.camera_pairs:
+        print("", camera_table(report["results"][0]), sep="\n")
+    written = []
     if output:
         write_json(output, report)
-        print(f"written to {output}")
+        written.append(output)
     if values.per_query:
         names = [subsets[name].paths if all(subsets[name].paths) else None for name in ("query", "gallery")]
-        rows[0]["result"].save_csv(values.per_query, *names)
+        result = rows[0]["result"]
+        save = result.save_npz if Path(values.per_query).suffix == ".npz" else result.save_csv
+        save(values.per_query, *names)
+        written.append(values.per_query)
+    if plots:
+        written += _save_plots(plots, rows, Path(values.plots))
+    for path in written:
+        print(f"written to {path}")
 
 
-def _features_of_run(values: flags.FlagValues) -> tuple[dict[str, FeatureSet], dict, Path]:
+def _methods(
+    values: flags.FlagValues, subsets: Mapping[str, FeatureSet], branches: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """Returns the settings of the methods in use, checked before anything is ranked."""
+    methods = {}
+    counts = {}
+    others = int((subsets["gallery"].pids != JUNK_PID).sum())
+    if values.database_augmentation:
+        methods["augmented"] = {"neighbours": values.database_augmentation, "alpha": values.dba_alpha}
+        counts["database_augmentation"] = others - 1
+    if values.query_expansion != "none":
+        alpha = values.qe_alpha if values.query_expansion == "alpha" else 0.0
+        methods["expanded"] = {"neighbours": values.qe_k, "alpha": alpha}
+        counts["qe_k"] = others
+    if {"augmented", "expanded"} & set(methods):
+        hint = " (as one part, without --branches)" if values.features and not branches else ""
+        for name in ("query", "gallery"):
+            check_normalised(subsets[name].features, max(1, len(branches)), f"{name} features{hint}")
+    if values.rerank:
+        methods["reranked"] = {"k1": values.k1, "k2": values.k2, "lambda_value": values.lambda_value}
+        counts["k1"] = counts["k2"] = others
+    for flag, most in counts.items():
+        if values[flag].value > most:
+            raise UserError(
+                f"--{flag} is {values[flag].value}, expected 1 to {most}: junk aside, the gallery has {others} images"
+            )
+    return methods
+
+
+def _features_of_run(values: flags.FlagValues) -> tuple[dict[str, FeatureSet], dict, LoadedRun]:
     # Only CUHK03 has the splits "detected" and "labelled", so the split alone says which data set is meant.
     split = next((e.spellings[values.split] for e in DATASETS.values() if values.split in e.spellings), values.split)
     if values.dataset and values.dataset not in DATASETS:
@@ -115,18 +276,66 @@ def _features_of_run(values: flags.FlagValues) -> tuple[dict[str, FeatureSet], d
         "split": dataset.split,
         "differences": list(dataset.differences),
     }
-    return subsets, origin, run.run_dir
+    return subsets, origin, run
 
 
-def _feature_paths(first: str, rest: list[str]) -> list[Path]:
-    if Path(first).is_dir():
+def _feature_paths(values: flags.FlagValues) -> list[Path]:
+    first, rest = values.features, values.positional
+    if Path(first).is_dir() and not rest:
         paths = [Path(first) / f"{name}.npz" for name in SUBSETS]
-        return [path for path in paths if path.name != "multi_query.npz" or path.exists()]
+        return paths if paths[2].exists() and not values.distances else paths[:2]
     if not rest and not Path(first).is_file():
         raise UserError(f"--features {first}: no such folder, expected query.npz and gallery.npz in it")
-    if not 1 <= len(rest) <= 2:
-        raise UserError(f"--features has {1 + len(rest)} files, expected query.npz gallery.npz [multi_query.npz]")
-    return [Path(first), *map(Path, rest)]
+    paths = [Path(first), *map(Path, rest)]
+    most = 2 if values.distances else 3
+    if not 2 <= len(paths) <= most:
+        expected = "query.npz gallery.npz" + " [multi_query.npz]" * (most == 3)
+        raise UserError(f"--features has {len(paths)} files, expected {expected}")
+    for number, path in enumerate(paths):
+        if path.resolve() in [earlier.resolve() for earlier in paths[:number]]:
+            raise UserError(f"--features has {path} twice, expected queries and gallery in files of their own")
+    return paths
+
+
+def _map_distances(path: str, shape: tuple[int, int]) -> np.ndarray:
+    try:
+        distances = np.lib.format.open_memmap(path, mode="r")
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}, expected a matrix of distances (.npy)") from error
+    except Exception as error:  # a damaged header raises what tokenize or NumPy happen to
+        raise UserError(f"{path}: no matrix of distances (.npy) ({' '.join(str(error).split())})") from error
+    if distances.shape != shape:
+        raise UserError(f"{path}: shape {list(distances.shape)}, expected {list(shape)}, queries × gallery images")
+    return distances
+
+
+def _import_plots() -> ModuleType:
+    try:
+        from han_tf.metrics import plots
+    except ImportError as error:
+        raise UserError(f"--plots needs Matplotlib ({error}), expected: pip install matplotlib") from error
+    return plots
+
+
+def _save_plots(plots: ModuleType, rows: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
+    """Draws one curve per row in each of three files, and returns these."""
+    paths = []
+    for name, draw, kind in (
+        ("cmc", plots.plot_cmc, "result"),
+        ("precision_recall", plots.plot_precision_recall, "result"),
+        ("roc", plots.plot_roc, "verification"),
+    ):
+        figure = draw({row_name(row): row[kind] for row in rows})
+        # A legend of many rows would lie on the curves, and there are ten colours.
+        (axes,) = figure.axes
+        axes.get_legend().remove()
+        for line in axes.get_lines()[10:]:
+            line.set_linestyle("--")
+        figure.set_figwidth(10)
+        figure.legend(loc="outside right upper")
+        paths.append(folder / f"{name}.png")
+        plots.save_figure(figure, paths[-1])
+    return paths
 
 
 def cli() -> None:

@@ -1,10 +1,12 @@
-"""Writing files so that a reader never sees half of one."""
+"""Writing files so that a reader never sees half of one, and reading arrays without loading them."""
 
 import json
+import math
 import os
+import struct
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Union
@@ -12,6 +14,12 @@ from typing import Any, BinaryIO, Union
 import numpy as np
 
 from han_tf.errors import UserError
+
+CHECKED_BYTES = 2**20
+"""Bytes of a memory-mapped array whose checksum is computed at a time."""
+
+_LOCAL_HEADER = struct.Struct("<26xHH")
+"""What stands before a file in a zip archive, of which only the lengths of name and extra field matter here."""
 
 
 @contextmanager
@@ -63,6 +71,65 @@ def write_npz(path: Union[str, os.PathLike], **arrays: np.ndarray) -> None:
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
+
+
+def read_npz(
+    path: Union[str, os.PathLike], names: Collection[str], mapped: Collection[str] = ()
+) -> dict[str, np.ndarray]:
+    """Reads arrays from what :func:`write_npz` or ``numpy.savez`` wrote.
+
+    Args:
+      path: the archive.
+      names: the arrays to read; those it does not hold are left out.
+      mapped: those of ``names`` to map into memory, read-only, instead of loading them. All their bytes are
+        read once, block by block, to compare the checksum. What is compressed is loaded all the same.
+
+    Raises:
+      UserError: the file cannot be read, is no such archive, is damaged, or an array holds Python objects.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as stream, zipfile.ZipFile(stream) as archive:
+            members = {name: info for name in names for info in archive.filelist if info.filename == f"{name}.npy"}
+            return {
+                name: _mapped(archive, stream, info)
+                if name in mapped and info.compress_type == zipfile.ZIP_STORED
+                else _loaded(archive, info)
+                for name, info in members.items()
+            }
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}, expected a NumPy archive (.npz)") from error
+    except Exception as error:  # a damaged archive raises what zlib, zipfile, tokenize or NumPy happen to
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path}: no NumPy archive (.npz) of plain arrays ({reason})") from error
+
+
+def _loaded(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
+    with archive.open(info) as member:
+        array = np.lib.format.read_array(member, allow_pickle=False)
+        if member.read(1):  # at the end of the member the checksum is compared
+            raise ValueError(f"{info.filename} goes on after its array")
+        return array
+
+
+def _mapped(archive: zipfile.ZipFile, stream: BinaryIO, info: zipfile.ZipInfo) -> np.ndarray:
+    with archive.open(info) as member:
+        version = np.lib.format.read_magic(member)
+        if version not in ((1, 0), (2, 0)):
+            raise ValueError(f"{info.filename} has format version {version}, expected (1, 0) or (2, 0)")
+        read_header = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}[version[0]]
+        shape, fortran_order, dtype = read_header(member)
+        if dtype.hasobject:
+            raise ValueError("Object arrays cannot be loaded when allow_pickle=False")
+        header_bytes, array_bytes = member.tell(), math.prod(shape) * dtype.itemsize
+        if header_bytes + array_bytes != info.file_size:
+            found = info.file_size - header_bytes
+            raise ValueError(f"{info.filename} holds {found} bytes, expected {array_bytes} for its shape {shape}")
+        while member.read(CHECKED_BYTES):
+            pass
+    stream.seek(info.header_offset)
+    start = info.header_offset + _LOCAL_HEADER.size + sum(_LOCAL_HEADER.unpack(stream.read(_LOCAL_HEADER.size)))
+    return np.memmap(stream, dtype, "r", start + header_bytes, shape, "F" if fortran_order else "C")
 
 
 def _umask() -> int:

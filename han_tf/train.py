@@ -21,10 +21,11 @@ from han_tf.data.synthetic.baseline import histogram_features
 from han_tf.files import write_json
 from han_tf.inference.feature_files import FeatureSet
 from han_tf.inference.features import feature_set
-from han_tf.models import MODELS, create_model
-from han_tf.models.han import HAN
-from han_tf.report import evaluate_features, table, to_json
-from han_tf.training.config import TrainConfig
+from han_tf.inference.runs import create_network
+from han_tf.models import MODELS
+from han_tf.models.network import ReIDNetwork
+from han_tf.report import evaluate_features, scalars, table, to_json
+from han_tf.training.config import LOSSES, MINING, TrainConfig
 from han_tf.training.loop import Trainer, check_run_folder
 from han_tf.training.schedule import drop_epochs
 from han_tf.viz.attention import attend, attention_panels, attention_sheet
@@ -45,10 +46,19 @@ flags.DEFINE_string("split", _DEFAULT.split, "Protocol variant; its default if e
 flags.DEFINE_string("data_dir", _DEFAULT.data_dir, "Data folder; datasets/NAME if empty.", flag_values=FLAGS)
 flags.DEFINE_string("runs_dir", "runs", "Where runs are kept.", flag_values=FLAGS)
 flags.DEFINE_string("run_dir", "", "This run's folder; named after the settings if empty.", flag_values=FLAGS)
-flags.DEFINE_enum("model", _DEFAULT.model, list(MODELS), "Network (Table 1).", flag_values=FLAGS)
+flags.DEFINE_enum("model", _DEFAULT.model, list(MODELS), "Network (Tables 1 and 12).", flag_values=FLAGS)
 flags.DEFINE_integer("input_height", _DEFAULT.input_height, "Image height, pixels.", 32, flag_values=FLAGS)
 flags.DEFINE_integer("input_width", _DEFAULT.input_width, "Image width, pixels.", 32, flag_values=FLAGS)
 flags.DEFINE_integer("feature_dim", _DEFAULT.feature_dim, "Feature dimension (Fig. 6).", 2, flag_values=FLAGS)
+flags.DEFINE_boolean("spatial", _DEFAULT.spatial, "Soft spatial attention (Table 9).", flag_values=FLAGS)
+flags.DEFINE_boolean("channel", _DEFAULT.channel, "Soft channel attention (Table 9).", flag_values=FLAGS)
+flags.DEFINE_boolean("hard", _DEFAULT.hard, "Hard attention; if not, the regions are fixed.", flag_values=FLAGS)
+flags.DEFINE_boolean(
+    "interaction", _DEFAULT.interaction, "Interaction of the branches, eq. (8) (Table 10).", flag_values=FLAGS
+)
+flags.DEFINE_string(
+    "weights", _DEFAULT.weights, "ImageNet weights (.h5) that MobileNet or ResNet50 starts from.", flag_values=FLAGS
+)
 flags.DEFINE_integer(
     "epochs",
     None,
@@ -57,6 +67,28 @@ flags.DEFINE_integer(
     flag_values=FLAGS,
 )
 flags.DEFINE_integer("batch_size", _DEFAULT.batch_size, "Images per step.", 2, flag_values=FLAGS)
+flags.DEFINE_enum("loss", _DEFAULT.loss, list(LOSSES), "Loss of each branch (Table 11).", flag_values=FLAGS)
+flags.DEFINE_enum("mining", _DEFAULT.mining, list(MINING), "Choice of triplets in a batch.", flag_values=FLAGS)
+flags.DEFINE_float("margin", _DEFAULT.margin, "Margin of the triplet loss.", 0, flag_values=FLAGS)
+flags.DEFINE_integer(
+    "people",
+    _DEFAULT.people,
+    "P, people per batch with the triplet loss; times --images_per_person it is --batch_size.",
+    2,
+    flag_values=FLAGS,
+)
+flags.DEFINE_integer(
+    "images_per_person", _DEFAULT.images_per_person, "K, images of each of these people.", 2, flag_values=FLAGS
+)
+flags.DEFINE_boolean(
+    "horizontal_flip", _DEFAULT.horizontal_flip, "Mirror half of the training images.", flag_values=FLAGS
+)
+flags.DEFINE_boolean(
+    "random_erasing",
+    _DEFAULT.random_erasing,
+    "Fill a rectangle of half of the training images with noise.",
+    flag_values=FLAGS,
+)
 flags.DEFINE_float("lr", _DEFAULT.lr, "Initial learning rate.", 0, flag_values=FLAGS)
 flags.DEFINE_float("lr_decay", _DEFAULT.lr_decay, "Factor of each of the three drops.", 0, 1, flag_values=FLAGS)
 flags.DEFINE_float("momentum", _DEFAULT.momentum, "Momentum of SGD.", 0, 1, flag_values=FLAGS)
@@ -94,25 +126,25 @@ def config_of(values: flags.FlagValues) -> TrainConfig:
     return TrainConfig(**settings)
 
 
-def evaluate_network(model: HAN, dataset: ReIDDataset, skip_bad_images: bool) -> dict[str, Any]:
+def evaluate_network(model: ReIDNetwork, dataset: ReIDDataset, skip_bad_images: bool) -> dict[str, Any]:
     """Returns the report on ``model``: all three features, and multi-query where the data set has it."""
     subsets = {name: records for name, records in dataset.subsets().items() if name != "train"}
     features = (
         feature_set(model, records, skip_bad_images=skip_bad_images, progress=None) for records in subsets.values()
     )
-    return to_json(evaluate_features(*features), curves=False)
+    return to_json(evaluate_features(*features, branches=model.branch_names), curves=False)
 
 
 def baseline_rows(config: TrainConfig, dataset: ReIDDataset) -> list[dict[str, Any]]:
     """Returns what says how hard a data set is: the rows of a colour histogram and of the untrained network."""
-    untrained = create_model(config.model, input_size=config.input_size, feature_dim=config.feature_dim)
+    untrained = create_network(config.to_dict())
     baselines = {
         "colour histogram": lambda records: FeatureSet.of(histogram_features(_opened(records)), records),
         "untrained": lambda records: feature_set(untrained, records, progress=None),
     }
     rows = []
     for name, features_of in baselines.items():
-        results = evaluate_features(features_of(dataset.query), features_of(dataset.gallery), branches=False)
+        results = evaluate_features(features_of(dataset.query), features_of(dataset.gallery))
         rows += [{**row, "feature": name} for row in to_json(results, curves=False)["results"]]
     return rows
 
@@ -144,6 +176,7 @@ def main(values: flags.FlagValues) -> None:
         run_dir,
         data,
         evaluate=lambda model: evaluate_network(model, dataset, config.skip_bad_images),
+        scalars=scalars,
         panel=None if panel is None else lambda model: attention_panels(model, panel),
     )
     print(f"run: {run_dir}: {config.model}, {len(data.records)} images of {len(trainer.pids)} people")
@@ -169,8 +202,9 @@ def main(values: flags.FlagValues) -> None:
         print(f"warning: hard attention: {complaint}")
     if len(complaints) > SHOWN_COMPLAINTS:
         print(f"warning: hard attention: {len(complaints) - SHOWN_COMPLAINTS} more regions, see {METRICS}")
-    if panel is not None:
-        save_png(run_dir / "attention.png", attention_sheet(panel, attend(trainer.model, panel)))
+    levels = () if panel is None else attend(trainer.model, panel)
+    if levels:
+        save_png(run_dir / "attention.png", attention_sheet(panel, levels))
         print(f"attention: {run_dir / 'attention.png'} (make tensorboard shows it over training)")
     print(f"numbers: {run_dir / METRICS}")
 

@@ -120,11 +120,17 @@ def main(values: flags.FlagValues) -> None:
         dataset = load_dataset(run.config["dataset"], data_dir, run.config["split"])
         records = spread(dataset.query, values.queries)
     shown = load_images(records, run.model.input_size, skip_bad_images=values.skip_bad_images)
-    captions = [
-        Path(record.path).name if values.positional else f"pid {record.pid}, camera {record.camid}"
-        for record in shown.records
-    ]
-    _save(out / "attention.png", attention_sheet(shown.images, attend(run.model, shown.images), captions))
+    levels = attend(run.model, shown.images)
+    if levels:
+        captions = [
+            Path(record.path).name if values.positional else f"pid {record.pid}, camera {record.camid}"
+            for record in shown.records
+        ]
+        _save(out / "attention.png", attention_sheet(shown.images, levels, captions))
+    elif values.ranked:
+        print(f"note: {run.config['model']} has no attention to show")
+    else:
+        raise UserError(f"{run.run_dir}: {run.config['model']} has no attention to show, expected a HAN, or --ranked")
 
     if values.ranked:
         ranked = [record for record in dataset.gallery if record.pid != JUNK_PID]

@@ -1,19 +1,24 @@
-"""The command line, on a tiny run: what it writes, and one line for each thing that can be wrong."""
+"""The command line, on a tiny run and on files: what it writes, and one line for each thing that can be wrong."""
 
 import csv
 import json
+import re
 import shutil
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
+import han_tf.metrics.plots
 from han_tf import evaluate
 from han_tf.cli import run
 from han_tf.data import load_dataset
-from han_tf.inference.feature_files import load_features
-from han_tf.report import evaluate_features
+from han_tf.inference.feature_files import FeatureSet, load_features, save_features
+from han_tf.report import METHODS, camera_table, evaluate_features, table, verification_table
 
 
 def call(*arguments):
@@ -130,45 +135,496 @@ def test_per_query_results_of_images_without_names(evaluated, tmp_path):
     assert [gallery[int(row["image_1"])] for row in rows] == [row["image_1"] for row in named]
 
 
-class TestWrongInput:
-    """Each is one line that names what is wrong, and a status."""
+DIMENSION, QUERIES, IMAGES, JUNK = 16, 30, 200, 7
+BRANCHES = ("global", "local")
 
-    def check(self, capsys, arguments, *named, status=1):
-        assert call(*arguments) == status
+
+def synthetic(seed=0):
+    """Queries and gallery of a network with two branches, with distractors and with junk in between."""
+    rng = np.random.default_rng(seed)
+    n = QUERIES + IMAGES
+    pids, camids = rng.integers(1, 12, n), rng.integers(1, 4, n)
+    features = rng.standard_normal((12, DIMENSION))[pids] + rng.standard_normal((n, DIMENSION))
+    features = features.reshape(n, 2, -1)
+    features = (features / np.linalg.norm(features, axis=2, keepdims=True)).reshape(n, -1).astype(np.float32)
+    pids[QUERIES + 10 : QUERIES + 30] = 0
+    pids[QUERIES + 40 : QUERIES + 40 + JUNK] = -1
+    paths = np.array([f"images/{number:03}.jpg" for number in range(n)])
+    parts = slice(0, QUERIES), slice(QUERIES, n)
+    return [FeatureSet(*(array[part] for array in (features, pids, camids, paths))) for part in parts]
+
+
+@pytest.fixture(scope="module")
+def subsets():
+    return synthetic()
+
+
+@pytest.fixture(scope="module")
+def saved(subsets, tmp_path_factory):
+    """A folder with query.npz, gallery.npz and distances.npy."""
+    folder = tmp_path_factory.mktemp("saved")
+    for name, features in zip(("query", "gallery"), subsets):
+        save_features(folder / f"{name}.npz", features)
+    np.save(folder / "distances.npy", l2_distances(subsets))
+    return folder
+
+
+def l2_distances(subsets):
+    query, gallery = subsets
+    return np.linalg.norm(query.features[:, None].astype(float) - gallery.features, axis=2)
+
+
+def evaluated_json(folder, tmp_path, *arguments):
+    assert call("--features", folder, f"--output={tmp_path / 'out.json'}", *arguments) == 0
+    return json.loads((tmp_path / "out.json").read_text())
+
+
+class TestFeaturesFromFiles:
+    def test_the_table_shows_all_kinds_of_scores(self, saved, subsets, tmp_path, capsys):
+        report = evaluated_json(saved, tmp_path, "--camera_pairs")
+        out = capsys.readouterr().out
+        assert out.startswith(table(report) + "\n\n" + camera_table(report["results"][0]) + "\n")
+        (row,) = report["results"]
+        expected = evaluate_features(*subsets)[0]["result"]
+        assert f"{100 * expected.mINP:.1f}\n" in out
+        for name in ("mAP", "mAP_trapezoid", "mINP"):
+            assert row[name] == pytest.approx(getattr(expected, name), rel=1e-12)
+        assert len(row["camera_pairs"]) == 6
+
+    def test_every_query_as_csv(self, saved, subsets, tmp_path, capsys):
+        path = tmp_path / "new" / "queries.csv"
+        assert call("--features", saved, f"--per_query={path}", "--topk=3") == 0
+        assert capsys.readouterr().out.endswith(f"written to {path}\n")
+        expected = evaluate_features(*subsets, topk=3)[0]["result"]
+        rows = list(csv.DictReader(path.open(encoding="utf-8")))
+        assert [float(row["ap"]) for row in rows] == pytest.approx(expected.ap)
+        assert [int(row["first_hit"]) for row in rows] == expected.first_hit.tolist()
+        assert [int(row["matches"]) for row in rows] == expected.matches.tolist()
+        for place in range(3):
+            names = [row[f"image_{place + 1}"] for row in rows]
+            assert names == subsets[1].paths[expected.topk_indices[:, place]].tolist()
+        assert "image_4" not in rows[0]
+
+    def test_every_query_as_npz(self, saved, subsets, tmp_path):
+        path = tmp_path / "queries.npz"
+        assert call("--features", saved, f"--per_query={path}", "--topk=3") == 0
+        expected = evaluate_features(*subsets, topk=3)[0]["result"]
+        with np.load(path, allow_pickle=False) as arrays:
+            for name in ("ap", "ap_trapezoid", "inp", "first_hit", "matches", "topk_indices", "topk_distances", "cmc"):
+                np.testing.assert_allclose(arrays[name], getattr(expected, name), rtol=1e-12)
+            assert arrays["query_names"].tolist() == subsets[0].paths.tolist()
+            np.testing.assert_array_equal(arrays["topk_names"], subsets[1].paths[expected.topk_indices])
+
+    def test_branches(self, saved, subsets, tmp_path):
+        report = evaluated_json(saved, tmp_path, "--branches=global,local")
+        expected = evaluate_features(*subsets, branches=BRANCHES)
+        assert [row["feature"] for row in report["results"]] == ["joint", *BRANCHES]
+        assert [row["mAP"] for row in report["results"]] == [row["result"].mAP for row in expected]
+
+    def test_methods(self, saved, subsets, tmp_path, capsys):
+        """Their effect is in the same table, beside the plain row, which stays as it is."""
+        flags = ["--rerank", "--k1=8", "--k2=3", "--lambda_value=0.4", "--query_expansion=alpha", "--qe_k=4"]
+        flags += ["--qe_alpha=2", "--database_augmentation=3", "--dba_alpha=1", "--branches=global,local"]
+        report = evaluated_json(saved, tmp_path, *flags)
+        methods = {
+            "augmented": {"neighbours": 3, "alpha": 1},
+            "expanded": {"neighbours": 4, "alpha": 2},
+            "reranked": {"k1": 8, "k2": 3, "lambda_value": 0.4},
+        }
+        assert report["methods"] == methods
+        expected = evaluate_features(*subsets, branches=BRANCHES, **methods)
+        assert len(report["results"]) == len(expected) == 3 + 3 + 1
+        for row, other in zip(report["results"], expected):
+            assert {name: row[name] for name in ("feature", *METHODS)} == {
+                name: other[name] for name in ("feature", *METHODS)
+            }
+            assert row["mAP"] == other["result"].mAP
+        assert capsys.readouterr().out.startswith(table(report) + "\n")
+        assert report["results"][0] == evaluated_json(saved, tmp_path)["results"][0]
+
+    def test_average_expansion_has_no_weights(self, saved, subsets, tmp_path):
+        report = evaluated_json(saved, tmp_path, "--query_expansion=average", "--branches=global,local")
+        assert report["methods"] == {"expanded": {"neighbours": 5, "alpha": 0}}
+        expected = evaluate_features(*subsets, branches=BRANCHES, **report["methods"])[-1]["result"]
+        assert report["results"][-1]["mAP"] == expected.mAP
+
+    def test_verification(self, saved, subsets, tmp_path, capsys):
+        report = evaluated_json(saved, tmp_path, "--verification", "--rerank")
+        assert capsys.readouterr().out.startswith(f"{table(report)}\n\n{verification_table(report)}\n")
+        for row in report["results"]:
+            points = row["verification"]["operating_points"]
+            assert [point["wanted_fpr"] for point in points] == [1e-1, 1e-2, 1e-3, 1e-4, 1e-5]
+
+    def test_the_threshold_for_a_rate_of_false_accepts(self, saved, subsets, tmp_path, capsys):
+        """Against counting by hand: at the threshold no more than the wanted share of strangers comes in."""
+        rate = 0.037
+        report = evaluated_json(saved, tmp_path, f"--false_accept_rate={rate}")
+        assert f"threshold@{rate}" in capsys.readouterr().out
+        query, gallery = subsets
+        same = query.pids[:, None] == gallery.pids
+        ranked = (gallery.pids != -1) & ~(same & (query.camids[:, None] == gallery.camids))
+        distances = l2_distances(subsets)
+        (point,) = (
+            point for point in report["results"][0]["verification"]["operating_points"] if point["wanted_fpr"] == rate
+        )
+        impostors, genuine = distances[ranked & ~same], distances[ranked & same]
+        below = point["threshold"] * (1 - 1e-9)  # distances here are rounded otherwise
+        assert np.mean(impostors < below) <= rate < np.mean(impostors < below * 1.001) + 2 / len(impostors)
+        assert point["fpr"] == pytest.approx(np.mean(impostors < below))
+        assert point["tpr"] == pytest.approx(np.mean(genuine < below))
+
+    def test_plots(self, saved, tmp_path, capsys, monkeypatch):
+        drawn = {}
+        for name in ("cmc", "precision_recall", "roc"):
+            draw = getattr(han_tf.metrics.plots, f"plot_{name}")
+            monkeypatch.setattr(
+                f"han_tf.metrics.plots.plot_{name}",
+                lambda results, name=name, draw=draw: drawn.setdefault(name, draw(results)),
+            )
+        folder = tmp_path / "plots"
+        report = evaluated_json(saved, tmp_path, f"--plots={folder}", "--rerank", "--branches=global,local")
+        out = capsys.readouterr().out
+        assert verification_table(report) in out
+        assert sorted(path.name for path in folder.iterdir()) == ["cmc.png", "precision_recall.png", "roc.png"]
+        for name, figure in drawn.items():
+            assert f"written to {folder / name}.png\n" in out
+            assert Image.open(folder / f"{name}.png").size == (1500, 675)
+            assert len(figure.axes[0].get_lines()) == len(report["results"]) == 4
+            (legend,) = figure.legends
+            called = [text.get_text().split(" (")[0] for text in legend.get_texts()]
+            assert called == ["joint", "global", "local", "joint, re-ranked"]
+
+    def test_plots_without_matplotlib(self, saved, capsys, monkeypatch):
+        monkeypatch.setitem(sys.modules, "han_tf.metrics.plots", None)
+        monkeypatch.delattr(han_tf.metrics, "plots", raising=False)
+        assert call("--features", saved, "--plots=plots") == 1
         (line,) = messages(capsys.readouterr().err)
-        assert line.startswith("error: " if status == 1 else "usage error: ")
-        for words in named:
-            assert words in line
+        assert line.startswith("error: --plots needs Matplotlib (")
+        assert line.endswith("expected: pip install matplotlib")
 
+    @pytest.mark.parametrize("flag", ["--memory=77", "--memory_mb=77"])
+    def test_features_are_mapped_and_the_memory_is_handed_on(self, saved, monkeypatch, flag):
+        seen = {}
+
+        def spy(*subsets, **options):
+            seen.update(options, subsets=subsets)
+            return evaluate_features(*subsets, **options)
+
+        monkeypatch.setattr("han_tf.evaluate.evaluate_features", spy)
+        assert call("--features", saved, flag) == 0
+        assert seen["memory_mb"] == 77
+        assert all(isinstance(subset.features, np.memmap) for subset in seen["subsets"])
+
+    @pytest.mark.parametrize("labels_only", [True, False])
+    def test_given_distances(self, saved, subsets, tmp_path, monkeypatch, capsys, labels_only):
+        """They give the numbers of the features they were made from, and are mapped."""
+        folder = saved
+        if labels_only:
+            folder = tmp_path
+            for name, subset in zip(("query", "gallery", "multi_query"), [*subsets, subsets[0]]):
+                np.savez(tmp_path / f"{name}.npz", pids=subset.pids, camids=subset.camids, paths=subset.paths)
+        seen = []
+        source = evaluate.MatrixDistances
+        monkeypatch.setattr(evaluate, "MatrixDistances", lambda values: seen.append(values) or source(values))
+        matrix = saved / "distances.npy"
+        flags = ["--camera_pairs", "--false_accept_rate=0.01", f"--per_query={tmp_path / 'queries.csv'}"]
+        report = evaluated_json(folder, tmp_path, f"--distances={matrix}", *flags)
+        assert isinstance(seen[0], np.memmap)
+        assert report["distances"] == str(matrix)
+        (row,) = report["results"]
+        assert (row["feature"], row["query"]) == ("distances", "single")
+        (expected,) = evaluated_json(saved, tmp_path, "--verification")["results"]
+        for name in ("mAP", "mAP_trapezoid", "mINP", "cmc", "precision_recall", "camera_pairs"):
+            assert row[name] == expected[name]
+        for name in ("equal_error_rate", "equal_error_threshold"):
+            assert row["verification"][name] == pytest.approx(expected["verification"][name], rel=1e-6)
+        assert "distances  single  plain" in capsys.readouterr().out
+        first = next(csv.DictReader((tmp_path / "queries.csv").open()))
+        assert first["query"] == subsets[0].paths[0]
+
+    def test_the_readmes_commands_run(self, saved, tmp_path, monkeypatch):
+        text = Path(han_tf.metrics.__file__).with_name("README.md").read_text(encoding="utf-8")
+        commands = re.findall(r"^python -m han_tf\.evaluate (.*)$", text.replace("\\\n", " "), re.MULTILINE)
+        assert len(commands) >= 4
+        monkeypatch.chdir(tmp_path)
+        for path in saved.iterdir():
+            shutil.copy(path, tmp_path)
+        for command in commands:
+            assert call(*command.split()) == 0, command
+
+
+INTERRUPTED = """
+import os, sys
+from han_tf import evaluate, files
+from han_tf.metrics import FeatureDistances
+
+number, moment = int(sys.argv.pop()), sys.argv.pop()
+
+def interrupted(*arguments):
+    os.kill(os.getpid(), number)
+    return whole(*arguments)
+
+name, owner = {"ranking": ("finish", FeatureDistances), "writing": ("fsync", files.os)}[moment]
+whole = getattr(owner, name)
+setattr(owner, name, interrupted)
+evaluate.cli()
+"""
+
+
+@pytest.mark.parametrize(
+    ("moment", "number"),
+    [("ranking", signal.SIGINT), ("writing", signal.SIGKILL)],
+)
+def test_an_interrupted_evaluation_leaves_files_as_they_were(saved, tmp_path, moment, number):
+    (tmp_path / "out.json").write_text("old")
+    flags = ["--features", str(saved), f"--output={tmp_path}/out.json", f"--per_query={tmp_path}/new/queries.csv"]
+    command = [sys.executable, "-c", INTERRUPTED, *flags, moment, str(int(number))]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if number == signal.SIGINT:
+        assert done.returncode == 130
+        assert messages(done.stderr) == ["interrupted"]
+        assert [path.name for path in tmp_path.iterdir()] == ["out.json"]
+    else:
+        assert done.returncode == -number
+        assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".out.json.")] == ["out.json"]
+    assert (tmp_path / "out.json").read_text() == "old"
+
+
+def check_error(capsys, arguments, *named, status=1):
+    """Whatever is wrong is one line that names it, and a status."""
+    assert call(*arguments) == status
+    (line,) = messages(capsys.readouterr().err)
+    assert line.startswith("error: " if status == 1 else "usage error: ")
+    for words in named:
+        assert words in line
+
+
+def with_value(features, row, value):
+    changed = features.copy()
+    changed[row, 3] = value
+    return changed
+
+
+EXPANDED = ("--query_expansion=alpha", "--branches=global,local")
+
+
+class TestWrongFeatures:
+    @pytest.mark.parametrize(
+        ("subset", "array", "change", "words"),
+        [
+            ("gallery", "features", lambda a: a[:, :10], "gallery.npz: features have dimension 10, expected 16 as in "),
+            ("query", "features", lambda a: a[0], "query.npz: features (16,), pids (30,)"),
+            ("query", "features", lambda a: a[:9], "query.npz: features (9, 16), pids (30,)"),
+            ("gallery", "camids", lambda a: a[:9], "gallery.npz: features (200, 16), pids (200,), camids (9,)"),
+            ("query", "features", lambda a: None, "query.npz: no array 'features', expected features, pids and camids"),
+            ("gallery", "pids", lambda a: None, "gallery.npz: no array 'pids'"),
+            ("gallery", "camids", lambda a: None, "gallery.npz: no array 'camids'"),
+            ("query", "features", lambda a: a.astype(str), "query.npz: features are <U32, expected numbers"),
+            ("query", "features", lambda a: a.astype(complex), "query.npz: features are complex128, expected numbers"),
+            ("query", "features", lambda a: a.astype(object), "query.npz: no NumPy archive (.npz) of plain arrays"),
+            ("query", "pids", lambda a: a * 1.0, "query.npz: pids are float64, expected integers"),
+            ("gallery", "camids", lambda a: a * 1.0, "gallery.npz: camids are float64, expected integers"),
+            ("query", "features", lambda a: with_value(a, 4, np.nan), "query_features row 4 holds nan"),
+            ("gallery", "features", lambda a: with_value(a, 5, -np.inf), "gallery_features row 5 holds -inf"),
+            ("gallery", "features", lambda a: a * np.float32(1e30), "gallery_features row 0 holds a squared norm of"),
+            ("query", "camids", lambda a: a - 2, "query_camids entry"),
+            ("gallery", "camids", lambda a: a - 2, "gallery_camids entry"),
+            ("query", "pids", lambda a: a + 100, "none of the 30 queries has a match in the gallery"),
+            ("gallery", "pids", lambda a: a * 0 - 1, "none of the 30 queries has a match in the gallery"),
+        ],
+    )
+    def test_arrays(self, capsys, subsets, tmp_path, subset, array, change, words):
+        self.save(tmp_path, subsets, subset, array, change)
+        output = tmp_path / "out.json"
+        check_error(capsys, ["--features", tmp_path, f"--output={output}"], words)
+        assert not output.exists()
+
+    def save(self, folder, subsets, changed, array, change):
+        for name, features in zip(("query", "gallery"), subsets):
+            arrays = features._asdict()
+            if name == changed:
+                arrays[array] = change(arrays[array])
+            np.savez(folder / f"{name}.npz", **{key: value for key, value in arrays.items() if value is not None})
+
+    @pytest.mark.parametrize(
+        ("subset", "change", "words"),
+        [
+            ("query", lambda a: 2 * a, "query features row 0 part 1 of 2 has L2 norm 2 (30 such rows), expected 1"),
+            (
+                "gallery",
+                lambda a: 2 * a,
+                "gallery features row 0 part 1 of 2 has L2 norm 2 (200 such rows), expected 1",
+            ),
+            ("gallery", lambda a: with_value(a, 5, np.nan), "gallery features row 5 holds nan"),
+        ],
+    )
+    @pytest.mark.parametrize("flag", ["--query_expansion=alpha", "--database_augmentation=3"])
+    def test_features_that_must_be_normalised(self, capsys, subsets, tmp_path, subset, change, words, flag):
+        self.save(tmp_path, subsets, subset, "features", change)
+        check_error(capsys, ["--features", tmp_path, "--branches=global,local", flag], words)
+
+    @pytest.mark.parametrize("empty", ["query", "gallery"])
+    def test_no_images(self, capsys, subsets, tmp_path, empty):
+        for name, features in zip(("query", "gallery"), subsets):
+            save_features(tmp_path / f"{name}.npz", features.where(features.pids > (99 if name == empty else -2)))
+        check_error(capsys, ["--features", tmp_path], f"{tmp_path}/{empty}.npz: no images, expected at least one")
+
+    def test_no_strangers(self, capsys, subsets, tmp_path):
+        for name, features in zip(("query", "gallery"), subsets):
+            save_features(tmp_path / f"{name}.npz", features.where(features.pids == 3))
+        check_error(capsys, ["--features", tmp_path, "--verification"], "there are no impostor pairs")
+
+    @pytest.mark.parametrize(
+        ("flags", "words"),
+        [
+            (("--rerank", "--k1=194"), "--k1 is 194, expected 1 to 193: junk aside, the gallery has 193 images"),
+            (("--rerank", "--k2=194"), "--k2 is 194, expected 1 to 193"),
+            ((*EXPANDED, "--qe_k=194"), "--qe_k is 194, expected 1 to 193"),
+            (("--database_augmentation=193", EXPANDED[1]), "--database_augmentation is 193, expected 1 to 192"),
+            (("--branches=a,b,c",), "dimension 16, expected a multiple of 3"),
+            (("--query_expansion=average", "--branches=a,b,c"), "dimension 16, expected a multiple of 3"),
+            (
+                ("--database_augmentation=3",),
+                "query features (as one part, without --branches) row 0 has L2 norm 1.414 (30 such rows), expected 1",
+            ),
+        ],
+    )
+    def test_settings_out_of_range(self, capsys, saved, flags, words):
+        check_error(capsys, ["--features", saved, *flags], words)
+
+    def test_the_limits_are_allowed(self, saved):
+        flags = ["--rerank", "--k2=193", "--qe_k=193", "--database_augmentation=192", *EXPANDED]
+        assert call("--features", saved, *flags) == 0
+
+    def test_a_damaged_file(self, capsys, saved, tmp_path):
+        """One wrong bit among the features would be a wrong number."""
+        shutil.copy(saved / "query.npz", tmp_path)
+        content = bytearray((saved / "gallery.npz").read_bytes())
+        content[len(content) // 3] ^= 4
+        (tmp_path / "gallery.npz").write_bytes(content)
+        check_error(capsys, ["--features", tmp_path], f"{tmp_path}/gallery.npz: no NumPy archive", "Bad CRC-32")
+        (tmp_path / "gallery.npz").write_bytes(content[:-100])
+        check_error(capsys, ["--features", tmp_path], f"{tmp_path}/gallery.npz: no NumPy archive")
+
+    def test_files_named_wrongly(self, capsys, saved, tmp_path):
+        query, gallery = saved / "query.npz", saved / "gallery.npz"
+        check_error(capsys, ["--features", gallery, gallery], f"--features has {gallery} twice")
+        check_error(capsys, ["--features", query, gallery, gallery], f"--features has {gallery} twice")
+        check_error(capsys, ["--features", saved, gallery], f"{saved}: Is a directory")
+        shutil.copy(gallery, tmp_path)
+        check_error(capsys, ["--features", tmp_path], f"{tmp_path}/query.npz: No such file or directory")
+
+    @pytest.mark.parametrize(
+        ("make", "words"),
+        [
+            (lambda d: d.T, "shape [200, 30], expected [30, 200], queries × gallery images"),
+            (lambda d: d[0], "shape [200], expected [30, 200]"),
+            (lambda d: with_value(d, 2, np.nan), "distances[2, 3] is nan, expected finite numbers"),
+            (lambda d: with_value(d, 2, np.inf), "distances[2, 3] is inf, expected finite numbers"),
+            (lambda d: d.astype(complex), "distances has dtype complex128, expected real numbers"),
+            (lambda d: d.astype(str), "distances has dtype <U32, expected real numbers"),
+            (lambda d: d.astype(object), "d.npy: no matrix of distances (.npy) (Array can't be memory-mapped"),
+        ],
+    )
+    def test_distances(self, capsys, saved, subsets, tmp_path, make, words):
+        np.save(tmp_path / "d.npy", make(l2_distances(subsets)))
+        check_error(capsys, [f"--distances={tmp_path}/d.npy", "--features", saved], words)
+
+    def test_distances_in_other_files(self, capsys, saved, tmp_path):
+        flags = ["--features", saved]
+        check_error(capsys, [*flags, f"--distances={tmp_path}/no.npy"], f"{tmp_path}/no.npy: No such file or directory")
+        check_error(capsys, [*flags, f"--distances={tmp_path}"], f"{tmp_path}: Is a directory")
+        check_error(capsys, [*flags, f"--distances={saved}/query.npz"], "query.npz: no matrix of distances (.npy)")
+        (tmp_path / "cut.npy").write_bytes((saved / "distances.npy").read_bytes()[:-8])
+        check_error(capsys, [*flags, f"--distances={tmp_path}/cut.npy"], "cut.npy: no matrix of distances (.npy)")
+        (tmp_path / "empty.npy").touch()
+        check_error(capsys, [*flags, f"--distances={tmp_path}/empty.npy"], "empty.npy: no matrix of distances (.npy)")
+        files = ["--features", saved / "query.npz", saved / "gallery.npz", saved / "multi.npz"]
+        flags = [f"--distances={saved}/distances.npy", *files]
+        check_error(capsys, flags, "--features has 3 files, expected query.npz gallery.npz")
+
+    @pytest.mark.parametrize(
+        ("flags", "words"),
+        [
+            *(
+                (("--features=folder", flag), f"expected them without {flag.split('=')[0]}")
+                for flag in (
+                    "--run=a",
+                    "--runs_dir=a",
+                    "--checkpoint=best",
+                    "--dataset=market1501",
+                    "--split=detected",
+                    "--data_dir=a",
+                    "--skip_bad_images",
+                )
+            ),
+            *(
+                (("--features=folder", "--distances=d.npy", flag), f"{flag.split('=')[0]} needs features")
+                for flag in (
+                    "--rerank",
+                    "--query_expansion=alpha",
+                    "--database_augmentation=3",
+                    "--branches=a,b",
+                    "--save_features=a",
+                )
+            ),
+            (("--distances=d.npy",), "--distances means nothing without --features"),
+            (("--branches=a,b",), "--branches means nothing without --features"),
+            (("--k1=3",), "--k1 means nothing without --rerank"),
+            (("--k2=3",), "--k2 means nothing without --rerank"),
+            (("--lambda_value=0.5",), "--lambda_value means nothing without --rerank"),
+            (("--qe_k=3",), "--qe_k means nothing without --query_expansion"),
+            (("--dba_alpha=3",), "--dba_alpha means nothing without --database_augmentation"),
+            (("--topk=3",), "--topk means nothing without --per_query"),
+            (("--query_expansion=average", "--qe_alpha=2"), "nothing without --query_expansion=alpha"),
+            (("--qe_alpha=2",), "nothing without --query_expansion=alpha"),
+            (("--query_expansion=mean",), "--query_expansion=mean"),
+            (("--per_query=out.txt",), "--per_query=out.txt: expected a name that ends in .csv or .npz"),
+            (("--per_query=out",), "expected a name that ends in .csv or .npz"),
+            (("--false_accept_rate=0",), "--false_accept_rate=0.0: expected a rate above 0"),
+            (("--false_accept_rate=2",), "--false_accept_rate=2"),
+            (("--false_accept_rate=nan",), "--false_accept_rate=nan"),
+            (("--branches=a,a", "--features=folder"), "two or more different names, none of them joint"),
+            (("--branches=a", "--features=folder"), "two or more different names, none of them joint"),
+            (("--branches=joint,a", "--features=folder"), "two or more different names, none of them joint"),
+            (("--memory=15",), "15 is not integer >= 16"),
+            (("--database_augmentation=-1",), "--database_augmentation=-1"),
+        ],
+    )
+    def test_flags_that_do_not_go_together(self, capsys, flags, words):
+        check_error(capsys, flags, words, status=2)
+
+
+class TestWrongInput:
     def test_no_runs(self, capsys, tmp_path):
-        self.check(capsys, [f"--runs_dir={tmp_path}"], f"no run with a checkpoint in {tmp_path}: make train makes one")
+        check_error(capsys, [f"--runs_dir={tmp_path}"], f"no run with a checkpoint in {tmp_path}: make train makes one")
 
     @pytest.mark.parametrize(("split", "name"), [("detected", "detected"), ("labeled", "labelled")])
     def test_a_split_without_a_run(self, capsys, evaluated, split, name):
         """The split alone says that CUHK03 is meant; the run of another data set is not taken for it."""
         expected = f"no cuhk03 {name} run with a checkpoint in {evaluated / 'runs'}: "
         command = f"make train DATASET=cuhk03 SPLIT={name} makes one"
-        self.check(capsys, [f"--runs_dir={evaluated / 'runs'}", f"--split={split}"], expected + command)
+        check_error(capsys, [f"--runs_dir={evaluated / 'runs'}", f"--split={split}"], expected + command)
 
     def test_a_data_set_without_a_run(self, capsys, evaluated):
         arguments = [f"--runs_dir={evaluated / 'runs'}", "--dataset=dukemtmc"]
-        self.check(capsys, arguments, "no dukemtmc run with a checkpoint", "make train DATASET=dukemtmc makes one")
+        check_error(capsys, arguments, "no dukemtmc run with a checkpoint", "make train DATASET=dukemtmc makes one")
 
     def test_an_unknown_split(self, capsys, tiny_run):
         arguments = [f"--run={tiny_run}", "--split=detecte"]
-        self.check(capsys, arguments, "no dataset has a split 'detecte'", "detected (cuhk03)", "trainval (msmt17)")
+        check_error(capsys, arguments, "no dataset has a split 'detecte'", "detected (cuhk03)", "trainval (msmt17)")
 
     def test_a_split_of_another_data_set(self, capsys, tiny_run):
         arguments = [f"--run={tiny_run}", "--split=detected", "--dataset=market1501"]
-        self.check(capsys, arguments, "dataset 'market1501' has no split 'detected', expected no --split")
+        check_error(capsys, arguments, "dataset 'market1501' has no split 'detected', expected no --split")
 
     def test_an_unknown_data_set(self, capsys, tiny_run):
         arguments = [f"--run={tiny_run}", "--dataset=market"]
-        self.check(capsys, arguments, "unknown dataset 'market', expected one of synthetic, cuhk03, market1501")
+        check_error(capsys, arguments, "unknown dataset 'market', expected one of synthetic, cuhk03, market1501")
 
     def test_no_such_run(self, capsys, tmp_path):
         arguments = [f"--run={tmp_path / 'nowhere'}"]
-        self.check(capsys, arguments, f"{tmp_path}/nowhere/config.json: No such file or directory")
+        check_error(capsys, arguments, f"{tmp_path}/nowhere/config.json: No such file or directory")
 
     @pytest.mark.parametrize(
         ("made", "found"), [(None, "no such folder"), ("file", "a file"), ("folder", "no bounding")]
@@ -180,14 +636,14 @@ class TestWrongInput:
             data.touch()
         elif made == "folder":
             data.mkdir()
-        self.check(capsys, [f"--run={tiny_run}", f"--data_dir={data}"], f"{data}: {found}")
+        check_error(capsys, [f"--run={tiny_run}", f"--data_dir={data}"], f"{data}: {found}")
 
     def test_an_unreadable_image(self, capsys, tmp_path, tiny_data, tiny_run, evaluated):
         shutil.copytree(tiny_data, tmp_path / "data")
         bad = sorted((tmp_path / "data" / "query").iterdir())[3]
         bad.write_bytes(b"")
         arguments = [f"--run={tiny_run}", f"--data_dir={tmp_path / 'data'}", f"--output={tmp_path / 'out.json'}"]
-        self.check(capsys, arguments, f"{bad}: not a readable image", "--skip_bad_images")
+        check_error(capsys, arguments, f"{bad}: not a readable image", "--skip_bad_images")
         assert not (tmp_path / "out.json").exists()
 
         assert call(*arguments, "--skip_bad_images") == 0
@@ -205,11 +661,11 @@ class TestWrongInput:
     def test_features_that_are_not_there(self, capsys, evaluated, tmp_path):
         good = evaluated / "features" / "query.npz"
         missing = tmp_path / "nowhere"
-        self.check(capsys, ["--features", missing], f"--features {missing}: no such folder")
-        self.check(capsys, ["--features", tmp_path], f"{tmp_path}/query.npz: No such file or directory")
-        self.check(capsys, ["--features", good, missing], f"{missing}: No such file or directory")
-        self.check(capsys, ["--features", good], "--features has 1 files, expected query.npz gallery.npz")
-        self.check(capsys, ["--features", *[good] * 4], "--features has 4 files")
+        check_error(capsys, ["--features", missing], f"--features {missing}: no such folder")
+        check_error(capsys, ["--features", tmp_path], f"{tmp_path}/query.npz: No such file or directory")
+        check_error(capsys, ["--features", good, missing], f"{missing}: No such file or directory")
+        check_error(capsys, ["--features", good], "--features has 1 files, expected query.npz gallery.npz")
+        check_error(capsys, ["--features", *[good] * 4], "--features has 4 files")
 
     def test_features_that_do_not_fit(self, capsys, evaluated, tmp_path):
         files = {name: load_features(evaluated / "features" / f"{name}.npz") for name in ("query", "gallery")}
@@ -219,23 +675,23 @@ class TestWrongInput:
             (np.where(files["gallery"].pids[:, None] == -1, np.nan, files["gallery"].features), "nan"),
         ):
             np.savez(tmp_path / "odd.npz", **{**files["gallery"]._asdict(), "features": features})
-            self.check(capsys, ["--features", *query, tmp_path / "odd.npz"], words)
+            check_error(capsys, ["--features", *query, tmp_path / "odd.npz"], words)
 
     def test_a_file_without_its_flag(self, capsys, tiny_run):
-        self.check(capsys, [f"--run={tiny_run}", "query.npz"], "unexpected argument 'query.npz'", "--features")
+        check_error(capsys, [f"--run={tiny_run}", "query.npz"], "unexpected argument 'query.npz'", "--features")
 
     def test_reranking_out_of_range(self, capsys, evaluated):
         arguments = ["--features", evaluated / "features", "--rerank"]
-        self.check(capsys, [*arguments, "--k1=400"], "k1 is 400, expected 1 to ")
-        self.check(capsys, [*arguments, "--lambda_value=1.5"], "--lambda_value=1.5", status=2)
-        self.check(capsys, [*arguments, "--lambda_value=nan"], "--lambda_value=nan", status=2)
-        self.check(capsys, [*arguments, "--memory_mb=1"], "--memory_mb=1", status=2)
+        check_error(capsys, [*arguments, "--k1=400"], "k1 is 400, expected 1 to ")
+        check_error(capsys, [*arguments, "--lambda_value=1.5"], "--lambda_value=1.5", status=2)
+        check_error(capsys, [*arguments, "--lambda_value=nan"], "--lambda_value=nan", status=2)
+        check_error(capsys, [*arguments, "--memory_mb=1"], "--memory_mb=1", status=2)
 
-    @pytest.mark.parametrize("flag", ["output", "per_query", "save_features"])
+    @pytest.mark.parametrize("flag", ["output", "per_query", "save_features", "plots"])
     def test_files_that_cannot_be_written(self, capsys, evaluated, tmp_path, flag):
         (tmp_path / "file").touch()
-        arguments = ["--features", evaluated / "features", f"--{flag}={tmp_path}/file/inner"]
-        self.check(capsys, arguments, f"cannot write {tmp_path}/file/inner")
+        arguments = ["--features", evaluated / "features", f"--{flag}={tmp_path}/file/inner.csv"]
+        check_error(capsys, arguments, f"cannot write {tmp_path}/file/inner")
 
     def test_a_checkpoint_of_another_network(self, tiny_run, tmp_path):
         """In a process of its own, as TensorFlow has warnings of its own at the end."""

@@ -1,16 +1,19 @@
-"""A reader never sees half a file, whatever happens to the writer."""
+"""A reader never sees half a file, whatever happens to the writer; and mapped arrays are those of the file."""
 
+import io
 import json
 import os
+import signal
 import stat
 import subprocess
 import sys
+import zipfile
 
 import numpy as np
 import pytest
 
 from han_tf.errors import UserError
-from han_tf.files import atomic_open, write_json, write_npz
+from han_tf.files import atomic_open, read_npz, write_json, write_npz
 
 
 @pytest.fixture
@@ -87,6 +90,20 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_file(old, writer):
     assert_untouched(old)
 
 
+@pytest.mark.parametrize("moment", ["fsync", "replace"])
+def test_a_killed_writer_leaves_the_old_file(old, moment):
+    """No handler runs: what it leaves is a hidden file that nobody takes for the result."""
+    script = (
+        "import os, signal, sys; from han_tf import files\n"
+        f"os.{moment} = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "files.write_json(sys.argv[1], list(range(100_000)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(old)], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL
+    assert old.read_bytes() == b"old"
+    assert [name for name in os.listdir(old.parent) if not name.startswith(".file.")] == [old.name]
+
+
 def test_a_folder_in_place_of_the_file(tmp_path):
     (tmp_path / "file").mkdir()
     with pytest.raises(UserError, match=rf"^cannot write {tmp_path}/file: Is a directory$"):
@@ -137,3 +154,129 @@ def test_python_objects_are_not_pickled(old):
     with pytest.raises(ValueError, match="Object arrays cannot be saved"):
         write_npz(old, fine=np.zeros(3), objects=np.array([{}, None], object))
     assert_untouched(old)
+
+
+ARRAYS = {
+    "floats": np.random.default_rng(0).normal(size=(37, 5)).astype(np.float32),
+    "half": np.arange(12).reshape(4, 3).astype(np.float16),
+    "double": np.linspace(0, 1, 7),
+    "fortran": np.asfortranarray(np.arange(24).reshape(4, 6)),
+    "swapped": np.arange(5).astype(">i4"),
+    "strings": np.array(["a", "ünï", ""]),
+    "scalar": np.array(7),
+    "empty": np.zeros((0, 3)),
+}
+
+
+def prefixed(path, **arrays):
+    """An archive behind other bytes and with a comment, as self-extracting ones are."""
+    np.savez(path, **arrays)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.comment = b"comment"
+    path.write_bytes(bytes(1001) + path.read_bytes())
+
+
+def plain_zip(path, **arrays):
+    """Without the fields for members beyond 4 GiB that NumPy's archives have."""
+    with zipfile.ZipFile(path, "w", allowZip64=False) as archive:
+        for name, array in arrays.items():
+            member = io.BytesIO()
+            np.lib.format.write_array(member, array, version=(2, 0))
+            archive.writestr(f"{name}.npy", member.getvalue())
+
+
+@pytest.mark.parametrize("save", [write_npz, np.savez, np.savez_compressed, prefixed, plain_zip])
+def test_mapped_arrays_equal_loaded_ones(tmp_path, save):
+    path = tmp_path / "a.npz"
+    save(path, **ARRAYS)
+    found = read_npz(path, [*ARRAYS, "more"], mapped=ARRAYS)
+    assert list(found) == list(ARRAYS)
+    for name, array in ARRAYS.items():
+        assert isinstance(found[name], np.memmap) == (save is not np.savez_compressed)
+        assert found[name].dtype == array.dtype
+        assert found[name].shape == array.shape
+        assert found[name].flags.f_contiguous == array.flags.f_contiguous
+        np.testing.assert_array_equal(found[name], array)
+    loaded = read_npz(path, ["floats"])["floats"]
+    assert not isinstance(loaded, np.memmap)
+    np.testing.assert_array_equal(loaded, ARRAYS["floats"])
+
+
+def test_a_mapped_array_is_the_file_itself(tmp_path):
+    """It is not copied, cannot be written to, and outlives the file's name."""
+    path = tmp_path / "a.npz"
+    write_npz(path, floats=ARRAYS["floats"])
+    mapped = read_npz(path, ["floats"], mapped=["floats"])["floats"]
+    assert mapped.offset + mapped.nbytes < path.stat().st_size
+    assert path.read_bytes()[mapped.offset :][: mapped.nbytes] == ARRAYS["floats"].tobytes()
+    with pytest.raises(ValueError, match="read-only"):
+        mapped[0, 0] = 1
+    write_npz(path, floats=np.zeros(3))
+    np.testing.assert_array_equal(mapped, ARRAYS["floats"])
+
+
+def error_of(path, mapped):
+    with pytest.raises(UserError) as raised:
+        read_npz(path, ["a", "b"], mapped)
+    message = str(raised.value)
+    assert message.startswith(f"{path}: ")
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("mapped", [(), ("a", "b")])
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_a_damaged_archive_is_one_line_or_does_no_harm(tmp_path, save, mapped):
+    path = tmp_path / "a.npz"
+    arrays = {"a": ARRAYS["floats"], "b": np.arange(40)}
+    save(path, **arrays)
+    content = path.read_bytes()
+    for length in range(0, len(content), 41):
+        path.write_bytes(content[:length])
+        assert "no NumPy archive" in error_of(path, mapped)
+    refused = 0
+    for position in range(0, len(content), 7):
+        changed = bytearray(content)
+        changed[position] ^= 1 << position % 8
+        path.write_bytes(changed)
+        try:
+            found = read_npz(path, ["a", "b"], mapped)
+        except UserError:
+            error_of(path, mapped)
+            refused += 1
+        else:
+            for name, array in found.items():
+                np.testing.assert_array_equal(array, arrays[name])
+    assert refused > 0.7 * len(content) / 7  # the rest are times, attributes and the like
+
+
+@pytest.mark.parametrize("mapped", [(), ("a",)])
+@pytest.mark.parametrize("count", [11, 13])
+def test_an_array_of_another_size_than_its_header_says(tmp_path, mapped, count):
+    member = io.BytesIO()
+    np.lib.format.write_array(member, np.zeros(12))
+    header = member.getvalue()[: -12 * 8]
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("a.npy", header + bytes(8 * count))
+    error_of(tmp_path / "a.npz", mapped)
+
+
+@pytest.mark.parametrize("mapped", [(), ("a",)])
+def test_python_objects_are_not_unpickled(tmp_path, mapped):
+    class Bomb:
+        def __reduce__(self):
+            return open, (str(tmp_path / "exploded"), "w")
+
+    np.savez(tmp_path / "a.npz", a=np.array([Bomb()] * 4, object))
+    assert "Object arrays cannot be loaded" in error_of(tmp_path / "a.npz", mapped)
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_what_is_no_archive(tmp_path):
+    assert (
+        error_of(tmp_path / "nowhere", ())
+        == f"{tmp_path}/nowhere: No such file or directory, expected a NumPy archive (.npz)"
+    )
+    assert "Is a directory" in error_of(tmp_path, ())
+    (tmp_path / "text").write_text("pid,camid\n1,2\n")
+    assert "no NumPy archive (.npz) of plain arrays" in error_of(tmp_path / "text", ())

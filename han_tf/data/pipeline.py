@@ -1,4 +1,4 @@
-"""From records to batches: decode, resize, cache, shuffle, prefetch (tf.data)."""
+"""From records to batches: decode, resize, cache, augment, prefetch (tf.data)."""
 
 import hashlib
 import json
@@ -6,14 +6,16 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Optional
+from typing import NamedTuple, Optional, Union
 
 import numpy as np
 import tensorflow as tf
 from PIL import Image
 from tqdm import tqdm
 
+from han_tf.data.augmentation import augment
 from han_tf.data.records import Record
+from han_tf.data.sampling import PeopleAndImages, ShuffledImages
 from han_tf.errors import UserError
 from han_tf.files import atomic_open, write_json
 
@@ -189,48 +191,47 @@ def load_images(
 
 
 def training_batches(
-    images: np.ndarray, labels: np.ndarray, batch_size: int, seed: int, epoch: int, first_batch: int = 0
+    images: np.ndarray,
+    labels: np.ndarray,
+    sampler: Union[ShuffledImages, PeopleAndImages],
+    seed: int,
+    epoch: int,
+    first_batch: int = 0,
+    augmentations: Sequence[str] = (),
 ) -> tf.data.Dataset:
-    """Returns the batches of one epoch: all images once, in an order of (seed, epoch) alone.
-
-    So any epoch can be entered anywhere, as resuming does. The last images of the order that do
-    not fill a batch sit out, unless there is no full batch at all.
+    """Returns the batches of one epoch, which (seed, epoch) alone decide.
 
     Args:
       images: ``[n, height, width, 3]`` uint8.
       labels: ``[n]`` int, class indices.
-      batch_size: images per batch.
+      sampler: which images make up the batches.
       seed: the run's seed.
       epoch: number of the epoch.
       first_batch: number of the epoch's batch to start at.
+      augmentations: which keys of :data:`han_tf.data.augmentation.AUGMENTATIONS` change the images.
 
     Returns:
       Data set of ``(images [batch, height, width, 3] uint8, labels [batch] int32)``.
     """
-    order = np.random.default_rng([seed, epoch]).permutation(len(labels))
     labels = labels.astype(np.int32)
+    batches = sampler.epoch(seed, epoch)
 
     def gather(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return images[indices], labels[indices]
 
-    def load(indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def load(number: tf.Tensor, indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         batch, classes = tf.numpy_function(gather, [indices], (tf.uint8, tf.int32), stateful=False)
         batch.set_shape([indices.shape[0], *images.shape[1:]])
         classes.set_shape([indices.shape[0]])
-        return batch, classes
+        return augment(batch, augmentations, seed, epoch, number), classes
 
     return (
-        tf.data.Dataset.from_tensor_slices(order)
-        .batch(batch_size, drop_remainder=len(order) >= batch_size)
+        tf.data.Dataset.from_tensor_slices(batches)
+        .enumerate()
         .skip(first_batch)
         .map(load, num_parallel_calls=1, deterministic=True)
         .prefetch(4)
     )
-
-
-def batches_per_epoch(images: int, batch_size: int) -> int:
-    """Returns how many batches :func:`training_batches` gives for so many images."""
-    return max(1, images // batch_size)
 
 
 def _fingerprint(records: Sequence[Record], input_size: Sequence[int]) -> str:

@@ -2,21 +2,20 @@
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple, Union
 
 import numpy as np
 
 from han_tf.data.records import Record
 from han_tf.errors import UserError
-from han_tf.files import write_npz
+from han_tf.files import read_npz, write_npz
 
 
 class FeatureSet(NamedTuple):
     """The features of one subset.
 
     Attributes:
-      features: ``[n, d]`` float32.
+      features: ``[n, d]``, float32 if a network of ours made them; may be memory-mapped.
       pids, camids: ``[n]`` int64.
       paths: ``[n]`` strings; empty strings where not known.
     """
@@ -36,9 +35,16 @@ class FeatureSet(NamedTuple):
             np.array([record.path for record in records], np.str_),
         )
 
-    def where(self, mask: np.ndarray) -> "FeatureSet":
-        """Returns the rows that ``mask``, ``[n]`` bool, selects."""
-        return FeatureSet(*(array[mask] for array in self))
+    def where(self, chosen: np.ndarray) -> "FeatureSet":
+        """Returns the rows that ``chosen`` selects: a mask, bool ``[n]``, or row numbers, integers ``[m]``.
+
+        A mask of rows that follow each other gives views; anything else copies, memory-mapped features too.
+        """
+        if chosen.dtype == bool:
+            rows = np.flatnonzero(chosen)
+            if len(rows) and rows[-1] - rows[0] == len(rows) - 1:
+                chosen = slice(rows[0], rows[-1] + 1)
+        return FeatureSet(*(array[chosen] for array in self))
 
 
 def save_features(path: Union[str, os.PathLike], features: FeatureSet) -> None:
@@ -46,33 +52,36 @@ def save_features(path: Union[str, os.PathLike], features: FeatureSet) -> None:
     write_npz(path, **features._asdict())
 
 
-def load_features(path: Union[str, os.PathLike]) -> FeatureSet:
+def load_features(path: Union[str, os.PathLike], labels_only: bool = False) -> FeatureSet:
     """Reads what :func:`save_features` wrote, or any ``.npz`` with features, pids and camids.
 
+    Features that are stored uncompressed, as :func:`save_features` and ``numpy.savez`` do, are mapped into
+    memory, read-only and in their own dtype; compressed ones are loaded.
+
+    Args:
+      path: the archive.
+      labels_only: leave the features alone, which need not be there; they come back as ``[n, 0]``.
+
     Raises:
-      UserError: the file is missing, no such archive, or its arrays do not fit together.
+      UserError: the file is missing, no such archive or damaged; its arrays do not fit together or are empty.
     """
-    path = Path(path)
-    try:
-        with path.open("rb") as stream:
-            archive = np.load(stream, allow_pickle=False)
-            if isinstance(archive, np.ndarray):
-                raise ValueError("a single array")
-            arrays = {name: np.asarray(archive[name]) for name in FeatureSet._fields if name in archive}
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}, expected a NumPy archive (.npz) of features") from error
-    except Exception as error:  # a damaged archive raises what zlib, zipfile, tokenize or NumPy happen to
-        raise UserError(f"{path}: no NumPy archive (.npz) of plain arrays ({' '.join(str(error).split())})") from error
-    for name in ("features", "pids", "camids"):
+    needed = ("pids", "camids") if labels_only else ("features", "pids", "camids")
+    arrays = read_npz(path, (*needed, "paths"), mapped=("features",))
+    for name in needed:
         if name not in arrays:
-            raise UserError(f"{path}: no array {name!r}, expected features, pids and camids")
-    features, pids, camids = arrays["features"], arrays["pids"], arrays["camids"]
+            raise UserError(f"{path}: no array {name!r}, expected {', '.join(needed[:-1])} and {needed[-1]}")
+    pids, camids = arrays["pids"], arrays["camids"]
+    if labels_only:
+        arrays["features"] = np.empty((*pids.shape, 0), np.float32)
+    features = arrays["features"]
     paths = arrays.get("paths", np.full(pids.shape, ""))
     if features.ndim != 2 or any(array.shape != features.shape[:1] for array in (pids, camids, paths)):
         raise UserError(
             f"{path}: features {features.shape}, pids {pids.shape}, camids {camids.shape}, paths {paths.shape}, "
             "expected [n, d] and [n] each"
         )
+    if not len(pids):
+        raise UserError(f"{path}: no images, expected at least one")
     for name, kinds, expected in (
         ("features", "fiu", "numbers"),
         ("pids", "iu", "integers"),
@@ -80,4 +89,6 @@ def load_features(path: Union[str, os.PathLike]) -> FeatureSet:
     ):
         if arrays[name].dtype.kind not in kinds:
             raise UserError(f"{path}: {name} are {arrays[name].dtype}, expected {expected}")
+    if paths.dtype.kind != "U":
+        raise UserError(f"{path}: paths are {paths.dtype}, expected strings")
     return FeatureSet(features, pids.astype(np.int64), camids.astype(np.int64), paths)

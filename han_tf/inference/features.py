@@ -8,12 +8,13 @@ import tensorflow as tf
 
 from han_tf.data.pipeline import ImageReader
 from han_tf.data.records import Record
+from han_tf.errors import UserError
 from han_tf.inference.feature_files import FeatureSet
-from han_tf.models.han import HAN
+from han_tf.models.network import ReIDNetwork
 
 
 def extract_features(
-    model: HAN,
+    model: ReIDNetwork,
     records: Sequence[Record],
     *,
     batch_size: int = 64,
@@ -30,7 +31,7 @@ def extract_features(
       progress: what the progress bar is called; None for no bar.
 
     Returns:
-      ``[n, feature_dim]`` float32, the global then the local half, each of unit norm; and the ``n``
+      ``[n, feature_dim]`` float32, the branches' parts side by side, each of unit norm; and the ``n``
       records they belong to: all of them, unless bad images were skipped.
 
     Raises:
@@ -46,18 +47,34 @@ def extract_features(
     return features[: len(kept)], tuple(records[index] for index in kept)
 
 
-def feature_set(model: HAN, records: Sequence[Record], **options: Any) -> FeatureSet:
+def feature_set(model: ReIDNetwork, records: Sequence[Record], **options: Any) -> FeatureSet:
     """Returns :func:`extract_features` of ``records`` with their labels."""
     return FeatureSet.of(*extract_features(model, records, **options))
 
 
-def branch_features(features: np.ndarray) -> dict[str, np.ndarray]:
-    """Returns the joint features and views of their global and local halves, by name (Table 8)."""
-    half = features.shape[1] // 2
-    return {"joint": features, "global": features[:, :half], "local": features[:, half:]}
+def branch_features(features: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Returns the joint features and views of the parts that the branches gave, by name (Table 8).
+
+    Args:
+      features: ``[n, d]``; the equally wide features of the branches, side by side.
+      names: the branches, in order; with fewer than two there is only the joint feature.
+
+    Raises:
+      UserError: d is no multiple of the number of branches.
+    """
+    parts = {"joint": features}
+    if len(names) > 1:
+        width, rest = divmod(features.shape[1], len(names))
+        if rest:
+            raise UserError(
+                f"the features have dimension {features.shape[1]}, expected a multiple of {len(names)} "
+                f"(branches {', '.join(names)})"
+            )
+        parts.update({name: features[:, i * width : (i + 1) * width] for i, name in enumerate(names)})
+    return parts
 
 
-def inference_function(model: HAN) -> tf.types.experimental.GenericFunction:
+def inference_function(model: ReIDNetwork) -> tf.types.experimental.GenericFunction:
     """Returns the network's inference graph for batches of any size, traced once per network."""
     if getattr(model, "_inference", None) is None:
         signature = tf.TensorSpec([None, *model.input_size, 3], tf.uint8)

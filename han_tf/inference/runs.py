@@ -2,19 +2,23 @@
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Optional, Union
 
 from han_tf.errors import UserError
 from han_tf.models import create_model
 from han_tf.models.checkpoints import Checkpoints
-from han_tf.models.han import HAN
+from han_tf.models.network import ReIDNetwork
 
 CONFIG = "config.json"
 """What a run was made of, see :class:`han_tf.training.config.TrainConfig`."""
 
 SETTINGS = ("dataset", "split", "data_dir", "model", "num_classes", "input_height", "input_width", "feature_dim")
 """What a run's config.json tells at least."""
+
+SWITCHES = ("spatial", "channel", "hard", "interaction")
+"""What an ablation switches off (Tables 9 and 10); on where a run's config.json does not tell."""
 
 CHECKPOINTS = {"last": "checkpoints", "best": "best"}
 """Which network of a run -> the folder of its checkpoint."""
@@ -30,7 +34,7 @@ class LoadedRun(NamedTuple):
       checkpoint: path prefix of the checkpoint that was read.
     """
 
-    model: HAN
+    model: ReIDNetwork
     config: dict[str, Any]
     run_dir: Path
     checkpoint: str
@@ -79,6 +83,30 @@ def find_run(runs_dir: Union[str, os.PathLike], dataset: Optional[str] = None, s
     return max(found)[1]
 
 
+def create_network(settings: Mapping[str, Any], num_classes: int = 0, weights: str = "") -> ReIDNetwork:
+    """Returns the untrained network that a run's settings describe.
+
+    Args:
+      settings: those of :class:`han_tf.training.config.TrainConfig`, as config.json holds them.
+      num_classes: number of training identities; 0 for a network without classifiers.
+      weights: file of the weights that training is to start from; ``""`` for random ones, also where a checkpoint
+        will be read, which holds all that came from the file.
+
+    Raises:
+      UserError: there is no such network, or it cannot be made so.
+    """
+    # A network without attention has no such switches, so only what is off is said.
+    off = {name: False for name in SWITCHES if not settings.get(name, True)}
+    return create_model(
+        settings["model"],
+        num_classes=num_classes,
+        input_size=(settings["input_height"], settings["input_width"]),
+        feature_dim=settings["feature_dim"],
+        **off,
+        **({"weights": weights} if weights else {}),
+    )
+
+
 def load_run(run_dir: Union[str, os.PathLike], which: str = "last") -> LoadedRun:
     """Loads the network of a run.
 
@@ -93,12 +121,7 @@ def load_run(run_dir: Union[str, os.PathLike], which: str = "last") -> LoadedRun
     run_dir = Path(run_dir)
     config = read_config(run_dir)
     try:
-        model = create_model(
-            config["model"],
-            num_classes=config["num_classes"],
-            input_size=(config["input_height"], config["input_width"]),
-            feature_dim=config["feature_dim"],
-        )
+        model = create_network(config, config["num_classes"])
     except UserError as error:
         raise UserError(f"{run_dir / CONFIG}: {error}") from error
     checkpoints = Checkpoints(run_dir / CHECKPOINTS[which], 1, model=model)

@@ -1,30 +1,70 @@
 """The blocks of the global and the local branch (Fig. 4a and b), by building block unit (Table 12)."""
 
 from collections.abc import Sequence
-from typing import Optional
+from typing import Any, Callable, NamedTuple, Optional
 
 import tensorflow as tf
 
-from han_tf.layers.units import DepthwiseUnit
+from han_tf.layers.units import DepthwiseUnit, InceptionA, InceptionB, ResidualUnit
 
 DOWNSAMPLING = 2
 """Each block halves the map, whichever of its units carries the stride."""
 
 
+class BuildingBlock(NamedTuple):
+    """What the blocks are built of.
+
+    Attributes:
+      strides: those of a global block's units, unless others are asked for.
+      global_unit: makes one of them; called with filters, stride and ``name``.
+      local_unit: makes the unit of a local block, likewise.
+    """
+
+    strides: tuple[int, ...]
+    global_unit: Callable[..., tf.keras.layers.Layer]
+    local_unit: Callable[..., tf.keras.layers.Layer]
+
+
+def inception_unit(filters: int, strides: int, **kwargs: Any) -> tf.keras.layers.Layer:
+    """Returns the Inception unit of a stride: A for 1, B for 2."""
+    return {1: InceptionA, DOWNSAMPLING: InceptionB}[strides](filters, **kwargs)
+
+
+BLOCKS = {
+    "depthwise": BuildingBlock(
+        (2, 1, 1),
+        # Half the width in the 1×1 convolutions, three quarters in the local block: with them the FLOPs are those of
+        # Table 1.
+        lambda filters, strides, **kwargs: DepthwiseUnit(filters, strides, filters // 2, **kwargs),
+        lambda filters, strides, **kwargs: DepthwiseUnit(filters, strides, 3 * filters // 4, **kwargs),
+    ),
+    "inception": BuildingBlock((1, DOWNSAMPLING), inception_unit, inception_unit),
+    "residual": BuildingBlock((1, DOWNSAMPLING), ResidualUnit, ResidualUnit),
+}
+"""Building block name (Table 12) -> what it is."""
+
+
 class GlobalBlock(tf.keras.layers.Layer):
-    """A level of the global branch (Fig. 4b): three depthwise units.
+    """A level of the global branch (Fig. 4b): some units, one after another.
 
     Args:
       filters: number of output channels d_l.
-      strides: the units' strides (s_1, s_2, s_3) of Table 1; their product is 2.
+      strides: the units' strides, one unit for each: (s_1, s_2, s_3) of Table 1, for example. One of them
+        is 2, the others 1. The building block's own if None.
+      unit: the building block, a key of :data:`BLOCKS`.
+
+    Raises:
+      ValueError: the strides are others.
     """
 
-    def __init__(self, filters: int, strides: Sequence[int] = (2, 1, 1), **kwargs):
+    def __init__(self, filters: int, strides: Optional[Sequence[int]] = None, unit: str = "depthwise", **kwargs):
         super().__init__(**kwargs)
-        # Half the width in the 1×1 convolutions: with it the FLOPs are those of Table 1.
+        block = BLOCKS[unit]
+        strides = block.strides if strides is None else tuple(strides)
+        if sorted(strides) != [1] * (len(strides) - 1) + [DOWNSAMPLING]:
+            raise ValueError(f"strides must be a single {DOWNSAMPLING} among 1s, got {strides}")
         self.units = [
-            DepthwiseUnit(filters, stride, filters // 2, name=f"unit{number}")
-            for number, stride in enumerate(strides, start=1)
+            block.global_unit(filters, stride, name=f"unit{number}") for number, stride in enumerate(strides, start=1)
         ]
 
     def call(self, inputs: tf.Tensor, training: Optional[bool] = None) -> tf.Tensor:
@@ -35,23 +75,19 @@ class GlobalBlock(tf.keras.layers.Layer):
 
 
 class LocalBlock(tf.keras.layers.Layer):
-    """A level of the local branch (Fig. 4a): one depthwise unit of stride 2, shared by all T streams.
+    """A level of the local branch (Fig. 4a): one unit of stride 2, shared by all T streams.
 
     The streams of an image come as rows of one batch, in training and moving statistics alike.
 
     Args:
       filters: number of output channels d_l.
+      unit: the building block, a key of :data:`BLOCKS`.
     """
 
-    def __init__(self, filters: int, **kwargs):
+    def __init__(self, filters: int, unit: str = "depthwise", **kwargs):
         super().__init__(**kwargs)
-        # Three quarters of the width in the 1×1 convolution: see GlobalBlock.
-        self.unit = DepthwiseUnit(filters, DOWNSAMPLING, 3 * filters // 4, name="unit")
+        self.unit = BLOCKS[unit].local_unit(filters, DOWNSAMPLING, name="unit")
 
     def call(self, inputs: tf.Tensor, training: Optional[bool] = None) -> tf.Tensor:
         """Maps ``[batch·T, height, width, channels]`` to ``[batch·T, height/2, width/2, filters]``, rounded up."""
         return self.unit(inputs, training=training)
-
-
-BLOCKS = {"depthwise": (GlobalBlock, LocalBlock)}
-"""Building block name -> (global block, local block)."""

@@ -1,5 +1,6 @@
-"""The convolutional units that HAN is built of (Fig. 4, Table 1)."""
+"""The convolutional units that HAN is built of (Fig. 4, Tables 1 and 12)."""
 
+from collections.abc import Sequence
 from typing import Optional
 
 import tensorflow as tf
@@ -8,16 +9,16 @@ KERNEL_INITIALIZER = "he_normal"
 """Every conv layer is followed by batch norm and ReLU, for which He's variance is the right one."""
 
 
-class ConvBNReLU(tf.keras.layers.Layer):
-    """Convolution without bias, batch normalisation, ReLU.
+class ConvBN(tf.keras.layers.Layer):
+    """Convolution without bias, batch normalisation.
 
     Args:
       filters: number of output channels.
       kernel_size: side of the square kernel, in pixels.
       strides: step of the kernel, in pixels.
       depthwise_separable: a depthwise convolution that carries kernel and stride, then a pointwise
-        1×1 convolution to ``filters`` channels, instead of a full convolution; batch norm and ReLU
-        stand after the pair.
+        1×1 convolution to ``filters`` channels, instead of a full convolution; batch norm stands
+        after the pair.
     """
 
     def __init__(
@@ -52,10 +53,18 @@ class ConvBNReLU(tf.keras.layers.Layer):
         self.norm = tf.keras.layers.BatchNormalization(name="norm")
 
     def call(self, inputs: tf.Tensor, training: Optional[bool] = None) -> tf.Tensor:
-        """Maps ``[batch, height, width, channels]`` to ``[batch, ⌈height/s⌉, ⌈width/s⌉, filters]``, ≥ 0."""
+        """Maps ``[batch, height, width, channels]`` to ``[batch, ⌈height/s⌉, ⌈width/s⌉, filters]``."""
         if self.depthwise is not None:
             inputs = self.depthwise(inputs)
-        return tf.nn.relu(self.norm(self.conv(inputs), training=training))
+        return self.norm(self.conv(inputs), training=training)
+
+
+class ConvBNReLU(ConvBN):
+    """:class:`ConvBN`, then ReLU."""
+
+    def call(self, inputs: tf.Tensor, training: Optional[bool] = None) -> tf.Tensor:
+        """Maps ``[batch, height, width, channels]`` to ``[batch, ⌈height/s⌉, ⌈width/s⌉, filters]``, ≥ 0."""
+        return tf.nn.relu(super().call(inputs, training=training))
 
 
 class DepthwiseUnit(tf.keras.layers.Layer):
@@ -75,3 +84,112 @@ class DepthwiseUnit(tf.keras.layers.Layer):
     def call(self, inputs: tf.Tensor, training: Optional[bool] = None) -> tf.Tensor:
         """Maps ``[batch, height, width, channels]`` to ``[batch, ⌈height/s⌉, ⌈width/s⌉, filters]``."""
         return self.separable(self.normal(inputs, training=training), training=training)
+
+
+class InceptionA(tf.keras.layers.Layer):
+    """Inception-A unit, which keeps the map's size: four streams of a quarter of the filters each (Table 12).
+
+    Three are a 1×1 and then a 3×3 conv, one is a 3×3 average pool and then a 1×1 conv. The paper names the
+    unit only; its streams are those of HA-CNN (Li et al. 2018), the same authors' earlier network, with
+    which the FLOPs are those of Table 12.
+
+    Args:
+      filters: number of output channels d.
+
+    Raises:
+      ValueError: the filters are no multiple of 4.
+    """
+
+    def __init__(self, filters: int, **kwargs):
+        super().__init__(**kwargs)
+        width = _quarter(filters)
+        self.convs = [
+            [ConvBNReLU(width, name=f"stream{n}_conv1"), ConvBNReLU(width, 3, name=f"stream{n}_conv2")]
+            for n in (1, 2, 3)
+        ]
+        self.pooled = ConvBNReLU(width, name="pooled")
+
+    def call(self, inputs: tf.Tensor, training: Optional[bool] = None) -> tf.Tensor:
+        """Maps ``[batch, height, width, channels]`` to ``[batch, height, width, filters]``, ≥ 0."""
+        streams = [_chained(convs, inputs, training) for convs in self.convs]
+        streams.append(self.pooled(tf.nn.avg_pool2d(inputs, 3, 1, "SAME"), training=training))
+        return tf.concat(streams, axis=-1)
+
+
+class InceptionB(tf.keras.layers.Layer):
+    """Inception-B unit, which halves the map: three streams (Table 12).
+
+    A 1×1 and a 3×3 conv of stride 2; a 1×1, a 3×3 and a 3×3 conv of stride 2; each with a quarter of the
+    filters. A 3×3 max pool of stride 2 and a 1×1 conv with half of them. See :class:`InceptionA`.
+
+    Args:
+      filters: number of output channels d.
+
+    Raises:
+      ValueError: the filters are no multiple of 4.
+    """
+
+    def __init__(self, filters: int, **kwargs):
+        super().__init__(**kwargs)
+        width = _quarter(filters)
+        self.convs = [
+            [ConvBNReLU(width, name="stream1_conv1"), ConvBNReLU(width, 3, 2, name="stream1_conv2")],
+            [
+                ConvBNReLU(width, name="stream2_conv1"),
+                ConvBNReLU(width, 3, name="stream2_conv2"),
+                ConvBNReLU(width, 3, 2, name="stream2_conv3"),
+            ],
+        ]
+        self.pooled = ConvBNReLU(2 * width, name="pooled")
+
+    def call(self, inputs: tf.Tensor, training: Optional[bool] = None) -> tf.Tensor:
+        """Maps ``[batch, height, width, channels]`` to ``[batch, ⌈height/2⌉, ⌈width/2⌉, filters]``, ≥ 0."""
+        streams = [_chained(convs, inputs, training) for convs in self.convs]
+        streams.append(self.pooled(tf.nn.max_pool2d(inputs, 3, 2, "SAME"), training=training))
+        return tf.concat(streams, axis=-1)
+
+
+class ResidualUnit(tf.keras.layers.Layer):
+    """Residual bottleneck unit (He et al. 2016; Table 12): 1×1, 3×3 and 1×1 conv beside a shortcut.
+
+    The first two have half the filters, with which the FLOPs are those of Table 12. The 3×3 carries the stride. The
+    last one's ReLU comes after the addition. The shortcut is the input itself, or a 1×1 conv of it where
+    the unit changes its shape.
+
+    Args:
+      filters: number of output channels d.
+      strides: the unit's stride s.
+    """
+
+    def __init__(self, filters: int, strides: int, **kwargs):
+        super().__init__(**kwargs)
+        self.filters = filters
+        self.strides = strides
+        self.reduce = ConvBNReLU(filters // 2, name="reduce")
+        self.conv = ConvBNReLU(filters // 2, 3, strides, name="conv")
+        self.expand = ConvBN(filters, name="expand")
+        self.projection: Optional[ConvBN] = None
+
+    def build(self, input_shape: tf.TensorShape) -> None:
+        """Makes the projection if stride or ``channels`` ask for one."""
+        if self.strides != 1 or input_shape[-1] != self.filters:
+            self.projection = ConvBN(self.filters, 1, self.strides, name="projection")
+        super().build(input_shape)
+
+    def call(self, inputs: tf.Tensor, training: Optional[bool] = None) -> tf.Tensor:
+        """Maps ``[batch, height, width, channels]`` to ``[batch, ⌈height/s⌉, ⌈width/s⌉, filters]``, ≥ 0."""
+        residual = self.expand(_chained([self.reduce, self.conv], inputs, training), training=training)
+        shortcut = inputs if self.projection is None else self.projection(inputs, training=training)
+        return tf.nn.relu(shortcut + residual)
+
+
+def _quarter(filters: int) -> int:
+    if filters % 4:
+        raise ValueError(f"an Inception unit's filters must be a multiple of 4, got {filters}")
+    return filters // 4
+
+
+def _chained(convs: Sequence[ConvBN], inputs: tf.Tensor, training: Optional[bool]) -> tf.Tensor:
+    for conv in convs:
+        inputs = conv(inputs, training=training)
+    return inputs

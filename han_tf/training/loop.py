@@ -12,25 +12,23 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from han_tf.data.pipeline import LoadedImages, batches_per_epoch, training_batches
+from han_tf.data.augmentation import AUGMENTATIONS
+from han_tf.data.pipeline import LoadedImages, training_batches
+from han_tf.data.sampling import PeopleAndImages, ShuffledImages
 from han_tf.errors import Stopped, UserError
 from han_tf.files import write_json
-from han_tf.inference.runs import CHECKPOINTS, CONFIG, read_config
-from han_tf.models import create_model
+from han_tf.inference.runs import CHECKPOINTS, CONFIG, create_network, read_config
 from han_tf.models.checkpoints import Checkpoints
-from han_tf.models.han import HAN
-from han_tf.report import scalars
+from han_tf.models.network import Branches, ReIDNetwork, unit_features
 from han_tf.training import environment
-from han_tf.training.config import TrainConfig
-from han_tf.training.losses import decayed_kernels, identity_loss, weight_penalty
+from han_tf.training.config import CROSS_ENTROPY, LOSSES, TRIPLET, TrainConfig
+from han_tf.training.losses import TripletLoss, decayed_kernels, identity_loss, weight_penalty
 from han_tf.training.regions import RegionStatistics
 from han_tf.training.schedule import learning_rate
 
 HISTORY = "history.json"
 ENVIRONMENT = "environment.json"
 TENSORBOARD = "tensorboard"
-MEANS = ("loss", "global_loss", "local_loss", "global_accuracy", "local_accuracy")
-"""What is averaged over an epoch: the branches' cross-entropies in nats, their sum, and accuracies in [0, 1]."""
 
 
 def make_deterministic(seed: int) -> None:
@@ -46,11 +44,14 @@ class Trainer:
       config: the run.
       run_dir: its folder; holds nothing, or a run of the same settings.
       data: the decoded training images.
-      evaluate: called as ``evaluate(model)`` when it is time; returns a report (:func:`han_tf.report.to_json`).
+      evaluate: called as ``evaluate(model)`` when it is time; returns a report, as JSON holds it.
+      scalars: called as ``scalars(report)``; returns the numbers to draw, among them ``mAP``, by which the best
+        network is chosen. Goes with ``evaluate``.
       panel: called as ``panel(model)``; returns pictures by name, ``[n, height, width, 3]`` uint8.
 
     Raises:
-      UserError: the folder holds another run, or its checkpoint cannot be read.
+      UserError: the folder holds another run, or its checkpoint cannot be read; there are fewer people than a
+        batch is to hold.
     """
 
     def __init__(
@@ -58,30 +59,40 @@ class Trainer:
         config: TrainConfig,
         run_dir: Path,
         data: LoadedImages,
-        evaluate: Optional[Callable[[HAN], dict[str, Any]]] = None,
-        panel: Optional[Callable[[HAN], dict[str, np.ndarray]]] = None,
+        evaluate: Optional[Callable[[ReIDNetwork], dict[str, Any]]] = None,
+        scalars: Optional[Callable[[dict[str, Any]], dict[str, float]]] = None,
+        panel: Optional[Callable[[ReIDNetwork], dict[str, np.ndarray]]] = None,
     ):
         self.config = config
         self.run_dir = Path(run_dir)
         self.data = data
         self.evaluate = evaluate
+        self.scalars = scalars
         self.panel = panel
 
         self.pids = sorted({record.pid for record in data.records})
         class_of = {pid: index for index, pid in enumerate(self.pids)}
         self.labels = np.array([class_of[record.pid] for record in data.records])
-        self.steps_per_epoch = batches_per_epoch(len(self.labels), config.batch_size)
+        losses = LOSSES[config.loss]
+        if TRIPLET not in losses:
+            self.triplet_loss = None
+            self.sampler = ShuffledImages(len(self.labels), config.batch_size)
+        elif config.people > len(self.pids):
+            raise UserError(f"--people {config.people}, expected at most {len(self.pids)}, as many as are to train on")
+        else:
+            self.triplet_loss = TripletLoss(config.margin, config.mining)
+            self.sampler = PeopleAndImages(self.labels, config.people, config.images_per_person)
+        self.augmentations = [name for name in AUGMENTATIONS if getattr(config, name)]
 
         make_deterministic(config.seed)
-        self.model = create_model(
-            config.model,
-            num_classes=len(self.pids),
-            input_size=config.input_size,
-            feature_dim=config.feature_dim,
-        )
+        self.model = create_network(config.to_dict(), len(self.pids) if CROSS_ENTROPY in losses else 0, config.weights)
+        if config.localisation_lr != TrainConfig.localisation_lr and not self.model.localisation_variables:
+            raise UserError(f"--localisation_lr {config.localisation_lr}, but no layer of this network places regions")
         self.optimizer = tf.keras.optimizers.SGD(config.lr, momentum=config.momentum)
         self.optimizer.build(self.model.trainable_variables)
-        self.means = {name: tf.keras.metrics.Mean(name=name) for name in MEANS}
+        kinds = ("loss", "accuracy") if self.model.num_classes else ("loss",)
+        names = ["loss", *(f"{branch}_{kind}" for kind in kinds for branch in self.model.branch_names)]
+        self.means = {name: tf.keras.metrics.Mean(name=name) for name in names}
         self.epoch = tf.Variable(0, dtype=tf.int64, trainable=False)
         self.batch = tf.Variable(0, dtype=tf.int64, trainable=False)
 
@@ -104,6 +115,11 @@ class Trainer:
             for variable in self.model.trainable_variables
         ]
         self._kernels = decayed_kernels(self.model)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Number of steps that an epoch takes."""
+        return self.sampler.batches_per_epoch
 
     @property
     def global_step(self) -> int:
@@ -138,29 +154,32 @@ class Trainer:
         epoch = int(self.epoch)
         rate = learning_rate(epoch, self.config.epochs, self.config.lr, self.config.lr_decay)
         self.optimizer.learning_rate.assign(rate)
-        regions = RegionStatistics()
+        regions = RegionStatistics(learned=bool(self.model.localisation_variables))
         started, seen = time.perf_counter(), 0
         batches = training_batches(
-            self.data.images, self.labels, self.config.batch_size, self.config.seed, epoch, int(self.batch)
+            self.data.images, self.labels, self.sampler, self.config.seed, epoch, int(self.batch), self.augmentations
         )
         for images, labels in batches:
+            self.model.begin_step(self.global_step, self.config.epochs * self.steps_per_epoch)
             losses, thetas = self.train_step(images, labels)
             if not np.isfinite(losses["loss"].numpy()):
                 raise UserError(
                     f"loss is {float(losses['loss'])} in epoch {epoch + 1}, step {int(self.batch) + 1}; "
                     f"stopped, last good checkpoint: {self.checkpoints.latest or 'none'}; a lower --lr may help"
                 )
-            regions.update([theta.numpy() for theta in thetas])
+            if thetas:
+                regions.update([theta.numpy() for theta in thetas])
             for name, mean in self.means.items():
                 mean.update_state(losses[name])
             self.batch.assign_add(1)
             seen += len(labels)
             bar.set_description(f"epoch {epoch + 1}/{self.config.epochs}", refresh=False)
-            bar.set_postfix_str(
-                f"loss {self.means['loss'].result():.3f}, acc {self.means['global_accuracy'].result():.1%}/"
-                f"{self.means['local_accuracy'].result():.1%}, {seen / (time.perf_counter() - started):.0f} img/s",
-                refresh=False,
-            )
+            shown = [f"loss {self.means['loss'].result():.3f}"]
+            accuracies = [mean.result() for name, mean in self.means.items() if name.endswith("_accuracy")]
+            if accuracies:
+                shown.append("acc " + "/".join(f"{accuracy:.1%}" for accuracy in accuracies))
+            shown.append(f"{seen / (time.perf_counter() - started):.0f} img/s")
+            bar.set_postfix_str(", ".join(shown), refresh=False)
             bar.update()
             if stop and int(self.batch) < self.steps_per_epoch:
                 self.checkpoints.save(self.global_step)
@@ -194,7 +213,16 @@ class Trainer:
             mean.reset_state()
         tf.summary.scalar("train/learning_rate", rate, step)
         tf.summary.scalar("train/images_per_second", speed, step)
-        row["regions"] = regions.to_dict()
+        if regions.count:
+            row["regions"] = regions.to_dict()
+            self._write_regions(regions)
+
+        self.history.append(row)
+        write_json(self.run_dir / HISTORY, self.history)
+        self.checkpoints.save(step)
+
+    def _write_regions(self, regions: RegionStatistics) -> None:
+        epoch, step = int(self.epoch), self.global_step
         for level, (means, deviations) in enumerate(zip(regions.mean, regions.deviation), start=1):
             for region, (mean, deviation) in enumerate(zip(means, deviations), start=1):
                 for axis, letter in enumerate("xy"):
@@ -205,22 +233,18 @@ class Trainer:
             if "saturated" in complaint:
                 tqdm.write(f"warning: hard attention after epoch {epoch}: {complaint}")
 
-        self.history.append(row)
-        write_json(self.run_dir / HISTORY, self.history)
-        self.checkpoints.save(step)
-
     def _evaluate_if_due(self) -> None:
         """Evaluates after an epoch whose turn it is, unless that was done before an interruption."""
         epoch, every = int(self.epoch), self.config.evaluation_interval
         due = self.finished or epoch % every == 0
         if self.evaluate is None or not due or epoch == 0 or int(self.batch) or "evaluation" in self.history[-1]:
             return
-        earlier = [scalars(row["evaluation"])["mAP"] for row in self.history if "evaluation" in row]
+        earlier = [self.scalars(row["evaluation"])["mAP"] for row in self.history if "evaluation" in row]
         evaluation = self.evaluate(self.model)
-        for name, value in scalars(evaluation).items():
+        for name, value in self.scalars(evaluation).items():
             tf.summary.scalar(f"evaluation/{name}", value, self.global_step)
         self._write_panel(self.global_step)
-        if scalars(evaluation)["mAP"] >= max(earlier, default=0):
+        if self.scalars(evaluation)["mAP"] >= max(earlier, default=0):
             self.best.save(self.global_step)
         self.history[-1]["evaluation"] = evaluation
         write_json(self.run_dir / HISTORY, self.history)
@@ -239,32 +263,36 @@ class Trainer:
           labels: ``[batch]`` int32, class indices.
 
         Returns:
-          The numbers that :data:`MEANS` names, for this batch; θ of each level, ``[batch, T, 2]``.
+          The loss and accuracies of this batch, by the names of what is averaged over an epoch; θ of each
+          level with regions, ``[batch, T, 2]``.
         """
         variables = self.model.trainable_variables
         with tf.GradientTape() as tape:
             branches = self.model.branches(images, training=True)
-            global_logits, local_logits = self.model.classify(branches)
-            global_loss = identity_loss(labels, global_logits)
-            local_loss = identity_loss(labels, local_logits)
-            objective = global_loss + local_loss + self.config.weight_decay * weight_penalty(self._kernels)
+            logits = self.model.classify(branches) if self.model.num_classes else {}
+            losses = self._losses(labels, branches, logits)
+            loss = tf.add_n(list(losses.values()))
+            objective = loss + self.config.weight_decay * weight_penalty(self._kernels) + self.model.penalty()
         gradients = [
             gradient if factor == 1.0 else factor * gradient
             for factor, gradient in zip(self._gradient_factors, tape.gradient(objective, variables))
         ]
         self.optimizer.apply_gradients(zip(gradients, variables))
-        means = {
-            "loss": global_loss + local_loss,
-            "global_loss": global_loss,
-            "local_loss": local_loss,
-            "global_accuracy": _accuracy(labels, global_logits),
-            "local_accuracy": _accuracy(labels, local_logits),
-        }
-        return means, [level.theta for level in branches.attention]
+        means = {"loss": loss, **{f"{name}_loss": value for name, value in losses.items()}}
+        means.update({f"{name}_accuracy": _accuracy(labels, scores) for name, scores in logits.items()})
+        return means, [level.theta for level in branches.attention if level.theta is not None]
+
+    def _losses(self, labels: tf.Tensor, branches: Branches, logits: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """Returns each branch's loss: of its logits, if it has any, plus of its feature as it is deployed."""
+        losses = {name: [identity_loss(labels, scores)] for name, scores in logits.items()}
+        if self.triplet_loss is not None:
+            for name, feature in unit_features(branches).items():
+                losses.setdefault(name, []).append(self.triplet_loss(labels, feature))
+        return {name: tf.add_n(terms) for name, terms in losses.items()}
 
     def _open_run_folder(self) -> None:
         check_run_folder(self.config, self.run_dir)
-        found = {"num_classes": len(self.pids), "num_images": len(self.labels)}
+        found = {"num_classes": self.model.num_classes, "num_images": len(self.labels)}
         if (self.run_dir / CONFIG).exists():
             saved = read_config(self.run_dir)
             for name, number in found.items():

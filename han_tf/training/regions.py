@@ -18,10 +18,12 @@ class RegionStatistics:
     """Running mean and deviation of θ over images, per level and region.
 
     Attributes:
+      learned: whether hard attention places the regions; fixed ones give no reason to complain.
       count: images seen.
       total, squares: ``[levels, T, 2]`` float64, sums of θ and θ².
     """
 
+    learned: bool = True
     count: int = 0
     total: np.ndarray = None
     squares: np.ndarray = None
@@ -44,8 +46,10 @@ class RegionStatistics:
         return np.sqrt(np.maximum(self.squares / self.count - self.mean**2, 0))
 
     def complaints(self) -> list[str]:
-        """Returns one sentence for each region that is saturated or does not move with the image."""
+        """Returns one sentence for each learned region that is saturated or does not move with the image."""
         sentences = []
+        if not self.learned:
+            return sentences
         for level, (means, deviations) in enumerate(zip(self.mean, self.deviation), start=1):
             for region, (mean, deviation) in enumerate(zip(means, deviations), start=1):
                 where = f"level {level} region {region}"

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image, ImageDraw
 
-from han_tf.models.han import HAN, LevelAttention
+from han_tf.models.network import LevelAttention, ReIDNetwork
 from han_tf.viz.drawing import FAINT, INK, fitted, font, new_sheet
 
 REGION_COLOURS = (
@@ -157,7 +157,7 @@ def region_colour(region: int) -> tuple[int, int, int]:
     return REGION_COLOURS[region % len(REGION_COLOURS)]
 
 
-def attend(model: HAN, images: np.ndarray) -> tuple[LevelAttention, ...]:
+def attend(model: ReIDNetwork, images: np.ndarray) -> tuple[LevelAttention, ...]:
     """Runs one forward pass and returns what each level attends to, first level first, in NumPy arrays.
 
     Args:
@@ -168,7 +168,7 @@ def attend(model: HAN, images: np.ndarray) -> tuple[LevelAttention, ...]:
     return tuple(LevelAttention(*(None if value is None else value.numpy() for value in level)) for level in levels)
 
 
-def attention_panels(model: HAN, images: np.ndarray, scale: int = 2) -> dict[str, np.ndarray]:
+def attention_panels(model: ReIDNetwork, images: np.ndarray, scale: int = 2) -> dict[str, np.ndarray]:
     """Returns pictures of each level's attention, for TensorBoard.
 
     Args:
@@ -179,15 +179,16 @@ def attention_panels(model: HAN, images: np.ndarray, scale: int = 2) -> dict[str
     Returns:
       ``level1/regions``, ``level1/soft``, ``level2/regions``, … -> ``[n, h, w, 3]`` uint8. The margin
       around the images with regions holds any region the network can make, so sizes stay the same
-      during training. Without soft attention there is no ``soft``.
+      during training. A level without regions has no ``regions``, one without soft attention no ``soft``.
     """
     panels = {}
     for number, level in enumerate(attend(model, images), start=1):
-        sides = level.boxes[0, 0, 2:] - level.boxes[0, 0, :2]
-        margin = Margin(*(int(np.ceil(side / 2 - 0.01)) for side in sides))
-        panels[f"level{number}/regions"] = np.stack(
-            [region_overlay(image, boxes, margin, scale) for image, boxes in zip(images, level.boxes)]
-        )
+        if level.boxes is not None:
+            sides = level.boxes[0, 0, 2:] - level.boxes[0, 0, :2]
+            margin = Margin(*(int(np.ceil(side / 2 - 0.01)) for side in sides))
+            panels[f"level{number}/regions"] = np.stack(
+                [region_overlay(image, boxes, margin, scale) for image, boxes in zip(images, level.boxes)]
+            )
         if level.soft is not None:
             panels[f"level{number}/soft"] = np.stack(
                 [
@@ -212,8 +213,8 @@ def attention_sheet(
 
     Args:
       images: ``[n, height, width, 3]`` uint8, RGB.
-      levels: what each level attends to, in arrays, as :func:`attend` gives it. A level without soft
-        attention has no column for it.
+      levels: what each level attends to, in arrays, as :func:`attend` gives it. What a level does not have,
+        regions or soft attention, has no column.
       captions: a line under each image.
       scale: how many pixels an image pixel becomes, each way.
 
@@ -221,27 +222,28 @@ def attention_sheet(
       An RGB image.
     """
     count, height, width = images.shape[:3]
-    margin = margin_of(np.stack([level.boxes for level in levels]), (height, width))
+    boxes = [level.boxes for level in levels if level.boxes is not None]
+    margin = margin_of(np.stack(boxes), (height, width)) if boxes else NO_MARGIN
     cell_width, cell_height = scale * width, scale * height
     region_width = cell_width + 2 * scale * margin.x
     edge, gap, level_gap, caption_height, heading_height = 20, 8, 22, 22, 46
 
-    lefts, x = [], edge + cell_width
-    for level in levels:
-        x += level_gap
-        soft_left = x + region_width + gap
-        lefts.append((x, soft_left))
-        x = soft_left + cell_width if level.soft is not None else x + region_width
+    columns, right = [], edge + cell_width
+    for number, level in enumerate(levels, start=1):
+        before = level_gap
+        for kind, shown, column_width in (("hard", level.boxes, region_width), ("soft", level.soft, cell_width)):
+            if shown is not None:
+                columns.append((number, kind, shown, right + before, column_width))
+                right += before + column_width
+                before = gap
     row_height = scale * margin.y + cell_height + max(scale * margin.y, caption_height)
-    legend = _Legend(levels, x - edge)
+    legend = _Legend(levels, right - edge)
     rows_end = heading_height + edge + count * row_height + (count - 1) * gap
     sheet, draw = new_sheet(edge + legend.width + edge, rows_end + legend.height + edge)
 
     _heading(draw, "image", "", edge, cell_width, edge)
-    for number, (level, (region_left, soft_left)) in enumerate(zip(levels, lefts), start=1):
-        _heading(draw, f"level {number}", "hard", region_left, region_width, edge)
-        if level.soft is not None:
-            _heading(draw, f"level {number}", "soft", soft_left, cell_width, edge)
+    for number, kind, _, left, column_width in columns:
+        _heading(draw, f"level {number}", kind, left, column_width, edge)
 
     for row in range(count):
         top = heading_height + edge + row * (row_height + gap)
@@ -251,14 +253,14 @@ def attention_sheet(
         if captions is not None:
             text = fitted(captions[row], font(11), cell_width)
             draw.text((edge + cell_width / 2, image_top + cell_height + 4), text, FAINT, font(11), anchor="ma")
-        for level, (region_left, soft_left) in zip(levels, lefts):
-            regions = region_overlay(images[row], level.boxes[row], margin, scale)
-            sheet.paste(Image.fromarray(regions), (region_left, top))
-            if level.soft is not None:
-                heat = heat_overlay(enlarged, relative_attention(level.soft[row]))
-                sheet.paste(Image.fromarray(heat), (soft_left, image_top))
-                below = soft_left + cell_width / 2, image_top + cell_height + 4
-                draw.text(below, _range_text(level.soft[row]), FAINT, font(11), anchor="ma")
+        for _, kind, shown, left, _ in columns:
+            if kind == "hard":
+                sheet.paste(Image.fromarray(region_overlay(images[row], shown[row], margin, scale)), (left, top))
+            else:
+                heat = heat_overlay(enlarged, relative_attention(shown[row]))
+                sheet.paste(Image.fromarray(heat), (left, image_top))
+                below = left + cell_width / 2, image_top + cell_height + 4
+                draw.text(below, _range_text(shown[row]), FAINT, font(11), anchor="ma")
     legend.draw(sheet, draw, edge, rows_end)
     return sheet
 
@@ -267,15 +269,16 @@ class _Legend:
     """Says what the colours mean, in as many lines as its width asks for."""
 
     def __init__(self, levels: Sequence[LevelAttention], least_width: int):
-        regions = levels[0].boxes.shape[1]
+        regions = max((level.boxes.shape[1] for level in levels if level.boxes is not None), default=0)
         names = BODY_PARTS if regions == len(BODY_PARTS) else [f"region {n + 1}" for n in range(regions)]
         self.face = font(12)
         self.items = [(region_colour(region), name) for region, name in enumerate(names)]
-        self.items.append((OUTSIDE, "outside the image"))
+        if regions:
+            self.items.append((OUTSIDE, "outside the image"))
         if any(level.soft is not None for level in levels):
             self.items.append((None, "least to most attended position of each map"))
         lengths = [self._swatch(colour) + 6 + int(np.ceil(self.face.getlength(name))) for colour, name in self.items]
-        self.width = max(least_width, *lengths)
+        self.width = max([least_width, *lengths])
         self.places, x, y = [], 0, 0
         for length in lengths:
             if x + length > self.width:

@@ -11,7 +11,9 @@ import pytest
 from PIL import Image
 
 from han_tf.data import Record, pipeline
-from han_tf.data.pipeline import ImageReader, batches_per_epoch, decode_image, load_images, resize, training_batches
+from han_tf.data.augmentation import augment
+from han_tf.data.pipeline import ImageReader, decode_image, load_images, resize, training_batches
+from han_tf.data.sampling import PeopleAndImages, ShuffledImages
 from han_tf.errors import UserError
 
 SIZE = (24, 12)
@@ -309,7 +311,8 @@ class TestBatches:
     def epoch(self, batch_size=5, seed=3, epoch=0, first_batch=0, count=23):
         """The images of the batches, by their number, and the labels beside them are theirs."""
         numbers = []
-        data = training_batches(self.IMAGES[:count], self.LABELS[:count], batch_size, seed, epoch, first_batch)
+        sampler = ShuffledImages(count, batch_size)
+        data = training_batches(self.IMAGES[:count], self.LABELS[:count], sampler, seed, epoch, first_batch)
         for images, labels in data.as_numpy_iterator():
             assert images.dtype == np.uint8
             assert labels.dtype == np.int32
@@ -337,7 +340,7 @@ class TestBatches:
 
     @pytest.mark.parametrize("count", [1, 4, 5, 6, 9, 10, 23])
     def test_batches_per_epoch(self, count):
-        assert len(self.epoch(count=count)) == batches_per_epoch(count, 5)
+        assert len(self.epoch(count=count)) == ShuffledImages(count, 5).batches_per_epoch
 
     def test_the_order_is_that_of_seed_and_epoch(self):
         assert self.epoch(seed=3, epoch=8) == self.epoch(seed=3, epoch=8)
@@ -351,5 +354,28 @@ class TestBatches:
     def test_images_may_lie_in_a_file(self, records, tmp_path):
         loaded = load_images(records, SIZE, cache_dir=tmp_path / "cache", memory_mb=0)
         pids = np.array([record.pid for record in loaded.records])
-        for images, labels in training_batches(loaded.images, pids, 3, 0, 0).as_numpy_iterator():
+        for images, labels in training_batches(loaded.images, pids, ShuffledImages(9, 3), 0, 0).as_numpy_iterator():
             np.testing.assert_allclose(images.mean((1, 2, 3)), 10 * labels, atol=1)
+
+    def test_batches_of_people(self):
+        sampler = PeopleAndImages(self.LABELS, 2, 3)
+        batches = list(training_batches(self.IMAGES, self.LABELS, sampler, 4, 1).as_numpy_iterator())
+        expected = sampler.epoch(4, 1)
+        assert len(batches) == sampler.batches_per_epoch
+        for (images, labels), indices in zip(batches, expected):
+            np.testing.assert_array_equal(images, self.IMAGES[indices])
+            np.testing.assert_array_equal(labels, self.LABELS[indices])
+
+    @pytest.mark.parametrize("first_batch", [0, 1, 3])
+    def test_augmentation_is_that_of_the_batch_wherever_the_epoch_is_entered(self, first_batch):
+        """Batch by batch what :func:`augment` makes of it."""
+        noise = np.random.default_rng(0).integers(0, 256, (23, 16, 8, 3), np.uint8)
+        sampler, names = ShuffledImages(23, 5), ("horizontal_flip", "random_erasing")
+        data = training_batches(noise, self.LABELS, sampler, 3, 2, first_batch, names)
+        indices = sampler.epoch(3, 2)
+        entered = list(data.as_numpy_iterator())
+        assert len(entered) == 4 - first_batch
+        for number, (images, labels) in enumerate(entered, start=first_batch):
+            np.testing.assert_array_equal(images, augment(noise[indices[number]], names, 3, 2, number))
+            np.testing.assert_array_equal(labels, self.LABELS[indices[number]])
+            assert (images != noise[indices[number]]).any()

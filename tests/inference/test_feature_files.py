@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from han_tf.data import Record
 from han_tf.errors import UserError
 from han_tf.inference.feature_files import FeatureSet, load_features, save_features
+from han_tf.inference.features import branch_features
 
 FEATURES = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
 RECORDS = [Record(f"folder/ü{n}.jpg", pid, camid) for n, (pid, camid) in enumerate([(7, 1), (-1, 2), (0, 1), (7, 3)])]
@@ -31,9 +32,24 @@ def test_features_and_records_are_joined_row_by_row():
     for row, record in enumerate(RECORDS):
         assert Record(features.paths[row], features.pids[row], features.camids[row]) == record
     assert features.pids.dtype == features.camids.dtype == np.int64
-    kept = features.where(features.pids == 7)
-    np.testing.assert_array_equal(kept.features, FEATURES[[0, 3]])
-    assert kept.paths.tolist() == ["folder/ü0.jpg", "folder/ü3.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rows", "is_view"),
+    [
+        ([True, False, False, True], [0, 3], False),
+        ([False, True, True, False], [1, 2], True),
+        ([True] * 4, [0, 1, 2, 3], True),
+        ([False] * 4, [], False),
+        ([3, 0, 0], [3, 0, 0], False),
+    ],
+)
+def test_rows_are_chosen_without_a_copy_where_they_follow_each_other(chosen, rows, is_view):
+    features = FeatureSet.of(FEATURES, RECORDS)
+    kept = features.where(np.array(chosen))
+    for found, array in zip(kept, features):
+        np.testing.assert_array_equal(found, array[rows])
+    assert np.shares_memory(kept.features, features.features) == is_view
 
 
 def test_round_trip(tmp_path):
@@ -56,6 +72,44 @@ def test_archives_of_other_programs_need_no_paths(tmp_path, save, labels):
     assert features.paths.tolist() == [""] * 4
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_features_are_mapped_and_their_branches_are_views(tmp_path, dtype, order):
+    np.savez(tmp_path / "a.npz", **{**ARRAYS, "features": np.array(FEATURES, dtype, order=order)})
+    features = load_features(tmp_path / "a.npz").features
+    assert isinstance(features, np.memmap)
+    assert features.dtype == dtype
+    np.testing.assert_array_equal(features, FEATURES.astype(dtype))
+    parts = branch_features(features, ("first", "second", "third"))
+    assert list(parts) == ["joint", "first", "second", "third"]
+    for number, name in enumerate(list(parts)[1:]):
+        assert np.shares_memory(parts[name], features)
+        np.testing.assert_array_equal(parts[name], FEATURES.astype(dtype)[:, 2 * number : 2 * number + 2])
+    assert isinstance(
+        FeatureSet(features, *load_features(tmp_path / "a.npz")[1:]).where(np.arange(4) > 0).features, np.memmap
+    )
+
+
+def test_branches_that_do_not_fit():
+    assert list(branch_features(FEATURES, ())) == list(branch_features(FEATURES, ("global",))) == ["joint"]
+    with pytest.raises(UserError, match=r"dimension 6, expected a multiple of 4 \(branches a, b, c, d\)"):
+        branch_features(FEATURES, "abcd")
+
+
+def test_labels_need_no_features(tmp_path):
+    np.savez(tmp_path / "a.npz", pids=ARRAYS["pids"], camids=ARRAYS["camids"])
+    labels = load_features(tmp_path / "a.npz", labels_only=True)
+    assert labels.features.shape == (4, 0)
+    assert labels.pids.tolist() == [7, -1, 0, 7]
+    assert "no array 'features'" in error_of(tmp_path / "a.npz")
+    np.savez(tmp_path / "b.npz", pids=ARRAYS["pids"])
+    with pytest.raises(UserError, match="no array 'camids', expected pids and camids"):
+        load_features(tmp_path / "b.npz", labels_only=True)
+    np.savez(tmp_path / "c.npz", pids=ARRAYS["pids"], camids=np.arange(3))
+    with pytest.raises(UserError, match=r"pids \(4,\), camids \(3,\)"):
+        load_features(tmp_path / "c.npz", labels_only=True)
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
@@ -67,6 +121,10 @@ def test_archives_of_other_programs_need_no_paths(tmp_path, save, labels):
         ({"pids": np.int64(3)}, "pids ()"),
         ({"pids": np.zeros((4, 1), int)}, "pids (4, 1)"),
         ({"paths": np.array(["a"])}, "paths (1,)"),
+        ({"paths": np.arange(4)}, "paths are int64, expected strings"),
+        ({"features": FEATURES[:0], "pids": np.arange(0), "camids": np.arange(0)}, "no images, expected at least one"),
+        ({"features": FEATURES > 0}, "features are bool, expected numbers"),
+        ({"features": FEATURES.astype(complex)}, "features are complex128, expected numbers"),
         ({"features": np.full((4, 6), "x")}, "features are <U1, expected numbers"),
         ({"pids": np.array([1.0, 2, 3, 4])}, "pids are float64, expected integers"),
         ({"camids": np.array(list("abcd"))}, "camids are <U1, expected integers"),
@@ -100,17 +158,17 @@ def test_other_files(tmp_path):
     for name in ("text.npz", "empty.npz"):
         assert "no NumPy archive" in error_of(tmp_path / name)
     np.save(tmp_path / "single.npy", FEATURES)
-    assert "a single array" in error_of(tmp_path / "single.npy")
+    assert "no NumPy archive" in error_of(tmp_path / "single.npy")
     with zipfile.ZipFile(tmp_path / "zip.npz", "w") as archive:
         for name in ARRAYS:
             archive.writestr(name, "no array")
     error_of(tmp_path / "zip.npz")
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+@pytest.fixture(scope="module", params=[np.savez, np.savez_compressed])
+def whole(request, tmp_path_factory):
     path = tmp_path_factory.mktemp("features") / "whole.npz"
-    np.savez_compressed(path, **ARRAYS)
+    request.param(path, **ARRAYS)
     return path
 
 
@@ -136,4 +194,5 @@ def test_a_damaged_file_is_one_line_or_does_no_harm(whole, tmp_path, data):
     except UserError:
         error_of(path)
     else:
-        assert len({len(array) for array in features}) == 1
+        for name, array in ARRAYS.items():
+            np.testing.assert_array_equal(getattr(features, name), array)

@@ -58,7 +58,7 @@ def test_the_batch_size_does_not_matter(model, records, batch_size):
 
 def test_each_half_has_unit_norm(model, records):
     features, _ = extract_features(model, records, progress=None)
-    parts = branch_features(features)
+    parts = branch_features(features, model.branch_names)
     assert list(parts) == ["joint", "global", "local"]
     np.testing.assert_array_equal(parts["joint"], features)
     np.testing.assert_array_equal(np.hstack([parts["global"], parts["local"]]), features)

@@ -11,9 +11,10 @@ import tensorflow as tf
 
 from han_tf.errors import UserError
 from han_tf.inference import runs
-from han_tf.inference.runs import find_run, load_run, read_config
+from han_tf.inference.runs import SWITCHES, create_network, find_run, load_run, read_config
 from han_tf.models import create_model
 from han_tf.models.checkpoints import Checkpoints
+from han_tf.models.network import ReIDNetwork
 
 SETTINGS = {
     "dataset": "market1501",
@@ -25,6 +26,10 @@ SETTINGS = {
     "input_width": 32,
     "feature_dim": 1024,
 }
+
+
+SMALL = {**SETTINGS, "feature_dim": 64, "input_width": 40}
+"""Another network than the default, settings that :func:`create_network` has to pass on."""
 
 
 def message_of(function, *arguments, **options):
@@ -133,6 +138,36 @@ class TestReadConfig:
         assert message_of(load_run, tmp_path / "no") == expected
 
 
+class TestCreateNetwork:
+    """What a config.json says of the network's arguments."""
+
+    @pytest.fixture(autouse=True)
+    def unbuilt(self, monkeypatch):
+        """Without its variables a network is made in no time."""
+        monkeypatch.setattr(ReIDNetwork, "make_variables", lambda network: None)
+
+    def test_the_settings_are_the_networks(self):
+        model = create_network(SMALL, 5)
+        assert (model.num_classes, model.input_size, model.feature_dim) == (5, (48, 40), 64)
+        assert create_network(SMALL).num_classes == 0
+
+    def test_a_run_that_knew_no_ablations_had_everything_on(self):
+        config = create_network(SMALL).get_config()
+        assert {name: config[name] for name in SWITCHES} == dict.fromkeys(SWITCHES, True)
+        assert config == create_network({**SMALL, **dict.fromkeys(SWITCHES, True)}).get_config()
+
+    @pytest.mark.parametrize("off", SWITCHES)
+    def test_an_ablation(self, off):
+        config = create_network({**SMALL, **dict.fromkeys(SWITCHES, True), off: False}).get_config()
+        assert {name: config[name] for name in SWITCHES} == {name: name != off for name in SWITCHES}
+
+    def test_a_network_without_attention(self):
+        """It takes the settings of a run with everything on, and has nothing that could be off."""
+        on = {**SMALL, **dict.fromkeys(SWITCHES, True), "model": "shufflenet"}
+        assert create_network(on).branch_names == ("global",)
+        assert "hard" in message_of(create_network, {**on, "hard": False})
+
+
 class TestLoadRun:
     @staticmethod
     def copy(run, folder, **settings):
@@ -177,6 +212,20 @@ class TestLoadRun:
         shutil.rmtree(folder / "best")
         assert load_run(folder, "best").checkpoint == load_run(folder).checkpoint
 
+    def test_an_ablation_comes_back(self, tmp_path):
+        """Table 9's first row, without interaction: with any other network the checkpoint would not fit."""
+        config = {**SETTINGS, **dict.fromkeys(SWITCHES, False), "feature_dim": 64}
+        saved = create_network(config, config["num_classes"])
+        Checkpoints(tmp_path / "checkpoints", 1, model=saved).save(1)
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        loaded = load_run(tmp_path).model
+        assert loaded.get_config() == saved.get_config()
+        images = np.random.default_rng(0).integers(0, 256, (2, 48, 32, 3), np.uint8)
+        np.testing.assert_array_equal(loaded(images), saved(images))
+
+        (tmp_path / "config.json").write_text(json.dumps({**config, "spatial": True}))
+        assert ": checkpoint of another model (" in message_of(load_run, tmp_path)
+
     @pytest.mark.parametrize(
         ("settings", "shapes"), [({"num_classes": 9}, "(512, 9)"), ({"feature_dim": 64}, "(32, 8)")]
     )
@@ -190,10 +239,11 @@ class TestLoadRun:
     @pytest.mark.parametrize(
         ("settings", "expected"),
         [
-            ({"model": "resnet50"}, "model 'resnet50' does not exist, expected one of han_small"),
+            ({"model": "han_huge"}, "model 'han_huge' does not exist, expected one of han_small"),
             ({"input_height": 1}, "input_size must be at least"),
             ({"input_width": None}, "model han_small: "),
-            ({"feature_dim": 7}, "feature_dim must be even"),
+            ({"feature_dim": 7}, "feature_dim must be a positive multiple of 2"),
+            ({"model": "resnet50", "hard": False}, "model resnet50 has no argument 'hard'"),
             ({"num_classes": -1}, "model han_small: "),
         ],
     )

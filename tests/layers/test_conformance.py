@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from han_tf.layers import attention, blocks, crop, units
-from han_tf.models.han import FeatureHead
+from han_tf.models.network import FeatureHead
 
 MAP = (20, 8, 32)
 SIGNATURE = (1, 1, 32)
@@ -13,11 +13,20 @@ THETA = (4, 2)
 
 # (constructor, shapes of its inputs without the batch, whether it has anything to learn)
 LAYERS = {
+    "ConvBN": (lambda: units.ConvBN(16, 3, 2), [MAP], True),
     "ConvBNReLU": (lambda: units.ConvBNReLU(16, 3, 2), [MAP], True),
     "ConvBNReLU, separable": (lambda: units.ConvBNReLU(16, 3, 2, depthwise_separable=True), [MAP], True),
     "DepthwiseUnit": (lambda: units.DepthwiseUnit(16, 2, 8), [MAP], True),
+    "InceptionA": (lambda: units.InceptionA(16), [MAP], True),
+    "InceptionB": (lambda: units.InceptionB(16), [MAP], True),
+    "ResidualUnit": (lambda: units.ResidualUnit(32, 1), [MAP], True),
+    "ResidualUnit, projected": (lambda: units.ResidualUnit(16, 2), [MAP], True),
     "GlobalBlock": (lambda: blocks.GlobalBlock(16, strides=(1, 2, 1)), [MAP], True),
+    "GlobalBlock, inception": (lambda: blocks.GlobalBlock(16, unit="inception"), [MAP], True),
+    "GlobalBlock, residual": (lambda: blocks.GlobalBlock(16, unit="residual"), [MAP], True),
     "LocalBlock": (lambda: blocks.LocalBlock(16), [MAP], True),
+    "LocalBlock, inception": (lambda: blocks.LocalBlock(16, unit="inception"), [MAP], True),
+    "LocalBlock, residual": (lambda: blocks.LocalBlock(16, unit="residual"), [MAP], True),
     "SpatialAttention": (attention.SpatialAttention, [MAP], True),
     "ChannelAttention": (attention.ChannelAttention, [SIGNATURE], True),
     "SoftAttention": (attention.SoftAttention, [MAP, SIGNATURE], True),

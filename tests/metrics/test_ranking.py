@@ -319,8 +319,17 @@ def test_report_and_files(tmp_path):
     with np.load(tmp_path / "r.npz", allow_pickle=False) as arrays:
         np.testing.assert_array_equal(arrays["ap"], result.ap)
         np.testing.assert_array_equal(arrays["topk_indices"], result.topk_indices)
+        assert not {"query_names", "topk_names"} & set(arrays)
 
     names = [f"q{i}.jpg" for i in range(12)], [f"g{i}.jpg" for i in range(80)]
+    result.save_npz(tmp_path / "named.npz", *names)
+    with np.load(tmp_path / "named.npz", allow_pickle=False) as arrays:
+        assert arrays["query_names"].tolist() == names[0]
+        assert arrays["topk_names"].tolist() == [[names[1][i] for i in row] for row in result.topk_indices]
+        np.testing.assert_array_equal(arrays["topk_distances"], result.topk_distances)
+    with pytest.raises(UserError, match="gallery_names has 1 entries, expected 80"):
+        result.save_npz(tmp_path / "named.npz", gallery_names=["a"])
+
     result.save_csv(tmp_path / "r.csv", *names)
     with open(tmp_path / "r.csv", newline="") as stream:
         lines = list(csv.DictReader(stream))
@@ -331,6 +340,22 @@ def test_report_and_files(tmp_path):
     assert (lines[3]["ap"], lines[3]["first_hit"], lines[3]["matches"]) == ("", "", "0")
     with pytest.raises(UserError, match="query_names has 2 entries, expected 12"):
         result.save_csv(tmp_path / "r.csv", ["a", "b"])
+
+
+def test_files_hold_nothing_where_a_list_ends_and_any_name(tmp_path):
+    """Names of files may hold bytes that are no UTF-8, which Python keeps as lone surrogates."""
+    names = ["query\udcff,1.jpg"], ["ä.jpg", "\udc80.jpg", "junk.jpg"]
+    result = evaluate_distances([[0.1, 0.2, 0.0]], [1], [1, 2, -1], [0], [1, 1, 1], topk=3)
+    result.save_npz(tmp_path / "r.npz", *names)
+    with np.load(tmp_path / "r.npz", allow_pickle=False) as arrays:
+        assert arrays["query_names"].tolist() == names[0]
+        assert arrays["topk_names"].tolist() == [["ä.jpg", "\udc80.jpg", ""]]
+    result.save_csv(tmp_path / "r.csv", *names)
+    with open(tmp_path / "r.csv", newline="", encoding="utf-8") as stream:
+        (line,) = csv.DictReader(stream)
+    assert line["query"] == "query\\udcff,1.jpg"
+    assert [line[f"image_{place}"] for place in (1, 2, 3)] == ["ä.jpg", "\\udc80.jpg", ""]
+    assert line["distance_3"] == ""
 
 
 def test_means_leave_out_queries_without_a_match():

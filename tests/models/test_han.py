@@ -1,12 +1,17 @@
 """HAN as a whole: sizes, sharing, switches, features."""
 
+import functools
+import itertools
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from han_tf.errors import UserError
+from han_tf.layers.units import DepthwiseUnit, InceptionA, InceptionB, ResidualUnit
 from han_tf.models import MODELS, create_model
-from han_tf.models.han import HAN, joint_feature
+from han_tf.models.han import HAN
+from han_tf.models.network import joint_feature
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +90,7 @@ def test_nine_global_and_three_local_units(small):
 def test_other_input_sizes_work_and_regions_follow(size):
     model = HAN(input_size=size)
     branches = model.branches(random_images(2, size), training=True)
-    assert branches.local_feature.shape == (2, 512)
+    assert branches.features["local"].shape == (2, 512)
     (map_height, map_width), (height, width) = model.map_sizes[0], model.region_sizes[0]
     assert height == pytest.approx(0.3 * map_height, abs=0.5)
     assert width == pytest.approx(0.875 * map_width, abs=0.5)
@@ -98,25 +103,138 @@ def test_wrong_image_size_is_refused(small):
 
 @pytest.mark.parametrize("dim", [128, 1024])
 def test_feature_dimension_is_split_evenly(dim):
-    branches = HAN(feature_dim=dim).branches(random_images(1))
-    assert branches.global_feature.shape[1] == branches.local_feature.shape[1] == dim // 2
+    features = HAN(feature_dim=dim).branches(random_images(1)).features
+    assert {name: feature.shape[1] for name, feature in features.items()} == {"global": dim // 2, "local": dim // 2}
 
 
-@pytest.mark.parametrize("spatial", [True, False])
-@pytest.mark.parametrize("channel", [True, False])
-@pytest.mark.parametrize("hard", [True, False])
-def test_eight_settings_of_table_9(spatial, channel, hard):
-    model = HAN(spatial=spatial, channel=channel, hard=hard)
-    branches = model.branches(random_images(2), training=True)
+TABLE_9 = [
+    dict(zip(("spatial", "channel", "hard"), switches)) for switches in itertools.product([True, False], repeat=3)
+]
+"""The rows of Table 9: soft spatial, soft channel and hard regional attention, on or off."""
+
+
+@pytest.fixture(scope="module", params=TABLE_9, ids=lambda row: "+".join(name for name in row if row[name]) or "none")
+def row_of_table_9(request):
+    tf.keras.utils.set_random_seed(0)
+    return request.param, create_model("han_small", num_classes=3, input_size=(48, 32), **request.param)
+
+
+def test_what_is_off_has_no_variables(row_of_table_9):
+    row, model = row_of_table_9
     variables = " ".join(v.name for v in model.trainable_variables)
-    assert ("/spatial/" in variables) == spatial
-    assert ("/channel/" in variables) == channel
-    assert ("/localisation/" in variables) == hard
-    assert bool(model.localisation_variables) == hard
-    for level in branches.attention:
-        assert (level.soft is None) == (not spatial and not channel)
-        if not hard:
+    assert ("/spatial/" in variables) == row["spatial"]
+    assert ("/channel/" in variables) == row["channel"]
+    assert ("/blend/" in variables) == (row["spatial"] or row["channel"])
+    assert ("/localisation/" in variables) == row["hard"]
+    assert len(model.localisation_variables) == (6 if row["hard"] else 0)
+
+
+def test_what_is_off_is_not_in_the_attention(row_of_table_9):
+    row, model = row_of_table_9
+    for level in model.branches(random_images(2, (48, 32)), training=True).attention:
+        assert (level.soft is None) == (not row["spatial"] and not row["channel"])
+        if not row["hard"]:
+            np.testing.assert_allclose(level.theta[:, :, 0], 0)
             np.testing.assert_allclose(level.theta[:, :, 1], [[-0.75, -0.25, 0.25, 0.75]] * 2)
+
+
+def attention_parameters(spatial, channel, hard):
+    """By the paper's counts for each kind, with scale and offset of the batch norms and biases of the regions."""
+    numbers = 0
+    for c in (128, 256, 384):
+        numbers += spatial * (9 + 1 + 4)
+        numbers += channel * (2 * c * c // 16 + 2 * (c // 16 + c))
+        numbers += (spatial or channel) * (c * c + 2 * c)
+        numbers += hard * (8 * c + 8)
+    return numbers
+
+
+def test_rows_of_table_9_differ_by_the_parameters_of_what_is_off(row_of_table_9):
+    row, model = row_of_table_9
+    numbers = sum(int(np.prod(v.shape)) for attention in model.attentions for v in attention.trainable_variables)
+    assert numbers == attention_parameters(**row)
+
+
+def test_rows_of_table_9_are_eight_networks():
+    assert len({attention_parameters(**row) for row in TABLE_9}) == 8
+
+
+def assert_finite_gradients(model):
+    """After both branches' cross-entropies, of a network for three people."""
+    labels = tf.constant([0, 1, 2, 1])
+    with tf.GradientTape() as tape:
+        logits = model.classify(model.branches(random_images(4, model.input_size), training=True))
+        objective = tf.add_n(
+            [
+                tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, scores))
+                for scores in logits.values()
+            ]
+        )
+    assert np.isfinite(objective)
+    for variable, gradient in zip(model.trainable_variables, tape.gradient(objective, model.trainable_variables)):
+        assert gradient is not None, variable.name
+        assert np.isfinite(gradient).all(), variable.name
+
+
+def test_every_variable_of_a_row_of_table_9_gets_a_finite_gradient(row_of_table_9):
+    _, model = row_of_table_9
+    assert_finite_gradients(model)
+
+
+def test_without_interaction_only_the_first_level_has_regions():
+    """Table 10: nothing is cut out at the others, so nothing says where, and no variable is without a gradient."""
+    tf.keras.utils.set_random_seed(0)
+    model = create_model("han_small", num_classes=3, input_size=(48, 32), interaction=False)
+    assert_finite_gradients(model)
+    first, *others = model.branches(random_images(2, (48, 32))).attention
+    assert first.theta.shape == (2, 4, 2)
+    assert first.boxes.shape == (2, 4, 4)
+    for level in others:
+        assert level.soft is not None
+        assert level.theta is None
+        assert level.boxes is None
+    assert len(model.localisation_variables) == 2
+    fixed = create_model("han_small", input_size=(48, 32), interaction=False, hard=False)
+    assert fixed.branches(random_images(2, (48, 32))).attention[0].theta.shape == (2, 4, 2)
+    assert fixed.localisation_variables == []
+
+
+@functools.cache
+def of_table_12(name):
+    tf.keras.utils.set_random_seed(0)
+    return create_model(name, num_classes=3, input_size=(48, 32))
+
+
+@pytest.mark.parametrize("name", ["han_large", "han_inception", "han_residual"])
+def test_every_variable_of_table_12_gets_a_finite_gradient(name):
+    assert_finite_gradients(of_table_12(name))
+
+
+@pytest.mark.parametrize(
+    ("name", "global_units", "local_unit"),
+    [
+        ("han_large", [DepthwiseUnit] * 3, DepthwiseUnit),
+        ("han_inception", [InceptionA, InceptionB], InceptionB),
+        ("han_residual", [ResidualUnit] * 2, ResidualUnit),
+    ],
+)
+def test_units_of_table_12(name, global_units, local_unit):
+    model = of_table_12(name)
+    for block in model.global_blocks:
+        assert [type(unit) for unit in block.units] == global_units
+    assert [type(block.unit) for block in model.local_blocks] == [local_unit] * 3
+    maps = [level.soft.shape[1:] for level in model.branches(random_images(1, (48, 32))).attention]
+    assert maps == [(12, 8, 128), (6, 4, 256), (3, 2, 384)]
+
+
+def test_building_blocks_differ_in_nothing_but_the_blocks():
+    """Table 12: the same stem, attention and heads."""
+
+    def shapes(name):
+        parts = of_table_12(name).parts()
+        return {part: [v.shape for v in module.variables] for part, module in parts.items() if "block" not in part}
+
+    assert shapes("han_inception") == shapes("han_residual") == shapes("han_large")
 
 
 def test_without_interaction_later_levels_get_no_gradient_from_the_local_branch():
@@ -126,7 +244,7 @@ def test_without_interaction_later_levels_get_no_gradient_from_the_local_branch(
         tf.keras.utils.set_random_seed(0)
         model = HAN(interaction=interaction)
         with tf.GradientTape() as tape:
-            objective = tf.reduce_sum(model.branches(images, training=True).local_feature ** 2)
+            objective = tf.reduce_sum(model.branches(images, training=True).features["local"] ** 2)
         kernel = model.global_blocks[0].units[0].normal.conv.kernel
         gradient = tape.gradient(objective, kernel)
         if reached:
@@ -157,8 +275,8 @@ def test_interaction_adds_crops_of_what_the_next_global_block_gets():
 
 def test_classifiers_have_no_bias_and_one_output_per_identity(small):
     branches = small.branches(random_images(2))
-    for logits in small.classify(branches):
-        assert logits.shape == (2, 10)
+    logits = small.classify(branches)
+    assert {name: scores.shape for name, scores in logits.items()} == {"global": (2, 10), "local": (2, 10)}
     assert small.global_classifier.bias is None
 
 
@@ -172,7 +290,9 @@ def test_a_network_without_classifiers_says_so():
     ("arguments", "message"),
     [
         ({"unit": "vgg"}, "unit must be one of"),
-        ({"feature_dim": 7}, "feature_dim must be even and positive, got 7"),
+        ({"feature_dim": 7}, "feature_dim must be a positive multiple of 2, the number of branches, got 7"),
+        ({"strides": (2, 2, 1)}, "strides must be a single 2 among 1s"),
+        ({"unit": "inception", "widths": (128, 250, 384)}, "filters must be a multiple of 4, got 250"),
         ({"regions": 0}, "regions must be at least 1, got 0"),
         ({"input_size": (8, 64)}, "input_size must be at least 16"),
         ({"region_scale": (0, 1)}, r"region_scale must lie in \(0, 1\]"),

@@ -17,6 +17,9 @@ from han_tf.data import load_dataset
 from han_tf.data.pipeline import load_images
 from han_tf.errors import Stopped, UserError
 from han_tf.inference.runs import load_run
+from han_tf.models import MODELS, Entry
+from han_tf.models.network import ReIDNetwork
+from han_tf.report import scalars
 from han_tf.training.config import TrainConfig
 from han_tf.training.loop import Trainer
 from tests.conftest import TINY_SIZE
@@ -94,6 +97,61 @@ def test_a_stopped_run_goes_on_to_the_same_weights(data, unbroken, tmp_path, num
     assert [row["loss"] for row in ours] == [row["loss"] for row in theirs]
 
 
+class Colours(ReIDNetwork):
+    """A network of another kind, made in a moment: one branch and no attention."""
+
+    def __init__(self, num_classes=0, input_size=(48, 32), feature_dim=8):
+        super().__init__(num_classes, input_size, feature_dim, "colours")
+        self.add_heads()
+
+    def pooled(self, pixels, training=None):
+        return {"global": tf.reduce_mean(pixels, axis=[1, 2])}, ()
+
+    def body_parts(self):
+        return {}
+
+
+@pytest.fixture
+def colours(monkeypatch):
+    """The name of :class:`Colours`."""
+    monkeypatch.setitem(MODELS, "colours", Entry(Colours, {}))
+    return "colours"
+
+
+PEOPLE = {"people": 4, "images_per_person": 4}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"loss": "cross_entropy+triplet", **PEOPLE}, {"horizontal_flip": True, "random_erasing": True}],
+    ids=["people and images", "augmentation"],
+)
+def test_other_batches_go_on_to_the_same_weights(data, tmp_path, colours, changes):
+    """Stopped in the middle of the second epoch."""
+    settings = config(model=colours, epochs=2, lr=0.001, **changes)
+    whole = Trainer(settings, tmp_path / "whole", data)
+    whole.run()
+    trainer = Trainer(settings, tmp_path / "halved", data)
+    step = trainer.train_step
+
+    def stopping(*batch):
+        if trainer.global_step == trainer.steps_per_epoch + 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(*batch)
+
+    trainer.train_step = stopping
+    with pytest.raises(Stopped):
+        trainer.run()
+    resumed = Trainer(settings, tmp_path / "halved", data)
+    assert resumed.global_step == resumed.steps_per_epoch + 2
+    resumed.run()
+    assert_same_weights(tmp_path / "halved", tmp_path / "whole")
+    # The changes do change something.
+    plain = Trainer(config(model=colours, epochs=2, lr=0.001), tmp_path / "plain", data)
+    plain.run()
+    assert whole.history[0]["global_accuracy"] != plain.history[0]["global_accuracy"]
+
+
 def test_a_killed_run_goes_on_to_the_same_weights(tiny_data, tmp_path):
     def command(run_dir):
         arguments = ["--dataset=market1501", f"--data_dir={tiny_data}", f"--run_dir={run_dir}", *TINY_SIZE]
@@ -151,6 +209,50 @@ def test_weight_decay_is_coupled(data, tmp_path):
         np.testing.assert_allclose(stepped[0.1][name] - stepped[0.0][name], expected, atol=2e-6, err_msg=name)
 
 
+def test_the_triplet_loss_alone_trains_a_network_without_classifiers(data, tmp_path):
+    trainer = Trainer(config(epochs=1, loss="triplet", **PEOPLE), tmp_path, data)
+    trainer.run()
+    (row,) = trainer.history
+    assert {name for name in row if name.endswith(("loss", "accuracy"))} == {"loss", "global_loss", "local_loss"}
+    assert row["loss"] == pytest.approx(row["global_loss"] + row["local_loss"], rel=1e-5)
+    run = load_run(tmp_path)
+    assert run.config["num_classes"] == run.model.num_classes == 0
+    np.testing.assert_array_equal(run.model(data.images[:3]), trainer.model(data.images[:3]))
+
+
+def test_losses_are_summed_over_kinds_and_branches(data, tmp_path, monkeypatch):
+    """The loss of both kinds is the sum of the losses of each, on the same batch and weights."""
+    # One step each is not worth a graph.
+    monkeypatch.setattr(Trainer, "train_step", Trainer.train_step.python_function)
+    losses = {}
+    for loss in ("cross_entropy", "triplet", "cross_entropy+triplet"):
+        people = PEOPLE if "triplet" in loss else {}
+        trainer = Trainer(config(loss=loss, **people), tmp_path / loss, data)
+        images, labels = data.images[:16], tf.constant(trainer.labels[:16], tf.int32)
+        losses[loss] = {name: value.numpy() for name, value in trainer.train_step(images, labels)[0].items()}
+    for name in ("loss", "global_loss", "local_loss"):
+        expected = losses["cross_entropy"][name] + losses["triplet"][name]
+        np.testing.assert_allclose(losses["cross_entropy+triplet"][name], expected, rtol=1e-4)
+
+
+def test_more_people_than_there_are(data, tmp_path):
+    settings = config(loss="triplet", people=9, images_per_person=2, batch_size=18)
+    with pytest.raises(UserError, match="--people 9, expected at most 8, as many as are to train on"):
+        Trainer(settings, tmp_path / "run", data)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_network_with_one_branch_trains_in_the_same_loop(data, tmp_path, colours):
+    settings = config(model=colours, epochs=6, lr=0.001)
+    trainer = Trainer(settings, tmp_path, data)
+    trainer.run()
+    numbers = {"loss", "global_loss", "global_accuracy"}
+    assert [set(row) - {"epoch", "lr", "seconds", "images_per_second"} for row in trainer.history] == [numbers] * 6
+    assert trainer.history[-1]["loss"] < trainer.history[0]["loss"]
+    assert Trainer(settings, tmp_path, data).finished
+    np.testing.assert_array_equal(load_run(tmp_path).model(data.images[:3]), trainer.model(data.images[:3]))
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(data, tmp_path):
     trainer = Trainer(config(), tmp_path, data)
     step = trainer.train_step
@@ -192,8 +294,8 @@ def test_evaluation_keeps_the_best_and_is_not_lost_by_a_kill(data, tmp_path):
 
     settings = config(eval_every=1)
     with pytest.raises(KeyboardInterrupt):
-        Trainer(settings, tmp_path, data, evaluate=killed).run()
-    trainer = Trainer(settings, tmp_path, data, evaluate=evaluate)
+        Trainer(settings, tmp_path, data, evaluate=killed, scalars=scalars).run()
+    trainer = Trainer(settings, tmp_path, data, evaluate=evaluate, scalars=scalars)
     trainer.run()
     assert len(counted) == 3
     assert ["evaluation" in row for row in trainer.history] == [True] * 3
@@ -225,7 +327,7 @@ def test_a_lost_history_does_not_stop_the_run(data, unbroken, tmp_path, damage):
         "counts": {},
         "results": [{"feature": "joint", "query": "single", "reranked": False, "rank-1": 1, "mAP": 1}],
     }
-    trainer = Trainer(config(), tmp_path / "run", data, evaluate=lambda model: report)
+    trainer = Trainer(config(), tmp_path / "run", data, evaluate=lambda model: report, scalars=scalars)
     trainer.run()
     assert [row["epoch"] for row in trainer.history] == [1, 2, 3]
     assert trainer.history[-1]["evaluation"] == report

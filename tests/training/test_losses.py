@@ -1,10 +1,15 @@
 """Losses against their formulas in NumPy."""
 
+import sys
+
 import numpy as np
+import pytest
 import tensorflow as tf
 
+from han_tf.errors import UserError
 from han_tf.models import create_model
-from han_tf.training.losses import decayed_kernels, identity_loss, weight_penalty
+from han_tf.training.config import MINING
+from han_tf.training.losses import TripletLoss, decayed_kernels, identity_loss, weight_penalty
 
 
 def test_identity_loss_is_equations_1_and_2():
@@ -33,3 +38,119 @@ def test_decay_acts_on_kernels_alone():
     assert all(len(v.shape) == 1 for v in spared)
     # 1 stem, 27 + 9 in the units, 5 convolutions and 1 FC in each attention, 2 feature layers, 2 classifiers.
     assert len(decayed) == 1 + 9 * 3 + 3 * 3 + 3 * 6 + 2 + 2
+
+
+def features_of(rng, count, dim=6):
+    """Features as they are deployed: of unit norm and, after a ReLU, with no negative entry."""
+    features = np.maximum(rng.normal(size=(count, dim)), 0).astype(np.float32) + 1e-3
+    return features / np.linalg.norm(features, axis=1, keepdims=True)
+
+
+def distance(a, b):
+    return float(np.sqrt(((a.astype(np.float64) - b) ** 2).sum()))
+
+
+def hard_literally(labels, features, margin):
+    """Batch hard, image by image (Hermans et al. 2017, eq. 5, but the mean)."""
+    losses = []
+    for i, anchor in enumerate(features):
+        others = [j for j in range(len(labels)) if j != i]
+        positives = [distance(anchor, features[j]) for j in others if labels[j] == labels[i]]
+        negatives = [distance(anchor, features[j]) for j in others if labels[j] != labels[i]]
+        losses.append(max(0, margin + max(positives, default=0) - min(negatives)))
+    return np.mean(losses)
+
+
+def semihard_literally(labels, features, margin):
+    """Semi-hard, pair by pair (Schroff et al. 2015, Sec. 3.2)."""
+    losses = []
+    for i, anchor in enumerate(features):
+        negatives = [distance(anchor, features[j]) for j in range(len(labels)) if labels[j] != labels[i]]
+        for j in range(len(labels)):
+            if j != i and labels[j] == labels[i]:
+                positive = distance(anchor, features[j])
+                farther = [negative for negative in negatives if negative > positive]
+                losses.append(max(0, margin + positive - (min(farther) if farther else max(negatives))))
+    return np.mean(losses)
+
+
+LITERAL = {"hard": hard_literally, "semihard": semihard_literally}
+
+PEOPLE = {
+    "P × K": np.repeat(np.arange(4), 3),
+    "shuffled": np.array([2, 0, 1, 2, 3, 0, 1, 3, 2, 0]),
+    "some alone": np.array([0, 0, 1, 2, 2, 2, 3]),
+    "two people": np.array([0, 1, 0, 1]),
+}
+
+
+class TestTripletLoss:
+    @pytest.mark.parametrize("mining", MINING)
+    @pytest.mark.parametrize("people", PEOPLE)
+    @pytest.mark.parametrize("margin", [0.0, 0.3, 1.5])
+    def test_it_is_its_definition(self, mining, people, margin):
+        loss = TripletLoss(margin, mining)
+        for seed in range(5):
+            labels = PEOPLE[people]
+            features = features_of(np.random.default_rng(seed), len(labels))
+            expected = LITERAL[mining](labels, features, margin)
+            np.testing.assert_allclose(loss(labels, features), expected, rtol=1e-4, atol=1e-5)
+
+    @pytest.mark.parametrize("mining", MINING)
+    def test_ties(self, mining):
+        """Corners of a cube: many pairs are exactly as far apart as others, some not apart at all."""
+        rng = np.random.default_rng(0)
+        for _ in range(10):
+            features = rng.integers(0, 2, (12, 3)).astype(np.float32)
+            labels = PEOPLE["P × K"]
+            expected = LITERAL[mining](labels, features, 0.3)
+            np.testing.assert_allclose(TripletLoss(0.3, mining)(labels, features), expected, rtol=1e-5, atol=1e-6)
+
+    def test_the_margin_is_kept_or_counts_in_full(self):
+        labels = np.array([0, 0, 1, 1])
+        apart = np.float32([[1, 0], [1, 0], [0, 1], [0, 1]])
+        alike = np.float32([[1, 0]] * 4)
+        for mining in MINING:
+            assert TripletLoss(0.3, mining)(labels, apart) == 0
+            np.testing.assert_allclose(TripletLoss(0.3, mining)(labels, alike), 0.3, rtol=1e-6)
+
+    @pytest.mark.parametrize("mining", MINING)
+    @pytest.mark.parametrize("alike", ["positives", "negatives", "all", "zero"])
+    def test_gradients_are_finite_where_features_are_equal(self, mining, alike):
+        """The root of a squared distance has no derivative at 0."""
+        labels = PEOPLE["P × K"]
+        raw = features_of(np.random.default_rng(1), len(labels))
+        if alike == "positives":
+            raw[1] = raw[0]
+        elif alike == "negatives":
+            raw[3] = raw[0]
+        else:
+            raw[:] = raw[0] if alike == "all" else 0
+        raw = tf.Variable(raw)
+        with tf.GradientTape() as tape:
+            loss = TripletLoss(0.3, mining)(labels, tf.math.l2_normalize(raw, axis=-1))
+        gradient = tape.gradient(loss, raw).numpy()
+        assert np.isfinite(loss)
+        assert np.isfinite(gradient).all()
+        assert np.abs(gradient).max() < 100
+
+    @pytest.mark.parametrize("mining", MINING)
+    def test_gradients_are_finite_differences(self, mining):
+        labels = PEOPLE["shuffled"]
+        features = features_of(np.random.default_rng(2), len(labels))
+        variable = tf.Variable(features)
+        with tf.GradientTape() as tape:
+            loss = TripletLoss(0.3, mining)(labels, variable)
+        gradient = tape.gradient(loss, variable).numpy()
+        step = 1e-5
+        for place in np.ndindex(3, 3):
+            moved = [features.astype(np.float64) for _ in range(2)]
+            moved[0][place] += step
+            moved[1][place] -= step
+            slope = np.subtract(*(LITERAL[mining](labels, each, 0.3) for each in moved)) / (2 * step)
+            np.testing.assert_allclose(gradient[place], slope, atol=1e-3)
+
+    def test_without_the_library_it_says_what_to_install(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "tensorflow_addons", None)
+        with pytest.raises(UserError, match=r"needs TensorFlow Addons .*pip install 'han-tf\[triplet\]'"):
+            TripletLoss()

@@ -6,9 +6,9 @@ import pytest
 from han_tf.training.regions import RegionStatistics
 
 
-def fed(theta, batches=3):
+def fed(theta, batches=3, **options):
     """Statistics of ``[images, levels, T, 2]``, fed in batches as training does."""
-    statistics = RegionStatistics()
+    statistics = RegionStatistics(**options)
     for batch in np.array_split(theta, batches):
         statistics.update([batch[:, level] for level in range(theta.shape[1])])
     return statistics
@@ -38,3 +38,11 @@ def test_a_still_region_is_named():
     theta[:, 0, 0] = (0, -0.75)
     (sentence,) = fed(theta).complaints()
     assert sentence.startswith("level 1 region 1 does not move")
+
+
+def test_regions_that_are_fixed_by_design_give_no_complaint():
+    strips = np.tile(np.array([[0, -0.97], [0, -0.25], [0, 0.25], [0, 0.97]]), (50, 3, 1, 1))
+    assert len(fed(strips).complaints()) == 12
+    statistics = fed(strips, learned=False)
+    assert statistics.complaints() == []
+    assert statistics.to_dict()["mean"] == strips[0].tolist()

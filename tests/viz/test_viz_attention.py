@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from han_tf.models import create_model
-from han_tf.models.han import LevelAttention
+from han_tf.models.network import LevelAttention
 from han_tf.viz.attention import (
     OUTSIDE,
     REGION_COLOURS,
@@ -202,6 +202,22 @@ class TestAttentionSheet:
         assert sheet.width < attention_sheet(images, levels_of(), scale=1).width
         assert len(find(sheet, region_overlay(images[0], levels[0].boxes[0]))) == 3
 
+    def test_levels_without_regions_have_no_column_for_them(self, images):
+        levels = levels_of()
+        lacking = [levels[0]] + [level._replace(theta=None, boxes=None) for level in levels[1:]]
+        # As wide as the legend at scale 1.
+        assert attention_sheet(images, lacking).width < attention_sheet(images, levels).width
+        sheet = attention_sheet(images, lacking, scale=1)
+        assert len(find(sheet, region_overlay(images[0], levels[0].boxes[0]))) == 1
+        softs = [find(sheet, heat_overlay(images[0], relative_attention(level.soft[0]))) for level in levels]
+        assert [len(places) for places in softs] == [1, 1, 1]
+
+    def test_no_regions_at_all(self, images):
+        sheet = attention_sheet(images, [level._replace(theta=None, boxes=None) for level in levels_of()], scale=1)
+        assert len(find(sheet, images[0])) == 1
+        for colour in (RED, BLUE, GREEN, VIOLET, OUTSIDE):
+            assert not (np.asarray(sheet) == colour).all(axis=-1).any()
+
     @pytest.mark.parametrize("regions", [1, 4, 11])
     def test_names_every_region_within_the_sheet(self, images, regions):
         sheet = np.asarray(attention_sheet(images, levels_of(soft=False, regions=regions)[:1], scale=1))
@@ -228,6 +244,31 @@ class TestAttend:
             assert isinstance(level.boxes, np.ndarray)
             np.testing.assert_array_equal(level.soft, tensors.soft.numpy())
             np.testing.assert_array_equal(level.boxes, tensors.boxes.numpy())
+
+    def test_without_interaction_later_levels_have_no_regions(self, images):
+        """Table 10, and Table 9's first row on top of it: two levels with nothing at all."""
+        alone = create_model("han_small", input_size=(80, 32), interaction=False)
+        levels = attend(alone, images)
+        assert [level.boxes is None for level in levels] == [False, True, True]
+        assert list(attention_panels(alone, images)) == ["level1/regions"] + [f"level{n}/soft" for n in (1, 2, 3)]
+        bare = create_model(
+            "han_small", input_size=(80, 32), interaction=False, spatial=False, channel=False, hard=False
+        )
+        assert list(attention_panels(bare, images)) == ["level1/regions"]
+        sheet = attention_sheet(images, attend(bare, images), scale=1)
+        assert len(find(sheet, region_overlay(images[0], attend(bare, images)[0].boxes[0], Margin(0, 2)))) == 1
+
+    def test_with_fixed_regions(self, images):
+        """Hard attention off: the strips are the same on every image, and all of them show."""
+        fixed = create_model("han_small", input_size=(80, 32), hard=False)
+        levels = attend(fixed, images)
+        sheet = attention_sheet(images, levels, scale=1)
+        # 12 of 40 rows and 14 of 16 columns, on pixels twice as large; centred at 1/8, 3/8, 5/8 and 7/8 of the height.
+        strips = np.array([[2, centre - 12, 30, centre + 12] for centre in (10, 30, 50, 70)], float)
+        for level in levels[:2]:
+            np.testing.assert_allclose(level.boxes, [strips, strips], atol=1e-4)
+        for row in range(2):
+            assert len(find(sheet, region_overlay(images[row], strips, Margin(0, 2)))) == 2
 
     def test_without_soft_attention(self, images):
         bare = create_model("han_small", input_size=(80, 32), spatial=False, channel=False)

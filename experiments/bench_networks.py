@@ -1,0 +1,70 @@
+"""Count a network's FLOPs and parameters and, if asked, measure how many images per second it embeds.
+
+  python -m experiments.bench_networks --model han_small --speed --output FILE
+
+The speed is the median of several measurements, of a batch that lies in memory. Nothing else should be running; the
+load that was found is noted. How it compares with this machine's own matrix product, han_tf.bench tells.
+"""
+
+import os
+import sys
+
+import numpy as np
+import tensorflow as tf
+from absl import flags
+
+from experiments.results import stamp
+from han_tf import bench
+from han_tf import cli as command_line
+from han_tf.files import write_json
+from han_tf.inference.features import inference_function
+from han_tf.models import MODELS, create_deployed
+from han_tf.models.costs import part_costs, total
+
+FLAGS = command_line.new_flags()
+flags.DEFINE_enum("model", "han_small", list(MODELS), "Network.", flag_values=FLAGS)
+flags.DEFINE_integer("input_height", 160, "Image height, pixels.", 32, flag_values=FLAGS)
+flags.DEFINE_integer("input_width", 64, "Image width, pixels.", 32, flag_values=FLAGS)
+flags.DEFINE_boolean("speed", False, "Measure images per second, too.", flag_values=FLAGS)
+flags.DEFINE_integer("batch_size", 64, "Images per forward pass.", 1, flag_values=FLAGS)
+flags.DEFINE_integer("repeats", 15, "Measurements; the median counts.", 3, flag_values=FLAGS)
+flags.DEFINE_string("output", "", "JSON file for the figures.", flag_values=FLAGS)
+
+
+def images_per_second(model: tf.keras.Model, batch_size: int, repeats: int) -> float:
+    """Returns how many images per second ``model`` turns into features, uint8 in, float32 out."""
+    images = np.random.default_rng(0).integers(0, 256, (batch_size, *model.input_size, 3), np.uint8)
+    embed = inference_function(model)
+    return batch_size / bench.seconds(lambda: embed(images).numpy(), repeats)
+
+
+def main(values: flags.FlagValues) -> None:
+    """Counts and measures as the flags say."""
+    input_size = (values.input_height, values.input_width)
+    model = create_deployed(values.model, input_size=input_size)
+    cost = total(part_costs(model, model.parts(), input_size))
+    figures = {
+        "kind": "network",
+        "settings": {"model": values.model, "input_height": input_size[0], "input_width": input_size[1]},
+        "macs": cost.macs,
+        "norm_macs": cost.norm_macs,
+        "flops": cost.paper_flops,
+        "parameters": cost.parameters,
+    }
+    print(f"{values.model}: {cost.macs:.4g} multiply-adds, {cost.paper_flops:.4g} FLOPs as the paper counts them")
+    if values.speed:
+        figures["load"] = round(os.getloadavg()[0], 2)
+        figures["batch_size"] = values.batch_size
+        figures["images_per_second"] = images_per_second(model, values.batch_size, values.repeats)
+        print(f"{values.model}: {figures['images_per_second']:.0f} img/s")
+    if values.output:
+        write_json(values.output, {**figures, **stamp()})
+
+
+def cli() -> None:
+    """Runs the command line."""
+    sys.exit(command_line.run(main, FLAGS, __doc__))
+
+
+if __name__ == "__main__":
+    cli()

@@ -1,0 +1,70 @@
+"""Measure an exact search for each feature dimension: the time per query, beside the bytes a feature takes (Fig. 6).
+
+  python -m experiments.bench_search --dimension 128 --dimension 1024 --output FILE
+
+Queries and gallery are as many as those of Market-1501, float32, drawn from a seed and of unit length; a search finds
+the ten nearest of the gallery for all queries at once. Nothing else should be running.
+"""
+
+import os
+import statistics
+import sys
+import time
+
+import numpy as np
+from absl import flags
+
+from experiments.results import stamp
+from han_tf import cli as command_line
+from han_tf.files import write_json
+from han_tf.metrics import FeatureDistances
+from han_tf.metrics.checks import default_threads
+from han_tf.metrics.nearest import nearest
+
+TOPK = 10
+
+FLAGS = command_line.new_flags()
+flags.DEFINE_multi_integer("dimension", [1024], "Feature dimensions.", 2, flag_values=FLAGS)
+flags.DEFINE_integer("queries", 3_368, "Queries.", 1, flag_values=FLAGS)
+flags.DEFINE_integer("gallery", 15_913, "Features to search.", TOPK, flag_values=FLAGS)
+flags.DEFINE_integer("repeats", 5, "Measurements per dimension; the median counts.", 1, flag_values=FLAGS)
+flags.DEFINE_string("output", "", "JSON file for the figures.", flag_values=FLAGS)
+
+
+def seconds_per_query(dimension: int, queries: int, gallery: int, repeats: int) -> float:
+    """Returns the median time of one query's exact search, in seconds."""
+    rng = np.random.default_rng(0)
+
+    def features(count: int) -> np.ndarray:
+        drawn = rng.standard_normal((count, dimension), np.float32)
+        return drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
+
+    source = FeatureDistances(features(queries), features(gallery))
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        nearest(source, TOPK, memory_mb=1024, threads=default_threads(None))
+        times.append(time.perf_counter() - start)
+    return statistics.median(times) / queries
+
+
+def main(values: flags.FlagValues) -> None:
+    """Measures as the flags say."""
+    load = round(os.getloadavg()[0], 2)
+    figures = []
+    for dimension in sorted(set(values.dimension)):
+        seconds = seconds_per_query(dimension, values.queries, values.gallery, values.repeats)
+        figures.append({"dimension": dimension, "bytes_per_identity": 4 * dimension, "seconds_per_query": seconds})
+        print(f"{dimension}-D: {4 * dimension} bytes, {1e3 * seconds:.3f} ms per query")
+    if values.output:
+        kept = {"queries": values.queries, "gallery": values.gallery, "topk": TOPK, "load": load}
+        write_json(values.output, {"kind": "search", **kept, "dimensions": figures, **stamp()})
+
+
+def cli() -> None:
+    """Runs the command line."""
+    sys.exit(command_line.run(main, FLAGS, __doc__))
+
+
+if __name__ == "__main__":
+    cli()

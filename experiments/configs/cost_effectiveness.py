@@ -1,0 +1,35 @@
+"""Cost-effectiveness: rank-1 and mAP against FLOPs and against measured images per second, for every network.
+
+Reproduces: what the paper claims of Tables 3, 7 and 12 in one picture, with the methods that Table 3 quotes as grey
+points. Our networks lie at their multiply-adds at 160×64, which is how the quoted FLOPs were counted; the paper's own
+HAN figures count a multiply-add as two operations and are drawn as hollow points.
+
+Expect: the HANs at the upper left, above all that is cheaper and left of all that is better.
+
+Time: that of the trainings of Tables 3, 7, 12 and the last one of Figure 6, with which they are shared; then about a
+minute per network to measure its speed, for which nothing else should be running.
+
+  make cost_effectiveness DATASET=market1501
+  python -m experiments.run cost_effectiveness --dataset market1501
+"""
+
+from experiments.schema import MARKET, Experiment, Row
+
+EXPERIMENT = Experiment(
+    title="Cost-effectiveness of every network",
+    columns=(MARKET,),
+    rows=(
+        Row("HAN (Small)", ((89.4, 73.2),), {"model": "han_small"}, flops="3.68e8"),
+        Row("HAN (Medium)", ((90.7, 74.5),), {"model": "han_medium"}, flops="5.33e8"),
+        Row("HAN (Large)", ((91.6, 76.7),), {"model": "han_large"}, flops="7.01e8"),
+        Row("HAN, Inception units", ((91.2, 75.7),), {"model": "han_inception"}, flops="1.09e9"),
+        Row("HAN, residual units", ((91.0, 75.0),), {"model": "han_residual"}, flops="1.34e9"),
+        Row("MobileNet", ((84.6, 64.3),), {"model": "mobilenet"}, flops="5.69e8"),
+        Row("ShuffleNet", ((80.6, 58.4),), {"model": "shufflenet"}, flops="1.40e8"),
+        Row("CondenseNet", ((83.5, 62.8),), {"model": "condensenet"}, flops="2.74e8"),
+        Row("ResNet50", (None,), {"model": "resnet50"}, flops="3.80e9"),
+    ),
+    flops=True,
+    speed=True,
+    picture="cost_effectiveness",
+)

@@ -1,0 +1,181 @@
+"""Running the project's commands: each as a process of its own, or, for a few seconds' work, in this one."""
+
+import contextlib
+import ctypes
+import fcntl
+import importlib
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Callable, Optional
+
+from experiments.results import HERE
+from han_tf import cli
+from han_tf.errors import Stopped, UserError
+
+POLL_SECONDS = 0.2
+LOG_INTERVAL = "30"
+"""Seconds between two lines of a progress bar in a log."""
+
+_PR_SET_PDEATHSIG = 1
+
+
+def in_child(
+    module: str,
+    arguments: Sequence[str],
+    log: Path,
+    poll: Optional[Callable[[], None]] = None,
+    held: Sequence[int] = (),
+) -> Optional[float]:
+    """Runs ``python -m module arguments`` in a process of its own, so that all its memory comes back.
+
+    SIGINT and SIGTERM are handed on, and the command is given the time to save its state. Where this process is killed,
+    Linux asks the command to stop as well.
+
+    Args:
+      module: the command.
+      arguments: its command line.
+      log: file that what it prints is appended to.
+      poll: called a few times a second.
+      held: descriptors of lock files that stay locked until the command has ended, too, should this process be killed.
+
+    Returns:
+      The most memory it held, in MiB; at least what this process held when it started it, which Linux counts along.
+
+    Raises:
+      Stopped: a signal came, and the command has stopped.
+      UserError: the command failed; its last line is quoted.
+    """
+    caught: list[int] = []
+    children: list[subprocess.Popen] = []
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]),
+        "PYTHONUNBUFFERED": "1",
+        "TQDM_MININTERVAL": LOG_INTERVAL,
+    }
+
+    def hand_on(number: int, _: object) -> None:
+        caught.append(number)
+        for child in children:
+            child.send_signal(number)
+
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with _handlers(hand_on), log.open("ab") as stream:
+        child = subprocess.Popen(
+            [sys.executable, "-m", module, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            pass_fds=held,
+            start_new_session=True,  # Ctrl-C reaches this process alone, which hands it on once
+            preexec_fn=_stop_with_parent if sys.platform == "linux" else None,
+        )
+        children.append(child)
+        try:
+            while True:
+                pid, status, usage = os.wait4(child.pid, os.WNOHANG)
+                if pid:
+                    break
+                if poll is not None:
+                    poll()
+                time.sleep(POLL_SECONDS)
+        except BaseException:
+            child.terminate()
+            child.wait()
+            raise
+        child.returncode = os.waitstatus_to_exitcode(status)
+        children.clear()
+    if caught:
+        raise Stopped(f"stopped by {signal.Signals(caught[0]).name}; the same command goes on", caught[0])
+    if child.returncode:
+        raise UserError(f"{module}: {_reason(child.returncode, log)} (all of it in {log})")
+    return usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def in_process(
+    module: str,
+    arguments: Sequence[str],
+    log: Path,
+    poll: Optional[Callable[[], None]] = None,
+    held: Sequence[int] = (),
+) -> Optional[float]:
+    """Does the same as :func:`in_child` in this process and without graphs, whose tracing takes longer than a tiny run.
+
+    The memory it held is not known: returns None.
+    """
+    import tensorflow as tf
+
+    command = importlib.import_module(module)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    eager = tf.config.functions_run_eagerly()
+    tf.config.run_functions_eagerly(True)
+    try:
+        with contextlib.ExitStack() as stack:
+            # Of tf.data, which keeps its graphs.
+            stack.enter_context(warnings.catch_warnings())
+            warnings.filterwarnings("ignore", message="Even though the .*run_functions_eagerly")
+            stream = stack.enter_context(log.open("a", encoding="utf-8"))
+            stack.enter_context(contextlib.redirect_stdout(stream))
+            stack.enter_context(contextlib.redirect_stderr(stream))
+            status = cli.run(command.main, command.FLAGS, command.__doc__, [module, *arguments], "files")
+    finally:
+        tf.config.run_functions_eagerly(eager)
+        tf.keras.backend.clear_session()
+    if poll is not None:
+        poll()
+    if status > 128:
+        raise Stopped(f"stopped by {signal.Signals(status - 128).name}; the same command goes on", status - 128)
+    if status:
+        raise UserError(f"{module}: {_reason(status, log)} (all of it in {log})")
+    return None
+
+
+@contextlib.contextmanager
+def claimed(path: Path, waiting: Callable[[], None]) -> Iterator[int]:
+    """Holds the lock file ``path`` for as long as the block runs, so that two runners do not train the same.
+
+    Args:
+      path: the file; it stays, empty.
+      waiting: called once if another process holds the lock; then it is waited for.
+
+    Yields:
+      The file's descriptor: a process that is given it holds the lock as well.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waiting()
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        yield stream.fileno()
+
+
+@contextlib.contextmanager
+def _handlers(handler: Callable[[int, object], None]) -> Iterator[None]:
+    previous = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, before in previous.items():
+            signal.signal(number, before)
+
+
+def _stop_with_parent() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _reason(status: int, log: Path) -> str:
+    if status < 0:
+        name = signal.Signals(-status).name
+        return f"killed by {name}" + (" (is memory short?)" if name == "SIGKILL" else "")
+    text = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n")
+    lines = [line.strip() for line in text.splitlines() if line.strip() and "%|" not in line]
+    return lines[-1].removeprefix("error: ") if lines else f"exit status {status}"

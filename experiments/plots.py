@@ -1,0 +1,182 @@
+"""Pictures of results, drawn from their JSONs alone."""
+
+import os
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Optional, Union
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from experiments.plan import SCALES, network_of
+from experiments.results import Result
+from experiments.schema import METRICS, AnyExperiment, Experiment, Statistics, load
+from experiments.tables import Group, groups, networks_by_name
+from han_tf.metrics.plots import save_figure
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#882255", "#999933", "#000000")
+"""After Okabe and Ito, and Tol: readers with any colour vision tell them apart."""
+
+QUOTED = "#9a9a9a"
+
+
+def folder_of(results_dir: Union[str, os.PathLike]) -> Path:
+    """Returns the folder for the pictures of the results in ``results_dir``: ``figures`` beside it."""
+    return Path(results_dir).parent / "figures"
+
+
+def pictures(experiment: AnyExperiment, scale: str, results: Sequence[Result]) -> dict[str, Group]:
+    """Returns the pictures that an experiment has: file name -> the results it shows, one for each schedule."""
+    if isinstance(experiment, Statistics) or not experiment.picture:
+        return {}
+    return {
+        f"{experiment.name}-{scale}-{group.epochs}epochs.png": group for group in groups(experiment, scale, results)
+    }
+
+
+def draw(experiment: AnyExperiment, scale: str, results: Sequence[Result], folder: Path) -> list[Path]:
+    """Draws an experiment's :func:`pictures` into ``folder`` and returns the files.
+
+    Args:
+      experiment: a table or figure.
+      scale: a key of :data:`experiments.plan.SCALES`.
+      results: all there are.
+      folder: where the pictures go.
+    """
+    written = []
+    for name, group in pictures(experiment, scale, results).items():
+        written.append(Path(folder) / name)
+        save_figure(PICTURES[experiment.picture](experiment, scale, group, results), written[-1])
+    return written
+
+
+def feature_dimension(experiment: Experiment, scale: str, group: Group, results: Sequence[Result]) -> Figure:
+    """Draws Fig. 6, and beside it accuracy and search time against the bytes of a feature."""
+    searches = [result for result in results if result["kind"] == "search"]
+    times = {row["dimension"]: row for result in searches for row in result["dimensions"]}
+    figure = Figure(figsize=(15, 4.2 * len(group.columns)), layout="constrained")
+    panels = figure.subplots(len(group.columns), 3, squeeze=False)
+    drawn = SCALES[scale].dataset is not None
+    for column, (shown, published) in enumerate(group.columns):
+        curves: dict[str, dict[str, dict[int, float]]] = {metric: {} for metric in METRICS}
+        for index, row in enumerate(experiment.rows):
+            network = row.name.rsplit(" ", 1)[0]
+            for metric in METRICS:
+                numbers = group.numbers(experiment, index, column, metric)
+                if numbers:
+                    curves[metric].setdefault(network, {})[row.settings["feature_dim"]] = statistics.mean(numbers)
+        for place, (axes, metric) in enumerate(zip(panels[column], METRICS)):
+            _lines(axes, curves[metric])
+            readable = [row for row in experiment.rows if row.published[published] is not None and not drawn]
+            axes.scatter(
+                [row.settings["feature_dim"] for row in readable],
+                [row.published[published][place] for row in readable],
+                facecolors="none",
+                edgecolors=QUOTED,
+                marker="s",
+                label="HAN (Large), as published" if readable else None,
+            )
+            axes.set(xlabel="feature dimension", ylabel=f"{metric} (%)", title=shown.title)
+            axes.legend(loc="lower right")
+        axes = panels[column, 2]
+        _lines(axes, {name: {4 * n: y for n, y in curve.items()} for name, curve in curves["mAP"].items()})
+        axes.set(
+            xlabel="bytes per identity (one float32 feature)", ylabel="mAP (%)", title=f"{shown.title}: what it costs"
+        )
+        if times:
+            beside = axes.twinx()
+            dimensions = sorted(times)
+            beside.plot(
+                [4 * n for n in dimensions],
+                [1e3 * times[n]["seconds_per_query"] for n in dimensions],
+                color=QUOTED,
+                linestyle="--",
+                marker="x",
+            )
+            beside.set_ylabel(f"search time per query (ms), {searches[-1]['gallery']:,} features", color="#5f5f5f")
+            beside.set_ylim(bottom=0)
+    return figure
+
+
+def cost_effectiveness(experiment: Experiment, scale: str, group: Group, results: Sequence[Result]) -> Figure:
+    """Draws rank-1 and mAP against multiply-adds and against images per second, for each data set of the group."""
+    networks = networks_by_name(results)
+    figure = Figure(figsize=(14, 9 * len(group.columns)), layout="constrained")
+    panels = figure.subplots(2 * len(group.columns), 2, squeeze=False)
+    drawn = SCALES[scale].dataset is not None
+    for column, (shown, published) in enumerate(group.columns):
+        for place, metric in enumerate(METRICS):
+            by_cost, by_speed = panels[2 * column + place]
+            source = f", {experiment.columns[published].title}" if drawn else ""
+            _quoted(by_cost, place, f"as published{source}")
+            for marker, is_han in (("o", False), ("s", True)):
+                # The efficient networks' figures are multiply-adds, as those of the other quoted methods.
+                rows = [
+                    row
+                    for row in experiment.rows
+                    if row.settings["model"].startswith("han_") == is_han and row.published[published] is not None
+                ]
+                by_cost.scatter(
+                    [published_flops(row.flops) for row in rows],
+                    [row.published[published][place] for row in rows],
+                    facecolors="none" if is_han else QUOTED,
+                    edgecolors=QUOTED,
+                    marker=marker,
+                    s=24,
+                    label=f"HAN as published{source} (a multiply-add is two FLOPs)" if is_han else None,
+                )
+            for index, row in enumerate(experiment.rows):
+                numbers = group.numbers(experiment, index, column, metric)
+                if not numbers:
+                    continue
+                cost = networks.get(network_of(group.cells[index, column][0]["settings"]))
+                colour = COLOURS[index % len(COLOURS)]
+                if cost is not None:
+                    _point(by_cost, cost["macs"], statistics.mean(numbers), row.name, colour)
+                if cost is not None and "images_per_second" in cost.data:
+                    _point(by_speed, cost["images_per_second"], statistics.mean(numbers), row.name, colour)
+            by_cost.set(xscale="log", xlabel="multiply-adds per image; quoted: FLOPs as published")
+            by_speed.set(xlabel="images per second, measured here")
+            for axes in (by_cost, by_speed):
+                axes.set(ylabel=f"{metric} (%)", title=f"{shown.title}, {group.epochs} epochs")
+                axes.grid(alpha=0.3)
+                axes.margins(x=0.12)
+            by_cost.legend(fontsize="small", loc="lower right")
+    return figure
+
+
+PICTURES = {"feature_dimension": feature_dimension, "cost_effectiveness": cost_effectiveness}
+"""What a config's ``picture`` means."""
+
+
+def published_flops(text: str) -> Optional[float]:
+    """Returns the number in FLOPs as printed, such as ``> 3.80e9``; None where none is printed."""
+    match = re.search(r"[\d.]+e\d+", text)
+    return float(match[0]) if match else None
+
+
+def _quoted(axes: Axes, place: int, label: str) -> None:
+    """Draws the methods that Table 3 quotes, but for those with re-ranking or random erasing."""
+    for text, marker, what in (("", "o", ""), (">≫", ">", ", a lower bound of FLOPs")):
+        points = []
+        for row in load("table3").rows:
+            flops, numbers = published_flops(row.flops), row.published[0]
+            plain = row.settings is None and "re-ranked" not in row.name and "erasing" not in row.name
+            bound = row.flops[:1] in (">", "≫")
+            if plain and flops and numbers[place] is not None and bound == bool(text):
+                points.append((flops, numbers[place]))
+        axes.scatter(*zip(*points), color=QUOTED, marker=marker, s=24, label=label + what)
+
+
+def _point(axes: Axes, x: float, y: float, name: str, colour: str) -> None:
+    axes.scatter([x], [y], color=colour, s=50, zorder=3)
+    axes.annotate(name, (x, y), xytext=(6, 4), textcoords="offset points", fontsize="small")
+
+
+def _lines(axes: Axes, curves: Mapping[str, Mapping[int, float]]) -> None:
+    for (name, curve), colour in zip(curves.items(), COLOURS):
+        places = sorted(curve)
+        axes.plot(places, [curve[x] for x in places], color=colour, marker="o", label=name)
+    axes.grid(alpha=0.3)

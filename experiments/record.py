@@ -1,0 +1,86 @@
+"""Add a result to experiments/results: that of a run folder, or the output of a benchmark.
+
+  python -m experiments.record runs/market1501-han_small-40epochs-seed0
+  python -m experiments.record bench.json --name speed-2026-11-24
+
+A run needs nothing but to be finished; where han_tf.evaluate --rerank has been run on it, its re-ranked rows come
+along. A benchmark's file is what han_tf.bench or experiments.bench_metrics wrote with --output. Results of the same
+settings take their places in the tables by themselves; --apart keeps one out of them and says why. What is to be
+said about a result stands in experiments/notes/NAME.md.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from experiments.results import (
+    CONFIG,
+    RESULTS,
+    identity,
+    load_results,
+    read_json,
+    stamp,
+    training_result,
+    write_result,
+)
+from han_tf import cli as command_line
+from han_tf.errors import UserError
+from han_tf.training.config import TrainConfig
+
+FLAGS = command_line.new_flags()
+flags.DEFINE_string("name", "", "Name of the result; if empty, the run's, or the benchmark's kind.", flag_values=FLAGS)
+flags.DEFINE_string("apart", "", "Why the result belongs into no table, e.g. 'stopped early'.", flag_values=FLAGS)
+flags.DEFINE_string("results_dir", str(RESULTS), "Where the JSONs are.", flag_values=FLAGS)
+
+
+def result_of(path: Path) -> tuple[str, dict[str, Any]]:
+    """Returns the name and the content of the result that ``path`` gives, a run's folder or a benchmark's file.
+
+    Raises:
+      UserError: it is neither.
+    """
+    if path.is_dir():
+        result = training_result(path)
+        return TrainConfig.from_dict(result["settings"], str(path / CONFIG)).run_name(), result
+    figures = read_json(path)
+    if isinstance(figures, dict) and {"networks", "product_flops"} <= set(figures):
+        kind = "bench"
+    elif isinstance(figures, dict) and "figures" in figures:
+        kind = "metrics_bench"
+    else:
+        raise UserError(
+            f"{path}: neither a run's folder nor a benchmark's figures, expected the output of han_tf.train, "
+            "han_tf.bench or experiments.bench_metrics"
+        )
+    made_with = figures.pop("environment", {})
+    made_with.pop("command", None)
+    # Where the benchmark did not note by which commit and where it ran, this is taken to be the place.
+    return kind, {"kind": kind, **figures, **stamp(), **made_with}
+
+
+def main(values: flags.FlagValues) -> None:
+    """Adds what the flags say."""
+    if len(values.positional) != 1:
+        raise UserError(f"{len(values.positional)} paths, expected one: a run's folder or a benchmark's JSON file")
+    name, data = result_of(Path(values.positional[0]))
+    name = values.name or name
+    if values.apart:
+        data["apart"] = values.apart
+    for result in load_results(values.results_dir):
+        same = result["kind"] == data["kind"] and result.get("apart") == data.get("apart")
+        if same and data["kind"] == "training":
+            same = identity(result["settings"]) == identity(data["settings"])
+        if result.name == name and not same:
+            raise UserError(f"{values.results_dir}/{name}.json holds the result of something else; give another --name")
+    print(f"written to {write_result(values.results_dir, name, data)}")
+
+
+def cli() -> None:
+    """Runs the command line."""
+    sys.exit(command_line.run(main, FLAGS, __doc__, positional="path"))
+
+
+if __name__ == "__main__":
+    cli()

@@ -1,0 +1,245 @@
+"""Results on disk: one JSON per training or measurement, with what it was made of, by which commit and where."""
+
+import json
+import os
+import platform
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Optional, Union
+
+from han_tf.errors import UserError
+from han_tf.files import write_json
+from han_tf.training import environment
+from han_tf.training.config import NEUTRAL, TrainConfig
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+
+KINDS = ("training", "network", "search", "statistics", "bench", "metrics_bench")
+"""What a result is of: a training and its evaluation; FLOPs and speed of a network; search time by feature
+dimension; counts of a data set; the output of ``han_tf.bench``; that of ``experiments.bench_metrics``."""
+
+# The files of a run; the modules that define these names import TensorFlow, which the runner can do without.
+CONFIG, HISTORY, ENVIRONMENT = "config.json", "history.json", "environment.json"
+METRICS, EVALUATION = "metrics.json", "evaluation.json"
+
+_COUNTED = ("num_classes", "num_images")
+_METHODS = ("reranked", "expanded", "augmented")
+
+
+@dataclass(frozen=True)
+class Result:
+    """One JSON of the results' folder.
+
+    Attributes:
+      name: of the file, without its suffix.
+      data: what it holds; ``data["kind"]`` is one of :data:`KINDS`.
+    """
+
+    name: str
+    data: dict[str, Any]
+
+    def __getitem__(self, key: str) -> Any:
+        return self.data[key]
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Returns an entry of :attr:`data`, or ``default``."""
+        return self.data.get(key, default)
+
+
+def read_json(path: Union[str, os.PathLike]) -> Any:
+    """Returns what a JSON file holds.
+
+    Raises:
+      UserError: it cannot be read, or is no JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}, expected a JSON file") from error
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}), expected results as the runner writes them") from error
+
+
+def load_results(folder: Union[str, os.PathLike]) -> list[Result]:
+    """Returns all results of ``folder`` by name; none if there is no such folder.
+
+    Raises:
+      UserError: a file is damaged, or of no known kind.
+    """
+    results = []
+    for path in sorted(Path(folder).glob("*.json")):
+        data = read_json(path)
+        kind = data.get("kind") if isinstance(data, dict) else None
+        if kind not in KINDS:
+            raise UserError(
+                f"{path}: kind is {kind!r}, expected one of {', '.join(KINDS)}; "
+                "python -m experiments.record adds results"
+            )
+        results.append(Result(path.stem, data))
+    return results
+
+
+def write_result(folder: Union[str, os.PathLike], name: str, data: Mapping[str, Any]) -> Path:
+    """Writes a result, whole or not at all, and returns its path."""
+    path = Path(folder) / f"{name}.json"
+    write_json(path, data)
+    return path
+
+
+def machine() -> dict[str, Any]:
+    """Returns what can be told of this machine: processor, number of cores, memory in GiB."""
+    processor = platform.processor() or platform.machine()
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as stream:
+            named = [line.split(":", 1)[1].strip() for line in stream if line.startswith("model name")]
+        processor = named[0] if named else processor
+    except OSError:
+        pass
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return {"processor": processor, "cores": os.cpu_count(), "memory_gib": round(memory, 1)}
+
+
+def stamp() -> dict[str, Any]:
+    """Returns by which commit, when and where something is measured now."""
+    made_with = environment.describe()
+    made_with.pop("command")  # holds this machine's paths
+    return {**made_with, "date": _date(datetime.now(timezone.utc).timestamp()), "machine": machine()}
+
+
+def settings_of(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what a training learns from: all settings but the neutral ones.
+
+    A setting that ``values`` lacks did not exist yet; its default keeps what was done before it did.
+    """
+    defaults = {field.name: field.default for field in fields(TrainConfig)}
+    return {name: value for name, value in {**defaults, **values}.items() if name not in (*NEUTRAL, *_COUNTED)}
+
+
+def identity(values: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    """Returns :func:`settings_of` in a form that can be compared and hashed."""
+    return tuple(sorted(settings_of(values).items()))
+
+
+def changed_settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings that are not the paper's, but for data set, split, network, epochs and seed."""
+    known = ("dataset", "split", "model", "epochs", "seed")
+    defaults = TrainConfig().to_dict()
+    return {
+        name: value
+        for name, value in settings_of(values).items()
+        if name not in known and value != defaults.get(name, None)
+    }
+
+
+def command_of(values: Mapping[str, Any]) -> str:
+    """Returns the training command that these settings are of, without the paths of one machine."""
+    return " ".join(["python -m han_tf.train", *flags_of({**values, **dict.fromkeys(("data_dir",), "")})])
+
+
+def flags_of(values: Mapping[str, Any]) -> list[str]:
+    """Returns the flags of ``han_tf.train`` that say ``values``, as far as they are not its defaults."""
+    defaults = TrainConfig().to_dict()
+    always = ("dataset", "model", "epochs", "seed")
+    return [
+        f"--{name}={str(value).lower() if isinstance(value, bool) else value}"
+        for name, value in values.items()
+        if name not in _COUNTED and (name in always or value != defaults.get(name))
+    ]
+
+
+def training_result(run_dir: Union[str, os.PathLike], peak_mb: Optional[float] = None) -> dict[str, Any]:
+    """Returns the result of a finished run from what training and evaluation left in its folder.
+
+    Args:
+      run_dir: holds ``metrics.json``, and ``evaluation.json`` where it was evaluated once more (with re-ranking).
+      peak_mb: the most memory the training held, in MiB, if known.
+
+    Raises:
+      UserError: the folder holds no finished run.
+    """
+    run_dir = Path(run_dir)
+    config = read_json(run_dir / CONFIG)
+    trained = read_json(run_dir / METRICS)
+    evaluated = read_json(run_dir / EVALUATION) if (run_dir / EVALUATION).exists() else trained
+    history = read_json(run_dir / HISTORY) if (run_dir / HISTORY).exists() else []
+    made_with = read_json(run_dir / ENVIRONMENT) if (run_dir / ENVIRONMENT).exists() else {}
+    made_with.pop("command", None)
+    speeds = [row["images_per_second"] for row in history if "images_per_second" in row]
+
+    # Curves and tables of cameras stay in the run's folder.
+    rows = [
+        {name: value for name, value in row.items() if not isinstance(value, (list, dict))}
+        for row in [*evaluated["results"], *trained["results"]]
+    ]
+    first = {(row["feature"], row["query"], _methods(row)): row for row in reversed(rows)}
+    rows = [row for row in rows if first[row["feature"], row["query"], _methods(row)] is row]
+    result = {
+        "kind": "training",
+        "settings": settings_of(config),
+        "command": command_of(config),
+        "train_images": config.get("num_images"),
+        "train_identities": config.get("num_classes"),
+        "seconds": round(sum(row.get("seconds", 0) for row in history), 1) or None,
+        "images_per_second": statistics.median(speeds) if speeds else None,
+        "peak_mb": peak_mb,
+        "disk_mb": round(sum(p.stat().st_size for p in run_dir.rglob("*") if p.is_file()) / 2**20, 1),
+        "differences": evaluated.get("differences", []),
+        "counts": evaluated["counts"],
+        "results": rows,
+        "regions": summarised(trained.get("regions") or {}),
+        "loss": [round(row["loss"], 4) for row in history if "loss" in row],
+        "evaluations": [_joint(row) for row in history if "evaluation" in row],
+        **made_with,
+        "date": _date((run_dir / METRICS).stat().st_mtime),
+        "machine": machine(),
+    }
+    evaluation_commit = evaluated.get("environment", {}).get("commit")
+    if evaluation_commit not in (None, result.get("commit")):
+        result["evaluation_commit"] = evaluation_commit
+    return result
+
+
+def summarised(regions: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the state of hard attention with its summary: how far out, how still, and how many saturated.
+
+    Args:
+      regions: of the last epoch, as :class:`han_tf.training.regions.RegionStatistics` gives them; may be empty.
+
+    Returns:
+      ``regions`` and, for a network that has any, ``largest_mean`` (of |t_x|, |t_y|), ``least_deviation`` over images
+      (of the axis along which a region moves more) and the number of regions that are ``saturated``.
+    """
+    if not regions.get("mean"):
+        return dict(regions)
+    return {
+        **regions,
+        "largest_mean": max(abs(value) for level in regions["mean"] for region in level for value in region),
+        "least_deviation": min(max(region) for level in regions["deviation"] for region in level),
+        "saturated": sum("saturated" in complaint for complaint in regions["complaints"]),
+    }
+
+
+def score(result: Result, feature: str, query: str, reranked: bool, metric: str) -> Optional[float]:
+    """Returns one number of a training's results, in percent; None where that was not evaluated."""
+    for row in result["results"]:
+        if (row["feature"], row["query"], _methods(row)) == (feature, query, ("reranked",) * reranked):
+            return 100 * row[metric]
+    return None
+
+
+def _joint(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what an evaluation during training gave for the joint feature, which comes first."""
+    first = row["evaluation"]["results"][0]
+    return {"epoch": row["epoch"], "rank-1": first["rank-1"], "mAP": first["mAP"]}
+
+
+def _methods(row: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(name for name in _METHODS if row.get(name))
+
+
+def _date(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,153 @@
+"""What a config under ``experiments/configs`` is made of: data alone, so that one runner can read them all."""
+
+import dataclasses
+import importlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Optional, Union
+
+from han_tf.errors import UserError
+
+CONFIGS = Path(__file__).parent / "configs"
+
+METRICS = ("rank-1", "mAP")
+"""What each column of the paper's tables holds, in percent."""
+
+
+class Column(NamedTuple):
+    """A pair of columns, rank-1 and mAP.
+
+    Attributes:
+      title: as the paper heads it.
+      dataset, split: what is tested, and trained on; registry names.
+      query: ``single`` or ``multi``.
+    """
+
+    title: str
+    dataset: str
+    split: str = ""
+    query: str = "single"
+
+
+MARKET = Column("Market-1501", "market1501")
+DUKE = Column("DukeMTMC", "dukemtmc")
+MARKET_SQ = Column("Market-1501 (SQ)", "market1501")
+MARKET_MQ = Column("Market-1501 (MQ)", "market1501", query="multi")
+CUHK03_LABELLED = Column("CUHK03 (labelled)", "cuhk03", "labelled")
+CUHK03_DETECTED = Column("CUHK03 (detected)", "cuhk03", "detected")
+MSMT17 = Column("MSMT17", "msmt17")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a table.
+
+    Attributes:
+      name: what the row is called; no two of a table are called the same.
+      published: the paper's (rank-1, mAP) for each column, in percent; None where it prints none.
+      settings: what the training changes of :class:`han_tf.training.config.TrainConfig`; None for a row that is
+        only quoted, because its method is not part of this project.
+      feature: whose result the row shows: ``joint``, ``global`` or ``local``.
+      reranked: whether it is the result after re-ranking.
+      flops: the paper's FLOPs, as printed but for the spelling of powers.
+      smoke: whether the row is run at the smallest scale.
+    """
+
+    name: str
+    published: Sequence[Optional[tuple[Optional[float], Optional[float]]]]
+    settings: Optional[Mapping[str, Any]] = None
+    feature: str = "joint"
+    reranked: bool = False
+    flops: str = ""
+    smoke: bool = True
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A table or figure of the paper, made from trainings.
+
+    Attributes:
+      title: one line.
+      columns: the data sets it is about, as the paper orders them.
+      rows: in the paper's order.
+      trains: False for one that shows the results of other experiments' trainings if they are there.
+      flops: whether it shows FLOPs, so that the networks have to be counted.
+      speed: whether it shows images per second.
+      search: whether it shows the time of a search for each of its feature dimensions.
+      sheet: whether an attention sheet is drawn for each training.
+      picture: what is drawn from the results, a key of ``experiments.plots.PICTURES``; ``""`` for nothing.
+      name: the config's name, such as ``table9``.
+      description: the config's docstring.
+    """
+
+    title: str
+    columns: Sequence[Column]
+    rows: Sequence[Row]
+    trains: bool = True
+    flops: bool = False
+    speed: bool = False
+    search: bool = False
+    sheet: bool = False
+    picture: str = ""
+    name: str = ""
+    description: str = ""
+
+
+class StatisticsRow(NamedTuple):
+    """One data set of Table 2.
+
+    Attributes:
+      title: as the paper prints it.
+      dataset: registry name.
+      published: identities, those of training and of testing, images, cameras.
+      counted: split -> the subsets whose images the paper's number of images holds.
+    """
+
+    title: str
+    dataset: str
+    published: tuple[int, int, int, int, int]
+    counted: Mapping[str, Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """A table of what the readers find; nothing is trained.
+
+    Attributes:
+      title, name, description: as in :class:`Experiment`.
+      rows: the data sets.
+    """
+
+    title: str
+    rows: Sequence[StatisticsRow]
+    name: str = ""
+    description: str = ""
+
+
+AnyExperiment = Union[Experiment, Statistics]
+
+
+def names() -> list[str]:
+    """Returns the names of all experiments: tables, then figures, by number."""
+    found = [path.stem for path in CONFIGS.glob("*.py")]
+    kinds = ("table", "figure")
+
+    def place(name: str) -> tuple[int, int, str]:
+        kind, number = re.fullmatch(r"(.*?)(\d*)", name).groups()
+        return (kinds.index(kind) if kind in kinds else len(kinds), int(number or 0), name)
+
+    return sorted(found, key=place)
+
+
+def load(name: str) -> AnyExperiment:
+    """Returns the experiment called ``name``.
+
+    Raises:
+      UserError: there is none of that name; those that exist are listed.
+    """
+    if name not in names():
+        raise UserError(f"experiment {name!r} does not exist, expected one of {', '.join(names())}")
+    module = importlib.import_module(f"experiments.configs.{name}")
+    return dataclasses.replace(module.EXPERIMENT, name=name, description=module.__doc__)

@@ -1,0 +1,358 @@
+"""Tables in the paper's layout, in Markdown: our results beside the paper's, and where their orders agree."""
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
+from typing import Any, Callable, NamedTuple, Optional
+
+from experiments.plan import SCALES, ShownColumn, network_of, settings_for, shown_columns
+from experiments.results import Result, changed_settings, identity, score
+from experiments.schema import METRICS, AnyExperiment, Experiment, Row, Statistics
+from han_tf.training.config import TrainConfig
+
+NONE = "–"
+"""A number that is not there."""
+
+SHOWN_PAIRS = 4
+"""Pairs of rows in another order than the paper's that are named."""
+
+PUBLISHED_EPOCHS = TrainConfig().epochs
+
+Link = Callable[[str], str]
+"""Turns a result's name into what the text shows."""
+
+
+class Group(NamedTuple):
+    """The results of an experiment under one schedule.
+
+    Attributes:
+      epochs: of all its trainings.
+      columns: the columns that have results.
+      cells: (row, column), as indices into the experiment's rows and ``columns`` -> results, one per seed.
+    """
+
+    epochs: int
+    columns: tuple[ShownColumn, ...]
+    cells: Mapping[tuple[int, int], Sequence[Result]]
+
+    def numbers(self, experiment: Experiment, row: int, column: int, metric: str) -> list[float]:
+        """Returns one number in percent for each seed."""
+        shown, of_row = self.columns[column].column, experiment.rows[row]
+        return [
+            score(result, of_row.feature, shown.query, of_row.reranked, metric)
+            for result in self.cells.get((row, column), ())
+        ]
+
+    def results(self) -> list[Result]:
+        """Returns every result once."""
+        by_name = {result.name: result for found in self.cells.values() for result in found}
+        return [by_name[name] for name in sorted(by_name)]
+
+
+def groups(experiment: Experiment, scale: str, results: Iterable[Result]) -> list[Group]:
+    """Returns the results that belong into a table, by number of epochs, the most first.
+
+    Args:
+      experiment: the table.
+      scale: a key of :data:`experiments.plan.SCALES`.
+      results: all there are.
+    """
+    by_settings: dict[tuple, list[Result]] = {}
+    for result in results:
+        if result["kind"] == "training" and "apart" not in result.data:
+            by_settings.setdefault(_without_schedule(result["settings"]), []).append(result)
+    shown = shown_columns(experiment, scale)
+    found: dict[int, dict[tuple[int, int], list[Result]]] = {}
+    for row_index, row in enumerate(experiment.rows):
+        for column_index, (column, _) in enumerate(shown):
+            if row.settings is None:
+                continue
+            for result in by_settings.get(_without_schedule(settings_for(row, column, scale)), ()):
+                if score(result, row.feature, column.query, row.reranked, METRICS[0]) is not None:
+                    cells = found.setdefault(result["settings"]["epochs"], {})
+                    cells.setdefault((row_index, column_index), []).append(result)
+    made = []
+    for epochs, cells in sorted(found.items(), reverse=True):
+        used = sorted({column for _, column in cells})
+        renumbered = {(row, used.index(column)): value for (row, column), value in cells.items()}
+        made.append(Group(epochs, tuple(shown[column] for column in used), renumbered))
+    return made
+
+
+def render(experiment: AnyExperiment, scale: str, results: Sequence[Result], link: Link = str) -> str:
+    """Returns an experiment's tables, one per schedule, with what has to be known to read them.
+
+    Without any result the table holds the paper's numbers alone.
+
+    Args:
+      experiment: a table or figure.
+      scale: a key of :data:`experiments.plan.SCALES`.
+      results: all there are.
+      link: how the text names a result.
+    """
+    head = f"{heading(experiment)}\n\n"
+    if isinstance(experiment, Statistics):
+        return head + _statistics(experiment, results, link)
+    found = groups(experiment, scale, results) or [Group(0, shown_columns(experiment, scale), {})]
+    return head + "\n\n".join(_render_group(experiment, scale, group, results, link) for group in found)
+
+
+def heading(experiment: AnyExperiment) -> str:
+    """Returns what an experiment is called, e.g. ``Table 9: Evaluating different types of attention``."""
+    word, number = experiment.name.rstrip("0123456789"), experiment.name.lstrip("abcdefghijklmnopqrstuvwxyz_")
+    return f"{word.capitalize()} {number}: {experiment.title}" if number else experiment.title
+
+
+def markdown_table(head: Sequence[str], lines: Iterable[Sequence[str]], left: int = 1) -> str:
+    """Returns a Markdown table whose first ``left`` columns are aligned to the left and the others to the right."""
+    rows = [head, [*["---"] * left, *["---:"] * (len(head) - left)], *lines]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
+
+
+def mean_and_deviation(numbers: Sequence[float]) -> str:
+    """Returns ``90.2``, or ``90.2 ± 0.3`` of several numbers (sample deviation), or :data:`NONE`."""
+    if not numbers:
+        return NONE
+    mean = f"{statistics.mean(numbers):.1f}"
+    return mean if len(numbers) == 1 else f"{mean} ± {statistics.stdev(numbers):.1f}"
+
+
+def order_agreement(names: Sequence[str], ours: Sequence[float], theirs: Sequence[float]) -> str:
+    """Says how many pairs of rows stand in the same order in both, and names those that do not.
+
+    Pairs that are equal in the paper have no order. Equal numbers of ours agree with none.
+
+    Args:
+      names: of the rows.
+      ours, theirs: their numbers.
+    """
+    agree, against = 0, []
+    for first, second in combinations(range(len(names)), 2):
+        expected = theirs[first] - theirs[second]
+        if expected == 0:
+            continue
+        if (ours[first] - ours[second]) * expected > 0:
+            agree += 1
+        else:
+            better, worse = (first, second) if expected > 0 else (second, first)
+            against.append(f"{names[better]} not above {names[worse]}")
+    if agree + len(against) == 0:
+        return "the paper has no order"
+    text = f"{agree} of {agree + len(against)} pairs of rows in the paper's order"
+    if against:
+        more = f" and {len(against) - SHOWN_PAIRS} more" if len(against) > SHOWN_PAIRS else ""
+        text += f" (against it: {'; '.join(against[:SHOWN_PAIRS])}{more})"
+    return text
+
+
+def origin(results: Sequence[Result], link: Link = str) -> str:
+    """Returns which results a table holds, of which commits and machines, and a warning if they are mixed."""
+    commits = _distinct(result.get("commit") for result in results)
+    machines = _distinct(machine_name(result.get("machine")) for result in results)
+    dates = sorted(result["date"][:10] for result in results if result.get("date"))
+    text = f"Results: {', '.join(link(result.name) for result in results)}."
+    if dates:
+        text += f" {dates[0]}" + (f" to {dates[-1]}" if dates[-1] != dates[0] else "") + "."
+    text += f" {'Commit' if len(commits) == 1 else 'Commits'} {', '.join(map(short_commit, commits))}."
+    text += f" {'; '.join(machines)}."
+    if any(result.get("differences") for result in results):
+        text += " **A data set differs from the published one**, see its run."
+    if len(commits) > 1:
+        text += " **The rows come from different commits**: what changed between them may explain a difference."
+    return text
+
+
+def short_commit(commit: Optional[str]) -> str:
+    """Returns the first digits of a commit, and whether files differed from it."""
+    if not commit:
+        return "unknown"
+    digits, plus, changes = commit.partition("+")
+    return digits[:7] + (" with uncommitted changes" if plus and changes else "")
+
+
+def machine_name(machine: Optional[Mapping[str, Any]]) -> str:
+    """Returns a machine in a few words."""
+    if not machine:
+        return "machine not recorded"
+    return f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']:.0f} GiB"
+
+
+def scientific(number: float) -> str:
+    """Returns ``3.69e8``."""
+    digits, exponent = f"{number:.2e}".split("e")
+    return f"{digits}e{int(exponent)}"
+
+
+def networks_by_name(results: Iterable[Result]) -> dict[tuple[str, int, int], Result]:
+    """Returns what was counted and measured of each network, by model and input size."""
+    return {network_of(result["settings"]): result for result in results if result["kind"] == "network"}
+
+
+def _render_group(experiment: Experiment, scale: str, group: Group, results: Sequence[Result], link: Link) -> str:
+    drawn = SCALES[scale].dataset is not None
+    measured = networks_by_name(results)
+    costs = {}
+    for index, row in enumerate(experiment.rows):
+        if row.settings is not None and experiment.flops:
+            settings = {**TrainConfig().to_dict(), **settings_for(row, group.columns[0].column, scale)}
+            costs[index] = measured.get(network_of(settings))
+
+    head = [""]
+    for column, published in group.columns:
+        paper = experiment.columns[published].title
+        if drawn:
+            head += [f"{column.title}: R1", "mAP", f"paper, {paper}: R1", "mAP"]
+        else:
+            head += [f"{paper}: R1", "mAP"]
+    if experiment.flops:
+        head += ["FLOPs", "multiply-adds", "parameters"]
+    if experiment.speed:
+        head.append("img/s")
+    searches = {row["dimension"]: row for r in results if r["kind"] == "search" for row in r["dimensions"]}
+    if experiment.search:
+        head += ["bytes per identity", "search, ms per query"]
+
+    lines = []
+    for index, row in enumerate(experiment.rows):
+        if drawn and row.settings is None:
+            continue
+        line = [row.name]
+        for column, (_, published) in enumerate(group.columns):
+            paper = row.published[published] or (None, None)
+            ours = [group.numbers(experiment, index, column, metric) for metric in METRICS]
+            if drawn:
+                line += [_bold(mean_and_deviation(numbers)) for numbers in ours]
+                line += [NONE if number is None else f"{number:.1f}" for number in paper]
+            elif row.settings is None:
+                line += [NONE if number is None else f"{number:.1f}" for number in paper]
+            else:
+                line += [_beside(numbers, number) for numbers, number in zip(ours, paper)]
+        if experiment.flops:
+            line += _cost_cells(row, costs.get(index))
+        if experiment.speed:
+            cost = costs.get(index)
+            line.append(f"{cost['images_per_second']:.0f}" if cost and "images_per_second" in cost.data else NONE)
+        if experiment.search:
+            search = searches.get(row.settings["feature_dim"])
+            line += (
+                [f"{search['bytes_per_identity']:,}", f"{1e3 * search['seconds_per_query']:.3f}"]
+                if search
+                else [NONE] * 2
+            )
+        lines.append(line)
+
+    text = [_setting(scale, group), markdown_table(head, lines)]
+    text += _agreements(experiment, group)
+    if experiment.flops:
+        text.append(
+            "FLOPs of HAN: ours / the paper's, a multiply-add counted as two operations and batch norm included. "
+            "Quoted FLOPs are multiply-adds at the input sizes of the papers they come from; ours are at 160×64."
+        )
+    if group.cells:
+        text.append(origin(group.results(), link))
+    measured_apart = _distinct(cost.name for cost in costs.values() if cost is not None)
+    if experiment.search:
+        measured_apart += [result.name for result in results if result["kind"] == "search"]
+    if measured_apart:
+        text.append(f"Costs: {', '.join(map(link, measured_apart))}.")
+    return "\n\n".join(text)
+
+
+def _setting(scale: str, group: Group) -> str:
+    if not group.cells:
+        return "Nothing has been trained yet; the paper's numbers:"
+    trainings = group.results()
+    seeds = sorted({result["settings"]["seed"] for result in trainings})
+    text = (
+        f"{group.epochs} epoch"
+        + "s" * (group.epochs != 1)
+        + ("" if group.epochs == PUBLISHED_EPOCHS else f" (the paper: {PUBLISHED_EPOCHS})")
+    )
+    text += f", seed {seeds[0]}" if len(seeds) == 1 else f", seeds {', '.join(map(str, seeds))}: mean ± deviation"
+    if any(len({r["settings"]["seed"] for r in cell}) < len(seeds) for cell in group.cells.values()):
+        text += " where a row has been trained with more than one"
+    if SCALES[scale].dataset is not None:
+        title = SCALES[scale].title.capitalize()
+        return f"{title}, {text}. The paper's numbers are for other images; only orders compare."
+    return f"{text[0].upper()}{text[1:]}. Ours / the paper's (difference), in percent."
+
+
+def _agreements(experiment: Experiment, group: Group) -> list[str]:
+    sentences = []
+    for column, (shown, published) in enumerate(group.columns):
+        for place, metric in enumerate(METRICS):
+            names, ours, theirs = [], [], []
+            for index, row in enumerate(experiment.rows):
+                numbers = group.numbers(experiment, index, column, metric)
+                paper = (row.published[published] or (None, None))[place]
+                if numbers and paper is not None:
+                    names.append(row.name)
+                    ours.append(statistics.mean(numbers))
+                    theirs.append(paper)
+            if len(names) > 1:
+                sentences.append(f"- {shown.title}, {metric}: {order_agreement(names, ours, theirs)}")
+    return ["\n".join(sentences)] if sentences else []
+
+
+def _cost_cells(row: Row, cost: Optional[Result]) -> list[str]:
+    if row.settings is None:
+        return [row.flops or NONE, "", ""]
+    if cost is None:
+        return [f"{NONE} / {row.flops}", NONE, NONE]
+    ours = f"{_bold(scientific(cost['flops']))} / {row.flops}"
+    if row.settings["model"].startswith("han_"):
+        ours += f" ({cost['flops'] / float(row.flops) - 1:+.1%})"
+    return [ours, scientific(cost["macs"]), f"{cost['parameters']:,}"]
+
+
+def _statistics(experiment: Statistics, results: Sequence[Result], link: Link) -> str:
+    counted = {result["dataset"]: result for result in results if result["kind"] == "statistics"}
+    names = ("identities", "train", "test", "images", "cameras")
+    lines, notes = [], []
+    for row in experiment.rows:
+        found = counted.get(row.dataset)
+        ours = [NONE if found is None else f"{found['counts'][name]:,}" for name in names]
+        lines.append([row.title, *(f"{_bold(mine)} / {paper:,}" for mine, paper in zip(ours, row.published))])
+        if found is None:
+            notes.append(
+                f"- {row.title}: not found here, as published; datasets/{row.dataset}/README.md says how to get it"
+            )
+        else:
+            notes += [f"- {row.title}: {sentence}" for sentence in found["differences"]]
+    text = [
+        "Counted by the readers / the paper's.",
+        markdown_table(["", "# ID", "# Train", "# Test", "# Image", "# Cam"], lines),
+    ]
+    if notes:
+        text.append("\n".join(notes))
+    if counted:
+        text.append(origin(list(counted.values()), link))
+    return "\n\n".join(text)
+
+
+def settings_in_words(settings: Mapping[str, Any]) -> str:
+    """Returns what of a training's settings is not the paper's, e.g. ``12 epochs, hard False``."""
+    changed = {name: value for name, value in changed_settings(settings).items() if name != "epochs"}
+    return ", ".join([f"{settings['epochs']} epochs", *(f"{name} {value}" for name, value in changed.items())])
+
+
+def _beside(ours: Sequence[float], paper: Optional[float]) -> str:
+    text = f"{_bold(mean_and_deviation(ours))} / {NONE if paper is None else f'{paper:.1f}'}"
+    return f"{text} ({statistics.mean(ours) - paper:+.1f})" if ours and paper is not None else text
+
+
+def _bold(text: str) -> str:
+    return text if text == NONE else f"**{text}**"
+
+
+def _without_schedule(settings: Mapping[str, Any]) -> tuple:
+    return tuple(pair for pair in identity(settings) if pair[0] not in ("seed", "epochs"))
+
+
+def _distinct(values: Iterable[Any]) -> list[Any]:
+    """Returns every value once, in order of appearance; values need not be hashable."""
+    distinct: list[Any] = []
+    for value in values:
+        if value not in distinct:
+            distinct.append(value)
+    return distinct

@@ -1,0 +1,106 @@
+"""Random changes to training images; off by default, as in the paper.
+
+Each takes a batch and a seed and draws from that seed alone, so that a run is the same however its
+pipeline is scheduled and wherever it is resumed.
+"""
+
+from collections.abc import Collection
+
+import tensorflow as tf
+
+PLACES_TRIED = 100
+"""Rectangles drawn per image to erase; the chance that none of them lies within a 160×64 image is below 1e-12."""
+
+
+def horizontal_flip(images: tf.Tensor, seed: tf.Tensor, probability: float = 0.5) -> tf.Tensor:
+    """Mirrors images left to right.
+
+    Args:
+      images: ``[batch, height, width, 3]`` uint8.
+      seed: ``[2]`` int.
+      probability: of each image to be mirrored.
+
+    Returns:
+      ``[batch, height, width, 3]`` uint8.
+    """
+    flipped = tf.random.stateless_uniform([tf.shape(images)[0], 1, 1, 1], seed) < probability
+    return tf.where(flipped, tf.reverse(images, [2]), images)
+
+
+def random_erasing(
+    images: tf.Tensor,
+    seed: tf.Tensor,
+    probability: float = 0.5,
+    area: tuple[float, float] = (0.02, 0.4),
+    aspect: tuple[float, float] = (0.3, 1 / 0.3),
+) -> tf.Tensor:
+    """Fills a rectangle of an image with random pixels (Zhong et al. 2017b, Algorithm 1).
+
+    A rectangle's area, aspect ratio and upper left corner are drawn uniformly, all anew until it lies within
+    the image. That favours small rectangles; code that draws the corner among the places where a
+    rectangle fits erases more. Sides are rounded to whole pixels. An image for which none of
+    :data:`PLACES_TRIED` rectangles fits stays as it is.
+
+    Args:
+      images: ``[batch, height, width, 3]`` uint8.
+      seed: ``[2]`` int.
+      probability: of each image to be erased from.
+      area: least and greatest area, as fractions of the image's.
+      aspect: least and greatest height / width.
+
+    Returns:
+      ``[batch, height, width, 3]`` uint8; erased values are uniform in [0, 255].
+    """
+    batch, height, width = tf.shape(images)[0], images.shape[1], images.shape[2]
+    chance_seed, shape_seed, corner_seed, fill_seed = tf.unstack(tf.random.split(seed, 4))
+    tries = [batch, PLACES_TRIED]
+    areas, aspects = tf.unstack(tf.random.stateless_uniform([2, *tries], shape_seed))
+    areas = (area[0] + (area[1] - area[0]) * areas) * height * width
+    aspects = aspect[0] + (aspect[1] - aspect[0]) * aspects
+    heights, widths = tf.round(tf.sqrt(areas * aspects)), tf.round(tf.sqrt(areas / aspects))
+    tops, lefts = tf.unstack(tf.random.stateless_uniform([2, *tries], corner_seed))
+    tops, lefts = tf.floor(tops * height), tf.floor(lefts * width)
+    fits = (tops + heights <= height) & (lefts + widths <= width)
+
+    first = tf.argmax(fits, axis=1)
+    edges = tf.stack([tops, tops + heights, lefts, lefts + widths], axis=-1)
+    top, bottom, left, right = tf.unstack(tf.gather(edges, first, batch_dims=1)[:, :, None], axis=1)
+    chosen = tf.random.stateless_uniform([batch], chance_seed) < probability
+    chosen &= tf.reduce_any(fits, axis=1)
+    # A row's pixels and colours are one axis here, as choosing is slow where a mask has to be spread over the colours.
+    rows, columns = tf.range(height, dtype=tf.float32), tf.repeat(tf.range(width, dtype=tf.float32), 3)
+    rows = (rows >= top) & (rows < bottom) & chosen[:, None]
+    columns = (columns >= left) & (columns < right)
+    words = tf.random.stateless_uniform([batch, -(-height * width * 3 // 4)], fill_seed, None, None, tf.int32)
+    fill = tf.reshape(tf.bitcast(words, tf.uint8), [batch, -1])[:, : height * width * 3]
+    erased = tf.where(
+        rows[:, :, None] & columns[:, None, :],
+        tf.reshape(fill, [batch, height, width * 3]),
+        tf.reshape(images, [batch, height, width * 3]),
+    )
+    return tf.reshape(erased, tf.shape(images))
+
+
+AUGMENTATIONS = {"horizontal_flip": horizontal_flip, "random_erasing": random_erasing}
+"""Augmentation name -> function of images and seed, in the order in which they act."""
+
+
+def augment(images: tf.Tensor, names: Collection[str], seed: int, epoch: int, batch: tf.Tensor) -> tf.Tensor:
+    """Applies augmentations to a batch of an epoch.
+
+    Args:
+      images: ``[batch, height, width, 3]`` uint8.
+      names: which keys of :data:`AUGMENTATIONS`.
+      seed: the run's seed.
+      epoch: number of the epoch.
+      batch: scalar int64, number of the batch in its epoch.
+
+    Returns:
+      ``[batch, height, width, 3]`` uint8.
+    """
+    of_epoch = tf.constant([seed, epoch], tf.int64)
+    seeds = tf.random.split(tf.random.fold_in(of_epoch, tf.cast(batch, tf.int64)), len(AUGMENTATIONS))
+    for number, (name, function) in enumerate(AUGMENTATIONS.items()):
+        if name in names:
+            images = function(images, seeds[number])
+    return images

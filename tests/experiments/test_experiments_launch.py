@@ -1,0 +1,121 @@
+"""Commands as processes: their memory comes back, signals reach them, and what goes wrong is one line."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from experiments.launch import claimed, in_child
+from han_tf.errors import Stopped, UserError
+
+COMMAND = """
+import os, signal, sys, time
+what = sys.argv[1]
+if what == "allocate":
+    block = bytearray(500 * 2**20)
+elif what == "fail":
+    print("working:  50%|#####     |", file=sys.stderr)
+    print("error: data/x: no such folder", file=sys.stderr)
+    sys.exit(1)
+elif what == "die":
+    os.kill(os.getpid(), signal.SIGKILL)
+elif what == "wait":
+    def stop(number, _):
+        open(sys.argv[2] + ".stopped", "w").write(str(number))
+        sys.exit(128 + number)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    open(sys.argv[2] + ".started", "w").write(str(os.getpid()))
+    time.sleep(60)
+print(f"did {what}")
+"""
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch):
+    """The name of a module that does as its first argument says."""
+    (tmp_path / "stub_command.py").write_text(COMMAND)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    return "stub_command"
+
+
+def wait_for(path):
+    deadline = time.monotonic() + 60
+    while not (path.exists() and path.read_text()):
+        assert time.monotonic() < deadline, f"{path} did not appear"
+        time.sleep(0.02)
+
+
+def test_peak_memory_and_log(command, tmp_path):
+    polled = []
+    peak = in_child(command, ["allocate"], tmp_path / "logs" / "log", lambda: polled.append(1))
+    assert 500 < peak < 900
+    assert in_child(command, ["nothing"], tmp_path / "logs" / "log") < 500
+    assert (tmp_path / "logs" / "log").read_text().splitlines() == ["did allocate", "did nothing"]
+    assert polled
+
+
+def test_a_failure_is_the_commands_own_line(command, tmp_path):
+    with pytest.raises(UserError, match=r"^stub_command: data/x: no such folder \(all of it in .*/log\)$"):
+        in_child(command, ["fail"], tmp_path / "log")
+
+
+def test_a_killed_command_is_no_success(command, tmp_path):
+    with pytest.raises(UserError, match=r"^stub_command: killed by SIGKILL \(is memory short\?\)"):
+        in_child(command, ["die"], tmp_path / "log")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_are_handed_on_and_waited_for(command, tmp_path, number):
+    handlers = [signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)]
+
+    def send():
+        wait_for(tmp_path / "w.started")
+        os.kill(os.getpid(), number)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    with pytest.raises(Stopped, match="the same command goes on") as stopped:
+        in_child(command, ["wait", str(tmp_path / "w")], tmp_path / "log")
+    sender.join()
+    assert stopped.value.signal == number
+    assert (tmp_path / "w.stopped").read_text() == str(int(number))
+    assert [signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of its parent's end")
+def test_a_killed_runner_stops_its_command_which_keeps_the_lock_until_then(command, tmp_path):
+    runner = f"""
+from pathlib import Path
+from experiments.launch import claimed, in_child
+with claimed(Path({str(tmp_path / "lock")!r}), lambda: None) as lock:
+    in_child({command!r}, ["wait", {str(tmp_path / "w")!r}], Path({str(tmp_path / "log")!r}), None, (lock,))
+"""
+    process = subprocess.Popen([sys.executable, "-c", runner])
+    wait_for(tmp_path / "w.started")
+    process.kill()
+    process.wait()
+    waited = []
+    with claimed(tmp_path / "lock", lambda: waited.append(1)):
+        assert (tmp_path / "w.stopped").read_text() == str(int(signal.SIGTERM))
+
+
+def test_one_claim_at_a_time(tmp_path):
+    order = []
+
+    def second():
+        with claimed(tmp_path / "lock", lambda: order.append("waits")):
+            order.append("second")
+
+    with claimed(tmp_path / "lock", lambda: order.append("never")):
+        thread = threading.Thread(target=second)
+        thread.start()
+        while not order:
+            time.sleep(0.01)
+        order.append("first")
+    thread.join()
+    assert order == ["waits", "first", "second"]

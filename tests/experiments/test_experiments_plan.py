@@ -1,0 +1,185 @@
+"""From flags to trainings, and what they need."""
+
+import dataclasses
+
+import pytest
+
+from experiments import schema
+from experiments.plan import (
+    PROGRAM_MB,
+    Training,
+    duration,
+    make_plan,
+    needs,
+    scale_of,
+    selected_rows,
+    settings_for,
+    shown_columns,
+    train_images,
+)
+from experiments.results import identity, settings_of
+from han_tf.data import load_dataset
+from han_tf.data.synthetic import SyntheticPedestrians
+from han_tf.errors import UserError
+from han_tf.training.config import NEUTRAL, TrainConfig
+from tests.experiments.made_results import MACHINE, network, training
+
+
+@pytest.mark.parametrize(
+    ("scale", "dataset", "meant"),
+    [
+        ("", "", "synthetic"),
+        ("", "synthetic", "synthetic"),
+        ("", "market1501", "full"),
+        ("", "market1501,dukemtmc", "full"),
+        ("full", "", "full"),
+        ("smoke", "", "smoke"),
+        ("smoke", "synthetic", "smoke"),
+    ],
+)
+def test_scale(scale, dataset, meant):
+    assert scale_of(scale, dataset) == meant
+
+
+@pytest.mark.parametrize(
+    ("scale", "dataset", "words"),
+    [
+        ("smoke", "market1501", "--scale smoke has a drawn data set of its own, got --dataset market1501"),
+        ("full", "synthetic", "--scale full is for real data sets"),
+    ],
+)
+def test_scale_and_dataset_must_fit(scale, dataset, words):
+    with pytest.raises(UserError, match=words):
+        scale_of(scale, dataset)
+
+
+def test_columns():
+    table7 = schema.load("table7")
+    titles = [column.title for column, _ in shown_columns(table7, "full", ["cuhk03", "market1501"])]
+    assert titles == ["Market-1501 (SQ)", "Market-1501 (MQ)", "CUHK03 (labelled)", "CUHK03 (detected)"]
+    assert [c.split for c, _ in shown_columns(table7, "full", ["cuhk03"], "detected")] == ["detected"]
+    # On the drawn set one column per query type, beside the first of the paper's of that type.
+    drawn = shown_columns(table7, "synthetic")
+    assert [(c.dataset, c.query, published) for c, published in drawn] == [
+        ("synthetic", "single", 0),
+        ("synthetic", "multi", 1),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("datasets", "split", "words"),
+    [
+        (["mars"], "", "unknown dataset 'mars', expected one of synthetic, cuhk03"),
+        (["msmt17"], "", "table5 is not about msmt17, expected cuhk03 labelled, cuhk03 detected"),
+        (["cuhk03"], "new", "table5 is not about cuhk03 new"),
+    ],
+)
+def test_columns_that_are_not_there(datasets, split, words):
+    with pytest.raises(UserError, match=words):
+        shown_columns(schema.load("table5"), "full", datasets, split)
+
+
+def test_rows():
+    table3 = schema.load("table3")
+    assert len(selected_rows(table3, "full")) == 12
+    assert [row.name for row in selected_rows(table3, "full", ["HAN (Small)"])] == ["HAN (Small)"]
+    assert len(selected_rows(table3, "full", ["small"])) == 4
+    names = [row.name for row in selected_rows(table3, "full", ["LARGE", "HAN (Small)"])]
+    assert names[0] == "HAN (Small)"
+    assert len(names) == 5
+    with pytest.raises(UserError, match="table3 has no row 'craft' to run, expected HAN"):
+        selected_rows(table3, "full", ["craft"])
+
+
+def test_seeds_and_epochs():
+    plan = make_plan([schema.load("table8")], "full", datasets=["market1501"], seeds=(0, 3), epochs=40)
+    assert [(t.config.seed, t.config.epochs) for t in plan.trainings.values()] == [(0, 40), (3, 40)]
+
+
+def test_a_setting_that_does_not_exist_is_named():
+    row = schema.Row("odd", ((1.0, 1.0),), {"temperature": 2})
+    with pytest.raises(UserError, match="row 'odd' needs the setting 'temperature'"):
+        settings_for(row, schema.MARKET, "full")
+
+
+def test_neutral_settings_and_missing_ones_do_not_tell_trainings_apart():
+    config = TrainConfig()
+    other = dataclasses.replace(config, data_dir="elsewhere", cache_mb=1)
+    assert identity(config.to_dict()) == identity(other.to_dict())
+    older = {name: value for name, value in config.to_dict().items() if name != "hard"}
+    assert identity(older) == identity(config.to_dict())
+    assert identity(older) != identity({**older, "hard": False})
+    assert not set(settings_of(config.to_dict())) & set(NEUTRAL)
+
+
+def test_a_result_counts_if_it_holds_all_that_is_wanted():
+    wanted = Training(TrainConfig(dataset="market1501", model="han_large"), {("joint", "single", False)})
+    assert wanted.result([training()]) is not None
+    assert wanted.result([training(seed=1)]) is None
+    assert wanted.result([training(epochs=40)]) is None
+    assert wanted.result([training(apart="stopped early")]) is None
+    wanted.wanted.add(("joint", "single", True))
+    assert wanted.result([training()]) is None
+
+
+def need_of(results, **changes):
+    config = TrainConfig(**{"dataset": "market1501", "model": "han_large", **changes})
+    return needs(Training(config), 12_936, results, MACHINE)
+
+
+def test_time_of_the_same_network():
+    need = need_of([training(epochs=40)])
+    assert need.seconds == pytest.approx(12_936 * 300 / 60.0)
+    assert need.how == "as market1501-han_large-epochs_40"
+    assert need_of([training(machine={})]).how.endswith("another machine")
+    assert need_of([]) == (None, None, None, "no measurement yet")
+
+
+def test_time_of_another_network_is_scaled_by_multiply_adds():
+    results = [training("han_small"), network("han_small", 100), network("han_large", 250)]
+    need = need_of(results)
+    assert need.seconds == pytest.approx(2.5 * 12_936 * 300 / 60.0)
+    assert need.how.startswith("scaled from market1501-han_small")
+    # This machine's own measurement goes before that of the same network elsewhere.
+    assert need_of([*results, training(machine={"processor": "other"})]).how.startswith("scaled from")
+    assert need_of(results[:2]).seconds is None
+
+
+def test_memory_and_disk():
+    images_mb = 12_936 * 160 * 64 * 3 / 2**20
+    cached, on_disk = need_of([network()]), need_of([network()], cache_mb=100)
+    assert cached.memory_mb - on_disk.memory_mb == pytest.approx(images_mb)
+    assert on_disk.disk_mb - cached.disk_mb == pytest.approx(images_mb)
+    assert on_disk.memory_mb > PROGRAM_MB
+    # Five copies of the weights and three counters' worth of slack.
+    assert cached.disk_mb > 5 * 4 * 2_000_000 / 2**20
+    assert need_of([network(), training(peak_mb=9_000.0)]).memory_mb == pytest.approx(9_000)
+
+
+def test_images_are_counted_without_drawing_them():
+    frames = SyntheticPedestrians().frames()
+    assert train_images("synthetic", "", "") == sum(frame.subset == "train" for frame in frames)
+
+
+def test_images_of_a_real_layout(tiny_data):
+    assert train_images("market1501", "", str(tiny_data)) == len(load_dataset("market1501", tiny_data).train)
+
+
+def test_a_data_set_that_is_not_there_says_how_to_get_it(tmp_path):
+    with pytest.raises(UserError, match=r"no such folder.*README"):
+        train_images("msmt17", "", str(tmp_path / "none"))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (None, "unknown"),
+        (40, "40 s"),
+        (700, "12 min"),
+        (5_940, "99 min"),
+        (11_100, "3 h 05 min"),
+        (200_000, "2 d 7 h"),
+    ],
+)
+def test_durations(seconds, words):
+    assert duration(seconds) == words

@@ -1,0 +1,274 @@
+"""Tables and the report: numbers stand where they belong and come from the JSONs."""
+
+import itertools
+import json
+import random
+import re
+import statistics
+
+import pytest
+
+from experiments import plots, schema, tables
+from experiments import record as record_command
+from experiments import report as report_command
+from experiments.report import NOTES, Report, fill
+from experiments.results import HERE, RESULTS, command_of, flags_of, load_results, score
+from han_tf.cli import run
+from han_tf.errors import UserError
+from han_tf.training.config import TrainConfig
+from tests.experiments.made_results import network, training
+
+
+def cells(text, name):
+    """The cells of the row called ``name`` in the first Markdown table of ``text``."""
+    (line,) = [line for line in text.splitlines() if line.startswith(f"| {name} |")]
+    return [cell.strip() for cell in line.strip("| ").split("|")]
+
+
+def test_ours_stands_beside_the_papers():
+    results = [training(rank1=0.902, mean_ap=0.75), training(hard=False, rank1=0.95, mean_ap=0.70)]
+    text = tables.render(schema.load("table9"), "full", results)
+    assert cells(text, "HAN (All)")[1:] == ["**90.2** / 91.6 (-1.4)", "**75.0** / 76.7 (-1.7)"]
+    assert cells(text, "SSA+SCA")[1:] == ["**95.0** / 88.9 (+6.1)", "**70.0** / 69.9 (+0.1)"]
+    assert cells(text, "HRA")[1:] == ["– / 87.9", "– / 70.3"]
+    assert text.startswith("Table 9: ")
+    assert "- Market-1501, rank-1: 0 of 1 pairs of rows in the paper's order (against it: HAN (All) not above" in text
+    assert "- Market-1501, mAP: 1 of 1 pairs" in text
+
+
+def test_several_seeds_give_mean_and_deviation():
+    scores = (0.90, 0.92, 0.91)
+    results = [training(seed=seed, rank1=value) for seed, value in enumerate(scores)]
+    text = tables.render(schema.load("table8"), "full", results)
+    deviation = statistics.stdev(100 * value for value in scores)
+    assert cells(text, "Global + Local")[1] == f"**91.0 ± {deviation:.1f}** / 91.6 (-0.6)"
+    assert "seeds 0, 1, 2: mean ± deviation" in text
+
+
+def test_each_schedule_has_a_table_of_its_own():
+    results = [training(), training(epochs=40, rank1=0.7)]
+    text = tables.render(schema.load("table8"), "full", results)
+    first, second = text.split("40 epochs (the paper: 300)")
+    assert "**90.0** / 91.6" in first
+    assert "**70.0** / 91.6" not in first
+    assert "**70.0** / 91.6" in second
+
+
+def test_each_feature_query_and_method_finds_its_row():
+    row = {"rank-5": 0, "rank-10": 0, "rank-20": 0, "mAP_trapezoid": 0, "mINP": 0}
+    result = training("han_small")
+    result["results"].clear()
+    expected = {}
+    for number, (query, reranked) in enumerate(itertools.product(("single", "multi"), (False, True)), start=50):
+        result["results"].append(
+            {**row, "feature": "joint", "query": query, "reranked": reranked, "rank-1": number / 100, "mAP": 0.4}
+        )
+        expected[query, reranked] = number
+    # What other methods give must not be taken for the plain result.
+    result["results"].insert(0, {**result["results"][0], "expanded": True, "rank-1": 0.99})
+    text = tables.render(schema.load("table3"), "full", [result])
+    for name, reranked in (("HAN (Small)", False), ("HAN (Small), re-ranked", True)):
+        line = cells(text, name)
+        assert line[1].startswith(f"**{expected['single', reranked]}.0**")
+        assert line[3].startswith(f"**{expected['multi', reranked]}.0**")
+    assert score(result, "global", "single", False, "mAP") is None
+
+
+def test_quoted_methods_stand_as_published():
+    text = tables.render(schema.load("table3"), "full", [training("han_small")])
+    assert cells(text, "HPN (Liu et al. 2017b)")[1:4] == ["76.9", "–", "≈ 1.82e10"]
+
+
+def test_on_drawn_people_nothing_is_subtracted():
+    text = tables.render(schema.load("table8"), "synthetic", [training(dataset="synthetic", epochs=12)])
+    assert cells(text, "Global + Local")[1:] == ["**90.0**", "**75.0**", "91.6", "76.7"]
+    assert "paper, Market-1501: R1" in text
+
+
+def test_flops_in_both_conventions():
+    text = tables.render(schema.load("table12"), "full", [training(), network(macs=347_664_554)])
+    cost = cells(text, "Depthwise")[3:]
+    assert cost == ["**7.01e8** / 7.01e8 (+0.0%)", "3.48e8", "2,000,000"]
+    assert cells(text, "Residual")[3:] == ["– / 1.34e9", "–", "–"]
+
+
+def test_results_of_several_commits_are_told():
+    results = [training(), training(hard=False, commit="b" * 40 + "+changes")]
+    text = tables.render(schema.load("table9"), "full", results)
+    assert "Commits aaaaaaa, bbbbbbb with uncommitted changes." in text
+    assert "different commits" in text
+    assert "different commits" not in tables.render(schema.load("table9"), "full", results[:1])
+
+
+def test_results_apart_are_in_no_table():
+    text = tables.render(schema.load("table8"), "full", [training(apart="another network")])
+    assert "**" not in text
+
+
+def test_order_agreement_is_that_of_all_pairs():
+    rng = random.Random(0)
+    for _ in range(50):
+        names = list("abcdefg")
+        ours, theirs = ([rng.randrange(6) for _ in names] for _ in range(2))
+        pairs = [(i, j) for i, j in itertools.permutations(range(7), 2) if theirs[i] > theirs[j]]
+        agreeing = sum(ours[i] > ours[j] for i, j in pairs)
+        assert tables.order_agreement(names, ours, theirs).startswith(f"{agreeing} of {len(pairs)} pairs")
+    assert tables.order_agreement(["a", "b"], [1, 2], [3, 3]) == "the paper has no order"
+    assert tables.order_agreement(["a", "b"], [2, 1], [3, 4]).endswith("(against it: b not above a)")
+
+
+def test_statistics():
+    counts = {"identities": 1_501, "train": 751, "test": 750, "images": 32_667, "cameras": 6}
+    data = {"kind": "statistics", "dataset": "market1501", "counts": counts, "differences": ["train: 1 image less"]}
+    text = tables.render(schema.load("table2"), "full", [tables.Result("statistics-market1501", data)])
+    assert cells(text, "Market-1501")[4] == "**32,667** / 32,668"
+    assert cells(text, "MSMT17")[1] == "– / 4,101"
+    assert "- MSMT17: not found here, as published; datasets/msmt17/README.md" in text
+    assert "- Market-1501: train: 1 image less" in text
+
+
+def test_pictures_are_drawn_from_results(tmp_path):
+    networks = {"han_small": 100, "resnet50": 900}
+    results = [training(model, rank1=0.8) for model in networks]
+    results += [network(model, 10**6 * macs, images_per_second=50.0) for model, macs in networks.items()]
+    for model, dimension in itertools.product(("han_large", "resnet50"), (128, 512)):
+        results.append(training(model, feature_dim=dimension, rank1=dimension / 1200))
+    row = {"dimension": 128, "bytes_per_identity": 512, "seconds_per_query": 1e-4}
+    results.append(tables.Result("search", {"kind": "search", "gallery": 100, "dimensions": [row]}))
+    for name in ("cost_effectiveness", "figure6"):
+        (path,) = plots.draw(schema.load(name), "full", results, tmp_path)
+        assert path == tmp_path / f"{name}-full-300epochs.png"
+        assert path.read_bytes().startswith(b"\x89PNG")
+    assert plots.draw(schema.load("table9"), "full", results, tmp_path) == []
+
+
+def test_the_picture_shows_every_network_where_it_belongs():
+    results = [training("han_small", rank1=0.8), network("han_small", 180_000_000, images_per_second=450.0)]
+    experiment = schema.load("cost_effectiveness")
+    (group,) = tables.groups(experiment, "full", results)
+    figure = plots.cost_effectiveness(experiment, "full", group, results)
+    by_cost, by_speed = figure.axes[:2]
+
+    def points(axes):
+        return [tuple(map(float, point)) for collection in axes.collections for point in collection.get_offsets()]
+
+    assert (180_000_000, 80.0) in points(by_cost)
+    assert points(by_speed) == [(450.0, 80.0)]
+    # Quoted: MSCAN at its multiply-adds; the paper's HAN Small at its FLOPs.
+    assert (1.36e9, 80.3) in points(by_cost)
+    assert (3.68e8, 89.4) in points(by_cost)
+
+
+def test_numbers_in_prose_come_from_results():
+    result = training(seed=3)
+    text = "{{market1501-han_large-seed_3:results.0.mAP:.1%}} at seed {{market1501-han_large-seed_3:settings.seed}}"
+    assert fill(text, [result], "note.md") == "75.0% at seed 3"
+    for wrong, words in (
+        ("{{nothing:seconds}}", "note.md: there is no result 'nothing'"),
+        ("{{market1501-han_large-seed_3:results.7.mAP}}", "has no entry 'results.7.mAP' .at '7'."),
+    ):
+        with pytest.raises(UserError, match=words):
+            fill(wrong, [result], "note.md")
+
+
+def test_no_number_in_prose_is_typed_by_hand():
+    for path in NOTES.glob("*.md"):
+        without = re.sub(r"\{\{.*?\}\}|`.*?`", "", path.read_text(encoding="utf-8"))
+        assert re.findall(r"\d+\.\d+|\d+ ?%", without) == [], path.name
+    known = {*(result.name for result in load_results(RESULTS)), *schema.names()}
+    for path in NOTES.glob("*.md"):
+        assert path.stem in known or path.read_text(encoding="utf-8").startswith("## "), path.name
+
+
+def test_the_report_in_the_repository_is_the_one_its_results_give():
+    report = Report(load_results(RESULTS), NOTES, HERE / "RESULTS.md", RESULTS)
+    expected = report.text()
+    assert (HERE / "RESULTS.md").read_text(encoding="utf-8") == expected, "make report builds it anew"
+    for link in re.findall(r"\]\((?!http)([^)]+)\)", expected):
+        assert (HERE / link).exists(), link
+
+
+def test_report_command(tmp_path, capsys):
+    for result in (training(), training(hard=False), training(apart="stopped early", seed=7), network()):
+        (tmp_path / "results").mkdir(exist_ok=True)
+        (tmp_path / "results" / f"{result.name}.json").write_text(json.dumps(result.data))
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "table9.md").write_text("Said of {{network-han_large-160x64:parameters:,}} parameters.\n")
+    arguments = [f"--results_dir={tmp_path / 'results'}", f"--notes_dir={tmp_path / 'notes'}"]
+    arguments.append(f"--output={tmp_path / 'RESULTS.md'}")
+    assert run(report_command.main, report_command.FLAGS, report_command.__doc__, ["report", *arguments]) == 0
+    text = (tmp_path / "RESULTS.md").read_text()
+    section = text[text.index("## Table 9: ") : text.index("## Table 11: ")]
+    assert "Said of 2,000,000 parameters." in section
+    assert "In no table: stopped early." in text
+    assert "- Table 2: Data statistics: `make table2`" in text
+    assert text.count("abacus, 2 cores, 16 GiB") > 4
+    assert capsys.readouterr().out == f"written to {tmp_path / 'RESULTS.md'}\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [("{", "not JSON"), ("[]", "kind is None"), ('{"kind": "guess"}', "kind is 'guess', expected one of training, ")],
+)
+def test_a_damaged_result_is_named(tmp_path, content, words):
+    (tmp_path / "odd.json").write_text(content)
+    with pytest.raises(UserError, match=f"odd.json: {words}"):
+        load_results(tmp_path)
+
+
+def record(*arguments):
+    argv = ["record", *map(str, arguments)]
+    return run(record_command.main, record_command.FLAGS, record_command.__doc__, argv, "path")
+
+
+def test_a_run_is_recorded(tiny_run, tmp_path, capsys):
+    assert record(tiny_run, f"--results_dir={tmp_path}") == 0
+    (result,) = load_results(tmp_path)
+    metrics = json.loads((tiny_run / "metrics.json").read_text())
+    assert [row["mAP"] for row in result["results"]] == [row["mAP"] for row in metrics["results"]]
+    assert result["settings"]["epochs"] == 2
+    assert "data_dir" not in json.dumps(result.data)
+    assert str(tiny_run.parent) not in json.dumps(result.data)
+    assert result["command"] == "python -m han_tf.train " + " ".join(flags_of(result["settings"]))
+    assert result["train_images"] > 0
+    assert result["seconds"] > 0
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", result["date"])
+
+    assert record(tiny_run, f"--results_dir={tmp_path}") == 0  # once more changes nothing
+    assert record(tiny_run, f"--results_dir={tmp_path}", "--apart=for a test") == 1
+    assert "holds the result of something else; give another --name" in capsys.readouterr().err
+    assert record(tiny_run, f"--results_dir={tmp_path}", "--apart=for a test", "--name=other") == 0
+    assert [r.get("apart") for r in load_results(tmp_path)] == [None, "for a test"]
+
+
+@pytest.mark.parametrize(
+    ("figures", "kind"),
+    [
+        ({"networks": {}, "product_flops": 1.0, "environment": {"commit": "c", "command": ["x"]}}, "bench"),
+        ({"figures": []}, "metrics_bench"),
+    ],
+)
+def test_a_benchmark_is_recorded(tmp_path, figures, kind):
+    (tmp_path / "figures.json").write_text(json.dumps(figures))
+    assert record(tmp_path / "figures.json", f"--results_dir={tmp_path / 'results'}", "--name=fast") == 0
+    (result,) = load_results(tmp_path / "results")
+    assert (result.name, result["kind"]) == ("fast", kind)
+    assert "command" not in result.data
+    assert result["commit"] == figures.get("environment", {}).get("commit", result["commit"])
+
+
+@pytest.mark.parametrize(("content", "words"), [("{}", "neither a run's folder nor"), (None, "expected a JSON file")])
+def test_what_is_no_result_is_not_recorded(tmp_path, capsys, content, words):
+    path = tmp_path / "odd.json"
+    if content is not None:
+        path.write_text(content)
+    assert record(path, f"--results_dir={tmp_path / 'results'}") == 1
+    assert words in capsys.readouterr().err
+    assert record() == 1
+
+
+def test_the_command_of_a_result_gives_its_settings():
+    settings = {**TrainConfig().to_dict(), "hard": False, "epochs": 40, "data_dir": "/private"}
+    assert command_of(settings) == (
+        "python -m han_tf.train --dataset=synthetic --model=han_small --hard=false --epochs=40 --seed=0"
+    )

@@ -1,0 +1,279 @@
+"""The runner: every experiment at the smallest scale, and what may go wrong on the way."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from experiments import plan as planning
+from experiments import run as runner
+from experiments import schema
+from experiments.launch import claimed, in_child
+from experiments.results import load_results
+from han_tf.cli import run
+from han_tf.errors import Stopped, UserError
+from han_tf.training.config import TrainConfig
+from tests.experiments.made_results import training
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def call(*arguments):
+    return run(runner.main, runner.FLAGS, runner.__doc__, ["run", *map(str, arguments)], "experiments")
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """The runs folder of all experiments at the smallest scale."""
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent  # one for all workers: what takes minutes is done once
+    with claimed(base / "smoke.lock", lambda: None):
+        if not (base / "smoke.done").exists():
+            assert call("all", "--scale=smoke", f"--runs_dir={base / 'smoke'}") == 0
+            (base / "smoke.done").touch()
+    return base / "smoke"
+
+
+def test_every_experiment_gives_its_table(smoke):
+    for name in schema.names():
+        text = (smoke / f"{name}-smoke.md").read_text()
+        experiment = schema.load(name)
+        assert text.splitlines()[0].endswith(experiment.title)
+        if isinstance(experiment, schema.Statistics):
+            assert "| Market-1501 | **13** / 1,501 | **8** / 751 | **5** / 750 |" in text
+            continue
+        for row in experiment.rows:
+            if row.settings is not None:
+                (line,) = [line for line in text.splitlines() if line.startswith(f"| {row.name} |")]
+                assert ("**" in line.split("|")[2]) == row.smoke
+
+
+def test_every_training_was_done_once(smoke):
+    wanted = planning.make_plan([schema.load(name) for name in schema.names()], "smoke").trainings.values()
+    results = [result for result in load_results(smoke / "results") if result["kind"] == "training"]
+    assert sorted(r.name for r in results) == sorted(t.name for t in wanted)
+    assert sorted(path.parent.name for path in smoke.glob("*/config.json")) == sorted(t.name for t in wanted)
+    for result in results:
+        assert result["commit"]
+        assert result["machine"]["cores"]
+        assert result["seconds"] > 0
+        # Re-ranked rows for every network; parts of the feature for those that have parts.
+        kinds = {(row["feature"], row["query"], row["reranked"]) for row in result["results"]}
+        assert {("joint", query, again) for query in ("single", "multi") for again in (False, True)} <= kinds
+        assert (("global", "single", False) in kinds) == result["settings"]["model"].startswith("han_")
+
+
+def test_pictures_and_sheets_are_there(smoke):
+    for name in ("figure6", "cost_effectiveness"):
+        assert (smoke / f"{name}-smoke-1epochs.png").stat().st_size > 10_000
+    (sheet,) = smoke.glob("*/figure7/attention.png")
+    assert "han_large" in str(sheet)
+    # Sheets of other sets than the embedded one are not for the repository.
+    assert not (smoke / "figures").exists()
+
+
+def test_what_is_finished_is_skipped(smoke, capsys, monkeypatch):
+    def never(*arguments):
+        raise AssertionError(arguments)
+
+    monkeypatch.setattr(runner, "in_process", never)
+    assert call("table8", "table9", "table2", "--scale=smoke", f"--runs_dir={smoke}") == 0
+    out = capsys.readouterr().out
+    assert out.count("finished  ") == 4
+    assert "Table 8: " in out
+
+
+def test_a_killed_runner_goes_on_to_the_same_result(smoke, tmp_path):
+    """Killed without warning while it trains; then the same command."""
+    shutil.copytree(smoke / "tiny", tmp_path / "tiny")
+    command = [sys.executable, "-m", "experiments.run", "table8", "--scale=smoke", f"--runs_dir={tmp_path}"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while not list(tmp_path.glob("*/checkpoints/checkpoint")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "results").exists(), "killed too late for the test to mean anything"
+    assert call("table8", "--scale=smoke", f"--runs_dir={tmp_path}") == 0
+    (result,) = load_results(tmp_path / "results")
+    (whole,) = [r for r in load_results(smoke / "results") if r.name == result.name]
+    assert result["results"] == whole["results"]
+
+
+def test_trainings_in_processes_of_their_own(smoke, tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "in_process", in_child)
+    shutil.copytree(smoke / "tiny", tmp_path / "tiny")
+    assert call("table3", "--rows=HAN (Small)", "--scale=smoke", f"--runs_dir={tmp_path}", "--seeds=5") == 0
+    results = {result["kind"]: result for result in load_results(tmp_path / "results")}
+    assert results["training"]["settings"]["seed"] == 5
+    assert results["training"]["peak_mb"] > 200
+    assert results["network"]["macs"] > 0
+
+
+def test_dry_run_says_what_would_be_done(tmp_path, capsys):
+    result = training(feature="global", machine=runner.machine())
+    result["results"].extend({**result["results"][0], "feature": feature} for feature in ("local", "joint"))
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / f"{result.name}.json").write_text(json.dumps(result.data))
+    arguments = ["--dry_run", f"--runs_dir={tmp_path / 'runs'}", f"--results_dir={tmp_path / 'results'}"]
+    assert call("table8", *arguments) == 0
+    (line, total) = capsys.readouterr().out.splitlines()
+    images = planning.train_images("synthetic", "", "")
+    expected = planning.duration(images * 12 / 60.0)
+    assert line.startswith(
+        f"to do     synthetic-han_large-12epochs-seed0 (for table8): {expected} (as {result.name}), "
+    )
+    assert total == f"in all about {expected}, one after the other"
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["table13"], "experiment 'table13' does not exist, expected one of table1, "),
+        (["table9", "--dataset=mars"], "unknown dataset 'mars'"),
+        (["table9", "--dataset=msmt17"], "table9 is not about msmt17, expected market1501, dukemtmc"),
+        (["table9", "--rows=SAS"], "table9 has no row 'sas' to run, expected No Attention, SSA, "),
+        (["table9", "--seeds=0,x"], "--seeds is '0,x', expected whole numbers such as 0,1,2"),
+        (["table9", "--seeds=1,1"], "--seeds is '1,1', expected different numbers"),
+        (["table9", "--scale=smoke", "--dataset=market1501"], "--scale smoke has a drawn data set of its own"),
+        (["table7", "--dataset=market1501,cuhk03", "--data_dir=x"], "--data_dir x is one data set's folder"),
+    ],
+)
+def test_bad_input_is_one_line(capsys, tmp_path, arguments, words):
+    assert call(*arguments, f"--runs_dir={tmp_path}") == 1
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: {words}")
+    assert err.count("\n") == 1
+
+
+def test_a_data_set_that_is_not_there(capsys, tmp_path):
+    assert call("table8", "--dataset=dukemtmc", f"--data_dir={tmp_path / 'no'}", f"--runs_dir={tmp_path}") == 1
+    err = capsys.readouterr().err
+    assert "no such folder" in err
+    assert "README" in err
+
+
+def test_without_names_the_experiments_are_listed(capsys):
+    assert call() == 0
+    out = capsys.readouterr().out
+    for name in schema.names():
+        assert out.count(f"{name} ") == 1
+
+
+@pytest.fixture
+def prepared(tmp_path, tiny_data):
+    """A runner for one training on tiny images whose commands are recorded instead of run."""
+    plan = planning.make_plan([schema.load("table8")], "full", datasets=["market1501"], data_dir=str(tiny_data))
+    made = runner.Runner(plan, "full", tmp_path / "runs", tmp_path / "results", str(tiny_data))
+    made.find_data()
+    made.launched = []
+
+    def launch(module, arguments, *_):
+        made.launched.append((module, arguments))
+
+    made.launch = launch
+    return made
+
+
+def test_too_little_memory_or_disk_is_told_before_the_start(prepared, monkeypatch):
+    needed = planning.Need(3600.0, 5_000.0, 2_000.0, "measured")
+    monkeypatch.setattr(runner, "needs", lambda *_: needed)
+    monkeypatch.setattr(runner, "free_memory_mb", lambda: 4_000.0)
+    monkeypatch.setattr(runner, "free_disk_mb", lambda _: 1e6)
+    with pytest.raises(
+        UserError, match=r"market1501-han_large-300epochs-seed0 needs about 4.9 GiB of memory, 3.9 GiB are"
+    ):
+        prepared.check_resources()
+    monkeypatch.setattr(runner, "free_memory_mb", lambda: 6_000.0)
+    prepared.check_resources()
+    monkeypatch.setattr(runner, "free_disk_mb", lambda _: 1_000.0)
+    with pytest.raises(UserError, match=r"1 trainings need about 2.0 GiB in .*, 1000 MiB are free"):
+        prepared.check_resources()
+
+
+def test_the_commands_are_those_of_the_project(prepared, tiny_data):
+    failures = prepared.run()
+    name = "market1501-han_large-300epochs-seed0"
+    run_dir = f"{prepared.runs_dir}/{name}"
+    assert [module for module, _ in prepared.launched] == ["han_tf.train", "han_tf.evaluate"]
+    assert prepared.launched[0][1] == [
+        *(f"--run_dir={run_dir}", "--dataset=market1501", f"--data_dir={tiny_data}"),
+        *("--model=han_large", "--epochs=300", "--seed=0"),
+    ]
+    assert prepared.launched[1][1][:2] == [f"--run={run_dir}", "--rerank"]
+    # Nothing was trained in truth, so there is nothing to read.
+    (failure,) = failures
+    assert f"{run_dir}/config.json" in failure
+
+
+def test_one_failure_does_not_stop_the_others(prepared, capsys):
+    for seed in (1, 2):
+        config = TrainConfig(**{**next(iter(prepared.plan.trainings.values())).config.to_dict(), "seed": seed})
+        made = planning.Training(config, {("joint", "single", False)})
+        prepared.plan.trainings[made.identity] = made
+
+    def launch(module, arguments, *_):
+        prepared.launched.append(arguments)
+        raise UserError(f"{module}: it rains")
+
+    prepared.launch = launch
+    assert prepared.run() == ["han_tf.train: it rains"] * 3
+    assert len(prepared.launched) == 3
+    assert capsys.readouterr().out.count("failed: han_tf.train: it rains") == 3
+
+
+def test_a_signal_stops_everything(prepared):
+    def launch(*_):
+        raise Stopped("stopped by SIGINT", signal.SIGINT)
+
+    prepared.launch = launch
+    with pytest.raises(Stopped):
+        prepared.run()
+
+
+def test_a_result_of_something_else_is_not_overwritten(prepared, tmp_path):
+    other = training(apart="another network")
+    (tmp_path / "results").mkdir()
+    path = tmp_path / "results" / "market1501-han_large-300epochs-seed0.json"
+    path.write_text(json.dumps(other.data))
+    (failure,) = prepared.run()
+    assert failure.startswith(f"{path} holds the result of something else")
+    assert prepared.launched == []
+    assert json.loads(path.read_text()) == other.data
+
+
+@pytest.mark.parametrize("dataset", ["synthetic", "market1501"])
+def test_only_sheets_of_drawn_people_go_to_the_repository(tmp_path, tiny_data, dataset):
+    scale, datasets = ("synthetic", []) if dataset == "synthetic" else ("full", [dataset])
+    plan = planning.make_plan([schema.load("figure7")], scale, datasets=datasets, data_dir=str(tiny_data))
+    (wanted,) = plan.trainings.values()
+    result = training(**{"dataset": dataset, "epochs": wanted.config.epochs})
+    (tmp_path / "repository" / "results").mkdir(parents=True)
+    (tmp_path / "repository" / "results" / f"{wanted.name}.json").write_text(json.dumps(result.data))
+    run_dir = tmp_path / "runs" / wanted.name
+    run_dir.mkdir(parents=True)
+    (run_dir / "metrics.json").write_text("{}")
+    (run_dir / "config.json").write_text(json.dumps(wanted.config.to_dict()))
+    made = runner.Runner(plan, scale, tmp_path / "runs", tmp_path / "repository" / "results", str(tiny_data))
+    made.find_data()
+
+    def launch(module, arguments, *_):
+        assert module == "han_tf.visualize"
+        (out,) = [argument[len("--out=") :] for argument in arguments if argument.startswith("--out=")]
+        Path(out).mkdir()
+        (Path(out) / "attention.png").write_bytes(b"picture")
+
+    made.launch = launch
+    assert made.run() == []
+    assert (run_dir / "figure7" / "attention.png").exists()
+    committed = list((tmp_path / "repository" / "figures").glob("*"))
+    assert [path.name for path in committed] == [f"figure7-{wanted.name}.png"] * (dataset == "synthetic")
+    assert made.finished(wanted, made.results())

@@ -1,0 +1,56 @@
+"""An ablation from the command line: trained, resumed, evaluated and drawn with the right network."""
+
+import json
+
+import pytest
+
+from han_tf import cli, evaluate, train, visualize
+from han_tf.inference.runs import SWITCHES, load_run
+from tests.conftest import TINY_SIZE
+
+
+def call(command, *arguments, **options):
+    return cli.run(command.main, command.FLAGS, command.__doc__, ["command", *map(str, arguments)], **options)
+
+
+@pytest.fixture(scope="module")
+def run_dir(tiny_data, tmp_path_factory):
+    """The run of everything that can be off."""
+    runs = tmp_path_factory.mktemp("runs")
+    arguments = ["--dataset=market1501", f"--data_dir={tiny_data}", f"--runs_dir={runs}", "--epochs=1", *TINY_SIZE]
+    assert call(train, *arguments, *(f"--no{name}" for name in SWITCHES)) == 0
+    (folder,) = runs.iterdir()
+    return folder
+
+
+def test_the_folder_tells_what_is_off(run_dir):
+    for name in SWITCHES:
+        assert f"-{name}_False-" in run_dir.name
+    config = json.loads((run_dir / "config.json").read_text())
+    assert [config[name] for name in SWITCHES] == [False] * 4
+    assert load_run(run_dir).model.get_config()["interaction"] is False
+
+
+def test_nobody_complains_about_fixed_regions(run_dir):
+    regions = json.loads((run_dir / "metrics.json").read_text())["regions"]
+    assert regions["complaints"] == []
+    assert len(regions["mean"]) == 1
+
+
+def test_the_same_command_goes_on_and_another_one_does_not(run_dir, tiny_data, capsys):
+    arguments = ["--dataset=market1501", f"--data_dir={tiny_data}", f"--run_dir={run_dir}", "--epochs=1", *TINY_SIZE]
+    assert call(train, *arguments, *(f"--no{name}" for name in SWITCHES[:3])) == 1
+    assert f"{run_dir} holds a run with --interaction False, this command has True" in capsys.readouterr().err
+    assert call(train, *arguments, *(f"--no{name}" for name in SWITCHES)) == 0
+    assert "hard attention" not in capsys.readouterr().out
+
+
+def test_it_is_evaluated_and_drawn(run_dir, tmp_path, capsys):
+    assert call(evaluate, f"--run={run_dir}", f"--output={tmp_path / 'evaluation.json'}") == 0
+    assert {row["feature"] for row in json.loads((tmp_path / "evaluation.json").read_text())["results"]} == {
+        "joint",
+        "global",
+        "local",
+    }
+    assert call(visualize, f"--run={run_dir}", f"--out={tmp_path}", "--queries=2", positional="IMAGE") == 0
+    assert (tmp_path / "attention.png").stat().st_size > 1000

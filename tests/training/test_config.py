@@ -1,0 +1,119 @@
+"""The settings of a run: what its folder is called, and what an earlier version's config.json means."""
+
+import itertools
+import json
+
+import pytest
+
+from han_tf.errors import UserError
+from han_tf.training.config import LOSSES, MINING, NAMED, NEUTRAL, TrainConfig
+from han_tf.training.loop import check_run_folder
+
+
+def test_the_default_settings_give_a_short_name():
+    assert TrainConfig().run_name() == "synthetic-han_small-300epochs-seed0"
+    config = TrainConfig(dataset="cuhk03", split="detected", model="han_large", epochs=30, seed=7)
+    assert config.run_name() == "cuhk03-detected-han_large-30epochs-seed7"
+
+
+def test_the_name_tells_what_is_not_the_default():
+    config = TrainConfig(dataset="market1501", spatial=False, hard=False, lr=0.01)
+    assert config.run_name() == "market1501-han_small-spatial_False-hard_False-lr_0.01-300epochs-seed0"
+
+
+def test_all_ablations_have_names_of_their_own():
+    names = {
+        TrainConfig(spatial=spatial, channel=channel, hard=hard, interaction=interaction).run_name()
+        for spatial, channel, hard, interaction in itertools.product([True, False], repeat=4)
+    }
+    assert len(names) == 16
+
+
+def test_what_does_not_matter_is_not_told():
+    other = {"data_dir": "/else/where", "eval_every": 5, "keep_checkpoints": 9, "panel_images": 0, "cache_mb": 1}
+    assert {*other, "skip_bad_images"} == set(NEUTRAL)
+    assert TrainConfig(**other, skip_bad_images=True).run_name() == TrainConfig().run_name()
+    assert not set(NAMED) & set(NEUTRAL)
+
+
+def test_settings_come_back():
+    config = TrainConfig(dataset="market1501", hard=False, lr=0.5)
+    assert TrainConfig.from_dict(config.to_dict(), "config.json") == config
+
+
+def test_a_setting_that_an_earlier_version_did_not_have_is_the_default():
+    saved = TrainConfig(dataset="market1501", lr=0.5).to_dict()
+    for name in ("spatial", "channel", "hard", "interaction"):
+        del saved[name]
+    loaded = TrainConfig.from_dict(saved, "config.json")
+    assert loaded == TrainConfig(dataset="market1501", lr=0.5)
+    TrainConfig(dataset="market1501", lr=0.5).check_resumable(loaded, "run")
+    with pytest.raises(UserError, match="run holds a run with --hard True, this command has False; "):
+        TrainConfig(dataset="market1501", lr=0.5, hard=False).check_resumable(loaded, "run")
+
+
+def test_an_unknown_setting_is_named():
+    with pytest.raises(UserError, match=r"^config.json: setting 'colour' is unknown, expected a run of this version$"):
+        TrainConfig.from_dict({**TrainConfig().to_dict(), "colour": "red"}, "config.json")
+
+
+def test_losses_and_augmentations_have_names_of_their_own():
+    combinations = [("cross_entropy", "hard", 0.3)]
+    combinations += itertools.product([loss for loss in LOSSES if "triplet" in loss], MINING, [0.3, 0.5])
+    names = {
+        TrainConfig(loss=loss, mining=mining, margin=margin, horizontal_flip=flip, random_erasing=erase).run_name()
+        for loss, mining, margin in combinations
+        for flip, erase in itertools.product([False, True], repeat=2)
+    }
+    assert len(names) == 4 * 9
+    config = TrainConfig(loss="cross_entropy+triplet", margin=0.5, random_erasing=True)
+    expected = "synthetic-han_small-loss_cross_entropy+triplet-margin_0.5-random_erasing_True-300epochs-seed0"
+    assert config.run_name() == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"loss": "triplet", "people": 16},
+            "--people 16 times --images_per_person 4 is 64, but --batch_size is 32: expected the same",
+        ),
+        (
+            {"loss": "cross_entropy+triplet", "batch_size": 64},
+            "--people 8 times --images_per_person 4 is 32, but --batch_size is 64: expected the same",
+        ),
+        ({"margin": 0.5}, "--margin 0.5 is a setting of the triplet loss, but --loss is cross_entropy"),
+        ({"mining": "semihard"}, "--mining semihard is a setting of the triplet loss, but --loss is cross_entropy"),
+        ({"people": 4}, "--people 4 is a setting of the triplet loss, but --loss is cross_entropy"),
+        ({"loss": "hinge"}, "--loss 'hinge', expected one of cross_entropy, triplet, cross_entropy+triplet"),
+        ({"loss": "triplet", "mining": "easy"}, "--mining 'easy', expected one of hard, semihard"),
+    ],
+)
+def test_settings_that_contradict_each_other(changes, message):
+    with pytest.raises(UserError) as raised:
+        TrainConfig(**changes)
+    assert str(raised.value) == message
+
+
+def test_other_sizes_of_a_batch_of_people():
+    assert TrainConfig(loss="triplet", people=16, images_per_person=2).batch_size == 32
+    assert TrainConfig(loss="triplet", people=16, batch_size=64).images_per_person == 4
+    # Without the triplet loss a batch may have any size.
+    assert TrainConfig(batch_size=7).people == 8
+
+
+@pytest.mark.parametrize("changes", [{"loss": "triplet"}, {"random_erasing": True}, {"horizontal_flip": True}])
+def test_a_run_does_not_go_on_with_other_losses_or_augmentations(changes):
+    (name,) = changes
+    with pytest.raises(UserError, match=f"run holds a run with --{name} "):
+        TrainConfig(**changes).check_resumable(TrainConfig(), "run")
+
+
+def test_a_run_of_an_earlier_version_may_go_on(tmp_path):
+    saved = {**TrainConfig(dataset="market1501").to_dict(), "num_classes": 751, "num_images": 12936}
+    for name in ("spatial", "channel", "hard", "interaction"):
+        del saved[name]
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    check_run_folder(TrainConfig(dataset="market1501"), tmp_path)
+    with pytest.raises(UserError, match="--channel True, this command has False"):
+        check_run_folder(TrainConfig(dataset="market1501", channel=False), tmp_path)
