@@ -7,9 +7,9 @@ RUN ?=
 ARGS ?=
 VENV ?= .venv
 
-# The first Python 3.9-3.11 found, newest first; PYTHON=... chooses one.
-PYTHON ?= $(shell for python in python3.11 python3.10 python3.9 python3; do \
-  $$python -c 'import sys; sys.exit(not (3, 9) <= sys.version_info[:2] <= (3, 11))' 2>/dev/null \
+# The first of Python 3.11 and 3.10 found; PYTHON=... chooses one.
+PYTHON ?= $(shell for python in python3.11 python3.10 python3; do \
+  $$python -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 11))' 2>/dev/null \
   && command -v $$python && break; done)
 
 BIN := $(VENV)/bin
@@ -32,14 +32,14 @@ help:  ## show this list
 setup: $(READY)  ## make .venv with every pinned package
 
 $(READY): constraints.txt setup.py
-	@test -n "$(PYTHON)" || { echo 'error: no Python 3.9, 3.10 or 3.11 found; install one or give PYTHON=/path/to/python' >&2; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 9) <= sys.version_info[:2] <= (3, 11))' 2>/dev/null \
-	  || { echo 'error: PYTHON=$(PYTHON) is no Python 3.9, 3.10 or 3.11' >&2; exit 1; }
+	@test -n "$(PYTHON)" || { echo 'error: no Python 3.10 or 3.11 found; install one or give PYTHON=/path/to/python' >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 11))' 2>/dev/null \
+	  || { echo 'error: PYTHON=$(PYTHON) is no Python 3.10 or 3.11' >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
 	  || { echo 'error: $(PYTHON) has no venv module; on Debian and Ubuntu: apt install python3-venv' >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt pip setuptools wheel
-	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e '.[cuhk03,faiss,test,lint]'
+	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e '.[test,lint]'
 	$(BIN)/python -m pip check
 	@touch $@
 
@@ -84,7 +84,7 @@ format: $(READY)  ## put the code in the project's format
 
 constraints: $(READY)  ## resolve constraints.txt anew from constraints.in
 	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip compile --universal --python-version 3.9 --fork-strategy fewest --no-annotate \
+	$(BIN)/uv pip compile --universal --python-version 3.10 --fork-strategy fewest --no-annotate \
 	  --custom-compile-command 'make constraints' constraints.in --output-file constraints.txt
 
 clean:  ## remove the environment and caches; runs and data stay

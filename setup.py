@@ -6,6 +6,26 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 
+FAISS = "faiss-cpu>=1.9"
+PYARROW = "pyarrow>=14,<25"  # 26 needs NumPy 2
+
+EXTRAS = {
+    "cuhk03": ["h5py>=3.8"],  # the original cuhk-03.mat (MATLAB v7.3)
+    "faiss": [FAISS],  # approximate neighbours for re-ranking huge galleries
+    "triplet": ["tensorflow-addons==0.23.*"],  # the triplet loss of Table 11
+    "export": ["nncf>=3", "onnxruntime>=1.16", "openvino>=2025.0", "tf2onnx>=1.17"],  # tf2onnx before: protobuf 3
+    "extract": [PYARROW],
+    "ray": ["ray[data]>=2.40", PYARROW],
+    "search": [FAISS, PYARROW],
+    "milvus": ["milvus-lite>=2.5", PYARROW, "pymilvus>=2.5,<3"],
+    "serve": [FAISS, "fastapi>=0.110", "prometheus-client>=0.20", PYARROW, "python-multipart>=0.0.9", "uvicorn>=0.30"],
+}
+
+ALL = [package for extra in EXTRAS.values() for package in extra]
+
+# tensorflow-addons is also the independent oracle for the crop: tfa.image.resampler.
+TEST = ["httpx>=0.27", "hypothesis>=6.80", "playwright>=1.45", "pytest>=7", "pytest-xdist>=3", "schemathesis>=4"]
+
 setup(
     name="han-tf",
     version="0.1.0",
@@ -13,8 +33,9 @@ setup(
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    python_requires=">=3.9,<3.12",
+    python_requires=">=3.10,<3.12",
     packages=find_packages(include=["han_tf", "han_tf.*", "experiments"]),
+    package_data={"han_tf.serve": ["page/*"]},
     install_requires=[
         "absl-py>=1.4",
         "matplotlib>=3.7",  # curves and colour maps
@@ -26,19 +47,8 @@ setup(
         "tqdm>=4.60",
     ],
     extras_require={
-        "cuhk03": ["h5py>=3.8"],  # the original cuhk-03.mat (MATLAB v7.3)
-        "faiss": ["faiss-cpu>=1.7.4"],  # approximate neighbours for re-ranking huge galleries
-        "triplet": ["tensorflow-addons==0.23.*"],  # the triplet loss of Table 11
-        "test": [
-            "faiss-cpu>=1.7.4",
-            "h5py>=3.8",
-            "hypothesis>=6.80",
-            "pytest>=7",
-            "pytest-xdist>=3",
-            "onnxruntime>=1.16; python_version >= '3.10'",
-            "tensorflow-addons==0.23.*",  # also the independent oracle for the crop: tfa.image.resampler
-            "tf2onnx>=1.17; python_version >= '3.10'",  # older ones need protobuf 3
-        ],
+        **EXTRAS,
+        "test": [*TEST, *ALL],
         "lint": ["ruff>=0.6"],
     },
     entry_points={
@@ -48,11 +58,15 @@ setup(
             "han-visualize=han_tf.visualize:cli",
             "han-flops=han_tf.flops:cli",
             "han-bench=han_tf.bench:cli",
+            "han-export=han_tf.export:cli",
+            "han-extract=han_tf.extract:cli",
+            "han-index=han_tf.index:cli",
+            "han-search=han_tf.search.__main__:cli",
+            "han-serve=han_tf.serve.__main__:cli",
         ]
     },
     classifiers=[
         "License :: OSI Approved :: Apache Software License",
-        "Programming Language :: Python :: 3.9",
         "Programming Language :: Python :: 3.10",
         "Programming Language :: Python :: 3.11",
         "Topic :: Scientific/Engineering :: Image Recognition",

@@ -10,9 +10,9 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Callable, Optional
+from typing import Optional
 
 from experiments.results import HERE
 from han_tf import cli

@@ -1,9 +1,9 @@
 """Tables in the paper's layout, in Markdown: our results beside the paper's, and where their orders agree."""
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import combinations
-from typing import Any, Callable, NamedTuple, Optional
+from typing import Any, NamedTuple, Optional
 
 from experiments.plan import SCALES, ShownColumn, network_of, settings_for, shown_columns
 from experiments.results import Result, changed_settings, identity, score

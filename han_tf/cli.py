@@ -9,8 +9,8 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Sequence
-from typing import Callable, Optional
+from collections.abc import Callable, Sequence
+from typing import Optional
 
 from absl import flags
 

@@ -5,9 +5,9 @@
 Record(path='.../bounding_box_train/0002_c1s1_000451_03.jpg', pid=2, camid=1)
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Callable, Optional
+from typing import Optional
 
 from han_tf.data.csv_dataset import read_csv
 from han_tf.data.cuhk03 import SPLITS as CUHK03_SPLITS

@@ -1,7 +1,7 @@
 """The blocks of the global and the local branch (Fig. 4a and b), by building block unit (Table 12)."""
 
-from collections.abc import Sequence
-from typing import Any, Callable, NamedTuple, Optional
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Optional
 
 import tensorflow as tf
 

@@ -1,8 +1,9 @@
 """Walking over all query × gallery pairs in bounded memory, with all cores."""
 
 import math
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Callable, Optional
+from typing import Any, Optional
 
 import numpy as np
 from tqdm import tqdm

@@ -8,7 +8,8 @@ several threads at once, so they must not change anything.
 Distractors need no excluder: they are ranked as negatives, because no query has their pid.
 """
 
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 

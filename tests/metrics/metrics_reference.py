@@ -1,5 +1,6 @@
 """The metrics once more, slow and obvious: loops over lists, written from their definitions."""
 
+import itertools
 import math
 
 import numpy as np
@@ -129,7 +130,7 @@ def separation(distances, query_pids, gallery_pids, query_camids, gallery_camids
     corners = [(0.0, 0.0, -np.inf)]
     for value in np.unique(np.concatenate([genuine, impostors])):
         corners.append(((impostors <= value).mean(), (genuine <= value).mean(), value))
-    for (fpr, tpr, _), (next_fpr, next_tpr, value) in zip(corners, corners[1:]):
+    for (fpr, tpr, _), (next_fpr, next_tpr, value) in itertools.pairwise(corners):
         if next_fpr >= 1 - next_tpr:
             share = (1 - tpr - fpr) / ((next_fpr - fpr) + (next_tpr - tpr))
             return {

@@ -5,8 +5,9 @@ by its azimuth (the angle around the body, 0 in front, in radians) and its place
 that a fabric's pattern follows the body round and turns with it.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
-from typing import Callable, NamedTuple, Union
+from typing import NamedTuple, Union
 
 import numpy as np
 from PIL import Image
