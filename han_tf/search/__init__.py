@@ -1,0 +1,8 @@
+"""Galleries of features to search in, behind one interface: FAISS in a folder, or Milvus.
+
+README.md beside this file shows how. The engines' packages are imported when a gallery is made or opened.
+"""
+
+from han_tf.search.gallery import Entry, Filters, Gallery, Hit, create_gallery, open_gallery
+
+__all__ = ["Entry", "Filters", "Gallery", "Hit", "create_gallery", "open_gallery"]

@@ -1,0 +1,174 @@
+"""Exact search: FAISS's flat kernel over vectors as they lie in memory or in a mapped file, made certain.
+
+FAISS computes in float32. What it finds is computed again in float64, and where its own rounding could have hidden
+a nearer vector, more candidates are asked for. So the result is that of the plain definition: the k smallest
+(distance, id).
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Optional
+
+import numpy as np
+
+from han_tf.metrics.distances import DENORMAL, UNIT
+
+SPARE = 16
+"""Candidates beyond k that are asked for at first."""
+
+BLOCK = 2**22
+"""Values that are converted to float64 at a time."""
+
+GATHERED = 4096
+"""Chosen rows up to which they are copied together; more are skipped to one by one in place."""
+
+
+def import_faiss() -> Any:
+    """Returns the module; raises UserError if it is not installed."""
+    try:
+        import faiss
+    except ImportError as error:
+        from han_tf.errors import UserError
+
+        raise UserError(f"this gallery needs FAISS ({error}), expected: pip install 'han-tf[search]'") from error
+    return faiss
+
+
+def squared_distances(query: np.ndarray, vectors: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Returns Σ (q − v)², float64 ``[n]``, of ``query`` ``[d]`` and the rows ``rows`` of ``vectors``."""
+    values = np.empty(len(rows))
+    step = max(1, BLOCK // len(query))
+    for start in range(0, len(rows), step):
+        difference = vectors[rows[start : start + step]].astype(np.float64)
+        difference -= query
+        values[start : start + step] = np.einsum("ij,ij->i", difference, difference)
+    return values
+
+
+def nearest(
+    query: np.ndarray, vectors: np.ndarray, ids: np.ndarray, rows: np.ndarray, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the ids and squared distances of the ``k`` nearest of the candidates ``rows``; ties by id."""
+    distances = squared_distances(query, vectors, rows)
+    order = np.lexsort((ids[rows], distances))[:k]
+    return ids[rows[order]], distances[order]
+
+
+def error_bound(dimension: int, greatest_norm: float) -> float:
+    """Returns a bound on |float32 squared distance − exact|, where no squared norm exceeds ``greatest_norm``.
+
+    As :meth:`han_tf.metrics.FeatureDistances.margins` has it for products; sums of squared differences err less.
+    """
+    terms = min(dimension, 8 * np.sqrt(dimension))
+    return UNIT * (terms / 2 + 6) * 4 * greatest_norm + 2 * dimension * DENORMAL
+
+
+class ExactSearch:
+    """Searches all of the rows, or some.
+
+    Args:
+      threads: threads that share one query's rows.
+    """
+
+    def __init__(self, threads: int):
+        self.faiss = import_faiss()
+        self.threads = threads
+        self.pool = ThreadPoolExecutor(threads, "han-search") if threads > 1 else None
+
+    def close(self) -> None:
+        """Ends the threads."""
+        if self.pool:
+            self.pool.shutdown()
+
+    def search(
+        self,
+        queries: np.ndarray,
+        vectors: np.ndarray,
+        ids: np.ndarray,
+        chosen: Optional[np.ndarray],
+        k: int,
+        greatest_norm: float,
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Returns, for each query, ids and squared distances (float64) of its ``k`` nearest rows, sorted.
+
+        Args:
+          queries: float32 ``[q, d]``.
+          vectors: float32 ``[n, d]``.
+          ids: int64 ``[n]``.
+          chosen: the rows to look at, rising; None for all.
+          k: at most so many.
+          greatest_norm: no squared norm of a vector exceeds it.
+        """
+        n = len(vectors) if chosen is None else len(chosen)
+        if chosen is not None and n <= GATHERED:
+            vectors, ids, chosen = vectors[chosen], ids[chosen], None
+        everything = np.arange(len(vectors)) if chosen is None else chosen
+        results: list[Any] = [None] * len(queries)
+        norms = np.einsum("ij,ij->i", queries, queries, dtype=np.float64)
+        margins = error_bound(queries.shape[1], 1) * np.maximum(norms, greatest_norm)
+        todo, asked = np.arange(len(queries)), k + SPARE
+        while len(todo):
+            if asked >= n // 2:
+                for i in todo:
+                    results[i] = nearest(queries[i], vectors, ids, everything, k)
+                break
+            near, rows = self._candidates(queries[todo], vectors, chosen, asked)
+            uncertain = []
+            for i, distances, candidates in zip(todo, near, rows):
+                results[i] = nearest(queries[i], vectors, ids, candidates, k)
+                # Whatever was not returned is at least as far as the last one, as FAISS rounds.
+                if results[i][1][-1] >= distances[-1] - margins[i]:
+                    uncertain.append(i)
+            todo, asked = np.array(uncertain, int), 4 * asked
+        return results
+
+    def _candidates(
+        self, queries: np.ndarray, vectors: np.ndarray, chosen: Optional[np.ndarray], k: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns float32 squared distances and rows of the ``k`` nearest, both ``[q, k]``, by FAISS."""
+        parts = min(self.threads, len(vectors) // (4 * k)) if self.pool and len(queries) < self.threads else 1
+        if parts <= 1:
+            return self._part(queries, vectors, chosen, k, 0, len(vectors), self.threads)
+        bounds = np.linspace(0, len(vectors), parts + 1).astype(int)
+        found = list(
+            self.pool.map(lambda i: self._part(queries, vectors, chosen, k, bounds[i], bounds[i + 1], 1), range(parts))
+        )
+        distances, rows = (np.concatenate(arrays, axis=1) for arrays in zip(*found))
+        order = np.argsort(distances, axis=1, kind="stable")[:, :k]
+        return np.take_along_axis(distances, order, axis=1), np.take_along_axis(rows, order, axis=1)
+
+    def _part(
+        self,
+        queries: np.ndarray,
+        vectors: np.ndarray,
+        chosen: Optional[np.ndarray],
+        k: int,
+        start: int,
+        stop: int,
+        threads: int,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        faiss = self.faiss
+        distances = np.empty((len(queries), k), np.float32)
+        rows = np.empty((len(queries), k), np.int64)
+        part = vectors[start:stop]
+        selector = None
+        if chosen is not None:
+            bits = np.zeros(stop - start, bool)
+            bits[chosen[np.searchsorted(chosen, start) : np.searchsorted(chosen, stop)] - start] = True
+            bitmap = np.packbits(bits, bitorder="little")
+            selector = faiss.IDSelectorBitmap(len(bitmap), faiss.swig_ptr(bitmap))
+        faiss.omp_set_num_threads(threads)
+        faiss.knn_L2sqr(
+            faiss.swig_ptr(queries),
+            faiss.swig_ptr(part),
+            queries.shape[1],
+            len(queries),
+            len(part),
+            k,
+            faiss.swig_ptr(distances),
+            faiss.swig_ptr(rows),
+            None,
+            selector,
+        )
+        distances[rows < 0] = np.inf
+        rows[rows >= 0] += start
+        return distances, rows

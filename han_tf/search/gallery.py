@@ -1,0 +1,403 @@
+"""The interface of all galleries: features with what is known of their images, and the search in them."""
+
+import math
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Optional, Union
+
+import numpy as np
+
+from han_tf.errors import UserError
+from han_tf.metrics import rerank as k_reciprocal
+from han_tf.metrics.checks import check_count, check_features, squared_norms
+
+UNKNOWN = np.iinfo(np.int64).min
+"""Stands for an unknown pid or camid in arrays; a time that is not known is NaN."""
+
+RERANKED_LEAST = 100
+RERANKED_PER_HIT = 5
+"""Candidates that are re-ranked for k hits: five per hit, at least a hundred."""
+
+RERANK_K1 = 20
+RERANK_K2 = 6
+"""Neighbourhoods of the re-ranking, as its authors chose them; fewer where there are fewer candidates."""
+
+ADDED_AT_ONCE = 2**22
+"""Most rows of one call of ``add``: a transaction holds all their labels."""
+
+
+class Entry(NamedTuple):
+    """One image of a gallery.
+
+    Attributes:
+      id: given by the gallery when the image was added; never given again.
+      path: the image file, as it was called when it was added; empty if not known.
+      pid, camid: person and camera; None if not known.
+      time: when it was taken, seconds since 1970 UTC; None if not known.
+    """
+
+    id: int
+    path: str = ""
+    pid: Optional[int] = None
+    camid: Optional[int] = None
+    time: Optional[float] = None
+
+
+@dataclass(frozen=True)
+class Filters:
+    """Which entries a search may find.
+
+    An entry whose camera is not known never passes ``cameras`` and always ``not_cameras``; one whose time is not
+    known passes neither ``after`` nor ``before``.
+
+    Attributes:
+      cameras: from these cameras only; empty for all.
+      not_cameras: from none of these.
+      after, before: ``after <= time < before``, seconds since 1970 UTC.
+    """
+
+    cameras: tuple[int, ...] = ()
+    not_cameras: tuple[int, ...] = ()
+    after: Optional[float] = None
+    before: Optional[float] = None
+
+    def __bool__(self) -> bool:
+        """Whether anything is filtered at all."""
+        return self != Filters()
+
+    def passing(self, camids: np.ndarray, times: np.ndarray) -> np.ndarray:
+        """Returns which entries pass, bool ``[n]``.
+
+        Args:
+          camids: int64 ``[n]``, :data:`UNKNOWN` where not known.
+          times: float64 ``[n]``, NaN where not known.
+        """
+        passed = np.ones(len(camids), bool)
+        if self.cameras:
+            passed &= np.isin(camids, self.cameras)
+        if self.not_cameras:
+            passed &= ~np.isin(camids, self.not_cameras)
+        if self.after is not None:
+            passed &= times >= self.after
+        if self.before is not None:
+            passed &= times < self.before
+        return passed
+
+
+class Hit(NamedTuple):
+    """An entry that a search found, and its L2 distance to the query (re-ranked: see :meth:`Gallery.search`)."""
+
+    entry: Entry
+    distance: float
+
+
+class Columns(NamedTuple):
+    """What :meth:`Gallery.add` was given, checked.
+
+    Attributes:
+      features: float32 ``[n, d]``, contiguous and finite.
+      paths: ``n`` strings.
+      pids, camids: int64 ``[n]``, :data:`UNKNOWN` where not known.
+      times: float64 ``[n]``, NaN where not known.
+    """
+
+    features: np.ndarray
+    paths: list[str]
+    pids: np.ndarray
+    camids: np.ndarray
+    times: np.ndarray
+
+
+class Gallery(ABC):
+    """Features of images that are searched by L2 distance.
+
+    Threads of one process may use one gallery at the same time. It is a context manager that closes itself.
+
+    Attributes:
+      location: where it is: a folder, a file, or an address and a collection.
+      dimension: of its features.
+      checksum: of the model that made the features; see :class:`han_tf.FeatureExtractor`.
+      engine: ``flat``, ``hnsw``, ``ivfpq`` or ``milvus``.
+      threshold: L2 distance beyond which nobody is taken for the same person; None if none was chosen.
+      calibration: how the threshold was chosen: JSON values by name; None if it was not.
+    """
+
+    location: str
+    dimension: int
+    checksum: str
+    engine: str
+    threshold: Optional[float]
+    calibration: Optional[dict[str, Any]]
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Returns the number of entries."""
+
+    def add(
+        self,
+        features: Any,
+        *,
+        paths: Optional[Sequence[str]] = None,
+        pids: Optional[Sequence[Optional[int]]] = None,
+        camids: Optional[Sequence[Optional[int]]] = None,
+        times: Optional[Sequence[Optional[float]]] = None,
+        checksum: Optional[str] = None,
+    ) -> np.ndarray:
+        """Adds images, all of them or none; they are on disk when it returns.
+
+        Args:
+          features: numbers ``[n, dimension]``, kept as float32.
+          paths, pids, camids, times: what is known of them, ``n`` each; None, or NaN for a time, where it is not.
+          checksum: of the model that made the features; compared with the gallery's if given.
+
+        Returns:
+          The new entries' ids, int64 ``[n]``, rising.
+
+        Raises:
+          UserError: arrays that do not fit, another model's features; it cannot be written.
+        """
+        self.check_model(checksum)
+        features = self._checked(features, "features")
+        n = len(features)
+        if n > ADDED_AT_ONCE:
+            raise UserError(f"features has {n} rows, expected at most {ADDED_AT_ONCE} at once")
+        columns = Columns(
+            features,
+            _paths(paths, n),
+            _integers(pids, "pids", n),
+            _integers(camids, "camids", n),
+            _times(times, n),
+        )
+        return self._add(columns)
+
+    @abstractmethod
+    def _add(self, columns: Columns) -> np.ndarray: ...
+
+    @abstractmethod
+    def delete(self, ids: Sequence[int]) -> int:
+        """Deletes the entries ``ids`` and returns how many of them there were; on disk when it returns."""
+
+    @abstractmethod
+    def entries(self, ids: Sequence[int]) -> list[Entry]:
+        """Returns the entries ``ids``, in that order.
+
+        Raises:
+          UserError: there is no such entry.
+        """
+
+    @abstractmethod
+    def features(self, ids: Sequence[int]) -> np.ndarray:
+        """Returns the features of the entries ``ids``, float32 ``[n, dimension]``, in that order.
+
+        Raises:
+          UserError: there is no such entry.
+        """
+
+    def search(
+        self,
+        queries: Any,
+        k: int = 10,
+        *,
+        filters: Filters = Filters(),
+        threshold: Optional[float] = None,
+        rerank: bool = False,
+        checksum: Optional[str] = None,
+    ) -> list[list[Hit]]:
+        """Finds the nearest entries of each query.
+
+        Distances are those of the stored float32 features, computed in float64, whatever the engine looks
+        through to find them; equal ones stand in the order of their ids.
+
+        With ``rerank`` the nearest max(100, 5·k) entries within the threshold are sorted anew by k-reciprocal
+        re-ranking (:func:`han_tf.metrics.rerank`, k1 = 20, k2 = 6, λ = 0.3) among themselves and the query. The
+        hits' distances are then re-ranked ones, 0 to 1, of no meaning beside a threshold or another query's.
+
+        Args:
+          queries: numbers ``[n, dimension]``.
+          k: most hits per query.
+          filters: which entries may be found.
+          threshold: greatest L2 distance of a hit. None: the gallery's own, if it has one; infinity for none.
+          rerank: whether to sort the nearest anew.
+          checksum: of the model that made the queries; compared with the gallery's if given.
+
+        Returns:
+          For each query at most ``k`` hits, nearest first. An empty list is the answer "not in the gallery".
+
+        Raises:
+          UserError: queries that do not fit, another model's queries, ``k`` below 1, a threshold that is NaN
+            or negative.
+        """
+        self.check_model(checksum)
+        queries = self._checked(queries, "queries")
+        k = check_count(k, "k", 1)
+        if threshold is None:
+            threshold = math.inf if self.threshold is None else self.threshold
+        check_threshold(threshold)
+        wanted = max(RERANKED_LEAST, RERANKED_PER_HIT * k) if rerank else k
+        found = []
+        for query, (ids, distances) in zip(queries, self._search(queries, wanted, filters)):
+            near = distances <= threshold
+            ids, distances = ids[near], distances[near]
+            if rerank and len(ids):
+                ids, distances = self._reranked(query, ids)
+            found.append((ids[:k], distances[:k]))
+        entries = self._entries({int(id) for ids, _ in found for id in ids})
+        # Between the search and now another thread may have deleted an entry: it is no hit any more.
+        return [
+            [Hit(entries[id], distance) for id, distance in zip(ids.tolist(), distances.tolist()) if id in entries]
+            for ids, distances in found
+        ]
+
+    @abstractmethod
+    def _search(self, queries: np.ndarray, k: int, filters: Filters) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Returns ids, int64, and L2 distances, float64, of at most ``k`` entries per query, both sorted."""
+
+    @abstractmethod
+    def _entries(self, ids: set[int]) -> dict[int, Entry]:
+        """Returns those of the entries ``ids`` that there are."""
+
+    @abstractmethod
+    def _features(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns those of ``ids`` that there are, in their order, and their features, float32 ``[n, d]``."""
+
+    def _reranked(self, query: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        ids, features = self._features(ids)
+        if not len(ids):
+            return ids, np.empty(0)
+        k1, k2 = min(RERANK_K1, len(ids)), min(RERANK_K2, len(ids))
+        distances = k_reciprocal(query[None], features, k1=k1, k2=k2, threads=1, progress=False)
+        distances = np.maximum(distances.dense(slice(0, 1))[0].astype(np.float64), 0)
+        order = np.argsort(distances, kind="stable")  # ties: the nearer one by L2
+        return ids[order], distances[order]
+
+    @abstractmethod
+    def set_threshold(self, threshold: Optional[float], calibration: Optional[dict[str, Any]] = None) -> None:
+        """Stores the threshold, or None for none, with how it was chosen; on disk when it returns."""
+
+    @abstractmethod
+    def info(self) -> dict[str, Any]:
+        """Returns facts to be shown: JSON values by name."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Gives back files and locks; the gallery cannot be used after that. A second call does nothing."""
+
+    def __enter__(self) -> "Gallery":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def check_model(self, checksum: Optional[str]) -> None:
+        """Raises UserError unless ``checksum`` is None or the gallery's own."""
+        if checksum is not None and checksum != self.checksum:
+            raise UserError(
+                f"{self.location}: the gallery holds features of the model {self.checksum[:12]}…, these are of "
+                f"{checksum[:12]}…, expected the same model"
+            )
+
+    def _checked(self, features: Any, name: str) -> np.ndarray:
+        features = np.ascontiguousarray(check_features(features, name, self.dimension), np.float32)
+        squared_norms(features, name)
+        return features
+
+
+def create_gallery(
+    path: Union[str, os.PathLike], dimension: int, checksum: str, engine: str = "auto", **options: Any
+) -> Gallery:
+    """Makes an empty gallery and opens it for writing.
+
+    Args:
+      path: a folder that is made, or is empty (FAISS).
+      dimension: of the features.
+      checksum: of the model that makes them.
+      engine: ``flat``, ``hnsw``, ``ivfpq`` or ``auto``.
+      **options: of the engine, see :class:`han_tf.search.faiss_gallery.FaissGallery`.
+
+    Raises:
+      UserError: there is a gallery already; it cannot be written; a bad argument.
+    """
+    from han_tf.search.faiss_gallery import FaissGallery
+
+    return FaissGallery.create(path, check_count(dimension, "dimension", 1), checksum, engine, **options)
+
+
+def open_gallery(path: Union[str, os.PathLike], checksum: Optional[str] = None, *, writable: bool = False) -> Gallery:
+    """Opens a gallery.
+
+    Args:
+      path: as of :func:`create_gallery`.
+      checksum: of the model whose features will be searched for; compared with the gallery's if given.
+      writable: take the right to write now instead of with the first change. Only one process has it at a time.
+
+    Raises:
+      UserError: there is no gallery, it is damaged, of another version or of another model; somebody else writes.
+    """
+    from han_tf.search.faiss_gallery import FaissGallery
+
+    gallery = FaissGallery(path, writable=writable)
+    try:
+        gallery.check_model(checksum)
+    except UserError:
+        gallery.close()
+        raise
+    return gallery
+
+
+def check_threshold(threshold: float) -> float:
+    """Returns ``threshold``; raises UserError if it is no distance."""
+    if isinstance(threshold, bool) or not isinstance(threshold, (int, float, np.number)) or not threshold >= 0:
+        raise UserError(f"threshold is {threshold!r}, expected a distance from 0 up")
+    return float(threshold)
+
+
+def check_ids(ids: Any) -> np.ndarray:
+    """Returns ``ids`` as int64 ``[n]``; raises UserError if they are no integers."""
+    array = np.asarray(ids)
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+        raise UserError(f"ids are {array.dtype} of shape {list(array.shape)}, expected integers [n]")
+    if array.size and array.dtype.kind == "u" and array.max() > np.iinfo(np.int64).max:
+        raise UserError(f"ids hold {array.max()}, expected at most {np.iinfo(np.int64).max}")
+    return array.astype(np.int64)
+
+
+def _paths(paths: Optional[Sequence[str]], n: int) -> list[str]:
+    if paths is None:
+        return [""] * n
+    values = [os.fspath(path) for path in paths]
+    if len(values) != n or not all(isinstance(value, str) for value in values):
+        raise UserError(f"paths has {len(values)} entries, expected {n} strings, one per image")
+    return [str(value) for value in values]  # NumPy's strings are a class of their own
+
+
+def _integers(values: Any, name: str, n: int) -> np.ndarray:
+    if values is None:
+        return np.full(n, UNKNOWN)
+    array = np.asarray(values)
+    if array.shape != (n,):
+        raise UserError(f"{name} has shape {list(array.shape)}, expected [{n}], one per image")
+    if array.dtype == object:
+        array = np.asarray([UNKNOWN if value is None else value for value in array.tolist()])
+    if n and array.dtype.kind not in "iu":
+        raise UserError(f"{name} are {array.dtype}, expected integers or None")
+    if n and array.dtype.kind == "u" and array.max() > np.iinfo(np.int64).max:
+        raise UserError(f"{name} hold {array.max()}, expected at most {np.iinfo(np.int64).max}")
+    return array.astype(np.int64)
+
+
+def _times(values: Any, n: int) -> np.ndarray:
+    if values is None:
+        return np.full(n, np.nan)
+    array = np.asarray(values)
+    if array.shape != (n,):
+        raise UserError(f"times has shape {list(array.shape)}, expected [{n}], one per image")
+    if array.dtype == object:
+        array = np.asarray([math.nan if value is None else value for value in array.tolist()])
+    if n and array.dtype.kind not in "fiu":
+        raise UserError(f"times are {array.dtype}, expected numbers, seconds since 1970, or None")
+    times = array.astype(np.float64)
+    if np.isinf(times).any():
+        raise UserError("times hold an infinity, expected seconds since 1970, or NaN")
+    return times

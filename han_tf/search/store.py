@@ -1,0 +1,441 @@
+"""A gallery's truth on disk: a file of vectors that only grows, and an SQLite database beside it.
+
+  gallery.sqlite    settings, and one row per entry: id, its row in the file of vectors, path, pid, camid, time
+  vectors-N.f32     float32 ``[rows, dimension]``, little-endian; N rises when the file is compacted
+  lock              held by the process that writes
+
+Adding appends the vectors, has the disk confirm them, and commits the entries together with the new number of
+rows. Whatever lies in the file of vectors beyond the committed rows was left by a crash and is overwritten. So
+after a crash at any point there is the state before or the state after.
+"""
+
+import fcntl
+import json
+import os
+import sqlite3
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, Optional, Union
+
+import numpy as np
+
+from han_tf.errors import UserError
+from han_tf.search.gallery import UNKNOWN, Columns, Entry
+
+DATABASE = "gallery.sqlite"
+LOCK = "lock"
+FORMAT = 1
+"""Version of the files; another one is refused."""
+
+SCHEMA = """
+CREATE TABLE settings (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE entries (
+  id INTEGER PRIMARY KEY, row INTEGER NOT NULL, path TEXT NOT NULL, pid INTEGER, camid INTEGER, time REAL
+);
+"""
+
+BUSY_SECONDS = 30
+"""How long another process's commit is waited for."""
+
+ASKED_AT_ONCE = 500
+"""Ids in one SQL statement."""
+
+COPIED_BYTES = 2**24
+"""Bytes of vectors that compaction copies at a time."""
+
+
+class Labels(NamedTuple):
+    """What filters need, by row of the file of vectors; a reader's arrays are never shortened or moved.
+
+    Attributes:
+      ids: int64 ``[n]``; −1 where the entry was deleted.
+      camids: int64 ``[n]``, :data:`UNKNOWN` where not known.
+      times: float64 ``[n]``, NaN where not known.
+    """
+
+    ids: np.ndarray
+    camids: np.ndarray
+    times: np.ndarray
+
+    @classmethod
+    def empty(cls, rows: int) -> "Labels":
+        """Returns labels of rows without entries."""
+        return cls(np.full(rows, -1, np.int64), np.full(rows, UNKNOWN, np.int64), np.full(rows, np.nan))
+
+
+class State(NamedTuple):
+    """The rows there are at some moment.
+
+    Attributes:
+      vectors: float32 ``[rows, dimension]``, mapped into memory, read-only.
+      labels: of the same rows.
+      live: entries among them.
+    """
+
+    vectors: np.ndarray
+    labels: Labels
+    live: int
+
+
+class Store:
+    """The files of one gallery, open.
+
+    Args:
+      folder: the gallery.
+      writable: whether to take the lock now instead of with the first change.
+
+    Attributes:
+      settings: JSON values by key, as committed.
+      state: what there is to search.
+
+    Raises:
+      UserError: no gallery, a damaged one or one of another version; another process has the lock.
+    """
+
+    def __init__(self, folder: Path, writable: bool = False):
+        self.folder = folder
+        self.lock = threading.RLock()
+        self._lock_file: Optional[int] = None
+        self._database: Optional[sqlite3.Connection] = None
+        if not (folder / DATABASE).is_file():
+            raise UserError(
+                f"{folder}: no gallery here ({DATABASE} is missing), expected a folder made by python -m han_tf.index"
+            )
+        try:
+            self._database = _connect(folder / DATABASE)
+            self._load()
+            if writable:
+                self.take_lock()
+        except BaseException:
+            self.close()
+            raise
+
+    @staticmethod
+    def create(folder: Path, settings: dict[str, Any]) -> None:
+        """Makes the files of an empty gallery in ``folder``; the database, renamed at the end, makes it one."""
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if (folder / DATABASE).exists():
+                raise UserError(f"{folder}: there is a gallery already, expected a new folder")
+            others = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+            if others:
+                raise UserError(f"{folder}: holds {others[0]!r}, expected a new or an empty folder")
+            (folder / "vectors-0.f32").touch()
+            temporary = folder / f".{DATABASE}.{os.getpid()}.tmp"
+            temporary.unlink(missing_ok=True)
+            database = _connect(temporary)
+            with database:
+                database.executescript(SCHEMA)
+                database.execute("BEGIN IMMEDIATE")
+                _write_settings(
+                    database,
+                    {
+                        "format": FORMAT,
+                        "threshold": None,
+                        "calibration": None,
+                        **settings,
+                        "vectors": "vectors-0.f32",
+                        "rows": 0,
+                        "next_id": 0,
+                        "revision": 0,
+                        "greatest_norm": 0.0,
+                    },
+                )
+                database.commit()
+            database.close()
+            os.replace(temporary, folder / DATABASE)
+            sync_folder(folder)
+        except OSError as error:
+            raise UserError(f"cannot write {folder}: {error.strerror or error}") from error
+        except sqlite3.Error as error:
+            raise UserError(f"cannot write {folder / DATABASE}: {error}") from error
+
+    def close(self) -> None:
+        """Closes the database and gives back the lock."""
+        with self.lock:
+            if self._database is not None:
+                self._database.close()
+                self._database = None
+            if self._lock_file is not None:
+                os.close(self._lock_file)  # gives back the lock, too
+                self._lock_file = None
+
+    @property
+    def writing(self) -> bool:
+        """Whether this process has the lock."""
+        return self._lock_file is not None
+
+    def take_lock(self) -> bool:
+        """Takes the right to write; returns whether the gallery had to be read again, changed by another process.
+
+        Raises:
+          UserError: another process has it, or nothing may be written here.
+        """
+        with self.lock:
+            if self._lock_file is not None:
+                return False
+            path = self.folder / LOCK
+            try:
+                lock_file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            except OSError as error:
+                raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+            try:
+                fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                holder = os.pread(lock_file, 32, 0).decode("ascii", "replace").strip()
+                os.close(lock_file)
+                raise UserError(
+                    f"{self.folder}: process {holder or '?'} is writing to this gallery, expected one at a time"
+                ) from error
+            self._lock_file = lock_file
+            try:
+                os.ftruncate(lock_file, 0)
+                os.pwrite(lock_file, f"{os.getpid()}\n".encode("ascii"), 0)
+                changed = self._setting("revision") != self.settings["revision"]
+                if changed:
+                    self._load()
+            except BaseException as error:
+                os.close(lock_file)
+                self._lock_file = None
+                if isinstance(error, OSError):
+                    raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+                raise
+            return changed
+
+    def append(self, columns: Columns, greatest_norm: float, settings: Optional[dict[str, Any]] = None) -> np.ndarray:
+        """Adds rows and returns their ids; durable when it returns.
+
+        Args:
+          columns: the rows.
+          greatest_norm: greatest squared norm among them.
+          settings: settings to change in the same transaction.
+        """
+        with self.lock:
+            self.take_lock()
+            n, first = len(columns.features), self.settings["rows"]
+            path = self.folder / self.settings["vectors"]
+            row_bytes = 4 * self.settings["dimension"]
+            with self._writing(path), open(path, "r+b") as stream:
+                stream.truncate(first * row_bytes)  # what a crash left
+                stream.seek(first * row_bytes)
+                stream.write(columns.features.astype("<f4", copy=False).data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            ids = np.arange(self.settings["next_id"], self.settings["next_id"] + n)
+            changed = {
+                **(settings or {}),
+                "rows": first + n,
+                "next_id": int(ids[-1]) + 1,
+                "greatest_norm": max(self.settings["greatest_norm"], greatest_norm),
+            }
+            rows = zip(
+                ids.tolist(),
+                range(first, first + n),
+                columns.paths,
+                _nullable(columns.pids),
+                _nullable(columns.camids),
+                (None if time != time else time for time in columns.times.tolist()),
+            )
+            self.commit(
+                changed, lambda database: database.executemany("INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?)", rows)
+            )
+            self._extend(ids, columns)
+            return ids
+
+    def delete(self, ids: np.ndarray) -> int:
+        """Deletes entries; durable when it returns. Their vectors stay until the gallery is compacted."""
+        with self.lock:
+            self.take_lock()
+            found = self.rows(ids)
+            if not found:
+                return 0
+            self.commit(
+                {}, lambda database: database.executemany("DELETE FROM entries WHERE id = ?", [(id,) for id in found])
+            )
+            # A copy, so that a search that has begun sees the entries of its own moment.
+            labels = self.state.labels._replace(ids=self._labels.ids.copy()[: len(self.state.labels.ids)])
+            labels.ids[list(found.values())] = -1
+            self._labels.ids[list(found.values())] = -1
+            self.state = State(self.state.vectors, labels, self.state.live - len(found))
+            return len(found)
+
+    def compact(self) -> None:
+        """Writes the vectors anew without those of deleted entries; ids stay.
+
+        Until it commits, the old file counts; an interrupted one leaves a file that the next one overwrites.
+        """
+        with self.lock:
+            self.take_lock()
+            old = self.settings["vectors"]
+            new = f"vectors-{int(old.removeprefix('vectors-').removesuffix('.f32')) + 1}.f32"
+            kept = np.flatnonzero(self.state.labels.ids >= 0)
+            ids = self.state.labels.ids[kept]
+            step = max(1, COPIED_BYTES // (4 * self.settings["dimension"]))
+            path = self.folder / new
+            try:
+                with self._writing(path), open(path, "wb") as stream:
+                    for start in range(0, len(kept), step):
+                        stream.write(np.ascontiguousarray(self.state.vectors[kept[start : start + step]]).data)
+                    stream.flush()
+                    os.fsync(stream.fileno())
+                sync_folder(self.folder)
+                moved = zip(range(len(kept)), ids.tolist())
+                self.commit(
+                    {"vectors": new, "rows": len(kept)},
+                    lambda database: database.executemany("UPDATE entries SET row = ? WHERE id = ?", moved),
+                )
+            except BaseException:
+                path.unlink(missing_ok=True)
+                raise
+            self._load()
+            (self.folder / old).unlink(missing_ok=True)
+
+    def commit(self, settings: dict[str, Any], change: Optional[Callable[[sqlite3.Connection], Any]] = None) -> None:
+        """Runs ``change`` and stores ``settings`` in one transaction; durable when it returns."""
+        with self.lock:
+            self.take_lock()
+            settings = {**settings, "revision": self.settings["revision"] + 1}
+            database = self._open_database()
+            try:
+                database.execute("BEGIN IMMEDIATE")
+                if change:
+                    change(database)
+                _write_settings(database, settings)
+                database.execute("COMMIT")
+            except BaseException as error:
+                if database.in_transaction:
+                    database.execute("ROLLBACK")
+                if isinstance(error, sqlite3.Error):
+                    raise UserError(f"cannot write {self.folder / DATABASE}: {error}") from error
+                raise
+            self.settings = {**self.settings, **settings}
+
+    def entries(self, ids: Iterable[int]) -> dict[int, Entry]:
+        """Returns those of the entries ``ids`` that there are."""
+        query = "SELECT id, path, pid, camid, time FROM entries WHERE id IN ({})"
+        return {row[0]: Entry(*row) for row in self._ask(query, ids)}
+
+    def rows(self, ids: Iterable[int]) -> dict[int, int]:
+        """Returns the rows of those of the entries ``ids`` that there are."""
+        return dict(self._ask("SELECT id, row FROM entries WHERE id IN ({})", ids))
+
+    def _ask(self, query: str, ids: Iterable[int]) -> Iterator[tuple]:
+        ids = list(dict.fromkeys(int(id) for id in ids))
+        with self.lock, self._reading() as database:
+            found = []
+            for start in range(0, len(ids), ASKED_AT_ONCE):
+                part = ids[start : start + ASKED_AT_ONCE]
+                found += database.execute(query.format(",".join("?" * len(part))), part).fetchall()
+            return found
+
+    def _setting(self, key: str) -> Any:
+        with self._reading() as database:
+            return json.loads(database.execute("SELECT value FROM settings WHERE key = ?", (key,)).fetchone()[0])
+
+    def _load(self) -> None:
+        """Reads settings and labels in one transaction, and maps the vectors."""
+        with self._reading() as database:
+            database.execute("BEGIN")
+            try:
+                settings = {key: json.loads(value) for key, value in database.execute("SELECT * FROM settings")}
+                if settings.get("format") != FORMAT:
+                    raise UserError(
+                        f"{self.folder}: a gallery of format {settings.get('format')}, expected {FORMAT}: "
+                        "build it again with python -m han_tf.index"
+                    )
+                rows = settings["rows"]
+                labels = Labels.empty(rows)
+                cursor = database.execute("SELECT row, id, camid, time FROM entries")
+                live = 0
+                while part := cursor.fetchmany(2**16):
+                    where, ids, camids, times = zip(*part)
+                    where = np.array(where)
+                    if where.min() < 0 or where.max() >= rows:
+                        raise ValueError(f"an entry has row {where.max()} of {rows}")
+                    labels.ids[where] = ids
+                    labels.camids[where] = [UNKNOWN if camid is None else camid for camid in camids]
+                    labels.times[where] = [np.nan if time is None else time for time in times]
+                    live += len(part)
+                if (labels.ids >= 0).sum() != live:
+                    raise ValueError("two entries share a row")
+                vectors = self._map(settings["vectors"], rows, settings["dimension"])
+            except UserError:
+                raise
+            except (KeyError, ValueError, TypeError) as error:
+                raise UserError(f"{self.folder / DATABASE}: damaged ({error!r}), expected a gallery") from error
+            finally:
+                database.execute("ROLLBACK")
+        self.settings = settings
+        self._labels = labels
+        self.state = State(vectors, labels, live)
+
+    def _extend(self, ids: np.ndarray, columns: Columns) -> None:
+        """Makes committed rows visible to searches that begin now."""
+        old, n = len(self.state.labels.ids), len(ids)
+        if old + n > len(self._labels.ids):
+            grown = Labels.empty(max(old + n, 2 * len(self._labels.ids)))
+            for new, present in zip(grown, self._labels):
+                new[:old] = present[:old]
+            self._labels = grown
+        for whole, values in zip(self._labels, (ids, columns.camids, columns.times)):
+            whole[old : old + n] = values
+        vectors = self._map(self.settings["vectors"], self.settings["rows"], self.settings["dimension"])
+        self.state = State(vectors, Labels(*(array[: old + n] for array in self._labels)), self.state.live + n)
+
+    def _map(self, name: str, rows: int, dimension: int) -> np.ndarray:
+        path = self.folder / name
+        try:
+            size = path.stat().st_size
+            if size < 4 * rows * dimension:
+                raise UserError(f"{path}: {size} bytes, expected at least {4 * rows * dimension} for {rows} vectors")
+            if not rows:
+                return np.empty((0, dimension), np.float32)
+            return np.memmap(path, "<f4", "r", 0, (rows, dimension)).view(np.ndarray)
+        except OSError as error:
+            raise UserError(f"{path}: {error.strerror or error}, expected the gallery's vectors") from error
+
+    def _open_database(self) -> sqlite3.Connection:
+        if self._database is None:
+            raise UserError(f"{self.folder}: the gallery is closed")
+        return self._database
+
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        try:
+            yield self._open_database()
+        except sqlite3.Error as error:
+            raise UserError(f"{self.folder / DATABASE}: {error}, expected a gallery's database") from error
+
+    @contextmanager
+    def _writing(self, path: Path) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def sync_folder(folder: Union[str, os.PathLike]) -> None:
+    """Has the disk confirm what was created, renamed or removed in ``folder``."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    # Transactions are begun by hand. EXTRA has the folder confirmed as well, without which a commit may be lost.
+    database = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+    database.execute("PRAGMA synchronous = EXTRA")
+    return database
+
+
+def _write_settings(database: sqlite3.Connection, settings: dict[str, Any]) -> None:
+    rows = [(key, json.dumps(value, allow_nan=False)) for key, value in settings.items()]
+    database.executemany("INSERT OR REPLACE INTO settings VALUES (?, ?)", rows)
+
+
+def _nullable(values: np.ndarray) -> Sequence[Optional[int]]:
+    return [None if value == UNKNOWN else value for value in values.tolist()]
