@@ -21,7 +21,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from han_tf import cli as command_line
-from han_tf.data.pipeline import ImageReader, LoadedImages, load_images, training_batches
+from han_tf.data.pipeline import LoadedImages, load_images, training_batches
+from han_tf.data.reading import ImageReader
 from han_tf.data.records import Record
 from han_tf.data.sampling import ShuffledImages
 from han_tf.files import write_json

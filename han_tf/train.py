@@ -16,7 +16,8 @@ from PIL import Image
 
 from han_tf import cli as command_line
 from han_tf.data import DATASETS, Record, ReIDDataset, load_dataset
-from han_tf.data.pipeline import decode_image, load_images
+from han_tf.data.pipeline import load_images
+from han_tf.data.reading import decode_image
 from han_tf.data.synthetic.baseline import histogram_features
 from han_tf.files import write_json
 from han_tf.inference.feature_files import FeatureSet

@@ -1,129 +1,21 @@
-"""From records to batches: decode, resize, cache, augment, prefetch (tf.data)."""
+"""From records to batches: cache, augment, prefetch (tf.data)."""
 
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Optional, Union
+from typing import Optional, Union
 
 import numpy as np
 import tensorflow as tf
-from PIL import Image
-from tqdm import tqdm
 
 from han_tf.data.augmentation import augment
+from han_tf.data.reading import ImageReader
 from han_tf.data.records import Record
 from han_tf.data.sampling import PeopleAndImages, ShuffledImages
-from han_tf.errors import UserError
 from han_tf.files import atomic_open, write_json
-
-_DECODED = 1
-_UNREADABLE = 0
-
-
-class BadImage(NamedTuple):
-    """An image file that could not be decoded, and why."""
-
-    path: str
-    reason: str
-
-
-def decode_image(path: str) -> np.ndarray:
-    """Reads an image file of any format that Pillow knows.
-
-    Returns:
-      ``[height, width, 3]`` uint8, RGB.
-
-    Raises:
-      OSError, ValueError, SyntaxError, Image.DecompressionBombError: the file cannot be read, is
-        truncated, no image, or too large to be one of a person.
-    """
-    with Image.open(path) as image:
-        if image.mode.startswith("I"):
-            # 16 bits per pixel, which Pillow would cut off at 255 instead of scaling.
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        return np.asarray(image.convert("RGB"))
-
-
-class ImageReader:
-    """Decodes and resizes the images of records, in their order, in parallel.
-
-    Iterating yields ``(images, kept)`` per batch: ``[≤ batch_size, height, width, 3]`` uint8 and the
-    indices of the records that the images belong to. What cannot be decoded is collected in
-    ``bad_images`` if it is to be skipped.
-
-    Args:
-      records: what to read.
-      input_size: height and width to resize to (bilinear), in pixels.
-      batch_size: records per batch.
-      skip_bad_images: leave out files that cannot be decoded instead of raising.
-      progress: what the progress bar is called; None for no bar.
-    """
-
-    def __init__(
-        self,
-        records: Sequence[Record],
-        input_size: Sequence[int],
-        batch_size: int = 64,
-        skip_bad_images: bool = False,
-        progress: Optional[str] = None,
-    ):
-        self.records = records
-        self.input_size = tuple(input_size)
-        self.batch_size = batch_size
-        self.skip_bad_images = skip_bad_images
-        self.progress = progress
-        self.bad_images: list[BadImage] = []
-
-    def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        reasons: dict[int, str] = {}
-        self.bad_images = []
-
-        def decode(index: np.ndarray) -> tuple[np.ndarray, np.uint8]:
-            try:
-                return decode_image(self.records[int(index)].path), np.uint8(_DECODED)
-            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-                reasons[int(index)] = " ".join(str(error).split()) or type(error).__name__
-                return np.zeros([1, 1, 3], np.uint8), np.uint8(_UNREADABLE)
-
-        def load(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-            image, decoded = tf.numpy_function(decode, [index], (tf.uint8, tf.uint8), stateful=False)
-            image.set_shape([None, None, 3])
-            decoded.set_shape([])
-            return resize(image, self.input_size), index, decoded
-
-        batches = (
-            tf.data.Dataset.range(len(self.records))
-            .map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-            .batch(self.batch_size)
-            .prefetch(tf.data.AUTOTUNE)
-        )
-        with tqdm(total=len(self.records), desc=self.progress, unit="img", disable=self.progress is None) as bar:
-            for images, indices, decoded in batches.as_numpy_iterator():
-                whole = decoded == _DECODED
-                for index in indices[~whole]:
-                    bad = BadImage(self.records[index].path, reasons[int(index)])
-                    if not self.skip_bad_images:
-                        raise UserError(
-                            f"{bad.path}: not a readable image ({bad.reason}); --skip_bad_images leaves it out"
-                        )
-                    self.bad_images.append(bad)
-                if whole.any():
-                    yield images[whole], indices[whole]
-                bar.update(len(indices))
-        if self.bad_images:
-            tqdm.write(f"skipped {len(self.bad_images)} unreadable images:")
-            for bad in self.bad_images:
-                tqdm.write(f"  {bad.path}: {bad.reason}")
-        if len(self.bad_images) == len(self.records):
-            raise UserError(f"none of the {len(self.records)} images could be read, expected at least one")
-
-
-def resize(image: tf.Tensor, size: Sequence[int]) -> tf.Tensor:
-    """Resizes ``[height, width, 3]`` uint8 bilinearly to ``size``, rounded back to uint8."""
-    return tf.cast(tf.round(tf.image.resize(image, size, "bilinear")), tf.uint8)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Any, Optional
 import numpy as np
 import tensorflow as tf
 
-from han_tf.data.pipeline import ImageReader
+from han_tf.data.reading import ImageReader
 from han_tf.data.records import Record
 from han_tf.errors import UserError
 from han_tf.inference.feature_files import FeatureSet

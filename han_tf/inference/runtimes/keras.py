@@ -1,0 +1,103 @@
+"""Runs the network of a training run with TensorFlow."""
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Optional
+
+import numpy as np
+import tensorflow as tf
+
+from han_tf import __version__
+from han_tf.inference.card import LICENCES, RESEARCH_ONLY, ModelCard
+from han_tf.inference.features import inference_function
+from han_tf.inference.runs import SWITCHES, LoadedRun, load_run
+from han_tf.inference.runtimes import KERAS
+from han_tf.models.costs import part_costs, total
+from han_tf.models.network import ReIDNetwork
+
+METRICS = "metrics.json"
+"""What training found, in the run's folder."""
+
+SCHEDULE = ("epochs", "batch_size", "loss", "lr", "seed")
+
+
+class KerasRun:
+    """A network of ours, run by TensorFlow.
+
+    Args:
+      model: the network.
+    """
+
+    def __init__(self, model: ReIDNetwork):
+        # Traced here, not by whichever of several threads comes first.
+        self._embed = inference_function(model).get_concrete_function()
+
+    def embed(self, images: np.ndarray) -> np.ndarray:
+        """Maps images to features, see :class:`han_tf.inference.runtimes.Runtime`."""
+        return self._embed(tf.constant(images)).numpy()
+
+
+def open_run(folder: Path, threads: Optional[int], checkpoint: str = "last") -> tuple[ModelCard, KerasRun]:
+    """Opens a training run's folder, see :func:`han_tf.inference.runtimes.open_runtime`."""
+    if threads is not None:
+        # TensorFlow takes the number once a process, before it computes anything.
+        with contextlib.suppress(RuntimeError):
+            tf.config.threading.set_intra_op_parallelism_threads(threads)
+    run = load_run(folder, checkpoint)
+    return card_of(run), KerasRun(run.model)
+
+
+def card_of(run: LoadedRun) -> ModelCard:
+    """Returns the card of a run's network."""
+    config, model = run.config, run.model
+    return ModelCard(
+        format=KERAS,
+        precision="float32",
+        checksum=network_checksum(model, config),
+        model=config["model"],
+        input_size=tuple(model.input_size),
+        feature_dim=model.feature_dim,
+        branch_names=tuple(model.branch_names),
+        dataset=config["dataset"],
+        split=config["split"],
+        licence=LICENCES.get(config["dataset"], RESEARCH_ONLY),
+        schedule={name: config[name] for name in SCHEDULE if name in config},
+        accuracy=_accuracy(run.run_dir / METRICS),
+        flops=total(part_costs(model, model.parts(), model.input_size)).paper_flops,
+        han_tf_version=__version__,
+        created=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+    )
+
+
+def network_checksum(model: ReIDNetwork, settings: Mapping[str, Any]) -> str:
+    """Returns the hex SHA-256 of what decides on the features: the weights, and the settings that shape the network.
+
+    The classifiers are left out. Features of networks with the same checksum can be compared.
+
+    Args:
+      model: the network, as it was trained.
+      settings: those of the run.
+    """
+    shape = {name: settings[name] for name in ("model", "input_height", "input_width", "feature_dim")}
+    shape.update({name: False for name in SWITCHES if not settings.get(name, True)})
+    digest = hashlib.sha256(json.dumps(shape, sort_keys=True).encode())
+    classifiers = [getattr(model, f"{name}_classifier", None) for name in model.branch_names]
+    left_out = {id(weight) for layer in classifiers if layer is not None for weight in layer.weights}
+    for weight in model.weights:
+        if id(weight) not in left_out:
+            digest.update(f"{weight.dtype.name}{list(weight.shape)}".encode())
+            digest.update(np.ascontiguousarray(weight.numpy()).tobytes())
+    return digest.hexdigest()
+
+
+def _accuracy(path: Path) -> Optional[dict[str, float]]:
+    """Returns what training found for the joint feature; None where it has not ended or left something else."""
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))["results"]
+        return {name: float(results[0][name]) for name in ("rank-1", "mAP")}
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
