@@ -152,7 +152,7 @@ class ImageReader:
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         self.bad_images = []
         with tqdm(total=len(self.records), desc=self.progress, unit="img", disable=self.progress is None) as bar:
-            for images, start, reasons in self._batches():
+            for images, start, reasons in self.batches():
                 for index, reason in sorted(reasons.items()):
                     bad = BadImage(path_of(self.records[index]), reason)
                     if not self.skip_bad_images:
@@ -169,8 +169,11 @@ class ImageReader:
         if len(self.bad_images) == len(self.records):
             raise UserError(f"none of the {len(self.records)} images could be read, expected at least one")
 
-    def _batches(self) -> Iterator[tuple[np.ndarray, int, dict[int, str]]]:
-        """Yields the images of each batch, the index of its first record, and why others could not be read."""
+    def batches(self) -> Iterator[tuple[np.ndarray, int, dict[int, str]]]:
+        """Yields, per batch, its images, the index of its first record, and why some could not be read, by index.
+
+        The pixels of those are arbitrary; it is up to the caller what to do about them.
+        """
         pool = ThreadPoolExecutor(self.threads, thread_name_prefix="decode")
         pending: deque[tuple[np.ndarray, int, list[Future]]] = deque()
         starts = iter(range(0, len(self.records), self.batch_size))

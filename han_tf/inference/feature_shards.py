@@ -28,6 +28,7 @@ from typing import Any, NamedTuple, Union
 import numpy as np
 
 from han_tf import __version__
+from han_tf.data.image_lists import UNKNOWN
 from han_tf.data.reading import BadImage
 from han_tf.errors import UserError
 from han_tf.files import atomic_open, write_json
@@ -36,9 +37,6 @@ MANIFEST = "manifest.json"
 
 FORMAT = 1
 """Raised when a reader of the old format could not read the new one."""
-
-UNKNOWN = np.iinfo(np.int64).min
-"""Stands for an unknown pid or camid in int64 arrays, as NaN does for an unknown time; null in the files."""
 
 METADATA = b"han_tf"
 """The key of a file's own metadata (JSON) beside ``han_tf_version``, ``feature_dim`` and ``branch_names``."""
@@ -81,7 +79,7 @@ class FeatureBatch(NamedTuple):
 
     Attributes:
       features: ``[n, feature_dim]`` float32; read-only when it comes from a file, as the other numbers do.
-      pids, camids: ``[n]`` int64; :data:`UNKNOWN` where not known.
+      pids, camids: ``[n]`` int64; :data:`han_tf.data.image_lists.UNKNOWN` where not known (null in the files).
       times: ``[n]`` float64, seconds since 1970, UTC; NaN where not known.
       paths: ``[n]`` objects, strings.
     """
@@ -313,7 +311,7 @@ class _ShardFile:
         (joined,) = arrays or [np.empty([0, width], np.float32)]
         return FeatureBatch(
             joined,
-            *(table.column(name).fill_null(int(UNKNOWN)).to_numpy() for name in ("pid", "camid")),
+            *(table.column(name).fill_null(UNKNOWN).to_numpy() for name in ("pid", "camid")),
             table.column("time").fill_null(math.nan).to_numpy(),
             table.column("path").to_numpy(),
         )

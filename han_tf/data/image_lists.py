@@ -1,0 +1,285 @@
+"""Lists of images to extract features of, from folders, patterns, CSV files and data sets.
+
+A CSV file has a header with a column ``path`` (relative to the CSV file's folder, or absolute) and, if they are
+known, ``pid``, ``camid`` and ``time``; further columns are passed over, and a field may be empty. A time is a number of
+seconds since 1970, UTC, or ISO 8601 (``2026-03-01T08:30:00+01:00``; UTC if it names no zone).
+"""
+
+import csv
+import glob
+import hashlib
+import math
+import os
+import re
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any, Optional, Union
+
+import numpy as np
+
+from han_tf.data import dukemtmc, market1501
+from han_tf.data.records import JUNK_PID, Record
+from han_tf.errors import UserError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+"""What names of image files end in, in lower or upper case, where folders and patterns are looked through."""
+
+UNKNOWN = np.iinfo(np.int64).min
+"""Stands for an unknown pid or camid in int64 arrays, as NaN does for an unknown time."""
+
+NAMES = {"market1501": market1501.parse_name, "dukemtmc": dukemtmc.parse_name}
+"""Known ways to name files -> what takes a name without its extension and returns pid and camid, or None."""
+
+FIELDS = ("pid", "camid", "time")
+
+
+@dataclass(frozen=True)
+class ImageList:
+    """Images and what is known of them, sorted by path, each path once.
+
+    Attributes:
+      paths: ``n`` absolute paths.
+      pids, camids: ``[n]`` int64; :data:`UNKNOWN` where not known.
+      times: ``[n]`` float64, seconds since 1970, UTC; NaN where not known.
+      duplicates: how often a path stood in the list again, with the same labels.
+    """
+
+    paths: Sequence[str]
+    pids: np.ndarray
+    camids: np.ndarray
+    times: np.ndarray
+    duplicates: int = 0
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def part(self, start: int, end: int) -> "ImageList":
+        """Returns the images from ``start`` to ``end`` (exclusive)."""
+        return ImageList(*(values[start:end] for values in (self.paths, self.pids, self.camids, self.times)))
+
+    def fingerprint(self) -> str:
+        """Returns 64 hexadecimal digits that change with any path or label; the files themselves are not looked at."""
+        digest = hashlib.sha256()
+        for path in self.paths:
+            digest.update(os.fsencode(path) + b"\0")
+        for values, kind in ((self.pids, "<i8"), (self.camids, "<i8"), (self.times, "<f8")):
+            digest.update(values.astype(kind).tobytes())
+        return digest.hexdigest()
+
+
+def list_images(sources: Sequence[str], names: str = "") -> ImageList:
+    """Returns the images of all sources.
+
+    Args:
+      sources: folders, looked through with all below them; CSV files; image files; patterns (``*``, ``?``, ``[…]``,
+        ``**`` for any folders) of any of these but CSV files.
+      names: how pid, camid and time are read from the files' names where no CSV file tells: a key of :data:`NAMES`;
+        or a regular expression, searched for in the absolute path, with one or more of the groups ``(?P<pid>…)``,
+        ``(?P<camid>…)`` and ``(?P<time>…)``; or ``""`` for not at all.
+
+    Raises:
+      UserError: a source is missing, unreadable or without images; a CSV file does not fit (its line is named); a
+        file's name does not fit; a path stands in the list twice with different labels.
+    """
+    parse = _name_parser(names)
+    collected = _Collected()
+    for source in sources:
+        before = len(collected.paths)
+        if os.path.isdir(source):
+            collected.add_files(_walk(source), parse)
+        elif os.path.splitext(source)[1].lower() == ".csv":
+            _read_csv(source, collected, parse)
+        elif os.path.isfile(source):
+            if not _is_image(os.path.basename(source)):
+                raise UserError(f"{source}: expected a folder, a CSV file (.csv) or an image ({', '.join(SUFFIXES)})")
+            collected.add_files([source], parse)
+        elif glob.has_magic(source):
+            for hit in glob.iglob(source, recursive=True):
+                if os.path.isdir(hit):
+                    collected.add_files(_walk(hit), parse)
+                elif _is_image(os.path.basename(hit)):
+                    collected.add_files([hit], parse)
+        else:
+            raise UserError(f"{source}: no such file or folder, expected images, a folder, a CSV file or a pattern")
+        if len(collected.paths) == before:
+            raise UserError(f"{source}: no images found, expected at least one ({', '.join(SUFFIXES)})")
+    return collected.sorted()
+
+
+def listed_records(records: Sequence[Record]) -> ImageList:
+    """Returns the images of a data set's records.
+
+    Raises:
+      UserError: a path has two records with different labels.
+    """
+    collected = _Collected()
+    for record in records:
+        collected.add(record.path, record.pid, record.camid, math.nan)
+    return collected.sorted()
+
+
+def parse_time(text: str) -> float:
+    """Returns seconds since 1970, UTC, from such a number or ISO 8601; UTC if it names no zone.
+
+    Raises:
+      ValueError: it is neither, or not finite.
+    """
+    try:
+        seconds = float(text)
+    except ValueError:
+        moment = datetime.fromisoformat(re.sub("[zZ]$", "+00:00", text))  # Python 3.10 does not know the Z
+        seconds = (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp()
+    if not math.isfinite(seconds):
+        raise ValueError(f"{text} is not finite")
+    return seconds
+
+
+class _Collected:
+    """Images in the order in which they are found; arrays, since there may be millions."""
+
+    def __init__(self) -> None:
+        self.paths: list[str] = []
+        self.pids, self.camids, self.times = array("q"), array("q"), array("d")
+
+    def add(self, path: str, pid: int, camid: int, time: float) -> None:
+        self.paths.append(os.path.abspath(path))
+        self.pids.append(pid)
+        self.camids.append(camid)
+        self.times.append(time)
+
+    def add_files(self, paths: Union[Sequence[str], Iterator[str]], parse: "_Parse") -> None:
+        for path in paths:
+            self.add(path, **{"pid": UNKNOWN, "camid": UNKNOWN, "time": math.nan, **parse(path)})
+
+    def sorted(self) -> ImageList:
+        order = sorted(range(len(self.paths)), key=self.paths.__getitem__)
+        paths = [self.paths[row] for row in order]
+        arrays = [np.array(values)[order] for values in (self.pids, self.camids, self.times)]
+        kept = np.ones(len(paths), bool)
+        for row in range(1, len(paths)):
+            if paths[row] == paths[row - 1]:
+                for name, values in zip(FIELDS, arrays):
+                    first, again = values[row - 1], values[row]
+                    if first != again and not (math.isnan(first) and math.isnan(again)):
+                        raise UserError(
+                            f"{paths[row]}: in the list twice, with {name} {_shown(first)} and {_shown(again)}, "
+                            "expected one"
+                        )
+                kept[row] = False
+        if kept.all():
+            return ImageList(paths, *arrays)
+        return ImageList(
+            [paths[row] for row in np.flatnonzero(kept)],
+            *(values[kept] for values in arrays),
+            duplicates=int((~kept).sum()),
+        )
+
+
+_Parse = Callable[[str], Mapping[str, Any]]
+"""Takes a path, returns what its name tells of the fields."""
+
+
+def _shown(value: Union[int, float]) -> str:
+    return "unknown" if value == UNKNOWN or math.isnan(value) else str(value)
+
+
+def _is_image(name: str) -> bool:
+    # Hidden files are none: macOS leaves a "._name.jpg" beside each "name.jpg" it copies.
+    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
+
+
+def _walk(folder: str) -> Iterator[str]:
+    """Yields the images in and below ``folder``; links to folders are followed, but no folder is looked at twice."""
+    pending, seen = [folder], set()
+    while pending:
+        current = pending.pop()
+        try:
+            status = os.stat(current)
+            if (status.st_dev, status.st_ino) in seen:
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            with os.scandir(current) as entries:
+                for entry in entries:
+                    if entry.is_dir():
+                        pending.append(entry.path)
+                    elif _is_image(entry.name):
+                        yield entry.path
+        except OSError as error:
+            raise UserError(f"{current}: {error.strerror or error}, expected a readable folder") from error
+
+
+def _read_csv(source: str, collected: _Collected, parse: _Parse) -> None:
+    folder = os.path.dirname(source)
+    try:
+        # Spreadsheet programs put a byte order mark in front, which "utf-8-sig" takes off.
+        with open(source, encoding="utf-8-sig", newline="") as stream:
+            rows = csv.reader(stream, strict=True)
+            header = [column.strip() for column in next(rows, [])]
+            known = [column for column in header if column in ("path", *FIELDS)]
+            if "path" not in known or len(set(known)) < len(known):
+                shown = ",".join(header)
+                raise UserError(f"{source}, line 1: found the header {shown!r}, expected path[,pid][,camid][,time]")
+            for row in rows:
+                if not row:
+                    continue
+                where = f"{source}, line {rows.line_num}"
+                if len(row) != len(header):
+                    raise UserError(f"{where}: {len(row)} columns, expected {len(header)} ({','.join(header)})")
+                fields = {column: value.strip() for column, value in zip(header, row)}
+                if not fields["path"] or "\0" in fields["path"]:
+                    raise UserError(f"{where}: path is {fields['path']!r}, expected an image file")
+                path = os.path.join(folder, fields["path"])
+                told = {name: _field(where, name, fields[name]) for name in FIELDS if fields.get(name)}
+                collected.add(path, **{"pid": UNKNOWN, "camid": UNKNOWN, "time": math.nan, **parse(path), **told})
+    except OSError as error:
+        raise UserError(f"{source}: {error.strerror or error}, expected a CSV file with a column path") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{source}: not a CSV file in UTF-8 ({error})") from error
+
+
+def _field(where: str, name: str, text: str) -> Union[int, float]:
+    """Returns the value of a field that is not empty."""
+    if name == "time":
+        try:
+            return parse_time(text)
+        except (ValueError, OverflowError) as error:
+            raise UserError(f"{where}: time is {text!r}, expected seconds since 1970 or ISO 8601") from error
+    smallest = JUNK_PID if name == "pid" else 0
+    value = int(text) if re.fullmatch(r"-?[0-9]{1,18}", text) else None
+    if value is None or value < smallest:
+        raise UserError(f"{where}: {name} is {text!r}, expected an integer of at least {smallest}")
+    return value
+
+
+def _name_parser(names: str) -> _Parse:
+    if not names:
+        return lambda path: {}
+    if names in NAMES:
+
+        def parse_known(path: str) -> Mapping[str, Any]:
+            stem = os.path.basename(path)
+            while os.path.splitext(stem)[1].lower() in SUFFIXES:  # real copies hold a few ".jpg.jpg"
+                stem = os.path.splitext(stem)[0]
+            fields: Optional[Any] = NAMES[names](stem)
+            if fields is None:
+                raise UserError(f"{path}: the file name does not fit, expected one as in {names}")
+            return {"pid": fields.pid, "camid": fields.camid}
+
+        return parse_known
+    try:
+        pattern = re.compile(names)
+    except re.error as error:
+        raise UserError(f"names {names!r}: expected {', '.join(NAMES)} or a regular expression ({error})") from error
+    if not pattern.groupindex or set(pattern.groupindex) - {*FIELDS}:
+        groups = " ".join(f"(?P<{name}>…)" for name in FIELDS)
+        raise UserError(f"names {names!r}: expected {', '.join(NAMES)} or an expression with groups of {groups}")
+
+    def parse(path: str) -> Mapping[str, Any]:
+        match = pattern.search(os.path.abspath(path))
+        if match is None:
+            raise UserError(f"{path}: the path does not fit the expression {names!r}")
+        return {name: _field(path, name, text) for name, text in match.groupdict().items() if text}
+
+    return parse
