@@ -8,6 +8,7 @@ from typing import Any, Optional
 import numpy as np
 from tqdm import tqdm
 
+from han_tf.metrics.checks import HELD_BYTES
 from han_tf.metrics.distances import DistanceSource
 
 STRIPE_ROWS = 32
@@ -35,7 +36,7 @@ def block_shape(source: DistanceSource, memory_mb: int, threads: int) -> tuple[i
     """Returns how many queries and gallery images to take at once to use most of ``memory_mb``, no more."""
     n_query, n_gallery = source.shape
     itemsize = source.dtype.itemsize
-    budget = int(0.8 * memory_mb * 2**20)
+    budget = max(2**20, int(0.8 * (memory_mb * 2**20 - HELD_BYTES * n_gallery)))
     rows = budget // 2 // (itemsize * min(n_gallery, WIDE))
     rows = min(n_query, max(LEAST_ROWS, min(MOST_ROWS, rows)))
     at_work = min(threads, math.ceil(rows / STRIPE_ROWS)) * STRIPE_ROWS

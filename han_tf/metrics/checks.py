@@ -1,5 +1,6 @@
 """Checks of what users hand in: each mistake is one line that names the array."""
 
+import math
 import os
 from typing import Any, Optional
 
@@ -12,6 +13,13 @@ ROWS = 256
 
 LEAST_MEMORY = 16
 """Smallest memory budget, in MiB."""
+
+HELD_BYTES = 64
+"""What ranking or verification holds per gallery image beside features and labels, when it holds most: the squared
+norm, the order by pid, the camera's number, and masks and copies while these are made."""
+
+HELD_SHARE = 0.6
+"""Share of the memory budget that this may take; the rest is for distances."""
 
 
 def check_features(features: Any, name: str, dimension: Optional[int] = None) -> np.ndarray:
@@ -58,7 +66,7 @@ def squared_norms(features: np.ndarray, name: str) -> np.ndarray:
 
 
 def check_labels(labels: Any, name: str, length: Optional[int] = None) -> np.ndarray:
-    """Returns ``labels`` as int64 ``[n]``.
+    """Returns ``labels`` as int64 ``[n]``, the array itself if it is that already.
 
     Raises:
       UserError: they are missing, no integers, not 1-D, or not ``length`` many.
@@ -72,7 +80,7 @@ def check_labels(labels: Any, name: str, length: Optional[int] = None) -> np.nda
         raise UserError(f"{name} has {len(labels)} entries, expected {length} (one per image)")
     if len(labels) and labels.dtype.kind not in "iu":
         raise UserError(f"{name} has dtype {labels.dtype}, expected integers")
-    return labels.astype(np.int64)
+    return labels.astype(np.int64, copy=False)
 
 
 def check_camids(camids: Any, name: str, length: int) -> np.ndarray:
@@ -103,6 +111,19 @@ def check_count(value: Any, name: str, least: int, most: Optional[int] = None) -
         expected = f"at least {least}" if most is None else f"{least} to {most}"
         raise UserError(f"{name} is {value}, expected {expected}")
     return int(value)
+
+
+def check_memory(memory_mb: Any, n_gallery: int) -> int:
+    """Returns ``memory_mb`` if the metrics can keep to it with so many gallery images.
+
+    Raises:
+      UserError: it is no whole number or too small.
+    """
+    check_count(memory_mb, "memory_mb", LEAST_MEMORY)
+    least = math.ceil(HELD_BYTES * n_gallery / HELD_SHARE / 2**20)
+    if memory_mb < least:
+        raise UserError(f"memory_mb is {memory_mb}, expected at least {least} for {n_gallery:,} gallery images")
+    return int(memory_mb)
 
 
 def default_threads(threads: Optional[int]) -> int:

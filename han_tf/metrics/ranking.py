@@ -17,7 +17,7 @@ import numpy as np
 from han_tf.errors import UserError
 from han_tf.files import atomic_open, write_npz
 from han_tf.metrics.blocks import bracket, sweep, trusted_margins
-from han_tf.metrics.checks import LEAST_MEMORY, check_count, default_threads
+from han_tf.metrics.checks import check_count, check_memory, default_threads
 from han_tf.metrics.distances import DistanceSource, FeatureDistances, MatrixDistances
 from han_tf.metrics.excluders import JUNK_PID, Excluder
 from han_tf.metrics.nearest import FirstK
@@ -282,11 +282,12 @@ def evaluate_distances(
     truth = Truth(source.shape, query_pids, gallery_pids, query_camids, gallery_camids, excluders)
     topk = min(check_count(topk, "topk", 0), n_gallery)
     check_count(max_rank, "max_rank", 1)
+    memory_mb = check_memory(memory_mb, n_gallery)
     ranker = _Ranker(source, truth, topk, camera_pairs)
     sweep(
         source,
         ranker.visit,
-        memory_mb=check_count(memory_mb, "memory_mb", LEAST_MEMORY),
+        memory_mb=memory_mb,
         threads=default_threads(threads),
         label="ranking" if progress else None,
         prepare=ranker.prepare,

@@ -5,7 +5,8 @@ query and a gallery image that the protocol ranks are pooled: pairs of one perso
 impostors. A pair is accepted if its distance is *below* the threshold.
 
 The number of pairs is that of all distances, a thousand million for MSMT17. They are gone through twice: once
-to count impostors by bins of distance, once to look at those in the few bins where a wanted rate falls.
+to count impostors by bins of distance, once to look at those in the few bins where a wanted rate falls; more often
+where memory is short, for some of these bins at a time.
 """
 
 import math
@@ -18,7 +19,7 @@ import numpy as np
 
 from han_tf.errors import UserError
 from han_tf.metrics.blocks import sweep, trusted_margins
-from han_tf.metrics.checks import LEAST_MEMORY, check_count, default_threads
+from han_tf.metrics.checks import check_memory, default_threads
 from han_tf.metrics.distances import DistanceSource, MatrixDistances
 from han_tf.metrics.excluders import Excluder
 from han_tf.metrics.truth import Stripe, Truth
@@ -35,8 +36,11 @@ BINS = 2**16
 SAMPLED = 128
 """Queries, and gallery images, from whose distances the range of the bins is taken."""
 
-COMPACT = 2**21
-"""Exact values that may pile up in the wanted bins before equal ones are merged."""
+VALUES_PER_MB = 2**12
+"""Exact values of impostors that one pass may collect, per MiB of memory; sorting them takes some hundred bytes each."""
+
+MERGED_FROM = 2**16
+"""Values that may pile up before equal ones are merged for the first time."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +128,7 @@ def verify(
         raise UserError(f"wanted_fpr is {wanted_fpr}, expected rates above 0 and at most 1")
     truth = Truth(source.shape, query_pids, gallery_pids, query_camids, gallery_camids, excluders)
     options = {
-        "memory_mb": check_count(memory_mb, "memory_mb", LEAST_MEMORY),
+        "memory_mb": check_memory(memory_mb, source.shape[1]),
         "threads": default_threads(threads),
         "prepare": truth.stripe,
     }
@@ -140,12 +144,15 @@ def verify(
     rates = np.concatenate([wanted, CURVE_FPR])
     # A rounding of the product must not cost an impostor.
     passing = np.floor(rates * impostors * (1 + 1e-12)).astype(np.int64)
-    finder = _Finder(counter, passing[passing < impostors], genuine)
-    sweep(source, finder.visit, label="finding thresholds" if progress else None, **options)
-    thresholds, below = finder.at(passing)
-    fpr = below / impostors
+    finder = _Finder(counter, passing, genuine)
+    for number, windows in enumerate(finder.passes(VALUES_PER_MB * memory_mb), start=1):
+        finder.begin(windows)
+        sweep(source, finder.visit, label=f"finding thresholds, pass {number}" if progress else None, **options)
+        finder.settle()
+    thresholds = finder.thresholds
+    fpr = finder.below / impostors
     tpr = np.searchsorted(genuine, thresholds) / len(genuine)
-    rate, threshold = finder.equal_error()
+    rate, threshold = finder.equal_error
     m = len(wanted)
     return VerificationResult(
         genuine=len(genuine),
@@ -225,16 +232,21 @@ class _Counter:
 
 
 class _Finder:
-    """Second pass: finds exact values at wanted places of the sorted impostors, and the equal error rate.
+    """Later passes: find exact values at wanted places of the sorted impostors, and the equal error rate.
 
     At the same place of their sorted lists, exact and fast values differ by at most the margin. So the exact
     value at a place is among the pairs whose fast values lie at most two margins from the bin in which the fast
-    values have that place. Windows are runs of such bins.
+    values have that place. Windows are runs of such bins; one pass collects the pairs of some of them.
 
     Args:
       counter: the first pass.
       places: places in the sorted impostors, from 0.
       genuine: the exact values of the genuine pairs, sorted.
+
+    Attributes:
+      thresholds: float64 ``[places]``; the exact values at ``places``; infinity past the last impostor.
+      below: int64 ``[places]``; impostors below these.
+      equal_error: the equal error rate and its threshold.
     """
 
     def __init__(self, counter: _Counter, places: np.ndarray, genuine: np.ndarray):
@@ -246,7 +258,7 @@ class _Finder:
         bins = counter.bins.of(genuine.astype(self.source.dtype))
         accepted = np.cumsum(np.bincount(bins, minlength=BINS))
         crossing = int(np.argmax(self.up_to / self.up_to[-1] >= 1 - accepted / len(genuine)))
-        centres = np.append(np.searchsorted(self.up_to, places, side="right"), crossing)
+        centres = np.append(np.searchsorted(self.up_to, places[places < self.up_to[-1]], side="right"), crossing)
         wanted = np.zeros(BINS + 1, bool)
         for centre in centres:
             wanted[max(centre - reach, 0) : min(centre + reach + 1, BINS)] = True
@@ -256,47 +268,65 @@ class _Finder:
         )
         self.crossing = self.window[crossing]
         self.near_crossing = genuine[self.window[bins] == self.crossing]
+        self.places = places
+        self.thresholds, self.below = np.full(len(places), np.inf), np.full(len(places), self.up_to[-1])
+        self.equal_error = (math.nan, math.nan)
+        self.lock = Lock()
+
+    def passes(self, room: int) -> list[np.ndarray]:
+        """Divides the windows into runs that hold at most ``room`` impostors each, or a single window."""
+        held = np.bincount(self.window[:BINS] + 1, self.counter.histogram, len(self.starts) + 1)[1:]
+        passes, size = [[0]], held[0]
+        for window in range(1, len(held)):
+            if size + held[window] > room:
+                passes.append([])
+                size = 0
+            passes[-1].append(window)
+            size += held[window]
+        return [np.array(windows) for windows in passes]
+
+    def begin(self, windows: np.ndarray) -> None:
+        """Begins a pass over the impostors of ``windows``."""
+        self.collected = np.where(np.isin(self.window, windows), self.window, np.int32(-1))
         self.before = np.zeros(len(self.starts), np.int64)  # impostors in the bins before each window
         self.found = [(np.empty(0, np.int64), np.empty(0), np.empty(0, np.int64))]
-        self.size, self.room = 0, COMPACT
-        self.lock = Lock()
+        self.size = self.merged_size = 0
 
     def visit(self, stripe: Stripe, rows: slice, fast: np.ndarray, part: slice) -> None:
         bins, counts = self.counter.impostor_bins(stripe, fast, part)
-        local, columns = np.divmod(np.flatnonzero(self.window[bins] >= 0), bins.shape[1])
+        local, columns = np.divmod(np.flatnonzero(self.collected[bins] >= 0), bins.shape[1])
         values = self.source.exact(local + rows.start, columns + part.start)
-        found = _merged([(self.window[bins[local, columns]], values, np.ones(len(values), np.int64))])
+        found = _merged([(self.collected[bins[local, columns]], values, np.ones(len(values), np.int64))])
         with self.lock:
             self.before += np.append(0, np.cumsum(counts))[self.starts]
             self.found.append(found)
             self.size += len(found[0])
-            if self.size > self.room:
+            # Pairs that tie are one value: a window with many of them stays small.
+            if self.size > 2 * self.merged_size + MERGED_FROM:
                 self.found = [_merged(self.found)]
-                self.size = len(self.found[0][0])
-                self.room = max(COMPACT, 2 * self.size)
+                self.size = self.merged_size = len(self.found[0][0])
+
+    def settle(self) -> None:
+        """Ends a pass: finds what was wanted of its windows."""
+        self.found = [_merged(self.found)]
+        for i, place in enumerate(self.places):
+            if place < self.up_to[-1]:
+                window = self.collected[np.searchsorted(self.up_to, place, side="right")]
+                if window >= 0:
+                    values, ends = self._values(window)
+                    index = np.searchsorted(ends, place, side="right")
+                    self.thresholds[i] = values[index]
+                    self.below[i] = ends[index - 1] if index else self.before[window]
+        if (self.collected == self.crossing).any():
+            self.equal_error = self._equal_error()
 
     def _values(self, window: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns the distinct impostor values of a window, rising, and how many impostors they end."""
-        if len(self.found) > 1:
-            self.found = [_merged(self.found)]
         windows, values, counts = self.found[0]
-        mine = windows == window
+        mine = slice(*np.searchsorted(windows, [window, window + 1]))
         return values[mine], self.before[window] + np.cumsum(counts[mine])
 
-    def at(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the exact values at ``places`` and the number of impostors below; infinity past the last."""
-        thresholds, below = np.full(len(places), np.inf), np.full(len(places), self.up_to[-1])
-        for i, place in enumerate(places):
-            if place < self.up_to[-1]:
-                window = self.window[np.searchsorted(self.up_to, place, side="right")]
-                values, ends = self._values(window)
-                index = np.searchsorted(ends, place, side="right")
-                thresholds[i] = values[index]
-                below[i] = ends[index - 1] if index else self.before[window]
-        return thresholds, below
-
-    def equal_error(self) -> tuple[float, float]:
-        """Returns the equal error rate and its threshold."""
+    def _equal_error(self) -> tuple[float, float]:
         values, ends = self._values(self.crossing)
         ends = np.append(self.before[self.crossing], ends)
         steps = np.unique(np.concatenate([values, self.near_crossing]))

@@ -275,6 +275,13 @@ def test_memory_stays_within_the_budget(kind, tmp_path):
     assert peak < 16 * 2**20
 
 
+def test_a_budget_too_small_for_the_labels_is_refused():
+    source = FeatureDistances(np.ones((1, 1), np.float32), np.ones((400_000, 1), np.float32))
+    labels = [np.zeros(n, np.int64) for n in source.shape]
+    with pytest.raises(UserError, match="memory_mb is 16, expected at least 41 for 400,000 gallery images"):
+        evaluate_distances(source, *labels, *labels, memory_mb=16)
+
+
 def test_excluders_by_hand():
     gallery = {"groups": [1, 1, 2, 1], "frames": [10, 14, 10, 30]}
     window = frame_window([1, 2], gallery["groups"], [12, 12], gallery["frames"], window=2)

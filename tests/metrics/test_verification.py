@@ -1,6 +1,7 @@
 """Thresholds and rates equal those of the sorted list of all pairs."""
 
 import json
+import tracemalloc
 
 import metrics_reference as reference
 import numpy as np
@@ -21,17 +22,18 @@ WANTED = (1, 0.5, 0.1, 0.03, 1e-3)
     st.booleans(),
     st.tuples(st.integers(1, 12), st.integers(1, 60), st.integers(1, 5)),
     st.sampled_from([2**16, 8, 2]),
-    st.sampled_from([2**21, 3]),
+    st.sampled_from([(2**12, 2**16), (0, 3), (2**12, 3)]),
     st.integers(1, 2),
 )
-def test_equals_the_slow_one(problem, from_features, shape, bins, room, threads):
+def test_equals_the_slow_one(problem, from_features, shape, bins, rooms, threads):
     query, gallery, labels = problem
     squared = reference.squared_distances(query, gallery)
     expected = reference.separation(squared, *labels, WANTED)
     with pytest.MonkeyPatch.context() as monkeypatch:
         cut(monkeypatch, *shape)
         monkeypatch.setattr(verification, "BINS", bins)
-        monkeypatch.setattr(verification, "COMPACT", room)
+        monkeypatch.setattr(verification, "VALUES_PER_MB", rooms[0])
+        monkeypatch.setattr(verification, "MERGED_FROM", rooms[1])
         source = FeatureDistances(query, gallery) if from_features else squared
         if expected is None:
             with pytest.raises(UserError, match=r"there are no (genuine|impostor) pairs"):
@@ -57,6 +59,19 @@ def test_two_separate_heaps_by_hand():
     assert result.equal_error_rate == 0
     report = json.loads(json.dumps(result.to_dict(), allow_nan=False))
     assert report["operating_points"][2] == {"wanted_fpr": 1, "threshold": None, "fpr": 1, "tpr": 1}
+
+
+def test_memory_stays_within_the_budget():
+    n_query, n_gallery = 300, 120_000
+    rng = np.random.default_rng(0)
+    source = FeatureDistances(*(rng.standard_normal((n, 8), np.float32) for n in (n_query, n_gallery)))
+    labels = [rng.integers(0, m, n) for m in (300, 4) for n in (n_query, n_gallery)]
+    tracemalloc.start()
+    verify(source, *labels, memory_mb=16, threads=2)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert n_query * n_gallery * 4 > 8 * 16 * 2**20
+    assert peak < 16 * 2**20
 
 
 def test_same_digits_for_any_memory_and_threads(monkeypatch):
