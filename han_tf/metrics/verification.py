@@ -37,7 +37,7 @@ SAMPLED = 128
 """Queries, and gallery images, from whose distances the range of the bins is taken."""
 
 VALUES_PER_MB = 2**12
-"""Exact values of impostors that one pass may collect, per MiB of memory; sorting them takes some hundred bytes each."""
+"""Exact values of impostors that one pass may collect, per MiB of memory; each takes some hundred bytes to sort."""
 
 MERGED_FROM = 2**16
 """Values that may pile up before equal ones are merged for the first time."""
