@@ -1,0 +1,143 @@
+"""Serve a gallery: search by image over HTTP, and a page to look at the answers.
+
+  python -m han_tf.serve --index DIR [--model DIR]
+
+Prints the address when it is ready. Ctrl-C or SIGTERM stops it; what was accepted is finished first.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Optional, Union
+
+from absl import flags
+
+from han_tf import cli as command_line
+from han_tf.errors import UserError
+from han_tf.serve.limits import Limits
+
+DEFAULTS = Limits()
+
+FLAGS = command_line.new_flags()
+flags.DEFINE_string("index", "", "The gallery: a folder, a Milvus Lite file or an address.", flag_values=FLAGS)
+flags.DEFINE_string(
+    "model", "", "A run's folder or an exported model; if empty, one in --runs_dir that fits.", flag_values=FLAGS
+)
+flags.DEFINE_string(
+    "attention", "", "Run whose network draws attention overlays; the model's own if empty.", flag_values=FLAGS
+)
+flags.DEFINE_string("runs_dir", "runs", "Where runs are kept.", flag_values=FLAGS)
+flags.DEFINE_list(
+    "images", [], "Folders from which the gallery's images may be shown; those it lies in if empty.", flag_values=FLAGS
+)
+flags.DEFINE_string("state", "", "Folder for feedback and added images; INDEX.service if empty.", flag_values=FLAGS)
+flags.DEFINE_string("host", "127.0.0.1", "Address to listen on.", flag_values=FLAGS)
+flags.DEFINE_integer("port", 8000, "Port to listen on; 0 for any free one.", 0, 65535, flag_values=FLAGS)
+flags.DEFINE_list(
+    "allowed_hosts",
+    [],
+    "Names clients may call the service by; needed for a --host of all addresses.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_integer("threads", None, "Threads of the network; one per core if not given.", 1, flag_values=FLAGS)
+flags.DEFINE_float(
+    "max_upload_mb", DEFAULTS.upload_bytes / 2**20, "Largest request, MiB.", 0.01, 1024, flag_values=FLAGS
+)
+flags.DEFINE_float("max_megapixels", DEFAULTS.pixels / 1e6, "Largest image.", 0.01, 1000, flag_values=FLAGS)
+flags.DEFINE_integer("max_k", DEFAULTS.max_k, "Most hits of a search.", 1, 10_000, flag_values=FLAGS)
+flags.DEFINE_integer("batch", DEFAULTS.batch, "Most images of one pass.", 1, 4096, flag_values=FLAGS)
+flags.DEFINE_float(
+    "batch_wait_ms", DEFAULTS.batch_wait_ms, "How long an image waits for others.", 0, 1000, flag_values=FLAGS
+)
+flags.DEFINE_integer("queue", DEFAULTS.queue, "Most that may wait; more get a 503.", 1, 100_000, flag_values=FLAGS)
+flags.DEFINE_integer("connections", DEFAULTS.connections, "Open at a time.", 1, 100_000, flag_values=FLAGS)
+flags.DEFINE_integer("requests", DEFAULTS.requests, "Being answered at a time.", 1, 100_000, flag_values=FLAGS)
+flags.DEFINE_float("body_seconds", DEFAULTS.body_seconds, "For a body to arrive.", 0.1, 3600, flag_values=FLAGS)
+flags.DEFINE_float("request_seconds", DEFAULTS.request_seconds, "For an answer.", 0.1, 3600, flag_values=FLAGS)
+flags.register_validator("index", bool, "expected the folder of an index", flag_values=FLAGS)
+
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+EVERYWHERE = ("", "0.0.0.0", "::")
+
+
+def main(values: flags.FlagValues) -> None:
+    """Serves as the flags say, until a signal."""
+    _check_installed()
+    from han_tf.search import open_gallery
+    from han_tf.serve.running import address_of, open_service, serve
+    from han_tf.serve.server import listen
+
+    hosts = allowed_hosts(values.host, values.allowed_hosts)
+    limits = Limits(
+        upload_bytes=int(values.max_upload_mb * 2**20),
+        pixels=int(values.max_megapixels * 1e6),
+        max_k=values.max_k,
+        batch=values.batch,
+        batch_wait_ms=values.batch_wait_ms,
+        queue=values.queue,
+        connections=values.connections,
+        requests=values.requests,
+        body_seconds=values.body_seconds,
+        request_seconds=values.request_seconds,
+    )
+    bound = listen(values.host, values.port)
+    service = open_service(
+        open_gallery(values.index, writable=True),
+        model=values.model or None,
+        attention=values.attention or None,
+        runs_dir=values.runs_dir,
+        state=values.state or state_folder(values.index),
+        image_roots=values.images,
+        threads=values.threads,
+        limits=limits,
+    )
+    print(service.describe())
+    serve(service, bound, hosts, lambda: print(f"ready: {address_of(bound)} (Ctrl-C stops)", flush=True))
+
+
+def allowed_hosts(host: str, names: Sequence[str]) -> set[str]:
+    """Returns the names by which clients may call a service that listens on ``host``.
+
+    Raises:
+      UserError: it listens on all addresses, and no names are given.
+    """
+    if host in EVERYWHERE and not names:
+        raise UserError(
+            f"--host {host or repr(host)} listens on every address of this machine, expected --allowed_hosts with the "
+            "names that clients call it by"
+        )
+    own = LOOPBACK if host in LOOPBACK or host in EVERYWHERE else (host,)
+    return {name.lower().strip("[]") for name in (*own, *names)}
+
+
+def state_folder(index: Union[str, Path]) -> str:
+    """Returns where the service of an index keeps what is its own.
+
+    Raises:
+      UserError: the index is at an address.
+    """
+    if "://" in str(index):
+        raise UserError(f"--index {index} is an address, expected --state with a folder for feedback and added images")
+    return f"{Path(index).absolute()}.service"
+
+
+def _check_installed() -> None:
+    missing: Optional[ImportError] = None
+    try:
+        import fastapi  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import python_multipart  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        missing = error
+    if missing is not None:
+        raise UserError(f"the service needs {missing.name}, expected: pip install 'han-tf[serve]'") from missing
+
+
+def cli() -> None:
+    """Runs the command line."""
+    sys.exit(command_line.run(main, FLAGS, __doc__))
+
+
+if __name__ == "__main__":
+    cli()

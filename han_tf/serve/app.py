@@ -1,0 +1,404 @@
+"""The service over HTTP: routes, their documentation, and errors as JSON."""
+
+import re
+import time as clock
+from collections.abc import Collection
+from contextlib import asynccontextmanager
+from hashlib import sha256
+from importlib import resources
+from typing import Annotated, Any, Optional
+
+from fastapi import FastAPI, File, Form, Path, Query, Request, UploadFile
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import Field
+from starlette.exceptions import HTTPException
+
+from han_tf import __version__
+from han_tf.search import Entry, Filters
+from han_tf.serve import schemas
+from han_tf.serve.attention import Kind
+from han_tf.serve.guards import App, Guard, Message, Receive, Send
+from han_tf.serve.limits import Refusal
+from han_tf.serve.schemas import ID_LIMIT
+from han_tf.serve.service import LISTED, Picture, Service
+from han_tf.serve.service import Query as SearchQuery
+
+PAGE_TYPES = {"html": "text/html; charset=utf-8", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
+"""Ending of a file of the page -> its media type."""
+
+MOST_CAMERAS = 1000
+NAME_LENGTH = 200
+
+DESCRIPTION = """
+Search a gallery of person images by another image: which of them show the same person?
+
+Images are JPEG, PNG, WebP or BMP. Distances are L2 distances of features. A hit beyond the threshold is shown and
+marked `beyond`; if all are, the answer is `"known": false`, not in the gallery. Times are seconds since 1970 UTC.
+Errors are `{"error": "one line"}`; 503 comes with `Retry-After`.
+"""
+
+Id = Annotated[int, Path(ge=0, le=ID_LIMIT, description="id of an entry of the gallery")]
+Image = Annotated[UploadFile, File(description="JPEG, PNG, WebP or BMP")]
+KindParameter = Annotated[Kind, Query(description="heat of soft attention, regions of hard attention, or both")]
+LevelParameter = Annotated[int, Query(ge=1, le=100, description="level of the network, from 1")]
+Number = Annotated[int, Field(ge=-ID_LIMIT, le=ID_LIMIT)]
+Time = Annotated[
+    Optional[float], Form(ge=-1e12, le=1e12, allow_inf_nan=False, description="seconds since 1970 UTC, if known")
+]
+Bound = Annotated[
+    Optional[float], Form(ge=-1e12, le=1e12, allow_inf_nan=False, description="`after <= time < before`, seconds UTC")
+]
+
+
+def _responses(*statuses: int) -> dict[int, dict[str, Any]]:
+    texts = {
+        400: "The body is no form.",
+        403: "Sent by a page of another site.",
+        404: "There is no such thing.",
+        408: "The body came too slowly.",
+        413: "Too many bytes or pixels.",
+        415: "No image, or in another format.",
+        421: "Meant for another host.",
+        422: "Something of the request does not fit.",
+        503: "Too much at once, too slow, or the gallery is out of reach; try again after `Retry-After` seconds.",
+    }
+    return {status: {"model": schemas.Error, "description": texts[status]} for status in (*statuses, 421, 503)}
+
+
+READS = _responses(422)
+READS_ENTRY = _responses(404, 422)
+UPLOADS = _responses(400, 403, 408, 413, 415, 422)
+WRITES = _responses(400, 403, 408, 413, 422)
+
+
+def _image_response(media_type: str) -> dict[int, dict[str, Any]]:
+    schema = {"schema": {"type": "string", "contentMediaType": media_type}}
+    return {200: {"description": "The image.", "content": {media_type: schema}}}
+
+
+def _text_response(media_type: str, description: str) -> dict[int, dict[str, Any]]:
+    return {200: {"description": description, "content": {media_type: {"schema": {"type": "string"}}}}}
+
+
+def create_app(service: Service) -> FastAPI:
+    """Returns the routes of ``service``, without the guards of :func:`guarded`.
+
+    The service starts and closes with the application.
+    """
+    limits = service.limits
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> Any:
+        await service.start()
+        try:
+            yield
+        finally:
+            await service.close()
+
+    app = FastAPI(
+        title="han-tf",
+        version=__version__,
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        docs_url=None,  # FastAPI's own page loads its code from elsewhere; /docs below is ours
+        redoc_url=None,
+        redirect_slashes=False,
+        openapi_tags=[
+            {"name": "search", "description": "Features, and who is like whom."},
+            {"name": "gallery", "description": "The images that are searched."},
+            {"name": "feedback", "description": "What people say about hits."},
+            {"name": "page", "description": "What the page needs beside that."},
+            {"name": "operation", "description": "For whoever runs the service."},
+        ],
+    )
+    _add_errors(app)
+
+    async def picture_of(image: UploadFile) -> Picture:
+        return await service.read(await image.read())
+
+    @app.post("/embed", tags=["search"], responses=UPLOADS)
+    async def embed(image: Image) -> schemas.Embedding:
+        """Returns the feature of an image."""
+        picture = await picture_of(image)
+        feature = await service.embed(picture)
+        return schemas.Embedding(feature=feature.tolist(), model=service.extractor.checksum, sha256=picture.sha256)
+
+    @app.post("/search", tags=["search"], responses={**UPLOADS, **_responses(404)})
+    async def search(
+        image: Annotated[Optional[UploadFile], File(description="what to search for; or give `id`")] = None,
+        id: Annotated[
+            Optional[int], Form(ge=0, le=ID_LIMIT, description="an entry to search for; or give `image`")
+        ] = None,
+        k: Annotated[int, Form(ge=1, le=limits.max_k, description="most hits")] = 20,
+        cameras: Annotated[
+            list[Number], Form(max_length=MOST_CAMERAS, description="from these cameras only; empty for all")
+        ] = [],  # noqa: B006 - FastAPI copies it
+        not_cameras: Annotated[
+            list[Number], Form(max_length=MOST_CAMERAS, description="from none of these cameras")
+        ] = [],  # noqa: B006
+        after: Bound = None,
+        before: Bound = None,
+        threshold: Annotated[
+            Optional[float],
+            Form(ge=0, le=1e6, allow_inf_nan=False, description="L2 distance; the gallery's own if not given"),
+        ] = None,
+        rerank: Annotated[bool, Form(description="sort the nearest anew by k-reciprocal re-ranking")] = False,
+    ) -> schemas.SearchResult:
+        """Finds the entries that are most like an image, or like another entry.
+
+        An entry that is searched for is no hit of itself. Entries whose time is not known are left out when `after`
+        or `before` is given, those whose camera is not known when `cameras` is.
+        """
+        if (image is None) == (id is None):
+            raise Refusal(422, f"{'both' if image else 'neither'} image and id given, expected one of them")
+        if after is not None and before is not None and after >= before:
+            raise Refusal(422, f"after is {after:g} and before {before:g}, expected after < before")
+        if image is not None:
+            picture = await picture_of(image)
+            query = SearchQuery(f"sha256:{picture.sha256}", await service.embed(picture))
+        else:
+            query = await service.query_of_id(id)
+        filters = Filters(tuple(cameras), tuple(not_cameras), after, before)
+        answer = await service.search(query, k, filters, threshold, rerank)
+        hits = [
+            schemas.HitOut(**_entry(hit.entry, hit.name), distance=hit.distance, beyond=hit.beyond, verdict=hit.verdict)
+            for hit in answer.hits
+        ]
+        return schemas.SearchResult(
+            query=query.name, known=answer.known, threshold=answer.threshold, reranked=rerank, hits=hits
+        )
+
+    @app.post("/gallery", tags=["gallery"], status_code=201, responses=UPLOADS)
+    async def add(
+        image: Image,
+        pid: Annotated[Optional[Number], Form(description="person, if known")] = None,
+        camid: Annotated[Optional[Number], Form(description="camera, if known")] = None,
+        time: Time = None,
+        name: Annotated[
+            str, Form(max_length=NAME_LENGTH, description="what to call it; the file's own name if not given")
+        ] = "",
+    ) -> schemas.Added:
+        """Adds an image. Its copy and its entry are on disk when the answer comes."""
+        picture = await picture_of(image)
+        called = _printable(name or re.split(r"[/\\]", image.filename or "")[-1])[:NAME_LENGTH]
+        return schemas.Added(id=await service.add(picture, called, pid, camid, time))
+
+    @app.get("/gallery", tags=["gallery"], responses=READS)
+    async def list_entries(
+        limit: Annotated[int, Query(ge=1, le=limits.max_k, description="most entries")] = LISTED,
+    ) -> schemas.Page:
+        """Returns some entries, in no particular order, for a first look."""
+        entries = await service.list_entries(limit)
+        return schemas.Page(entries=[schemas.EntryOut(**_entry(entry, name)) for entry, name in entries])
+
+    @app.get("/gallery/{id}", tags=["gallery"], responses=READS_ENTRY)
+    async def entry(id: Id) -> schemas.EntryOut:
+        """Returns what is known of an entry."""
+        return schemas.EntryOut(**_entry(*await service.entry(id)))
+
+    @app.delete("/gallery/{id}", tags=["gallery"], responses=WRITES | _responses(404))
+    async def delete(id: Id) -> schemas.Deleted:
+        """Deletes an entry. If it was added by this service, the copy of its image goes, too."""
+        await service.delete(id)
+        return schemas.Deleted(id=id)
+
+    @app.get(
+        "/gallery/{id}/image",
+        tags=["gallery"],
+        responses=READS_ENTRY | _image_response("image/jpeg"),
+        response_class=Response,
+    )
+    async def image(id: Id) -> Response:
+        """Returns the image of an entry as JPEG, shrunk if it is large; upright, without any metadata."""
+        return Response(await service.shown_image(id), media_type="image/jpeg", headers=_CACHED)
+
+    @app.get(
+        "/gallery/{id}/attention",
+        tags=["page"],
+        responses=READS_ENTRY | _image_response("image/png"),
+        response_class=Response,
+    )
+    async def entry_attention(id: Id, kind: KindParameter = "both", level: LevelParameter = 1) -> Response:
+        """Draws what the network attends to in the image of an entry."""
+        return Response(await service.overlay_of_entry(id, kind, level), media_type="image/png", headers=_CACHED)
+
+    @app.post(
+        "/attention",
+        tags=["page"],
+        responses={**UPLOADS, **_responses(404), **_image_response("image/png")},
+        response_class=Response,
+    )
+    async def picture_attention(image: Image, kind: KindParameter = "both", level: LevelParameter = 1) -> Response:
+        """Draws what the network attends to in an image."""
+        overlay = await service.overlay_of_picture(await picture_of(image), kind, level)
+        return Response(overlay, media_type="image/png")
+
+    @app.post("/feedback", tags=["feedback"], responses=WRITES | _responses(404))
+    async def feedback(said: schemas.Feedback) -> schemas.Marked:
+        """Keeps whether a hit of a query shows the same person. A later verdict replaces an earlier one."""
+        when = await service.mark(said.query, said.hit, said.verdict, said.distance)
+        return schemas.Marked(query=said.query, hit=said.hit, verdict=said.verdict, time=when)
+
+    @app.get(
+        "/feedback.csv",
+        tags=["feedback"],
+        responses=_responses() | _text_response("text/csv", "One line per verdict, oldest first."),
+        response_class=Response,
+    )
+    async def export() -> Response:
+        """Returns all verdicts: time, query, hit, verdict, distance and the file name of the hit's image."""
+        headers = {"Content-Disposition": 'attachment; filename="feedback.csv"'}
+        return Response(await service.export(), media_type="text/csv; charset=utf-8", headers=headers)
+
+    @app.get("/overview", tags=["page"], responses=_responses())
+    async def overview() -> schemas.Overview:
+        """Returns what there is to choose from."""
+        attention = service.attention
+        return schemas.Overview(
+            entries=await service.check(),
+            cameras=service.cameras,
+            threshold=service.gallery.threshold,
+            max_k=limits.max_k,
+            upload_bytes=limits.upload_bytes,
+            pixels=limits.pixels,
+            levels=attention.levels if attention else 0,
+            attention=list(attention.kinds) if attention else [],
+            verdicts=await service.count_verdicts(),
+            dimension=service.gallery.dimension,
+            model=service.gallery.checksum,
+        )
+
+    @app.get("/examples", tags=["page"], responses=_responses())
+    async def examples() -> list[schemas.Example]:
+        """Returns queries to try; none but in the demo."""
+        return [schemas.Example(number=n, title=example.title) for n, example in enumerate(service.examples)]
+
+    @app.get(
+        "/examples/{number}/image",
+        tags=["page"],
+        responses=READS_ENTRY | _image_response("image/png"),
+        response_class=Response,
+    )
+    async def example_image(number: Annotated[int, Path(ge=0, le=10_000)]) -> Response:
+        """Returns the image of an example."""
+        return Response(await service.example_image(number), media_type="image/png", headers=_CACHED)
+
+    @app.get("/healthz", tags=["operation"], responses=_responses())
+    async def healthz() -> schemas.Health:
+        """Says that the service can answer; 503 if the gallery cannot be read or too much is waiting."""
+        return schemas.Health(status="ok", entries=await service.check(), model=service.extractor.checksum)
+
+    @app.get(
+        "/metrics",
+        tags=["operation"],
+        responses=_responses() | _text_response(CONTENT_TYPE_LATEST.split(";")[0], "Prometheus' text format."),
+        response_class=Response,
+    )
+    async def metrics() -> Response:
+        """Returns counts and times for Prometheus."""
+        return Response(generate_latest(service.metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    _add_page(app)
+    return app
+
+
+_CACHED = {"Cache-Control": "private, max-age=300"}
+# Entries never change, but a deleted one should be gone soon.
+
+
+def guarded(app: App, service: Service, hosts: Collection[str]) -> App:
+    """Returns ``app`` behind the guards of :mod:`han_tf.serve.guards`, counted and timed.
+
+    Args:
+      app: of :func:`create_app`.
+      service: whose limits and metrics.
+      hosts: the names the service goes by.
+    """
+
+    async def measured(scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await app(scope, receive, send)
+            return
+        begin, status = clock.perf_counter(), 0
+
+        async def watch(message: Message) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
+        try:
+            await app(scope, receive, watch)
+        finally:
+            # The route's pattern, not the path: clients must not make labels.
+            route = getattr(scope.get("route"), "path", "none")
+            method = scope["method"] if scope["method"] in ("GET", "POST", "DELETE") else "other"
+            service.metrics.requests.labels(method, route, status or "none").inc()
+            service.metrics.seconds.labels(route).observe(clock.perf_counter() - begin)
+
+    return Guard(measured, service.limits, hosts, lambda status: service.metrics.refused.labels(status).inc())
+
+
+def _add_errors(app: FastAPI) -> None:
+    @app.exception_handler(Refusal)
+    async def refuse(_: Request, error: Refusal) -> JSONResponse:
+        return JSONResponse({"error": str(error)}, error.status, error.headers)
+
+    @app.exception_handler(HTTPException)
+    async def http_error(_: Request, error: HTTPException) -> JSONResponse:
+        reasons = {404: "there is nothing here", 405: "this cannot be done here"}
+        return JSONResponse(
+            {"error": reasons.get(error.status_code, str(error.detail))}, error.status_code, error.headers
+        )
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        return JSONResponse({"error": "; ".join(map(_sentence, error.errors()[:3]))}, 422)
+
+    @app.exception_handler(Exception)
+    async def bug(_: Request, error: Exception) -> JSONResponse:
+        # The traceback goes to the log: Starlette raises the error again after this answer.
+        return JSONResponse({"error": "a fault of the service; its log says more"}, 500)
+
+
+def _sentence(error: Any) -> str:
+    place = ".".join(str(part) for part in error["loc"] if part not in ("body", "query", "path")) or "request"
+    value = error.get("input")
+    shown = f" is {str(value)[:60]!r}" if isinstance(value, (str, int, float)) else ""
+    return _printable(f"{place}{shown}: {error['msg'][:1].lower()}{error['msg'][1:]}")
+
+
+def _printable(text: str) -> str:
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def _entry(entry: Entry, name: str) -> dict[str, Any]:
+    return {"id": entry.id, "name": name, "pid": entry.pid, "camid": entry.camid, "time": entry.time}
+
+
+def _add_page(app: FastAPI) -> None:
+    folder = resources.files("han_tf.serve") / "page"
+    # Read once: what is served is what was installed, and no request names a file.
+    files = {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
+    tags = {name: f'"{sha256(data).hexdigest()[:32]}"' for name, data in files.items()}
+
+    def serve(name: str, request: Request) -> Response:
+        headers = {"ETag": tags[name], "Cache-Control": "no-cache"}
+        if request.headers.get("if-none-match") == tags[name]:
+            return Response(status_code=304, headers=headers)
+        return Response(files[name], headers=headers, media_type=PAGE_TYPES[name.rpartition(".")[2]])
+
+    @app.get("/", include_in_schema=False)
+    async def page(request: Request) -> Response:
+        return serve("index.html", request)
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs(request: Request) -> Response:
+        return serve("docs.html", request)
+
+    @app.get("/page/{name}", include_in_schema=False)
+    async def file(name: str, request: Request) -> Response:
+        if name not in files:
+            raise Refusal(404, "there is nothing here")
+        return serve(name, request)

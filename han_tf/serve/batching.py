@@ -1,0 +1,154 @@
+"""Queues with an end: batches for the network, and pools of threads for everything else that takes time."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Optional
+
+from han_tf.serve.limits import Refusal, overloaded
+
+
+class Batcher:
+    """Gathers single items into batches for a function that is quicker with many at once.
+
+    The first item of a batch waits ``wait_ms`` for others, unless ``max_batch`` are there already; while a batch is
+    computed, the next one gathers. Batches are computed one after the other, in one thread. What nobody waits for
+    any more (a client went away, or its time ran out) is not computed.
+
+    Args:
+      compute: takes a list of items and returns as many results, in their order.
+      name: what waits, for the message when the queue is full.
+      max_batch: most items of a batch.
+      wait_ms: how long a batch stays open, in ms.
+      max_queue: most items waiting.
+      observe: called with the size of every batch.
+    """
+
+    def __init__(
+        self,
+        compute: Callable[[Sequence[Any]], Sequence[Any]],
+        name: str,
+        max_batch: int,
+        wait_ms: float,
+        max_queue: int,
+        observe: Callable[[int], None] = lambda size: None,
+    ):
+        self._compute = compute
+        self._name = name
+        self._max_batch = max_batch
+        self._wait = wait_ms / 1000
+        self._max_queue = max_queue
+        self._observe = observe
+        self._waiting: deque[tuple[Any, asyncio.Future]] = deque()
+        self._arrived: Optional[asyncio.Event] = None
+        self._worker: Optional[asyncio.Task] = None
+        self._closing = False
+
+    def __len__(self) -> int:
+        """Returns how many items wait."""
+        return len(self._waiting)
+
+    def start(self) -> None:
+        """Begins to compute; called in the event loop that will call it."""
+        self._arrived = asyncio.Event()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"batch-{self._name}")
+        self._worker = asyncio.get_running_loop().create_task(self._work())
+
+    async def __call__(self, item: Any) -> Any:
+        """Returns the result of ``item``.
+
+        Raises:
+          Refusal: 503, the queue is full or being closed.
+          Exception: what ``compute`` raised for the batch.
+        """
+        if self._closing:
+            raise Refusal(503, "the service is stopping")
+        if len(self._waiting) >= self._max_queue:
+            raise overloaded(f"{self._max_queue} {self._name} are waiting")
+        future = asyncio.get_running_loop().create_future()
+        self._waiting.append((item, future))
+        self._arrived.set()
+        return await future
+
+    async def close(self) -> None:
+        """Computes what waits and ends the thread."""
+        self._closing = True
+        if self._worker is not None:
+            self._arrived.set()
+            await self._worker
+            self._thread.shutdown()
+
+    async def _work(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._arrived.wait()
+            if len(self._waiting) < self._max_batch and not self._closing:
+                await asyncio.sleep(self._wait)
+            batch = []
+            while self._waiting and len(batch) < self._max_batch:
+                item, future = self._waiting.popleft()
+                if not future.done():
+                    batch.append((item, future))
+            if not self._waiting and not self._closing:
+                self._arrived.clear()
+            if batch:
+                self._observe(len(batch))
+                try:
+                    results = await loop.run_in_executor(self._thread, self._compute, [item for item, _ in batch])
+                except Exception as error:
+                    results = [error] * len(batch)
+                for (_, future), result in zip(batch, results):
+                    if not future.done():
+                        settle = future.set_exception if isinstance(result, Exception) else future.set_result
+                        settle(result)
+            elif self._closing and not self._waiting:
+                return
+
+
+class Pool:
+    """A few threads with a bounded queue before them.
+
+    Args:
+      threads: how many.
+      name: what waits, for the message when the queue is full.
+      max_queue: most calls waiting or running.
+    """
+
+    def __init__(self, threads: int, name: str, max_queue: int):
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix=f"pool-{name}")
+        self._name = name
+        self._max_queue = max_queue
+        self._pending = 0
+
+    def __len__(self) -> int:
+        """Returns how many calls wait or run."""
+        return self._pending
+
+    async def __call__(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        """Returns what ``function`` returns, called in one of the threads.
+
+        A call that has begun is finished also when nobody waits for it any more.
+
+        Raises:
+          Refusal: 503, the queue is full.
+        """
+        if self._pending >= self._max_queue:
+            raise overloaded(f"{self._max_queue} {self._name} are waiting")
+        self._pending += 1
+        try:
+            future = self._threads.submit(function, *arguments, **options)
+        except RuntimeError as error:
+            self._pending -= 1
+            raise Refusal(503, "the service is stopping") from error
+        loop = asyncio.get_running_loop()
+        # Counted until the call itself is done: a client that went away has not freed its thread.
+        future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._finished))
+        return await asyncio.wrap_future(future)
+
+    def _finished(self) -> None:
+        self._pending -= 1
+
+    async def close(self) -> None:
+        """Waits for what has been accepted and ends the threads."""
+        await asyncio.get_running_loop().run_in_executor(None, self._threads.shutdown)

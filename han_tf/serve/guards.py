@@ -1,0 +1,206 @@
+"""What stands between the network and the application: whom to answer, how much to read, how long to wait.
+
+An ASGI middleware. It reads the whole body before the application sees the request, so that size and time are judged
+in one place and the application is never left with half of one.
+"""
+
+import asyncio
+import json
+import time
+from collections.abc import Awaitable, Callable, Collection, MutableMapping
+from typing import Any, Optional
+from urllib.parse import urlsplit
+
+from han_tf.serve.limits import Limits, Refusal, overloaded
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Message, Receive, Send], Awaitable[None]]
+
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
+    "form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
+)
+"""The page runs its own files and nothing else; blob: shows a picture that was picked but not yet sent."""
+
+HEADERS = (
+    (b"content-security-policy", POLICY.encode()),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+)
+
+SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+
+_DRAINED_SECONDS = 2.0
+_DRAINED_TIMES = 4
+
+
+class Guard:
+    """Refuses what must not reach the application, and answers when the application is too slow.
+
+    - A ``Host`` that is none of ``hosts``: 421. A page elsewhere that has its name resolved to this machine (DNS
+      rebinding) still sends its own name.
+    - A request that may change something, sent by another site's page (``Origin``, ``Sec-Fetch-Site``): 403.
+    - More requests at a time than allowed, more bytes of bodies together: 503. A body too large, by its
+      ``Content-Length`` or by what really arrives: 413. One that arrives too slowly: 408.
+    - An answer that takes too long: 503.
+
+    Args:
+      app: the application.
+      limits: the bounds.
+      hosts: names, without port, that the service goes by; lower case.
+      refused: called with the status of each request that is refused here.
+    """
+
+    def __init__(
+        self, app: App, limits: Limits, hosts: Collection[str], refused: Callable[[int], None] = lambda status: None
+    ):
+        self._app = app
+        self._limits = limits
+        self._hosts = frozenset(hosts)
+        self._refused = refused
+        self._requests = 0
+        self._buffered = 0
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Answers one request."""
+        if scope["type"] != "http":
+            if scope["type"] == "lifespan":
+                await self._app(scope, receive, send)
+            return
+        answer = _Answer(send, self._limits.request_seconds)
+        held = 0
+        self._requests += 1
+        try:
+            headers = _headers(scope)
+            self._check(scope, headers)
+            if self._requests > self._limits.requests:
+                raise overloaded(f"{self._limits.requests} requests are being answered")
+            body = bytearray()
+            deadline = time.monotonic() + self._limits.body_seconds
+            self._check_announced(headers)
+            more = True
+            while more:
+                message = await _receive_before(receive, deadline, self._limits.body_seconds)
+                if message["type"] == "http.disconnect":
+                    return
+                body += message.get("body", b"")
+                self._buffered += len(body) - held
+                held = len(body)
+                more = message.get("more_body", False)
+                if held > self._limits.upload_bytes:
+                    raise _too_large(self._limits.upload_bytes)
+                if self._buffered > self._limits.buffered_bytes:
+                    raise overloaded("too many bytes are on their way")
+            await self._run(scope, bytes(body), receive, answer)
+        except Refusal as refusal:
+            self._refused(refusal.status)
+            if not answer.started:
+                # What the client still sends is read and dropped for a while: a connection that is closed on data
+                # nobody read is reset, and the client would never see the reason. Not if it waits to be asked.
+                if refusal.status == 413 and b"100-continue" not in headers.get(b"expect", b""):
+                    await _drain(receive, _DRAINED_TIMES * self._limits.upload_bytes)
+                await answer.refuse(refusal)
+        finally:
+            self._requests -= 1
+            self._buffered -= held
+
+    async def _run(self, scope: Message, body: bytes, receive: Receive, answer: "_Answer") -> None:
+        sent = False
+
+        async def replay() -> Message:
+            nonlocal sent
+            if not sent:
+                sent = True
+                return {"type": "http.request", "body": body, "more_body": False}
+            return await receive()
+
+        try:
+            await asyncio.wait_for(self._app(scope, replay, answer.send), self._limits.request_seconds)
+        except asyncio.TimeoutError:
+            raise Refusal(503, f"no answer within {self._limits.request_seconds:g} seconds") from None
+
+    def _check(self, scope: Message, headers: dict[bytes, bytes]) -> None:
+        host = headers.get(b"host", b"").decode("latin-1").lower()
+        if _name(host) not in self._hosts:
+            raise Refusal(421, f"host is {host[:100]!r}, expected {' or '.join(sorted(self._hosts))}")
+        if scope["method"] in SAFE_METHODS:
+            return
+        origin = headers.get(b"origin")
+        site = headers.get(b"sec-fetch-site", b"none")
+        if site not in (b"none", b"same-origin") or (origin is not None and not _same(origin.decode("latin-1"), host)):
+            raise Refusal(403, "a page of another site may not do this")
+
+    def _check_announced(self, headers: dict[bytes, bytes]) -> None:
+        announced = headers.get(b"content-length", b"0")
+        if announced.isdigit() and int(announced[:20]) > self._limits.upload_bytes:
+            raise _too_large(self._limits.upload_bytes)
+
+
+class _Answer:
+    """Passes an answer on with the headers every answer has, and remembers whether it has begun."""
+
+    def __init__(self, send: Send, seconds: float):
+        self._send = send
+        self._seconds = seconds
+        self.started = False
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.started = True
+            headers = list(message.get("headers", ()))
+            if not any(name.lower() == b"cache-control" for name, _ in headers):
+                headers.append((b"cache-control", b"no-store"))
+            message = {**message, "headers": [*headers, *HEADERS]}
+        # A client that does not take its answer would hold it in memory for ever.
+        await asyncio.wait_for(self._send(message), self._seconds)
+
+    async def refuse(self, refusal: Refusal) -> None:
+        body = json.dumps({"error": str(refusal)}).encode()
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        headers += [(name.lower().encode(), value.encode()) for name, value in refusal.headers.items()]
+        headers.append((b"connection", b"close"))  # the rest of the body may still be on its way
+        await self.send({"type": "http.response.start", "status": refusal.status, "headers": headers})
+        await self.send({"type": "http.response.body", "body": body})
+
+
+async def _receive_before(receive: Receive, deadline: float, seconds: float) -> Message:
+    try:
+        return await asyncio.wait_for(receive(), max(0.0, deadline - time.monotonic()))
+    except asyncio.TimeoutError:
+        raise Refusal(408, f"the body has not arrived within {seconds:g} seconds") from None
+
+
+async def _drain(receive: Receive, most: int) -> None:
+    deadline = time.monotonic() + _DRAINED_SECONDS
+    try:
+        while most > 0:
+            message = await _receive_before(receive, deadline, _DRAINED_SECONDS)
+            most -= len(message.get("body", b""))
+            if message["type"] == "http.disconnect" or not message.get("more_body", False):
+                return
+    except Refusal:
+        return
+
+
+def _headers(scope: Message) -> dict[bytes, bytes]:
+    return {name.lower(): value for name, value in scope["headers"]}
+
+
+def _name(host: str) -> Optional[str]:
+    try:
+        return urlsplit(f"//{host}").hostname
+    except ValueError:
+        return None
+
+
+def _same(origin: str, host: str) -> bool:
+    """Tells whether an ``Origin`` is the one the request was sent to; ``null`` never is."""
+    return origin.lower() in (f"http://{host}", f"https://{host}")
+
+
+def _too_large(limit: int) -> Refusal:
+    return Refusal(413, f"the request is too large, expected at most {limit:,} bytes")

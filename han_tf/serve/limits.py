@@ -1,0 +1,66 @@
+"""How much of the machine the service gives away, and the errors that say so."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds of everything a client can ask for.
+
+    Attributes:
+      upload_bytes: largest body of a request.
+      pixels: largest image, width times height; judged by its header, before it is decoded.
+      buffered_bytes: all bodies together that are held at a time.
+      body_seconds: time in which a body must have arrived.
+      request_seconds: time for everything else, from the whole body to the answer; also for a client to take it.
+      header_seconds: time in which the head of a request must have arrived.
+      keep_alive_seconds: how long a connection may be idle between requests.
+      connections: open at a time.
+      requests: being answered at a time.
+      batch: most images of one pass through the network.
+      batch_wait_ms: how long the first image of a batch waits for others.
+      queue: most images waiting for the network; the same number of searches may wait for the gallery.
+      max_k: most hits of a search.
+      shutdown_seconds: how long a stopping service goes on answering what it had accepted.
+    """
+
+    upload_bytes: int = 8 * 2**20
+    pixels: int = 16_000_000
+    buffered_bytes: int = 256 * 2**20
+    body_seconds: float = 15.0
+    request_seconds: float = 30.0
+    header_seconds: float = 10.0
+    keep_alive_seconds: int = 15
+    connections: int = 512
+    requests: int = 256
+    batch: int = 32
+    batch_wait_ms: float = 4.0
+    queue: int = 256
+    max_k: int = 200
+    shutdown_seconds: int = 30
+
+
+RETRY_AFTER = 1
+"""Seconds after which a client that was turned away may come again: a full queue is worked off within one."""
+
+
+class Refusal(Exception):
+    """A request is not answered as asked; the message is one line for the client.
+
+    Attributes:
+      status: the HTTP status, 4xx or 503.
+    """
+
+    def __init__(self, status: int, reason: str):
+        super().__init__(reason)
+        self.status = status
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What the answer tells beside its reason."""
+        return {"Retry-After": str(RETRY_AFTER)} if self.status == 503 else {}
+
+
+def overloaded(what: str) -> Refusal:
+    """Returns the answer to what does not fit into a queue."""
+    return Refusal(503, f"too much at once: {what}; try again in a moment")

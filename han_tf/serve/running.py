@@ -1,0 +1,174 @@
+"""Putting a service together and running it until a signal."""
+
+import math
+import os
+import socket
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Optional, Union
+
+import numpy as np
+import uvicorn
+
+from han_tf.errors import UserError
+from han_tf.inference.card import CARD, read_card
+from han_tf.inference.extractor import FeatureExtractor
+from han_tf.inference.runs import CHECKPOINTS, CONFIG, load_run
+from han_tf.inference.runtimes.keras import network_checksum
+from han_tf.search import Gallery
+from han_tf.serve.app import create_app, guarded
+from han_tf.serve.attention import AttentionModel
+from han_tf.serve.limits import Limits
+from han_tf.serve.server import server_config
+from han_tf.serve.service import Example, Service
+from han_tf.serve.store import Store
+
+FORMATS = ("openvino", "onnx", "saved_model", "tflite")
+PRECISIONS = ("float32", "bfloat16", "float16", "int8")
+"""In the order in which an export is chosen if none is named: the quickest runtime, then the most exact one."""
+
+SAMPLED = 1000
+"""Entries that are looked at to find out where a gallery's images lie."""
+
+
+def open_service(
+    gallery: Gallery,
+    *,
+    model: Optional[str] = None,
+    attention: Optional[str] = None,
+    runs_dir: Union[str, os.PathLike] = "runs",
+    state: Union[str, os.PathLike],
+    image_roots: Sequence[str] = (),
+    threads: Optional[int] = None,
+    limits: Limits = Limits(),  # noqa: B008 - frozen
+    examples: Sequence[Example] = (),
+) -> Service:
+    """Opens all that a service needs; what is open is closed again if something is wrong.
+
+    Args:
+      gallery: open and writable; the service closes it.
+      model: a run's folder or an exported model; None for one in ``runs_dir`` with the gallery's checksum.
+      attention: run whose network draws overlays; None for the model's own run, where there is one.
+      runs_dir: where to look for a model.
+      state: folder for feedback and added images.
+      image_roots: folders from which images may be shown; those the gallery's images lie in if empty.
+      threads: threads of the network.
+      limits, examples: see :class:`Service`.
+
+    Raises:
+      UserError: something is missing, damaged or of another model.
+    """
+    store = None
+    try:
+        model = model or find_model(runs_dir, gallery.checksum)
+        extractor = FeatureExtractor(model, threads=threads)
+        gallery.check_model(extractor.checksum)
+        run = attention or run_of(model)
+        for root in image_roots:
+            if not Path(root).is_dir():
+                raise UserError(f"{root}: no such folder, expected one that holds images of the gallery")
+        drawing = None
+        if run:
+            try:
+                drawing = AttentionModel(run)
+            except UserError:
+                if attention:
+                    raise
+        store = Store(state)
+        return Service(
+            gallery,
+            extractor,
+            store,
+            image_roots=image_roots or folders_of(gallery),
+            limits=limits,
+            attention=drawing,
+            examples=examples,
+        )
+    except BaseException:
+        gallery.close()
+        if store is not None:
+            store.close()
+        raise
+
+
+def find_model(runs_dir: Union[str, os.PathLike], checksum: str) -> str:
+    """Returns the folder of a model with this checksum: an export if there is one, else the run.
+
+    Raises:
+      UserError: there is none.
+    """
+    exports = []
+    for card_path in Path(runs_dir).glob(f"*/**/{CARD}"):
+        try:
+            card = read_card(card_path.parent)
+        except UserError:
+            continue
+        if card.checksum == checksum and card.format in FORMATS and card.precision in PRECISIONS:
+            rank = FORMATS.index(card.format), PRECISIONS.index(card.precision)
+            exports.append((rank, str(card_path.parent)))
+    if exports:
+        return min(exports)[1]
+    # Newest first: a run's checksum is known only when its weights are loaded.
+    runs = [config.parent for config in Path(runs_dir).glob(f"*/{CONFIG}")]
+    for run in sorted(runs, key=_last_change, reverse=True):
+        with suppress(UserError):
+            loaded = load_run(run)
+            if network_checksum(loaded.model, loaded.config) == checksum:
+                return str(run)
+    raise UserError(
+        f"{runs_dir}: no model {checksum[:12]}…, which made the index's features; expected --model with its run's "
+        "folder or one of its exports"
+    )
+
+
+def _last_change(run: Path) -> float:
+    return max((path.stat().st_mtime for path in run.glob(f"{CHECKPOINTS['last']}/checkpoint")), default=0.0)
+
+
+def run_of(model: Union[str, os.PathLike]) -> Optional[str]:
+    """Returns the folder of the run that a model is, or that it was exported into; None if it is neither."""
+    return next(
+        (str(folder) for folder in (Path(model), *Path(model).absolute().parents[:3]) if (folder / CONFIG).is_file()),
+        None,
+    )
+
+
+def folders_of(gallery: Gallery) -> list[str]:
+    """Returns the folder in which the images of a gallery lie, judged by some of them; several if that is the root."""
+    origin = np.zeros((1, gallery.dimension), np.float32)
+    (hits,) = gallery.search(origin, SAMPLED, threshold=math.inf)
+    folders = {str(Path(hit.entry.path).absolute().parent) for hit in hits if hit.entry.path}
+    if not folders:
+        return []
+    common = os.path.commonpath(folders)
+    return [common] if len(Path(common).parts) > 2 else sorted(folders)
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]):
+        super().__init__(config)
+        self._ready = ready
+
+    async def startup(self, sockets: Optional[list[socket.socket]] = None) -> None:
+        await super().startup(sockets)
+        self._ready()
+
+
+def serve(service: Service, bound: socket.socket, hosts: Collection[str], ready: Callable[[], None]) -> None:
+    """Answers requests until SIGINT or SIGTERM; then finishes what was accepted, closes all and passes the signal on.
+
+    Args:
+      service: what to serve; closed at the end.
+      bound: socket of :func:`han_tf.serve.server.listen`.
+      hosts: names the service goes by.
+      ready: called when requests are answered.
+    """
+    app = guarded(create_app(service), service, hosts)
+    _Server(server_config(app, service.limits), ready).run([bound])
+
+
+def address_of(bound: socket.socket) -> str:
+    """Returns the address of a bound socket, to be opened in a browser."""
+    host, port = bound.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"

@@ -1,0 +1,120 @@
+"""uvicorn, with a limit on connections and a time in which the head of a request must arrive."""
+
+import asyncio
+import json
+import socket
+from typing import Any, Optional
+
+import h11
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from han_tf.errors import UserError
+from han_tf.serve.limits import RETRY_AFTER, Limits
+
+_FULL = json.dumps({"error": "too many connections, try again in a moment"}).encode()
+_TURNED_AWAY = (
+    b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nconnection: close\r\n"
+    + f"retry-after: {RETRY_AFTER}\r\ncontent-length: {len(_FULL)}\r\n\r\n".encode()
+    + _FULL
+)
+
+
+def make_protocol(limits: Limits) -> type[H11Protocol]:
+    """Returns uvicorn's pure Python protocol with the bounds it lacks.
+
+    uvicorn waits for ever for the head of a request, so a few hundred clients that send a byte now and then could
+    take all its connections.
+    """
+
+    class GuardedProtocol(H11Protocol):
+        _head_timer: Optional[asyncio.TimerHandle] = None
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            if len(self.connections) > limits.connections:
+                transport.write(_TURNED_AWAY)
+                transport.close()
+                return
+            self._arm()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            waiting = self.conn.their_state is h11.IDLE and (self.cycle is None or self.cycle.response_complete)
+            if not waiting:
+                self._disarm()
+            elif self._head_timer is None:
+                self._arm()
+
+        def connection_lost(self, exc: Optional[Exception]) -> None:
+            self._disarm()
+            super().connection_lost(exc)
+
+        def send_400_response(self, msg: str) -> None:
+            body = json.dumps({"error": "not a valid HTTP request"}).encode()
+            headers = [("content-type", "application/json"), ("connection", "close")]
+            for event in (
+                h11.Response(status_code=400, headers=headers, reason=b"Bad Request"),
+                h11.Data(data=body),
+                h11.EndOfMessage(),
+            ):
+                self.transport.write(self.conn.send(event) or b"")
+            self.transport.close()
+
+        def _arm(self) -> None:
+            self._head_timer = self.loop.call_later(limits.header_seconds, self._head_late)
+
+        def _disarm(self) -> None:
+            if self._head_timer is not None:
+                self._head_timer.cancel()
+                self._head_timer = None
+
+        def _head_late(self) -> None:
+            self._head_timer = None
+            if not self.transport.is_closing():
+                self.transport.close()
+
+    return GuardedProtocol
+
+
+def server_config(app: Any, limits: Limits) -> uvicorn.Config:
+    """Returns how to run ``app`` on a socket of :func:`listen`."""
+    return uvicorn.Config(
+        app,
+        http=make_protocol(limits),
+        ws="none",
+        loop="asyncio",
+        lifespan="on",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        backlog=limits.connections,
+        timeout_keep_alive=limits.keep_alive_seconds,
+        timeout_graceful_shutdown=limits.shutdown_seconds,
+        h11_max_incomplete_event_size=16 * 1024,
+    )
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Returns a socket bound to the address; port 0 is any free one.
+
+    Raises:
+      UserError: the address is not this machine's, in use or not allowed.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        bound = socket.socket(family, kind, protocol)
+        try:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.bind(address)
+        except OSError:
+            bound.close()
+            raise
+    except OSError as error:
+        raise UserError(
+            f"cannot listen on {host} port {port}: {error.strerror or error}, expected a free port of this machine"
+        ) from error
+    return bound

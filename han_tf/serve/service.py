@@ -1,0 +1,509 @@
+"""What the service does, without HTTP: embed, search, add, delete, draw; each within its bounds."""
+
+import hashlib
+import math
+import sqlite3
+import sys
+from collections import OrderedDict
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple, Optional, Union
+
+import numpy as np
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+
+from han_tf.data.reading import resize
+from han_tf.errors import UserError
+from han_tf.inference.extractor import FeatureExtractor
+from han_tf.search import Entry, Filters, Gallery, Hit
+from han_tf.serve.attention import AttentionModel, Kind, draw_overlay
+from han_tf.serve.batching import Batcher, Pool
+from han_tf.serve.images import decode_upload, encode
+from han_tf.serve.limits import Limits, Refusal
+from han_tf.serve.store import Store
+
+SHOWN_SIDE = 512
+"""Longer side of the images that are served, in pixels."""
+
+CACHED_OVERLAYS = 2048
+"""Images whose attention is remembered: some 10 kB each."""
+
+LISTED = 60
+"""Entries of the first look at a gallery."""
+
+
+class Example(NamedTuple):
+    """A query that can be tried: an image file, and what it shows in words."""
+
+    path: str
+    title: str
+
+
+class Picture(NamedTuple):
+    """An uploaded image, decoded.
+
+    Attributes:
+      sha256: of the uploaded bytes.
+      pixels: ``[height, width, 3]`` uint8, RGB, as it came.
+      resized: the same at the network's input size.
+    """
+
+    sha256: str
+    pixels: np.ndarray
+    resized: np.ndarray
+
+
+class Query(NamedTuple):
+    """What is searched for: its name for feedback, its feature, and its id if it is in the gallery itself."""
+
+    name: str
+    feature: np.ndarray
+    id: Optional[int] = None
+
+
+class FoundHit(NamedTuple):
+    """A hit: its entry, what that is called, its L2 distance, whether that is beyond the threshold; its verdict."""
+
+    entry: Entry
+    name: str
+    distance: float
+    beyond: bool
+    verdict: Optional[str]
+
+
+class Answer(NamedTuple):
+    """What a search found; ``known`` is None where there is no threshold."""
+
+    known: Optional[bool]
+    threshold: Optional[float]
+    hits: list[FoundHit]
+
+
+class _NoEntry(Refusal):
+    def __init__(self, id: int):
+        super().__init__(404, f"no entry {id} in the gallery")
+
+
+class Metrics:
+    """What ``/metrics`` tells."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        options = {"registry": self.registry, "namespace": "han_tf"}
+        self.requests = Counter("requests", "Requests answered.", ["method", "route", "status"], **options)
+        self.refused = Counter("refused", "Requests refused before they reached a route.", ["status"], **options)
+        self.seconds = Histogram(
+            "request_seconds",
+            "Time to answer, without reading the body.",
+            ["route"],
+            buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+            **options,
+        )
+        self.batch = Histogram(
+            "batch_size", "Images per pass.", ["network"], buckets=(1, 2, 4, 8, 16, 32, 64), **options
+        )
+        self.waiting = Gauge("waiting", "What waits in each queue.", ["queue"], **options)
+        self.entries = Gauge("gallery_entries", "Images in the gallery.", **options)
+
+
+class Service:
+    """The gallery, the network and what is kept beside them.
+
+    Args:
+      gallery: open; closed by :meth:`close`.
+      extractor: the network that made the gallery's features.
+      store: the service's own folder; closed by :meth:`close`.
+      image_roots: folders from which images of the gallery are shown; symbolic links are followed first.
+      limits: the bounds.
+      attention: what draws overlays; None for no overlays.
+      examples: queries to offer.
+
+    Raises:
+      UserError: the gallery's features, or the overlays, are another network's.
+    """
+
+    def __init__(
+        self,
+        gallery: Gallery,
+        extractor: FeatureExtractor,
+        store: Store,
+        *,
+        image_roots: Sequence[Union[str, Path]] = (),
+        limits: Limits = Limits(),  # noqa: B008 - frozen
+        attention: Optional[AttentionModel] = None,
+        examples: Sequence[Example] = (),
+    ):
+        gallery.check_model(extractor.checksum)
+        if extractor.feature_dim != gallery.dimension:
+            raise UserError(
+                f"{gallery.location}: features of dimension {gallery.dimension}, "
+                f"expected {extractor.feature_dim} as the model gives"
+            )
+        if attention is not None and attention.checksum != gallery.checksum:
+            raise UserError(
+                f"{attention.run_dir}: the network {attention.checksum[:12]}…, expected {gallery.checksum[:12]}… as in "
+                f"{gallery.location}: overlays would show what another network attends to"
+            )
+        self.gallery = gallery
+        self.extractor = extractor
+        self.store = store
+        self.limits = limits
+        self.attention = attention
+        self.examples = tuple(examples)
+        self.metrics = metrics = Metrics()
+        self._roots = tuple(Path(root).resolve() for root in (*image_roots, store.copies))
+        self._cameras: set[int] = set()
+        self._overlays: OrderedDict[str, Any] = OrderedDict()
+        queue = limits.queue
+        self._embed = Batcher(
+            lambda images: extractor.embed(np.stack(images)),
+            "images",
+            limits.batch,
+            limits.batch_wait_ms,
+            queue,
+            metrics.batch.labels("features").observe,
+        )
+        self._attend = Batcher(
+            lambda images: attention(images),
+            "overlays",
+            limits.batch,
+            limits.batch_wait_ms,
+            queue,
+            metrics.batch.labels("attention").observe,
+        )
+        # Pillow, NumPy and the engines let go of the interpreter's lock where the time goes.
+        self._decode = Pool(2, "images", queue)
+        self._search = Pool(2, "searches", queue)
+        self._write = Pool(1, "changes", queue)
+        for name, part in (
+            ("embed", self._embed),
+            ("attention", self._attend),
+            ("decode", self._decode),
+            ("search", self._search),
+            ("write", self._write),
+        ):
+            metrics.waiting.labels(name).set_function(lambda part=part: len(part))
+        metrics.entries.set_function(lambda: len(gallery))
+
+    def describe(self) -> str:
+        """Returns in a few lines what is served, for whoever starts it."""
+        gallery, extractor = self.gallery, self.extractor
+        threshold = "none, so nobody is said to be unknown" if gallery.threshold is None else f"{gallery.threshold:.4f}"
+        lines = [
+            f"gallery: {gallery.location}, {len(gallery)} images, {gallery.engine}",
+            f"model: {extractor.card.model}, {extractor.format}, {extractor.precision}, {extractor.checksum[:12]}…",
+            f"threshold: {threshold}",
+            f"images shown from: {', '.join(map(str, self._roots[:-1])) or 'nowhere (see --images)'}",
+            f"attention: {self.attention.run_dir if self.attention else 'not drawn (see --attention)'}",
+            f"feedback and added images: {self.store.folder}",
+        ]
+        return "\n".join(lines)
+
+    async def start(self) -> None:
+        """Begins to work, in the running event loop."""
+        self._embed.start()
+        self._attend.start()
+        self._cameras |= await self._search(self._find_cameras)
+
+    async def close(self) -> None:
+        """Finishes what has been accepted, then closes gallery and store."""
+        await self._embed.close()
+        await self._attend.close()
+        for pool in (self._decode, self._search, self._write):
+            await pool.close()
+        self.gallery.close()
+        self.store.close()
+
+    async def read(self, data: bytes) -> Picture:
+        """Decodes an uploaded image; see :func:`han_tf.serve.images.decode_upload` for what is refused."""
+        return await self._decode(self._decode_now, data)
+
+    def _decode_now(self, data: bytes) -> Picture:
+        pixels = decode_upload(data, self.limits.pixels)
+        return Picture(hashlib.sha256(data).hexdigest(), pixels, resize(pixels, self.extractor.input_size))
+
+    async def embed(self, picture: Picture) -> np.ndarray:
+        """Returns the feature of a picture, float32 ``[d]``."""
+        return await self._embed(picture.resized)
+
+    async def query_of_id(self, id: int) -> Query:
+        """Returns the query that an entry of the gallery makes.
+
+        Raises:
+          Refusal: 404, there is no such entry; 503, the gallery cannot be read.
+        """
+        await self.entry(id)
+        features = await self._ask(self.gallery.features, [id])
+        return Query(f"id:{id}", features[0], id)
+
+    async def search(self, query: Query, k: int, filters: Filters, threshold: Optional[float], rerank: bool) -> Answer:
+        """Finds the nearest entries, those beyond the threshold included and said to be so.
+
+        Args:
+          query: what to search for; itself, if it is in the gallery, is no hit.
+          k: most hits.
+          filters: which entries may be found.
+          threshold: L2 distance; the gallery's own if None.
+          rerank: whether to sort the nearest anew; distances stay those of the features.
+        """
+        return await self._ask(self._search_now, query, k, filters, threshold, rerank)
+
+    def _search_now(self, query: Query, k: int, filters: Filters, threshold: Optional[float], rerank: bool) -> Answer:
+        gallery = self.gallery
+        if threshold is None:
+            threshold = gallery.threshold
+        wanted = k + (query.id is not None)
+        (hits,) = gallery.search(query.feature[None], wanted, filters=filters, threshold=math.inf, rerank=rerank)
+        hits = [hit for hit in hits if hit.entry.id != query.id][:k]
+        if rerank:
+            hits = self._with_distances(hits, query.feature)
+        paths = [hit.entry.path for hit in hits]
+        names = self.store.names(paths)
+        verdicts = self.store.verdicts(query.name, [(hit.entry.id, Path(hit.entry.path).name) for hit in hits])
+        beyond = [threshold is not None and hit.distance > threshold for hit in hits]
+        found = [
+            FoundHit(hit.entry, name, hit.distance, far, verdicts.get(hit.entry.id))
+            for hit, name, far in zip(hits, names, beyond)
+        ]
+        self._cameras.update(hit.entry.camid for hit in hits if hit.entry.camid is not None)
+        return Answer(None if threshold is None else not all(beyond), threshold, found)
+
+    def _with_distances(self, hits: Sequence[Hit], feature: np.ndarray) -> list[Hit]:
+        """Returns re-ranked hits with the distances of their features, which a threshold is about."""
+        found = []
+        for hit in hits:
+            with suppress(UserError):  # deleted meanwhile
+                (other,) = self.gallery.features([hit.entry.id])
+                difference = other.astype(np.float64) - feature
+                found.append(hit._replace(distance=float(np.sqrt(difference @ difference))))
+        return found
+
+    async def entry(self, id: int) -> tuple[Entry, str]:
+        """Returns an entry and what it is called.
+
+        Raises:
+          Refusal: 404, there is none; 503, the gallery cannot be read.
+        """
+        return await self._ask(self._entry_now, id)
+
+    def _entry_now(self, id: int) -> tuple[Entry, str]:
+        try:
+            (entry,) = self.gallery.entries([id])
+        except UserError as error:
+            if "no entry" in str(error):
+                raise _NoEntry(id) from error
+            raise
+        return entry, self.store.names([entry.path])[0]
+
+    async def list_entries(self, limit: int = LISTED) -> list[tuple[Entry, str]]:
+        """Returns some entries, for a first look: those nearest to the origin, which is all the same to them."""
+        return await self._ask(self._list_now, limit)
+
+    def _list_now(self, limit: int) -> list[tuple[Entry, str]]:
+        origin = np.zeros((1, self.gallery.dimension), np.float32)
+        (hits,) = self.gallery.search(origin, limit, threshold=math.inf)
+        entries = [hit.entry for hit in hits]
+        return list(zip(entries, self.store.names([entry.path for entry in entries])))
+
+    def _find_cameras(self) -> set[int]:
+        """Finds every camera of the gallery by asking for what none of those found so far has seen."""
+        cameras: set[int] = set()
+        origin = np.zeros((1, self.gallery.dimension), np.float32)
+        while len(self.gallery):
+            filters = Filters(not_cameras=tuple(sorted(cameras)))
+            (hits,) = self.gallery.search(origin, LISTED, filters=filters, threshold=math.inf)
+            more = {hit.entry.camid for hit in hits} - cameras - {None}
+            if not more:  # none is left, or entries of unknown cameras are all that is in sight
+                break
+            cameras |= more
+        return cameras
+
+    @property
+    def cameras(self) -> list[int]:
+        """The cameras met so far, sorted."""
+        return sorted(self._cameras)
+
+    async def add(
+        self,
+        picture: Picture,
+        name: str,
+        pid: Optional[int],
+        camid: Optional[int],
+        time: Optional[float],
+    ) -> int:
+        """Adds an image to the gallery and returns its id; image and entry are on disk then.
+
+        Raises:
+          Refusal: 503, they cannot be written.
+        """
+        feature = await self.embed(picture)
+        id = await self._change(self._add_now, feature, picture.pixels, name, pid, camid, time)
+        if camid is not None:
+            self._cameras.add(camid)
+        return id
+
+    def _add_now(
+        self,
+        feature: np.ndarray,
+        pixels: np.ndarray,
+        name: str,
+        pid: Optional[int],
+        camid: Optional[int],
+        time: Optional[float],
+    ) -> int:
+        # One call in one thread: a client that goes away cannot stop it half-way.
+        path = str(self.store.save_copy(pixels, name))
+        try:
+            (id,) = self.gallery.add(
+                feature[None],
+                paths=[path],
+                pids=[pid],
+                camids=[camid],
+                times=[time],
+                checksum=self.extractor.checksum,
+            )
+        except BaseException:
+            self.store.remove_copy(path)
+            raise
+        return int(id)
+
+    async def delete(self, id: int) -> None:
+        """Deletes an entry; its image too, if it is a copy of the service's own.
+
+        Raises:
+          Refusal: 404, there is none; 503, it cannot be written.
+        """
+        await self._change(self._delete_now, id)
+
+    def _delete_now(self, id: int) -> None:
+        entry, _ = self._entry_now(id)
+        if not self.gallery.delete([id]):
+            raise _NoEntry(id)
+        self._overlays.pop(f"id:{id}", None)
+        self.store.remove_copy(entry.path)
+
+    async def shown_image(self, id: int) -> bytes:
+        """Returns the image of an entry, as JPEG of at most :data:`SHOWN_SIDE` pixels a side.
+
+        It is decoded and encoded anew: nothing but pixels leaves this machine, whatever the file is.
+
+        Raises:
+          Refusal: 404, there is no such entry, or no image of it that may be shown; 503.
+        """
+        entry, _ = await self.entry(id)
+        return await self._decode(lambda: encode(self._image_of(entry), "JPEG", SHOWN_SIDE))
+
+    def _image_of(self, entry: Entry) -> np.ndarray:
+        return self._image_at(entry.path, self._roots, f"entry {entry.id}")
+
+    def _image_at(self, path: str, roots: Sequence[Path], what: str) -> np.ndarray:
+        missing = Refusal(404, f"no image of {what} can be shown")
+        if not path:
+            raise missing
+        try:
+            # Links are followed before the comparison, so that none leads out of the folders.
+            real = Path(path).resolve(strict=True)
+            if not real.is_file() or not any(real.is_relative_to(root) for root in roots):
+                raise missing
+            with real.open("rb") as stream:
+                data = stream.read(self.limits.upload_bytes + 1)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise missing from error
+        if len(data) > self.limits.upload_bytes:
+            raise missing
+        try:
+            return decode_upload(data, self.limits.pixels)
+        except Refusal as error:
+            raise missing from error
+
+    async def example_image(self, number: int) -> bytes:
+        """Returns the image of an example as PNG, unchanged.
+
+        Raises:
+          Refusal: 404, there is no such example.
+        """
+        if not 0 <= number < len(self.examples):
+            raise Refusal(
+                404, f"no example {number}, expected 0 to {len(self.examples) - 1}" if self.examples else "no examples"
+            )
+        path = Path(self.examples[number].path)
+        return await self._decode(
+            lambda: encode(self._image_at(str(path), [path.parent.resolve()], f"example {number}"), "PNG")
+        )
+
+    async def overlay_of_entry(self, id: int, kind: Kind, level: int) -> bytes:
+        """Returns what the network attends to in an entry's image, as PNG.
+
+        Raises:
+          Refusal: 404, there is no such entry, no image of it, or nothing that could draw; 422, no such level.
+        """
+        self._check_attention()
+        entry, _ = await self.entry(id)
+        image = await self._decode(lambda: resize(self._image_of(entry), self.attention.input_size))
+        return await self._overlay(f"id:{id}", image, kind, level)
+
+    async def overlay_of_picture(self, picture: Picture, kind: Kind, level: int) -> bytes:
+        """Returns what the network attends to in a picture, as PNG; see :meth:`overlay_of_entry`."""
+        self._check_attention()
+        return await self._overlay(f"sha256:{picture.sha256}", picture.resized, kind, level)
+
+    def _check_attention(self) -> None:
+        if self.attention is None:
+            raise Refusal(404, "this service draws no attention: it was started without a training run that could")
+
+    async def _overlay(self, key: str, image: np.ndarray, kind: Kind, level: int) -> bytes:
+        levels = self._overlays.get(key)
+        if levels is None:
+            levels = await self._attend(image)
+            self._overlays[key] = levels
+            while len(self._overlays) > CACHED_OVERLAYS:
+                self._overlays.popitem(last=False)
+        else:
+            self._overlays.move_to_end(key)
+        return await self._decode(draw_overlay, image, levels, kind, level)
+
+    async def mark(self, query: str, hit: int, verdict: Optional[str], distance: Optional[float]) -> Optional[float]:
+        """Keeps what somebody says about a hit and returns when, see :meth:`han_tf.serve.store.Store.mark`.
+
+        Raises:
+          Refusal: 404, there is no such entry; 503.
+        """
+        entry, _ = await self.entry(hit)
+        return await self._change(self.store.mark, query, hit, verdict, Path(entry.path).name, distance)
+
+    async def export(self) -> str:
+        """Returns all verdicts as CSV."""
+        return await self._ask(self.store.export)
+
+    async def count_verdicts(self) -> int:
+        """Returns how many verdicts are kept."""
+        return await self._ask(self.store.count)
+
+    async def check(self) -> int:
+        """Returns the number of entries, having asked the gallery for one.
+
+        Raises:
+          Refusal: 503, the gallery cannot be read.
+        """
+        with suppress(_NoEntry):
+            await self.entry(0)
+        return await self._ask(self.gallery.__len__)
+
+    async def _ask(self, function: Any, *arguments: Any) -> Any:
+        return await _told(self._search(function, *arguments), "read")
+
+    async def _change(self, function: Any, *arguments: Any) -> Any:
+        return await _told(self._write(function, *arguments), "written")
+
+
+async def _told(call: Any, what: str) -> Any:
+    """Awaits what uses the gallery. What goes wrong there is said on stderr, and without paths to the client."""
+    try:
+        return await call
+    except Refusal:
+        raise
+    except (UserError, OSError, sqlite3.Error) as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        raise Refusal(503, f"the gallery cannot be {what} at the moment; the service's log says why") from error
