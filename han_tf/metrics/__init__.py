@@ -6,7 +6,7 @@ who draw none.
 """
 
 from han_tf.metrics.distances import DistanceSource, FeatureDistances, MatrixDistances
-from han_tf.metrics.excluders import Excluder, frame_window, junk, same_group, same_pid_and_camera
+from han_tf.metrics.excluders import Excluder, distractors, frame_window, junk, same_group, same_pid_and_camera
 from han_tf.metrics.expansion import (
     check_normalised,
     database_augmentation,
@@ -32,6 +32,7 @@ __all__ = [
     "VerificationResult",
     "check_normalised",
     "database_augmentation",
+    "distractors",
     "evaluate",
     "evaluate_distances",
     "exact_neighbours",

@@ -5,7 +5,8 @@ gallery images to leave out for it, as integer indices or as a boolean mask ``[n
 is left out is neither a match nor a mistake: the images behind it move up. Excluders are called from
 several threads at once, so they must not change anything.
 
-Distractors need no excluder: they are ranked as negatives, because no query has their pid.
+The field's protocol ranks distractors as negatives: no query has their pid. :func:`distractors` leaves them out,
+to tell how much of the error is theirs.
 """
 
 from collections.abc import Callable
@@ -29,6 +30,18 @@ def junk(gallery_pids: Any) -> Excluder:
       gallery_pids: integers ``[n_gallery]``.
     """
     indices = np.flatnonzero(check_labels(gallery_pids, "gallery_pids") == JUNK_PID)
+    return lambda query: indices
+
+
+def distractors(query_pids: Any, gallery_pids: Any) -> Excluder:
+    """Leaves out images of people nobody queries: a gallery of known people alone.
+
+    Args:
+      query_pids: integers ``[n_query]``.
+      gallery_pids: integers ``[n_gallery]``.
+    """
+    is_queried = np.isin(check_labels(gallery_pids, "gallery_pids"), check_labels(query_pids, "query_pids"))
+    indices = np.flatnonzero(~is_queried)
     return lambda query: indices
 
 

@@ -16,6 +16,7 @@ from han_tf.metrics import (
     FeatureDistances,
     MatrixDistances,
     blocks,
+    distractors,
     evaluate,
     evaluate_distances,
     frame_window,
@@ -289,6 +290,7 @@ def test_excluders_by_hand():
     assert np.flatnonzero(window(1)).tolist() == [2]
     assert np.flatnonzero(same_group([1, 2], gallery["groups"])(0)).tolist() == [0, 1, 3]
     assert junk([3, -1, 0, -1])(0).tolist() == [1, 3]
+    assert distractors([3, 5], [3, -1, 0, 5, 4])(0).tolist() == [1, 2, 4]
     standard = same_pid_and_camera([5], [5, 5, 6, 5], [1], [1, 2, 1, 1])
     assert standard(0).tolist() == [0, 3]
 
