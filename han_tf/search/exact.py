@@ -2,7 +2,7 @@
 
 FAISS computes in float32. What it finds is computed again in float64, and where its own rounding could have hidden
 a nearer vector, more candidates are asked for. So the result is that of the plain definition: the k smallest
-(distance, id).
+(distance, row).
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -44,13 +44,11 @@ def squared_distances(query: np.ndarray, vectors: np.ndarray, rows: np.ndarray) 
     return values
 
 
-def nearest(
-    query: np.ndarray, vectors: np.ndarray, ids: np.ndarray, rows: np.ndarray, k: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the ids and squared distances of the ``k`` nearest of the candidates ``rows``; ties by id."""
+def nearest(query: np.ndarray, vectors: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the ``k`` nearest of the candidates ``rows`` and their squared distances; ties in order of rows."""
     distances = squared_distances(query, vectors, rows)
-    order = np.lexsort((ids[rows], distances))[:k]
-    return ids[rows[order]], distances[order]
+    order = np.lexsort((rows, distances))[:k]
+    return rows[order], distances[order]
 
 
 def error_bound(dimension: int, greatest_norm: float) -> float:
@@ -80,42 +78,35 @@ class ExactSearch:
             self.pool.shutdown()
 
     def search(
-        self,
-        queries: np.ndarray,
-        vectors: np.ndarray,
-        ids: np.ndarray,
-        chosen: Optional[np.ndarray],
-        k: int,
-        greatest_norm: float,
+        self, queries: np.ndarray, vectors: np.ndarray, chosen: Optional[np.ndarray], k: int, greatest_norm: float
     ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Returns, for each query, ids and squared distances (float64) of its ``k`` nearest rows, sorted.
+        """Returns, for each query, its ``k`` nearest rows and their squared distances (float64), sorted.
 
         Args:
           queries: float32 ``[q, d]``.
           vectors: float32 ``[n, d]``.
-          ids: int64 ``[n]``.
           chosen: the rows to look at, rising; None for all.
           k: at most so many.
           greatest_norm: no squared norm of a vector exceeds it.
         """
-        n = len(vectors) if chosen is None else len(chosen)
-        if chosen is not None and n <= GATHERED:
-            vectors, ids, chosen = vectors[chosen], ids[chosen], None
+        if chosen is not None and len(chosen) <= GATHERED:
+            found = self.search(queries, vectors[chosen], None, k, greatest_norm)
+            return [(chosen[rows], distances) for rows, distances in found]
         everything = np.arange(len(vectors)) if chosen is None else chosen
         results: list[Any] = [None] * len(queries)
         norms = np.einsum("ij,ij->i", queries, queries, dtype=np.float64)
         margins = error_bound(queries.shape[1], 1) * np.maximum(norms, greatest_norm)
         todo, asked = np.arange(len(queries)), k + SPARE
         while len(todo):
-            if asked >= n // 2:
+            if asked >= len(everything) // 2:
                 for i in todo:
-                    results[i] = nearest(queries[i], vectors, ids, everything, k)
+                    results[i] = nearest(queries[i], vectors, everything, k)
                 break
             near, rows = self._candidates(queries[todo], vectors, chosen, asked)
             uncertain = []
             for i, distances, candidates in zip(todo, near, rows):
-                results[i] = nearest(queries[i], vectors, ids, candidates, k)
-                # Whatever was not returned is at least as far as the last one, as FAISS rounds.
+                results[i] = nearest(queries[i], vectors, candidates, k)
+                # Whatever was not returned is at least as far as the last one, but for FAISS's rounding.
                 if results[i][1][-1] >= distances[-1] - margins[i]:
                     uncertain.append(i)
             todo, asked = np.array(uncertain, int), 4 * asked

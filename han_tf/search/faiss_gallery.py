@@ -1,54 +1,143 @@
 """The embedded engine: a folder, searched with FAISS."""
 
+import hashlib
 import os
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any, NamedTuple, Optional, Union
 
 import numpy as np
 
 from han_tf.errors import UserError
 from han_tf.metrics.checks import default_threads, squared_norms
-from han_tf.search.exact import ExactSearch
+from han_tf.search.approximate import KINDS, ApproximateIndex, read_index
+from han_tf.search.choice import ENGINES, choose_engine
+from han_tf.search.exact import ExactSearch, import_faiss, nearest
 from han_tf.search.gallery import Columns, Entry, Filters, Gallery, check_ids, check_threshold
-from han_tf.search.store import Store
+from han_tf.search.guard import Guard
+from han_tf.search.store import State, Store, sync_folder
 
-ENGINES = ("flat",)
+BUILT_LEAST = 1000
+"""Rows below which nothing is built: going through all of them is quicker, and too few to learn from."""
+
+UNASKED_LEAST = 10_000
+UNASKED_MOST = 20_000
+"""An index is begun without being asked at so many rows; so many that it lacks are added to it without being asked."""
+
+ADDED_AT_ONCE = 256
+"""Rows added to the index while searches wait."""
+
+BUILT_AT_ONCE = 16_384
+"""Rows added to an index that nobody searches yet, between two reports of progress."""
+
+GROWN = 4
+"""An index that was trained on so many times fewer rows than it holds is better built anew."""
+
+CANDIDATES_LEAST = 100
+CANDIDATES_PER_HIT = 4
+"""Rows that an index proposes, to be compared exactly, for k hits."""
+
+EXACT_SHARE = 20
+"""Where fewer than one row in so many passes the filters, these are gone through one by one."""
+
+LOADED_TRIES = 3
+"""How often a gallery is read that another process changes at the same time."""
+
+SNAPSHOT_SHARE = 0.01
+"""An index is written when the gallery closes if more than this share of its rows is not in the file."""
+
+HASHED_BYTES = 2**22
+
+Progress = Optional[Callable[[int, int], None]]
+"""Called with the rows that are done and those there are."""
+
+
+class _Loaded(NamedTuple):
+    """An index in use.
+
+    Attributes:
+      index: the index.
+      trained: rows there were when it was trained.
+      written: rows of it that its file holds.
+    """
+
+    index: ApproximateIndex
+    trained: int
+    written: int
 
 
 class FaissGallery(Gallery):
     """A gallery in a folder; see :mod:`han_tf.search.store` for its files.
 
-    Any number of processes may search it; one at a time may change it, and has that right from its first change
-    until it closes. A process that only searches sees the gallery as it was when it opened it.
+    Any number of processes may search it. One at a time may change it and has that right from its first change until
+    it closes. A process that only searches sees the gallery as it was when it opened it.
+
+    The index of the engines ``hnsw`` and ``ivfpq`` is derived from the vectors: ``index-N.faiss``, named with its
+    checksum by the database once it is whole. Rows that it lacks are searched exactly. Where it is damaged or missing,
+    that is all rows, and :attr:`notes` says so.
 
     Args:
       path: the folder.
       writable: whether to take the right to change it at once.
       threads: threads of a search; the number of cores if None.
+
+    Raises:
+      UserError: no gallery, a damaged one or one of another version; somebody else writes; FAISS is not installed.
     """
 
     def __init__(self, path: Union[str, os.PathLike], *, writable: bool = False, threads: Optional[int] = None):
         self.folder = Path(path)
         self.location = str(path)
-        self._exact = ExactSearch(default_threads(threads))
+        self.faiss = import_faiss()
+        self.threads = default_threads(threads)
+        self._exact = ExactSearch(self.threads)
+        self._guard = Guard()  # of self._loaded, and of the rows' numbers
+        self._changing = threading.RLock()  # of whoever builds, compacts or adds to the index
+        self._loaded: Optional[_Loaded] = None
+        self._damage = ""
         try:
-            self.store = Store(self.folder, writable)
+            self.store = Store(self.folder)
+            try:
+                if writable:
+                    self.store.take_lock()
+                self._load()
+            except BaseException:
+                self.store.close()
+                raise
         except BaseException:
             self._exact.close()
             raise
 
     @classmethod
     def create(
-        cls, path: Union[str, os.PathLike], dimension: int, checksum: str, engine: str = "auto", **options: Any
+        cls,
+        path: Union[str, os.PathLike],
+        dimension: int,
+        checksum: str,
+        engine: str = "auto",
+        *,
+        rows: int = 0,
+        memory_mb: Optional[int] = None,
+        threads: Optional[int] = None,
     ) -> "FaissGallery":
-        """See :func:`han_tf.search.create_gallery`."""
-        if engine == "auto":
-            engine = "flat"
-        if engine not in ENGINES:
-            raise UserError(f"engine is {engine!r}, expected auto, {', '.join(ENGINES)} or milvus")
-        Store.create(Path(path), {"dimension": dimension, "checksum": checksum, "engine": engine})
-        return cls(path, writable=True, **options)
+        """Makes an empty gallery; see :func:`han_tf.search.create_gallery`.
+
+        Args:
+          path: the folder.
+          dimension: of the features.
+          checksum: of the model.
+          engine: one of :data:`ENGINES`; or ``auto``: chosen for ``rows`` and ``memory_mb``.
+          rows: how many vectors are expected.
+          memory_mb: what an index may take, MiB; None: half of what is available.
+          threads: threads of a search; the number of cores if None.
+        """
+        import_faiss()
+        engine, reason = _chosen(engine, rows, dimension, memory_mb)
+        settings = {"dimension": dimension, "checksum": checksum, "engine": engine, "reason": reason}
+        Store.create(Path(path), settings)
+        return cls(path, writable=True, threads=threads)
 
     @property
     def dimension(self) -> int:  # noqa: D102
@@ -70,74 +159,319 @@ class FaissGallery(Gallery):
     def calibration(self) -> Optional[dict[str, Any]]:  # noqa: D102
         return self.store.settings["calibration"]
 
+    @property
+    def notes(self) -> list[str]:
+        """What whoever runs the gallery should know, in sentences."""
+        notes = [self._damage] if self._damage else []
+        state, loaded = self.store.state, self._loaded
+        rows = len(state.vectors)
+        covered = loaded.index.rows if loaded else 0
+        if self.engine != "flat" and rows >= BUILT_LEAST and rows - covered > UNASKED_MOST:
+            notes.append(f"{rows - covered:,} of {rows:,} rows are not in the index and searched one by one: build it")
+        if loaded and covered > GROWN * loaded.trained:
+            notes.append(f"the index was trained on {loaded.trained:,} rows and holds {covered:,}: build it anew")
+        if rows > 2 * state.live and rows >= BUILT_LEAST:
+            notes.append(f"{rows - state.live:,} of {rows:,} rows are of deleted entries: compact the gallery")
+        return notes
+
     def __len__(self) -> int:
         return self.store.state.live
 
     def _add(self, columns: Columns) -> np.ndarray:
-        return self.store.append(columns, float(squared_norms(columns.features, "features").max()))
+        return self._append(columns, {})
+
+    def _append(self, columns: Columns, settings: dict[str, Any]) -> np.ndarray:
+        """Adds rows and stores ``settings`` in the same transaction."""
+        with self.store.lock:
+            self._own()
+            greatest = float(squared_norms(columns.features, "features").max())
+            ids = self.store.append(columns, greatest, settings)
+        # Whoever builds an index adds these rows himself at the end.
+        if self._changing.acquire(blocking=False):
+            try:
+                rows, loaded = len(self.store.state.vectors), self._loaded
+                if loaded and rows - loaded.index.rows <= UNASKED_MOST:
+                    self._catch_up()
+                elif not loaded and self.engine != "flat" and UNASKED_LEAST <= rows <= UNASKED_MOST:
+                    self.build()
+            finally:
+                self._changing.release()
+        return ids
 
     def delete(self, ids: Sequence[int]) -> int:  # noqa: D102
-        return self.store.delete(check_ids(ids))
+        ids = check_ids(ids)
+        with self.store.lock:
+            self._own()
+            return self.store.delete(ids)
 
     def entries(self, ids: Sequence[int]) -> list[Entry]:  # noqa: D102
         ids = check_ids(ids).tolist()
-        found = self.store.entries(ids)
-        self._check_there(ids, found)
+        found = self.store.entries(set(ids))
+        for id in ids:
+            if id not in found:
+                raise self._no_entry(id)
         return [found[id] for id in ids]
 
     def features(self, ids: Sequence[int]) -> np.ndarray:  # noqa: D102
         ids = check_ids(ids)
-        with self.store.lock:
-            rows, vectors = self.store.rows(ids), self.store.state.vectors
-        self._check_there(ids.tolist(), rows)
-        return vectors[[rows[id] for id in ids.tolist()]].astype(np.float32)
+        state = self.store.state
+        rows = state.rows_of(ids)
+        if (rows < 0).any():
+            raise self._no_entry(ids[np.argmin(rows)])
+        return state.vectors[rows]
 
     def _entries(self, ids: set[int]) -> dict[int, Entry]:
         return self.store.entries(ids)
 
     def _features(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        with self.store.lock:
-            rows, vectors = self.store.rows(ids), self.store.state.vectors
-        present = np.array([id for id in ids.tolist() if id in rows], np.int64)
-        return present, vectors[[rows[id] for id in present.tolist()]]
+        state = self.store.state
+        rows = state.rows_of(ids)
+        return ids[rows >= 0], state.vectors[rows[rows >= 0]]
 
-    def _check_there(self, ids: list[int], found: dict[int, Any]) -> None:
-        for id in ids:
-            if id not in found:
-                raise UserError(f"{self.location}: no entry {id}, expected the id of one of its {len(self)} entries")
+    def _no_entry(self, id: int) -> UserError:
+        return UserError(f"{self.location}: no entry {id}, expected the id of one of its {len(self):,} entries")
 
     def _search(self, queries: np.ndarray, k: int, filters: Filters) -> list[tuple[np.ndarray, np.ndarray]]:
-        state = self.store.state
-        passing = state.labels.ids >= 0
-        if filters:
-            passing &= filters.passing(state.labels.camids, state.labels.times)
-        chosen = None if passing.all() else np.flatnonzero(passing)
-        if not len(passing) or (chosen is not None and not len(chosen)):
-            return [(np.empty(0, np.int64), np.empty(0))] * len(queries)
-        found = self._exact.search(
-            queries, state.vectors, state.labels.ids, chosen, k, self.store.settings["greatest_norm"]
-        )
-        return [(ids, np.sqrt(distances)) for ids, distances in found]
+        self.faiss.omp_set_num_threads(self.threads if len(queries) > 1 else 1)
+        with self._guard.reading():
+            state, loaded = self.store.state, self._loaded
+            covered = loaded.index.rows if loaded else 0
+            passing = _passing(state, filters)
+            count = len(state.vectors) if passing is None else int(passing.sum())
+            proposed = min(max(CANDIDATES_LEAST, CANDIDATES_PER_HIT * k), count)
+            candidates = None
+            # Where few pass, going through these is quicker than an index that skips the others.
+            if covered and count > max(BUILT_LEAST, covered / EXACT_SHARE):
+                mask = None if passing is None else passing[:covered]
+                within = covered if mask is None else int(mask.sum())
+                if within > proposed:
+                    candidates = loaded.index.propose(queries, proposed, mask, covered / within)
+        everything = passing if passing is None else np.flatnonzero(passing)
+        greatest = self.store.settings["greatest_norm"]
+        labels, vectors = state.labels, state.vectors
+        if candidates is None:
+            found = self._exact.search(queries, vectors, everything, k, greatest)
+        else:
+            tail = np.arange(covered, len(vectors)) if passing is None else everything[everything >= covered]
+            later = self._exact.search(queries, vectors, tail, k, greatest) if len(tail) else None
+            found = []
+            for i, query in enumerate(queries):
+                rows = candidates[i][candidates[i] >= 0]
+                if len(rows) < min(k, within):
+                    found += self._exact.search(queries[i : i + 1], vectors, everything, k, greatest)
+                    continue
+                if later:
+                    rows = np.concatenate([rows, later[i][0]])
+                found.append(nearest(query, vectors, rows, k))
+        return [(labels.ids[rows], np.sqrt(distances)) for rows, distances in found]
 
     def set_threshold(self, threshold: Optional[float], calibration: Optional[dict[str, Any]] = None) -> None:  # noqa: D102
         value = None if threshold is None else check_threshold(threshold)
-        self.store.commit({"threshold": value, "calibration": calibration})
+        with self.store.lock:
+            self._own()
+            self.store.commit({"threshold": value, "calibration": calibration})
 
-    def compact(self) -> None:
-        """Gives back the space of deleted entries. Ids stay as they are."""
-        self.store.compact()
+    def build(
+        self,
+        engine: Optional[str] = None,
+        *,
+        memory_mb: Optional[int] = None,
+        anew: bool = False,
+        progress: Progress = None,
+    ) -> None:
+        """Makes the index hold all rows, and writes it. Searches and additions go on meanwhile.
+
+        Until it is written, the file before it counts.
+
+        Args:
+          engine: to go over to; ``auto`` chooses again; None keeps what there is.
+          memory_mb: what an index may take, MiB, if it is to be chosen; None: half of what is available.
+          anew: whether to train and build from the start even where rows are only missing.
+          progress: told how far it is.
+
+        Raises:
+          UserError: unknown engine; it cannot be written.
+        """
+        with self._changing:
+            with self.store.lock:
+                self._own()
+                reason = self.store.settings["reason"]
+            rows = len(self.store.state.vectors)
+            if engine is None:
+                engine = self.engine
+            else:
+                engine, reason = _chosen(engine, rows, self.dimension, memory_mb)
+            settings = {"engine": engine, "reason": reason}
+            if engine == "flat" or rows < BUILT_LEAST:
+                with self._guard.writing():
+                    self._loaded = None
+                self._commit_snapshot(None, settings)
+                return
+            if anew or self._loaded is None or self._loaded.index.kind != engine:
+                index = KINDS[engine](self.dimension)
+                self.faiss.omp_set_num_threads(self.threads)
+                index.train(self.store.state.vectors)
+                while index.rows < (there := len(self.store.state.vectors)):
+                    _add_rows(index, self.store.state, BUILT_AT_ONCE)
+                    if progress:
+                        progress(index.rows, there)
+                with self._guard.writing():
+                    self._loaded = _Loaded(index, rows, 0)
+            self._catch_up(progress)
+            self._write(settings)
+
+    def compact(self, progress: Progress = None) -> None:
+        """Gives back the space of deleted entries, and builds the index anew. Ids stay as they are."""
+        with self._changing:
+            with self.store.lock:
+                self._own()
+                if self.store.state.live < len(self.store.state.vectors):
+                    self.store.compact(self._renumbering())
+            self.build(anew=True, progress=progress)
 
     def info(self) -> dict[str, Any]:  # noqa: D102
+        state, loaded = self.store.state, self._loaded
         return {
             "location": self.location,
             "engine": self.engine,
-            "entries": len(self),
+            "reason": self.store.settings["reason"],
+            "entries": state.live,
+            "deleted": len(state.vectors) - state.live,
+            "indexed": loaded.index.rows if loaded else 0,
             "dimension": self.dimension,
             "model": self.checksum,
             "threshold": self.threshold,
             "calibration": self.calibration,
+            "bytes": sum(path.stat().st_size for path in self.folder.iterdir() if path.is_file()),
+            "notes": self.notes,
         }
 
     def close(self) -> None:  # noqa: D102
-        self.store.close()
-        self._exact.close()
+        with self._changing:
+            loaded = self._loaded
+            unwritten = loaded.index.rows - loaded.written if loaded and self.store.writing else 0
+            if unwritten and unwritten > SNAPSHOT_SHARE * loaded.index.rows:
+                try:
+                    self._write({})
+                except UserError as error:
+                    self._damage = str(error)  # nothing is lost: the rows are searched exactly, or added again
+            with self._guard.writing():
+                self._loaded = None
+            self.store.close()
+            self._exact.close()
+
+    @contextmanager
+    def _renumbering(self) -> Iterator[None]:
+        """Holds off searches; the index goes, since it knows the rows by their old numbers."""
+        with self._guard.writing():
+            yield
+            self._loaded = None
+
+    def _own(self) -> None:
+        """Takes the right to change the gallery; reads it again if another process has changed it."""
+        if self.store.take_lock():
+            self._load()
+
+    def _load(self) -> None:
+        """Loads the index that the database names."""
+        for _ in range(LOADED_TRIES):
+            try:
+                loaded, damage = self._read_snapshot(), ""
+            except UserError as error:
+                loaded, damage = None, f"{error}: until it is built anew, searches go through all rows"
+            if not damage or self.store.revision() == self.store.settings["revision"]:
+                break
+            self.store.load()  # the file went because another process wrote the next one
+        with self._guard.writing():
+            self._loaded, self._damage = loaded, damage
+        if loaded and self.store.writing and 0 < len(self.store.state.vectors) - loaded.index.rows <= UNASKED_MOST:
+            self._catch_up()
+
+    def _read_snapshot(self) -> Optional[_Loaded]:
+        snapshot = self.store.settings["snapshot"]
+        if snapshot is None:
+            return None
+        path = self.folder / snapshot["file"]
+        try:
+            found = _sha256(path)
+        except OSError as error:
+            raise UserError(f"{path}: {error.strerror or error}, expected the gallery's index") from error
+        if found != snapshot["sha256"]:
+            raise UserError(f"{path}: SHA-256 {found[:12]}…, expected {snapshot['sha256'][:12]}…: it is damaged")
+        index = read_index(snapshot["kind"], path, self.dimension)
+        if index.rows != snapshot["rows"] or index.rows > len(self.store.state.vectors):
+            raise UserError(f"{path}: {index.rows:,} rows, expected {snapshot['rows']:,}")
+        return _Loaded(index, snapshot["trained"], index.rows)
+
+    def _catch_up(self, progress: Progress = None) -> None:
+        """Adds the rows that the index lacks, a few at a time."""
+        self.faiss.omp_set_num_threads(self.threads)
+        index = self._loaded.index
+        while index.rows < (there := len(self.store.state.vectors)):
+            with self._guard.writing():
+                _add_rows(index, self.store.state, ADDED_AT_ONCE)
+            if progress:
+                progress(index.rows, there)
+
+    def _write(self, settings: dict[str, Any]) -> None:
+        """Writes the index to a new file and names it in the database, with ``settings``."""
+        index, trained, _ = self._loaded
+        name = f"index-{self.store.settings['revision'] + 1}.faiss"
+        temporary, path = self.folder / f".{name}.tmp", self.folder / name
+        try:
+            index.write(temporary)
+            with open(temporary, "rb") as stream:
+                os.fsync(stream.fileno())
+            snapshot = {
+                "file": name,
+                "sha256": _sha256(temporary),
+                "kind": index.kind,
+                "rows": index.rows,
+                "trained": trained,
+            }
+            os.replace(temporary, path)
+            sync_folder(self.folder)
+        except (OSError, RuntimeError) as error:  # FAISS's is the latter
+            reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+            raise UserError(f"cannot write {path}: {reason}") from error
+        finally:
+            temporary.unlink(missing_ok=True)
+        self._commit_snapshot(snapshot, settings)
+        # From the file, lists are mapped instead of held in memory.
+        loaded = _Loaded(read_index(index.kind, path, self.dimension), trained, index.rows)
+        with self._guard.writing():
+            self._loaded = loaded
+
+    def _commit_snapshot(self, snapshot: Optional[dict[str, Any]], settings: dict[str, Any]) -> None:
+        self.store.commit({**settings, "snapshot": snapshot})
+        self._damage = ""
+        for path in [*self.folder.glob("index-*.faiss"), *self.folder.glob(".index-*.tmp")]:
+            if snapshot is None or path.name != snapshot["file"]:
+                path.unlink(missing_ok=True)
+
+
+def _passing(state: State, filters: Filters) -> Optional[np.ndarray]:
+    """Returns which rows may be found, bool ``[rows]``; None if all."""
+    if not filters:
+        return None if state.live == len(state.vectors) else state.labels.alive
+    return state.labels.alive & filters.passing(state.labels.camids, state.labels.times)
+
+
+def _add_rows(index: ApproximateIndex, state: State, most: int) -> None:
+    index.add(np.ascontiguousarray(state.vectors[index.rows : index.rows + most]))
+
+
+def _chosen(engine: str, rows: int, dimension: int, memory_mb: Optional[int]) -> tuple[str, str]:
+    if engine == "auto":
+        return choose_engine(rows, dimension, memory_mb)
+    if engine not in ENGINES:
+        raise UserError(f"engine is {engine!r}, expected auto, {', '.join(ENGINES)} or milvus")
+    return engine, "asked for"
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while block := stream.read(HASHED_BYTES):
+            digest.update(block)
+    return digest.hexdigest()

@@ -15,7 +15,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Optional, Union
 
@@ -39,6 +39,9 @@ CREATE TABLE entries (
 BUSY_SECONDS = 30
 """How long another process's commit is waited for."""
 
+LOADED_AT_ONCE = 2**16
+"""Entries that are read at a time."""
+
 ASKED_AT_ONCE = 500
 """Ids in one SQL statement."""
 
@@ -47,26 +50,28 @@ COPIED_BYTES = 2**24
 
 
 class Labels(NamedTuple):
-    """What filters need, by row of the file of vectors; a reader's arrays are never shortened or moved.
+    """What filters need, by row of the file of vectors.
 
     Attributes:
-      ids: int64 ``[n]``; −1 where the entry was deleted.
+      ids: int64 ``[n]``, rising; where an entry was deleted, some id that is not greater than the next.
+      alive: bool ``[n]``; False where the entry was deleted.
       camids: int64 ``[n]``, :data:`UNKNOWN` where not known.
       times: float64 ``[n]``, NaN where not known.
     """
 
     ids: np.ndarray
+    alive: np.ndarray
     camids: np.ndarray
     times: np.ndarray
 
     @classmethod
     def empty(cls, rows: int) -> "Labels":
         """Returns labels of rows without entries."""
-        return cls(np.full(rows, -1, np.int64), np.full(rows, UNKNOWN, np.int64), np.full(rows, np.nan))
+        return cls(np.full(rows, -1), np.zeros(rows, bool), np.full(rows, UNKNOWN), np.full(rows, np.nan))
 
 
 class State(NamedTuple):
-    """The rows there are at some moment.
+    """The rows there are at some moment; whoever holds one sees that moment.
 
     Attributes:
       vectors: float32 ``[rows, dimension]``, mapped into memory, read-only.
@@ -78,36 +83,45 @@ class State(NamedTuple):
     labels: Labels
     live: int
 
+    def rows_of(self, ids: np.ndarray) -> np.ndarray:
+        """Returns the rows of the entries ``ids``, int64 ``[n]``; −1 where there is none."""
+        if not len(self.vectors):
+            return np.full(len(ids), -1)
+        # Of equal ids the first one's entry is alive, if any.
+        rows = np.minimum(np.searchsorted(self.labels.ids, ids), len(self.vectors) - 1)
+        return np.where((self.labels.ids[rows] == ids) & self.labels.alive[rows], rows, -1)
+
 
 class Store:
-    """The files of one gallery, open.
+    """The files of one gallery, open. What changes them needs :meth:`take_lock` before.
 
     Args:
       folder: the gallery.
-      writable: whether to take the lock now instead of with the first change.
 
     Attributes:
       settings: JSON values by key, as committed.
       state: what there is to search.
 
     Raises:
-      UserError: no gallery, a damaged one or one of another version; another process has the lock.
+      UserError: no gallery, a damaged one or one of another version.
     """
 
-    def __init__(self, folder: Path, writable: bool = False):
+    def __init__(self, folder: Path):
         self.folder = folder
-        self.lock = threading.RLock()
+        self.lock = threading.RLock()  # of whoever changes something
         self._lock_file: Optional[int] = None
+        # Two connections, so that a search need not wait for the disk to confirm what another thread adds.
         self._database: Optional[sqlite3.Connection] = None
+        self._reader: Optional[sqlite3.Connection] = None
+        self._reader_lock = threading.Lock()
         if not (folder / DATABASE).is_file():
             raise UserError(
                 f"{folder}: no gallery here ({DATABASE} is missing), expected a folder made by python -m han_tf.index"
             )
         try:
-            self._database = _connect(folder / DATABASE)
-            self._load()
-            if writable:
-                self.take_lock()
+            with self._reading_errors():
+                self._database, self._reader = (_connect(folder / DATABASE) for _ in range(2))
+            self.load()
         except BaseException:
             self.close()
             raise
@@ -135,6 +149,7 @@ class Store:
                         "format": FORMAT,
                         "threshold": None,
                         "calibration": None,
+                        "snapshot": None,
                         **settings,
                         "vectors": "vectors-0.f32",
                         "rows": 0,
@@ -154,10 +169,11 @@ class Store:
 
     def close(self) -> None:
         """Closes the database and gives back the lock."""
-        with self.lock:
-            if self._database is not None:
-                self._database.close()
-                self._database = None
+        with self.lock, self._reader_lock:
+            for database in (self._database, self._reader):
+                if database is not None:
+                    database.close()
+            self._database = self._reader = None
             if self._lock_file is not None:
                 os.close(self._lock_file)  # gives back the lock, too
                 self._lock_file = None
@@ -193,9 +209,9 @@ class Store:
             try:
                 os.ftruncate(lock_file, 0)
                 os.pwrite(lock_file, f"{os.getpid()}\n".encode("ascii"), 0)
-                changed = self._setting("revision") != self.settings["revision"]
+                changed = self.revision() != self.settings["revision"]
                 if changed:
-                    self._load()
+                    self.load()
             except BaseException as error:
                 os.close(lock_file)
                 self._lock_file = None
@@ -213,7 +229,6 @@ class Store:
           settings: settings to change in the same transaction.
         """
         with self.lock:
-            self.take_lock()
             n, first = len(columns.features), self.settings["rows"]
             path = self.folder / self.settings["vectors"]
             row_bytes = 4 * self.settings["dimension"]
@@ -247,31 +262,30 @@ class Store:
     def delete(self, ids: np.ndarray) -> int:
         """Deletes entries; durable when it returns. Their vectors stay until the gallery is compacted."""
         with self.lock:
-            self.take_lock()
-            found = self.rows(ids)
-            if not found:
+            rows = self.state.rows_of(np.unique(ids))
+            rows = rows[rows >= 0]
+            if not len(rows):
                 return 0
-            self.commit(
-                {}, lambda database: database.executemany("DELETE FROM entries WHERE id = ?", [(id,) for id in found])
-            )
-            # A copy, so that a search that has begun sees the entries of its own moment.
-            labels = self.state.labels._replace(ids=self._labels.ids.copy()[: len(self.state.labels.ids)])
-            labels.ids[list(found.values())] = -1
-            self._labels.ids[list(found.values())] = -1
-            self.state = State(self.state.vectors, labels, self.state.live - len(found))
-            return len(found)
+            found = [(id,) for id in self.state.labels.ids[rows].tolist()]
+            self.commit({}, lambda database: database.executemany("DELETE FROM entries WHERE id = ?", found))
+            # A copy: a search that has begun sees the entries of its own moment.
+            self._labels = self._labels._replace(alive=self._labels.alive.copy())
+            self._labels.alive[rows] = False
+            self.state = self._visible(self.state.vectors, self.state.live - len(rows))
+            return len(rows)
 
-    def compact(self) -> None:
+    def compact(self, swapping: AbstractContextManager) -> None:
         """Writes the vectors anew without those of deleted entries; ids stay.
 
-        Until it commits, the old file counts; an interrupted one leaves a file that the next one overwrites.
+        Until it commits, the old file counts; what an interrupted one leaves, the next one overwrites.
+
+        Args:
+          swapping: entered while the rows change their numbers.
         """
         with self.lock:
-            self.take_lock()
-            old = self.settings["vectors"]
+            old, labels = self.settings["vectors"], self.state.labels
             new = f"vectors-{int(old.removeprefix('vectors-').removesuffix('.f32')) + 1}.f32"
-            kept = np.flatnonzero(self.state.labels.ids >= 0)
-            ids = self.state.labels.ids[kept]
+            kept = np.flatnonzero(labels.alive)
             step = max(1, COPIED_BYTES // (4 * self.settings["dimension"]))
             path = self.folder / new
             try:
@@ -280,22 +294,24 @@ class Store:
                         stream.write(np.ascontiguousarray(self.state.vectors[kept[start : start + step]]).data)
                     stream.flush()
                     os.fsync(stream.fileno())
-                sync_folder(self.folder)
-                moved = zip(range(len(kept)), ids.tolist())
-                self.commit(
-                    {"vectors": new, "rows": len(kept)},
-                    lambda database: database.executemany("UPDATE entries SET row = ? WHERE id = ?", moved),
-                )
+                    sync_folder(self.folder)
+                moved = zip(range(len(kept)), labels.ids[kept].tolist())
+                with swapping:
+                    self.commit(
+                        {"vectors": new, "rows": len(kept), "snapshot": None},
+                        lambda database: database.executemany("UPDATE entries SET row = ? WHERE id = ?", moved),
+                    )
+                    self._labels = Labels(*(array[kept] for array in labels))
+                    self.state = self._visible(self._map(new, len(kept), self.settings["dimension"]), len(kept))
             except BaseException:
-                path.unlink(missing_ok=True)
+                if self.settings["vectors"] == old:
+                    path.unlink(missing_ok=True)
                 raise
-            self._load()
             (self.folder / old).unlink(missing_ok=True)
 
     def commit(self, settings: dict[str, Any], change: Optional[Callable[[sqlite3.Connection], Any]] = None) -> None:
         """Runs ``change`` and stores ``settings`` in one transaction; durable when it returns."""
         with self.lock:
-            self.take_lock()
             settings = {**settings, "revision": self.settings["revision"] + 1}
             database = self._open_database()
             try:
@@ -314,29 +330,29 @@ class Store:
 
     def entries(self, ids: Iterable[int]) -> dict[int, Entry]:
         """Returns those of the entries ``ids`` that there are."""
-        query = "SELECT id, path, pid, camid, time FROM entries WHERE id IN ({})"
-        return {row[0]: Entry(*row) for row in self._ask(query, ids)}
-
-    def rows(self, ids: Iterable[int]) -> dict[int, int]:
-        """Returns the rows of those of the entries ``ids`` that there are."""
-        return dict(self._ask("SELECT id, row FROM entries WHERE id IN ({})", ids))
-
-    def _ask(self, query: str, ids: Iterable[int]) -> Iterator[tuple]:
-        ids = list(dict.fromkeys(int(id) for id in ids))
-        with self.lock, self._reading() as database:
-            found = []
+        ids, found = list(ids), {}
+        with self._reader_lock, self._reading_errors():
+            if self._reader is None:
+                raise UserError(f"{self.folder}: the gallery is closed")
             for start in range(0, len(ids), ASKED_AT_ONCE):
                 part = ids[start : start + ASKED_AT_ONCE]
-                found += database.execute(query.format(",".join("?" * len(part))), part).fetchall()
-            return found
+                marks = ",".join("?" * len(part))
+                rows = self._reader.execute(
+                    f"SELECT id, path, pid, camid, time FROM entries WHERE id IN ({marks})", part
+                )
+                found.update((row[0], Entry(*row)) for row in rows.fetchall())
+        return found
 
-    def _setting(self, key: str) -> Any:
-        with self._reading() as database:
-            return json.loads(database.execute("SELECT value FROM settings WHERE key = ?", (key,)).fetchone()[0])
+    def revision(self) -> int:
+        """Returns how many changes have been committed, by any process."""
+        with self.lock, self._reading_errors():
+            rows = self._open_database().execute("SELECT value FROM settings WHERE key = 'revision'")
+            return json.loads(rows.fetchone()[0])
 
-    def _load(self) -> None:
+    def load(self) -> None:
         """Reads settings and labels in one transaction, and maps the vectors."""
-        with self._reading() as database:
+        with self.lock, self._reading_errors():
+            database = self._open_database()
             database.execute("BEGIN")
             try:
                 settings = {key: json.loads(value) for key, value in database.execute("SELECT * FROM settings")}
@@ -348,41 +364,43 @@ class Store:
                 rows = settings["rows"]
                 labels = Labels.empty(rows)
                 cursor = database.execute("SELECT row, id, camid, time FROM entries")
-                live = 0
-                while part := cursor.fetchmany(2**16):
+                while part := cursor.fetchmany(LOADED_AT_ONCE):
                     where, ids, camids, times = zip(*part)
                     where = np.array(where)
-                    if where.min() < 0 or where.max() >= rows:
-                        raise ValueError(f"an entry has row {where.max()} of {rows}")
+                    if where.min() < 0 or where.max() >= rows or labels.alive[where].any():
+                        raise ValueError("entries' rows are wrong")
                     labels.ids[where] = ids
+                    labels.alive[where] = True
                     labels.camids[where] = [UNKNOWN if camid is None else camid for camid in camids]
                     labels.times[where] = [np.nan if time is None else time for time in times]
-                    live += len(part)
-                if (labels.ids >= 0).sum() != live:
-                    raise ValueError("two entries share a row")
+                if (np.diff(labels.ids[labels.alive]) <= 0).any():
+                    raise ValueError("entries' ids do not rise with their rows")
+                np.maximum.accumulate(labels.ids, out=labels.ids)
                 vectors = self._map(settings["vectors"], rows, settings["dimension"])
-            except UserError:
-                raise
             except (KeyError, ValueError, TypeError) as error:
                 raise UserError(f"{self.folder / DATABASE}: damaged ({error!r}), expected a gallery") from error
             finally:
-                database.execute("ROLLBACK")
-        self.settings = settings
-        self._labels = labels
-        self.state = State(vectors, labels, live)
+                if database.in_transaction:
+                    database.execute("ROLLBACK")
+            self.settings = settings
+            self._labels = labels
+            self.state = self._visible(vectors, int(labels.alive.sum()))
 
     def _extend(self, ids: np.ndarray, columns: Columns) -> None:
         """Makes committed rows visible to searches that begin now."""
-        old, n = len(self.state.labels.ids), len(ids)
+        old, n = len(self.state.vectors), len(ids)
         if old + n > len(self._labels.ids):
             grown = Labels.empty(max(old + n, 2 * len(self._labels.ids)))
             for new, present in zip(grown, self._labels):
                 new[:old] = present[:old]
             self._labels = grown
-        for whole, values in zip(self._labels, (ids, columns.camids, columns.times)):
+        for whole, values in zip(self._labels, (ids, True, columns.camids, columns.times)):
             whole[old : old + n] = values
-        vectors = self._map(self.settings["vectors"], self.settings["rows"], self.settings["dimension"])
-        self.state = State(vectors, Labels(*(array[: old + n] for array in self._labels)), self.state.live + n)
+        vectors = self._map(self.settings["vectors"], old + n, self.settings["dimension"])
+        self.state = self._visible(vectors, self.state.live + n)
+
+    def _visible(self, vectors: np.ndarray, live: int) -> State:
+        return State(vectors, Labels(*(array[: len(vectors)] for array in self._labels)), live)
 
     def _map(self, name: str, rows: int, dimension: int) -> np.ndarray:
         path = self.folder / name
@@ -402,9 +420,9 @@ class Store:
         return self._database
 
     @contextmanager
-    def _reading(self) -> Iterator[sqlite3.Connection]:
+    def _reading_errors(self) -> Iterator[None]:
         try:
-            yield self._open_database()
+            yield
         except sqlite3.Error as error:
             raise UserError(f"{self.folder / DATABASE}: {error}, expected a gallery's database") from error
 

@@ -1,0 +1,70 @@
+"""Which embedded engine fits a gallery: by its size and the memory there is."""
+
+import os
+from typing import NamedTuple, Optional
+
+from han_tf.search.approximate import CODE_BYTES, LINKS
+
+FLAT_BYTES = 2**27
+"""Float32 vectors that an exact search goes through in about 10 ms."""
+
+ENGINES = ("flat", "hnsw", "ivfpq")
+
+
+class Choice(NamedTuple):
+    """An engine, and why it was chosen, in one sentence."""
+
+    engine: str
+    reason: str
+
+
+def available_memory_mb() -> int:
+    """Returns the memory that programs could still take, MiB; half of the machine's where that is not known."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as stream:
+            for line in stream:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) // 1024
+    except OSError:
+        pass
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**21
+
+
+def index_bytes(engine: str, rows: int, dimension: int) -> int:
+    """Returns roughly what an engine's index of ``rows`` vectors keeps in memory.
+
+    The vectors themselves are mapped: what the flat engine reads is the operating system's to keep or to drop.
+    """
+    if engine == "hnsw":  # one byte per value; 2·M links of the lowest level and their like above, 4 bytes each
+        return rows * (dimension + 4 * 2 * LINKS + 16)
+    if engine == "ivfpq":  # the lists' centres; their codes and ids lie on disk
+        return 16 * int(rows**0.5) * dimension
+    return 0
+
+
+def choose_engine(rows: int, dimension: int, memory_mb: Optional[int] = None) -> Choice:
+    """Chooses the engine for a gallery.
+
+    Args:
+      rows: vectors it holds, or will.
+      dimension: of the features.
+      memory_mb: memory an index may take, MiB; None: half of what is available.
+    """
+    if memory_mb is None:
+        memory_mb = available_memory_mb() // 2
+    size = 4 * rows * dimension
+    what = f"{rows:,} vectors of {dimension:,} values are {_mb(size)} MiB"
+    if size <= FLAT_BYTES:
+        return Choice("flat", f"{what}: few enough ({_mb(FLAT_BYTES)} MiB) to compare all of them exactly")
+    need = index_bytes("hnsw", rows, dimension)
+    if need <= memory_mb * 2**20:
+        return Choice("hnsw", f"{what}, more than {_mb(FLAT_BYTES)}; a graph takes {_mb(need)} of {memory_mb:,} MiB")
+    return Choice(
+        "ivfpq",
+        f"{what}, and a graph would take {_mb(need)} MiB where {memory_mb:,} may be used: lists on disk, "
+        f"{CODE_BYTES} bytes a vector",
+    )
+
+
+def _mb(size: int) -> str:
+    return f"{-(-size // 2**20):,}"
