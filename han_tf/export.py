@@ -1,0 +1,204 @@
+"""Export a trained network to SavedModel, TFLite, ONNX or OpenVINO, checked before it is kept.
+
+Without --run it takes the newest run, of --dataset and --split if they are given. Each model is a folder with the
+model's files, card.json and MODEL_CARD.md; it takes RGB images as uint8 [n, height, width, 3] and gives features as
+float32 [n, feature_dim]. Its features are compared with the Keras network's on the same images, and its rank-1 and
+mAP with the Keras network's where the data set is there: what loses more than 0.1 points of mAP (int8: 0.5) is not
+kept. Formats and precisions may be lists, or all:
+
+  python -m han_tf.export --format openvino --precision bfloat16,int8
+  python -m han_tf.export --format all --precision all
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, Optional
+
+import numpy as np
+from absl import flags
+
+from han_tf import cli as command_line
+from han_tf.data import ReIDDataset, load_dataset
+from han_tf.data.reading import ImageReader
+from han_tf.data.synthetic import SyntheticPedestrians, generate
+from han_tf.errors import UserError
+from han_tf.files import write_json
+from han_tf.inference.export import Comparison, Export, Exported
+from han_tf.inference.exporters import FLOAT32, FORMATS, INT8, PRECISIONS, check_supported
+from han_tf.inference.runs import CHECKPOINTS, find_run, read_config
+from han_tf.training import environment
+
+ALL = "all"
+TABLE = "exports.json"
+COMPARED_IMAGES = 64
+
+FLAGS = command_line.new_flags()
+flags.DEFINE_list("format", ["openvino"], f"{', '.join(FORMATS)}, several of them, or {ALL}.", flag_values=FLAGS)
+flags.DEFINE_list("precision", [FLOAT32], f"{', '.join(PRECISIONS)}, several, or {ALL}.", flag_values=FLAGS)
+flags.DEFINE_string("run", "", "The run's folder; the newest that fits if empty.", flag_values=FLAGS)
+flags.DEFINE_string("runs_dir", "runs", "Where runs are kept.", flag_values=FLAGS)
+flags.DEFINE_enum("checkpoint", "last", list(CHECKPOINTS), "Which network of the run.", flag_values=FLAGS)
+flags.DEFINE_string("output", "", "Where the models' folders go; exports in the run if empty.", flag_values=FLAGS)
+flags.DEFINE_string("dataset", "", "Data set to compare accuracies on; the run's own if empty.", flag_values=FLAGS)
+flags.DEFINE_string("split", "", "Its protocol variant; that of the run if empty.", flag_values=FLAGS)
+flags.DEFINE_string("data_dir", "", "Data folder; that of the run if empty.", flag_values=FLAGS)
+flags.DEFINE_boolean("accuracy", True, "Compare rank-1 and mAP, too.", flag_values=FLAGS)
+
+
+def main(values: flags.FlagValues) -> None:
+    """Exports as the flags say."""
+    pairs = _pairs(values.format, values.precision)
+    run_dir = Path(values.run or find_run(values.runs_dir, values.dataset or None, values.split or None))
+    config = read_config(run_dir)
+    input_size = (config["input_height"], config["input_width"])
+    dataset = _dataset(values, config)
+    calibration = dataset.train if dataset and dataset.name == config["dataset"] else None
+    if any(precision == INT8 for _, precision in pairs) and calibration is None:
+        raise UserError(
+            f"int8 is calibrated on the training images of {config['dataset']}, which are not there; expected "
+            "--data_dir to say where they are"
+        )
+    if dataset is None:
+        comparison = Comparison(_drawn_images(input_size))
+    else:
+        records = (dataset.query + dataset.gallery)[:: max(1, len(dataset.gallery) // COMPARED_IMAGES)]
+        ranked = (dataset.query, dataset.gallery) if values.accuracy else ((), ())
+        name = f"{dataset.name} {dataset.split}".rstrip()
+        comparison = Comparison(_read_images(records, input_size), *ranked, name)
+    export = Export(run_dir, values.checkpoint, comparison, calibration)
+    print(f"run: {run_dir}: {export.card.model}, checksum {export.card.checksum[:16]}")
+
+    parent = Path(values.output or run_dir / "exports")
+    rows = [_keras_row(export)]
+    failures = []
+    for format_name, precision in pairs:
+        exported = export.export(format_name, precision, parent)
+        rows.append(_row(exported))
+        if exported.failure:
+            failures.append(f"{format_name} in {precision} {exported.failure}")
+        print(f"{format_name} in {precision}: {exported.failure or exported.folder}", flush=True)
+    print("", table(rows), sep="\n")
+    report = {
+        "run": str(run_dir),
+        "checksum": export.card.checksum,
+        "dataset": comparison.name,
+        "environment": environment.describe(),
+        "exports": rows,
+    }
+    write_json(parent / TABLE, report)
+    print(f"written to {parent / TABLE}")
+    if failures:
+        raise UserError("not kept: " + "; ".join(failures))
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Returns the table of size, speed and accuracy, one row for each model; the first one is the original."""
+    lines = [
+        f"{'format':<12}{'precision':<10}{'MB':>7}{'img/s':>7}{'rank-1':>8}{'mAP':>7}{'largest diff.':>15}{'cosine':>9}"
+    ]
+    lines.append("-" * len(lines[0]))
+    for row in rows:
+        cells = [
+            f"{row['format']:<12}{row['precision']:<10}",
+            _cell(row.get("megabytes"), 7, ".1f"),
+            _cell(row["images_per_second"], 7, ".0f"),
+            _cell(row.get("rank-1"), 8, ".2f", 100),
+            _cell(row.get("mAP"), 7, ".2f", 100),
+            _cell(row.get("largest_difference"), 15, ".1e"),
+            _cell(row.get("least_cosine"), 9, ".5f"),
+        ]
+        lines.append("".join(cells) + ("  not kept" if row.get("failure") else ""))
+    return "\n".join(lines)
+
+
+def _cell(value: Optional[float], width: int, form: str, factor: float = 1) -> str:
+    return f"{'-' if value is None else format(factor * value, form):>{width}}"
+
+
+def _pairs(formats: list[str], precisions: list[str]) -> list[tuple[str, str]]:
+    """Returns the exports that are asked for; ``all`` stands for what there is."""
+    for flag, asked, known in (("format", formats, FORMATS), ("precision", precisions, PRECISIONS)):
+        for name in asked:
+            if name != ALL and name not in known:
+                raise UserError(f"--{flag} is {name!r}, expected some of {', '.join(known)}, or {ALL}")
+    pairs = [
+        (format_name, precision)
+        for format_name in (FORMATS if ALL in formats else dict.fromkeys(formats))
+        for precision in (PRECISIONS if ALL in precisions else dict.fromkeys(precisions))
+    ]
+    if ALL in formats or ALL in precisions:
+        pairs = [(name, precision) for name, precision in pairs if precision in FORMATS[name].precisions]
+    for pair in pairs:
+        check_supported(*pair)
+    if not pairs:
+        raise UserError("--format and --precision are empty, expected at least one of each")
+    return pairs
+
+
+def _dataset(values: flags.FlagValues, config: dict[str, Any]) -> Optional[ReIDDataset]:
+    """Returns the data set to compare on: the one that is named, or the run's own; None if that is not there."""
+    name = values.dataset or config["dataset"]
+    same = name == config["dataset"]
+    asked = values.dataset or values.data_dir or values.split
+    try:
+        dataset = load_dataset(
+            name,
+            values.data_dir or (config["data_dir"] if same else "") or None,
+            values.split or (config["split"] if same else ""),
+        )
+    except UserError as error:
+        if asked:
+            raise
+        print(f"note: no accuracies are compared, since the run's data set cannot be read: {error}")
+        return None
+    for sentence in dataset.notes + dataset.differences:
+        print(f"note: {dataset.name}: {sentence}")
+    return dataset
+
+
+def _drawn_images(input_size: tuple[int, int]) -> np.ndarray:
+    """Returns drawn pedestrians, for a comparison without a data set."""
+    people = SyntheticPedestrians(
+        train_identities=2, test_identities=6, images_per_camera=2, multi_query_per_camera=0, distractors=4, junk=0
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        generate(Path(folder) / "data", people, layout="market1501")
+        dataset = load_dataset("market1501", Path(folder) / "data")
+        return _read_images(dataset.query + dataset.gallery, input_size)
+
+
+def _read_images(records: Any, input_size: tuple[int, int]) -> np.ndarray:
+    reader = ImageReader(records, input_size, skip_bad_images=True)
+    return np.concatenate([images for images, _ in reader])[:COMPARED_IMAGES]
+
+
+def _keras_row(export: Export) -> dict[str, Any]:
+    return {
+        "format": export.card.format,
+        "precision": export.card.precision,
+        "images_per_second": export.original.images_per_second,
+        **(export.original.accuracy or {}),
+    }
+
+
+def _row(exported: Exported) -> dict[str, Any]:
+    """Returns an export as the table and its JSON hold it."""
+    row = {
+        "format": exported.format,
+        "precision": exported.precision,
+        "megabytes": exported.megabytes,
+        "images_per_second": exported.images_per_second,
+        **{name: value for name, value in exported.check.items() if not isinstance(value, dict)},
+        **exported.check.get("accuracy", {}),
+    }
+    return {**row, "failure": exported.failure} if exported.failure else row
+
+
+def cli() -> None:
+    """Runs the command line."""
+    sys.exit(command_line.run(main, FLAGS, __doc__))
+
+
+if __name__ == "__main__":
+    cli()

@@ -1,0 +1,80 @@
+"""How the features of an exported network compare with the original's."""
+
+import time
+from statistics import median
+from typing import Any, Optional
+
+import numpy as np
+
+from han_tf.inference.exporters import BFLOAT16, FLOAT16, FLOAT32, INT8
+from han_tf.inference.feature_files import FeatureSet
+from han_tf.inference.runtimes import Runtime
+from han_tf.report import evaluate_features
+
+LARGEST_LOSS = {FLOAT32: 0.1, FLOAT16: 0.1, BFLOAT16: 0.1, INT8: 0.5}
+"""Precision -> points of mAP that an export may lose."""
+
+LEAST_COSINE = {FLOAT32: 0.9999, FLOAT16: 0.999, BFLOAT16: 0.99, INT8: 0.9}
+"""Precision -> what the mean cosine between an export's features and the original's must reach."""
+
+TIMED_IMAGES = 256
+
+
+def compare(expected: np.ndarray, found: np.ndarray) -> dict[str, float]:
+    """Compares features row by row.
+
+    Args:
+      expected, found: ``[n, d]`` float32.
+
+    Returns:
+      ``images`` (n), ``largest_difference`` of any number, ``least_cosine`` and ``mean_cosine`` between rows.
+    """
+    norms = np.linalg.norm(expected, axis=1) * np.linalg.norm(found, axis=1)
+    cosines = np.einsum("nd,nd->n", expected, found) / np.maximum(norms, np.finfo(np.float32).tiny)
+    return {
+        "images": len(expected),
+        "largest_difference": float(np.abs(expected - found).max()),
+        "least_cosine": float(cosines.min()),
+        "mean_cosine": float(cosines.mean()),
+    }
+
+
+def accuracy(query: FeatureSet, gallery: FeatureSet) -> dict[str, float]:
+    """Returns rank-1 and mAP of the joint feature, fractions."""
+    result = evaluate_features(query, gallery, topk=0)[0]["result"]
+    return {"rank-1": float(result.rank(1)), "mAP": float(result.mAP)}
+
+
+def shortcomings(check: dict[str, Any], precision: str) -> Optional[str]:
+    """Says in what an export falls short of the original, in one line; None if in nothing.
+
+    Args:
+      check: what :func:`compare` returned, and ``accuracy`` and ``keras_accuracy`` if they were measured.
+      precision: of the export.
+    """
+    if not np.isfinite(check["largest_difference"]):
+        return "its features are not finite"
+    if check["mean_cosine"] < LEAST_COSINE[precision]:
+        return f"mean cosine to the Keras features is {check['mean_cosine']:.4f}, expected {LEAST_COSINE[precision]}"
+    if "accuracy" in check:
+        loss = 100 * (check["keras_accuracy"]["mAP"] - check["accuracy"]["mAP"])
+        if loss > LARGEST_LOSS[precision]:
+            return f"loses {loss:.2f} points of mAP, expected at most {LARGEST_LOSS[precision]}"
+    return None
+
+
+def images_per_second(runtime: Runtime, images: np.ndarray, repeats: int = 5) -> float:
+    """Returns how many decoded images the runtime embeds in a second, the median of some measurements.
+
+    Args:
+      runtime: what embeds.
+      images: ``[n, height, width, 3]`` uint8, n ≥ 1; repeated to :data:`TIMED_IMAGES`.
+      repeats: number of measurements, after one that is not counted.
+    """
+    images = np.resize(images, (TIMED_IMAGES, *images.shape[1:]))
+    seconds = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        runtime.embed(images)
+        seconds.append(time.perf_counter() - start)
+    return TIMED_IMAGES / median(seconds[1:])

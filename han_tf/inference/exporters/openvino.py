@@ -1,0 +1,67 @@
+"""OpenVINO IR: model.xml and model.bin."""
+
+from pathlib import Path
+from typing import Any, Optional
+
+import numpy as np
+import openvino
+import tensorflow as tf
+from openvino import opset13
+
+from han_tf.inference.exporters import FLOAT32, INT8, quiet
+
+FLAT = True
+
+
+def export(
+    function: tf.types.experimental.ConcreteFunction, folder: Path, precision: str, images: Optional[np.ndarray]
+) -> None:
+    """Writes the model, see :class:`han_tf.inference.exporters.Exporter`."""
+    with quiet():
+        model = openvino.convert_model(function)
+        split_transposes(model)
+        if precision == INT8:
+            model = _quantised(model, images)
+        openvino.save_model(model, str(folder / "model.xml"), compress_to_fp16=precision != FLOAT32)
+
+
+def split_transposes(model: openvino.Model) -> None:
+    """Makes transpositions between channels-last and channels-first free, in place.
+
+    OpenVINO keeps the maps of convolutions channels-last in memory, whatever their shape says. It sees that such a
+    transposition moves nothing if it is one of three dimensions between two reshapes, but not if it is one of four:
+    those took a fifth of HAN Small's time.
+    """
+    for node in model.get_ordered_ops():
+        if node.get_type_name() != "Transpose" or node.input_value(1).get_node().get_type_name() != "Constant":
+            continue
+        order = tuple(int(axis) for axis in node.input_value(1).get_node().get_data().ravel())
+        shape = node.input_value(0).get_partial_shape()
+        # The input images come channels-last in memory and in shape.
+        if node.input_value(0).get_node().get_type_name() == "Parameter":
+            continue
+        if order not in ((0, 2, 3, 1), (0, 3, 1, 2)) or any(shape[axis].is_dynamic for axis in (1, 2, 3)):
+            continue
+        sides = [shape[axis].get_length() for axis in (1, 2, 3)]
+        if order == (0, 2, 3, 1):
+            channels, height, width = sides
+            flat, result = [0, channels, height * width], [0, height, width, channels]
+        else:
+            height, width, channels = sides
+            flat, result = [0, height * width, channels], [0, channels, height, width]
+        moved = opset13.transpose(_reshaped(node.input_value(0), flat), np.array([0, 2, 1]))
+        for target in list(node.output(0).get_target_inputs()):
+            target.replace_source_output(_reshaped(moved, result).output(0))
+    model.validate_nodes_and_infer_types()
+
+
+def _reshaped(value: Any, shape: list[int]) -> openvino.Node:
+    """Returns the reshaping of ``value``; a side of 0 keeps the one it has."""
+    return opset13.reshape(value, np.array(shape, np.int64), special_zero=True)
+
+
+def _quantised(model: openvino.Model, images: np.ndarray) -> openvino.Model:
+    import nncf
+
+    data = nncf.Dataset([image[None] for image in images])
+    return nncf.quantize(model, data, subset_size=len(images))

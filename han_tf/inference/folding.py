@@ -1,0 +1,101 @@
+"""Batch norm folded into the layers before it, as networks are deployed.
+
+In inference batch norm is y = s·x + o with s = γ/√(σ² + ε) and o = β − s·μ. After a layer that is linear in its kernel,
+x = W∗z + b, it is the same layer with the kernel s·W and the bias s·b + o.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from han_tf.models.network import ReIDNetwork
+
+_LINEAR = (tf.keras.layers.Conv2D, tf.keras.layers.DepthwiseConv2D, tf.keras.layers.Dense)
+
+
+class Folded(NamedTuple):
+    """What :func:`fold_batch_norm` did.
+
+    Attributes:
+      folded: number of norms that went into the layer before them.
+      kept: number of those that stay scale and offset, for lack of such a layer.
+    """
+
+    folded: int
+    kept: int
+
+
+def fold_batch_norm(model: ReIDNetwork) -> Folded:
+    """Folds every batch norm of ``model``, in place; it can only be used for inference then.
+
+    Which layer a norm follows is seen in a forward pass. A norm that follows none, such as one before its
+    convolution or after a concatenation, is left as one scale and one offset.
+    """
+    folded = kept = 0
+    for norm, layer in _norms_and_layers(model).items():
+        scale = 1 / np.sqrt(norm.moving_variance.numpy().astype(np.float64) + norm.epsilon)
+        if norm.gamma is not None:
+            scale *= norm.gamma.numpy()
+        offset = -scale * norm.moving_mean.numpy()
+        if norm.beta is not None:
+            offset += norm.beta.numpy()
+        if layer is None:
+            norm.call = _affine(scale, offset)
+            kept += 1
+            continue
+        depthwise = isinstance(layer, tf.keras.layers.DepthwiseConv2D)
+        kernel = layer.depthwise_kernel if depthwise else layer.kernel
+        # A depthwise kernel is [height, width, channels, multiplier], whose last two make the outputs.
+        kernel.assign(kernel.numpy() * (scale.reshape(kernel.shape[2:]) if depthwise else scale))
+        if layer.bias is not None:
+            offset += scale * layer.bias.numpy()
+            layer.bias.assign(tf.zeros_like(layer.bias))
+        norm.call = _bias(offset)
+        folded += 1
+    # Whatever was traced before has the norms in it.
+    model._inference = None
+    return Folded(folded, kept)
+
+
+def _bias(offset: np.ndarray):
+    constant = offset.astype(np.float32)
+    return lambda inputs, training=None: tf.nn.bias_add(inputs, constant)
+
+
+def _affine(scale: np.ndarray, offset: np.ndarray):
+    factor, constant = scale.astype(np.float32), offset.astype(np.float32)
+    return lambda inputs, training=None: inputs * factor + constant
+
+
+def _norms_and_layers(model: ReIDNetwork) -> dict:
+    """Returns every batch norm of ``model`` and the linear layer whose output it alone gets, or None."""
+    layers = [layer for layer in model.submodules if isinstance(layer, _LINEAR)]
+    norms = [layer for layer in model.submodules if isinstance(layer, tf.keras.layers.BatchNormalization)]
+    calls: dict[int, list] = {id(layer): [] for layer in (*layers, *norms)}
+
+    def noted(layer, original):
+        def call(inputs, *args, **kwargs):
+            outputs = original(inputs, *args, **kwargs)
+            calls[id(layer)].append((inputs, outputs))
+            return outputs
+
+        return call
+
+    for layer in (*layers, *norms):
+        layer.call = noted(layer, layer.call)
+    try:
+        tf.function(lambda images: model(images, training=False)).get_concrete_function(
+            tf.TensorSpec([1, *model.input_size, 3])
+        )
+        # What is called twice has more outputs than the one before a norm; what a norm shares with others, such as
+        # a concatenation, they want unscaled.
+        made_by = {
+            id(calls[id(layer)][0][1]): layer
+            for layer in layers
+            if len(calls[id(layer)]) == 1 and len(calls[id(layer)][0][1].consumers()) == 1
+        }
+        return {norm: made_by.get(id(calls[id(norm)][0][0])) for norm in norms if len(calls[id(norm)]) == 1}
+    finally:
+        for layer in (*layers, *norms):
+            del layer.call

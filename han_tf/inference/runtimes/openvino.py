@@ -1,0 +1,103 @@
+"""Runs an OpenVINO model; needs no TensorFlow."""
+
+import queue
+import threading
+from pathlib import Path
+from typing import Any, Optional
+
+import numpy as np
+import openvino
+
+from han_tf.errors import UserError
+from han_tf.inference.card import ModelCard
+from han_tf.inference.runtimes import cores, model_file
+
+BATCH = 16
+"""Images per request when there are many: enough for the products, few enough for the maps to stay in the cache."""
+
+FEW = 4
+"""Up to so many images go one by one, by all threads; more are filled up to a batch."""
+
+HINTS = {"float32": "f32", "float16": "f32", "bfloat16": "bf16", "int8": "bf16"}
+"""Precision of a model -> in what OpenVINO computes what is not quantised; float16 is how the weights are kept."""
+
+
+class OpenVINOModel:
+    """An OpenVINO model, compiled for fixed batches, which is faster than one for any.
+
+    There are two: one for a single image, on which all threads work; and one for a batch, of which each thread
+    runs one of its own. Either is compiled when it is first needed.
+
+    Args:
+      path: of the model's XML file.
+      precision: see :data:`HINTS`.
+      threads: how many compute.
+    """
+
+    def __init__(self, path: str, precision: str, threads: int):
+        self._core = openvino.Core()
+        self._model = self._core.read_model(path)
+        hint = HINTS[precision]
+        if hint == "bf16" and "BF16" not in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            if precision == "bfloat16":
+                raise UserError(f"{path}: this processor has no bfloat16, expected one with AVX-512 BF16 or AMX")
+            hint = "f32"
+        self._settings = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": threads}
+        self._threads = threads
+        self._requests: dict[int, queue.SimpleQueue] = {}
+        self._lock = threading.Lock()
+        # What is wrong with the model shows now, not at the first image.
+        self._compiled(BATCH)
+
+    def embed(self, images: np.ndarray) -> np.ndarray:
+        """Maps images to features, see :class:`han_tf.inference.runtimes.Runtime`."""
+        size = 1 if len(images) <= FEW else BATCH
+        free = self._compiled(size)
+        running: list[tuple[int, int, Any]] = []
+        parts = []
+
+        def finish() -> None:
+            count, request = running.pop(0)
+            request.wait()
+            parts.append(request.get_output_tensor().data[:count].copy())
+            free.put(request)
+
+        for start in range(0, len(images), size):
+            batch = images[start : start + size]
+            count = len(batch)
+            if count < size:
+                batch = np.concatenate([batch, np.zeros((size - count, *batch.shape[1:]), np.uint8)])
+            # With others waiting for requests, one's own have to be given back first.
+            while True:
+                try:
+                    request = free.get(block=not running)
+                    break
+                except queue.Empty:
+                    finish()
+            request.set_input_tensor(openvino.Tensor(batch, shared_memory=True))
+            request.start_async()
+            running.append((count, request))
+        while running:
+            finish()
+        return np.concatenate(parts)
+
+    def _compiled(self, size: int) -> queue.SimpleQueue:
+        """Returns the free requests of the model for batches of ``size``."""
+        with self._lock:
+            if size not in self._requests:
+                model = self._model.clone()
+                model.reshape([size, *model.input(0).get_partial_shape()[1:]])
+                streams = 1 if size == 1 else self._threads
+                settings = {**self._settings, "NUM_STREAMS": streams}
+                compiled = self._core.compile_model(model, "CPU", settings)
+                self._requests[size] = queue.SimpleQueue()
+                for _ in range(2 * streams):
+                    self._requests[size].put(compiled.create_infer_request())
+            return self._requests[size]
+
+
+def open_model(folder: Path, card: ModelCard, threads: Optional[int]) -> OpenVINOModel:
+    """Opens an OpenVINO model, see :class:`han_tf.inference.runtimes.Entry`."""
+    if card.precision not in HINTS:
+        raise UserError(f"{folder}: precision is {card.precision!r}, expected one of {', '.join(HINTS)}")
+    return OpenVINOModel(model_file(folder, card, ".xml"), card.precision, cores(threads))

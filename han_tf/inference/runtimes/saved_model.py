@@ -1,0 +1,35 @@
+"""Runs a TensorFlow SavedModel."""
+
+import contextlib
+from pathlib import Path
+from typing import Optional
+
+import numpy as np
+import tensorflow as tf
+
+from han_tf.inference.card import ModelCard
+
+
+class SavedModel:
+    """The default signature of a SavedModel.
+
+    Args:
+      folder: where it lies.
+    """
+
+    def __init__(self, folder: Path):
+        self._loaded = tf.saved_model.load(str(folder))
+        self._function = self._loaded.signatures["serving_default"]
+
+    def embed(self, images: np.ndarray) -> np.ndarray:
+        """Maps images to features, see :class:`han_tf.inference.runtimes.Runtime`."""
+        return self._function(images=tf.constant(images))["features"].numpy()
+
+
+def open_model(folder: Path, card: ModelCard, threads: Optional[int]) -> SavedModel:
+    """Opens a SavedModel, see :class:`han_tf.inference.runtimes.Entry`."""
+    if threads is not None:
+        # TensorFlow takes the number once a process, before it computes anything.
+        with contextlib.suppress(RuntimeError):
+            tf.config.threading.set_intra_op_parallelism_threads(threads)
+    return SavedModel(folder)
