@@ -28,6 +28,7 @@ from han_tf.data.image_lists import NAMES, ImageList, list_images, listed_record
 from han_tf.errors import Stopped, UserError
 from han_tf.inference import extraction
 from han_tf.inference.extractor import FeatureExtractor
+from han_tf.inference.ray_extraction import extract_with_ray, model_card
 from han_tf.inference.runs import find_run
 
 SUBSETS = ("train", "query", "gallery", "multi_query")
@@ -59,6 +60,16 @@ flags.DEFINE_integer("batch_size", 64, "Images per call of the network.", 1, fla
 flags.DEFINE_integer(
     "threads", None, "Threads of the network, and of decoding; all cores if empty.", 1, flag_values=FLAGS
 )
+flags.DEFINE_string(
+    "ray",
+    "",
+    "Ray cluster: HOST:PORT of its head, auto (that of this machine), or local (one of its own).",
+    flag_values=FLAGS,
+)
+flags.DEFINE_integer(
+    "actors", 0, "Ray: processes with the model; as many as there is room for if 0.", 0, flag_values=FLAGS
+)
+flags.DEFINE_integer("actor_cpus", 1, "Ray: cores of each; and a GPU if the cluster has any.", 1, flag_values=FLAGS)
 flags.DEFINE_boolean("overwrite", False, "Remove the features of an earlier extraction in --out.", flag_values=FLAGS)
 
 
@@ -71,17 +82,35 @@ def main(values: flags.FlagValues) -> None:
         print(f"note: {images.duplicates} images were listed more than once, taken once")
     model = values.model or find_run(values.runs_dir)
     with extraction.locked(values.out):
-        extractor = FeatureExtractor(model, threads=values.threads, batch_size=values.batch_size)
-        work = extraction.plan(values.out, images, extractor, values.shard_images, values.overwrite)
+        if values.ray:
+            card = model_card(model)
+        else:
+            extractor = FeatureExtractor(model, threads=values.threads, batch_size=values.batch_size)
+            card = extractor.card
+        work = extraction.plan(values.out, images, card, values.shard_images, values.overwrite)
         for sentence in work.notes:
             print(f"note: {sentence}")
         print(
-            f"{len(images)} images with {model} ({extractor.format}, {extractor.precision}): "
+            f"{len(images)} images with {model} ({card.format}, {card.precision}): "
             f"{work.manifest.shards - len(work.pending)} of {work.manifest.shards} files are there"
         )
         start = time.perf_counter()
         try:
-            extraction.extract_locally(extractor, images, values.out, work)
+            if values.ray:
+                lost = extract_with_ray(
+                    values.ray,
+                    model,
+                    images,
+                    values.out,
+                    work,
+                    batch_size=values.batch_size,
+                    actors=values.actors,
+                    actor_cpus=values.actor_cpus,
+                )
+                if lost:
+                    print(f"note: machines of the cluster that were lost: {lost}; others have done their part")
+            else:
+                extraction.extract_locally(extractor, images, values.out, work)
         except KeyboardInterrupt as interrupt:
             raise Stopped("interrupted: finished files stay, the same command goes on", signal.SIGINT) from interrupt
         seconds = time.perf_counter() - start

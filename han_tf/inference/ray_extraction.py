@@ -1,0 +1,296 @@
+"""Extraction shared by the machines of a Ray cluster: a Ray Data set of shards, mapped by actors with the model.
+
+A row of the data set is a shard's number and its images; what comes back is its number and whether it was made. The
+features themselves go straight from the actors into the folder, which all machines must see under the same path, as
+they must the images and the model. What a machine that dies had not finished Ray gives to another actor; a shard
+appears only when it is whole, and whoever makes it twice puts the same in its place.
+"""
+
+import contextlib
+import logging
+import os
+import pickle
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Optional, Union
+
+from tqdm import tqdm
+
+from han_tf.data.image_lists import ImageList
+from han_tf.errors import UserError
+from han_tf.inference.card import CARD, ModelCard, read_card, verify_files
+from han_tf.inference.extraction import Plan, extract_shards
+from han_tf.inference.extractor import FeatureExtractor
+from han_tf.inference.feature_shards import Manifest, read_shard, read_summary
+
+LOCAL = "local"
+AUTO = "auto"
+
+CONNECT_SECONDS = 5
+ANSWER_SECONDS = 20
+"""How long a cluster may take to accept a connection, and to answer. Ray itself tries for minutes."""
+
+OBJECT_STORE_BYTES = 128 * 2**20
+"""Shared memory of a local Ray: only paths and numbers pass through it."""
+
+MOST_BLOCKS = 10_000
+"""Blocks of the Ray Data set at most, each a task of its own; with more shards some tasks make several."""
+
+_LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""Set to 0, this makes Ray use 127.0.0.1 instead of an address that other machines can reach."""
+
+
+def extract_with_ray(
+    address: str,
+    model: Union[str, os.PathLike],
+    images: ImageList,
+    folder: Union[str, os.PathLike],
+    work: Plan,
+    *,
+    batch_size: int = 64,
+    actors: int = 0,
+    actor_cpus: int = 1,
+) -> int:
+    """Makes the pending shards on a Ray cluster, with a progress bar over all images.
+
+    Args:
+      address: ``HOST:PORT`` of the cluster's head; ``auto`` for the cluster of this machine, or that of
+        ``RAY_ADDRESS``; ``local`` for one on this machine that ends with the call.
+      model: folder of a run or an exported model.
+      images: all images of the plan.
+      folder: where the shards go.
+      work: what is to be done.
+      batch_size: images per call of the network.
+      actors: how many processes load the model; as many as the cluster has room for if 0.
+      actor_cpus: cores of each; it also gets a GPU if the cluster has any.
+
+    Returns:
+      How many machines were lost meanwhile.
+
+    Raises:
+      UserError: Ray is not installed; the cluster cannot be reached or is too small; an actor cannot use the model
+        or cannot write.
+    """
+    if not work.pending:
+        return 0
+    with _connected(address) as ray:
+        total, free = ray.cluster_resources(), ray.available_resources()
+        gpus = int(total.get("GPU", 0))
+        room = min(int(total.get("CPU", 0)) // actor_cpus, *([gpus] if gpus else []), len(work.pending))
+        if room < 1:
+            raise UserError(f"Ray at {address}: {total.get('CPU', 0):g} cores, expected at least {actor_cpus}")
+        if free.get("CPU", 0) < actor_cpus or (gpus and free.get("GPU", 0) < 1):
+            print(f"note: Ray at {address} is busy with other work; waiting until there is room for an actor")
+        machines = _machines(ray)
+        rows = _rows(images, work)
+        with _silent():
+            shards = ray.data.from_items(rows, override_num_blocks=min(len(rows), MOST_BLOCKS)).map(
+                ShardMaker,
+                fn_constructor_args=(
+                    os.path.abspath(model),
+                    os.path.abspath(folder),
+                    work.manifest,
+                    actor_cpus,
+                    batch_size,
+                ),
+                compute=ray.data.ActorPoolStrategy(
+                    min_size=1, max_size=actors or room, initial_size=min(actors or room, room)
+                ),
+                num_cpus=actor_cpus,
+                num_gpus=1 if gpus else 0,
+            )
+            done = len(images) - sum(end - start for start, end in map(work.manifest.bounds, work.pending))
+            with tqdm(total=len(images), initial=done, desc="features", unit="img", smoothing=0.1) as bar:
+                for summary in shards.iter_rows():
+                    if summary["problem"]:
+                        raise UserError(summary["problem"])
+                    bar.update(summary["images"])
+        return len(machines - _machines(ray))
+
+
+def model_card(model: Union[str, os.PathLike]) -> ModelCard:
+    """Returns the card of a run or an exported model, and takes no GPU away from the actors for it.
+
+    Raises:
+      UserError: there is no model, or it is damaged.
+    """
+    if (Path(model) / CARD).exists():
+        card = read_card(model)
+        verify_files(model, card)
+        return card
+    import tensorflow as tf
+
+    tf.config.set_visible_devices([], "GPU")
+    return FeatureExtractor(model).card
+
+
+class ShardMaker:
+    """Makes one shard per call; an actor of Ray Data, which loads the model once.
+
+    Args:
+      model: folder of a run or an exported model.
+      folder: where the shards go.
+      manifest: what it is to hold.
+      threads: how many decode, and how many the network runs with.
+      batch_size: images per call of the network.
+    """
+
+    def __init__(self, model: str, folder: str, manifest: Manifest, threads: int, batch_size: int):
+        self._folder, self._manifest = folder, manifest
+        self._problem = ""
+        try:
+            # Made here, in the actor: no runtime's network can be sent to another process.
+            self._extractor = FeatureExtractor(model, threads=threads, batch_size=batch_size)
+            if self._extractor.checksum != manifest.model:
+                found = self._extractor.checksum
+                raise UserError(f"{model}: checksum {found}, expected {manifest.model} as where the command was given")
+        except UserError as error:
+            # An exception would come out as Ray's, with a traceback, and only after Ray has tried it again.
+            self._problem = f"{socket.gethostname()}: {error}"
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Makes a shard, unless an actor that died right afterwards has made it.
+
+        Args:
+          row: its number ``shard`` and its ``images``, a pickled :class:`ImageList`.
+
+        Returns:
+          ``shard``, its number of ``images``, and the ``problem`` in one line, ``""`` if there was none.
+        """
+        number = int(row["shard"])
+        start, end = self._manifest.bounds(number)
+        problem = self._problem
+        if not problem:
+            try:
+                self._make(number, row["images"])
+            except UserError as error:
+                problem = f"{socket.gethostname()}: {error}"
+        return {"shard": number, "images": end - start, "problem": problem}
+
+    def _make(self, number: int, pickled: bytes) -> None:
+        try:
+            read_shard(self._folder, self._manifest, number)
+        except UserError:
+            extract_shards(self._extractor, pickle.loads(pickled), self._folder, self._manifest, [number])
+            read_summary(self._folder, self._manifest, number)
+
+
+def _machines(ray: ModuleType) -> set[str]:
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+
+
+def _rows(images: ImageList, work: Plan) -> list[dict[str, Any]]:
+    return [
+        {"shard": number, "images": pickle.dumps(images.part(*work.manifest.bounds(number)))} for number in work.pending
+    ]
+
+
+@contextlib.contextmanager
+def _connected(address: str) -> Iterator[ModuleType]:
+    """Connects to a cluster, or starts one, until the block ends."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Warnings about the future, and about what restarts of actors depend on.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    if address == LOCAL:
+        os.environ.setdefault(_LOOPBACK, "0")
+    else:
+        _check_address(address)
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise UserError(f"--ray needs Ray ({error}), expected: pip install 'han-tf[ray]'") from error
+    options: dict[str, Any] = {"address": address}
+    if address == LOCAL:
+        options.update(
+            num_cpus=len(os.sched_getaffinity(0)),
+            object_store_memory=OBJECT_STORE_BYTES,
+            include_dashboard=False,
+        )
+    else:
+        _check_answer(address)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    try:
+        ray.init(**options, logging_level=logging.ERROR, log_to_driver=False)
+    except (Exception, SystemExit) as error:  # Ray exits the process when it has tried for too long
+        raise UserError(f"Ray at {address}: {_line(str(error))}, expected a cluster to connect to") from error
+    try:
+        yield ray
+    except ray.exceptions.RayTaskError:
+        raise  # an exception of our own code
+    except ray.exceptions.RayError as error:
+        raise UserError(f"Ray at {address} failed: {_line(str(error))}; the same command goes on") from error
+    finally:
+        with _silent():
+            ray.shutdown()
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Keeps what Ray prints of its own attempts from stdout; what comes of them is said by the command."""
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        yield
+
+
+def _check_address(address: str) -> None:
+    """Raises UserError unless something accepts connections there."""
+    if address == AUTO:
+        return
+    host, separator, port = address.rpartition(":")
+    if "://" in address or not separator or not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise UserError(f"--ray {address}: expected HOST:PORT of the cluster's head, {AUTO} or {LOCAL}")
+    if host in ("127.0.0.1", "localhost"):
+        # Ray replaces these by the address that other machines see, where a cluster of one machine may not listen.
+        if _refusal(_outer_address(), int(port)) is None:
+            return
+        os.environ.setdefault(_LOOPBACK, "0")
+    refusal = _refusal(host.strip("[]"), int(port))
+    if refusal is not None:
+        raise UserError(f"Ray at {address} cannot be reached ({refusal}), expected HOST:PORT of a cluster's head")
+
+
+def _refusal(host: str, port: int) -> Optional[str]:
+    """Returns why nothing accepts connections there, or None if something does."""
+    try:
+        socket.create_connection((host, port), CONNECT_SECONDS).close()
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
+
+
+def _outer_address() -> str:
+    """Returns the address under which this machine would speak to others; nothing is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stream:
+        try:
+            stream.connect(("192.0.2.1", 9))  # an address for documentation, nobody's
+            return stream.getsockname()[0]
+        except OSError:
+            return "127.0.0.1"
+
+
+def _check_answer(address: str) -> None:
+    """Raises UserError unless a Ray of the same version answers there. In a process of its own, which can be ended."""
+    command = [sys.executable, "-m", "ray.scripts.scripts", "health-check"]
+    command += [] if address == AUTO else ["--address", address]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_SECONDS)
+        reason = done.stderr.strip().rpartition("\n")[2][:200] if done.returncode else ""
+    except subprocess.TimeoutExpired:
+        reason = f"no answer within {ANSWER_SECONDS} s"
+    if reason:
+        raise UserError(f"Ray at {address} cannot be used ({reason}), expected HOST:PORT of a cluster's head")
+
+
+def _line(text: str) -> str:
+    """Returns the first and the last line of what Ray says; between them there often is a traceback."""
+    lines = [line for line in map(str.strip, text.splitlines()) if line]
+    return " … ".join(dict.fromkeys(line[:200] for line in [*lines[:1], *lines[-1:]]))
