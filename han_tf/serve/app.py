@@ -19,7 +19,7 @@ from han_tf import __version__
 from han_tf.search import Entry, Filters
 from han_tf.serve import schemas
 from han_tf.serve.attention import Kind
-from han_tf.serve.guards import App, Guard, Message, Receive, Send
+from han_tf.serve.guards import FAULT, App, Guard, Message, Receive, Send
 from han_tf.serve.limits import Refusal
 from han_tf.serve.schemas import ID_LIMIT
 from han_tf.serve.service import LISTED, Picture, Service
@@ -358,8 +358,8 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def bug(_: Request, error: Exception) -> JSONResponse:
-        # The traceback goes to the log: Starlette raises the error again after this answer.
-        return JSONResponse({"error": "a fault of the service; its log says more"}, 500)
+        # Starlette raises the error again after this answer, and the guard prints it.
+        return JSONResponse({"error": FAULT}, 500)
 
 
 def _sentence(error: Any) -> str:

@@ -7,6 +7,7 @@ in one place and the application is never left with half of one.
 import asyncio
 import json
 import time
+import traceback
 from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from typing import Any, Optional
 from urllib.parse import urlsplit
@@ -31,6 +32,9 @@ HEADERS = (
     (b"cross-origin-opener-policy", b"same-origin"),
     (b"cross-origin-resource-policy", b"same-origin"),
 )
+
+FAULT = "a fault of the service; its log says more"
+"""All that a client is told of a bug; the traceback goes to stderr."""
 
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 
@@ -72,7 +76,7 @@ class Guard:
                 await self._app(scope, receive, send)
             return
         answer = _Answer(send, self._limits.request_seconds)
-        held = 0
+        held, more = 0, True
         self._requests += 1
         try:
             headers = _headers(scope)
@@ -82,7 +86,6 @@ class Guard:
             body = bytearray()
             deadline = time.monotonic() + self._limits.body_seconds
             self._check_announced(headers)
-            more = True
             while more:
                 message = await _receive_before(receive, deadline, self._limits.body_seconds)
                 if message["type"] == "http.disconnect":
@@ -101,7 +104,7 @@ class Guard:
             if not answer.started:
                 # What the client still sends is read and dropped for a while: a connection that is closed on data
                 # nobody read is reset, and the client would never see the reason. Not if it waits to be asked.
-                if refusal.status == 413 and b"100-continue" not in headers.get(b"expect", b""):
+                if more and refusal.status == 413 and b"100-continue" not in headers.get(b"expect", b""):
                     await _drain(receive, _DRAINED_TIMES * self._limits.upload_bytes)
                 await answer.refuse(refusal)
         finally:
@@ -122,6 +125,11 @@ class Guard:
             await asyncio.wait_for(self._app(scope, replay, answer.send), self._limits.request_seconds)
         except asyncio.TimeoutError:
             raise Refusal(503, f"no answer within {self._limits.request_seconds:g} seconds") from None
+        except Exception:
+            # A bug. Passed on, it would have uvicorn break the connection off before the client has read the answer.
+            traceback.print_exc()
+            if not answer.started:
+                raise Refusal(500, FAULT) from None
 
     def _check(self, scope: Message, headers: dict[bytes, bytes]) -> None:
         host = headers.get(b"host", b"").decode("latin-1").lower()

@@ -48,7 +48,7 @@ class Refusal(Exception):
     """A request is not answered as asked; the message is one line for the client.
 
     Attributes:
-      status: the HTTP status, 4xx or 503.
+      status: the HTTP status: 4xx or 503; 500 for a bug.
     """
 
     def __init__(self, status: int, reason: str):

@@ -155,7 +155,13 @@ class _Server(uvicorn.Server):
         self._ready()
 
 
-def serve(service: Service, bound: socket.socket, hosts: Collection[str], ready: Callable[[], None]) -> None:
+def serve(
+    service: Service,
+    bound: socket.socket,
+    hosts: Collection[str],
+    ready: Callable[[], None],
+    started: Callable[[uvicorn.Server], None] = lambda server: None,
+) -> None:
     """Answers requests until SIGINT or SIGTERM; then finishes what was accepted, closes all and passes the signal on.
 
     Args:
@@ -163,9 +169,12 @@ def serve(service: Service, bound: socket.socket, hosts: Collection[str], ready:
       bound: socket of :func:`han_tf.serve.server.listen`.
       hosts: names the service goes by.
       ready: called when requests are answered.
+      started: called with the server, whose ``should_exit`` ends it where signals do not arrive: in a thread.
     """
     app = guarded(create_app(service), service, hosts)
-    _Server(server_config(app, service.limits), ready).run([bound])
+    server = _Server(server_config(app, service.limits), ready)
+    started(server)
+    server.run([bound])
 
 
 def address_of(bound: socket.socket) -> str:

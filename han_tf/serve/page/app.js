@@ -60,9 +60,15 @@ function announce(text) {
 
 // ---------------------------------------------------------------- words
 
-const dateFormat = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "medium" });
+const clock = { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" };
+const thisYear = new Intl.DateTimeFormat(undefined, { month: "short", day: "numeric", ...clock });
+const anyYear = new Intl.DateTimeFormat(undefined, { year: "numeric", month: "short", day: "numeric", ...clock });
 const count = (n, one, many = one + "s") => `${n.toLocaleString()} ${n === 1 ? one : many}`;
-const timeText = (time) => (time === null ? "time unknown" : dateFormat.format(new Date(1000 * time)));
+function timeText(time) {
+  if (time === null) return "time unknown";
+  const date = new Date(1000 * time);
+  return (date.getFullYear() === new Date().getFullYear() ? thisYear : anyYear).format(date);
+}
 const cameraText = (camid) => (camid === null ? "camera unknown" : `camera ${camid}`);
 const distanceText = (distance) => distance.toFixed(3);
 
@@ -372,7 +378,7 @@ async function browse() {
       list.querySelectorAll(".camera, .time").forEach((part) => part.remove());
       found.append(element("h3", "Queries to try"), list);
     }
-    if (entries.length) found.append(element("h3", "Or search with an image of the gallery"), tiles(entries));
+    if (entries.length) found.append(element("h3", `${examples.length ? "Or search" : "Search"} with an image of the gallery`), tiles(entries));
     else found.append(nothing("The gallery is empty", "Add images with python -m han_tf.index or POST /gallery."));
     setCurrent(0);
   } catch (error) {

@@ -1,0 +1,239 @@
+"""Whom the guard lets through, and how much it reads."""
+
+import asyncio
+import json
+
+import pytest
+
+from han_tf.serve.guards import POLICY, Guard
+from han_tf.serve.limits import Limits
+
+LIMITS = Limits(upload_bytes=1000, buffered_bytes=2500, body_seconds=0.3, request_seconds=0.3, requests=3)
+
+
+class Application:
+    """Answers with the size of the body; keeps what it was asked."""
+
+    def __init__(self, seconds=0.0, fail=False):
+        self.bodies = []
+        self.seconds = seconds
+        self.fail = fail
+
+    async def __call__(self, scope, receive, send):
+        message = await receive()
+        assert not message["more_body"]
+        self.bodies.append(message["body"])
+        await asyncio.sleep(self.seconds)
+        if self.fail:
+            raise ZeroDivisionError
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": str(len(message["body"])).encode()})
+
+
+class Exchange:
+    """One request: what is sent piece by piece, and what comes back."""
+
+    def __init__(self, pieces=(b"",), method="POST", last=True, pause=0.0, **headers):
+        headers = {"host": "localhost:8000", **headers}
+        self.scope = {
+            "type": "http",
+            "method": method,
+            "path": "/",
+            "headers": [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()],
+        }
+        self.pieces = list(pieces)
+        self.last = last
+        self.pause = pause
+        self.taken = 0
+        self.sent = []
+
+    async def receive(self):
+        await asyncio.sleep(self.pause)
+        if not self.pieces:
+            await asyncio.sleep(3600)
+        body = self.pieces.pop(0)
+        self.taken += len(body)
+        return {"type": "http.request", "body": body, "more_body": bool(self.pieces) or not self.last}
+
+    async def send(self, message):
+        self.sent.append(message)
+
+    @property
+    def status(self):
+        return self.sent[0]["status"]
+
+    @property
+    def headers(self):
+        return dict(self.sent[0]["headers"])
+
+    @property
+    def error(self):
+        assert self.headers[b"content-type"] == b"application/json"
+        return json.loads(self.sent[1]["body"])["error"]
+
+
+def run(*exchanges, application=None, limits=LIMITS, refused=None):
+    application = application or Application()
+    statuses = []
+    guard = Guard(application, limits, {"localhost", "127.0.0.1", "::1"}, statuses.append)
+
+    async def main():
+        await asyncio.gather(*(guard(one.scope, one.receive, one.send) for one in exchanges))
+
+    asyncio.run(main())
+    assert guard._requests == guard._buffered == 0
+    if refused is not None:
+        assert statuses == refused
+    return application
+
+
+def test_a_body_arrives_whole():
+    exchange = Exchange([b"abc", b"", b"defg"])
+    assert run(exchange, refused=[]).bodies == [b"abcdefg"]
+    assert exchange.status == 200
+    assert exchange.sent[1]["body"] == b"7"
+
+
+def test_every_answer_tells_browsers_to_be_strict():
+    for exchange in (Exchange(), Exchange(host="elsewhere.example")):
+        run(exchange)
+        headers = exchange.headers
+        assert headers[b"content-security-policy"] == POLICY.encode()
+        assert headers[b"x-content-type-options"] == b"nosniff"
+        assert headers[b"cross-origin-resource-policy"] == b"same-origin"
+        assert headers[b"cache-control"] == b"no-store"
+        assert b"access-control-allow-origin" not in headers
+    assert "unsafe" not in POLICY
+    assert "default-src 'none'" in POLICY
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:1", "127.0.0.1:8000", "[::1]:8000"])
+def test_own_names(host):
+    exchange = Exchange(host=host)
+    run(exchange)
+    assert exchange.status == 200
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["", "evil.example", "localhost.evil.example", "evil.example:8000", "127.0.0.1.evil.example", "[", "10.0.0.1"],
+)
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_a_name_that_was_pointed_here_is_not_ours(host, method):
+    exchange = Exchange(host=host, method=method)
+    assert run(exchange, refused=[421]).bodies == []
+    assert exchange.status == 421
+    assert "localhost" in exchange.error
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"origin": "http://evil.example"},
+        {"origin": "null"},
+        {"origin": "http://localhost:9000"},
+        {"origin": "http://localhost"},
+        {"sec_fetch_site": "cross-site"},
+        {"sec_fetch_site": "same-site"},
+    ],
+)
+@pytest.mark.parametrize("method", ["POST", "DELETE", "PUT", "PATCH"])
+def test_pages_of_other_sites_change_nothing(headers, method):
+    exchange = Exchange(method=method, **headers)
+    assert run(exchange, refused=[403]).bodies == []
+    assert exchange.status == 403
+    reading = Exchange(method="GET", **headers)
+    run(reading)
+    assert reading.status == 200
+
+
+def test_the_own_page_does():
+    for headers in ({"origin": "http://localhost:8000", "sec_fetch_site": "same-origin"}, {"sec_fetch_site": "none"}):
+        exchange = Exchange(**headers)
+        run(exchange)
+        assert exchange.status == 200
+
+
+def test_too_long_by_its_own_word_is_not_read():
+    exchange = Exchange([b"x"], content_length="1001", expect="100-continue")
+    assert run(exchange, refused=[413]).bodies == []
+    assert exchange.status == 413
+    assert "1,000 bytes" in exchange.error
+    assert exchange.taken == 0
+
+
+def test_too_long_whatever_it_says():
+    for headers in ({}, {"content_length": "3"}, {"transfer_encoding": "chunked"}, {"content_length": "x"}):
+        exchange = Exchange([b"x" * 100] * 11, **headers)
+        assert run(exchange).bodies == []
+        assert exchange.status == 413
+
+
+def test_exactly_as_long_as_allowed():
+    exchange = Exchange([b"x" * 100] * 10, content_length="1000")
+    run(exchange)
+    assert exchange.status == 200
+
+
+def test_the_rest_is_dropped_so_that_the_reason_arrives_but_not_for_ever():
+    short = Exchange([b"x" * 100] * 20)
+    run(short)
+    assert (short.status, short.taken) == (413, 2000)
+    endless = Exchange([b"x" * 100] * 1000)
+    run(endless)
+    assert endless.status == 413
+    assert endless.taken < 6000
+    assert endless.headers[b"connection"] == b"close"
+
+
+def test_a_slow_body():
+    for exchange in (Exchange([b"x"], last=False), Exchange([b"x"] * 100, pause=0.02)):
+        assert run(exchange, refused=[408]).bodies == []
+        assert exchange.status == 408
+
+
+def test_a_client_that_goes_away_costs_nothing():
+    exchange = Exchange()
+
+    async def gone():
+        return {"type": "http.disconnect"}
+
+    exchange.receive = gone
+    assert run(exchange, refused=[]).bodies == []
+    assert exchange.sent == []
+
+
+def test_a_slow_answer():
+    exchange = Exchange()
+    run(exchange, application=Application(seconds=20), refused=[503])
+    assert exchange.status == 503
+    assert exchange.headers[b"retry-after"] == b"1"
+
+
+def test_too_many_at_a_time():
+    exchanges = [Exchange() for _ in range(5)]
+    run(*exchanges, application=Application(seconds=0.1))
+    assert sorted(exchange.status for exchange in exchanges) == [200, 200, 200, 503, 503]
+
+
+def test_too_many_bytes_at_a_time():
+    exchanges = [Exchange([b"x" * 900]) for _ in range(3)]
+    run(*exchanges, application=Application(seconds=0.1), refused=[503])
+    assert sorted(exchange.status for exchange in exchanges) == [200, 200, 503]
+
+
+def test_a_bug_is_told_to_the_log_alone(capsys):
+    exchange = Exchange()
+    run(exchange, application=Application(fail=True), refused=[500])
+    assert exchange.status == 500
+    assert "fault" in exchange.error
+    assert "ZeroDivisionError" not in exchange.error
+    assert "ZeroDivisionError" in capsys.readouterr().err
+
+
+def test_other_protocols_are_left_unanswered():
+    async def main():
+        guard = Guard(Application(), LIMITS, {"localhost"})
+        await guard({"type": "websocket"}, None, None)
+
+    asyncio.run(main())

@@ -1,0 +1,541 @@
+"""The service over HTTP, with a real network and a real gallery."""
+
+import hashlib
+import io
+import json
+import re
+import threading
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from han_tf.data.reading import decode_image
+from han_tf.errors import UserError
+from han_tf.search import create_gallery
+from han_tf.serve.limits import Limits
+from han_tf.serve.service import Example, Service
+from han_tf.serve.store import Store
+from tests.serve.serving import FIRST_TIME, client_of, encoded, noise, on_socket, wait_for
+
+
+@pytest.fixture(scope="module")
+def shared(make_service, tmp_path_factory):
+    """A client of a service that no test changes; its threshold is 0.1."""
+    with client_of(make_service(tmp_path_factory.mktemp("shared"), threshold=0.1)) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def query(tiny_set):
+    with open(tiny_set.query[0].path, "rb") as stream:
+        return stream.read()
+
+
+def upload(data):
+    return {"image": ("query.jpg", data, "image/jpeg")}
+
+
+def ids(answer):
+    return [hit["id"] for hit in answer.json()["hits"]]
+
+
+def error_of(response, status):
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/json"
+    (error,) = response.json().values()
+    assert "\n" not in error
+    assert "Traceback" not in error
+    return error
+
+
+# ------------------------------------------------------------------------------------------------ search and embed
+
+
+def test_embed_gives_what_the_extractor_gives(shared, query, tiny_set, extractor):
+    answer = shared.post("/embed", files=upload(query)).json()
+    np.testing.assert_allclose(answer["feature"], extractor([tiny_set.query[0].path])[0], atol=1e-6)
+    assert answer["model"] == extractor.checksum
+    assert answer["sha256"] == hashlib.sha256(query).hexdigest()
+
+
+def test_search_ranks_like_a_full_sort(shared, query, tiny_set, extractor, gallery_features):
+    answer = shared.post("/search", files=upload(query), data={"k": 7}).json()
+    feature = extractor([tiny_set.query[0].path])[0]
+    distances = np.linalg.norm(gallery_features - feature, axis=1)
+    order = np.argsort(distances, kind="stable")[:7]
+    assert [hit["id"] for hit in answer["hits"]] == order.tolist()
+    np.testing.assert_allclose([hit["distance"] for hit in answer["hits"]], distances[order], atol=1e-5)
+    for hit, index in zip(answer["hits"], order):
+        record = tiny_set.gallery[index]
+        assert (hit["pid"], hit["camid"], hit["time"]) == (record.pid, record.camid, FIRST_TIME + 60 * index)
+        assert record.path.endswith(hit["name"])
+        assert hit["beyond"] == (hit["distance"] > 0.1)
+        assert hit["verdict"] is None
+    assert answer["query"] == "sha256:" + hashlib.sha256(query).hexdigest()
+
+
+def test_known_and_unknown_people(shared, query):
+    nearest = shared.post("/search", files=upload(query), data={"k": 5}).json()["hits"]
+    between = (nearest[1]["distance"] + nearest[2]["distance"]) / 2
+    known = shared.post("/search", files=upload(query), data={"k": 5, "threshold": between}).json()
+    assert (known["known"], known["threshold"]) == (True, between)
+    assert [hit["beyond"] for hit in known["hits"]] == [False, False, True, True, True]
+    unknown = shared.post("/search", files=upload(query), data={"k": 5, "threshold": 0}).json()
+    assert unknown["known"] is False
+    assert [hit["id"] for hit in unknown["hits"]] == [hit["id"] for hit in nearest]
+    assert all(hit["beyond"] for hit in unknown["hits"])
+
+
+def test_without_threshold_nothing_is_said(client, query):
+    answer = client.post("/search", files=upload(query)).json()
+    assert answer["known"] is answer["threshold"] is None
+    assert not any(hit["beyond"] for hit in answer["hits"])
+    assert len(answer["hits"]) == 20
+
+
+def test_an_entry_is_no_hit_of_itself(shared, gallery_features):
+    answer = shared.post("/search", data={"id": 4, "k": 6})
+    distances = np.linalg.norm(gallery_features - gallery_features[4], axis=1)
+    distances[4] = np.inf
+    assert ids(answer) == np.argsort(distances, kind="stable")[:6].tolist()
+    assert answer.json()["query"] == "id:4"
+
+
+def test_filters(shared, tiny_set):
+    cameras = np.array([record.camid for record in tiny_set.gallery])
+
+    def found(**form):
+        return sorted(ids(shared.post("/search", data={"id": 0, "k": 200, **form})))
+
+    def expected(mask):
+        return [index for index in np.flatnonzero(mask) if index != 0]
+
+    numbers = np.arange(len(cameras))
+    assert found() == expected(cameras > 0)
+    assert found(cameras=[1, 3]) == expected(np.isin(cameras, [1, 3]))
+    assert found(not_cameras=[1, 3]) == expected(~np.isin(cameras, [1, 3]))
+    assert found(after=FIRST_TIME + 120, before=FIRST_TIME + 600) == expected((numbers >= 2) & (numbers < 10))
+    assert found(cameras=[77]) == []
+
+
+def test_reranking_sorts_anew_and_keeps_distances(shared, query):
+    plain = shared.post("/search", files=upload(query), data={"k": 200}).json()["hits"]
+    anew = shared.post("/search", files=upload(query), data={"k": 200, "rerank": True}).json()
+    assert anew["reranked"] is True
+    distances = {hit["id"]: hit["distance"] for hit in plain}
+    for hit in anew["hits"]:
+        assert hit["distance"] == pytest.approx(distances[hit["id"]], abs=1e-5)
+    assert [hit["id"] for hit in anew["hits"]] != [hit["id"] for hit in plain]
+    assert {hit["id"] for hit in anew["hits"]} == set(distances)
+
+
+@pytest.mark.parametrize(
+    ("form", "named"),
+    [
+        ({}, "neither image nor id given"),
+        ({"id": "x"}, "id is 'x'"),
+        ({"id": "-1"}, "id"),
+        ({"id": str(2**63)}, "id"),
+        ({"id": "0", "k": "0"}, "k is '0'"),
+        ({"id": "0", "k": "201"}, "k"),
+        ({"id": "0", "threshold": "-1"}, "threshold"),
+        ({"id": "0", "threshold": "nan"}, "threshold"),
+        ({"id": "0", "cameras": "x"}, "cameras"),
+        ({"id": "0", "cameras": str(2**64)}, "cameras"),
+        ({"id": "0", "after": "inf"}, "after"),
+        ({"id": "0", "after": "5", "before": "5"}, "after is 5 and before 5, expected after < before"),
+        ({"id": "0", "rerank": "perhaps"}, "rerank"),
+    ],
+)
+def test_what_a_search_refuses(shared, form, named):
+    assert named in error_of(shared.post("/search", data=form), 422)
+
+
+def test_both_an_image_and_an_id(shared, query):
+    assert "both" in error_of(shared.post("/search", files=upload(query), data={"id": 0}), 422)
+
+
+@pytest.mark.parametrize("path", ["/embed", "/search", "/gallery", "/attention"])
+def test_bad_images(shared, path):
+    assert "not an image" in error_of(shared.post(path, files=upload(b"no image")), 415)
+    assert "damaged or truncated" in error_of(shared.post(path, files=upload(encoded(noise())[:200])), 422)
+    assert "empty" in error_of(shared.post(path, files=upload(b"")), 422)
+    bomb = encoded(Image.new("L", (5000, 5000)))
+    assert len(bomb) < 100_000
+    assert "25,000,000 pixels" in error_of(shared.post(path, files=upload(bomb)), 413)
+    assert "image" in error_of(shared.post(path, data={"image": "a string"}), 422)
+    assert "bytes" in error_of(shared.post(path, files=upload(b"x" * (8 * 2**20))), 413)
+
+
+def test_an_unknown_entry(shared):
+    for response in (
+        shared.post("/search", data={"id": 999}),
+        shared.get("/gallery/999"),
+        shared.get("/gallery/999/image"),
+        shared.get("/gallery/999/attention"),
+        shared.delete("/gallery/999"),
+        shared.post("/feedback", json={"query": "id:1", "hit": 999, "verdict": "right"}),
+    ):
+        assert "no entry 999" in error_of(response, 404)
+
+
+# ------------------------------------------------------------------------------------------------------- gallery
+
+
+def test_add_find_and_delete(client):
+    picture = encoded(noise(64, 32))
+    form = {"pid": 7, "camid": 12, "time": 1.5e9, "name": "Ä person"}
+    answer = client.post("/gallery", files=upload(picture), data=form)
+    assert answer.status_code == 201
+    id = answer.json()["id"]
+    assert client.get(f"/gallery/{id}").json() == {"id": id, "name": "Ä person", "pid": 7, "camid": 12, "time": 1.5e9}
+    found = client.post("/search", files=upload(picture), data={"k": 1}).json()["hits"][0]
+    assert found["id"] == id
+    assert found["distance"] < 1e-3
+    assert 12 in client.get("/overview").json()["cameras"]
+    shown = np.asarray(Image.open(io.BytesIO(client.get(f"/gallery/{id}/image").content)))
+    assert shown.shape == (64, 32, 3)
+    assert client.delete(f"/gallery/{id}").json() == {"id": id}
+    assert "no entry" in error_of(client.get(f"/gallery/{id}/image"), 404)
+    assert "no entry" in error_of(client.delete(f"/gallery/{id}"), 404)
+    assert id not in ids(client.post("/search", files=upload(picture), data={"k": 200}))
+
+
+def test_what_is_unknown_stays_unknown(client):
+    id = client.post("/gallery", files=upload(encoded(noise()))).json()["id"]
+    entry = client.get(f"/gallery/{id}").json()
+    assert entry == {"id": id, "name": "query.jpg", "pid": None, "camid": None, "time": None}
+
+
+def test_a_name_is_no_path(client, make_service, tmp_path):
+    files = {"image": ("../../../etc/passwd", encoded(noise()), "image/png")}
+    id = client.post("/gallery", files=files).json()["id"]
+    assert client.get(f"/gallery/{id}").json()["name"] == "passwd"
+    id = client.post("/gallery", files=files, data={"name": "/etc/passwd\n\x00"}).json()["id"]
+    assert client.get(f"/gallery/{id}").json()["name"] == "/etc/passwd??"
+    assert Image.open(io.BytesIO(client.get(f"/gallery/{id}/image").content)).size == (20, 40)
+
+
+def test_added_images_survive_a_restart(make_service, make_index, extractor, tmp_path):
+    service = make_service(tmp_path)
+    with client_of(service) as client:
+        id = client.post("/gallery", files=upload(encoded(noise())), data={"name": "kept"}).json()["id"]
+        client.post("/feedback", json={"query": "id:1", "hit": id, "verdict": "right"})
+    from han_tf.search import open_gallery
+
+    again = Service(open_gallery(tmp_path / "index"), extractor, Store(tmp_path / "state"))
+    with client_of(again) as client:
+        assert client.get(f"/gallery/{id}").json()["name"] == "kept"
+        assert client.get(f"/gallery/{id}/image").status_code == 200
+        assert client.get("/overview").json()["verdicts"] == 1
+
+
+def test_deleting_leaves_files_that_are_not_ours(client, tiny_set):
+    client.delete("/gallery/3")
+    assert decode_image(tiny_set.gallery[3].path).size
+
+
+def test_images_come_from_allowed_folders_only(extractor, gallery_features, tiny_set, tmp_path):
+    allowed, outside = tmp_path / "allowed", tmp_path / "outside"
+    allowed.mkdir()
+    outside.mkdir()
+    for folder in (allowed, outside):
+        Image.fromarray(noise()).save(folder / "a.png")
+    (allowed / "link.png").symlink_to(outside / "a.png")
+    (allowed / "text.png").write_text("root:x:0:0")
+    (allowed / "folder").mkdir()
+    paths = [
+        allowed / "a.png",
+        outside / "a.png",
+        allowed / ".." / "outside" / "a.png",
+        allowed / "link.png",
+        allowed / "text.png",
+        allowed / "folder",
+        allowed / "missing.png",
+        "",
+        "/dev/zero",
+        str(allowed / "a\0.png"),
+    ]
+    gallery = create_gallery(tmp_path / "index", extractor.feature_dim, extractor.checksum)
+    gallery.add(gallery_features[: len(paths)], paths=list(map(str, paths)))
+    service = Service(gallery, extractor, Store(tmp_path / "state"), image_roots=[allowed])
+    with client_of(service) as client:
+        statuses = [client.get(f"/gallery/{id}/image").status_code for id in range(len(paths))]
+        assert statuses == [200] + [404] * (len(paths) - 1)
+        assert error_of(client.get("/gallery/1/image"), 404) == "no image of entry 1 can be shown"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/page/..%2f..%2fapp.py",
+        "/page/../app.py",
+        "/page/%2e%2e/%2e%2e/etc/passwd",
+        "/page//etc/passwd",
+        "/gallery/..%2f0/image",
+        "/gallery/0%00/image",
+        "/examples/-1/image",
+        "//etc/passwd",
+        "/static/x",
+        "/redoc",
+    ],
+)
+def test_no_path_leads_anywhere(shared, path):
+    # Sent as it stands: httpx would tidy it up.
+    request = httpx.Request("GET", shared.base_url)
+    request.url = request.url.copy_with(raw_path=path.encode())
+    assert shared.send(request).status_code in (404, 422)
+
+
+# ----------------------------------------------------------------------------------------------------- attention
+
+
+@pytest.mark.parametrize("kind", ["soft", "regions", "both"])
+def test_attention_is_drawn_over_the_whole_image(shared, query, kind):
+    for response in (
+        shared.get("/gallery/2/attention", params={"kind": kind, "level": 2}),
+        shared.post("/attention", files=upload(query), params={"kind": kind, "level": 2}),
+    ):
+        assert response.headers["content-type"] == "image/png"
+        assert Image.open(io.BytesIO(response.content)).size == (3 * 32, 3 * 48)
+
+
+def test_attention_is_that_of_the_network(shared, tiny_run, tiny_set):
+    from han_tf.data.reading import resize
+    from han_tf.inference.runs import load_run
+    from han_tf.viz.attention import attend, heat_overlay, relative_attention
+
+    image = resize(decode_image(tiny_set.gallery[2].path), (48, 32))
+    level = attend(load_run(tiny_run).model, image[None])[2]
+    enlarged = np.repeat(np.repeat(image, 3, 0), 3, 1)
+    expected = heat_overlay(enlarged, relative_attention(level.soft[0]))
+    response = shared.get("/gallery/2/attention", params={"kind": "soft", "level": 3})
+    shown = np.asarray(Image.open(io.BytesIO(response.content)))
+    assert np.abs(shown.astype(int) - expected).max() <= 2  # float32 means
+    regions = shared.get("/gallery/2/attention", params={"kind": "regions", "level": 3}).content
+    shown = np.asarray(Image.open(io.BytesIO(regions))).astype(int)
+    changed = np.argwhere((shown != enlarged).any(-1))
+    boxes = np.clip(3 * level.boxes[0], 0, [96, 144, 96, 144])
+    assert abs(changed[:, 0].min() - boxes[:, 1].min()) <= 1
+    assert abs(changed[:, 1].max() + 1 - boxes[:, 2].max()) <= 1
+
+
+def test_attention_that_there_is_not(shared, make_service, tmp_path, query):
+    assert "expected 1 to 3" in error_of(shared.get("/gallery/0/attention?level=4"), 422)
+    assert "kind" in error_of(shared.get("/gallery/0/attention?kind=x"), 422)
+    with client_of(make_service(tmp_path, attention=None)) as client:
+        assert "no attention" in error_of(client.get("/gallery/0/attention"), 404)
+        assert "no attention" in error_of(client.post("/attention", files=upload(query)), 404)
+        assert client.get("/overview").json()["attention"] == []
+
+
+# ------------------------------------------------------------------------------------------------------ feedback
+
+
+def test_feedback_comes_back_with_the_search_and_as_csv(client, query):
+    answer = client.post("/search", files=upload(query), data={"k": 2}).json()
+    first, second = (hit["id"] for hit in answer["hits"])
+    for hit, verdict in ((first, "wrong"), (first, "right"), (second, "wrong")):
+        said = {"query": answer["query"], "hit": hit, "verdict": verdict, "distance": 0.5}
+        assert client.post("/feedback", json=said).json()["verdict"] == verdict
+    verdicts = [hit["verdict"] for hit in client.post("/search", files=upload(query), data={"k": 2}).json()["hits"]]
+    assert verdicts == ["right", "wrong"]
+    other = client.post("/search", data={"id": first, "k": 5}).json()["hits"]
+    assert {hit["verdict"] for hit in other} == {None}
+    export = client.get("/feedback.csv")
+    assert export.headers["content-type"] == "text/csv; charset=utf-8"
+    assert "attachment" in export.headers["content-disposition"]
+    lines = export.text.splitlines()
+    assert lines[0] == "time,query,hit,verdict,distance,image"
+    assert len(lines) == 3
+    client.post("/feedback", json={"query": answer["query"], "hit": first, "verdict": None})
+    assert len(client.get("/feedback.csv").text.splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"query": "x", "hit": 1, "verdict": "right"},
+        {"query": "id:1\n", "hit": 1, "verdict": "right"},
+        {"query": "id:1", "hit": -1, "verdict": "right"},
+        {"query": "id:1", "hit": 1, "verdict": "maybe"},
+        {"query": "id:1", "hit": 1},
+        {"query": "id:1", "hit": 1, "verdict": "right", "distance": -1},
+        [],
+        None,
+    ],
+)
+def test_feedback_that_makes_no_sense(shared, said):
+    error_of(shared.post("/feedback", json=said), 422)
+
+
+# ----------------------------------------------------------------------------------------------------- operation
+
+
+def test_health_and_metrics(client, query, extractor):
+    assert client.get("/healthz").json() == {"status": "ok", "entries": 31, "model": extractor.checksum}
+    client.post("/search", files=upload(query))
+    client.get("/gallery/12345")
+    client.get("/no/such/place")
+    client.get("/healthz", headers={"Host": "evil.example"})
+    metrics = client.get("/metrics")
+    assert metrics.headers["content-type"].startswith("text/plain")
+    lines = metrics.text.splitlines()
+    assert 'han_tf_requests_total{method="POST",route="/search",status="200"} 1.0' in lines
+    assert 'han_tf_requests_total{method="GET",route="/gallery/{id}",status="404"} 1.0' in lines
+    assert 'han_tf_requests_total{method="GET",route="none",status="404"} 1.0' in lines
+    assert 'han_tf_refused_total{status="421"} 1.0' in lines
+    assert "han_tf_gallery_entries 31.0" in lines
+    assert 'han_tf_batch_size_count{network="features"} 1.0' in lines
+    assert any(line.startswith("process_resident_memory_bytes") for line in lines)
+
+
+def test_what_is_not_there(shared):
+    error_of(shared.get("/nothing"), 404)
+    error_of(shared.put("/search"), 405)
+    error_of(shared.post("/search", content=b"--x", headers={"Content-Type": "multipart/form-data; boundary=y"}), 400)
+    error_of(shared.post("/feedback", content=b"{", headers={"Content-Type": "application/json"}), 422)
+    assert "another site" in error_of(
+        shared.post("/search", data={"id": 0}, headers={"Origin": "http://x.example"}), 403
+    )
+
+
+def test_the_page_and_the_description_need_nobody_else(shared):
+    for path in ("/", "/docs"):
+        page = shared.get(path)
+        assert page.headers["content-type"].startswith("text/html")
+        assert "script-src 'self'" in page.headers["content-security-policy"]
+        text = page.text
+        assert not re.search(r"https?://|<style|style=|\son\w+=|<script(?! src)", text)
+        for file in re.findall(r'(?:src|href)="(/page/[^"]+)"', text):
+            answer = shared.get(file)
+            assert answer.status_code == 200
+            again = shared.get(file, headers={"If-None-Match": answer.headers["etag"]})
+            assert (again.status_code, again.content) == (304, b"")
+    description = shared.get("/openapi.json").json()
+    for path, methods in description["paths"].items():
+        for method, operation in methods.items():
+            assert operation["description"], (path, method)
+            for status, response in operation["responses"].items():
+                if status >= "400":
+                    assert response["content"]["application/json"]["schema"]["$ref"].endswith("/Error")
+    assert "HTTPValidationError" not in json.dumps(description["paths"])
+
+
+def test_no_answer_in_a_queue_that_is_full(make_service, tmp_path, query):
+    service = make_service(tmp_path, limits=Limits(queue=2, batch=1, batch_wait_ms=0, request_seconds=5))
+    gate, compute = threading.Event(), service._embed._compute
+
+    def slow(images):
+        gate.wait(20)
+        return compute(images)
+
+    service._embed._compute = slow
+    with on_socket(service) as address:
+        answers = []
+
+        def ask():
+            answers.append(httpx.post(f"{address}/embed", files=upload(query), timeout=30))
+
+        threads = [threading.Thread(target=ask) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+            wait_for(lambda: len(service._decode) == 0 and (len(service._embed) or not service._embed._waiting))
+        wait_for(lambda: len(service._embed) == 2)
+        refused = httpx.post(f"{address}/embed", files=upload(query), timeout=30)
+        assert "2 images are waiting" in error_of(refused, 503)
+        assert refused.headers["retry-after"] == "1"
+        gate.set()
+        for thread in threads:
+            thread.join()
+        assert [answer.status_code for answer in answers] == [200] * 3
+
+
+def test_a_network_that_takes_too_long(make_service, tmp_path, query):
+    service = make_service(tmp_path, limits=Limits(request_seconds=0.3))
+    gate = threading.Event()
+    service._embed._compute = lambda images: gate.wait(20) and [np.zeros(1024, np.float32)] * len(images)
+    with client_of(service) as client:
+        assert "0.3 seconds" in error_of(client.post("/embed", files=upload(query)), 503)
+        gate.set()
+
+
+def test_a_gallery_out_of_reach(make_service, tmp_path, query, capsys, monkeypatch):
+    service = make_service(tmp_path)
+    with client_of(service) as client:
+
+        def gone(*_, **__):
+            raise UserError("/secret/place: Milvus does not answer")
+
+        for name in ("search", "entries", "features", "add", "delete"):
+            monkeypatch.setattr(service.gallery, name, gone)
+        for response in (
+            client.post("/search", files=upload(query)),
+            client.post("/search", data={"id": 0}),
+            client.get("/gallery"),
+            client.get("/gallery/0"),
+            client.get("/gallery/0/image"),
+            client.get("/healthz"),
+            client.get("/overview"),
+            client.post("/gallery", files=upload(query)),
+            client.delete("/gallery/0"),
+        ):
+            error = error_of(response, 503)
+            assert "gallery cannot be" in error
+            assert "secret" not in error
+            assert response.headers["retry-after"]
+        assert not list((tmp_path / "state" / "images").iterdir())
+    assert "/secret/place: Milvus does not answer" in capsys.readouterr().err
+
+
+def test_a_bug_is_said_without_a_traceback(make_service, tmp_path, query):
+    service = make_service(tmp_path)
+
+    def broken(_):
+        raise ZeroDivisionError("/secret/place")
+
+    service._embed._compute = broken
+    with client_of(service) as client:
+        assert error_of(client.post("/embed", files=upload(query)), 500) == "a fault of the service; its log says more"
+        assert client.get("/healthz").status_code == 200
+
+
+def test_examples(make_service, tmp_path, tiny_set):
+    examples = [Example(tiny_set.query[0].path, "a person"), Example(str(tmp_path / "missing.png"), "nobody")]
+    with client_of(make_service(tmp_path, examples=examples)) as client:
+        assert client.get("/examples").json() == [
+            {"number": 0, "title": "a person"},
+            {"number": 1, "title": "nobody"},
+        ]
+        shown = Image.open(io.BytesIO(client.get("/examples/0/image").content))
+        np.testing.assert_array_equal(np.asarray(shown), decode_image(tiny_set.query[0].path))
+        error_of(client.get("/examples/1/image"), 404)
+        error_of(client.get("/examples/2/image"), 404)
+
+
+def test_another_network_is_refused(make_index, make_service, extractor, attention_model, tmp_path):
+    gallery = create_gallery(tmp_path / "other", extractor.feature_dim, "f" * 64)
+    with pytest.raises(UserError, match=r"ffffffffffff….*expected the same model"):
+        Service(gallery, extractor, Store(tmp_path / "state"))
+    gallery = create_gallery(tmp_path / "shorter", 3, extractor.checksum)
+    with pytest.raises(UserError, match="dimension 3, expected 1024"):
+        Service(gallery, extractor, Store(tmp_path / "state"))
+
+    class Other:
+        run_dir = "runs/other"
+        checksum = "e" * 64
+
+    with pytest.raises(UserError, match="runs/other: the network eeeeeeeeeeee…"):
+        Service(make_index(tmp_path / "index"), extractor, Store(tmp_path / "state"), attention=Other())
+
+
+def test_an_empty_gallery(extractor, tmp_path, query):
+    gallery = create_gallery(tmp_path / "index", extractor.feature_dim, extractor.checksum)
+    gallery.set_threshold(0.5)
+    with client_of(Service(gallery, extractor, Store(tmp_path / "state"))) as client:
+        answer = client.post("/search", files=upload(query)).json()
+        assert (answer["hits"], answer["known"]) == ([], False)
+        assert client.get("/gallery").json() == {"entries": []}
+        assert client.get("/overview").json()["cameras"] == []
