@@ -361,9 +361,7 @@ class _ShardFile:
 
     def _damaged(self, error: Exception) -> UserError:
         reason = " ".join(str(error).split()) or type(error).__name__
-        return UserError(
-            f"{self.path}: damaged, or no Parquet file ({reason}); python -m han_tf.extract makes it again"
-        )
+        return UserError(f"{self.path}: damaged or no Parquet ({reason}); python -m han_tf.extract makes it again")
 
 
 _EXPECTED = {"path": "string", "pid": "int64", "camid": "int64", "time": "double", "feature": "", "model": "string"}
