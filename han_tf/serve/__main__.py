@@ -62,7 +62,7 @@ EVERYWHERE = ("", "0.0.0.0", "::")
 
 def main(values: flags.FlagValues) -> None:
     """Serves as the flags say, until a signal."""
-    _check_installed()
+    check_installed()
     from han_tf.search import open_gallery
     from han_tf.serve.running import address_of, open_service, serve
     from han_tf.serve.server import listen
@@ -121,7 +121,8 @@ def state_folder(index: Union[str, Path]) -> str:
     return f"{Path(index).absolute()}.service"
 
 
-def _check_installed() -> None:
+def check_installed() -> None:
+    """Raises UserError, with the line that installs it, if a package of the service is missing."""
     missing: Optional[ImportError] = None
     try:
         import fastapi  # noqa: F401

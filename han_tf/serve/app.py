@@ -152,7 +152,8 @@ def create_app(service: Service) -> FastAPI:
         or `before` is given, those whose camera is not known when `cameras` is.
         """
         if (image is None) == (id is None):
-            raise Refusal(422, f"{'both' if image else 'neither'} image and id given, expected one of them")
+            given = "both image and id" if image else "neither image nor id"
+            raise Refusal(422, f"{given} given, expected one of them")
         if after is not None and before is not None and after >= before:
             raise Refusal(422, f"after is {after:g} and before {before:g}, expected after < before")
         if image is not None:

@@ -36,6 +36,7 @@ def open_service(
     gallery: Gallery,
     *,
     model: Optional[str] = None,
+    extractor: Optional[FeatureExtractor] = None,
     attention: Optional[str] = None,
     runs_dir: Union[str, os.PathLike] = "runs",
     state: Union[str, os.PathLike],
@@ -49,6 +50,7 @@ def open_service(
     Args:
       gallery: open and writable; the service closes it.
       model: a run's folder or an exported model; None for one in ``runs_dir`` with the gallery's checksum.
+      extractor: the model, where it is open already.
       attention: run whose network draws overlays; None for the model's own run, where there is one.
       runs_dir: where to look for a model.
       state: folder for feedback and added images.
@@ -61,10 +63,11 @@ def open_service(
     """
     store = None
     try:
-        model = model or find_model(runs_dir, gallery.checksum)
-        extractor = FeatureExtractor(model, threads=threads)
+        if extractor is None:
+            model = model or find_model(runs_dir, gallery.checksum)
+            extractor = FeatureExtractor(model, threads=threads)
         gallery.check_model(extractor.checksum)
-        run = attention or run_of(model)
+        run = attention or (run_of(model) if model else None)
         for root in image_roots:
             if not Path(root).is_dir():
                 raise UserError(f"{root}: no such folder, expected one that holds images of the gallery")

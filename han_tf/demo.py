@@ -1,0 +1,237 @@
+"""Search drawn pedestrians in the browser: a gallery, a service and queries to try, from what make train left.
+
+  make train && make demo
+
+Trains nothing and downloads nothing. The newest finished run on the embedded data set embeds that set's gallery;
+people that are in neither training nor gallery are drawn anew, to choose the threshold by and to ask for in vain.
+All of it is kept in the run's folder, under demo/, and used again.
+"""
+
+import json
+import math
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import flags
+from PIL import Image
+
+from han_tf import cli as command_line
+from han_tf.data import DISTRACTOR_PID, JUNK_PID, Record, ReIDDataset, load_dataset
+from han_tf.data.synthetic import SyntheticPedestrians
+from han_tf.data.synthetic.generator import GENERATOR_VERSION, Frame
+from han_tf.errors import UserError
+from han_tf.files import write_json
+from han_tf.inference.extractor import FeatureExtractor
+from han_tf.inference.runs import CONFIG, read_config
+from han_tf.inference.runtimes.keras import METRICS
+
+DATASET = "synthetic"
+
+STRANGERS = 80
+"""People drawn to choose the threshold by: 3 in 4 of them; the others' nearest distances say how well it holds."""
+
+FALSE_ALARMS = 0.05
+"""Share of strangers that the threshold may take for somebody of the gallery."""
+
+EXAMPLES, STRANGE_EXAMPLES = 8, 4
+"""Queries to try: of people in the gallery, and of strangers."""
+
+MIDNIGHT = 1_772_409_600.0
+"""2 March 2026, 0:00 UTC: the day on which the drawn people walk about."""
+
+SEED = 0
+VERSION = 1
+"""Raised whenever the same run and data give another demo."""
+
+FLAGS = command_line.new_flags()
+flags.DEFINE_string("runs_dir", "runs", "Where runs are kept.", flag_values=FLAGS)
+flags.DEFINE_integer("port", 8000, "Port to listen on; 0 for any free one.", 0, 65535, flag_values=FLAGS)
+
+
+def main(values: flags.FlagValues) -> None:
+    """Makes what is missing and serves it."""
+    from han_tf.serve.__main__ import check_installed
+
+    check_installed()
+    from han_tf.search import open_gallery
+    from han_tf.serve.__main__ import LOOPBACK
+    from han_tf.serve.running import address_of, open_service, serve
+    from han_tf.serve.server import listen
+    from han_tf.serve.service import Example
+
+    run_dir = newest_finished_run(values.runs_dir)
+    bound = listen("127.0.0.1", values.port)
+    print(f"run: {run_dir}", flush=True)
+    config = read_config(run_dir)
+    dataset = load_dataset(DATASET, config["data_dir"] or None)
+    extractor = FeatureExtractor(run_dir)
+    folder = run_dir / "demo"
+    made = prepare(folder, dataset, extractor)
+    service = open_service(
+        open_gallery(folder / "gallery", writable=True),
+        extractor=extractor,
+        attention=str(run_dir),
+        state=folder / "state",
+        image_roots=[dataset.root],
+        examples=[Example(**example) for example in made["examples"]],
+    )
+    print(service.describe())
+
+    def ready() -> None:
+        address = address_of(bound)
+        print(f"\nready: {address}  (open it in a browser; Ctrl-C stops)")
+        print("The page offers queries to try. From a shell, somebody of the gallery and a stranger:")
+        for example in (made["examples"][0], made["examples"][-1]):
+            print(f"  curl -F k=5 -F image=@{example['path']} {address}/search")
+        sys.stdout.flush()
+
+    serve(service, bound, LOOPBACK, ready)
+
+
+def newest_finished_run(runs_dir: str) -> Path:
+    """Returns the run on the embedded data set that ended last.
+
+    Raises:
+      UserError: there is none.
+    """
+    ended = []
+    for results in Path(runs_dir).glob(f"*/{METRICS}"):
+        if (results.parent / CONFIG).is_file() and read_config(results.parent)["dataset"] == DATASET:
+            ended.append((results.stat().st_mtime_ns, results.parent))
+    if not ended:
+        raise UserError(f"no finished run on the {DATASET} data set in {runs_dir}: make train makes one")
+    return max(ended)[1]
+
+
+def prepare(folder: Path, dataset: ReIDDataset, extractor: FeatureExtractor) -> dict[str, Any]:
+    """Makes the demo's gallery, threshold and examples in ``folder``, unless they are there already.
+
+    Feedback and added images, in ``folder``/state, stay.
+
+    Returns:
+      ``examples``: path and title of each; and what they were made of.
+
+    Raises:
+      UserError: something cannot be read or written.
+    """
+    from han_tf.search import create_gallery
+
+    origin = {
+        "version": VERSION,
+        "generator": GENERATOR_VERSION,
+        "model": extractor.checksum,
+        "data": str(Path(dataset.root).absolute()),
+    }
+    description = folder / "demo.json"
+    if description.is_file():
+        made = json.loads(description.read_text(encoding="utf-8"))
+        if all(made.get(name) == value for name, value in origin.items()):
+            return made
+    # What an interrupted start has left is made anew; the description is written last.
+    description.unlink(missing_ok=True)
+    shutil.rmtree(folder / "gallery", ignore_errors=True)
+    records = [record for record in dataset.gallery if record.pid != JUNK_PID]
+    features = extractor(records, progress="gallery features")
+    times = plausible_times(records)
+    with create_gallery(folder / "gallery", extractor.feature_dim, extractor.checksum) as gallery:
+        gallery.add(
+            features,
+            paths=[str(Path(record.path).absolute()) for record in records],
+            pids=[None if record.pid == DISTRACTOR_PID else record.pid for record in records],
+            camids=[record.camid for record in records],
+            times=times,
+            checksum=extractor.checksum,
+        )
+        strangers = draw_strangers()
+        found = gallery.search(extractor([np.asarray(image) for _, image in strangers]), 1, threshold=math.inf)
+        distances = np.array([hits[0].distance for hits in found])
+        chosen = np.arange(len(distances)) % 4 < 3
+        threshold = float(np.quantile(distances[chosen], FALSE_ALARMS))
+        calibration = {
+            "wanted_false_alarms": FALSE_ALARMS,
+            "strangers": int(chosen.sum()),
+            "held_out_strangers": int((~chosen).sum()),
+            "held_out_false_alarms": float((distances[~chosen] <= threshold).mean()),
+        }
+        gallery.set_threshold(threshold, calibration)
+    print(
+        f"threshold {threshold:.3f}: {FALSE_ALARMS:.0%} of {calibration['strangers']} strangers lie within; "
+        f"of {calibration['held_out_strangers']} others {calibration['held_out_false_alarms']:.0%}",
+        flush=True,
+    )
+    unseen = [pair for pair, is_chosen in zip(strangers, chosen) if not is_chosen]
+    made = {**origin, "examples": _examples(folder, dataset.query, unseen)}
+    write_json(description, made)
+    return made
+
+
+def plausible_times(records: Sequence[Record]) -> list[float]:
+    """Returns when each image may have been taken, seconds since 1970 UTC; the same for the same records.
+
+    People come between 7 and 18 o'clock, walk from one of their cameras to the next in some minutes, and are seen by
+    each for some seconds. Distractors are seen once.
+    """
+    cameras: dict[int, set[int]] = {}
+    for record in records:
+        cameras.setdefault(record.pid, set()).add(record.camid)
+    arrival: dict[tuple[int, int], float] = {}
+    for pid, seen_by in cameras.items():
+        rng = np.random.default_rng((SEED, pid))
+        time = rng.uniform(7, 18) * 3600
+        for camid in rng.permutation(sorted(seen_by)):
+            arrival[pid, int(camid)] = time
+            time += rng.uniform(90, 600)
+    rng = np.random.default_rng(SEED)
+    times = []
+    for record in records:
+        if record.pid == DISTRACTOR_PID:
+            time = rng.uniform(7, 18) * 3600
+        else:
+            time = arrival[record.pid, record.camid]
+            arrival[record.pid, record.camid] += rng.uniform(0.5, 3)
+        times.append(MIDNIGHT + round(time, 1))
+    return times
+
+
+def draw_strangers() -> list[tuple[Frame, Image.Image]]:
+    """Draws one image of each of some people that the embedded data set does not have."""
+    known = SyntheticPedestrians()
+    more = SyntheticPedestrians(test_identities=known.test_identities + STRANGERS)
+    people = {frame.pid for frame in known.frames()}
+    # The first camera of each differs, as cameras are drawn by person.
+    frames: dict[int, Frame] = {}
+    for frame in more.frames():
+        if frame.subset == "query" and frame.pid not in people:
+            rng = np.random.default_rng((SEED, frame.pid, frame.camid))
+            if frame.pid not in frames or rng.random() < 0.3:
+                frames[frame.pid] = frame
+    return [(frame, more.draw(frame).image) for frame in frames.values()]
+
+
+def _examples(
+    folder: Path, queries: Sequence[Record], strangers: Sequence[tuple[Frame, Image.Image]]
+) -> list[dict[str, str]]:
+    people = sorted({record.pid for record in queries})
+    examples = []
+    for number, pid in enumerate(people[:: max(1, len(people) // EXAMPLES)][:EXAMPLES]):
+        own = [record for record in queries if record.pid == pid]
+        record = own[number % len(own)]
+        examples.append({"path": str(Path(record.path).absolute()), "title": f"Person {pid}, camera {record.camid}"})
+    for frame, image in strangers[:STRANGE_EXAMPLES]:
+        path = (folder / f"stranger-{frame.pid}.png").absolute()
+        image.save(path)
+        examples.append({"path": str(path), "title": f"A stranger, camera {frame.camid}"})
+    return examples
+
+
+def cli() -> None:
+    """Runs the command line."""
+    sys.exit(command_line.run(main, FLAGS, __doc__))
+
+
+if __name__ == "__main__":
+    cli()
