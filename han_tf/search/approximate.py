@@ -1,6 +1,9 @@
 """Approximate indexes of FAISS that propose candidates; they are derived from the vectors and can be made anew.
 
-Both keep vectors in fewer bytes than float32 and so only propose rows, which are then compared exactly.
+Features of trained networks vary in far fewer directions than they have values. So vectors are first projected on the
+principal axes that hold 99 % of a sample's variance, where these are half as many as the values or fewer. What is left
+is kept in a byte per value or less. Either only blurs what is proposed, not what is found: candidates are compared
+by their float32 features.
 
 - ``hnsw``: a graph over vectors of one byte per value (8-bit scalar quantiser), all of it in memory.
 - ``ivfpq``: inverted lists of product-quantised vectors, up to 64 bytes each. The file of the lists is mapped into
@@ -17,6 +20,11 @@ import numpy as np
 from han_tf.errors import UserError
 from han_tf.search.exact import import_faiss
 
+VARIANCE = 0.99
+AXES_STEP = 16
+PROJECTION_TRAINED = 16_384
+"""Share of the variance that the principal axes hold; they are a multiple of 16; vectors they are learnt from."""
+
 LINKS = 32
 CONSTRUCTION = 80
 SEARCHED = 192
@@ -32,7 +40,7 @@ LIST_SHARE = 16
 LISTS_LEAST = 16
 """IVF-PQ: one list in so many is read by a search, and at least so many."""
 
-SCALAR_TRAINED = 65536
+SCALAR_TRAINED = 65_536
 """Vectors from which the range of each value is learnt for 8 bits."""
 
 MOST_EFFORT = 16
@@ -42,20 +50,38 @@ MOST_EFFORT = 16
 class ApproximateIndex(ABC):
     """Proposes rows that are near a query. Several threads may search; adding needs it alone.
 
+    Args:
+      dimension: of the vectors.
+
     Attributes:
       kind: ``hnsw`` or ``ivfpq``.
+      projection: principal axes, float32 ``[d, m]``; None if vectors stay as they are.
     """
 
     kind: str
+
+    def __init__(self, dimension: int):
+        self.faiss = import_faiss()
+        self.dimension = dimension
+        self.projection: Optional[np.ndarray] = None
 
     @property
     @abstractmethod
     def rows(self) -> int:
         """Rows ``[0, rows)`` of the file of vectors are in the index."""
 
-    @abstractmethod
+    @property
+    def width(self) -> int:
+        """Values that are left of a vector."""
+        return self.dimension if self.projection is None else self.projection.shape[1]
+
     def train(self, vectors: np.ndarray) -> None:
         """Learns from a sample of ``vectors``, float32 ``[n, d]``, how to keep them."""
+        self.projection = principal_axes(_sample(vectors, PROJECTION_TRAINED))
+        self._train(vectors)
+
+    @abstractmethod
+    def _train(self, vectors: np.ndarray) -> None: ...
 
     @abstractmethod
     def add(self, vectors: np.ndarray) -> None:
@@ -63,7 +89,7 @@ class ApproximateIndex(ABC):
 
     @abstractmethod
     def propose(self, queries: np.ndarray, k: int, mask: Optional[np.ndarray], effort: float) -> np.ndarray:
-        """Returns at most ``k`` rows per query, int64 ``[q, k]``, −1 for none.
+        """Returns at most ``k`` rows per query and part of the index, int64 ``[q, k or 2 k]``, −1 for none.
 
         Args:
           queries: float32 ``[q, d]``.
@@ -72,14 +98,46 @@ class ApproximateIndex(ABC):
           effort: at least 1; how many times as much to look at as usual.
         """
 
-    @abstractmethod
     def write(self, path: Path) -> None:
         """Writes the index; FAISS raises RuntimeError if it cannot."""
+        index = whole = self._whole()
+        if self.projection is not None:
+            transform = self.faiss.LinearTransform(self.dimension, self.width, False)
+            self.faiss.copy_array_to_vector(self.projection.T.ravel(), transform.A)
+            transform.is_trained = True
+            whole = self.faiss.IndexPreTransform(transform, index)
+        self.faiss.write_index(whole, str(path))
+
+    @abstractmethod
+    def _whole(self) -> Any:
+        """Returns one index of FAISS with all rows."""
 
     @classmethod
-    @abstractmethod
     def read(cls, path: Path, dimension: int) -> "ApproximateIndex":
         """Returns what :meth:`write` wrote; ValueError if it is something else."""
+        faiss, read = import_faiss(), cls(dimension)
+        index = faiss.read_index(str(path), cls._flags(faiss))
+        if isinstance(index, faiss.IndexPreTransform):
+            if index.d != dimension:
+                raise ValueError(f"it is of dimension {index.d}, not {dimension}")
+            transform = faiss.downcast_VectorTransform(index.chain.at(0))
+            read.projection = faiss.vector_to_array(transform.A).reshape(transform.d_out, transform.d_in).T.copy()
+            read._file = index  # owns the part below
+            index = faiss.downcast_index(index.index)
+        read._set(index)
+        return read
+
+    @staticmethod
+    @abstractmethod
+    def _flags(faiss: Any) -> int:
+        """Returns how FAISS is to read the file."""
+
+    @abstractmethod
+    def _set(self, index: Any) -> None:
+        """Goes on with an index that was read; ValueError if it is of another kind."""
+
+    def _reduced(self, vectors: np.ndarray) -> np.ndarray:
+        return vectors if self.projection is None else vectors @ self.projection
 
 
 class HnswIndex(ApproximateIndex):
@@ -88,36 +146,38 @@ class HnswIndex(ApproximateIndex):
     kind = "hnsw"
 
     def __init__(self, dimension: int):
-        self.faiss = import_faiss()
-        self.index = self.faiss.IndexHNSWSQ(dimension, self.faiss.ScalarQuantizer.QT_8bit, LINKS)
-        self.index.hnsw.efConstruction = CONSTRUCTION
+        super().__init__(dimension)
+        self.index: Any = None
 
     @property
     def rows(self) -> int:  # noqa: D102
         return self.index.ntotal
 
-    def train(self, vectors: np.ndarray) -> None:  # noqa: D102
-        self.index.train(_sample(vectors, SCALAR_TRAINED))
+    def _train(self, vectors: np.ndarray) -> None:
+        self.index = self.faiss.IndexHNSWSQ(self.width, self.faiss.ScalarQuantizer.QT_8bit, LINKS)
+        self.index.hnsw.efConstruction = CONSTRUCTION
+        self.index.train(self._reduced(_sample(vectors, SCALAR_TRAINED)))
 
     def add(self, vectors: np.ndarray) -> None:  # noqa: D102
-        self.index.add(vectors)
+        self.index.add(self._reduced(vectors))
 
     def propose(self, queries: np.ndarray, k: int, mask: Optional[np.ndarray], effort: float) -> np.ndarray:  # noqa: D102
         searched = max(math.ceil(SEARCHED * min(effort, MOST_EFFORT)), 2 * k)
         selector = _selector(self.faiss, mask)
-        return self.index.search(queries, k, params=self.faiss.SearchParametersHNSW(efSearch=searched, sel=selector))[1]
+        parameters = self.faiss.SearchParametersHNSW(efSearch=searched, sel=selector)
+        return self.index.search(self._reduced(queries), k, params=parameters)[1]
 
-    def write(self, path: Path) -> None:  # noqa: D102
-        self.faiss.write_index(self.index, str(path))
+    def _whole(self) -> Any:
+        return self.index
 
-    @classmethod
-    def read(cls, path: Path, dimension: int) -> "HnswIndex":  # noqa: D102
-        read = cls(dimension)
-        index = read.faiss.read_index(str(path))
-        if not isinstance(index, read.faiss.IndexHNSWSQ) or index.d != dimension:
-            raise ValueError("another kind of index")
-        read.index = index
-        return read
+    @staticmethod
+    def _flags(faiss: Any) -> int:
+        return 0
+
+    def _set(self, index: Any) -> None:
+        if not isinstance(index, self.faiss.IndexHNSWSQ) or index.d != self.width:
+            raise ValueError("it is another kind of index")
+        self.index = index
 
 
 class IvfPqIndex(ApproximateIndex):
@@ -126,10 +186,7 @@ class IvfPqIndex(ApproximateIndex):
     kind = "ivfpq"
 
     def __init__(self, dimension: int):
-        self.faiss = import_faiss()
-        self.bytes = min(CODE_BYTES, -(-dimension // 8))
-        self.padding = -dimension % self.bytes  # each byte stands for equally many values
-        self.width = dimension + self.padding
+        super().__init__(dimension)
         self.written: Any = None  # lists in the file
         self.fresh: Any = None  # the same quantisers, lists in memory: the rows after those
 
@@ -137,11 +194,17 @@ class IvfPqIndex(ApproximateIndex):
     def rows(self) -> int:  # noqa: D102
         return sum(index.ntotal for index in (self.written, self.fresh) if index is not None)
 
-    def train(self, vectors: np.ndarray) -> None:  # noqa: D102
+    @property
+    def bytes(self) -> int:
+        """Bytes per vector: one for two values, or for more."""
+        return min(CODE_BYTES, -(-self.width // 2))
+
+    def _train(self, vectors: np.ndarray) -> None:
         faiss, n = self.faiss, len(vectors)
         lists = max(1, min(round(LISTS_PER_ROOT * math.sqrt(n)), n // TRAINED_PER_LIST))
-        quantiser = faiss.IndexFlatL2(self.width)
-        index = faiss.IndexIVFPQ(quantiser, self.width, lists, self.bytes, 8)
+        padded = -(-self.width // self.bytes) * self.bytes  # each byte stands for equally many values
+        quantiser = faiss.IndexFlatL2(padded)
+        index = faiss.IndexIVFPQ(quantiser, padded, lists, self.bytes, 8)
         quantiser.this.disown()
         index.own_fields = True
         # Codes of the vectors themselves, not of what is left after the list's centre: then one table serves a
@@ -150,14 +213,14 @@ class IvfPqIndex(ApproximateIndex):
         for clustering in (index.cp, index.pq.cp):
             clustering.niter = TRAINING_ROUNDS
             clustering.min_points_per_centroid = 1  # few vectors are no reason for a warning
-        index.train(self._padded(_sample(vectors, TRAINED_PER_LIST * max(lists, 256))))
         self.fresh = index
+        index.train(self._reduced(_sample(vectors, TRAINED_PER_LIST * max(lists, 256))))
 
     def add(self, vectors: np.ndarray) -> None:  # noqa: D102
-        self.fresh.add_with_ids(self._padded(vectors), np.arange(self.rows, self.rows + len(vectors)))
+        self.fresh.add_with_ids(self._reduced(vectors), np.arange(self.rows, self.rows + len(vectors)))
 
     def propose(self, queries: np.ndarray, k: int, mask: Optional[np.ndarray], effort: float) -> np.ndarray:  # noqa: D102
-        queries, selector = self._padded(queries), _selector(self.faiss, mask)
+        queries, selector = self._reduced(queries), _selector(self.faiss, mask)
         found = []
         for index in (self.written, self.fresh):
             if index is not None and index.ntotal:
@@ -167,33 +230,35 @@ class IvfPqIndex(ApproximateIndex):
                 found.append(index.search(queries, k, params=parameters)[1])
         return np.concatenate(found, axis=1)
 
-    def write(self, path: Path) -> None:  # noqa: D102
-        whole = self.fresh
-        if self.written is not None:
-            whole = self._like(self.written)
-            for part in (self.written, self.fresh):
-                by_id = self.faiss.InvertedLists.SUBSET_TYPE_ID_RANGE
-                part.invlists.copy_subset_to(whole.invlists, by_id, 0, self.rows)
-            whole.ntotal = self.rows
-        self.faiss.write_index(whole, str(path))
+    def _whole(self) -> Any:
+        if self.written is None:
+            return self.fresh
+        whole = self._like(self.written)
+        for part in (self.written, self.fresh):
+            by_id = self.faiss.InvertedLists.SUBSET_TYPE_ID_RANGE
+            part.invlists.copy_subset_to(whole.invlists, by_id, 0, self.rows)
+        whole.ntotal = self.rows
+        return whole
 
-    @classmethod
-    def read(cls, path: Path, dimension: int) -> "IvfPqIndex":  # noqa: D102
-        read, faiss = cls(dimension), import_faiss()
-        read.written = faiss.read_index(str(path), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
-        if not isinstance(read.written, faiss.IndexIVFPQ) or read.written.d != read.width:
-            raise ValueError("another kind of index")
-        read.fresh = read._like(read.written)
-        return read
+    @staticmethod
+    def _flags(faiss: Any) -> int:
+        return faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY
+
+    def _set(self, index: Any) -> None:
+        if not isinstance(index, self.faiss.IndexIVFPQ) or index.d != -(-self.width // self.bytes) * self.bytes:
+            raise ValueError("it is another kind of index")
+        self.written, self.fresh = index, self._like(index)
 
     def _like(self, index: Any) -> Any:
         """Returns an index with the quantisers of ``index``, which it needs as long as it lives, and no rows."""
-        like = self.faiss.IndexIVFPQ(index.quantizer, self.width, index.nlist, self.bytes, 8)
+        like = self.faiss.IndexIVFPQ(index.quantizer, index.d, index.nlist, self.bytes, 8)
         like.pq, like.by_residual, like.is_trained = index.pq, index.by_residual, True
         return like
 
-    def _padded(self, vectors: np.ndarray) -> np.ndarray:
-        return np.pad(vectors, ((0, 0), (0, self.padding))) if self.padding else vectors
+    def _reduced(self, vectors: np.ndarray) -> np.ndarray:
+        reduced = super()._reduced(vectors)
+        padding = -self.width % self.bytes
+        return np.pad(reduced, ((0, 0), (0, padding))) if padding else reduced
 
 
 KINDS: dict[str, type[ApproximateIndex]] = {kind.kind: kind for kind in (HnswIndex, IvfPqIndex)}
@@ -209,6 +274,17 @@ def read_index(kind: str, path: Path, dimension: int) -> ApproximateIndex:
         return KINDS[kind].read(path, dimension)
     except (KeyError, RuntimeError, ValueError) as error:
         raise UserError(f"{path}: {' '.join(str(error).split())}, expected an index of kind {kind}") from error
+
+
+def principal_axes(vectors: np.ndarray) -> Optional[np.ndarray]:
+    """Returns the axes that hold 99 % of the variance, float32 ``[d, m]``; None if these are more than d/2."""
+    centred = vectors - vectors.mean(axis=0)
+    variances, axes = np.linalg.eigh(centred.T @ centred)
+    shares = np.cumsum(variances[::-1]) / max(variances.sum(), np.finfo(np.float32).tiny)
+    count = -(-(int(np.searchsorted(shares, VARIANCE)) + 1) // AXES_STEP) * AXES_STEP
+    if 2 * count > vectors.shape[1]:
+        return None
+    return np.ascontiguousarray(axes[:, ::-1][:, :count], np.float32)
 
 
 def _selector(faiss: Any, mask: Optional[np.ndarray]) -> Any:

@@ -3,7 +3,7 @@
 import hashlib
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Optional, Union
@@ -15,7 +15,7 @@ from han_tf.metrics.checks import default_threads, squared_norms
 from han_tf.search.approximate import KINDS, ApproximateIndex, read_index
 from han_tf.search.choice import ENGINES, choose_engine
 from han_tf.search.exact import ExactSearch, import_faiss, nearest
-from han_tf.search.gallery import Columns, Entry, Filters, Gallery, check_ids, check_threshold
+from han_tf.search.gallery import Columns, Entry, Filters, Gallery, Mark, Progress, check_ids, check_threshold
 from han_tf.search.guard import Guard
 from han_tf.search.store import State, Store, sync_folder
 
@@ -50,8 +50,8 @@ SNAPSHOT_SHARE = 0.01
 
 HASHED_BYTES = 2**22
 
-Progress = Optional[Callable[[int, int], None]]
-"""Called with the rows that are done and those there are."""
+SOURCE = "source "
+"""Begins the settings that say how far a source has been added."""
 
 
 class _Loaded(NamedTuple):
@@ -160,8 +160,7 @@ class FaissGallery(Gallery):
         return self.store.settings["calibration"]
 
     @property
-    def notes(self) -> list[str]:
-        """What whoever runs the gallery should know, in sentences."""
+    def notes(self) -> list[str]:  # noqa: D102
         notes = [self._damage] if self._damage else []
         state, loaded = self.store.state, self._loaded
         rows = len(state.vectors)
@@ -172,22 +171,24 @@ class FaissGallery(Gallery):
             notes.append(f"the index was trained on {loaded.trained:,} rows and holds {covered:,}: build it anew")
         if rows > 2 * state.live and rows >= BUILT_LEAST:
             notes.append(f"{rows - state.live:,} of {rows:,} rows are of deleted entries: compact the gallery")
-        return notes
+        for mark in self._sources():
+            if mark.done < mark.rows:
+                notes.append(
+                    f"{mark.done:,} of {mark.rows:,} rows of {mark.name} have been added: add it again to go on"
+                )
+        return notes + self._threshold_notes()
 
     def __len__(self) -> int:
         return self.store.state.live
 
-    def _add(self, columns: Columns) -> np.ndarray:
-        return self._append(columns, {})
-
-    def _append(self, columns: Columns, settings: dict[str, Any]) -> np.ndarray:
-        """Adds rows and stores ``settings`` in the same transaction."""
+    def _add(self, columns: Columns, mark: Optional[Mark] = None) -> np.ndarray:
         with self.store.lock:
             self._own()
             greatest = float(squared_norms(columns.features, "features").max())
+            settings = {f"{SOURCE}{mark.fingerprint}": mark} if mark else {}
             ids = self.store.append(columns, greatest, settings)
         # Whoever builds an index adds these rows himself at the end.
-        if self._changing.acquire(blocking=False):
+        if not mark and self._changing.acquire(blocking=False):
             try:
                 rows, loaded = len(self.store.state.vectors), self._loaded
                 if loaded and rows - loaded.index.rows <= UNASKED_MOST:
@@ -197,6 +198,14 @@ class FaissGallery(Gallery):
             finally:
                 self._changing.release()
         return ids
+
+    def source(self, fingerprint: str) -> Optional[Mark]:  # noqa: D102
+        with self.store.lock:
+            self._own()
+            return next((mark for mark in self._sources() if mark.fingerprint == fingerprint), None)
+
+    def _sources(self) -> list[Mark]:
+        return [Mark(*value) for key, value in self.store.settings.items() if key.startswith(SOURCE)]
 
     def delete(self, ids: Sequence[int]) -> int:  # noqa: D102
         ids = check_ids(ids)
@@ -281,7 +290,7 @@ class FaissGallery(Gallery):
     ) -> None:
         """Makes the index hold all rows, and writes it. Searches and additions go on meanwhile.
 
-        Until it is written, the file before it counts.
+        Until it is written, the file before it counts. An index that was trained on too few rows is built anew.
 
         Args:
           engine: to go over to; ``auto`` chooses again; None keeps what there is.
@@ -307,7 +316,8 @@ class FaissGallery(Gallery):
                     self._loaded = None
                 self._commit_snapshot(None, settings)
                 return
-            if anew or self._loaded is None or self._loaded.index.kind != engine:
+            loaded = self._loaded
+            if anew or loaded is None or loaded.index.kind != engine or rows > GROWN * loaded.trained:
                 index = KINDS[engine](self.dimension)
                 self.faiss.omp_set_num_threads(self.threads)
                 index.train(self.store.state.vectors)
@@ -321,7 +331,7 @@ class FaissGallery(Gallery):
             self._write(settings)
 
     def compact(self, progress: Progress = None) -> None:
-        """Gives back the space of deleted entries, and builds the index anew. Ids stay as they are."""
+        """Gives back the space of deleted entries and builds the index anew. Ids stay as they are."""
         with self._changing:
             with self.store.lock:
                 self._own()

@@ -3,7 +3,7 @@
 import math
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Optional, Union
 
@@ -14,7 +14,10 @@ from han_tf.metrics import rerank as k_reciprocal
 from han_tf.metrics.checks import check_count, check_features, squared_norms
 
 UNKNOWN = np.iinfo(np.int64).min
-"""Stands for an unknown pid or camid in arrays; a time that is not known is NaN."""
+"""Stands for an unknown pid or camid in arrays, as in :mod:`han_tf.data.image_lists`; an unknown time is NaN."""
+
+Progress = Optional[Callable[[int, int], None]]
+"""Is called with the rows that are done and those there are."""
 
 RERANKED_LEAST = 100
 RERANKED_PER_HIT = 5
@@ -23,6 +26,9 @@ RERANKED_PER_HIT = 5
 RERANK_K1 = 20
 RERANK_K2 = 6
 """Neighbourhoods of the re-ranking, as its authors chose them; fewer where there are fewer candidates."""
+
+OUTGROWN = 1.5
+"""A threshold of a false-accept rate per search is noted as outdated when the gallery is so many times larger."""
 
 ADDED_AT_ONCE = 2**22
 """Most rows of one call of ``add``: a transaction holds all their labels."""
@@ -110,6 +116,22 @@ class Columns(NamedTuple):
     times: np.ndarray
 
 
+class Mark(NamedTuple):
+    """How far a file or folder of features has been added to a gallery.
+
+    Attributes:
+      fingerprint: of its content, hexadecimal.
+      name: what it was called.
+      done: rows that are in the gallery, from its first.
+      rows: that it has.
+    """
+
+    fingerprint: str
+    name: str
+    done: int
+    rows: int
+
+
 class Gallery(ABC):
     """Features of images that are searched by L2 distance.
 
@@ -163,17 +185,23 @@ class Gallery(ABC):
         n = len(features)
         if n > ADDED_AT_ONCE:
             raise UserError(f"features has {n} rows, expected at most {ADDED_AT_ONCE} at once")
-        columns = Columns(
-            features,
-            _paths(paths, n),
-            _integers(pids, "pids", n),
-            _integers(camids, "camids", n),
-            _times(times, n),
-        )
-        return self._add(columns)
+        return self._add(_columns(features, paths, pids, camids, times))
+
+    def add_marked(self, features: Any, paths: Any, pids: Any, camids: Any, times: Any, mark: Mark) -> None:
+        """Adds rows of a source and remembers how far it has been added, both or neither; see :mod:`.sources`.
+
+        Unlike :meth:`add` it leaves an index alone, which is quicker built when all rows are there.
+        """
+        features = self._checked(features, mark.name)
+        self._add(_columns(features, paths, pids, camids, times), mark)
 
     @abstractmethod
-    def _add(self, columns: Columns) -> np.ndarray: ...
+    def _add(self, columns: Columns, mark: Optional[Mark] = None) -> np.ndarray:
+        """Adds rows; ``mark`` is how far their source is in the gallery after that."""
+
+    @abstractmethod
+    def source(self, fingerprint: str) -> Optional[Mark]:
+        """Returns how far a source has been added; None if not at all."""
 
     @abstractmethod
     def delete(self, ids: Sequence[int]) -> int:
@@ -277,6 +305,19 @@ class Gallery(ABC):
         """Stores the threshold, or None for none, with how it was chosen; on disk when it returns."""
 
     @abstractmethod
+    def build(self, engine: Optional[str] = None, *, anew: bool = False, progress: Progress = None) -> None:
+        """Makes the index hold all rows and writes it, see the engine's own; nothing is searched less meanwhile."""
+
+    @abstractmethod
+    def compact(self, progress: Progress = None) -> None:
+        """Gives back the space of deleted entries. Ids stay as they are."""
+
+    @property
+    @abstractmethod
+    def notes(self) -> list[str]:
+        """What whoever runs the gallery should know, in sentences."""
+
+    @abstractmethod
     def info(self) -> dict[str, Any]:
         """Returns facts to be shown: JSON values by name."""
 
@@ -298,6 +339,16 @@ class Gallery(ABC):
                 f"{checksum[:12]}…, expected the same model"
             )
 
+    def _threshold_notes(self) -> list[str]:
+        """Returns a note if the gallery has outgrown its threshold."""
+        chosen_for = (self.calibration or {}).get("gallery_images")
+        if self.threshold is None or not chosen_for or len(self) <= OUTGROWN * chosen_for:
+            return []
+        return [
+            f"the threshold was chosen for searches of {chosen_for:,} images, there are {len(self):,}: strangers are "
+            "found more often than wanted, calibrate again"
+        ]
+
     def _checked(self, features: Any, name: str) -> np.ndarray:
         features = np.ascontiguousarray(check_features(features, name, self.dimension), np.float32)
         squared_norms(features, name)
@@ -305,39 +356,73 @@ class Gallery(ABC):
 
 
 def create_gallery(
-    path: Union[str, os.PathLike], dimension: int, checksum: str, engine: str = "auto", **options: Any
+    path: Union[str, os.PathLike],
+    dimension: int,
+    checksum: str,
+    engine: str = "auto",
+    *,
+    collection: Optional[str] = None,
+    **options: Any,
 ) -> Gallery:
     """Makes an empty gallery and opens it for writing.
 
     Args:
-      path: a folder that is made, or is empty (FAISS).
+      path: a folder that is made or is empty; or, for Milvus, an address like ``http://host:19530`` or the file of
+        a Milvus Lite, whose name ends in ``.db``, with ``#collection`` if it is not called ``gallery``.
       dimension: of the features.
       checksum: of the model that makes them.
-      engine: ``flat``, ``hnsw``, ``ivfpq`` or ``auto``.
-      **options: of the engine, see :class:`han_tf.search.faiss_gallery.FaissGallery`.
+      engine: ``auto``; ``milvus`` goes with its addresses; ``flat``, ``hnsw`` or ``ivfpq`` in a folder, see
+        :func:`han_tf.search.choice.choose_engine`.
+      collection: the same as what follows the ``#``.
+      **options: of the engine, see :meth:`han_tf.search.faiss_gallery.FaissGallery.create` and
+        :meth:`han_tf.search.milvus_gallery.MilvusGallery.create`.
 
     Raises:
-      UserError: there is a gallery already; it cannot be written; a bad argument.
+      UserError: there is a gallery already; it cannot be written or reached; a bad argument.
     """
-    from han_tf.search.faiss_gallery import FaissGallery
+    from han_tf.search.milvus_gallery import Address, MilvusGallery
 
-    return FaissGallery.create(path, check_count(dimension, "dimension", 1), checksum, engine, **options)
+    check_count(dimension, "dimension", 1)
+    address = Address.of(path, collection)
+    if engine == "milvus" and address is None:
+        raise UserError(f"{os.fspath(path)!r} is no address of Milvus, expected http://HOST:PORT or a file NAME.db")
+    if address is None:
+        from han_tf.search.faiss_gallery import FaissGallery
+
+        return FaissGallery.create(path, dimension, checksum, engine, **options)
+    if engine not in ("auto", "milvus"):
+        raise UserError(f"engine is {engine!r}, expected milvus at {address}")
+    return MilvusGallery.create(address, dimension, checksum, **options)
 
 
-def open_gallery(path: Union[str, os.PathLike], checksum: Optional[str] = None, *, writable: bool = False) -> Gallery:
+def open_gallery(
+    path: Union[str, os.PathLike],
+    checksum: Optional[str] = None,
+    *,
+    collection: Optional[str] = None,
+    writable: bool = False,
+    **options: Any,
+) -> Gallery:
     """Opens a gallery.
 
     Args:
-      path: as of :func:`create_gallery`.
+      path, collection: as of :func:`create_gallery`.
       checksum: of the model whose features will be searched for; compared with the gallery's if given.
-      writable: take the right to write now instead of with the first change. Only one process has it at a time.
+      writable: take the right to change a folder now instead of with the first change. One process has it at a time.
+      **options: ``threads`` of a search in a folder, ``token`` of a cluster of Milvus.
 
     Raises:
       UserError: there is no gallery, it is damaged, of another version or of another model; somebody else writes.
     """
-    from han_tf.search.faiss_gallery import FaissGallery
+    from han_tf.search.milvus_gallery import Address, MilvusGallery
 
-    gallery = FaissGallery(path, writable=writable)
+    address = Address.of(path, collection)
+    if address is None:
+        from han_tf.search.faiss_gallery import FaissGallery
+
+        gallery: Gallery = FaissGallery(path, writable=writable, **options)
+    else:
+        gallery = MilvusGallery(address, **options)
     try:
         gallery.check_model(checksum)
     except UserError:
@@ -361,6 +446,17 @@ def check_ids(ids: Any) -> np.ndarray:
     if array.size and array.dtype.kind == "u" and array.max() > np.iinfo(np.int64).max:
         raise UserError(f"ids hold {array.max()}, expected at most {np.iinfo(np.int64).max}")
     return array.astype(np.int64)
+
+
+def _columns(features: np.ndarray, paths: Any, pids: Any, camids: Any, times: Any) -> Columns:
+    n = len(features)
+    return Columns(
+        features,
+        _paths(paths, n),
+        _integers(pids, "pids", n),
+        _integers(camids, "camids", n),
+        _times(times, n),
+    )
 
 
 def _paths(paths: Optional[Sequence[str]], n: int) -> list[str]:

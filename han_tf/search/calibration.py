@@ -1,0 +1,192 @@
+"""A threshold for a wanted false-accept rate, from images of people that the gallery does not know.
+
+Two rates are called so, and they differ by orders of magnitude:
+
+- per **search** (``search``; NIST's FPIR, false positive identification rate): the share of searches of a stranger that
+  find anybody at all within the threshold. It is what a deployment sees, and it rises with the gallery.
+- per **pair** (``pair``; the false match rate, the FPR of :func:`han_tf.metrics.verify`): the share of pairs of images
+  of two people that lie within the threshold. A search compares the query with all N images: at a rate of r per pair up
+  to N·r false hits are to be expected.
+
+A stranger's search is emulated by one with a validation image among the images of all people but its own.
+"""
+
+import math
+from typing import Any, NamedTuple, Optional
+
+import numpy as np
+
+from han_tf.errors import UserError
+from han_tf.inference.feature_files import FeatureSet
+from han_tf.metrics import FeatureDistances, same_pid_and_camera, verify
+from han_tf.metrics.nearest import nearest
+from han_tf.search.gallery import UNKNOWN, Gallery
+
+KINDS = ("search", "pair")
+
+BATCH = 256
+"""Searches at a time."""
+
+ASKED = 16
+"""Hits asked for at first; more where all are of the query's own person."""
+
+
+class Calibration(NamedTuple):
+    """A threshold and where it comes from.
+
+    Attributes:
+      threshold: greatest L2 distance that is accepted.
+      facts: JSON values by name, to be stored with it: ``kind``, ``rate`` (wanted), ``measured_rate`` (with this
+        threshold, of the validation images themselves), ``trials`` (searches or pairs), ``people``,
+        ``gallery_images`` (that were searched; None for pairs), ``emulated_by`` (``gallery`` or ``validation``),
+        ``accepted_rate`` (validation images with an image of their person, from another camera where cameras are
+        known, within the threshold; None if nobody has two).
+    """
+
+    threshold: float
+    facts: dict[str, Any]
+
+
+def calibrate_search(validation: FeatureSet, rate: float, gallery: Gallery) -> Calibration:
+    """Chooses the threshold at which a stranger's search of ``gallery`` finds somebody at the wanted rate.
+
+    A validation image's own person is left out where the gallery has the pid; an entry without a pid counts as somebody
+    else. So the validation people must be strangers to the gallery or be labelled in it with the same pids.
+
+    Raises:
+      UserError: nobody to search for or in; too few searches to measure the rate.
+    """
+    _check(validation, rate)
+    if not len(gallery):
+        raise UserError(f"{gallery.location}: the gallery is empty, expected images to calibrate a search among")
+    nearest_other = np.empty(len(validation.pids))
+    for start in range(0, len(nearest_other), BATCH):
+        part = slice(start, start + BATCH)
+        nearest_other[part] = _nearest_others(gallery, validation.features[part], validation.pids[part])
+    facts = {"gallery_images": len(gallery), "emulated_by": "gallery"}
+    return _of_searches(validation, nearest_other, rate, facts)
+
+
+def calibrate_search_within(validation: FeatureSet, rate: float) -> Calibration:
+    """Chooses the threshold as :func:`calibrate_search` does, where the validation images are the gallery, too.
+
+    Each is searched for among those of all other people (leave one person out).
+
+    Raises:
+      UserError: fewer than two people; too few searches to measure the rate.
+    """
+    _check(validation, rate)
+    if len(np.unique(validation.pids)) < 2:
+        raise UserError("the validation images show one person, expected two at least")
+    nearest_other = np.empty(len(validation.pids))
+    for pid in np.unique(validation.pids):
+        own = validation.pids == pid
+        source = FeatureDistances(validation.features[own], validation.features[~own])
+        nearest_other[own] = source.report(nearest(source, 1, memory_mb=256, threads=1)[1][:, 0])
+    facts = {"gallery_images": len(validation.pids), "emulated_by": "validation"}
+    return _of_searches(validation, nearest_other, rate, facts)
+
+
+def calibrate_pair(validation: FeatureSet, rate: float) -> Calibration:
+    """Chooses the threshold within which the wanted share of the pairs of two people lies.
+
+    Raises:
+      UserError: no two images of one person, or of two; too few pairs to measure the rate.
+    """
+    _check(validation, rate)
+    known = validation.camids != UNKNOWN
+    # The protocol leaves out pairs of one person and camera, an image and itself among them: where a camera is not
+    # known, it is one of the image's own.
+    cameras = np.where(known, _numbered(validation.camids), len(known) + np.arange(len(known)))
+    distances = FeatureDistances(validation.features, validation.features)
+    labels = validation.pids, validation.pids, cameras, cameras
+    result = verify(distances, *labels, wanted_fpr=[rate], excluders=[same_pid_and_camera(*labels)])
+    if result.impostors * rate < 1:
+        raise UserError(f"{result.impostors:,} pairs of two people cannot show a rate of {rate}, expected more")
+    # There, a pair is accepted below the threshold; here, at it as well.
+    threshold = float(np.nextafter(result.thresholds[0], 0))
+    facts = {"gallery_images": None, "emulated_by": "validation"}
+    return _calibration("pair", threshold, validation, rate, float(result.fpr[0]), result.impostors, facts)
+
+
+def _check(validation: FeatureSet, rate: float) -> None:
+    if not 0 < rate < 1:
+        raise UserError(f"the false-accept rate is {rate}, expected more than 0 and less than 1")
+    if (validation.pids == UNKNOWN).any():
+        count = int((validation.pids == UNKNOWN).sum())
+        raise UserError(f"{count} of {len(validation.pids)} validation images have no pid, expected one each")
+
+
+def _nearest_others(gallery: Gallery, queries: np.ndarray, pids: np.ndarray) -> np.ndarray:
+    """Returns each query's L2 distance to the nearest entry that is not of its pid, infinity if there is none."""
+    distances = np.full(len(queries), np.inf)
+    todo, asked = np.arange(len(queries)), ASKED
+    while len(todo):
+        again = []
+        for i, hits in zip(todo, gallery.search(queries[todo], asked, threshold=math.inf)):
+            others = (hit.distance for hit in hits if hit.entry.pid != pids[i])
+            distances[i] = next(others, math.inf)
+            if math.isinf(distances[i]) and len(hits) == asked:
+                again.append(i)
+        todo, asked = np.array(again, int), 4 * asked
+    return distances
+
+
+def _of_searches(validation: FeatureSet, nearest_other: np.ndarray, rate: float, facts: dict[str, Any]) -> Calibration:
+    searches = len(nearest_other)
+    allowed = int(rate * searches)
+    if not allowed:
+        raise UserError(
+            f"{searches:,} searches cannot show a rate of {rate}, expected at least {math.ceil(1 / rate):,} validation "
+            "images"
+        )
+    ordered = np.sort(nearest_other)
+    if math.isinf(ordered[allowed]):
+        raise UserError("the gallery has nobody but the validation people themselves, expected strangers to them")
+    threshold = float(np.nextafter(ordered[allowed], 0))
+    return _calibration("search", threshold, validation, rate, float((ordered <= threshold).mean()), searches, facts)
+
+
+def _calibration(
+    kind: str,
+    threshold: float,
+    validation: FeatureSet,
+    rate: float,
+    measured: float,
+    trials: int,
+    facts: dict[str, Any],
+) -> Calibration:
+    return Calibration(
+        threshold,
+        {
+            "kind": kind,
+            "rate": rate,
+            "measured_rate": measured,
+            "trials": trials,
+            "people": len(np.unique(validation.pids)),
+            **facts,
+            "accepted_rate": accepted_rate(validation, threshold),
+        },
+    )
+
+
+def accepted_rate(images: FeatureSet, threshold: float) -> Optional[float]:
+    """Returns the share of images that have one of their person within the threshold, among those that have any.
+
+    Images of the same camera do not count, where cameras are known. None if no image has another one.
+    """
+    cameras = np.where(images.camids == UNKNOWN, -1 - np.arange(len(images.camids)), _numbered(images.camids))
+    accepted = []
+    order = np.argsort(images.pids, kind="stable")
+    for own in np.split(order, np.flatnonzero(np.diff(images.pids[order])) + 1):
+        features = images.features[own].astype(np.float64)
+        for i, row in enumerate(own):
+            others = cameras[own] != cameras[row]
+            if others.any():
+                accepted.append(np.linalg.norm(features[others] - features[i], axis=1).min() <= threshold)
+    return float(np.mean(accepted)) if accepted else None
+
+
+def _numbered(values: np.ndarray) -> np.ndarray:
+    """Returns the same labels as integers from 0 up."""
+    return np.unique(values, return_inverse=True)[1]

@@ -1,0 +1,487 @@
+"""The distributed engine: a Milvus cluster, or Milvus Lite in a file, through pymilvus.
+
+A gallery is a collection of the entries and a second one, ``NAME_settings``, of its settings as keys and JSON values.
+Unknown values are sentinels instead of nulls, which not every version knows how to compare.
+"""
+
+import fcntl
+import json
+import logging
+import os
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, Optional, Union
+
+import numpy as np
+
+from han_tf.errors import UserError
+from han_tf.search.exact import SPARE, error_bound, nearest
+from han_tf.search.gallery import UNKNOWN, Columns, Entry, Filters, Gallery, Mark, Progress, check_ids, check_threshold
+
+FORMAT = 1
+COLLECTION = "gallery"
+TOKEN = "MILVUS_TOKEN"
+"""Variable of the environment that holds the token, or user:password, where none is given."""
+
+SETTINGS = "settings"
+"""The key of the gallery's own settings."""
+
+NO_TIME = -1e300
+"""Stands for a time that is not known."""
+
+SECONDS = 10.0
+"""How long an address is tried to be reached; and ten times that, an answer waited for."""
+
+REQUEST_BYTES = 2**24
+"""Vectors in one request or answer; gRPC refuses messages of more than 64 MiB."""
+
+MOST_HITS = 16_384
+"""Milvus finds no more per query."""
+
+ID_BITS = 52
+"""Ids are drawn at random, so that several writers need not agree; JavaScript, too, holds such integers exactly."""
+
+LINKS, CONSTRUCTION, SEARCHED, LISTS, LISTS_READ = 32, 80, 192, 1024, 64
+INDEXES: dict[str, tuple[dict[str, Any], Callable[[int], dict[str, Any]]]] = {
+    "FLAT": ({}, lambda k: {}),
+    "HNSW": ({"M": LINKS, "efConstruction": CONSTRUCTION}, lambda k: {"ef": max(SEARCHED, 2 * k)}),
+    "IVF_FLAT": ({"nlist": LISTS}, lambda k: {"nprobe": LISTS_READ}),
+    "AUTOINDEX": ({}, lambda k: {}),
+}
+"""Milvus's index types that keep float32: parameters of building, and of a search for k hits."""
+
+FIELDS = ["id", "path", "pid", "camid", "time"]
+
+
+class Address(NamedTuple):
+    """Where a gallery is: an http(s) address or a file of Milvus Lite, and the name of the collection."""
+
+    uri: str
+    collection: str
+
+    @classmethod
+    def of(cls, path: Union[str, os.PathLike], collection: Optional[str] = None) -> Optional["Address"]:
+        """Returns the address that ``path`` is, with the collection after a ``#``; None if it is a folder's."""
+        uri, _, named = os.fspath(path).partition("#")
+        if not uri.startswith(("http://", "https://")) and not uri.endswith(".db"):
+            return None
+        name = collection or named or COLLECTION
+        if not name.isidentifier() or not name.isascii():
+            raise UserError(f"collection is {name!r}, expected letters, digits and underscores")
+        return cls(uri, name)
+
+    @property
+    def local(self) -> bool:
+        """Whether it is a file."""
+        return self.uri.endswith(".db") and "://" not in self.uri
+
+    def __str__(self) -> str:
+        return f"{self.uri}#{self.collection}"
+
+
+class MilvusGallery(Gallery):
+    """A gallery in Milvus.
+
+    Several processes may use a cluster's gallery at once, for reading and writing. A file of Milvus Lite belongs to
+    the process that has it open, and to all galleries in that. Additions are seen by the next search (strong
+    consistency). One of more than 16 MiB of vectors is several requests: what is in by then is deleted if one fails,
+    but stays if this process dies; additions that Milvus has confirmed survive that.
+
+    Args:
+      address: where it is.
+      token: of the cluster; that in the environment's ``MILVUS_TOKEN`` if None.
+
+    Raises:
+      UserError: not reachable; no such gallery; another version; pymilvus is not installed.
+    """
+
+    engine = "milvus"
+
+    def __init__(self, address: Address, token: Optional[str] = None):
+        self.address = address
+        self.location = str(address)
+        if address.local and not Path(address.uri).exists():
+            raise UserError(f"{address.uri}: no such file, expected a gallery of Milvus Lite")
+        self.client = _connect(address, token)
+        try:
+            self._settings_name = f"{address.collection}_settings"
+            with self._errors():
+                there = self.client.has_collection(self._settings_name)
+                rows = self._query(self._settings_name, ["value"], f'key == "{SETTINGS}"') if there else []
+            if not rows:
+                raise UserError(f"{self.location}: no gallery here, expected one made by python -m han_tf.index")
+            self._settings = json.loads(rows[0]["value"])
+            if self._settings.get("format") != FORMAT:
+                raise UserError(
+                    f"{self.location}: a gallery of format {self._settings.get('format')}, expected {FORMAT}"
+                )
+            with self._errors():
+                self.client.load_collection(address.collection)
+        except BaseException:
+            self.close()
+            raise
+
+    @classmethod
+    def create(
+        cls, address: Address, dimension: int, checksum: str, *, index: str = "HNSW", token: Optional[str] = None
+    ) -> "MilvusGallery":
+        """Makes an empty gallery; see :func:`han_tf.search.create_gallery`.
+
+        Args:
+          address: where.
+          dimension: of the features.
+          checksum: of the model.
+          index: Milvus's index type, one of :data:`INDEXES`; ``FLAT`` is exact.
+          token: of the cluster.
+        """
+        if index not in INDEXES:
+            raise UserError(f"index is {index!r}, expected {', '.join(INDEXES)}")
+        if address.local:
+            try:
+                Path(address.uri).parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UserError(f"cannot write {address.uri}: {error.strerror or error}") from error
+        client = _connect(address, token)
+        try:
+            with _milvus_errors(str(address)):
+                cls._make(client, address, dimension, checksum, index)
+        finally:
+            client.close()
+        return cls(address, token)
+
+    @staticmethod
+    def _make(client: Any, address: Address, dimension: int, checksum: str, index: str) -> None:
+        from pymilvus import DataType
+
+        name, settings_name = address.collection, f"{address.collection}_settings"
+        if client.has_collection(settings_name) and client.query(settings_name, f'key == "{SETTINGS}"'):
+            raise UserError(f"{address}: there is a gallery already, expected a new collection")
+        for leftover in (name, settings_name):  # of a creation that was interrupted
+            if client.has_collection(leftover):
+                if leftover == name and not client.has_collection(settings_name):
+                    raise UserError(f"{address}: there is a collection of another kind, expected a new one")
+                client.drop_collection(leftover)
+        settings = client.create_schema(auto_id=False, enable_dynamic_field=False)
+        settings.add_field("key", DataType.VARCHAR, is_primary=True, max_length=64)
+        settings.add_field("value", DataType.VARCHAR, max_length=65_535)
+        settings.add_field("unused", DataType.FLOAT_VECTOR, dim=2)  # Milvus wants one in every collection
+        parameters = client.prepare_index_params()
+        parameters.add_index("unused", index_type="FLAT", metric_type="L2")
+        client.create_collection(settings_name, schema=settings, index_params=parameters, consistency_level="Strong")
+        entries = client.create_schema(auto_id=False, enable_dynamic_field=False)
+        entries.add_field("id", DataType.INT64, is_primary=True)
+        entries.add_field("feature", DataType.FLOAT_VECTOR, dim=dimension)
+        entries.add_field("path", DataType.VARCHAR, max_length=65_535)
+        entries.add_field("pid", DataType.INT64)
+        entries.add_field("camid", DataType.INT64)
+        entries.add_field("time", DataType.DOUBLE)
+        parameters = client.prepare_index_params()
+        parameters.add_index("feature", index_type=index, metric_type="L2", params=INDEXES[index][0])
+        client.create_collection(name, schema=entries, index_params=parameters, consistency_level="Strong")
+        value = {
+            "format": FORMAT,
+            "dimension": dimension,
+            "checksum": checksum,
+            "index": index,
+            "threshold": None,
+            "calibration": None,
+        }
+        client.upsert(settings_name, _settings_row(SETTINGS, value))
+
+    @property
+    def dimension(self) -> int:  # noqa: D102
+        return self._settings["dimension"]
+
+    @property
+    def checksum(self) -> str:  # noqa: D102
+        return self._settings["checksum"]
+
+    @property
+    def threshold(self) -> Optional[float]:  # noqa: D102
+        return self._settings["threshold"]
+
+    @property
+    def calibration(self) -> Optional[dict[str, Any]]:  # noqa: D102
+        return self._settings["calibration"]
+
+    def __len__(self) -> int:
+        with self._errors():
+            return self._query(self.address.collection, ["count(*)"], "")[0]["count(*)"]
+
+    def _add(self, columns: Columns, mark: Optional[Mark] = None) -> np.ndarray:
+        n = len(columns.features)
+        with self._errors():
+            if mark:
+                return self._add_marked(columns, mark)
+            first = self._free_ids(n)
+            ids = np.arange(first, first + n)
+            try:
+                self._upsert(ids, columns)
+            except BaseException:
+                self.client.delete(self.address.collection, filter=f"id >= {first} and id < {first + n}")
+                raise
+        return ids
+
+    def _add_marked(self, columns: Columns, mark: Mark) -> np.ndarray:
+        """Adds rows of a source. Their ids are fixed before the first of them: adding some twice changes nothing."""
+        n, key = len(columns.features), _source_key(mark.fingerprint)
+        stored = self._query(self._settings_name, ["value"], f'key == "{key}"')
+        first = json.loads(stored[0]["value"])["first"] if stored else self._free_ids(mark.rows)
+        if not stored:
+            self._store(key, {"first": first, "mark": mark._replace(done=mark.done - n)})
+        ids = np.arange(first + mark.done - n, first + mark.done)
+        self._upsert(ids, columns)
+        self._store(key, {"first": first, "mark": mark})
+        return ids
+
+    def _upsert(self, ids: np.ndarray, columns: Columns) -> None:
+        step = max(1, REQUEST_BYTES // (4 * self.dimension))
+        for start in range(0, len(ids), step):
+            part = slice(start, start + step)
+            self.client.upsert(self.address.collection, self._rows(ids[part], columns, part))
+
+    def source(self, fingerprint: str) -> Optional[Mark]:  # noqa: D102
+        with self._errors():
+            stored = self._query(self._settings_name, ["value"], f'key == "{_source_key(fingerprint)}"')
+        return Mark(*json.loads(stored[0]["value"])["mark"]) if stored else None
+
+    def _store(self, key: str, value: dict[str, Any]) -> None:
+        self.client.upsert(self._settings_name, _settings_row(key, value))
+
+    def _free_ids(self, n: int) -> int:
+        while True:
+            first = secrets.randbelow(2**ID_BITS)
+            if not self._query(self.address.collection, ["id"], f"id >= {first} and id < {first + n}", limit=1):
+                return first
+
+    @staticmethod
+    def _rows(ids: np.ndarray, columns: Columns, part: slice) -> list[dict[str, Any]]:
+        times = np.where(np.isnan(columns.times[part]), NO_TIME, columns.times[part])
+        return [
+            {"id": id, "feature": feature, "path": path, "pid": pid, "camid": camid, "time": time}
+            for id, feature, path, pid, camid, time in zip(
+                ids.tolist(),
+                columns.features[part],
+                columns.paths[part],
+                columns.pids[part].tolist(),
+                columns.camids[part].tolist(),
+                times.tolist(),
+            )
+        ]
+
+    def delete(self, ids: Sequence[int]) -> int:  # noqa: D102
+        found = list(self._entries(set(check_ids(ids).tolist())))
+        with self._errors():
+            for part in _parts(found, MOST_HITS):
+                self.client.delete(self.address.collection, ids=part)
+        return len(found)
+
+    def entries(self, ids: Sequence[int]) -> list[Entry]:  # noqa: D102
+        ids = check_ids(ids).tolist()
+        found = self._entries(set(ids))
+        for id in ids:
+            if id not in found:
+                raise UserError(f"{self.location}: no entry {id}, expected the id of an entry")
+        return [found[id] for id in ids]
+
+    def features(self, ids: Sequence[int]) -> np.ndarray:  # noqa: D102
+        ids = check_ids(ids)
+        present, features = self._features(ids)
+        if len(present) < len(ids):
+            missing = ids[~np.isin(ids, present)][0]
+            raise UserError(f"{self.location}: no entry {missing}, expected the id of an entry")
+        return features
+
+    def _entries(self, ids: set[int]) -> dict[int, Entry]:
+        rows = self._by_ids(sorted(ids), FIELDS, MOST_HITS)
+        return {row["id"]: _entry(row) for row in rows}
+
+    def _features(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        rows = self._by_ids(np.unique(ids).tolist(), ["id", "feature"], max(1, REQUEST_BYTES // (4 * self.dimension)))
+        found = {row["id"]: row["feature"] for row in rows}
+        present = np.array([id for id in ids.tolist() if id in found], np.int64)
+        features = np.array([found[id] for id in present.tolist()], np.float32)
+        return present, features.reshape(len(present), self.dimension)
+
+    def _by_ids(self, ids: list[int], fields: list[str], step: int) -> Iterator[dict[str, Any]]:
+        with self._errors():
+            for part in _parts(ids, step):
+                yield from self._query(self.address.collection, fields, f"id in {part}")
+
+    def _query(self, name: str, fields: list[str], expression: str, **options: Any) -> list[dict[str, Any]]:
+        return self.client.query(
+            name, expression, output_fields=fields, consistency_level="Strong", timeout=10 * SECONDS, **options
+        )
+
+    def _search(self, queries: np.ndarray, k: int, filters: Filters) -> list[tuple[np.ndarray, np.ndarray]]:
+        expression = _expression(filters)
+        results: list[Any] = [None] * len(queries)
+        todo, limit = list(range(len(queries))), min(k + SPARE, MOST_HITS)
+        while todo:
+            uncertain = []
+            for part in _parts(todo, max(1, REQUEST_BYTES // (4 * self.dimension * limit))):
+                for i, (ids, features, distances) in zip(part, self._candidates(queries[part], limit, expression)):
+                    rows, exact = nearest(queries[i], features, np.arange(len(ids)), k)
+                    results[i] = ids[rows], np.sqrt(exact)
+                    # As in han_tf.search.exact: rounding, or many at one distance, may have hidden a nearer one.
+                    norms = np.einsum("ij,ij->i", features, features, dtype=np.float64)
+                    greatest = max([float(queries[i] @ queries[i]), *norms])
+                    if len(ids) == limit < MOST_HITS and (
+                        exact[-1] >= distances.max() - error_bound(self.dimension, greatest)
+                    ):
+                        uncertain.append(i)
+            todo, limit = uncertain, min(4 * limit, MOST_HITS)
+        return results
+
+    def _candidates(
+        self, queries: np.ndarray, limit: int, expression: str
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Yields for each query the ids that Milvus finds, rising, their features, and squared distances by Milvus."""
+        parameters = {"metric_type": "L2", "params": INDEXES[self._settings["index"]][1](limit)}
+        with self._errors():
+            found = self.client.search(
+                self.address.collection,
+                queries,
+                filter=expression,
+                limit=limit,
+                output_fields=["feature"],
+                search_params=parameters,
+                consistency_level="Strong",
+                timeout=10 * SECONDS,
+            )
+        for hits in found:
+            ids = np.array([hit["id"] for hit in hits], np.int64)
+            order = np.argsort(ids)
+            features = np.array([hit["entity"]["feature"] for hit in hits], np.float32).reshape(len(ids), -1)
+            distances = np.array([hit["distance"] for hit in hits])
+            yield ids[order], features[order], distances[order]
+
+    def set_threshold(self, threshold: Optional[float], calibration: Optional[dict[str, Any]] = None) -> None:  # noqa: D102
+        value = None if threshold is None else check_threshold(threshold)
+        settings = {**self._settings, "threshold": value, "calibration": calibration}
+        with self._errors():
+            self._store(SETTINGS, settings)
+        self._settings = settings
+
+    def build(self, engine: Optional[str] = None, *, anew: bool = False, progress: Progress = None) -> None:
+        """Has Milvus write what it holds in memory; building indexes is its own affair.
+
+        Raises:
+          UserError: another engine is asked for.
+        """
+        if engine not in (None, "auto", self.engine):
+            raise UserError(f"engine is {engine!r}, expected milvus at {self.location}")
+        with self._errors():
+            self.client.flush(self.address.collection)
+
+    def compact(self, progress: Progress = None) -> None:
+        """Has a cluster give back the space of deleted entries; Milvus Lite does so by itself."""
+        self.build()
+        if not self.address.local:
+            with self._errors():
+                self.client.compact(self.address.collection)
+
+    @property
+    def notes(self) -> list[str]:  # noqa: D102
+        return self._threshold_notes()
+
+    def info(self) -> dict[str, Any]:  # noqa: D102
+        return {
+            "location": self.location,
+            "engine": self.engine,
+            "index": self._settings["index"],
+            "entries": len(self),
+            "dimension": self.dimension,
+            "model": self.checksum,
+            "threshold": self.threshold,
+            "calibration": self.calibration,
+            "notes": self.notes,
+        }
+
+    def close(self) -> None:  # noqa: D102
+        self.client.close()
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        with _milvus_errors(self.location):
+            yield
+
+
+def _connect(address: Address, token: Optional[str]) -> Any:
+    try:
+        from pymilvus import MilvusClient
+    except ImportError as error:
+        raise UserError(f"this gallery needs pymilvus ({error}), expected: pip install 'han-tf[milvus]'") from error
+    for name in (
+        "pymilvus",
+        "pymilvus.milvus_client",
+        "milvus_lite",
+    ):  # what they log is raised as well, and reported in one line
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    token = os.environ.get(TOKEN, "") if token is None else token
+    try:
+        with _milvus_errors(str(address), "reached"):
+            return MilvusClient(address.uri, token="" if address.local else token, timeout=SECONDS)
+    except UserError:
+        if address.local:
+            raise _why_closed(address.uri) from None
+        raise
+
+
+def _why_closed(path: str) -> UserError:
+    """Returns what is the matter with a file that Milvus Lite does not open, which does not say."""
+    try:
+        with open(Path(path) / "LOCK", "rb") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return UserError(f"{path}: another process has this file of Milvus Lite open, expected one at a time")
+    except OSError as error:
+        return UserError(f"cannot open {path} with Milvus Lite: {error.strerror or error}")
+    return UserError(f"{path}: Milvus Lite cannot open this, expected one of its files")
+
+
+@contextmanager
+def _milvus_errors(location: str, what: str = "used") -> Iterator[None]:
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        # pymilvus lets errors of gRPC through, which are no MilvusException, and raises a few of its own.
+        if type(error).__module__.split(".")[0] not in ("pymilvus", "grpc", "milvus_lite"):
+            raise
+        reason = " ".join(str(getattr(error, "message", "") or error).split())
+        raise UserError(f"{location}: Milvus cannot be {what} ({reason[:300]})") from error
+
+
+def _settings_row(key: str, value: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{"key": key, "value": json.dumps(value, allow_nan=False), "unused": [0.0, 0.0]}]
+
+
+def _source_key(fingerprint: str) -> str:
+    return f"source {fingerprint[:40]}"
+
+
+def _entry(row: dict[str, Any]) -> Entry:
+    pid, camid = (None if row[name] == UNKNOWN else row[name] for name in ("pid", "camid"))
+    return Entry(row["id"], row["path"], pid, camid, None if row["time"] == NO_TIME else row["time"])
+
+
+def _expression(filters: Filters) -> str:
+    terms = []
+    if filters.cameras:
+        terms.append(f"camid in {[int(camera) for camera in filters.cameras]}")
+    if filters.not_cameras:
+        terms.append(f"camid not in {[int(camera) for camera in filters.not_cameras]}")
+    if filters.after is not None:
+        terms.append(f"time >= {max(float(filters.after), NO_TIME / 2)!r}")
+    if filters.before is not None:
+        terms.append(f"time > {NO_TIME / 2!r} and time < {float(filters.before)!r}")
+    return " and ".join(terms)
+
+
+def _parts(values: list[Any], step: int) -> Iterator[list[Any]]:
+    for start in range(0, len(values), step):
+        yield values[start : start + step]
