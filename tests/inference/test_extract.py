@@ -1,0 +1,386 @@
+"""Extraction: every image has one row, whatever stops it half-way; bad input is one line and loses nothing."""
+
+import csv
+import dataclasses
+import fcntl
+import functools
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from han_tf import extract
+from han_tf.cli import run
+from han_tf.data import load_dataset
+from han_tf.data.image_lists import UNKNOWN, list_images, listed_records
+from han_tf.errors import UserError
+from han_tf.inference import extraction
+from han_tf.inference.extractor import FeatureExtractor
+from han_tf.inference.feature_shards import FeatureShards, shard_path
+from han_tf.inference.features import extract_features
+from han_tf.inference.runs import load_run
+
+SHARD_IMAGES = 20
+
+
+@pytest.fixture(scope="module")
+def extractor(tiny_run):
+    return _loaded(tiny_run)
+
+
+@pytest.fixture(scope="module")
+def gallery(tiny_data):
+    return load_dataset("market1501", tiny_data).gallery
+
+
+@pytest.fixture(scope="module")
+def expected(tiny_run, gallery):
+    """Path -> feature, pid and camid of the gallery, by the function that evaluation uses."""
+    features, records = extract_features(load_run(tiny_run).model, gallery, progress=None)
+    return {record.path: (feature, record.pid, record.camid) for feature, record in zip(features, records)}
+
+
+@pytest.fixture
+def command(tiny_run, tmp_path, monkeypatch, capsys):
+    """Calls the command with the tiny run; loads it once. Returns status, stdout and the lines of stderr."""
+    monkeypatch.setattr(extract, "FeatureExtractor", _extractor)
+
+    def call(*arguments, model=tiny_run):
+        arguments = [f"--out={tmp_path / 'out'}", f"--model={model}", *map(str, arguments)]
+        status = run(extract.main, extract.FLAGS, extract.__doc__, ["extract", *arguments], positional="images")
+        captured = capsys.readouterr()
+        lines = captured.err.replace("\r", "\n").split("\n")
+        return status, captured.out, [line for line in lines if line.strip() and "%|" not in line]
+
+    return call
+
+
+@functools.cache
+def _loaded(path):
+    return FeatureExtractor(path)
+
+
+def _extractor(path, threads, batch_size):
+    extractor = _loaded(Path(path))
+    extractor.threads, extractor.batch_size = threads, batch_size
+    return extractor
+
+
+@pytest.fixture
+def images(tiny_data, tmp_path):
+    """A folder of 30 images that may be damaged."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for path in sorted((tiny_data / "bounding_box_test").glob("*.jpg"))[:30]:
+        shutil.copy(path, folder)
+    return folder
+
+
+def rows_of(folder):
+    """Path -> (feature, pid, camid) of all rows; fails if a path has two."""
+    rows = {}
+    for batch in FeatureShards(folder):
+        for feature, pid, camid, path in zip(batch.features, batch.pids, batch.camids, batch.paths):
+            assert path not in rows
+            rows[path] = (feature, pid, camid)
+    return rows
+
+
+def assert_rows(folder, expected):
+    rows = rows_of(folder)
+    assert sorted(rows) == sorted(expected)
+    for path, (feature, pid, camid) in expected.items():
+        # Images stand in other batches than in evaluation, which changes the last digits.
+        np.testing.assert_allclose(rows[path][0], feature, atol=2e-6)
+        assert rows[path][1:] == (pid, camid)
+
+
+def times_of(folder):
+    return {path.name: path.stat().st_mtime_ns for path in folder.glob("part-*.parquet")}
+
+
+def test_a_data_set_gets_the_features_of_evaluation_and_its_labels(command, tiny_data, tmp_path, expected, extractor):
+    status, text, lines = command("--dataset=market1501", f"--data_dir={tiny_data}", f"--shard_images={SHARD_IMAGES}")
+    assert (status, lines) == (0, [])
+    assert f"{len(expected)} rows in {-(-len(expected) // SHARD_IMAGES)} files written to {tmp_path / 'out'}" in text
+    assert_rows(tmp_path / "out", expected)
+    manifest = FeatureShards(tmp_path / "out").manifest
+    assert manifest.model == extractor.checksum
+    assert manifest.branch_names == ("global", "local")
+    assert list(rows_of(tmp_path / "out")) == sorted(expected)
+
+
+def test_files_whose_names_tell_get_the_same(command, tiny_data, tmp_path, expected):
+    assert command(tiny_data / "bounding_box_test" / "*.jpg", "--names=market1501")[0] == 0
+    assert_rows(tmp_path / "out", expected)
+
+
+def test_a_csv_file_gives_labels_and_times(command, tmp_path, images):
+    names = sorted(path.name for path in images.iterdir())
+    with (tmp_path / "list.csv").open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["time", "path", "camid"])
+        writer.writerows([[1000 + n, f"images/{name}", n % 3] for n, name in enumerate(names[:10])])
+        writer.writerow(["", f"images/{names[10]}", ""])
+    assert command(tmp_path / "list.csv")[0] == 0
+    (batch,) = FeatureShards(tmp_path / "out")
+    assert list(batch.paths) == [str(images / name) for name in names[:11]]
+    assert list(batch.camids) == [*[n % 3 for n in range(10)], UNKNOWN]
+    np.testing.assert_array_equal(batch.times, [*range(1000, 1010), np.nan])
+    assert set(batch.pids) == {UNKNOWN}
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+def test_shards_and_batches_may_have_any_sizes(extractor, gallery, tmp_path, expected, batch_size):
+    extractor.batch_size = batch_size
+    images = listed_records(gallery)
+    for shard_images in (3, 10, 100):
+        folder = tmp_path / str(shard_images)
+        work = extraction.plan(folder, images, extractor, shard_images)
+        extraction.extract_locally(extractor, images, folder, work)
+        assert extraction.finish(folder, work.manifest) == (len(expected), 0)
+        assert_rows(folder, expected)
+        assert all(len(batch.paths) == shard_images for batch in list(FeatureShards(folder))[:-1])
+
+
+KILLED = (
+    "import os, signal, sys\n"
+    "from han_tf import extract\n"
+    "from han_tf.cli import run\n"
+    "replace, written = os.replace, []\n"
+    "def killing(source, target):\n"
+    "    if 'part-' in str(target):\n"
+    "        written.append(target)\n"
+    "        if len(written) == 3: os.kill(os.getpid(), signal.SIGKILL)\n"
+    "    replace(source, target)\n"
+    "os.replace = killing\n"
+    "run(extract.main, extract.FLAGS, '', sys.argv, positional='images')\n"
+)
+"""The command, which is killed when the third shard is whole but has not got its name yet."""
+
+
+def test_a_killed_extraction_goes_on_where_it_was(command, tiny_run, tiny_data, tmp_path, expected):
+    out = tmp_path / "out"
+    arguments = ["--dataset=market1501", f"--data_dir={tiny_data}", "--shard_images=5"]
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, *arguments, f"--model={tiny_run}", f"--out={out}"], capture_output=True
+    )
+    assert done.returncode == -signal.SIGKILL
+    finished = times_of(out)
+    assert sorted(finished) == ["part-00000.parquet", "part-00001.parquet"]
+    assert len(list(out.glob(".part-*.tmp"))) == 1
+    with pytest.raises(UserError, match="2 of 7 files are there"):
+        FeatureShards(out)
+
+    status, text, lines = command(*arguments)
+    assert (status, lines) == (0, [])
+    assert "2 of 7 files are there" in text
+    assert finished.items() <= times_of(out).items()
+    assert not list(out.glob(".*.tmp"))
+    assert_rows(out, expected)
+
+    every = times_of(out)
+    status, text, _ = command(*arguments)
+    assert status == 0
+    assert "7 of 7 files are there" in text
+    assert times_of(out) == every
+
+
+def test_an_interrupted_extraction_says_how_it_goes_on(command, images, tmp_path, monkeypatch):
+    embed, calls = FeatureExtractor.embed, []
+
+    def interrupted(self, pixels):
+        calls.append(len(pixels))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return embed(self, pixels)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(FeatureExtractor, "embed", interrupted)
+        status, _, lines = command(images, "--batch_size=10", "--shard_images=10")
+    assert (status, lines) == (130, ["interrupted: finished files stay, the same command goes on"])
+    finished = times_of(tmp_path / "out")
+    assert finished
+    assert command(images, "--batch_size=10")[0] == 0
+    assert finished.items() <= times_of(tmp_path / "out").items()
+    assert len(rows_of(tmp_path / "out")) == 30
+
+
+def test_bad_images_are_listed_and_not_fatal(command, images, tmp_path):
+    names = sorted(path.name for path in images.iterdir())
+    (images / names[0]).write_bytes(b"no image")
+    whole = (images / names[11]).read_bytes()
+    (images / names[11]).write_bytes(whole[: len(whole) // 2])
+    for name in names[20:]:  # a shard without a single row
+        (images / name).write_bytes(b"")
+    (images / "gone.jpg").symlink_to("nowhere")
+    nameless = os.fsencode(images / "zz") + b"\xff.jpg"
+    shutil.copy(images / names[1], nameless)
+
+    status, text, lines = command(images, "--shard_images=10", "--batch_size=4")
+    assert (status, lines) == (0, [])
+    bad = [str(images / name) for name in [names[0], names[11], *names[20:], "gone.jpg"]]
+    path = tmp_path / "out" / "bad_images.csv"
+    assert f"{len(bad) + 1} of 32 images could not be read and have no row: {path}" in text
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["path"] for row in rows] == [*sorted(bad), os.fsdecode(nameless)]
+    reasons = {row["path"]: row["reason"] for row in rows}
+    assert "cannot identify image file" in reasons[bad[0]]
+    assert "truncated" in reasons[bad[1]]
+    assert "No such file" in reasons[bad[-1]]
+    assert "not UTF-8" in reasons[os.fsdecode(nameless)]
+    assert sorted(rows_of(tmp_path / "out")) == [str(images / name) for name in names if str(images / name) not in bad]
+    assert len(FeatureShards(tmp_path / "out").bad_images) == len(bad) + 1
+
+    path.unlink()  # as if the command had been killed before it was written
+    assert command(images)[0] == 0
+    assert len(path.read_bytes().splitlines()) == len(bad) + 2
+
+
+def test_no_readable_image_at_all_is_an_error(command, images, tmp_path):
+    for path in images.iterdir():
+        path.write_bytes(b"no image")
+    status, _, (line,) = command(images)
+    assert status == 1
+    assert line.startswith("error: none of the 30 images could be read, expected at least one; see ")
+    assert len((tmp_path / "out" / "bad_images.csv").read_bytes().splitlines()) == 31
+
+
+@pytest.fixture
+def finished(command, images, tmp_path):
+    """A finished folder."""
+    assert command(images, "--shard_images=10")[0] == 0
+    return tmp_path / "out"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(path.read_bytes()[:-100]),
+        lambda path: path.write_bytes(path.read_bytes()[:9000] + bytes(8) + path.read_bytes()[9008:]),
+        lambda path: shutil.copy(path.with_name("part-00000.parquet"), path),
+    ],
+)
+def test_a_damaged_shard_is_named_and_made_again(command, images, finished, damage):
+    before, times = rows_of(finished), times_of(finished)
+    damage(shard_path(finished, 1))
+    status, text, lines = command(images)
+    assert (status, lines) == (0, [])
+    assert f"note: {shard_path(finished, 1)}: " in text
+    after = rows_of(finished)
+    assert list(after) == list(before)
+    for path, row in before.items():
+        np.testing.assert_allclose(after[path][0], row[0], atol=2e-6)
+    changed = {name for name, time in times_of(finished).items() if time != times[name]}
+    assert changed == {"part-00001.parquet"}
+
+
+def test_another_list_or_model_or_division_is_refused(command, images, finished, extractor):
+    before = {path.name: path.read_bytes() for path in finished.iterdir()}
+    status, _, (line,) = command(images, "--shard_images=20")
+    assert status == 1
+    assert "holds shards of 10, expected 20; give another --out, or --overwrite" in line
+    (images / "zz.jpg").write_bytes(b"")
+    status, _, (line,) = command(images)
+    assert status == 1
+    assert f"{finished}: holds features of a list of images with the fingerprint" in line
+    (images / "zz.jpg").unlink()
+
+    other = dataclasses.replace(extractor.card, checksum="0" * 64)
+    with pytest.raises(UserError, match=f"holds features of model {extractor.checksum}, expected {'0' * 64}"):
+        extraction.plan(finished, list_images([str(images)]), other)
+    assert {path.name: path.read_bytes() for path in finished.iterdir()} == before
+
+
+def test_overwrite_makes_everything_anew_and_touches_nothing_else(command, images, finished):
+    (finished / "notes.txt").write_text("precious")
+    sorted(images.iterdir())[0].unlink()
+    status, _, lines = command(images, "--overwrite", "--shard_images=25")
+    assert (status, lines) == (0, [])
+    assert len(rows_of(finished)) == 29
+    assert sorted(times_of(finished)) == ["part-00000.parquet", "part-00001.parquet"]
+    assert (finished / "notes.txt").read_text() == "precious"
+
+
+def test_shards_without_a_manifest_are_refused(command, images, finished):
+    (finished / "manifest.json").unlink()
+    status, _, (line,) = command(images)
+    assert status == 1
+    assert "holds part-00000.parquet but no manifest.json, expected an empty folder or --overwrite" in line
+    assert len(times_of(finished)) == 3
+
+
+def test_two_extractions_do_not_write_to_one_folder(command, images, finished):
+    with (finished / ".lock").open() as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        status, _, (line,) = command(images)
+    assert status == 1
+    assert "another extraction is writing to it" in line
+    assert command(images)[0] == 0
+
+
+def test_a_full_disk_is_one_line_and_goes_on_later(command, images, finished):
+    """A limit on the size of files stands in for the disk."""
+    shard_path(finished, 1).unlink()
+    times = times_of(finished)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, before[1]))
+    try:
+        status, _, (line,) = command(images)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert status == 1
+    assert line == f"error: cannot write {shard_path(finished, 1)}: File too large"
+    assert times_of(finished) == times
+    assert not list(finished.glob(".part*"))
+    assert command(images)[0] == 0
+    assert len(rows_of(finished)) == 30
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "no images, expected folders, patterns, CSV files or images, or --dataset"),
+        (["{images}", "--dataset=market1501"], "--dataset stands in place of IMAGES"),
+        (["{images}/no"], "no such file or folder"),
+        (["--dataset=market"], "unknown dataset 'market'"),
+        (["--dataset=market1501", "--data_dir={data}", "--subset=multi_query"], ""),
+        (["{images}", "--model={images}"], "expected the folder of a training run or of an exported model"),
+        (["{images}", "--out="], "no --out, expected a folder"),
+        (["{images}", "--out={file}"], "cannot write"),
+        (["{images}", "--out={file}/x"], "cannot write"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(command, images, tiny_data, tmp_path, arguments, words):
+    file = tmp_path / "file"
+    file.write_text("precious")
+    if not words:
+        shutil.copytree(tiny_data, tmp_path / "data", ignore=shutil.ignore_patterns("gt_bbox"))
+        words = "has no multi_query images, expected another --subset"
+    names = {"images": images, "file": file, "data": tmp_path / "data"}
+    status, _, (line,) = command(*[argument.format(**names) for argument in arguments])
+    assert status == 1
+    assert line.startswith("error: ")
+    assert words in line
+    assert file.read_text() == "precious"
+
+
+@pytest.mark.parametrize("flag", ["--shard_images=0", "--shard_images=70000", "--batch_size=0", "--subset=all"])
+def test_flags_that_do_not_fit(command, images, flag):
+    status, _, (line,) = command(images, flag)
+    assert status == 2
+    assert line.startswith("usage error: ")
+
+
+def test_the_newest_run_is_taken(command, images, tiny_run, tmp_path):
+    status, text, _ = command(images, f"--runs_dir={tiny_run.parent}", model="")
+    assert status == 0
+    assert f"30 images with {tiny_run} (keras, float32)" in text
