@@ -220,7 +220,8 @@ def _connected(address: str) -> Iterator[ModuleType]:
     logging.getLogger("ray").setLevel(logging.ERROR)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
-        ray.init(**options, logging_level=logging.ERROR, log_to_driver=False)
+        with _without_stderr():  # where Ray's C++ says that it was told to be quiet
+            ray.init(**options, logging_level=logging.ERROR, log_to_driver=False)
     except (Exception, SystemExit) as error:  # Ray exits the process when it has tried for too long
         raise UserError(f"Ray at {address}: {_line(str(error))}, expected a cluster to connect to") from error
     try:
@@ -239,6 +240,19 @@ def _silent() -> Iterator[None]:
     """Keeps what Ray prints of its own attempts from stdout; what comes of them is said by the command."""
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         yield
+
+
+@contextlib.contextmanager
+def _without_stderr() -> Iterator[None]:
+    """Sends the process's standard error nowhere, whoever writes to it."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _check_address(address: str) -> None:
