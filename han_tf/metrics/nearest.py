@@ -7,6 +7,9 @@ import numpy as np
 from han_tf.metrics.blocks import bracket, sweep, trusted_margins
 from han_tf.metrics.distances import DistanceSource
 
+CROWD = 4
+"""Times k candidates per query up to which their exact values are computed without looking for a sharper bound."""
+
 
 def smallest_bounds(values: np.ndarray, k: int) -> np.ndarray:
     """Returns for each row a value that at least ``k`` of the row do not exceed, and few more than that.
@@ -49,11 +52,15 @@ class FirstK:
         """
         if not self.k:
             return np.full(len(fast), -np.inf, fast.dtype)
+        before = self.seen_limits(margins, rows, fast.dtype)
         # k fast values do not exceed the bound, hence k exact ones not bound + margin: those among the first
         # k neither, and their fast values not bound + 2 margin.
         here = bracket(smallest_bounds(fast, self.k), 2 * margins, fast.dtype)[1]
-        before = bracket(self.values[rows, -1], margins, fast.dtype)[1]
         return np.minimum(here, before)
+
+    def seen_limits(self, margins: np.ndarray, rows: slice, dtype: np.dtype) -> np.ndarray:
+        """Returns :meth:`limits` by what has been seen before alone; infinite where fewer than k images have been."""
+        return bracket(self.values[rows, -1], margins, dtype)[1]
 
     def add(self, rows: slice, local: np.ndarray, columns: np.ndarray, values: np.ndarray) -> None:
         """Takes in candidates: gallery images ``columns`` of the queries ``rows.start + local``, exact ``values``."""
@@ -93,18 +100,30 @@ def nearest(
         local, column = np.divmod(np.flatnonzero(chosen), chosen.shape[1])
         return local, column, source.exact(local + rows.start, column + part.start)
 
+    def candidates(fast: np.ndarray, margins: np.ndarray, rows: slice) -> np.ndarray:
+        # In a later part of the gallery few images come near the k seen before: the part's own bound, which takes
+        # another pass over the values, is not needed.
+        chosen = fast < first_k.seen_limits(margins, rows, fast.dtype)[:, None]
+        if np.count_nonzero(chosen) > CROWD * k * len(fast):
+            chosen = fast < first_k.limits(fast, margins, rows)[:, None]
+        return chosen
+
     def visit(state: None, rows: slice, fast: np.ndarray, part: slice) -> None:
         margins = source.margins(rows, part)
-        near = pairs(fast < first_k.limits(fast, margins, rows)[:, None], rows, part)
+        near = pairs(candidates(fast, margins, rows), rows, part)
         trusted = trusted_margins(source, rows, part, fast, near)
         if (trusted > margins).any():
             margins = trusted
-            near = pairs(fast < first_k.limits(fast, margins, rows)[:, None], rows, part)
+            near = pairs(candidates(fast, margins, rows), rows, part)
         local, column, values = near
         first_k.add(rows, local, column + part.start, values)
-        far = bracket(fast.max(axis=1), 2 * margins, fast.dtype)[0]
-        local, _, values = pairs(fast >= far[:, None], rows, part)
-        np.maximum.at(farthest, local + rows.start, values)
+        greatest = fast.max(axis=1)
+        # Rows that cannot hold a value beyond the greatest one seen before need no second look.
+        may_grow = np.flatnonzero(greatest >= bracket(farthest[rows], margins, fast.dtype)[0])
+        far = bracket(greatest[may_grow], 2 * margins[may_grow], fast.dtype)[0]
+        local, column = np.divmod(np.flatnonzero(fast[may_grow] >= far[:, None]), fast.shape[1])
+        places = may_grow[local] + rows.start
+        np.maximum.at(farthest, places, source.exact(places, column + part.start))
 
     sweep(source, visit, memory_mb=memory_mb, threads=threads, label=label)
     return first_k.columns, first_k.values, farthest

@@ -31,6 +31,15 @@ def test_standard_cases(tmp_path, capsys):
     assert scaled["bar_seconds"] == pytest.approx(0.8 * 330 / scaled["product_gflops"])
 
 
+@pytest.mark.parametrize("kind", ["ivf", "exact"])
+def test_a_million_reranked(kind, tmp_path, capsys):
+    arguments = [f"rerank-million-{kind}", f"--output={tmp_path / 'figures.json'}"]
+    assert run(bench.main, bench.FLAGS, bench.__doc__, ["bench", *arguments], positional="cases") == 0
+    (figure,) = json.loads((tmp_path / "figures.json").read_text())["figures"]
+    assert figure["case"] == f"rerank-million, {kind}, re-ranking and all metrics"
+    assert 0.5 < figure["mAP"] <= 1
+
+
 def test_unknown_case(capsys):
     assert run(bench.main, bench.FLAGS, bench.__doc__, ["bench", "nothing"], positional="cases") == 1
     assert capsys.readouterr().err.startswith("error: unknown case 'nothing', expected one of market1501, ")
