@@ -34,7 +34,7 @@ DATASET = "synthetic"
 STRANGERS = 80
 """People drawn to choose the threshold by: 3 in 4 of them; the others' nearest distances say how well it holds."""
 
-FALSE_ALARMS = 0.05
+FALSE_ALARMS = 0.1
 """Share of strangers that the threshold may take for somebody of the gallery."""
 
 EXAMPLES, STRANGE_EXAMPLES = 8, 4

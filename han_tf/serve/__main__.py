@@ -80,13 +80,14 @@ def main(values: flags.FlagValues) -> None:
         body_seconds=values.body_seconds,
         request_seconds=values.request_seconds,
     )
+    state = values.state or state_folder(values.index)
     bound = listen(values.host, values.port)
     service = open_service(
         open_gallery(values.index, writable=True),
         model=values.model or None,
         attention=values.attention or None,
         runs_dir=values.runs_dir,
-        state=values.state or state_folder(values.index),
+        state=state,
         image_roots=values.images,
         threads=values.threads,
         limits=limits,

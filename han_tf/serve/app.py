@@ -21,7 +21,7 @@ from han_tf.serve import schemas
 from han_tf.serve.attention import Kind
 from han_tf.serve.guards import FAULT, App, Guard, Message, Receive, Send
 from han_tf.serve.limits import Refusal
-from han_tf.serve.schemas import ID_LIMIT
+from han_tf.serve.schemas import ID_LIMIT, NUMBER_LIMIT
 from han_tf.serve.service import LISTED, Picture, Service
 from han_tf.serve.service import Query as SearchQuery
 
@@ -42,8 +42,7 @@ Errors are `{"error": "one line"}`; 503 comes with `Retry-After`.
 Id = Annotated[int, Path(ge=0, le=ID_LIMIT, description="id of an entry of the gallery")]
 Image = Annotated[UploadFile, File(description="JPEG, PNG, WebP or BMP")]
 KindParameter = Annotated[Kind, Query(description="heat of soft attention, regions of hard attention, or both")]
-LevelParameter = Annotated[int, Query(ge=1, le=100, description="level of the network, from 1")]
-Number = Annotated[int, Field(ge=-ID_LIMIT, le=ID_LIMIT)]
+Number = Annotated[int, Field(ge=-NUMBER_LIMIT, le=NUMBER_LIMIT)]
 Time = Annotated[
     Optional[float], Form(ge=-1e12, le=1e12, allow_inf_nan=False, description="seconds since 1970 UTC, if known")
 ]
@@ -88,6 +87,8 @@ def create_app(service: Service) -> FastAPI:
     The service starts and closes with the application.
     """
     limits = service.limits
+    levels = service.attention.levels if service.attention else 1
+    LevelParameter = Annotated[int, Query(ge=1, le=levels, description="level of the network, from 1")]
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> Any:
@@ -302,6 +303,7 @@ def create_app(service: Service) -> FastAPI:
         return Response(generate_latest(service.metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     _add_page(app)
+    _describe_forms(app)
     return app
 
 
@@ -376,6 +378,15 @@ def _printable(text: str) -> str:
 
 def _entry(entry: Entry, name: str) -> dict[str, Any]:
     return {"id": entry.id, "name": name, "pid": entry.pid, "camid": entry.camid, "time": entry.time}
+
+
+def _describe_forms(app: FastAPI) -> None:
+    """Takes ``null`` out of the description of forms: a form leaves a field out, it cannot say null."""
+    for schema in app.openapi()["components"]["schemas"].values():
+        for field in schema["properties"].values() if schema["title"].startswith("Body_") else ():
+            choices = [choice for choice in field.pop("anyOf", ()) if choice != {"type": "null"}]
+            for choice in choices:
+                field.update(choice)
 
 
 def _add_page(app: FastAPI) -> None:

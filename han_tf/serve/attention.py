@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple, Optional, Union
 
 import numpy as np
 import tensorflow as tf
+from PIL import Image
 
 from han_tf.errors import UserError
 from han_tf.inference.runs import LoadedRun, load_run
@@ -115,9 +116,8 @@ def draw_overlay(image: np.ndarray, levels: Sequence[Level], kind: Kind, level: 
     heat, boxes = levels[level - 1]
     if (kind != "regions" and heat is None) or (kind != "soft" and boxes is None):
         raise Refusal(422, f"level {level} of this network has no attention of kind {kind!r}")
-    enlarged = np.repeat(np.repeat(image, SCALE, 0), SCALE, 1)
-    if kind != "regions":
-        enlarged = heat_overlay(enlarged, heat)
-    if kind != "soft":
-        enlarged = region_overlay(enlarged, SCALE * boxes)
-    return encode(enlarged, "PNG")
+    if kind == "soft":
+        height, width = image.shape[:2]
+        enlarged = Image.fromarray(image).resize((SCALE * width, SCALE * height), Image.Resampling.BICUBIC)
+        return encode(heat_overlay(np.asarray(enlarged), heat), "PNG")
+    return encode(region_overlay(image if kind == "regions" else heat_overlay(image, heat), boxes, scale=SCALE), "PNG")

@@ -63,14 +63,14 @@ def open_service(
     """
     store = None
     try:
+        for root in image_roots:
+            if not Path(root).is_dir():
+                raise UserError(f"{root}: no such folder, expected one that holds images of the gallery")
         if extractor is None:
             model = model or find_model(runs_dir, gallery.checksum)
             extractor = FeatureExtractor(model, threads=threads)
         gallery.check_model(extractor.checksum)
         run = attention or (run_of(model) if model else None)
-        for root in image_roots:
-            if not Path(root).is_dir():
-                raise UserError(f"{root}: no such folder, expected one that holds images of the gallery")
         drawing = None
         if run:
             try:

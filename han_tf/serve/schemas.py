@@ -5,6 +5,8 @@ from typing import Literal, Optional
 from pydantic import BaseModel, Field
 
 ID_LIMIT = 2**63 - 1
+NUMBER_LIMIT = 2**53 - 1
+"""Largest pid and camera: the largest integer that JSON means the same everywhere."""
 
 
 class Error(BaseModel):

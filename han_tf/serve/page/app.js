@@ -423,7 +423,14 @@ function setAttention(kind, level) {
   legend.hidden = kind === "off";
   legend.replaceChildren(`Level ${level} of the network.`);
   if (kind !== "regions") legend.append(" Heat, least to most attended: ", element("i", undefined, "heat"));
-  if (kind !== "soft") legend.append(" Regions: ", ...PARTS.flatMap((part, n) => [element("i", undefined, `part-${n}`), part]));
+  if (kind !== "soft") {
+    const parts = PARTS.map((part, n) => {
+      const shown = element("span", part);
+      shown.prepend(element("i", undefined, `part-${n}`));
+      return shown;
+    });
+    legend.append(" Regions: ", ...parts.flatMap((part) => [part, " "]));
+  }
   cards().forEach(showTileImage);
   showQueryImage();
 }
@@ -441,6 +448,8 @@ function showAttentionChoice({ attention, levels }) {
     }),
   );
   $("level").replaceChildren(...Array.from({ length: levels }, (_, n) => new Option(n + 1, n + 1)));
+  state.level = levels; // the last one knows most of what it looks at
+  $("level").value = levels;
   $("level").disabled = true;
 }
 

@@ -1,0 +1,505 @@
+"""The page in a real browser: a headless Chromium, driven by Playwright."""
+
+import csv
+import io
+import re
+import shutil
+import warnings
+
+import httpx
+import pytest
+from PIL import Image
+
+from han_tf.serve.limits import Limits
+from han_tf.serve.service import Example
+from tests.serve.serving import encoded, noise, on_socket, wait_for
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+DESK, PHONE = {"width": 1280, "height": 860}, {"width": 360, "height": 780}
+
+
+@pytest.fixture(scope="module")
+def browser():
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if found is None:
+        reason = f"no browser found ({', '.join(BROWSERS)}): the page is NOT tested; on Debian: apt install chromium"
+        warnings.warn(reason, stacklevel=1)
+        pytest.skip(reason)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def address(make_service, tiny_set, tmp_path_factory):
+    """A service whose threshold lies between the query's nearest and its second."""
+    examples = [Example(tiny_set.query[0].path, "A person to try")]
+    service = make_service(tmp_path_factory.mktemp("page"), threshold=0.1, examples=examples)
+    with on_socket(service) as address:
+        yield address
+
+
+@pytest.fixture
+def query(tiny_set):
+    return tiny_set.query[0].path
+
+
+@pytest.fixture
+def open_page(browser, address):
+    """Returns a function that opens the page; at the end nothing may have gone wrong in it."""
+    contexts, problems = [], []
+
+    def open_it(viewport=DESK, path="/", expected=(), **options):
+        context = browser.new_context(viewport=viewport, **options)
+        contexts.append(context)
+        page = context.new_page()
+
+        def note(message):
+            if message.type in ("error", "warning") and not any(part in message.text for part in expected):
+                problems.append(message.text)
+
+        page.on("console", note)
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        context.add_init_script(
+            "texts = (part) => [...document.querySelectorAll('#found ' + part)].map((e) => e.textContent)"
+        )
+        page.goto(address + path)
+        page.wait_for_selector(".card, .nothing")
+        return page
+
+    yield open_it
+    for context in contexts:
+        context.close()
+    assert problems == []
+
+
+def until(page, expression):
+    """Waits until ``expression`` holds. Playwright's own way needs ``eval``, which the page's policy forbids."""
+    wait_for(lambda: page.evaluate(expression))
+
+
+def search(page, path):
+    page.set_input_files("#file", path)
+    page.wait_for_selector("#verdict:not([hidden])")
+    page.wait_for_selector("#found[aria-busy=false] .distance")
+
+
+def cards(page):
+    """Rank, distance, camera and group of each card on the page, in its order."""
+    return page.evaluate(
+        """() => [...document.querySelectorAll("#found .card")].map((card) => ({
+          id: card.entry.id, rank: card.querySelector(".rank").textContent, far: card.classList.contains("far"),
+          distance: card.querySelector(".distance dd").textContent,
+          camera: card.querySelector(".camera dd").textContent,
+          time: card.querySelector(".time dd").textContent, label: card.ariaLabel,
+        }))"""
+    )
+
+
+def focused(page):
+    """Which card has the focus, from 0; −1 for none."""
+    return page.evaluate("[...document.querySelectorAll('#found .card')].indexOf(document.activeElement)")
+
+
+def answer_of(address, path, **form):
+    with open(path, "rb") as stream:
+        return httpx.post(f"{address}/search", files={"image": stream}, data=form).json()
+
+
+# ---------------------------------------------------------------------------------------------------- searching
+
+
+def test_a_picked_image_is_ranked_as_the_service_ranks_it(open_page, address, query):
+    page = open_page()
+    assert page.inner_text("#facts") == "31 images, 6 cameras"
+    search(page, query)
+    expected = answer_of(address, query)
+    shown = cards(page)
+    assert [card["id"] for card in shown] == [hit["id"] for hit in expected["hits"]]
+    assert [card["rank"] for card in shown] == [str(n + 1) for n in range(20)]
+    assert [card["distance"] for card in shown] == [f"{hit['distance']:.3f}" for hit in expected["hits"]]
+    assert [card["camera"] for card in shown] == [f"camera {hit['camid']}" for hit in expected["hits"]]
+    assert all(re.search(r"Mar.* \d\d:\d\d:\d\d", card["time"]) for card in shown)
+    assert [card["far"] for card in shown] == [hit["beyond"] for hit in expected["hits"]]
+    near = sum(not hit["beyond"] for hit in expected["hits"])
+    assert page.inner_text("#verdict") == f"{near} of 20 within the threshold 0.100"
+    assert page.inner_text("#announce") == f"{near} of 20 within the threshold 0.100. 20 results."
+    until(page, "[...document.querySelectorAll('#found img')].slice(0, 4).every((img) => img.naturalWidth)")
+
+
+def test_a_stranger(open_page, query):
+    page = open_page()
+    page.fill("#threshold", "0.001")
+    search(page, query)
+    assert page.inner_text("#verdict").startswith("Not in the gallery: nearest at 0.")
+    assert page.inner_text("#found h3") == "Beyond the threshold: shown, not claimed"
+    assert all(card["far"] and "beyond the threshold" in card["label"] for card in cards(page))
+
+
+def test_pasted_and_dropped_images(open_page, query):
+    page = open_page()
+    with open(query, "rb") as stream:
+        data = list(stream.read())
+    transfer = """(data) => { const transfer = new DataTransfer();
+      transfer.items.add(new File([new Uint8Array(data)], "it.jpg", {type: "image/jpeg"})); return transfer; }"""
+    handle = page.evaluate_handle(transfer, data)
+    page.evaluate("(transfer) => dispatchEvent(new ClipboardEvent('paste', {clipboardData: transfer}))", handle)
+    page.wait_for_selector("#found .rank:not([hidden])")
+    first = cards(page)
+    page.go_back()
+    page.wait_for_selector("#found.browse .card")
+    handle = page.evaluate_handle(transfer, data)
+    page.dispatch_event("body", "dragenter", {"dataTransfer": handle})
+    assert page.is_visible("#drop")
+    page.dispatch_event("body", "drop", {"dataTransfer": handle})
+    page.wait_for_selector("#found .rank:not([hidden])")
+    assert not page.is_visible("#drop")
+    assert cards(page) == first
+
+
+def test_an_example_and_then_a_hit_and_back(open_page, query, address):
+    page = open_page()
+    assert page.inner_text("#found h3") == "Queries to try"
+    page.click("#found .card >> nth=0 >> .again")
+    page.wait_for_selector("#found .rank:not([hidden])")
+    first = cards(page)
+    assert [card["id"] for card in first] == [hit["id"] for hit in answer_of(address, query)["hits"]]
+    page.click("#found .card >> nth=2 >> .frame img")
+    until(page, f"location.hash === '#id={first[2]['id']}'")
+    until(page, "document.querySelector('#query-facts').textContent.includes('camera')")
+    page.wait_for_selector("#found[aria-busy=false]")
+    until(page, f"document.querySelector('#found .card').entry.id !== {first[0]['id']}")
+    assert first[2]["id"] not in [card["id"] for card in cards(page)]
+    assert page.is_visible("#others-box")
+    page.go_back()
+    until(page, f"document.querySelector('#found .card')?.entry.id === {first[0]['id']}")
+    page.reload()
+    page.wait_for_selector("#found.browse .card")
+
+
+def test_an_entry_by_its_address(open_page):
+    page = open_page(path="/#id=4")
+    page.wait_for_selector("#found .rank:not([hidden])")
+    assert 4 not in [card["id"] for card in cards(page)]
+    page = open_page(path="/#id=999", expected=["404"])
+    page.wait_for_selector("#error:not(:empty)")
+    assert "No entry 999" in page.inner_text("#error")
+
+
+def test_filters(open_page, query):
+    page = open_page()
+    search(page, query)
+    page.check("#cameras input[value='3']", force=True)
+    until(page, "[...document.querySelectorAll('#found .camera dd')].every((x) => x.textContent === 'camera 3')")
+    assert page.inner_text("#filters-on") == "1 on"
+    page.fill("#k", "2")
+    until(page, "document.querySelectorAll('#found .card').length === 2")
+    page.fill("#after", "2031-01-01T00:00")
+    page.wait_for_selector(".nothing")
+    assert "No image passes the filters" in page.inner_text("#found")
+    page.click("#reset")
+    until(page, "document.querySelectorAll('#found .card').length === 20")
+    plain = [card["id"] for card in cards(page)]
+    page.check("#rerank")
+    until(page, "document.querySelector('#found h3').textContent.includes('re-ranked')")
+    assert [card["id"] for card in cards(page)] != plain
+
+
+def test_not_the_own_camera(open_page):
+    page = open_page(path="/#id=4")
+    page.wait_for_selector("#found .rank:not([hidden])")
+    own = re.search(r"camera \d", page.inner_text("#query-facts"))[0]
+    assert own in [card["camera"] for card in cards(page)]
+    page.check("#others")
+    until(page, f"texts('.camera dd').every((text) => text !== '{own}')")
+
+
+# ------------------------------------------------------------------------------------------- keys and verdicts
+
+
+def test_everything_by_keyboard(open_page, address, query):
+    page = open_page()
+    page.keyboard.press("/")
+    assert page.evaluate("document.activeElement.id") == "pick"
+    with page.expect_file_chooser() as chooser:
+        page.keyboard.press("Enter")
+    chooser.value.set_files(query)
+    page.wait_for_selector("#found .rank:not([hidden])")
+    page.keyboard.press("j")
+    assert focused(page) == 0
+    for key, place in (
+        ("j", 1),
+        ("ArrowRight", 2),
+        ("k", 1),
+        ("ArrowLeft", 0),
+        ("k", 0),
+        ("End", 19),
+        ("j", 19),
+        ("Home", 0),
+    ):
+        page.keyboard.press(key)
+        assert focused(page) == place, key
+    outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+    assert outline == "solid"
+    rows = page.evaluate("[...document.querySelectorAll('#found .card')].map((e) => e.getBoundingClientRect().top)")
+    page.keyboard.press("ArrowDown")
+    below = focused(page)
+    assert rows[below] > rows[0]
+    page.keyboard.press("ArrowUp")
+    assert focused(page) == 0
+    shown = cards(page)
+    for key in ("y", "j", "n", "j", "y", "y"):  # the last one takes its mark back
+        with page.expect_response("**/feedback") if key != "j" else contextless():
+            page.keyboard.press(key)
+    assert page.inner_text("#announce") == "Mark taken back"
+    verdicts = [hit["verdict"] for hit in answer_of(address, query)["hits"]][:3]
+    assert verdicts == ["right", "wrong", None]
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "yes"
+    page.keyboard.press("?")
+    assert page.is_visible("dialog[open]")
+    page.keyboard.press("j")  # nothing moves behind the list
+    page.keyboard.press("Escape")
+    assert not page.is_visible("dialog[open]")
+    page.keyboard.press("f")
+    assert page.evaluate("document.activeElement.closest('form').id") == "filters"
+    page.keyboard.press("Home")
+    page.locator("#found .card >> nth=1").focus()
+    page.keyboard.press("Enter")
+    until(page, f"location.hash === '#id={shown[1]['id']}'")
+
+
+class contextless:
+    """Does nothing."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        return None
+
+
+def test_verdicts_are_shown_again_and_exported(open_page, address, tiny_set):
+    path = tiny_set.query[5].path
+    page = open_page()
+    search(page, path)
+    before = int(page.inner_text("#verdicts"))
+    with page.expect_response("**/feedback"):
+        page.click("#found .card >> nth=0 >> .no")
+    until(page, f"document.querySelector('#verdicts').textContent === '{before + 1}'")
+    hit = cards(page)[0]
+    again = open_page()
+    search(again, path)
+    assert again.get_attribute("#found .card >> nth=0 >> .no", "aria-pressed") == "true"
+    assert "marked wrong" in cards(again)[0]["label"]
+    with again.expect_download() as download:
+        again.click("#export")
+    with open(download.value.path(), encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [(row["verdict"], row["distance"][:5]) for row in rows if row["hit"] == str(hit["id"])][-1] == (
+        "wrong",
+        hit["distance"],
+    )
+
+
+def test_letters_in_a_field_are_text(open_page, query):
+    page = open_page()
+    search(page, query)
+    page.focus("#threshold")
+    page.keyboard.press("y")
+    page.keyboard.press("j")
+    assert focused(page) == -1
+    assert all("marked" not in card["label"] or "right" in card["label"] for card in cards(page)[:1])
+
+
+# --------------------------------------------------------------------------------------------------- attention
+
+
+def test_attention_over_query_and_hits(open_page, query):
+    page = open_page()
+    search(page, query)
+    assert page.locator("#kinds label").all_inner_texts() == ["Off", "Heat", "Regions", "Both"]
+    plain = page.get_attribute("#query-image", "src")
+    page.keyboard.press("a")
+    until(page, "document.querySelector('#found img').src.endsWith('attention?kind=soft&level=3')")
+    until(page, "document.querySelector('#found img').naturalWidth === 96")
+    until(page, f"document.querySelector('#query-image').src !== '{plain}'")
+    until(page, "document.querySelector('#query-image').naturalWidth === 96")
+    assert "Heat" in page.inner_text("#legend")
+    assert "lower legs" not in page.inner_text("#legend")
+    page.check("#kinds input[value=both]", force=True)
+    page.select_option("#level", "2")
+    until(page, "document.querySelector('#found img').src.endsWith('attention?kind=both&level=2')")
+    assert "lower legs" in page.inner_text("#legend")
+    page.focus("#found .card")
+    page.keyboard.press("l")
+    assert page.input_value("#level") == "3"
+    page.keyboard.press("a")
+    until(page, "document.querySelector('#found img').src.endsWith('/image')")
+    assert not page.is_visible("#legend")
+
+
+def test_without_a_run_there_is_no_choice(browser, make_service, tmp_path):
+    with on_socket(make_service(tmp_path, attention=None)) as address:
+        page = browser.new_page()
+        page.goto(address)
+        page.wait_for_selector(".card")
+        page.keyboard.press("a")
+        assert not page.is_visible("#attention")
+        page.close()
+
+
+# ------------------------------------------------------------------------------------------------------- errors
+
+
+def test_errors_are_said_in_words(open_page, tmp_path, query):
+    page = open_page(expected=["415", "422"])
+    for name, data, said in (
+        ("text.jpg", b"no image", "Not an image that can be read"),
+        ("half.png", encoded(noise())[:300], "damaged or truncated"),
+        ("note.txt", b"hello", "is not an image"),
+        ("large.bmp", b"BM" + b"\0" * (9 * 2**20), "at most 8.0"),
+    ):
+        path = tmp_path / name
+        path.write_bytes(data)
+        page.set_input_files("#file", path)
+        until(page, f"document.querySelector('#error').textContent.includes('{said}')")
+        assert page.get_attribute("#error", "role") == "alert"
+    search(page, query)
+    assert page.inner_text("#error") == ""
+    page.fill("#k", "0")
+    page.wait_for_selector("#error:not(:empty)")
+    assert page.inner_text("#error").startswith("Results: ")
+
+
+def test_a_service_that_is_gone_or_busy(open_page, query):
+    page = open_page(expected=["ERR_", "503"])
+    busy = []
+
+    def answer(route):
+        busy.append(route)
+        if len(busy) == 1:
+            route.fulfill(status=503, headers={"Retry-After": "0.1"}, json={"error": "too much at once"})
+        else:
+            route.continue_()
+
+    page.route("**/search", answer)
+    search(page, query)  # asked again by itself
+    assert len(busy) == 2
+    page.unroute("**/search")
+    page.route("**/search", lambda route: route.abort())
+    page.set_input_files("#file", query)
+    page.wait_for_selector("#error:not(:empty)")
+    assert "does not answer" in page.inner_text("#error")
+
+
+def test_an_empty_gallery(browser, extractor, tmp_path):
+    from han_tf.search import create_gallery
+    from han_tf.serve.service import Service
+    from han_tf.serve.store import Store
+
+    gallery = create_gallery(tmp_path / "index", extractor.feature_dim, extractor.checksum)
+    with on_socket(Service(gallery, extractor, Store(tmp_path / "state"), limits=Limits())) as address:
+        page = browser.new_page()
+        page.goto(address)
+        page.wait_for_selector(".nothing")
+        assert "The gallery is empty" in page.inner_text("#found")
+        page.close()
+
+
+# ----------------------------------------------------------------------------------------- looks and accessibility
+
+AUDIT = """() => {
+  const problems = [];
+  const labels = (e) => [...(e.labels || [])].map((label) => label.textContent).join();
+  const named = (e) => e.ariaLabel || e.textContent || e.title || e.alt || labels(e);
+  const shown = (e) => e.checkVisibility() && e.getBoundingClientRect().width > 1;
+  const all = (selector) => [...document.querySelectorAll(selector)];
+  for (const e of all("button, a[href], input, select, [role=group][tabindex], summary"))
+    if (shown(e) && !named(e).trim()) problems.push(`no name: ${e.outerHTML.slice(0, 90)}`);
+  for (const e of all("img")) if (!e.hasAttribute("alt")) problems.push(`no alt: ${e.src}`);
+  const ids = all("[id]").map((e) => e.id);
+  for (const id of ids) if (ids.indexOf(id) !== ids.lastIndexOf(id)) problems.push(`twice: ${id}`);
+  for (const part of ["header", "main", "nav", "h1"]) if (!document.querySelector(part)) problems.push(`no ${part}`);
+  if (!document.documentElement.lang) problems.push("no language");
+
+  const parse = (colour) => {
+    const [r, g, b, a] = colour.match(/[\\d.]+/g).map(Number);
+    return [r, g, b, a ?? 1];
+  };
+  const over = (a, b) => [0, 1, 2].map((i) => a[i] * a[3] + b[i] * (1 - a[3])).concat(1);
+  const ground = (e) => {
+    const layers = [];
+    for (let at = e; at; at = at.parentElement) layers.push(parse(getComputedStyle(at).backgroundColor));
+    return layers.reverse().reduce((below, layer) => over(layer, below), [255, 255, 255, 1]);
+  };
+  const linear = (v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+  const luminance = ([r, g, b]) => 0.2126 * linear(r / 255) + 0.7152 * linear(g / 255) + 0.0722 * linear(b / 255);
+  const contrast = (a, b) => {
+    const [bright, dark] = [luminance(a), luminance(b)].sort((x, y) => y - x);
+    return (bright + 0.05) / (dark + 0.05);
+  };
+  for (const e of all("body *")) {
+    const text = [...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim());
+    if (!text || !shown(e) || e.closest("[disabled], noscript") || e.matches("option")) continue;
+    const back = ground(e);
+    const ratio = contrast(over(parse(getComputedStyle(e).color), back), back);
+    if (ratio < 4.5) problems.push(`contrast ${ratio.toFixed(2)}: ${e.tagName} ${e.className} ${e.textContent.trim()}`);
+  }
+  return problems;
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("viewport", [DESK, PHONE], ids=["desk", "phone"])
+def test_names_contrast_and_width(open_page, query, scheme, viewport, tiny_set):
+    page = open_page(viewport, color_scheme=scheme)
+    assert page.evaluate(AUDIT) == []
+    search(page, tiny_set.query[3].path)
+    page.keyboard.press("j")
+    for key in ("y", "j", "n"):
+        page.keyboard.press(key)
+    page.evaluate("document.querySelector('#filters-box').open = true")
+    page.check("#kinds input[value=both]", force=True)
+    assert page.evaluate(AUDIT) == []
+    width = page.evaluate(
+        "Math.max(...[...document.querySelectorAll('body *')].map((e) => e.getBoundingClientRect().right))"
+    )
+    assert width <= viewport["width"]
+    if viewport == PHONE:  # large enough for a thumb
+        sizes = page.evaluate(
+            "[...document.querySelectorAll('.actions button')].map((b) => Math.min(b.offsetWidth, b.offsetHeight))"
+        )
+        assert min(sizes) >= 44
+    page.keyboard.press("?")
+    assert page.evaluate(AUDIT) == []
+    assert Image.open(io.BytesIO(page.screenshot())).size == (viewport["width"], viewport["height"])
+
+
+def test_the_reference_of_the_interface(open_page, browser, address):
+    page = browser.new_page()
+    problems = []
+    page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.goto(f"{address}/docs")
+    page.wait_for_selector(".reference details")
+    paths = page.locator(".reference summary code").all_inner_texts()
+    described = httpx.get(f"{address}/openapi.json").json()["paths"]
+    assert sorted(paths) == sorted(path for path, methods in described.items() for _ in methods)
+    page.click("summary:has-text('/search')")
+    assert "most hits" in page.inner_text(".reference")
+    assert page.evaluate(AUDIT) == []
+    page.close()
+    assert problems == []

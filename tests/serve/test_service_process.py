@@ -1,0 +1,241 @@
+"""The service as a process and on the wire: starting, stopping, and clients that behave badly."""
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from han_tf.cli import run
+from han_tf.search import create_gallery, open_gallery
+from han_tf.serve import __main__ as command
+from han_tf.serve.limits import Limits
+from tests.serve.serving import encoded, noise, on_socket
+
+QUICK = Limits(header_seconds=0.5, keep_alive_seconds=1, body_seconds=0.5, upload_bytes=100_000, connections=3)
+
+
+# ------------------------------------------------------------------------------------------------ starting
+
+
+def refused(capsys, *arguments, status=1):
+    assert run(command.main, command.FLAGS, command.__doc__, ["serve", *arguments]) == status
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    return line
+
+
+def test_what_is_missing_or_does_not_fit(capsys, tmp_path, tiny_run, make_index, extractor):
+    assert "--index" in refused(capsys, status=2)
+    assert "nowhere" in refused(capsys, f"--index={tmp_path}/nowhere", "--port=0")
+    create_gallery(tmp_path / "other", extractor.feature_dim, "a" * 64).close()
+    line = refused(capsys, f"--index={tmp_path}/other", f"--model={tiny_run}", "--port=0")
+    assert "aaaaaaaaaaaa…" in line
+    assert extractor.checksum[:12] in line
+    line = refused(capsys, f"--index={tmp_path}/other", f"--runs_dir={tiny_run.parent}", "--port=0")
+    assert "no model aaaaaaaaaaaa…" in line
+    assert "--model" in line
+    make_index(tmp_path / "index").close()
+    index = f"--index={tmp_path}/index"
+    assert "nosuch" in refused(capsys, index, f"--model={tiny_run}/nosuch", "--port=0")
+    assert "nosuch" in refused(capsys, index, f"--model={tiny_run}", "--images=nosuch", "--port=0")
+    assert "nosuch" in refused(capsys, index, f"--model={tiny_run}", "--attention=nosuch", "--port=0")
+    assert "--allowed_hosts" in refused(capsys, index, "--host=0.0.0.0", "--port=0")
+    assert "192.0.2.1" in refused(capsys, index, "--host=192.0.2.1", "--port=0")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert f"port {port}" in refused(capsys, index, f"--port={port}")
+    assert "--state" in refused(capsys, "--index=http://127.0.0.1:1", "--port=0")
+    with open_gallery(tmp_path / "index", writable=True):
+        line = refused(capsys, index, f"--model={tiny_run}", "--port=0")
+    assert f"process {os.getpid()}" in line
+
+
+def test_a_model_is_found_by_its_checksum(tiny_run, extractor):
+    from han_tf.serve.running import find_model, run_of
+
+    found = find_model(tiny_run.parent, extractor.checksum)
+    assert Path(found) == tiny_run
+    assert Path(run_of(tiny_run / "exports" / "onnx-float32")) == tiny_run
+    assert run_of("/") is None
+
+
+@pytest.mark.parametrize(
+    ("host", "names", "expected"),
+    [
+        ("127.0.0.1", [], {"127.0.0.1", "localhost", "::1"}),
+        ("0.0.0.0", ["Box.example"], {"127.0.0.1", "localhost", "::1", "box.example"}),
+        ("10.0.0.7", [], {"10.0.0.7"}),
+        ("::1", ["[::2]"], {"127.0.0.1", "localhost", "::1", "::2"}),
+    ],
+)
+def test_names_of_the_service(host, names, expected):
+    assert command.allowed_hosts(host, names) == expected
+
+
+# ------------------------------------------------------------------------------------------------ stopping
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["SIGTERM", "SIGKILL"])
+def test_what_was_answered_is_kept(number, tmp_path, tiny_run, make_index):
+    with make_index(tmp_path / "index") as gallery:
+        before = len(gallery)
+    arguments = [f"--index={tmp_path}/index", f"--model={tiny_run}", "--port=0", "--threads=1"]
+    log = (tmp_path / "log").open("w+")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "han_tf.serve", *arguments], stdout=subprocess.PIPE, stderr=log, text=True
+    )
+    try:
+        address = next(match[1] for line in process.stdout if (match := re.search(r"ready: (\S+)", line)))
+        answered, gone = [], []
+
+        def add():
+            with httpx.Client(base_url=address, timeout=30) as client:
+                for seed in range(10_000):
+                    try:
+                        answer = client.post("/gallery", files={"image": encoded(noise(seed=seed))})
+                    except httpx.HTTPError as error:
+                        gone.append(error)
+                        return
+                    assert answer.status_code == 201 or answer.status_code == 503
+                    if answer.status_code == 201:
+                        answered.append(answer.json()["id"])
+
+        threads = [threading.Thread(target=add) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        while len(answered) < 20:
+            time.sleep(0.01)
+        process.send_signal(number)
+        for thread in threads:
+            thread.join(30)
+        assert process.wait(30) == -number
+    finally:
+        process.kill()
+        process.stdout.close()
+    log.seek(0)
+    assert "Traceback" not in log.read()
+    with open_gallery(tmp_path / "index") as gallery:
+        entries = gallery.entries(answered)
+        if number == signal.SIGTERM:
+            assert len(gallery) == before + len(answered)
+    assert all(Path(entry.path).is_file() for entry in entries)
+
+
+# ------------------------------------------------------------------------------------------------ on the wire
+
+
+@pytest.fixture(scope="module")
+def quick(make_service, tmp_path_factory):
+    with on_socket(make_service(tmp_path_factory.mktemp("quick"), limits=QUICK)) as address:
+        yield int(address.rpartition(":")[2])
+
+
+@contextlib.contextmanager
+def connection(port):
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connected:
+        yield connected
+
+
+def read_all(connected):
+    received = b""
+    with contextlib.suppress(ConnectionError):
+        while data := connected.recv(65536):
+            received += data
+    return received
+
+
+def head(method, path, **headers):
+    lines = [f"{method} {path} HTTP/1.1", "Host: localhost"]
+    lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode()
+
+
+def test_a_head_that_never_ends(quick):
+    for silent in (b"", b"GET /healthz HT", b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"):
+        with connection(quick) as connected:
+            connected.sendall(silent)
+            assert read_all(connected) == b""
+
+
+def test_a_head_that_comes_byte_by_byte(quick):
+    with connection(quick) as connected:
+        with contextlib.suppress(ConnectionError):
+            for byte in head("GET", "/healthz", X="y" * 200):
+                connected.sendall(bytes([byte]))
+                time.sleep(0.01)
+        assert read_all(connected) == b""
+
+
+def test_a_second_head_has_no_more_time_than_the_first(quick):
+    with connection(quick) as connected:
+        connected.sendall(head("GET", "/openapi.json"))
+        time.sleep(0.3)
+        connected.sendall(b"GET /heal")
+        assert read_all(connected).count(b"HTTP/1.1 200") == 1
+
+
+def test_a_body_that_never_comes(quick):
+    with connection(quick) as connected:
+        connected.sendall(head("POST", "/search", Content_Length=10))
+        answer = read_all(connected)
+    assert answer.startswith(b"HTTP/1.1 408")
+    assert b'{"error": "the body has not arrived within 0.5 seconds"}' in answer
+
+
+def test_an_idle_connection_is_closed(quick):
+    with connection(quick) as connected:
+        connected.sendall(head("GET", "/healthz"))
+        assert read_all(connected).startswith(b"HTTP/1.1 200")
+
+
+def test_a_chunked_body_is_counted(quick):
+    with connection(quick) as connected:
+        connected.sendall(head("POST", "/embed", Transfer_Encoding="chunked", Content_Type="image/png"))
+        with contextlib.suppress(ConnectionError):
+            for _ in range(100):
+                connected.sendall(b"2710\r\n" + b"x" * 10_000 + b"\r\n")
+        assert read_all(connected).startswith(b"HTTP/1.1 413")
+
+
+def test_a_body_longer_than_it_says_is_no_request(quick):
+    with connection(quick) as connected:
+        connected.sendall(head("POST", "/search", Content_Length=3) + b"xyz" + b"\0" * 1000)
+        answer = read_all(connected)
+    assert answer.startswith(b"HTTP/1.1 422")
+    assert answer.count(b"HTTP/1.1") == 2
+    assert b"HTTP/1.1 400" in answer
+
+
+def test_no_http_at_all(quick):
+    with connection(quick) as connected:
+        connected.sendall(b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03\r\n\r\n")
+        answer = read_all(connected)
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert b'{"error"' in answer
+
+
+def test_a_head_without_measure(quick):
+    with connection(quick) as connected:
+        with contextlib.suppress(ConnectionError):
+            connected.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"y" * 200_000)
+        assert read_all(connected)[:12] in (b"HTTP/1.1 400", b"")
+
+
+def test_more_connections_than_allowed(quick):
+    with connection(quick), connection(quick), connection(quick), connection(quick) as fourth:
+        answer = read_all(fourth)
+    assert answer.startswith(b"HTTP/1.1 503")
+    assert b"retry-after: 1" in answer
+    assert b'"error"' in answer
+    with connection(quick) as connected:  # and they are free again
+        connected.sendall(head("GET", "/healthz", Connection="close"))
+        assert read_all(connected).startswith(b"HTTP/1.1 200")
