@@ -161,7 +161,7 @@ def create_app(service: Service) -> FastAPI:
             picture = await picture_of(image)
             query = SearchQuery(f"sha256:{picture.sha256}", await service.embed(picture))
         else:
-            query = await service.query_of_id(id)
+            query = SearchQuery(f"id:{id}", id=id)
         filters = Filters(tuple(cameras), tuple(not_cameras), after, before)
         answer = await service.search(query, k, filters, threshold, rerank)
         hits = [

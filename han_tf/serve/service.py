@@ -55,10 +55,16 @@ class Picture(NamedTuple):
 
 
 class Query(NamedTuple):
-    """What is searched for: its name for feedback, its feature, and its id if it is in the gallery itself."""
+    """What is searched for.
+
+    Attributes:
+      name: of the query in feedback.
+      feature: float32 ``[d]``; None for that of the entry ``id``.
+      id: the entry that is the query, if it is one.
+    """
 
     name: str
-    feature: np.ndarray
+    feature: Optional[np.ndarray] = None
     id: Optional[int] = None
 
 
@@ -228,16 +234,6 @@ class Service:
         """Returns the feature of a picture, float32 ``[d]``."""
         return await self._embed(picture.resized)
 
-    async def query_of_id(self, id: int) -> Query:
-        """Returns the query that an entry of the gallery makes.
-
-        Raises:
-          Refusal: 404, there is no such entry; 503, the gallery cannot be read.
-        """
-        await self.entry(id)
-        features = await self._ask(self.gallery.features, [id])
-        return Query(f"id:{id}", features[0], id)
-
     async def search(self, query: Query, k: int, filters: Filters, threshold: Optional[float], rerank: bool) -> Answer:
         """Finds the nearest entries, those beyond the threshold included and said to be so.
 
@@ -247,6 +243,9 @@ class Service:
           filters: which entries may be found.
           threshold: L2 distance; the gallery's own if None.
           rerank: whether to sort the nearest anew; distances stay those of the features.
+
+        Raises:
+          Refusal: 404, there is no such entry to search for; 503, the gallery cannot be read.
         """
         return await self._ask(self._search_now, query, k, filters, threshold, rerank)
 
@@ -254,11 +253,15 @@ class Service:
         gallery = self.gallery
         if threshold is None:
             threshold = gallery.threshold
+        feature = query.feature
+        if feature is None:
+            self._entry_now(query.id)
+            (feature,) = gallery.features([query.id])
         wanted = k + (query.id is not None)
-        (hits,) = gallery.search(query.feature[None], wanted, filters=filters, threshold=math.inf, rerank=rerank)
+        (hits,) = gallery.search(feature[None], wanted, filters=filters, threshold=math.inf, rerank=rerank)
         hits = [hit for hit in hits if hit.entry.id != query.id][:k]
         if rerank:
-            hits = self._with_distances(hits, query.feature)
+            hits = self._with_distances(hits, feature)
         paths = [hit.entry.path for hit in hits]
         names = self.store.names(paths)
         verdicts = self.store.verdicts(query.name, [(hit.entry.id, Path(hit.entry.path).name) for hit in hits])
