@@ -11,13 +11,14 @@ Batch norm is folded (:mod:`han_tf.inference.folding`). In a HAN two modules are
 from collections.abc import Sequence
 from typing import Optional
 
+import numpy as np
 import tensorflow as tf
 
 from han_tf.inference.folding import fold_batch_norm
 from han_tf.layers.attention import SoftAttention
 from han_tf.layers.crop import region_origins
 from han_tf.models.han import HAN
-from han_tf.models.network import ReIDNetwork
+from han_tf.models.network import IMAGE_DEVIATION, IMAGE_MEAN, ReIDNetwork
 
 INPUT, OUTPUT = "images", "features"
 """What all exported graphs call them."""
@@ -25,6 +26,8 @@ INPUT, OUTPUT = "images", "features"
 
 class FactoredSoftAttention(tf.keras.layers.Layer):
     """Soft attention (eq. 3) whose 1×1 convolution is applied to the channels' factor alone.
+
+    What acts on one vector per image is a product of matrices, the batch being one of them.
 
     Args:
       soft: the module it stands for, its batch norms folded.
@@ -36,8 +39,16 @@ class FactoredSoftAttention(tf.keras.layers.Layer):
 
     def call(self, inputs: tf.Tensor, signature: tf.Tensor, training: Optional[bool] = None) -> tf.Tensor:
         """Makes the soft map, see :meth:`SoftAttention.call`."""
-        channel = tf.ones_like(signature) if self.soft.channel is None else self.soft.channel(signature)
-        blended = self.soft.blend.conv(channel)
+        channels = signature.shape[-1]
+        vector = tf.reshape(signature, [-1, channels])
+        if self.soft.channel is None:
+            vector = tf.ones_like(vector)
+        else:
+            for layer in (self.soft.channel.squeeze, self.soft.channel.excite):
+                # The folded norm is called past Keras, which would insist on a map.
+                vector = tf.nn.relu(layer.norm.call(tf.matmul(vector, layer.conv.kernel[0, 0])))
+        blended = tf.matmul(vector, self.soft.blend.conv.kernel[0, 0])
+        blended = tf.reshape(blended, [-1, 1, 1, channels])
         if self.soft.spatial is not None:
             blended *= self.soft.spatial(inputs)
         return tf.sigmoid(tf.nn.relu(self.soft.blend.norm(blended)))
@@ -117,6 +128,7 @@ def deployment_function(model: ReIDNetwork, flat: bool) -> tf.types.experimental
     model = model.deployed()
     fold_batch_norm(model)
     if isinstance(model, HAN):
+        _fold_deviation(model)
         for attention in model.attentions:
             if attention.soft is not None:
                 attention.soft = FactoredSoftAttention(attention.soft)
@@ -128,3 +140,11 @@ def deployment_function(model: ReIDNetwork, flat: bool) -> tf.types.experimental
     concrete = function.get_concrete_function()
     concrete.network = model  # a graph alone does not keep its variables
     return concrete
+
+
+def _fold_deviation(model: HAN) -> None:
+    """Moves the division of the pixels by their deviation into the stem's kernel."""
+    kernel = model.stem.conv.kernel
+    kernel.assign(kernel / np.reshape(IMAGE_DEVIATION, [3, 1]).astype(np.float32))
+    # The mean stays: where the kernel reaches past the border it has to read 0, which is the mean.
+    model.normalised = lambda images: tf.cast(images, tf.float32) - IMAGE_MEAN

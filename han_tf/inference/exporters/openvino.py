@@ -19,9 +19,9 @@ def export(
     """Writes the model, see :class:`han_tf.inference.exporters.Exporter`."""
     with quiet():
         model = openvino.convert_model(function)
-        split_transposes(model)
         if precision == INT8:
-            model = _quantised(model, images)
+            model = quantised(model, images)
+        split_transposes(model)
         openvino.save_model(model, str(folder / "model.xml"), compress_to_fp16=precision != FLOAT32)
 
 
@@ -60,8 +60,45 @@ def _reshaped(value: Any, shape: list[int]) -> openvino.Node:
     return opset13.reshape(value, np.array(shape, np.int64), special_zero=True)
 
 
-def _quantised(model: openvino.Model, images: np.ndarray) -> openvino.Model:
+def quantised(model: openvino.Model, images: np.ndarray) -> openvino.Model:
+    """Returns the model with its convolutions in int8; all else stays as it is.
+
+    Left out are the arithmetic between convolutions (crop and soft map, whose offsets and factors 8 bits would blur)
+    and products of one vector per image (localisation, channel attention, heads), which cost little.
+
+    Args:
+      model: with maps channels-last or channels-first.
+      images: to calibrate with, ``[n, height, width, 3]`` uint8.
+    """
     import nncf
 
     data = nncf.Dataset([image[None] for image in images])
-    return nncf.quantize(model, data, subset_size=len(images))
+    left_out = [node.get_friendly_name() for node in model.get_ordered_ops() if not _stays(node)]
+    scope = nncf.IgnoredScope(names=left_out, validate=False)
+    result = nncf.quantize(model, data, subset_size=len(images), ignored_scope=scope)
+    _share_quantised(result)
+    return result
+
+
+def _stays(node: openvino.Node) -> bool:
+    """Says whether NNCF may quantise ``node``: a convolution of several filters, or what belongs to one."""
+    kind = node.get_type_name()
+    if kind == "Convolution":
+        return node.get_output_partial_shape(0)[1].get_length() > 1
+    if kind == "Add":
+        return any(value.get_node().get_type_name() in _CONVOLUTIONS for value in node.input_values())
+    return kind not in ("MatMul", "Multiply", "Subtract", "ReduceMean", "Interpolate", "Divide", "Tanh", "Sigmoid")
+
+
+_CONVOLUTIONS = ("Convolution", "GroupConvolution")
+
+
+def _share_quantised(model: openvino.Model) -> None:
+    """Lets whatever moves a map that is quantised for a convolution move its 8 bits, in place."""
+    for node in model.get_ordered_ops():
+        if node.get_type_name() != "FakeQuantize" or node.input_value(0).get_node().get_type_name() == "Constant":
+            continue
+        for target in list(node.input_value(0).get_target_inputs()):
+            if target.get_node().get_type_name() in ("Transpose", "Reshape"):
+                target.replace_source_output(node.output(0))
+    model.validate_nodes_and_infer_types()

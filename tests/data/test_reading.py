@@ -1,0 +1,70 @@
+"""Images are read and resized without TensorFlow as TensorFlow resizes them."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from han_tf.data import Record
+from han_tf.data.reading import ImageReader, checked_pixels, resize
+from han_tf.errors import UserError
+
+
+@pytest.mark.parametrize("size", [(160, 64), (24, 12), (9, 200), (1, 1), (77, 31)])
+@pytest.mark.parametrize("source", [(128, 64), (1, 1), (300, 7), (33, 121), (160, 64)])
+def test_resizing_is_tensorflows_bit_by_bit(source, size):
+    image = np.random.default_rng(source[0]).integers(0, 256, (*source, 3), np.uint8)
+    expected = tf.cast(tf.round(tf.image.resize(image, size, "bilinear")), tf.uint8).numpy()
+    np.testing.assert_array_equal(resize(image, size), expected)
+
+
+def test_batches_and_floats_are_resized_alike():
+    images = np.random.default_rng(0).integers(0, 256, (3, 20, 10, 3), np.uint8)
+    expected = np.stack([resize(image, (17, 13)) for image in images])
+    np.testing.assert_array_equal(resize(images, (17, 13)), expected)
+    np.testing.assert_array_equal(resize(images.astype(np.float64), (17, 13)), expected)
+    np.testing.assert_array_equal(resize(images.astype(np.float32), (20, 10)), images)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "line"),
+    [
+        (np.zeros((4, 4), np.uint8), r"shape \[4, 4\], expected \[height, width, 3\]"),
+        (np.zeros((4, 4, 4), np.uint8), r"shape \[4, 4, 4\]"),
+        (np.zeros((0, 4, 3), np.uint8), r"shape \[0, 4, 3\]"),
+        (np.zeros((4, 4, 3), np.int32), "pixels are int32, expected uint8 or float"),
+        (np.full((4, 4, 3), np.nan), r"lie in \[nan, nan\], expected RGB in \[0, 255\]"),
+        (np.full((4, 4, 3), -1.0), r"lie in \[-1, -1\]"),
+        (np.full((4, 4, 3), 256.0), r"lie in \[256, 256\]"),
+        (np.full((4, 4, 3), 0.5), r"lie in \[0.5, 0.5\], expected RGB in \[0, 255\], not scaled to 1"),
+    ],
+)
+def test_what_is_no_image_is_one_line(pixels, line):
+    with pytest.raises(UserError, match=line):
+        checked_pixels(pixels)
+
+
+def test_records_paths_and_pixels_can_be_mixed(tmp_path):
+    images = np.random.default_rng(1).integers(0, 256, (3, 12, 8, 3), np.uint8)
+    for number in (0, 1):
+        Image.fromarray(images[number]).save(tmp_path / f"{number}.png")
+    sources = [Record(str(tmp_path / "0.png"), 1, 1), tmp_path / "1.png", images[2]]
+    batches = list(ImageReader(sources, (12, 8), batch_size=2, threads=2))
+    assert [kept.tolist() for _, kept in batches] == [[0, 1], [2]]
+    np.testing.assert_array_equal(np.concatenate([batch for batch, _ in batches]), images)
+
+
+def test_leaving_early_ends_the_threads(tmp_path):
+    Image.fromarray(np.zeros((12, 8, 3), np.uint8)).save(tmp_path / "a.png")
+    reader = iter(ImageReader([tmp_path / "a.png"] * 100, (12, 8), batch_size=4))
+    next(reader)
+    reader.close()
+    assert list(reader) == []
+
+
+def test_no_tensorflow_is_imported():
+    code = "import sys, han_tf.data.reading, han_tf.inference.extractor; sys.exit('tensorflow' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
