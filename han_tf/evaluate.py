@@ -5,7 +5,8 @@ both definitions and mINP, for the joint, the global and the local feature. Re-r
 augmentation add rows: each of them alone, and all together. --verification, --camera_pairs and --plots show more.
 
 The features of other networks are evaluated from NumPy archives with the arrays features, pids and camids, and given
-distances together with archives that hold pids and camids:
+distances together with archives that hold pids and camids. In place of an archive may stand a folder that
+python -m han_tf.extract wrote:
 
   python -m han_tf.evaluate --features query.npz gallery.npz [multi_query.npz]
   python -m han_tf.evaluate --distances matrix.npy --features query.npz gallery.npz

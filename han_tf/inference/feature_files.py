@@ -6,9 +6,11 @@ from typing import NamedTuple, Union
 
 import numpy as np
 
+from han_tf.data.image_lists import UNKNOWN
 from han_tf.data.records import Record
 from han_tf.errors import UserError
 from han_tf.files import read_npz, write_npz
+from han_tf.inference.feature_shards import MANIFEST, FeatureShards
 
 
 class FeatureSet(NamedTuple):
@@ -53,18 +55,22 @@ def save_features(path: Union[str, os.PathLike], features: FeatureSet) -> None:
 
 
 def load_features(path: Union[str, os.PathLike], labels_only: bool = False) -> FeatureSet:
-    """Reads what :func:`save_features` wrote, or any ``.npz`` with features, pids and camids.
+    """Reads what :func:`save_features` or ``python -m han_tf.extract`` wrote, or any ``.npz`` with features, pids and
+    camids.
 
-    Features that are stored uncompressed, as :func:`save_features` and ``numpy.savez`` do, are mapped into
-    memory, read-only and in their own dtype; compressed ones are loaded.
+    Features in Parquet files are loaded. In archives, those that are stored uncompressed, as :func:`save_features` and
+    ``numpy.savez`` do, are mapped into memory, read-only and in their own dtype; compressed ones are loaded.
 
     Args:
-      path: the archive.
+      path: the archive, or the folder of Parquet files.
       labels_only: leave the features alone, which need not be there; they come back as ``[n, 0]``.
 
     Raises:
-      UserError: the file is missing, no such archive or damaged; its arrays do not fit together or are empty.
+      UserError: the file is missing, no such archive or damaged; its arrays do not fit together or are empty; a pid or
+        camid in a Parquet file is unknown.
     """
+    if os.path.exists(os.path.join(path, MANIFEST)):
+        return _load_shards(path, labels_only)
     needed = ("pids", "camids") if labels_only else ("features", "pids", "camids")
     arrays = read_npz(path, (*needed, "paths"), mapped=("features",))
     for name in needed:
@@ -92,3 +98,22 @@ def load_features(path: Union[str, os.PathLike], labels_only: bool = False) -> F
     if paths.dtype.kind != "U":
         raise UserError(f"{path}: paths are {paths.dtype}, expected strings")
     return FeatureSet(features, pids.astype(np.int64), camids.astype(np.int64), paths)
+
+
+def _load_shards(folder: Union[str, os.PathLike], labels_only: bool) -> FeatureSet:
+    shards = FeatureShards(folder)
+    features = np.empty([len(shards), 0 if labels_only else shards.manifest.feature_dim], np.float32)
+    labels: dict[str, list[np.ndarray]] = {"pids": [], "camids": [], "paths": []}
+    start = 0
+    for batch in shards:
+        end = start + len(batch.paths)
+        features[start:end] = batch.features[:, : features.shape[1]]
+        for name, parts in labels.items():
+            parts.append(getattr(batch, name))
+        start = end
+    pids, camids, paths = map(np.concatenate, labels.values())
+    for name, values in (("pid", pids), ("camid", camids)):
+        unknown = int((values == UNKNOWN).sum())
+        if unknown:
+            raise UserError(f"{folder}: {unknown} of {len(values)} rows have no {name}, expected one in each")
+    return FeatureSet(features, pids, camids, paths.astype(np.str_))

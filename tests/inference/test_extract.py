@@ -15,13 +15,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from han_tf import extract
+from han_tf import evaluate, extract
 from han_tf.cli import run
 from han_tf.data import load_dataset
 from han_tf.data.image_lists import UNKNOWN, list_images, listed_records
 from han_tf.errors import UserError
 from han_tf.inference import extraction
 from han_tf.inference.extractor import FeatureExtractor
+from han_tf.inference.feature_files import load_features
 from han_tf.inference.feature_shards import FeatureShards, shard_path
 from han_tf.inference.features import extract_features
 from han_tf.inference.runs import load_run
@@ -114,6 +115,29 @@ def test_a_data_set_gets_the_features_of_evaluation_and_its_labels(command, tiny
     assert manifest.model == extractor.checksum
     assert manifest.branch_names == ("global", "local")
     assert list(rows_of(tmp_path / "out")) == sorted(expected)
+
+
+def test_evaluation_reads_the_folders(command, tiny_data, tmp_path, expected, capsys):
+    """With one row per feature, they are ranked as if evaluation had extracted them itself."""
+    folders = [tmp_path / subset for subset in ("query", "gallery")]
+    for folder in folders:
+        arguments = ["--dataset=market1501", f"--data_dir={tiny_data}", f"--subset={folder.name}", f"--out={folder}"]
+        assert command(*arguments, "--shard_images=7")[0] == 0
+    gallery = load_features(folders[1])
+    assert list(gallery.paths) == sorted(expected)
+    np.testing.assert_array_equal(gallery.pids, [expected[path][1] for path in gallery.paths])
+    np.testing.assert_allclose(gallery.features, [expected[path][0] for path in gallery.paths], atol=2e-6)
+    assert load_features(folders[1], labels_only=True).features.shape == (len(expected), 0)
+
+    command_line = ["evaluate", "--features", *map(str, folders), "--branches=global,local"]
+    assert run(evaluate.main, evaluate.FLAGS, "", command_line, positional="files") == 0
+    assert "junk, not ranked" in capsys.readouterr().out
+
+
+def test_evaluation_wants_labels(command, images, tmp_path):
+    assert command(images)[0] == 0
+    with pytest.raises(UserError, match="30 of 30 rows have no pid, expected one in each"):
+        load_features(tmp_path / "out")
 
 
 def test_files_whose_names_tell_get_the_same(command, tiny_data, tmp_path, expected):

@@ -162,6 +162,15 @@ def test_a_local_ray_does_what_is_left(images, tiny_run, extractor, tmp_path):
 class TestShardMaker:
     """What runs in the actors, without Ray."""
 
+    @pytest.fixture(autouse=True)
+    def loaded(self, extractor, tiny_run, monkeypatch):
+        """The tiny run is not loaded anew each time."""
+
+        def load(path, **options):
+            return extractor if path == str(tiny_run) else FeatureExtractor(path, **options)
+
+        monkeypatch.setattr(ray_extraction, "FeatureExtractor", load)
+
     @pytest.fixture
     def work(self, images, card, tmp_path):
         listed = list_images([str(images)])
