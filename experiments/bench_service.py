@@ -1,4 +1,4 @@
-"""Put load on the search service: clients that search, embed, add and delete; what it answers, how fast, in what memory.
+"""Put load on the search service: clients that search, embed, add and delete; how fast it answers, in what memory.
 
   python -m experiments.bench_service [--run DIR]
 

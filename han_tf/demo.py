@@ -8,7 +8,6 @@ All of it is kept in the run's folder, under demo/, and used again.
 """
 
 import json
-import math
 import shutil
 import sys
 from collections.abc import Sequence
@@ -26,16 +25,17 @@ from han_tf.data.synthetic.generator import GENERATOR_VERSION, Frame
 from han_tf.errors import UserError
 from han_tf.files import write_json
 from han_tf.inference.extractor import FeatureExtractor
+from han_tf.inference.feature_files import FeatureSet
 from han_tf.inference.runs import CONFIG, read_config
 from han_tf.inference.runtimes.keras import METRICS
 
 DATASET = "synthetic"
 
 STRANGERS = 80
-"""People drawn to choose the threshold by: 3 in 4 of them; the others' nearest distances say how well it holds."""
+"""People drawn to choose the threshold by: 3 in 4 of them; the others say how well it holds."""
 
 FALSE_ALARMS = 0.1
-"""Share of strangers that the threshold may take for somebody of the gallery."""
+"""Share of strangers' images that the threshold may take for somebody of the gallery."""
 
 EXAMPLES, STRANGE_EXAMPLES = 8, 4
 """Queries to try: of people in the gallery, and of strangers."""
@@ -119,6 +119,7 @@ def prepare(folder: Path, dataset: ReIDDataset, extractor: FeatureExtractor) -> 
       UserError: something cannot be read or written.
     """
     from han_tf.search import create_gallery
+    from han_tf.search.calibration import calibrate_search
 
     origin = {
         "version": VERSION,
@@ -147,24 +148,22 @@ def prepare(folder: Path, dataset: ReIDDataset, extractor: FeatureExtractor) -> 
             checksum=extractor.checksum,
         )
         strangers = draw_strangers()
-        found = gallery.search(extractor([np.asarray(image) for _, image in strangers]), 1, threshold=math.inf)
-        distances = np.array([hits[0].distance for hits in found])
-        chosen = np.arange(len(distances)) % 4 < 3
-        threshold = float(np.quantile(distances[chosen], FALSE_ALARMS))
-        calibration = {
-            "wanted_false_alarms": FALSE_ALARMS,
-            "strangers": int(chosen.sum()),
-            "held_out_strangers": int((~chosen).sum()),
-            "held_out_false_alarms": float((distances[~chosen] <= threshold).mean()),
-        }
-        gallery.set_threshold(threshold, calibration)
+        seen = FeatureSet.of(
+            extractor([np.asarray(image) for _, image in strangers], progress="strangers' features"),
+            [Record("", frame.pid, frame.camid) for frame, _ in strangers],
+        )
+        held_out = seen.pids % 4 == 0
+        threshold, facts = calibrate_search(seen.where(~held_out), FALSE_ALARMS, gallery)
+        gallery.set_threshold(threshold, facts)
+        answers = gallery.search(seen.features[held_out], 1)
+    alarms = sum(map(bool, answers)) / len(answers)
     print(
-        f"threshold {threshold:.3f}: {FALSE_ALARMS:.0%} of {calibration['strangers']} strangers lie within; "
-        f"of {calibration['held_out_strangers']} others {calibration['held_out_false_alarms']:.0%}",
+        f"threshold {threshold:.3f}: within it, {facts['measured_rate']:.0%} of {facts['trials']} images of strangers "
+        f"find somebody, and {alarms:.0%} of {len(answers)} others; {facts['accepted_rate']:.0%} find themselves",
         flush=True,
     )
-    unseen = [pair for pair, is_chosen in zip(strangers, chosen) if not is_chosen]
-    made = {**origin, "examples": _examples(folder, dataset.query, unseen)}
+    unseen = [pair for pair, is_held_out in zip(strangers, held_out) if is_held_out]
+    made = {**origin, "examples": _examples(folder, dataset.query, unseen[::2])}
     write_json(description, made)
     return made
 
@@ -198,18 +197,17 @@ def plausible_times(records: Sequence[Record]) -> list[float]:
 
 
 def draw_strangers() -> list[tuple[Frame, Image.Image]]:
-    """Draws one image of each of some people that the embedded data set does not have."""
+    """Draws two images, by two cameras, of each of some people that the embedded data set does not have."""
     known = SyntheticPedestrians()
     more = SyntheticPedestrians(test_identities=known.test_identities + STRANGERS)
     people = {frame.pid for frame in known.frames()}
-    # The first camera of each differs, as cameras are drawn by person.
-    frames: dict[int, Frame] = {}
+    frames: dict[int, list[Frame]] = {}
     for frame in more.frames():
         if frame.subset == "query" and frame.pid not in people:
-            rng = np.random.default_rng((SEED, frame.pid, frame.camid))
-            if frame.pid not in frames or rng.random() < 0.3:
-                frames[frame.pid] = frame
-    return [(frame, more.draw(frame).image) for frame in frames.values()]
+            frames.setdefault(frame.pid, []).append(frame)
+    rng = np.random.default_rng(SEED)
+    chosen = [own[index] for own in frames.values() for index in sorted(rng.permutation(len(own))[:2])]
+    return [(frame, more.draw(frame).image) for frame in chosen]
 
 
 def _examples(

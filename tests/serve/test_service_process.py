@@ -18,7 +18,9 @@ from han_tf.cli import run
 from han_tf.search import create_gallery, open_gallery
 from han_tf.serve import __main__ as command
 from han_tf.serve.limits import Limits
-from tests.serve.serving import encoded, noise, on_socket
+from han_tf.serve.service import Service
+from han_tf.serve.store import Store
+from tests.serve.serving import client_of, encoded, noise, on_socket
 
 QUICK = Limits(header_seconds=0.5, keep_alive_seconds=1, body_seconds=0.5, upload_bytes=100_000, connections=3)
 
@@ -239,3 +241,29 @@ def test_more_connections_than_allowed(quick):
     with connection(quick) as connected:  # and they are free again
         connected.sendall(head("GET", "/healthz", Connection="close"))
         assert read_all(connected).startswith(b"HTTP/1.1 200")
+
+
+# ------------------------------------------------------------------------------------------------ Milvus
+
+
+def test_a_gallery_in_milvus(tmp_path, extractor, tiny_set, gallery_features):
+    pytest.importorskip("milvus_lite")
+    gallery = create_gallery(tmp_path / "people.db", extractor.feature_dim, extractor.checksum)
+    records = tiny_set.gallery
+    gallery.add(
+        gallery_features, paths=[record.path for record in records], camids=[record.camid for record in records]
+    )
+    service = Service(gallery, extractor, Store(tmp_path / "state"), image_roots=[tiny_set.root])
+    with client_of(service) as client:
+        assert client.get("/overview").json()["cameras"] == sorted({record.camid for record in records})
+        id = client.get("/gallery?limit=1").json()["entries"][0]["id"]
+        assert client.get(f"/gallery/{id}/image").status_code == 200
+        assert len(client.post("/search", data={"id": id, "k": 5, "cameras": 1}).json()["hits"]) == 5
+        added = client.post("/gallery", files={"image": encoded(noise())}).json()["id"]
+        assert client.post("/search", files={"image": encoded(noise())}).json()["hits"][0]["id"] == added
+        assert client.delete(f"/gallery/{added}").status_code == 200
+        assert client.get(f"/gallery/{added}").status_code == 404
+        gallery.close()
+        for answer in (client.post("/search", data={"id": id}), client.get("/healthz")):
+            assert answer.status_code == 503
+            assert "gallery cannot be read" in answer.json()["error"]

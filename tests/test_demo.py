@@ -1,0 +1,113 @@
+"""The demo: what it makes of a finished run, and what it says without one."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+
+from han_tf import demo
+from han_tf.cli import run
+from han_tf.data import load_dataset
+from han_tf.data.records import Record
+from han_tf.data.synthetic import SyntheticPedestrians
+from han_tf.inference.extractor import FeatureExtractor
+from han_tf.search import open_gallery
+
+
+@pytest.fixture(scope="module")
+def extractor(tiny_run):
+    return FeatureExtractor(tiny_run, threads=1)
+
+
+@pytest.fixture(scope="module")
+def made(extractor, tiny_data, tmp_path_factory):
+    """The folder of a demo of the tiny set, and its description."""
+    folder = tmp_path_factory.mktemp("demo") / "demo"
+    return folder, demo.prepare(folder, load_dataset("market1501", tiny_data), extractor)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def fewer_strangers():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "STRANGERS", 20)
+        yield
+
+
+def test_the_gallery_has_cameras_times_and_a_threshold(made, tiny_data, extractor):
+    folder, _ = made
+    records = [record for record in load_dataset("market1501", tiny_data).gallery if record.pid != -1]
+    with open_gallery(folder / "gallery", extractor.checksum) as gallery:
+        entries = gallery.entries(range(len(gallery)))
+        assert [entry.path for entry in entries] == [record.path for record in records]
+        assert [entry.camid for entry in entries] == [record.camid for record in records]
+        assert [entry.pid for entry in entries] == [record.pid or None for record in records]
+        day = demo.MIDNIGHT, demo.MIDNIGHT + 24 * 3600
+        assert all(day[0] <= entry.time < day[1] for entry in entries)
+        assert gallery.threshold > 0
+        assert gallery.calibration["kind"] == "search"
+        assert gallery.calibration["measured_rate"] <= demo.FALSE_ALARMS
+        assert gallery.calibration["people"] == 15
+
+
+def test_examples_are_people_of_the_gallery_and_strangers(made, tiny_data):
+    _, description = made
+    known = {record.path for record in load_dataset("market1501", tiny_data).query}
+    titles = [example["title"] for example in description["examples"]]
+    assert sum(example["path"] in known for example in description["examples"]) == 4
+    assert sum(title.startswith("A stranger") for title in titles) == demo.STRANGE_EXAMPLES
+    assert len({example["path"] for example in description["examples"]}) == len(titles)
+
+
+def test_a_second_start_uses_what_is_there_and_another_model_does_not(made, extractor, tiny_data, monkeypatch):
+    folder, description = made
+    dataset = load_dataset("market1501", tiny_data)
+    monkeypatch.setattr(demo, "draw_strangers", lambda: pytest.fail("drawn again"))
+    assert demo.prepare(folder, dataset, extractor) == description
+    (folder / "demo.json").write_text(json.dumps({**description, "model": "f" * 64}))
+    with pytest.raises(pytest.fail.Exception, match="drawn again"):
+        demo.prepare(folder, dataset, extractor)
+    assert not (folder / "demo.json").exists()  # so that the next start makes it anew
+
+
+def test_strangers_are_nobody_of_the_data_set(monkeypatch):
+    monkeypatch.setattr(demo, "STRANGERS", 3)
+    drawn = demo.draw_strangers()
+    people = {frame.pid for frame in SyntheticPedestrians().frames()}
+    assert len(drawn) == 6
+    assert len({(frame.pid, frame.camid) for frame, _ in drawn}) == 6
+    assert not people & {frame.pid for frame, _ in drawn}
+
+
+def test_people_walk_from_camera_to_camera():
+    records = [Record("", pid, camid) for pid in (5, 6, 0) for camid in (1, 1, 2, 3, 3)]
+    times = np.array(demo.plausible_times(records))
+    assert times.tolist() == demo.plausible_times(records)
+    hours = (times - demo.MIDNIGHT) / 3600
+    assert hours.min() >= 7
+    assert hours.max() < 19
+    for first in (0, 5):
+        own = times[first : first + 5]
+        assert 0 < own[1] - own[0] < 5
+        assert 0 < own[4] - own[3] < 5
+        apart = np.diff(np.sort(own[[0, 2, 3]]))
+        assert ((apart > 60) & (apart < 900)).all()
+
+
+def test_the_newest_finished_run(tmp_path, tiny_run):
+    config = json.loads((tiny_run / "config.json").read_text())
+    runs = [("old", "synthetic"), ("new", "synthetic"), ("other", "market1501"), ("half", "synthetic")]
+    for number, (name, dataset) in enumerate(runs):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps({**config, "dataset": dataset}))
+        if name != "half":
+            (folder / "metrics.json").write_text("{}")
+            os.utime(folder / "metrics.json", (1000 + number, 1000 + number))
+    assert demo.newest_finished_run(tmp_path).name == "new"
+
+
+def test_without_a_run_it_is_said_in_one_line(tmp_path, capsys):
+    assert run(demo.main, demo.FLAGS, demo.__doc__, ["demo", f"--runs_dir={tmp_path}"]) == 1
+    line = capsys.readouterr().err
+    assert line == f"error: no finished run on the synthetic data set in {tmp_path}: make train makes one\n"
