@@ -143,7 +143,9 @@ def _of_searches(validation: FeatureSet, nearest_other: np.ndarray, rate: float,
     ordered = np.sort(nearest_other)
     if math.isinf(ordered[allowed]):
         raise UserError("the gallery has nobody but the validation people themselves, expected strangers to them")
-    threshold = float(np.nextafter(ordered[allowed], 0))
+    # Half way to the nearest hit that is accepted: roundings of distances change nothing.
+    accepted = ordered[ordered < ordered[allowed]]
+    threshold = float((ordered[allowed] + (accepted[-1] if len(accepted) else 0)) / 2)
     return _calibration("search", threshold, validation, rate, float((ordered <= threshold).mean()), searches, facts)
 
 

@@ -72,7 +72,7 @@ class FaissGallery(Gallery):
     """A gallery in a folder; see :mod:`han_tf.search.store` for its files.
 
     Any number of processes may search it. One at a time may change it and has that right from its first change until
-    it closes. A process that only searches sees the gallery as it was when it opened it.
+    it closes. A process that only searches sees the gallery as it was when it opened it, less what was deleted since.
 
     The index of the engines ``hnsw`` and ``ivfpq`` is derived from the vectors: ``index-N.faiss``, named with its
     checksum by the database once it is whole. Rows that it lacks are searched exactly. Where it is damaged or missing,
@@ -266,12 +266,16 @@ class FaissGallery(Gallery):
             found = []
             for i, query in enumerate(queries):
                 rows = candidates[i][candidates[i] >= 0]
-                if len(rows) < min(k, within):
+                near = nearest(query, vectors, rows, len(rows))
+                # Too few, or so many at one distance that others may have been passed over.
+                if len(rows) < min(k, within) or (len(rows) > k and near[1][k - 1] == near[1][-1]):
                     found += self._exact.search(queries[i : i + 1], vectors, everything, k, greatest)
-                    continue
-                if later:
-                    rows = np.concatenate([rows, later[i][0]])
-                found.append(nearest(query, vectors, rows, k))
+                elif later:
+                    rows, distances = (np.concatenate(arrays) for arrays in zip(near, later[i]))
+                    order = np.lexsort((rows, distances))[:k]
+                    found.append((rows[order], distances[order]))
+                else:
+                    found.append((near[0][:k], near[1][:k]))
         return [(labels.ids[rows], np.sqrt(distances)) for rows, distances in found]
 
     def set_threshold(self, threshold: Optional[float], calibration: Optional[dict[str, Any]] = None) -> None:  # noqa: D102

@@ -431,6 +431,21 @@ def open_gallery(
     return gallery
 
 
+def gallery_exists(path: Union[str, os.PathLike], *, collection: Optional[str] = None) -> bool:
+    """Returns whether there is a gallery at ``path``, whole or damaged.
+
+    Raises:
+      UserError: an address of Milvus that is not reachable.
+    """
+    from han_tf.search.milvus_gallery import Address, MilvusGallery
+    from han_tf.search.store import DATABASE
+
+    address = Address.of(path, collection)
+    if address is None:
+        return os.path.exists(os.path.join(path, DATABASE))
+    return MilvusGallery.exists(address)
+
+
 def check_threshold(threshold: float) -> float:
     """Returns ``threshold``; raises UserError if it is no distance."""
     if isinstance(threshold, bool) or not isinstance(threshold, (int, float, np.number)) or not threshold >= 0:

@@ -7,6 +7,7 @@ Unknown values are sentinels instead of nulls, which not every version knows how
 import fcntl
 import json
 import logging
+import logging.config
 import os
 import secrets
 from collections.abc import Callable, Iterator, Sequence
@@ -42,6 +43,8 @@ MOST_HITS = 16_384
 
 ID_BITS = 52
 """Ids are drawn at random, so that several writers need not agree; JavaScript, too, holds such integers exactly."""
+
+LOGGERS = ("pymilvus", "pymilvus.milvus_client", "milvus_lite", "grpc")
 
 LINKS, CONSTRUCTION, SEARCHED, LISTS, LISTS_READ = 32, 80, 192, 1024, 64
 INDEXES: dict[str, tuple[dict[str, Any], Callable[[int], dict[str, Any]]]] = {
@@ -108,8 +111,7 @@ class MilvusGallery(Gallery):
         try:
             self._settings_name = f"{address.collection}_settings"
             with self._errors():
-                there = self.client.has_collection(self._settings_name)
-                rows = self._query(self._settings_name, ["value"], f'key == "{SETTINGS}"') if there else []
+                rows = _read_settings(self.client, self._settings_name)
             if not rows:
                 raise UserError(f"{self.location}: no gallery here, expected one made by python -m han_tf.index")
             self._settings = json.loads(rows[0]["value"])
@@ -152,11 +154,23 @@ class MilvusGallery(Gallery):
         return cls(address, token)
 
     @staticmethod
+    def exists(address: Address, token: Optional[str] = None) -> bool:
+        """Returns whether there is a gallery."""
+        if address.local and not Path(address.uri).exists():
+            return False
+        client = _connect(address, token)
+        try:
+            with _milvus_errors(str(address)):
+                return bool(_read_settings(client, f"{address.collection}_settings"))
+        finally:
+            client.close()
+
+    @staticmethod
     def _make(client: Any, address: Address, dimension: int, checksum: str, index: str) -> None:
         from pymilvus import DataType
 
         name, settings_name = address.collection, f"{address.collection}_settings"
-        if client.has_collection(settings_name) and client.query(settings_name, f'key == "{SETTINGS}"'):
+        if _read_settings(client, settings_name):
             raise UserError(f"{address}: there is a gallery already, expected a new collection")
         for leftover in (name, settings_name):  # of a creation that was interrupted
             if client.has_collection(leftover):
@@ -354,7 +368,9 @@ class MilvusGallery(Gallery):
         for hits in found:
             ids = np.array([hit["id"] for hit in hits], np.int64)
             order = np.argsort(ids)
-            features = np.array([hit["entity"]["feature"] for hit in hits], np.float32).reshape(len(ids), -1)
+            features = np.array([hit["entity"]["feature"] for hit in hits], np.float32).reshape(
+                len(ids), self.dimension
+            )
             distances = np.array([hit["distance"] for hit in hits])
             yield ids[order], features[order], distances[order]
 
@@ -409,21 +425,28 @@ class MilvusGallery(Gallery):
             yield
 
 
-def _connect(address: Address, token: Optional[str]) -> Any:
+def _import_client() -> Any:
+    # On import pymilvus configures the logging of the whole process, and so closes the handlers of everybody else.
+    configure = logging.config.dictConfig
+    logging.config.dictConfig = lambda config: None
     try:
         from pymilvus import MilvusClient
     except ImportError as error:
         raise UserError(f"this gallery needs pymilvus ({error}), expected: pip install 'han-tf[milvus]'") from error
-    for name in (
-        "pymilvus",
-        "pymilvus.milvus_client",
-        "milvus_lite",
-    ):  # what they log is raised as well, and reported in one line
+    finally:
+        logging.config.dictConfig = configure
+    # What they log is raised as well, and reported in one line.
+    for name in LOGGERS:
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    return MilvusClient
+
+
+def _connect(address: Address, token: Optional[str]) -> Any:
+    client = _import_client()
     token = os.environ.get(TOKEN, "") if token is None else token
     try:
         with _milvus_errors(str(address), "reached"):
-            return MilvusClient(address.uri, token="" if address.local else token, timeout=SECONDS)
+            return client(address.uri, token="" if address.local else token, timeout=SECONDS)
     except UserError:
         if address.local:
             raise _why_closed(address.uri) from None
@@ -454,6 +477,14 @@ def _milvus_errors(location: str, what: str = "used") -> Iterator[None]:
             raise
         reason = " ".join(str(getattr(error, "message", "") or error).split())
         raise UserError(f"{location}: Milvus cannot be {what} ({reason[:300]})") from error
+
+
+def _read_settings(client: Any, name: str) -> list[dict[str, Any]]:
+    """Returns the row of the gallery's own settings; none if there is no gallery, or a half-made one."""
+    if not client.has_collection(name):
+        return []
+    client.load_collection(name)
+    return client.query(name, f'key == "{SETTINGS}"', output_fields=["value"], consistency_level="Strong")
 
 
 def _settings_row(key: str, value: dict[str, Any]) -> list[dict[str, Any]]:

@@ -364,15 +364,19 @@ class Store:
                 rows = settings["rows"]
                 labels = Labels.empty(rows)
                 cursor = database.execute("SELECT row, id, camid, time FROM entries")
+                count = 0
                 while part := cursor.fetchmany(LOADED_AT_ONCE):
                     where, ids, camids, times = zip(*part)
                     where = np.array(where)
-                    if where.min() < 0 or where.max() >= rows or labels.alive[where].any():
-                        raise ValueError("entries' rows are wrong")
+                    if where.min() < 0 or where.max() >= rows:
+                        raise ValueError(f"an entry has row {where.max()} of {rows}")
                     labels.ids[where] = ids
                     labels.alive[where] = True
                     labels.camids[where] = [UNKNOWN if camid is None else camid for camid in camids]
                     labels.times[where] = [np.nan if time is None else time for time in times]
+                    count += len(part)
+                if count != labels.alive.sum():
+                    raise ValueError("two entries have the same row")
                 if (np.diff(labels.ids[labels.alive]) <= 0).any():
                     raise ValueError("entries' ids do not rise with their rows")
                 np.maximum.accumulate(labels.ids, out=labels.ids)

@@ -1,0 +1,217 @@
+"""Measure the embedded engines of galleries: recall, latency, memory and build time, by index type and size.
+
+  python -m experiments.bench_indexes --folder DIR [case ...] --output FILE
+
+A case is a size and an engine, as ``1000000x1024/hnsw``; without any, all twelve run. Galleries are built in DIR
+where they are not there yet and kept, so that the long builds can be made beforehand (``--build_only``) and apart from
+the measurements, which want a quiet machine. Each gallery is opened in a process of its own.
+
+The features are made from a seed as those of a trained network are: 25 images per person, clustered, varying in 48
+latent dimensions, of unit length. Searches go through the interface everybody uses, labels of the hits included; the
+files are in the page cache. Recall is that of the ten nearest of an exact search. Memory is what the process holds
+itself (index and labels) beyond what it does before it opens the gallery, and file pages it has mapped and touched.
+CPU seconds of a build do not depend on what else runs; its seconds do.
+"""
+
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import flags
+from tqdm import tqdm
+
+from experiments.bench_metrics import Size, make, product_flops
+from han_tf import cli as command_line
+from han_tf.errors import UserError
+from han_tf.files import write_json
+from han_tf.metrics.checks import default_threads
+from han_tf.search import Gallery, create_gallery
+from han_tf.search.faiss_gallery import FaissGallery
+from han_tf.training import environment
+
+SIZES = {"100000x256": (100_000, 256), "100000x1024": (100_000, 1_024)}
+SIZES |= {"1000000x256": (1_000_000, 256), "1000000x1024": (1_000_000, 1_024)}
+ENGINES = ("flat", "hnsw", "ivfpq")
+CASES = tuple(f"{size}/{engine}" for size in SIZES for engine in ENGINES)
+
+IMAGES_PER_PERSON = 25
+CAMERAS = 6
+QUERIES = 1_000
+K = 10
+
+TIMED_SECONDS = 20
+"""A latency is that of all queries, or of as many as take so long, but at least a hundred."""
+
+BAR_ROWS, BAR_RECALL, BAR_SPEEDUP = 1_000_000, 0.95, 20
+"""At so many rows HNSW or IVF-PQ should have that recall at so many times flat's speed."""
+
+CHUNK = 16_384
+
+FLAGS = command_line.new_flags()
+flags.DEFINE_string("folder", "", "Where galleries are built and kept.", flag_values=FLAGS)
+flags.DEFINE_boolean("build_only", False, "Build what is missing and measure nothing.", flag_values=FLAGS)
+flags.DEFINE_string("output", "", "JSON file for the figures.", flag_values=FLAGS)
+flags.register_validator("folder", bool, "expected a folder to keep galleries in", flag_values=FLAGS)
+
+
+def build(folder: Path, size: str, engine: str) -> Path:
+    """Returns the folder of a gallery, built if it is not there."""
+    gallery_folder = folder / size / engine
+    if (gallery_folder / "build.json").exists():
+        return gallery_folder
+    shutil.rmtree(gallery_folder, ignore_errors=True)
+    rows, dimension = SIZES[size]
+    if engine == "flat":
+        problem = make(Size(QUERIES, rows, dimension, rows // IMAGES_PER_PERSON, rows, CAMERAS), _made(folder / size))
+        np.save(folder / size / "query.npy", problem.query)
+        with create_gallery(gallery_folder, dimension, "bench", "flat") as gallery, _Clock() as clock:
+            _, pids, _, camids = problem.labels
+            for start in tqdm(range(0, rows, CHUNK), f"{size} add", unit_scale=CHUNK):
+                part = slice(start, start + CHUNK)
+                paths = [f"{i}.jpg" for i in range(*part.indices(rows))]
+                gallery.add(problem.gallery[part], paths=paths, pids=pids[part], camids=camids[part])
+        (folder / size / "gallery.npy").unlink()
+    else:
+        # The vectors' file only grows: a link does for a gallery that nobody adds to.
+        flat = build(folder, size, "flat")
+        gallery_folder.mkdir(parents=True)
+        shutil.copy(flat / "gallery.sqlite", gallery_folder)
+        os.link(flat / "vectors-0.f32", gallery_folder / "vectors-0.f32")
+        with FaissGallery(gallery_folder, writable=True) as gallery, tqdm(total=rows, desc=f"{size} {engine}") as bar:
+
+            def progress(done: int, _: int) -> None:
+                bar.update(done - bar.n)
+
+            with _Clock() as clock:
+                gallery.build(engine, progress=progress)
+    write_json(gallery_folder / "build.json", clock.figures())
+    return gallery_folder
+
+
+def measure(gallery_folder: Path, size: str, engine: str, truth: np.ndarray) -> dict[str, Any]:
+    """Returns the figures of one gallery; in a fresh process."""
+    queries = np.load(gallery_folder.parent / "query.npy")
+    before = _resident_mb()
+    start = time.perf_counter()
+    gallery = FaissGallery(gallery_folder)
+    opened = time.perf_counter() - start
+    found = np.array([[hit.entry.id for hit in hits] for hits in gallery.search(queries, K)])
+    recall = np.mean([len(np.intersect1d(a, b)) / K for a, b in zip(found, truth)])
+    figures = {"rows": len(gallery), "dimension": gallery.dimension, "engine": engine, "recall_at_10": float(recall)}
+    start = time.perf_counter()
+    gallery.search(queries[:100], K)
+    figures["batch_ms_per_query"] = 10 * (time.perf_counter() - start)
+    after = _resident_mb()
+    figures |= {"memory_mb": after[0] - before[0], "mapped_mb": after[1] - before[1], "open_seconds": opened}
+    gallery.close()
+    for threads in sorted({1, default_threads(None)}):
+        with FaissGallery(gallery_folder, threads=threads) as gallery:
+            latencies = _latencies(gallery, queries)
+        p50, p99 = np.percentile(latencies, [50, 99])
+        figures |= {f"p50_ms_{threads}_threads": p50, f"p99_ms_{threads}_threads": p99}
+    figures["timed_queries"] = len(latencies)
+    figures["bytes_on_disk"] = sum(path.stat().st_size for path in gallery_folder.iterdir())
+    return {"case": f"{size}/{engine}", **figures, **json.loads((gallery_folder / "build.json").read_text())}
+
+
+def exact(gallery_folder: Path) -> np.ndarray:
+    """Returns the ids of the ``K`` nearest of every query, int64 ``[QUERIES, K]``."""
+    path = gallery_folder.parent / "truth.npy"
+    if not path.exists():
+        with FaissGallery(gallery_folder) as gallery:
+            found = gallery.search(np.load(gallery_folder.parent / "query.npy"), K)
+        np.save(path, np.array([[hit.entry.id for hit in hits] for hits in found]))
+    return np.load(path)
+
+
+def _latencies(gallery: Gallery, queries: np.ndarray) -> np.ndarray:
+    """Returns milliseconds of searches for one query each."""
+    for query in queries[:20]:
+        gallery.search(query[None], K)
+    latencies, began = [], time.perf_counter()
+    for query in queries:
+        start = time.perf_counter()
+        gallery.search(query[None], K)
+        latencies.append(1e3 * (time.perf_counter() - start))
+        if len(latencies) >= 100 and time.perf_counter() - began > TIMED_SECONDS:
+            break
+    return np.array(latencies)
+
+
+class _Clock:
+    """Measures seconds, CPU seconds of all threads, and what else the machine was doing."""
+
+    def __enter__(self) -> "_Clock":
+        self.start, self.cpu = time.perf_counter(), time.process_time()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds, self.cpu = time.perf_counter() - self.start, time.process_time() - self.cpu
+
+    def figures(self) -> dict[str, float]:
+        """Returns them by name."""
+        return {"build_seconds": self.seconds, "build_cpu_seconds": self.cpu, "build_load": os.getloadavg()[1]}
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _resident_mb() -> tuple[float, float]:
+    """Returns the process's own memory and its file pages, MiB."""
+    with open("/proc/self/status") as stream:
+        values = {line.split(":")[0]: line.split()[1] for line in stream if line.startswith("Rss")}
+    return int(values["RssAnon"]) / 1024, int(values["RssFile"]) / 1024
+
+
+def main(values: flags.FlagValues) -> None:
+    """Builds and measures the named cases."""
+    names = values.positional or CASES
+    for name in names:
+        if name not in CASES:
+            raise UserError(f"unknown case {name!r}, expected one of {', '.join(CASES)}")
+    folder = Path(values.folder)
+    gallery_folders = {name: build(folder, *name.split("/")) for name in names}
+    if values.build_only:
+        return
+    product = product_flops() / 1e9
+    print(f"4096³ float32 product: {product:.0f} GFLOP/s")
+    figures: dict[str, dict[str, Any]] = {}
+    for name in names:
+        size, engine = name.split("/")
+        truth = exact(build(folder, size, "flat"))
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            figure = pool.apply(measure, (gallery_folders[name], size, engine, truth))
+        figures[name] = {**figure, "load": os.getloadavg()[0], "product_gflops": product}
+        print(
+            f"{name}: recall@10 {figure['recall_at_10']:.3f}, p50 {figure['p50_ms_1_threads']:.2f} ms, "
+            f"p99 {figure['p99_ms_1_threads']:.2f} ms on one thread, {figure['memory_mb']:.0f} MiB, "
+            f"built in {figure['build_seconds']:.0f} s ({figure['build_cpu_seconds']:.0f} s of CPU)"
+        )
+        flat = figures.get(f"{size}/flat")
+        if flat and engine != "flat":
+            speedup = flat["p50_ms_1_threads"] / figure["p50_ms_1_threads"]
+            figures[name]["times_faster_than_flat"] = speedup
+            text = f"  {speedup:.0f} times faster than flat"
+            if figure["rows"] >= BAR_ROWS:
+                met = speedup >= BAR_SPEEDUP and figure["recall_at_10"] >= BAR_RECALL
+                text += f" (bar {BAR_SPEEDUP} at recall {BAR_RECALL}: {'met' if met else 'MISSED'})"
+            print(text, flush=True)
+        if values.output:
+            write_json(values.output, {"environment": environment.describe(), "figures": list(figures.values())})
+
+
+def cli() -> None:
+    """Runs the command line."""
+    sys.exit(command_line.run(main, FLAGS, __doc__, positional="cases"))
+
+
+if __name__ == "__main__":
+    cli()

@@ -1,0 +1,220 @@
+"""Make a gallery to search in from extracted features, add to it, look after it, and choose its threshold.
+
+  python -m han_tf.index --index DIR FEATURES...
+  python -m han_tf.index --index DIR --calibrate VALIDATION --false_accept_rate 0.01
+
+FEATURES are folders that python -m han_tf.extract wrote, or NumPy archives (.npz) with features, pids and camids;
+these do not say which model made them, so --model or --checksum does. --index is a folder, or for Milvus an address,
+http://HOST:PORT#COLLECTION, or the file of a Milvus Lite, NAME.db; a token is taken from MILVUS_TOKEN in the
+environment. Without a gallery there, one is made. Whatever stops the command, the same command goes on where it was;
+what has been added already is not added again.
+
+A threshold is the distance beyond which nobody is taken for the same person. --calibrate chooses it so that a search
+of a stranger finds anybody with the probability --false_accept_rate (NIST's FPIR). VALIDATION are features with pids,
+of people who are not in the gallery or have the same pids there; with --within, the validation images themselves stand
+for the gallery, each person in turn being the stranger. --per_pair chooses the rate over pairs of images instead (false
+match rate), which a search of N images exceeds up to N times.
+"""
+
+import sys
+from typing import Any, Optional
+
+import numpy as np
+from absl import flags
+from tqdm import tqdm
+
+from han_tf import cli as command_line
+from han_tf.errors import UserError
+from han_tf.inference.feature_files import FeatureSet
+from han_tf.search.calibration import Calibration, calibrate_pair, calibrate_search, calibrate_search_within
+from han_tf.search.choice import ENGINES
+from han_tf.search.gallery import Gallery, create_gallery, gallery_exists, open_gallery
+from han_tf.search.milvus_gallery import Address
+from han_tf.search.sources import FeatureSource, add_source, open_source
+
+FLAGS = command_line.new_flags()
+flags.DEFINE_string("index", "", "The gallery: a folder, or an address of Milvus.", flag_values=FLAGS)
+flags.DEFINE_enum(
+    "engine",
+    None,
+    ["auto", *ENGINES, "milvus"],
+    "How it is searched; auto, the default of a new one, chooses by size and memory. An old one is built anew.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_integer(
+    "memory_mb", None, "Memory the index may take, MiB; half of what is free if not given.", 1, flag_values=FLAGS
+)
+flags.DEFINE_alias("memory", "memory_mb", flag_values=FLAGS)
+flags.DEFINE_string("model", "", "Folder of the run or export that made the features.", flag_values=FLAGS)
+flags.DEFINE_string("checksum", "", "That model's checksum, or any name for another network.", flag_values=FLAGS)
+flags.DEFINE_string("milvus_index", "HNSW", "Milvus: index type of a new collection; FLAT is exact.", flag_values=FLAGS)
+flags.DEFINE_list("delete", [], "Ids of entries to delete.", flag_values=FLAGS)
+flags.DEFINE_boolean("compact", False, "Give back the space of deleted entries, and rebuild.", flag_values=FLAGS)
+flags.DEFINE_boolean("rebuild", False, "Train and build the index from the start.", flag_values=FLAGS)
+flags.DEFINE_string("calibrate", "", "Features with pids to choose the threshold by.", flag_values=FLAGS)
+flags.DEFINE_float("false_accept_rate", 0.01, "The rate that is wanted.", 0, 1, flag_values=FLAGS)
+flags.DEFINE_boolean("per_pair", False, "The rate is over pairs of images, not over searches.", flag_values=FLAGS)
+flags.DEFINE_boolean("within", False, "Search among the validation images, not in the gallery.", flag_values=FLAGS)
+flags.DEFINE_float("threshold", None, "Set the threshold to this distance.", 0, flag_values=FLAGS)
+flags.DEFINE_boolean("nothreshold", False, "Remove the threshold.", flag_values=FLAGS)
+flags.register_validator("index", bool, "expected a folder or an address for the gallery", flag_values=FLAGS)
+for _flag in ("per_pair", "within"):
+    flags.register_multi_flags_validator(
+        ["calibrate", _flag],
+        lambda values: bool(values["calibrate"]) or not any(values[name] for name in values if name != "calibrate"),
+        f"--{_flag} means nothing without --calibrate",
+        flag_values=FLAGS,
+    )
+flags.register_multi_flags_validator(
+    ["per_pair", "within"],
+    lambda values: not (values["per_pair"] and values["within"]),
+    "--per_pair takes all pairs of validation images anyway, expected it without --within",
+    flag_values=FLAGS,
+)
+flags.register_multi_flags_validator(
+    ["threshold", "nothreshold", "calibrate"],
+    lambda values: (values["threshold"] is not None) + values["nothreshold"] + bool(values["calibrate"]) <= 1,
+    "expected one of --threshold, --nothreshold and --calibrate",
+    flag_values=FLAGS,
+)
+
+
+def main(values: flags.FlagValues) -> None:
+    """Does what the flags say."""
+    sources = [open_source(path) for path in values.positional]
+    validation = open_source(values.calibrate) if values.calibrate else None
+    given = _given_checksum(values)
+    checksums = {}
+    for source in [*sources, *([validation] if validation else [])]:
+        checksum = checksums[source.name] = source.checksum or given
+        if not checksum:
+            raise UserError(f"{source.name} does not say which model made it, expected --model DIR or --checksum NAME")
+        if given and checksum != given:
+            raise UserError(f"{source.name}: features of the model {checksum[:12]}…, expected {given[:12]}…")
+    with _open(values, sources, checksums) as gallery:
+        for checksum in checksums.values():
+            gallery.check_model(checksum)
+        for source in sources:
+            with _Bar(source.name, len(source)) as bar:
+                added = add_source(gallery, source, bar.show)
+            print(f"{source.name}: {added:,} of {len(source):,} images added")
+        if values.delete:
+            print(f"deleted {gallery.delete(_ids(values.delete)):,} entries")
+        _build(values, gallery, bool(sources))
+        if validation:
+            chosen = _calibrate(values, gallery, validation, checksums[validation.name])
+            gallery.set_threshold(chosen.threshold, {**chosen.facts, "validation": validation.name})
+        elif values.threshold is not None or values.nothreshold:
+            gallery.set_threshold(values.threshold)
+        for line in describe(gallery.info()):
+            print(line)
+
+
+def _open(values: flags.FlagValues, sources: list[FeatureSource], checksums: dict[str, str]) -> Gallery:
+    """Opens the gallery, or makes one for the sources."""
+    if gallery_exists(values.index):
+        return open_gallery(values.index)
+    if not sources:
+        raise UserError(f"{values.index}: no gallery here, expected FEATURES to make one of")
+    rows, dimension = sum(map(len, sources)), sources[0].dimension
+    options: dict[str, Any] = {"rows": rows, "memory_mb": values.memory_mb}
+    if values.engine == "milvus" or Address.of(values.index):
+        options = {"index": values.milvus_index}
+    return create_gallery(values.index, dimension, checksums[sources[0].name], values.engine or "auto", **options)
+
+
+def _build(values: flags.FlagValues, gallery: Gallery, added: bool) -> None:
+    options: dict[str, Any] = {"memory_mb": values.memory_mb} if gallery.engine != "milvus" else {}
+    with _Bar("index", len(gallery)) as bar:
+        if values.compact:
+            gallery.compact(bar.show)
+        if added or values.rebuild or values.engine:
+            gallery.build(values.engine, anew=values.rebuild, progress=bar.show, **options)
+
+
+def _calibrate(values: flags.FlagValues, gallery: Gallery, source: FeatureSource, checksum: str) -> Calibration:
+    if source.dimension != gallery.dimension:
+        raise UserError(f"{source.name}: features of dimension {source.dimension}, expected {gallery.dimension}")
+    gallery.check_model(checksum)
+    batches = list(source)
+    features = FeatureSet(
+        np.concatenate([batch.features for batch in batches]),
+        *(np.concatenate([getattr(batch, name) for batch in batches]) for name in ("pids", "camids", "paths")),
+    )
+    if values.per_pair:
+        return calibrate_pair(features, values.false_accept_rate)
+    if values.within:
+        return calibrate_search_within(features, values.false_accept_rate)
+    return calibrate_search(features, values.false_accept_rate, gallery)
+
+
+def describe(info: dict[str, Any]) -> list[str]:
+    """Returns lines that show what :meth:`han_tf.search.Gallery.info` returned."""
+    what = f"{info['entries']:,} images of dimension {info['dimension']:,}, model {info['model'][:12]}"
+    lines = [f"{info['location']}: {what}"]
+    lines.append(f"engine {info['engine']}" + (f" ({info['reason']})" if "reason" in info else f", {info['index']}"))
+    if info["threshold"] is None:
+        lines.append("no threshold: nobody is said to be unknown")
+    else:
+        lines.append(f"threshold {info['threshold']:.4f}" + _origin(info["calibration"]))
+    return lines + [f"note: {note}" for note in info["notes"]]
+
+
+def _origin(facts: Optional[dict[str, Any]]) -> str:
+    if not facts:
+        return ", set by hand"
+    trials = {
+        "search": "of {trials:,} searches of strangers among {gallery_images:,} images find somebody",
+        "pair": "of {trials:,} pairs of two people are accepted",
+    }[facts["kind"]].format(**facts)
+    text = f": {facts['measured_rate']:.3%} {trials} (wanted {facts['rate']:.3%}; {facts['people']:,} people)"
+    if facts["accepted_rate"] is not None:
+        text += f"; {facts['accepted_rate']:.1%} of the images have one of their own person within it"
+    return text
+
+
+def _given_checksum(values: flags.FlagValues) -> Optional[str]:
+    if not values.model:
+        return values.checksum or None
+    from han_tf.inference.extractor import FeatureExtractor
+
+    found = FeatureExtractor(values.model).checksum
+    if values.checksum and values.checksum != found:
+        raise UserError(f"{values.model}: the model {found[:12]}…, expected {values.checksum[:12]}…")
+    return found
+
+
+def _ids(texts: list[str]) -> list[int]:
+    try:
+        return [int(text) for text in texts]
+    except ValueError as error:
+        raise UserError(f"--delete {','.join(texts)}: {error}, expected ids") from error
+
+
+class _Bar:
+    """A progress bar that appears with the first thing there is to show."""
+
+    def __init__(self, label: str, total: int):
+        self.label, self.total = label, total
+        self.bar: Optional[tqdm] = None
+
+    def __enter__(self) -> "_Bar":
+        return self
+
+    def show(self, done: int, total: int) -> None:
+        if self.bar is None:
+            self.bar = tqdm(total=total, desc=self.label, unit="img", unit_scale=True)
+        self.bar.update(done - self.bar.n)
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+def cli() -> None:
+    """Runs the command line."""
+    sys.exit(command_line.run(main, FLAGS, __doc__, positional="features"))
+
+
+if __name__ == "__main__":
+    cli()

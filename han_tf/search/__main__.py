@@ -1,0 +1,140 @@
+"""Search a gallery for the people on images.
+
+  python -m han_tf.search --index DIR IMAGE... --model DIR
+  python -m han_tf.search --index DIR --id N
+  python -m han_tf.search --index DIR --features FILE.npz
+
+--index is a folder or an address of Milvus, as python -m han_tf.index made it. --model is a training run or an export,
+the one whose features the gallery holds. Hits beyond the gallery's threshold are left out; where none is left, the
+answer is "not in the gallery". Times are seconds since 1970, UTC, or ISO 8601 (UTC if they name no zone).
+"""
+
+import json
+import math
+import sys
+from datetime import datetime, timezone
+from typing import Any, Optional
+
+import numpy as np
+from absl import flags
+
+from han_tf import cli as command_line
+from han_tf.data.image_lists import parse_time
+from han_tf.errors import UserError
+from han_tf.files import read_npz
+from han_tf.search.gallery import Filters, Gallery, Hit, open_gallery
+
+FLAGS = command_line.new_flags()
+flags.DEFINE_string("index", "", "The gallery: a folder, or an address of Milvus.", flag_values=FLAGS)
+flags.DEFINE_string("model", "", "Folder of the run or export that embeds the images.", flag_values=FLAGS)
+flags.DEFINE_multi_integer("id", [], "Search for the image of this entry, which is left out.", flag_values=FLAGS)
+flags.DEFINE_string("features", "", "Search for these features, an .npz.", flag_values=FLAGS)
+flags.DEFINE_integer("k", 10, "Hits per query, at most.", 1, 10_000, flag_values=FLAGS)
+flags.DEFINE_multi_integer("camera", [], "From this camera only; may be repeated.", flag_values=FLAGS)
+flags.DEFINE_multi_integer("not_camera", [], "Not from this camera; may be repeated.", flag_values=FLAGS)
+flags.DEFINE_string("after", "", "Taken at this time or later.", flag_values=FLAGS)
+flags.DEFINE_string("before", "", "Taken before this time.", flag_values=FLAGS)
+flags.DEFINE_float("threshold", None, "Greatest distance; the gallery's own if not given.", 0, flag_values=FLAGS)
+flags.DEFINE_boolean("any_distance", False, "Leave out nobody, however far.", flag_values=FLAGS)
+flags.DEFINE_boolean("rerank", False, "Sort the nearest anew by k-reciprocal re-ranking.", flag_values=FLAGS)
+flags.DEFINE_boolean("json", False, "Print JSON.", flag_values=FLAGS)
+flags.register_validator("index", bool, "expected the folder or address of a gallery", flag_values=FLAGS)
+flags.register_multi_flags_validator(
+    ["threshold", "any_distance"],
+    lambda values: values["threshold"] is None or not values["any_distance"],
+    "--any_distance and --threshold exclude each other",
+    flag_values=FLAGS,
+)
+
+
+def main(values: flags.FlagValues) -> None:
+    """Searches as the flags say."""
+    if bool(values.positional) + bool(values.id) + bool(values.features) != 1:
+        raise UserError("expected either images, --id or --features to search for")
+    filters = Filters(
+        tuple(values.camera), tuple(values.not_camera), _time(values.after, "after"), _time(values.before, "before")
+    )
+    with open_gallery(values.index) as gallery:
+        if not len(gallery):
+            raise UserError(f"{values.index}: the gallery is empty, expected images added by python -m han_tf.index")
+        names, features = _queries(values, gallery)
+        options: dict[str, Any] = {"filters": filters, "rerank": values.rerank}
+        options["threshold"] = math.inf if values.any_distance else values.threshold
+        found = gallery.search(features, values.k + bool(values.id), **options)
+        if values.id:
+            pairs = zip(values.id, found)
+            found = [[hit for hit in hits if hit.entry.id != id][: values.k] for id, hits in pairs]
+        for note in gallery.notes:
+            print(f"note: {note}", file=sys.stderr)
+    if values.json:
+        queries = [{"query": name, "known": bool(hits), "hits": _plain(hits)} for name, hits in zip(names, found)]
+        print(json.dumps({"index": values.index, "queries": queries}, indent=2))
+    else:
+        for name, hits in zip(names, found):
+            print(name)
+            for line in _lines(hits):
+                print(f"  {line}")
+
+
+def _queries(values: flags.FlagValues, gallery: Gallery) -> tuple[list[str], np.ndarray]:
+    """Returns what is searched for: names to show and features."""
+    if values.id:
+        return [f"entry {id}" for id in values.id], gallery.features(values.id)
+    if values.features:
+        arrays = read_npz(values.features, ("features", "paths"))
+        if "features" not in arrays:
+            raise UserError(f"{values.features}: no array 'features', expected one, [n, {gallery.dimension}]")
+        features = arrays["features"]
+        if features.ndim != 2 or features.shape[1] != gallery.dimension:
+            found = list(features.shape)
+            raise UserError(f"{values.features}: features {found}, expected [n, {gallery.dimension}]")
+        paths = [str(path) for path in np.ravel(arrays.get("paths", []))]
+        named = len(paths) == len(features)
+        return [paths[i] if named and paths[i] else f"row {i}" for i in range(len(features))], features
+    if not values.model:
+        raise UserError("no --model, expected the folder of the run or export whose features the gallery holds")
+    from han_tf.inference.extractor import FeatureExtractor
+
+    extractor = FeatureExtractor(values.model)
+    gallery.check_model(extractor.checksum)
+    return list(values.positional), extractor(values.positional)
+
+
+def _plain(hits: list[Hit]) -> list[dict[str, Any]]:
+    return [{**hit.entry._asdict(), "distance": hit.distance} for hit in hits]
+
+
+def _lines(hits: list[Hit]) -> list[str]:
+    if not hits:
+        return ["not in the gallery"]
+    rows = [("", "distance", "id", "pid", "camera", "time", "path")]
+    for rank, (entry, distance) in enumerate(hits, 1):
+        known = [str(value) if value is not None else "-" for value in (entry.id, entry.pid, entry.camid)]
+        rows.append((str(rank), f"{distance:.4f}", *known, _shown(entry.time), entry.path or "-"))
+    widths = [max(len(row[column]) for row in rows) for column in range(6)]
+    return ["  ".join([*(text.rjust(width) for text, width in zip(row, widths)), row[6]]) for row in rows]
+
+
+def _shown(time: Optional[float]) -> str:
+    if time is None:
+        return "-"
+    try:
+        return datetime.fromtimestamp(time, timezone.utc).isoformat(" ", "seconds").removesuffix("+00:00")
+    except (OverflowError, ValueError, OSError):  # beyond the calendar
+        return f"{time:g}"
+
+
+def _time(text: str, flag: str) -> Optional[float]:
+    try:
+        return parse_time(text) if text else None
+    except ValueError as error:
+        raise UserError(f"--{flag} {text}: {error}, expected seconds since 1970 or ISO 8601") from error
+
+
+def cli() -> None:
+    """Runs the command line."""
+    sys.exit(command_line.run(main, FLAGS, __doc__, positional="images"))
+
+
+if __name__ == "__main__":
+    cli()

@@ -1,0 +1,130 @@
+"""Thresholds for wanted false-accept rates, checked on people who took no part in choosing them."""
+
+import numpy as np
+import pytest
+from search_helpers import CHECKSUM
+
+from han_tf.errors import UserError
+from han_tf.inference.feature_files import FeatureSet
+from han_tf.search import create_gallery
+from han_tf.search.calibration import accepted_rate, calibrate_pair, calibrate_search, calibrate_search_within
+from han_tf.search.gallery import UNKNOWN
+
+LATENT, DIMENSION = 24, 32
+
+
+def people(first, count, images, seed):
+    """Returns images of ``count`` people, pids from ``first``, all drawn from one population."""
+    rng = np.random.default_rng(seed)
+    axes = np.random.default_rng(0).standard_normal((LATENT, DIMENSION))
+    pids = np.repeat(np.arange(first, first + count), images)
+    centres = rng.standard_normal((count, LATENT))
+    features = (centres[pids - first] + 0.4 * rng.standard_normal((len(pids), LATENT))) @ axes
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    camids = rng.integers(0, 4, len(pids))
+    return FeatureSet(features.astype(np.float32), pids, camids, np.full(len(pids), ""))
+
+
+def gallery_of(path, *sets, labelled=True):
+    gallery = create_gallery(path, DIMENSION, CHECKSUM, "flat")
+    for images in sets:
+        gallery.add(images.features, pids=images.pids if labelled else None, camids=images.camids)
+    return gallery
+
+
+def nearest_distances(queries, others):
+    return np.array([np.linalg.norm(others - query, axis=1).min() for query in queries])
+
+
+@pytest.mark.parametrize("rate", [0.2, 0.05, 0.01])
+def test_strangers_are_found_at_the_wanted_rate(tmp_path, rate):
+    known, validation, test = (people(1000 * i, 250, 4, i) for i in range(1, 4))
+    with gallery_of(tmp_path / "g", known) as gallery:
+        chosen = calibrate_search(validation, rate, gallery)
+        gallery.set_threshold(chosen.threshold, chosen.facts)
+        achieved = np.mean([bool(hits) for hits in gallery.search(test.features, 1)])
+        of_validation = np.mean([bool(hits) for hits in gallery.search(validation.features, 1)])
+    # By hand, and as the gallery answers.
+    distances = nearest_distances(validation.features.astype(float), known.features.astype(float))
+    assert of_validation == np.mean(distances <= chosen.threshold) == chosen.facts["measured_rate"]
+    assert rate - 1 / 1000 < chosen.facts["measured_rate"] <= rate
+    # 250 people of 4 alike images: an error of a few standard deviations of 250 trials.
+    assert abs(achieved - rate) < 3 * np.sqrt(rate / 250)
+    facts = {name: chosen.facts[name] for name in ("kind", "rate", "trials", "people", "gallery_images")}
+    assert facts == {"kind": "search", "rate": rate, "trials": 1000, "people": 250, "gallery_images": 1000}
+
+
+def test_people_of_the_gallery_are_strangers_to_the_rest_of_it(tmp_path):
+    known = people(0, 100, 6, 1)
+    with gallery_of(tmp_path / "g", known) as gallery:
+        chosen = calibrate_search(known, 0.1, gallery)
+    expected = [
+        nearest_distances(known.features[[i]].astype(float), known.features[known.pids != known.pids[i]])[0]
+        for i in range(600)
+    ]
+    assert np.mean(np.array(expected) <= chosen.threshold) == pytest.approx(0.1)
+    within = calibrate_search_within(known, 0.1)
+    assert within.threshold == pytest.approx(chosen.threshold, abs=1e-6)
+    assert (within.facts["emulated_by"], chosen.facts["emulated_by"]) == ("validation", "gallery")
+
+
+def test_a_rate_per_pair_is_another_thing(tmp_path):
+    known, validation, test = (people(1000 * i, 150, 4, i) for i in range(1, 4))
+    chosen = calibrate_pair(validation, 0.01)
+    distances = np.linalg.norm(test.features[:, None].astype(float) - test.features[None], axis=2)
+    strangers = test.pids[:, None] != test.pids[None]
+    assert np.mean(distances[strangers] <= chosen.threshold) == pytest.approx(0.01, rel=0.3)
+    assert chosen.facts["kind"] == "pair"
+    assert chosen.facts["trials"] == 600 * 596
+    with gallery_of(tmp_path / "g", known) as gallery:
+        found = np.mean([bool(hits) for hits in gallery.search(test.features, 1, threshold=chosen.threshold)])
+        assert found > 0.3  # 1 % of the pairs, most of the searches
+        assert calibrate_search(validation, 0.01, gallery).threshold < chosen.threshold
+
+
+def test_cameras_that_are_not_known_change_no_rate():
+    validation = people(0, 60, 4, 1)
+    blind = validation._replace(camids=np.full(240, UNKNOWN))
+    assert calibrate_pair(blind, 0.05).threshold == calibrate_pair(validation, 0.05).threshold
+    assert calibrate_search_within(blind, 0.05).threshold == calibrate_search_within(validation, 0.05).threshold
+
+
+def test_the_share_of_images_that_are_recognised():
+    features = np.array([[0.0], [1.0], [3.0], [50.0]])
+    images = FeatureSet(features, np.array([1, 1, 1, 2]), np.array([0, 0, 1, 0]), np.full(4, ""))
+    assert accepted_rate(images, 2.0) == 2 / 3  # 0 and 1 share a camera; nobody else is person 2
+    assert accepted_rate(images._replace(camids=np.full(4, UNKNOWN)), 1.0) == 2 / 3
+    assert accepted_rate(images.where(np.array([0, 3])), 9.0) is None
+
+
+def test_an_outgrown_threshold_is_noted(tmp_path):
+    known = people(0, 50, 4, 1)
+    with gallery_of(tmp_path / "g", known) as gallery:
+        chosen = calibrate_search(known, 0.1, gallery)
+        gallery.set_threshold(chosen.threshold, chosen.facts)
+        assert gallery.notes == []
+        gallery.add(known.features)
+        assert any("200 images, there are 400" in note for note in gallery.notes)
+
+
+def test_what_cannot_be_calibrated_is_said_in_one_line(tmp_path):
+    few = people(0, 10, 3, 1)
+    with gallery_of(tmp_path / "g") as empty, gallery_of(tmp_path / "h", few) as gallery:
+        for call, message in (
+            (lambda: calibrate_search(few, 0.1, empty), "the gallery is empty"),
+            (
+                lambda: calibrate_search(few, 0.001, gallery),
+                "30 searches cannot show a rate of 0.001, expected at least 1,000",
+            ),
+            (lambda: calibrate_search_within(few, 0.001), "30 searches cannot show"),
+            (lambda: calibrate_pair(few, 1e-6), "810 pairs of two people cannot show"),
+            (lambda: calibrate_search_within(few._replace(pids=few.pids * 0), 0.1), "show one person"),
+            (lambda: calibrate_search(few._replace(pids=np.full(30, UNKNOWN)), 0.1, gallery), "30 of 30 .* no pid"),
+            (lambda: calibrate_search(few, 0.0, gallery), "false-accept rate is 0.0"),
+        ):
+            with pytest.raises(UserError, match=message) as caught:
+                call()
+            assert "\n" not in str(caught.value)
+    only = people(0, 1, 40, 1)
+    with gallery_of(tmp_path / "i", only) as gallery, pytest.raises(UserError, match="nobody but"):
+        calibrate_search(only, 0.1, gallery)

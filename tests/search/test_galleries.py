@@ -1,0 +1,345 @@
+"""What every engine does alike: one suite over all of them."""
+
+import math
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from search_helpers import CHECKSUM, PlainGallery, clustered, labels, passes
+
+from han_tf.errors import UserError
+from han_tf.metrics import rerank
+from han_tf.search import Entry, Filters, create_gallery, open_gallery
+from han_tf.search import faiss_gallery as faiss_engine
+
+DIMENSION = 16
+
+ENGINES = {
+    "flat": ("gallery", {"engine": "flat", "threads": 1}),
+    "hnsw": ("gallery", {"engine": "hnsw", "threads": 1}),
+    "ivfpq": ("gallery", {"engine": "ivfpq", "threads": 1}),
+    "milvus": ("gallery.db", {"engine": "milvus", "index": "FLAT"}),
+}
+
+
+class Case:
+    """An engine, a place for a gallery, and how it is made and opened."""
+
+    def __init__(self, name, folder):
+        place, self.options = ENGINES[name]
+        self.name, self.path = name, folder / place
+
+    def create(self, dimension=DIMENSION, path=None):
+        return create_gallery(path or self.path, dimension, CHECKSUM, **self.options)
+
+
+@pytest.fixture(params=ENGINES)
+def case(request, tmp_path, monkeypatch):
+    # Indexes are built at sizes that tests can afford.
+    monkeypatch.setattr(faiss_engine, "BUILT_LEAST", 300)
+    monkeypatch.setattr(faiss_engine, "UNASKED_LEAST", 400)
+    return Case(request.param, tmp_path)
+
+
+@pytest.fixture
+def gallery(case):
+    with case.create() as gallery:
+        yield gallery
+
+
+def filled(gallery, count=600, seed=0):
+    """Adds images; returns the plain gallery with the same ones."""
+    plain, features, known = PlainGallery(), clustered(count, DIMENSION, seed), labels(count, seed + 1)
+    ids = gallery.add(features, **known)
+    plain.add(ids, features, **known)
+    return plain
+
+
+def pairs(hits):
+    return [(hit.distance, hit.entry.id) for hit in hits]
+
+
+def agrees(found, expected):
+    assert [id for _, id in found] == [id for _, id in expected]
+    np.testing.assert_allclose([d for d, _ in found], [d for d, _ in expected], rtol=0, atol=1e-6)
+
+
+def test_hits_are_those_of_a_slow_search(gallery):
+    plain = filled(gallery)
+    queries = clustered(12, DIMENSION, 5)
+    for query, hits in zip(queries, gallery.search(queries, 7)):
+        agrees(pairs(hits), plain.search(query, 7))
+
+
+def test_entries_come_back_as_they_were_added(gallery):
+    known = {"paths": ["a.jpg", ""], "pids": [3, None], "camids": [None, 0], "times": [None, 1.5e9]}
+    features = clustered(2, DIMENSION)
+    ids = gallery.add(features, **known)
+    assert ids.dtype == np.int64
+    assert ids[1] > ids[0]
+    expected = [Entry(int(ids[0]), "a.jpg", 3, None, None), Entry(int(ids[1]), "", None, 0, 1.5e9)]
+    assert gallery.entries(ids) == expected
+    assert gallery.entries(ids[::-1]) == expected[::-1]
+    np.testing.assert_array_equal(gallery.features(ids[[1, 0, 1]]), features[[1, 0, 1]])
+    (hits,) = gallery.search(features[:1], 1)
+    assert hits[0].entry == expected[0]
+    assert type(hits[0].distance) is float
+
+
+def test_nothing_is_known_of_an_image_unless_it_is_said(gallery):
+    (id,) = gallery.add(clustered(1, DIMENSION))
+    assert gallery.entries([id]) == [Entry(int(id))]
+
+
+FILTERS = [
+    Filters(cameras=(1, 3)),
+    Filters(not_cameras=(0, 2)),
+    Filters(cameras=(1, 2), not_cameras=(2,)),
+    Filters(after=30.0),
+    Filters(before=70.0),
+    Filters(after=30, before=70),
+    Filters(cameras=(4,), after=50.0, before=55.0),
+    Filters(cameras=(17,)),
+    Filters(after=60.0, before=60.0),
+]
+
+
+def test_filters_are_exact(gallery):
+    plain = filled(gallery)
+    queries = clustered(4, DIMENSION, 6)
+    for filters in FILTERS:
+        for query, hits in zip(queries, gallery.search(queries, 9, filters=filters)):
+            assert all(passes(hit.entry, filters) for hit in hits), filters
+            agrees(pairs(hits), plain.search(query, 9, filters))
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_history_ends_like_the_slow_gallery(data, tmp_path_factory):
+    """Random additions, deletions, builds, compactions and reopenings; distances tie often."""
+    engine = data.draw(st.sampled_from(["flat", "hnsw", "ivfpq"]))
+    path = tmp_path_factory.mktemp("history") / "gallery"
+    plain, gallery = PlainGallery(), create_gallery(path, 3, CHECKSUM, engine, threads=1)
+    numbers = st.lists(st.integers(-2, 2), min_size=3, max_size=3)
+    optional = st.one_of(st.none(), st.integers(0, 2))
+    try:
+        for step in data.draw(st.lists(st.sampled_from("aaadrcb"), min_size=1, max_size=8)):
+            if step == "a":
+                rows = data.draw(st.lists(st.tuples(numbers, optional, optional), min_size=1, max_size=12))
+                features = np.array([row[0] for row in rows], np.float32)
+                n = len(rows)
+                known = {"paths": ["x"] * n, "pids": [None] * n, "camids": [row[1] for row in rows]}
+                known["times"] = [None if row[2] is None else float(row[2]) for row in rows]
+                plain.add(gallery.add(features, **known), features, **known)
+            elif step == "d" and plain.images:
+                chosen = data.draw(st.lists(st.sampled_from([image.entry.id for image in plain.images])))
+                assert gallery.delete([*chosen, 10**9]) == len(set(chosen))
+                plain.delete(chosen)
+            elif step == "c":
+                gallery.compact()
+            elif step == "b":
+                gallery.build()
+            elif step == "r":
+                gallery.close()
+                gallery = open_gallery(path)
+        assert len(gallery) == len(plain.images)
+        cameras = st.lists(st.integers(0, 2), max_size=2).map(tuple)
+        limit = st.one_of(st.none(), st.integers(0, 3).map(float))
+        filters = data.draw(st.builds(Filters, cameras, cameras, limit, limit))
+        query, k = np.array([data.draw(numbers)], np.float32), data.draw(st.integers(1, 9))
+        threshold = data.draw(st.sampled_from([0.0, 1.0, 2.0, math.inf]))
+        (hits,) = gallery.search(query, k, filters=filters, threshold=threshold)
+        agrees(pairs(hits), plain.search(query[0], k, filters, threshold))
+    finally:
+        gallery.close()
+
+
+def test_identical_images_tie_in_the_order_of_their_ids(gallery):
+    features = clustered(500, DIMENSION)
+    features[50:450] = features[0]
+    ids = gallery.add(features)
+    (hits,) = gallery.search(features[:1], 20)
+    assert [hit.entry.id for hit in hits] == [ids[0], *ids[50:69]]
+    assert {hit.distance for hit in hits} == {0.0}
+
+
+def test_deleted_images_are_gone_and_their_ids_are_not_given_again(gallery):
+    plain = filled(gallery)
+    ids = [image.entry.id for image in plain.images]
+    assert gallery.delete([*ids[::2], ids[0], 123_456_789]) == 300
+    plain.delete(ids[::2])
+    assert len(gallery) == 300
+    assert gallery.delete(ids[::2]) == 0
+    queries = clustered(6, DIMENSION, 7)
+    for query, hits in zip(queries, gallery.search(queries, 8)):
+        agrees(pairs(hits), plain.search(query, 8))
+    new = gallery.add(clustered(3, DIMENSION))
+    assert not set(new.tolist()) & set(ids)
+    for ask in (gallery.entries, gallery.features):
+        with pytest.raises(UserError, match=f"no entry {ids[0]}"):
+            ask([ids[1], ids[0]])
+
+
+def test_compaction_changes_no_answer(gallery):
+    plain = filled(gallery)
+    ids = [image.entry.id for image in plain.images]
+    gallery.delete(ids[:250])
+    plain.delete(ids[:250])
+    gallery.compact()
+    queries = clustered(6, DIMENSION, 8)
+    for query, hits in zip(queries, gallery.search(queries, 8)):
+        agrees(pairs(hits), plain.search(query, 8))
+    np.testing.assert_array_equal(gallery.features(ids[250:]), np.array([i.feature for i in plain.images], np.float32))
+
+
+def test_what_was_added_is_there_when_it_is_opened_again(case):
+    with case.create() as gallery:
+        plain = filled(gallery)
+        gallery.set_threshold(1.25, {"kind": "search", "rate": 0.01})
+        gallery.build()
+    with open_gallery(case.path, CHECKSUM) as gallery:
+        assert len(gallery) == 600
+        assert (gallery.dimension, gallery.checksum, gallery.engine) == (DIMENSION, CHECKSUM, case.name)
+        assert gallery.threshold == 1.25
+        assert gallery.calibration == {"kind": "search", "rate": 0.01}
+        queries = clustered(5, DIMENSION, 9)
+        for query, hits in zip(queries, gallery.search(queries, 6)):
+            agrees(pairs(hits), plain.search(query, 6, threshold=1.25))
+        gallery.set_threshold(None)
+        assert gallery.threshold is gallery.calibration is None
+
+
+def test_a_search_answers_not_in_the_gallery(gallery):
+    plain = filled(gallery)
+    query = clustered(1, DIMENSION, 11)
+    nearest = plain.search(query[0], 3)
+    gallery.set_threshold(nearest[1][0] + 1e-6)
+    assert [hit.entry.id for hit in gallery.search(query, 10)[0]] == [id for _, id in nearest[:2]]
+    assert gallery.search(query, 10, threshold=nearest[0][0] / 2) == [[]]
+    assert len(gallery.search(query, 10, threshold=math.inf)[0]) == 10
+    assert gallery.search(query + 9) == [[]]
+
+
+def test_a_hit_at_the_threshold_is_one(gallery):
+    gallery.add(np.eye(DIMENSION, dtype=np.float32)[:1] * 2)
+    query = np.zeros((1, DIMENSION))
+    assert len(gallery.search(query, threshold=2.0)[0]) == 1
+    assert gallery.search(query, threshold=np.nextafter(2.0, 0)) == [[]]
+
+
+def test_an_empty_gallery_finds_nothing(gallery):
+    assert len(gallery) == 0
+    assert gallery.search(clustered(2, DIMENSION)) == [[], []]
+    assert gallery.search(clustered(1, DIMENSION), filters=Filters(cameras=(1,)), rerank=True) == [[]]
+
+
+def test_more_hits_than_entries(gallery):
+    gallery.add(clustered(4, DIMENSION))
+    assert [len(hits) for hits in gallery.search(clustered(2, DIMENSION), 50)] == [4, 4]
+
+
+def test_reranking_is_that_of_the_metrics_over_the_candidates(gallery):
+    plain = filled(gallery)
+    query = clustered(1, DIMENSION, 12)
+    candidates = plain.search(query[0], 100)
+    features = {image.entry.id: image.feature.astype(np.float32) for image in plain.images}
+    expected = rerank(query, np.array([features[id] for _, id in candidates]), progress=False).dense(slice(0, 1))[0]
+    order = np.argsort(expected, kind="stable")[:8]
+    (hits,) = gallery.search(query, 8, rerank=True)
+    assert [hit.entry.id for hit in hits] == [candidates[i][1] for i in order]
+    np.testing.assert_allclose([hit.distance for hit in hits], np.maximum(expected[order], 0), atol=1e-6)
+    assert [hit.entry.id for hit in hits] != [id for _, id in candidates[:8]]
+
+
+def test_reranking_takes_only_what_the_threshold_lets_pass(gallery):
+    plain = filled(gallery)
+    query = clustered(1, DIMENSION, 12)
+    near = plain.search(query[0], 5)
+    (hits,) = gallery.search(query, 8, rerank=True, threshold=near[-1][0] + 1e-6)
+    assert {hit.entry.id for hit in hits} == {id for _, id in near}
+
+
+BAD_ADDITIONS = [
+    ({"features": np.zeros((2, DIMENSION + 1))}, f"features has dimension {DIMENSION + 1}, expected {DIMENSION}"),
+    ({"features": np.zeros(DIMENSION)}, r"features has shape \[16\]"),
+    ({"features": np.full((2, DIMENSION), np.nan)}, "features row 0 holds nan"),
+    ({"features": np.zeros((0, DIMENSION))}, "features is empty"),
+    ({"features": np.full((1, DIMENSION), "a")}, "features has dtype"),
+    ({"paths": ["a"]}, "paths has 1 entries, expected 2"),
+    ({"pids": [1, 2, 3]}, r"pids has shape \[3\], expected \[2\]"),
+    ({"pids": [0.5, 1.0]}, "pids are float64"),
+    ({"camids": ["a", "b"]}, "camids are <U1"),
+    ({"times": [0.0, math.inf]}, "times hold an infinity"),
+    ({"times": ["now", "then"]}, "times are <U4"),
+    ({"checksum": "f" * 64}, "of the model 0123456789ab…, these are of ffffffffffff…"),
+]
+
+BAD_SEARCHES = [
+    ({"queries": np.zeros((1, 3))}, "queries has dimension 3"),
+    ({"k": 0}, "k is 0, expected at least 1"),
+    ({"k": 2.5}, "k is 2.5"),
+    ({"threshold": -1.0}, "threshold is -1.0"),
+    ({"threshold": math.nan}, "threshold is nan"),
+    ({"checksum": "f" * 64}, "expected the same model"),
+]
+
+
+def test_what_does_not_fit_is_refused(gallery):
+    for arguments, message in BAD_ADDITIONS:
+        with pytest.raises(UserError, match=message) as caught:
+            gallery.add(**{"features": np.zeros((2, DIMENSION)), **arguments})
+        assert "\n" not in str(caught.value)
+    assert len(gallery) == 0
+    gallery.add(clustered(3, DIMENSION))
+    for arguments, message in BAD_SEARCHES:
+        with pytest.raises(UserError, match=message):
+            gallery.search(**{"queries": np.zeros((1, DIMENSION)), **arguments})
+
+
+def test_a_gallery_is_not_made_twice_nor_opened_with_another_model(case):
+    case.create().close()
+    with pytest.raises(UserError, match="there is a gallery already"):
+        case.create()
+    with pytest.raises(UserError, match="expected the same model"):
+        open_gallery(case.path, "f" * 64)
+
+
+def test_threads_search_while_others_add_and_delete(gallery):
+    features = clustered(800, DIMENSION)
+    first = gallery.add(features[:450])
+    failures, stop = [], threading.Event()
+
+    def search():
+        while not stop.is_set():
+            try:
+                for hits in gallery.search(features[:3], 5):
+                    distances = [hit.distance for hit in hits]
+                    assert len(hits) == 5
+                    assert distances == sorted(distances)
+            except BaseException as error:
+                failures.append(error)
+                return
+
+    def add():
+        try:
+            for start in range(450, 800, 35):
+                gallery.add(features[start : start + 35])
+                gallery.delete(first[start - 400 : start - 398])
+        except BaseException as error:
+            failures.append(error)
+
+    searchers = [threading.Thread(target=search) for _ in range(2)]
+    adders = [threading.Thread(target=add) for _ in range(2)]
+    for thread in searchers + adders:
+        thread.start()
+    for thread in adders:
+        thread.join()
+    stop.set()
+    for thread in searchers:
+        thread.join()
+    assert not failures
+    assert len(gallery) == 450 + 2 * 350 - 20
+    (hits,) = gallery.search(features[-1:], 2)
+    assert [hit.distance for hit in hits] == [0.0, 0.0]

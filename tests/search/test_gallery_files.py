@@ -1,0 +1,303 @@
+"""The folder of a gallery: crashes, damage, several processes, and its derived index."""
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from search_helpers import CHECKSUM, clustered
+
+from han_tf.errors import UserError
+from han_tf.search import create_gallery, open_gallery
+from han_tf.search import faiss_gallery as faiss_engine
+
+DIMENSION = 16
+HERE = Path(__file__).parent
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "gallery"
+
+
+@pytest.fixture
+def small_builds(monkeypatch):
+    monkeypatch.setattr(faiss_engine, "BUILT_LEAST", 300)
+    monkeypatch.setattr(faiss_engine, "UNASKED_LEAST", 10**9)
+
+
+def built(path, engine="hnsw", count=600):
+    with create_gallery(path, DIMENSION, CHECKSUM, engine, threads=1) as gallery:
+        gallery.add(clustered(count, DIMENSION))
+        gallery.build()
+    return clustered(count, DIMENSION)
+
+
+def index_file(path):
+    (file,) = path.glob("index-*.faiss")
+    return file
+
+
+def finds_itself(gallery, features):
+    return [hits[0].entry.id for hits in gallery.search(features, 1)] == list(range(len(features)))
+
+
+def run(code, *arguments, **options):
+    """Runs Python beside the helpers; returns the process."""
+    head = f"import sys; sys.path.insert(0, {str(HERE)!r}); from search_helpers import *\n"
+    head += "from han_tf.search import create_gallery, open_gallery; import han_tf.search.faiss_gallery as engine\n"
+    return subprocess.Popen([sys.executable, "-c", head + code, *map(str, arguments)], **options)
+
+
+def test_bytes_that_a_crash_left_are_overwritten(path):
+    with create_gallery(path, DIMENSION, CHECKSUM, "flat") as gallery:
+        gallery.add(clustered(10, DIMENSION))
+    with open(path / "vectors-0.f32", "ab") as stream:
+        stream.write(b"\xff" * 1001)
+    features = clustered(15, DIMENSION, 3)
+    with open_gallery(path) as gallery:
+        assert len(gallery) == 10
+        np.testing.assert_array_equal(gallery.add(features), np.arange(10, 25))
+        np.testing.assert_array_equal(gallery.features(range(10, 25)), features)
+    assert (path / "vectors-0.f32").stat().st_size == 25 * DIMENSION * 4
+
+
+def test_a_commit_that_fails_changes_nothing(path, monkeypatch):
+    features = clustered(10, DIMENSION)
+    with create_gallery(path, DIMENSION, CHECKSUM, "flat") as gallery:
+        gallery.add(features)
+        with sqlite3.connect(path / "gallery.sqlite") as database:
+            database.execute("CREATE TRIGGER full BEFORE INSERT ON entries BEGIN SELECT RAISE(FAIL, 'disk full'); END")
+        database.close()
+        with pytest.raises(UserError, match=r"cannot write .*gallery.sqlite: disk full"):
+            gallery.add(features)
+        assert len(gallery) == 10
+        assert finds_itself(gallery, features)
+
+
+ADD_FOREVER = """
+gallery = open_gallery(sys.argv[1])
+for i in range(10**6):
+    ids = gallery.add(clustered(40, 16, i))
+    print(ids[-1], flush=True)
+"""
+
+
+def test_kill_9_while_adding_loses_nothing_and_adds_nothing_by_halves(path):
+    create_gallery(path, DIMENSION, CHECKSUM, "flat").close()
+    confirmed = 0
+    for round_number in range(3):
+        process = run(ADD_FOREVER, path, stdout=subprocess.PIPE, text=True)
+        for _ in range(round_number + 2):
+            confirmed = int(process.stdout.readline()) + 1
+        time.sleep(0.003 * round_number)
+        process.send_signal(signal.SIGKILL)
+        rest = process.communicate()[0].split()
+        confirmed = max([confirmed, *(int(line) + 1 for line in rest[:-1])])
+        with open_gallery(path) as gallery:
+            assert len(gallery) >= confirmed
+            assert len(gallery) % 40 == 0
+            last = gallery.features(range(len(gallery) - 40, len(gallery)))
+            assert any(np.array_equal(last, clustered(40, DIMENSION, i)) for i in range(len(gallery) // 40))
+            assert [hits[0].distance for hits in gallery.search(last, 1)] == [0.0] * 40
+
+
+BUILD_FOREVER = """
+engine.BUILT_LEAST = 300
+gallery = open_gallery(sys.argv[1], writable=True)
+print("begun", flush=True)
+while True:
+    gallery.build(anew=True)
+    print("built", flush=True)
+"""
+
+
+@pytest.mark.parametrize("engine", ["hnsw", "ivfpq"])
+def test_kill_9_while_building_leaves_the_old_index_or_the_new(path, engine, small_builds):
+    features = built(path, engine)
+    for delay in (0.0, 0.04, 0.11):
+        process = run(BUILD_FOREVER, path, stdout=subprocess.PIPE, text=True)
+        process.stdout.readline()
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        with open_gallery(path) as gallery:
+            info = gallery.info()
+            assert info["notes"] == []
+            assert info["indexed"] == len(gallery) == 600
+            assert finds_itself(gallery, features)
+    with open_gallery(path) as gallery:
+        gallery.build(anew=True)
+    left = {file.name for file in path.iterdir()}
+    assert left == {"gallery.sqlite", "vectors-0.f32", "lock", index_file(path).name}
+
+
+@pytest.mark.parametrize("engine", ["hnsw", "ivfpq"])
+@pytest.mark.parametrize("damage", ["truncated", "longer", "one byte", "missing"])
+def test_a_damaged_index_is_not_loaded(path, engine, damage, small_builds):
+    features = built(path, engine)
+    file = index_file(path)
+    content = bytearray(file.read_bytes())
+    if damage == "truncated":
+        file.write_bytes(content[: len(content) // 2])
+    elif damage == "longer":
+        file.write_bytes(content + b"0")
+    elif damage == "one byte":
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+    else:
+        file.unlink()
+    with open_gallery(path) as gallery:
+        (note,) = [note for note in gallery.notes if file.name in note]
+        assert "\n" not in note
+        assert gallery.info()["indexed"] == 0
+        assert finds_itself(gallery, features)
+        gallery.build()
+        assert gallery.notes == []
+    with open_gallery(path) as gallery:
+        assert gallery.info()["indexed"] == 600
+        assert finds_itself(gallery, features)
+
+
+@pytest.mark.parametrize("engine", ["hnsw", "ivfpq"])
+def test_rows_that_the_index_lacks_are_found(path, engine, small_builds):
+    features = built(path, engine)
+    more = clustered(50, DIMENSION, 4)
+    with open_gallery(path) as gallery:
+        gallery.add(more)
+        assert gallery.info()["indexed"] == 650
+        written = json.loads(json.dumps(gallery.store.settings["snapshot"]))
+        assert written["rows"] == 600
+        process = run(
+            "gallery = open_gallery(sys.argv[1]); print(gallery.info()['indexed'], len(gallery))\n"
+            "print(gallery.search(clustered(50, 16, 4)[7:8], 1)[0][0].entry.id)",
+            path,
+            stdout=subprocess.PIPE,
+        )
+        assert process.communicate()[0].split() == [b"600", b"650", b"607"]
+    with open_gallery(path) as gallery:
+        assert gallery.info()["indexed"] == 650
+        assert finds_itself(gallery, np.concatenate([features, more]))
+
+
+def test_the_engine_can_be_changed(path, small_builds):
+    features = built(path, "flat")
+    with open_gallery(path) as gallery:
+        for engine in ("hnsw", "ivfpq", "auto"):
+            gallery.build(engine)
+            assert gallery.engine == ("flat" if engine == "auto" else engine)
+            assert finds_itself(gallery, features)
+        assert list(path.glob("index-*")) == []
+        with pytest.raises(UserError, match="engine is 'annoy', expected auto, flat, hnsw, ivfpq"):
+            gallery.build("annoy")
+
+
+def test_one_process_writes_and_others_read(path):
+    features = clustered(20, DIMENSION)
+    with create_gallery(path, DIMENSION, CHECKSUM, "flat") as gallery:
+        gallery.add(features[:10])
+        with open_gallery(path) as reader:
+            assert finds_itself(reader, features[:10])
+            for change in (
+                lambda: reader.add(features),
+                lambda: reader.delete([1]),
+                lambda: reader.set_threshold(1.0),
+                lambda: reader.compact(),
+                lambda: open_gallery(path, writable=True),
+            ):
+                with pytest.raises(UserError, match=f"process {os.getpid()} is writing to this gallery") as caught:
+                    change()
+                assert "\n" not in str(caught.value)
+            gallery.add(features[10:])
+            gallery.delete([0])
+            gallery.compact()
+            # As it was when it was opened, but for what is gone.
+            assert [[hit.entry.id for hit in hits] for hits in reader.search(features[[3, 0, 12]], 1)][:2] == [[3], []]
+            assert [hit.entry.id for hit in reader.search(features[12:13], 20)[0]].count(12) == 0
+            gallery.close()
+            np.testing.assert_array_equal(reader.add(features[:1]), [20])  # reads what has changed first
+            assert len(reader) == 20
+            np.testing.assert_array_equal(reader.features([19, 20]), features[[19, 0]])
+
+
+def test_what_is_no_gallery_is_said_in_one_line(path, tmp_path):
+    with pytest.raises(UserError, match=r"no gallery here \(gallery.sqlite is missing\)"):
+        open_gallery(tmp_path)
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(UserError, match=r"holds 'notes.txt', expected a new or an empty folder"):
+        create_gallery(tmp_path, DIMENSION, CHECKSUM)
+    built(path, "flat", 10)
+    (path / "vectors-0.f32").write_bytes(b"1234")
+    with pytest.raises(UserError, match=r"vectors-0.f32: 4 bytes, expected at least 640"):
+        open_gallery(path)
+    (path / "vectors-0.f32").unlink()
+    with pytest.raises(UserError, match=r"vectors-0.f32: No such file"):
+        open_gallery(path)
+    with sqlite3.connect(path / "gallery.sqlite") as database:
+        database.execute("UPDATE settings SET value = '7' WHERE key = 'format'")
+    database.close()
+    with pytest.raises(UserError, match="a gallery of format 7, expected 1"):
+        open_gallery(path)
+    (path / "gallery.sqlite").write_bytes(b"no database" * 100)
+    with pytest.raises(UserError, match=r"gallery.sqlite: file is not a database"):
+        open_gallery(path)
+
+
+@pytest.mark.parametrize("column", ["row = 0", "row = 99", "row = 'x'", "id = id + 50 * (row = 1)"])
+def test_a_damaged_database_is_said_in_one_line(path, column):
+    built(path, "flat", 10)
+    with sqlite3.connect(path / "gallery.sqlite") as database:
+        database.execute(f"UPDATE entries SET {column} WHERE row in (1, 2)")
+    database.close()
+    with pytest.raises(UserError, match=r"gallery.sqlite: damaged|expected a gallery"):
+        open_gallery(path)
+
+
+def test_no_room_on_the_disk(path, tmp_path):
+    """A limit on the size of files stands for a full disk: writing beyond it fails."""
+    built(path, "flat", 300)
+    code = (
+        "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "gallery = open_gallery(sys.argv[1]); engine.BUILT_LEAST = 100\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
+        "for change in (lambda: gallery.add(clustered(900, 16)), lambda: gallery.build('hnsw')):\n"
+        "    try: change()\n"
+        "    except Exception as error: print(type(error).__name__, error)\n"
+        "print(len(gallery), len(gallery.search(clustered(1, 16), 5)[0]))\n"
+    )
+    process = run(code, path, stdout=subprocess.PIPE, text=True)
+    lines = process.communicate()[0].splitlines()
+    assert lines[0].startswith("UserError cannot write")
+    assert "File too large" in lines[0]
+    assert lines[1].startswith("UserError cannot write")
+    assert lines[2:] == ["300 5"]
+    with open_gallery(path) as gallery:
+        assert len(gallery) == 300
+        assert list(gallery.add(clustered(2, DIMENSION))) == [300, 301]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_without_permission_can_be_searched(path):
+    features = built(path, "flat", 20)
+    for file in path.iterdir():
+        file.chmod(0o444)
+    path.chmod(0o555)
+    try:
+        with open_gallery(path) as gallery:
+            assert finds_itself(gallery, features)
+            with pytest.raises(UserError, match="cannot write"):
+                gallery.add(features)
+    finally:
+        path.chmod(0o755)
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cannot write .*: Not a directory"):
+        create_gallery(tmp_path / "file" / "gallery", DIMENSION, CHECKSUM)

@@ -1,0 +1,268 @@
+"""python -m han_tf.index and python -m han_tf.search."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+from search_helpers import CHECKSUM, clustered, labels
+
+from han_tf import index
+from han_tf.cli import run
+from han_tf.data.image_lists import UNKNOWN
+from han_tf.inference.feature_files import FeatureSet, save_features
+from han_tf.inference.feature_shards import FeatureBatch, Manifest, write_manifest, write_shard
+from han_tf.search import __main__ as search
+from han_tf.search import open_gallery
+from han_tf.search import sources as feature_sources
+
+DIMENSION = 16
+COUNT = 90
+
+
+@pytest.fixture
+def call(capsys):
+    def call(command, *arguments, status=0):
+        positional = "features" if command is index else "images"
+        found = run(command.main, command.FLAGS, command.__doc__, ["x", *map(str, arguments)], positional)
+        out, err = capsys.readouterr()
+        assert found == status, err
+        if status:
+            last = err.splitlines()[-1]
+            assert last.startswith("error: " if status == 1 else "usage error: ")
+            return last
+        return out
+
+    return call
+
+
+@pytest.fixture
+def archive(tmp_path):
+    return write_archive(tmp_path / "features.npz")
+
+
+def write_archive(path, count=COUNT, seed=0, dimension=DIMENSION):
+    pids = np.arange(count) // 3
+    paths = np.array([f"{seed}/{i}.jpg" for i in range(count)])
+    save_features(path, FeatureSet(clustered(count, dimension, seed), pids, np.arange(count) % 4, paths))
+    return path
+
+
+@pytest.fixture
+def shards(tmp_path):
+    """A folder of Parquet files as han_tf.extract writes it."""
+    folder = tmp_path / "extracted"
+    manifest = Manifest(CHECKSUM, DIMENSION, ("global", "local"), "f" * 64, COUNT, 40)
+    write_manifest(folder, manifest)
+    features, known = clustered(COUNT, DIMENSION), labels(COUNT)
+
+    def numbers(name):
+        return np.array([UNKNOWN if value is None else value for value in known[name]])
+
+    times = np.array([np.nan if time is None else time for time in known["times"]])
+    batch = FeatureBatch(features, numbers("pids"), numbers("camids"), times, np.array(known["paths"], object))
+    for number in range(manifest.shards):
+        write_shard(folder, manifest, number, FeatureBatch(*(a[slice(*manifest.bounds(number))] for a in batch)))
+    return folder
+
+
+@pytest.mark.parametrize("place", ["gallery", "gallery.db"])
+def test_parquet_becomes_a_gallery(call, tmp_path, shards, place):
+    path = tmp_path / place
+    out = call(index, "--index", path, shards)
+    assert f"{COUNT} of {COUNT} images added" in out
+    assert ("milvus" if place.endswith("db") else "few enough (128 MiB) to compare all of them exactly") in out
+    known = labels(COUNT)
+    with open_gallery(path, CHECKSUM) as gallery:
+        found = [hits[0] for hits in gallery.search(clustered(COUNT, DIMENSION), 1)]
+        assert [hit.distance for hit in found] == [0.0] * COUNT
+        entries = [hit.entry for hit in found]
+        for name, values in (("path", "paths"), ("pid", "pids"), ("camid", "camids"), ("time", "times")):
+            assert [getattr(entry, name) for entry in entries] == known[values]
+    assert f"0 of {COUNT} images added" in call(index, "--index", path, shards)
+    with open_gallery(path) as gallery:
+        assert len(gallery) == COUNT
+
+
+@pytest.mark.parametrize("place", ["gallery", "gallery.db"])
+def test_an_addition_that_was_interrupted_goes_on(call, tmp_path, shards, place):
+    path, third = tmp_path / place, shards / "part-00002.parquet"
+    whole = third.read_bytes()
+    content = bytearray(whole)
+    content[whole.index(clustered(COUNT, DIMENSION)[85].tobytes())] ^= 1
+    third.write_bytes(content)
+    assert "part-00002.parquet" in call(index, "--index", path, shards, status=1)
+    with open_gallery(path) as gallery:
+        assert len(gallery) == 80
+    third.write_bytes(whole)
+    assert f"10 of {COUNT} images added" in call(index, "--index", path, shards)
+    with open_gallery(path) as gallery:
+        assert len(gallery) == COUNT
+        assert sorted(hits[0].entry.path for hits in gallery.search(clustered(COUNT, DIMENSION), 1)) == sorted(
+            labels(COUNT)["paths"]
+        )
+
+
+def test_an_archive_needs_a_model_and_is_added_to_what_there_is(call, tmp_path, archive, monkeypatch):
+    monkeypatch.setattr(feature_sources, "ROWS", 32)
+    path = tmp_path / "gallery"
+    assert "does not say which model made it" in call(index, "--index", path, archive, status=1)
+    assert not path.exists()
+    call(index, "--index", path, archive, "--checksum=mine")
+    more = write_archive(tmp_path / "more.npz", 30, 5)
+    out = call(index, "--index", path, archive, more, "--checksum=mine", "--engine=hnsw", "--delete=3,4")
+    assert "more.npz: 30 of 30 images added" in out
+    assert "deleted 2 entries" in out
+    assert "engine hnsw (asked for)" in out
+    with open_gallery(path, "mine") as gallery:
+        assert len(gallery) == COUNT + 30 - 2
+        assert gallery.entries([COUNT])[0].path == "5/0.jpg"
+    assert "expected the same model" in call(index, "--index", path, more, "--checksum=another", status=1)
+    out = call(index, "--index", path, "--compact", "--engine=auto")
+    assert "engine flat" in out
+    assert (path / "vectors-1.f32").stat().st_size == (COUNT + 28) * 4 * DIMENSION
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere.npz"], "nowhere.npz: no such file or folder"),
+        (["."], "manifest.json: No such file"),
+        ([], "no gallery here, expected FEATURES"),
+        (["features.npz", "--checksum=a", "--calibrate=nowhere"], "nowhere: no such file or folder"),
+        (["features.npz", "wide.npz", "--checksum=a"], "wide.npz: features of dimension 20, expected 16"),
+        (["broken.npz", "--checksum=a"], "broken.npz: no NumPy archive"),
+        (["features.npz", "--checksum=a", "--delete=1,b"], "--delete 1,b: .*expected ids"),
+        (["features.npz", "--model=nowhere"], "nowhere"),
+        (["features.npz", "--checksum=a", "--index=file/gallery"], "cannot write file/gallery: Not a directory"),
+        (["features.npz", "--checksum=a", "--engine=milvus"], "is no address of Milvus"),
+        (
+            ["features.npz", "--checksum=a", "--engine=flat", "--index=g.db"],
+            "engine is 'flat', expected milvus at g.db",
+        ),
+        (["features.npz", "--checksum=a", "--index=g.db", "--milvus_index=BEST"], "index is 'BEST', expected FLAT"),
+        (
+            ["features.npz", "--checksum=a", "--index=http://127.0.0.1:9"],
+            "http://127.0.0.1:9#gallery: Milvus cannot be ",
+        ),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_bad_input_is_one_line(call, tmp_path, archive, monkeypatch, arguments, message):
+    monkeypatch.setattr("han_tf.search.milvus_gallery.SECONDS", 0.5)
+    monkeypatch.chdir(tmp_path)
+    write_archive(tmp_path / "wide.npz", dimension=20)
+    (tmp_path / "broken.npz").write_bytes(archive.read_bytes()[:1000])
+    (tmp_path / "file").touch()
+    line = call(index, "--index=gallery", *arguments, status=1)
+    assert re.search(message, line), line
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["--index=g", "--within"],
+        ["--index=g", "--calibrate=v", "--per_pair", "--within"],
+        ["--index=g", "--calibrate=v", "--threshold=1"],
+        ["--index=g", "--calibrate=v", "--false_accept_rate=2"],
+        ["--index=g", "--engine=annoy"],
+        ["--index=g", "--memory=0"],
+    ],
+    ids=" ".join,
+)
+def test_flags_that_mean_nothing(call, arguments):
+    call(index, *arguments, status=2)
+
+
+def test_the_threshold_is_chosen_and_used(call, tmp_path, archive):
+    path = tmp_path / "gallery"
+    strangers = write_archive(tmp_path / "validation.npz", 300, 7)
+    model = "--checksum=mine"
+    out = call(index, "--index", path, archive, model, "--calibrate", strangers, "--false_accept_rate=0.1", "--within")
+    assert "of 300 searches of strangers among 300 images find somebody (wanted 10.000%; 100 people)" in out
+    with open_gallery(path) as gallery:
+        facts = gallery.calibration
+        assert (facts["kind"], facts["rate"], facts["validation"]) == ("search", 0.1, str(strangers))
+    out = call(index, "--index", path, "--calibrate", strangers, "--per_pair", model)
+    assert "of 89,100 pairs of two people are accepted (wanted 1.000%" in out
+    out = call(index, "--index", path, "--threshold=0.001")
+    assert "threshold 0.0010, set by hand" in out
+    far = tmp_path / "far.npz"
+    np.savez(far, features=np.concatenate([clustered(1, DIMENSION), np.ones((1, DIMENSION))]))
+    out = call(search, "--index", path, "--features", far, "--k=2")
+    assert out.splitlines()[0] == "row 0"
+    assert "0/0.jpg" in out.splitlines()[2]
+    assert out.splitlines()[-2:] == ["row 1", "  not in the gallery"]
+    assert "not in the gallery" not in call(search, "--index", path, "--features", far, "--any_distance")
+    assert "no threshold" in call(index, "--index", path, "--nothreshold")
+
+
+def test_searching_for_an_entry_with_filters_as_json(call, tmp_path, shards):
+    path = tmp_path / "gallery"
+    call(index, "--index", path, shards)
+    cameras = ("--not_camera=1", "--camera=1", "--camera=2")
+    times = ("--after=1970-01-01T00:00:20", "--before=90")
+    out = call(search, "--index", path, "--id=7", "--id=8", "--k=5", *cameras, *times, "--rerank", "--json")
+    found = json.loads(out)
+    assert [query["query"] for query in found["queries"]] == ["entry 7", "entry 8"]
+    known = labels(COUNT)
+    for query, own in zip(found["queries"], (7, 8)):
+        assert query["known"]
+        passing = [
+            i for i in range(COUNT) if known["camids"][i] == 2 and 20 <= (known["times"][i] or 0) < 90 and i != own
+        ]
+        assert len(query["hits"]) == min(5, len(passing)) >= 4
+        for hit in query["hits"]:
+            assert hit["id"] != own
+            assert hit["camid"] == known["camids"][hit["id"]] == 2
+            assert 20 <= hit["time"] < 90
+            assert hit["path"] == known["paths"][hit["id"]]
+
+
+def test_searching_for_images(call, tmp_path, tiny_run, tiny_data, monkeypatch):
+    from han_tf.inference import extractor as module
+
+    images = sorted((tiny_data / "bounding_box_test").glob("*.jpg"))[:12]
+    loaded = {str(tiny_run): module.FeatureExtractor(tiny_run)}  # once: that takes seconds
+    monkeypatch.setattr(module, "FeatureExtractor", loaded.__getitem__)
+    features = loaded[str(tiny_run)](images)
+    ones = np.arange(12)
+    archive = tmp_path / "gallery.npz"
+    save_features(archive, FeatureSet(features, ones, ones, np.array([str(image) for image in images])))
+    path = tmp_path / "gallery"
+    call(index, "--index", path, archive, "--model", tiny_run)
+    with open_gallery(path) as gallery:
+        assert gallery.checksum == loaded[str(tiny_run)].checksum
+    out = call(search, "--index", path, "--model", tiny_run, images[4], images[9], "--k=1")
+    assert [line.split()[-1] for line in out.splitlines()[2::3]] == [str(images[4]), str(images[9])]
+    shutil.rmtree(path)
+    call(index, "--index", path, archive, "--checksum=another")
+    line = call(search, "--index", path, "--model", tiny_run, images[4], status=1)
+    assert "the gallery holds features of the model another…" in line
+    assert "no --model" in call(search, "--index", path, images[4], status=1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "expected either images, --id or --features"),
+        (["--id=1", "--features=features.npz"], "expected either images"),
+        (["--id=400"], "no entry 400"),
+        (["--features=wide.npz"], "expected [n, 16]"),
+        (["--features=nowhere.npz"], "nowhere.npz: No such file"),
+        (["--id=1", "--after=yesterday"], "--after yesterday"),
+        (["--id=1", "--index=nowhere"], "nowhere: no gallery here"),
+        (["--id=1", "--index=nowhere.db"], "nowhere.db: no such file"),
+        (["--id=1", "--index=empty"], "empty: the gallery is empty"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_bad_searches_are_one_line(call, tmp_path, archive, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    for name in ("gallery", "empty"):
+        call(index, f"--index={name}", archive, "--checksum=a")
+    call(index, "--index=empty", "--delete", ",".join(map(str, range(COUNT))))
+    write_archive(tmp_path / "wide.npz", dimension=20)
+    assert message in call(search, "--index=gallery", *arguments, status=1)
