@@ -10,9 +10,11 @@ import contextlib
 import logging
 import os
 import pickle
+import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -33,6 +35,11 @@ AUTO = "auto"
 CONNECT_SECONDS = 5
 ANSWER_SECONDS = 20
 """How long a cluster may take to accept a connection, and to answer. Ray itself tries for minutes."""
+
+WATCH_SECONDS = 5
+WATCH_FAILURES = 4
+"""How often the head of the cluster is looked for while it works, and how often in a row it may be missing. Ray would
+end the process after a minute, without a word."""
 
 OBJECT_STORE_BYTES = 128 * 2**20
 """Shared memory of a local Ray: only paths and numbers pass through it."""
@@ -87,7 +94,7 @@ def extract_with_ray(
             print(f"note: Ray at {address} is busy with other work; waiting until there is room for an actor")
         machines = _machines(ray)
         rows = _rows(images, work)
-        with _silent():
+        with _silent(), _watched(ray, address):
             shards = ray.data.from_items(rows, override_num_blocks=min(len(rows), MOST_BLOCKS)).map(
                 ShardMaker,
                 fn_constructor_args=(
@@ -233,6 +240,35 @@ def _connected(address: str) -> Iterator[ModuleType]:
     finally:
         with _silent():
             ray.shutdown()
+
+
+@contextlib.contextmanager
+def _watched(ray: ModuleType, address: str) -> Iterator[None]:
+    """Ends the block with an error when the cluster's head is lost; to be called from the main thread."""
+    host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+    done, lost = threading.Event(), threading.Event()
+
+    def watch() -> None:
+        failures = 0
+        while not done.wait(WATCH_SECONDS) and failures < WATCH_FAILURES:
+            failures = failures + 1 if _refusal(host.strip("[]"), int(port)) else 0
+        if not done.is_set():
+            lost.set()
+            # A signal, since nothing else gets the main thread out of waiting for the cluster.
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        if lost.is_set():
+            raise UserError(
+                f"Ray at {address}: the head of the cluster was lost; finished files stay, the same command goes on"
+            ) from interrupt
+        raise
+    finally:
+        done.set()
 
 
 @contextlib.contextmanager
