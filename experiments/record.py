@@ -4,7 +4,8 @@
   python -m experiments.record bench.json --name speed-2026-11-24
 
 A run needs nothing but to be finished; where han_tf.evaluate --rerank has been run on it, its re-ranked rows come
-along. A benchmark's file is what han_tf.bench or experiments.bench_metrics wrote with --output. Results of the same
+along. A benchmark's file is what han_tf.bench, experiments.bench_metrics or
+experiments.bench_runtimes wrote with --output. Results of the same
 settings take their places in the tables by themselves; --apart keeps one out of them and says why. What is to be
 said about a result stands in experiments/notes/NAME.md.
 """
@@ -47,12 +48,14 @@ def result_of(path: Path) -> tuple[str, dict[str, Any]]:
     figures = read_json(path)
     if isinstance(figures, dict) and {"networks", "product_flops"} <= set(figures):
         kind = "bench"
+    elif isinstance(figures, dict) and "runtimes" in figures:
+        kind = "runtimes"
     elif isinstance(figures, dict) and "figures" in figures:
         kind = "metrics_bench"
     else:
         raise UserError(
             f"{path}: neither a run's folder nor a benchmark's figures, expected the output of han_tf.train, "
-            "han_tf.bench or experiments.bench_metrics"
+            "han_tf.bench, experiments.bench_metrics or experiments.bench_runtimes"
         )
     made_with = figures.pop("environment", {})
     made_with.pop("command", None)

@@ -75,6 +75,7 @@ class Report:
         for heading, kind, render in (
             ("Runs in full", "training", self._training),
             ("Speed of the networks", "bench", _bench),
+            ("Speed of the exported models", "runtimes", _runtimes),
             ("Speed of the metrics", "metrics_bench", _metrics_bench),
         ):
             found = [result for result in self.results if result["kind"] == kind]
@@ -275,6 +276,47 @@ def _bench(result: Result) -> str:
             markdown_table(["network", "inference", "of product", "training", "of product"], lines),
             f"The input pipeline alone delivers {pipeline['cached']:,.0f} img/s from the cache, "
             f"about {times:.0f} times the fastest training, and {pipeline['decoding']:,.0f} img/s from files.",
+        ]
+    )
+
+
+def _runtimes(result: Result) -> str:
+    lines = []
+    for row in result["runtimes"]:
+        size = "" if row["megabytes"] is None else f"{row['megabytes']:.1f} MB"
+        accuracy, difference = row.get("accuracy", {}), row.get("mAP_difference")
+        lines.append(
+            [
+                row["format"],
+                row["precision"],
+                size,
+                f"{row['decoded']:,.0f} img/s",
+                f"{row['from_files']:,.0f} img/s",
+                f"{row['single_ms']:.1f} ms",
+                f"{100 * accuracy['rank-1']:.2f}" if accuracy else "",
+                f"{100 * accuracy['mAP']:.2f}" if accuracy else "",
+                "" if difference is None else f"{100 * difference:+.2f}",
+            ]
+        )
+    datasets = sorted({row["accuracy"]["dataset"] for row in result["runtimes"] if "accuracy" in row})
+    compared = (
+        f" Accuracies on {', '.join(datasets)}; the last column is against the Keras network." if datasets else ""
+    )
+    bars = [
+        f"- {bar['reached']:.2f} times {bar['of']}"
+        + (f" ({bar['anchor']:.0f} img/s, {'measured here' if bar['measured_here'] else 'scaled by the product'})")
+        * ("measured_here" in bar)
+        + f"; bar {bar['factor']:g}{'' if bar['reached'] >= bar['factor'] else ', missed'}"
+        for bar in result["bars"]
+    ]
+    head = ["format", "precision", "size", "decoded", "from files", "one image", "rank-1", "mAP", "mAP, difference"]
+    return "\n\n".join(
+        [
+            f"### {result.name}",
+            f"`python -m experiments.bench_runtimes`, float32 matrix product of the same run: "
+            f"{result['product_flops'] / 1e9:.0f} GFLOP/s.{compared} {_measured(result)}",
+            markdown_table(head, lines, left=2),
+            "The fastest of them reaches:\n\n" + "\n".join(bars),
         ]
     )
 

@@ -18,9 +18,10 @@ from han_tf.training.config import NEUTRAL, TrainConfig
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 
-KINDS = ("training", "network", "search", "statistics", "bench", "metrics_bench")
+KINDS = ("training", "network", "search", "statistics", "bench", "metrics_bench", "runtimes")
 """What a result is of: a training and its evaluation; FLOPs and speed of a network; search time by feature
-dimension; counts of a data set; the output of ``han_tf.bench``; that of ``experiments.bench_metrics``."""
+dimension; counts of a data set; the output of ``han_tf.bench``, ``experiments.bench_metrics`` and
+``experiments.bench_runtimes``."""
 
 # The files of a run; the modules that define these names import TensorFlow, which the runner can do without.
 CONFIG, HISTORY, ENVIRONMENT = "config.json", "history.json", "environment.json"

@@ -1,0 +1,152 @@
+"""Measure the formats and precisions that a run was exported in, beside the run itself: size, speed, accuracy.
+
+  python -m han_tf.export --run RUN --format all --precision all
+  python -m experiments.bench_runtimes --run RUN
+
+Each rate is the median of several measurements: of images that are decoded already, of JPEG files of Market-1501's
+size on disk, and the time of a single image. All stand beside this machine's own 4096³ float32 matrix product of the
+same run, and the fastest one beside its bars: 10 times torchreid's HACNN and 2.5 times its OSNet x0.25, at the best
+that PyTorch does with them on a processor. What these do elsewhere is scaled by the product, unless --hacnn and --osnet
+say what was measured on this machine. Accuracies are those that the export was checked with.
+"""
+
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import flags
+from PIL import Image
+
+from experiments.bench_metrics import STATED_PRODUCT, product_flops
+from han_tf import cli as command_line
+from han_tf.errors import UserError
+from han_tf.files import write_json
+from han_tf.inference.card import CARD
+from han_tf.inference.extractor import FeatureExtractor
+from han_tf.training import environment
+
+FILES = 1024
+FILE_SIZE = (64, 128)
+"""Width and height of Market-1501's images, in pixels."""
+
+OF_DECODED = 0.6
+"""Share of the decoded rate that files must reach."""
+
+ANCHORS = {"hacnn": (112.0, 10.0), "osnet": (456.0, 2.5)}
+"""Network of torchreid -> images per second at its best, where the product is STATED_PRODUCT; how many times that."""
+
+NAMES = {"hacnn": "torchreid HACNN", "osnet": "torchreid OSNet x0.25"}
+
+FLAGS = command_line.new_flags()
+flags.DEFINE_string("run", "", "The run's folder.", flag_values=FLAGS, required=True)
+flags.DEFINE_string("exports", "", "Folder of the exported models; exports in the run if empty.", flag_values=FLAGS)
+flags.DEFINE_integer("repeats", 7, "Measurements per figure; the median counts.", 3, flag_values=FLAGS)
+flags.DEFINE_float("hacnn", 0.0, "Images per second of HACNN on this machine, if measured.", 0, flag_values=FLAGS)
+flags.DEFINE_float("osnet", 0.0, "Images per second of OSNet x0.25 on this machine.", 0, flag_values=FLAGS)
+flags.DEFINE_string("output", "", "JSON file for the figures.", flag_values=FLAGS)
+
+
+def median_seconds(call: Callable[[], Any], repeats: int) -> float:
+    """Returns the median time of one call, after one that is not counted."""
+    call()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def write_images(folder: Path) -> list[Path]:
+    """Writes :data:`FILES` JPEG images from a seed and returns their paths."""
+    rng = np.random.default_rng(0)
+    paths = []
+    for number in range(FILES):
+        coarse = Image.fromarray(rng.integers(0, 256, (16, 8, 3), np.uint8))
+        paths.append(folder / f"{number:04}.jpg")
+        coarse.resize(FILE_SIZE, Image.BICUBIC).save(paths[-1], quality=90)
+    return paths
+
+
+def figures(folder: Path, paths: list[Path], repeats: int) -> dict[str, Any]:
+    """Returns what is measured of one model."""
+    extractor = FeatureExtractor(folder)
+    images = np.random.default_rng(0).integers(0, 256, (FILES // 2, *extractor.input_size, 3), np.uint8)
+    files = [folder / name for name in extractor.card.files]
+    row = {
+        "format": extractor.format,
+        "precision": extractor.precision,
+        "megabytes": sum(path.stat().st_size for path in files) / 1e6 if files else None,
+        "decoded": len(images) / median_seconds(lambda: extractor.embed(images), repeats),
+        "from_files": len(paths) / median_seconds(lambda: extractor(paths), repeats),
+        "single_ms": 1000 * median_seconds(lambda: extractor.embed(images[:1]), 5 * repeats),
+    }
+    check = extractor.card.check
+    if "accuracy" in check:
+        row["accuracy"] = {"dataset": check["dataset"], **check["accuracy"]}
+        row["mAP_difference"] = check["accuracy"]["mAP"] - check["keras_accuracy"]["mAP"]
+    return row
+
+
+def bars(rows: list[dict[str, Any]], product: float, measured: dict[str, float]) -> list[dict[str, Any]]:
+    """Returns how the fastest model stands to its bars."""
+    best = max(rows, key=lambda row: row["decoded"])
+    found = []
+    for name, (rate, factor) in ANCHORS.items():
+        anchor = measured.get(name) or rate * product / STATED_PRODUCT
+        bar = {"of": NAMES[name], "anchor": anchor, "measured_here": bool(measured.get(name)), "factor": factor}
+        found.append({**bar, "reached": best["decoded"] / anchor})
+    share = best["from_files"] / best["decoded"]
+    return [*found, {"of": "decoded, from files", "anchor": best["decoded"], "factor": OF_DECODED, "reached": share}]
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Returns the models' figures as a table."""
+    head = f"{'format':<12}{'precision':<10}{'MB':>7}{'decoded':>14}{'from files':>14}{'one image':>12}{'mAP':>8}"
+    lines = [head, "-" * len(head)]
+    for row in rows:
+        size = "-" if row["megabytes"] is None else f"{row['megabytes']:.1f}"
+        accuracy = f"{100 * row['accuracy']['mAP']:.2f}" if "accuracy" in row else "-"
+        lines.append(
+            f"{row['format']:<12}{row['precision']:<10}{size:>7}{row['decoded']:>8.0f} img/s"
+            f"{row['from_files']:>8.0f} img/s{row['single_ms']:>9.1f} ms{accuracy:>8}"
+        )
+    return "\n".join(lines)
+
+
+def main(values: flags.FlagValues) -> None:
+    """Measures as the flags say."""
+    exports = Path(values.exports or Path(values.run) / "exports")
+    folders = sorted(path.parent for path in exports.glob(f"*/{CARD}") if not path.parent.name.startswith("."))
+    if not folders:
+        raise UserError(f"{exports}: no exported models, expected some: python -m han_tf.export --run {values.run}")
+    before = product_flops()
+    rows = []
+    with tempfile.TemporaryDirectory() as temporary:
+        paths = write_images(Path(temporary))
+        for folder in (Path(values.run), *folders):
+            rows.append(figures(folder, paths, values.repeats))
+            print(f"{rows[-1]['format']} in {rows[-1]['precision']}: {rows[-1]['decoded']:.0f} img/s", flush=True)
+    product = (before + product_flops()) / 2
+    found = bars(rows, product, {"hacnn": values.hacnn, "osnet": values.osnet})
+    print(f"\nfloat32 matrix product, 4096³: {product / 1e9:.0f} GFLOP/s", table(rows), sep="\n")
+    for bar in found:
+        met = "met" if bar["reached"] >= bar["factor"] else "MISSED"
+        print(f"{bar['reached']:.2f} times {bar['of']} ({bar['anchor']:.0f} img/s); bar {bar['factor']:g}: {met}")
+    if values.output:
+        report = {"product_flops": product, "runtimes": rows, "bars": found, "environment": environment.describe()}
+        write_json(values.output, report)
+
+
+def cli() -> None:
+    """Runs the command line."""
+    sys.exit(command_line.run(main, FLAGS, __doc__))
+
+
+if __name__ == "__main__":
+    cli()
