@@ -190,7 +190,7 @@ def test_the_threshold_is_chosen_and_used(call, tmp_path, archive):
     out = call(index, "--index", path, "--threshold=0.001")
     assert "threshold 0.0010, set by hand" in out
     far = tmp_path / "far.npz"
-    np.savez(far, features=np.concatenate([clustered(1, DIMENSION), np.ones((1, DIMENSION))]))
+    np.savez(far, features=np.concatenate([clustered(COUNT, DIMENSION)[:1], np.ones((1, DIMENSION))]))
     out = call(search, "--index", path, "--features", far, "--k=2")
     assert out.splitlines()[0] == "row 0"
     assert "0/0.jpg" in out.splitlines()[2]

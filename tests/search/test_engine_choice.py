@@ -1,0 +1,169 @@
+"""Which engine is chosen, how well the indexes find, and the parts they are made of."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from search_helpers import CHECKSUM, clustered
+
+from han_tf.search import Filters, create_gallery
+from han_tf.search.approximate import KINDS, principal_axes
+from han_tf.search.choice import choose_engine
+from han_tf.search.exact import ExactSearch, squared_distances
+from han_tf.search.guard import Guard
+
+
+@pytest.mark.parametrize(
+    ("rows", "dimension", "memory_mb", "engine"),
+    [
+        (0, 1024, 1, "flat"),
+        (32_768, 1024, 1, "flat"),
+        (32_769, 1024, 1000, "hnsw"),
+        (1_000_000, 1024, 1250, "hnsw"),
+        (1_000_000, 1024, 1000, "ivfpq"),
+        (131_073, 256, 1, "ivfpq"),
+        (10**9, 256, 64_000, "ivfpq"),
+    ],
+)
+def test_size_and_memory_choose_the_engine(rows, dimension, memory_mb, engine):
+    choice = choose_engine(rows, dimension, memory_mb)
+    assert choice.engine == engine
+    assert f"{rows:,} vectors of {dimension:,} values" in choice.reason
+    assert "\n" not in choice.reason
+
+
+def test_auto_says_why(tmp_path):
+    for rows, engine in ((100, "flat"), (10**6, "hnsw"), (10**8, "ivfpq")):
+        options = {"rows": rows, "memory_mb": 2000}
+        with create_gallery(tmp_path / engine, 1024, CHECKSUM, **options) as gallery:
+            assert gallery.engine == engine
+            assert f"{rows:,} vectors" in gallery.info()["reason"]
+
+
+@pytest.mark.parametrize("engine", ["hnsw", "ivfpq"])
+@pytest.mark.parametrize("latent", [12, 60])
+def test_indexes_find_nearly_all_that_are_nearest(tmp_path, engine, latent):
+    features = clustered(6000, 64, latent=latent)
+    queries = clustered(100, 64, 1, latent=latent, people=300)
+    camids = np.arange(6000) % 8
+    with create_gallery(tmp_path / "g", 64, CHECKSUM, engine, threads=1) as gallery:
+        gallery.add(features, camids=camids)
+        gallery.build()
+        assert (gallery._loaded.index.projection is None) == (latent == 60)
+        for filters, passing in (
+            (Filters(), camids >= 0),
+            (Filters(not_cameras=(3,)), camids != 3),
+            (Filters(cameras=(5,)), camids == 5),
+        ):
+            found = gallery.search(queries, 10, filters=filters)
+            recall = 0
+            for query, hits in zip(queries, found):
+                distances = np.where(passing, squared_distances(query, features, np.arange(6000)), np.inf)
+                best = np.argsort(distances, kind="stable")[:10]
+                recall += len({hit.entry.id for hit in hits} & set(best.tolist())) / 10
+                ids = [hit.entry.id for hit in hits]
+                np.testing.assert_allclose([hit.distance for hit in hits], np.sqrt(distances[ids]), rtol=1e-12)
+            assert recall / len(queries) > 0.95
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_index_knows_one_that_it_wrote(tmp_path, kind):
+    features = clustered(900, 32)
+    index = KINDS[kind](32)
+    index.train(features)
+    index.add(features[:500])
+    index.write(tmp_path / "i")
+    again = KINDS[kind].read(tmp_path / "i", 32)
+    assert again.rows == 500
+    again.add(features[500:])
+    again.write(tmp_path / "j")
+    last = KINDS[kind].read(tmp_path / "j", 32)
+    rows = last.propose(features[:50], 30, None, 1)
+    assert rows.max() < 900
+    assert all(i in found for i, found in enumerate(rows))
+    mask = np.zeros(900, bool)
+    mask[[7, 650]] = True
+    found = last.propose(features[:1], 5, mask, 16)
+    assert set(found[found >= 0]) <= {7, 650}
+    for other in (31, 64):
+        with pytest.raises(ValueError, match=r"dimension|another kind"):
+            KINDS[kind].read(tmp_path / "i", other)
+
+
+def test_principal_axes_hold_the_variance_and_no_more_than_half():
+    features = clustered(500, 64, latent=12)
+    axes = principal_axes(features)
+    assert axes.shape == (64, 16)
+    np.testing.assert_allclose(axes.T @ axes, np.eye(16), atol=1e-5)
+    centred = features - features.mean(axis=0)
+    assert ((centred @ axes) ** 2).sum() > 0.99 * (centred**2).sum()
+    assert principal_axes(np.random.default_rng(0).standard_normal((500, 64)).astype(np.float32)) is None
+    assert principal_axes(np.zeros((10, 64), np.float32)) is None
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_exact_search_is_exact_for_any_rounding(data):
+    """Values of which float32 sums lose digits, many of them nearly or wholly alike."""
+    d, n = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 60))
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    scale = data.draw(st.sampled_from([1.0, 1e3, 1e-3]))
+    vectors = (scale + data.draw(st.sampled_from([0.0, 1e-6, 1e-2])) * rng.integers(-2, 3, (n, d))).astype(np.float32)
+    queries = vectors[rng.integers(0, n, 3)] + np.float32(1e-3 * scale)
+    chosen = data.draw(st.sampled_from([None, np.flatnonzero(rng.random(n) < 0.5)]))
+    k = data.draw(st.integers(1, 8))
+    threads = data.draw(st.integers(1, 2))
+    searcher = ExactSearch(threads)
+    norms = float((vectors.astype(np.float64) ** 2).sum(axis=1).max())
+    rows = np.arange(n) if chosen is None else chosen
+    if len(rows):
+        for query, (found, distances) in zip(queries, searcher.search(queries, vectors, chosen, k, norms)):
+            true = squared_distances(query, vectors, rows)
+            order = np.lexsort((rows, true))[:k]
+            np.testing.assert_array_equal(found, rows[order])
+            np.testing.assert_array_equal(distances, true[order])
+    searcher.close()
+
+
+def test_a_large_exact_search_in_parts(monkeypatch):
+    monkeypatch.setattr("han_tf.search.exact.GATHERED", 100)
+    vectors = clustered(5000, 24)
+    queries = clustered(3, 24, 1)
+    chosen = np.flatnonzero(np.random.default_rng(0).random(5000) < 0.3)
+    for threads in (1, 4):
+        searcher = ExactSearch(threads)
+        for rows in (None, chosen):
+            among = np.arange(5000) if rows is None else rows
+            for query, (found, _) in zip(queries[:1], searcher.search(queries[:1], vectors, rows, 10, 1.0)):
+                true = squared_distances(query, vectors, among)
+                np.testing.assert_array_equal(found, among[np.lexsort((among, true))[:10]])
+        searcher.close()
+
+
+def test_readers_and_writers_exclude_each_other_and_take_turns():
+    guard, inside, most, seen = Guard(), [0, 0], [0, 0], []
+    stop = threading.Event()
+
+    def enter(kind):
+        while not stop.is_set():
+            with guard.writing() if kind else guard.reading():
+                inside[kind] += 1
+                most[kind] = max(most[kind], inside[kind])
+                seen.append((kind, tuple(inside)))
+                time.sleep(0.001)
+                inside[kind] -= 1
+
+    threads = [threading.Thread(target=enter, args=(kind,)) for kind in (0, 0, 0, 1, 1)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.4)
+    stop.set()
+    for thread in threads:
+        thread.join(5)
+    assert not any(thread.is_alive() for thread in threads)
+    assert most[1] == 1
+    assert all(there[0] == 0 for kind, there in seen if kind)
+    assert {kind for kind, _ in seen[len(seen) // 2 :]} == {0, 1}  # nobody starves

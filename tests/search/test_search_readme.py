@@ -1,0 +1,43 @@
+"""The README's example runs, from top to bottom, and prints what it says it does."""
+
+import re
+from pathlib import Path
+
+import han_tf.search
+from han_tf import index
+from han_tf.search import __main__ as search
+from han_tf.search.choice import FLAT_BYTES
+
+README = Path(han_tf.search.__file__).with_name("README.md")
+
+
+def test_the_example_of_a_gallery_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert len(blocks) == 4
+    names = {}
+    for block in blocks:
+        exec(compile(block, str(README), "exec"), names)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("0.000 crops/0.jpg camera")
+    own = f"camera {names['camids'][0]}"
+    elsewhere = [line for line in lines if line.startswith("elsewhere")]
+    assert len(elsewhere) == 3
+    assert not any(line.endswith(own) for line in elsewhere)
+    reranked = [line for line in lines if line.startswith("re-ranked")]
+    assert reranked[0].endswith("crops/0.jpg")
+    assert len(reranked) == 3
+    assert re.search(r"threshold 0\.\d+: \d+% of the images are still recognised", "\n".join(lines))
+    assert lines[-1] == "not in the gallery"
+
+
+def test_every_public_name_of_search_is_exported():
+    for name in han_tf.search.__all__:
+        assert getattr(han_tf.search, name) is not None
+
+
+def test_the_readme_names_flags_that_there_are():
+    text = README.read_text(encoding="utf-8")
+    known = {*index.FLAGS, *search.FLAGS, "out"}
+    assert {flag.replace("-", "_") for flag in re.findall(r"--([a-z_]+)", text)} <= known
+    assert f"{FLAT_BYTES // 2**20} MiB of vectors ({FLAT_BYTES // 4096:,} of 1,024-D)" in text
