@@ -1,12 +1,24 @@
 """Queues with an end: batches for the network, and pools of threads for everything else that takes time."""
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Optional
+from typing import Any, NamedTuple, Optional
 
 from han_tf.serve.limits import Refusal, overloaded
+
+
+class _Waiting(NamedTuple):
+    item: Any
+    future: asyncio.Future
+    since: float
+
+
+def _power_of_two(number: int) -> int:
+    """Returns the greatest power of two that is not above ``number``; 0 for 0."""
+    return 1 << number.bit_length() - 1 if number else 0
 
 
 class Batcher:
@@ -16,10 +28,13 @@ class Batcher:
     computed, the next one gathers. Batches are computed one after the other, in one thread. What nobody waits for
     any more (a client went away, or its time ran out) is not computed.
 
+    The sizes of batches are powers of two, since runtimes keep buffers and compiled kernels for every size that they
+    have met: with all sizes up to 32, HAN Small in TensorFlow takes 130 MiB more. The rest goes into the next batch.
+
     Args:
       compute: takes a list of items and returns as many results, in their order.
       name: what waits, for the message when the queue is full.
-      max_batch: most items of a batch.
+      max_batch: most items of a batch; the power of two below it, if it is none.
       wait_ms: how long a batch stays open, in ms.
       max_queue: most items waiting.
       observe: called with the size of every batch.
@@ -40,7 +55,7 @@ class Batcher:
         self._wait = wait_ms / 1000
         self._max_queue = max_queue
         self._observe = observe
-        self._waiting: deque[tuple[Any, asyncio.Future]] = deque()
+        self._waiting: deque[_Waiting] = deque()
         self._arrived: Optional[asyncio.Event] = None
         self._worker: Optional[asyncio.Task] = None
         self._closing = False
@@ -48,6 +63,11 @@ class Batcher:
     def __len__(self) -> int:
         """Returns how many items wait."""
         return len(self._waiting)
+
+    async def warm_up(self, item: Any) -> None:
+        """Computes a batch of ``item`` of every size, so that the first requests are as quick as later ones."""
+        for power in range(_power_of_two(self._max_batch).bit_length()):
+            await asyncio.get_running_loop().run_in_executor(self._thread, self._compute, [item] * 2**power)
 
     def start(self) -> None:
         """Begins to compute; called in the event loop that will call it."""
@@ -67,7 +87,7 @@ class Batcher:
         if len(self._waiting) >= self._max_queue:
             raise overloaded(f"{self._max_queue} {self._name} are waiting")
         future = asyncio.get_running_loop().create_future()
-        self._waiting.append((item, future))
+        self._waiting.append(_Waiting(item, future, time.monotonic()))
         self._arrived.set()
         return await future
 
@@ -83,22 +103,20 @@ class Batcher:
         loop = asyncio.get_running_loop()
         while True:
             await self._arrived.wait()
-            if len(self._waiting) < self._max_batch and not self._closing:
-                await asyncio.sleep(self._wait)
-            batch = []
-            while self._waiting and len(batch) < self._max_batch:
-                item, future = self._waiting.popleft()
-                if not future.done():
-                    batch.append((item, future))
+            if 0 < len(self._waiting) < self._max_batch and not self._closing:
+                await asyncio.sleep(self._waiting[0].since + self._wait - time.monotonic())
+            self._waiting = deque(one for one in self._waiting if not one.future.done())
+            size = _power_of_two(min(len(self._waiting), self._max_batch))
+            batch = [self._waiting.popleft() for _ in range(size)]
             if not self._waiting and not self._closing:
                 self._arrived.clear()
             if batch:
                 self._observe(len(batch))
                 try:
-                    results = await loop.run_in_executor(self._thread, self._compute, [item for item, _ in batch])
+                    results = await loop.run_in_executor(self._thread, self._compute, [one.item for one in batch])
                 except Exception as error:
                     results = [error] * len(batch)
-                for (_, future), result in zip(batch, results):
+                for (_, future, _), result in zip(batch, results):
                     if not future.done():
                         settle = future.set_exception if isinstance(result, Exception) else future.set_result
                         settle(result)

@@ -211,6 +211,7 @@ class Service:
         """Begins to work, in the running event loop."""
         self._embed.start()
         self._attend.start()
+        await self._embed.warm_up(np.zeros((*self.extractor.input_size, 3), np.uint8))
         self._cameras |= await self._search(self._find_cameras)
 
     async def close(self) -> None:

@@ -50,8 +50,33 @@ def test_each_gets_its_own_result_and_batches_are_as_large_as_allowed():
 
     batches = run(test)
     assert [n for batch in batches for n in batch] == list(range(10))
-    assert max(map(len, batches)) == 4
-    assert len(batches) <= 4
+    assert [len(batch) for batch in batches] == [4, 4, 2]
+
+
+def test_sizes_are_powers_of_two():
+    async def test(batcher, doubler):
+        doubler.gate.clear()
+        first = asyncio.ensure_future(batcher(0))
+        while not doubler.batches:
+            await asyncio.sleep(0.01)
+        others = [asyncio.ensure_future(batcher(n)) for n in range(1, 24)]
+        await asyncio.sleep(0)
+        doubler.gate.set()
+        assert await asyncio.gather(first, *others) == [2 * n for n in range(24)]
+
+    assert [len(batch) for batch in run(test, max_batch=20, max_queue=30)] == [1, 16, 4, 2, 1]
+
+
+def test_warming_up_meets_every_size():
+    async def main():
+        doubler = Doubler()
+        batcher = Batcher(doubler, "numbers", 9, 1, 10)
+        batcher.start()
+        await batcher.warm_up(5)
+        await batcher.close()
+        assert doubler.batches == [[5] * n for n in (1, 2, 4, 8)]
+
+    asyncio.run(main())
 
 
 def test_one_alone_waits_for_a_moment_only():
