@@ -49,7 +49,12 @@ def run(
     argv = list(sys.argv if argv is None else argv)
     values.unparse_flags()  # a second call in one process starts from the defaults again
     try:
-        rest = values(argv)[1:]
+        try:
+            rest = values(argv)[1:]
+        except flags.IllegalFlagValueError:
+            # A flag that must be given is missed only by those who want more than help.
+            if not (values.is_parsed() and values.help):
+                raise
         if values.help:
             print(f"{(description or '').strip()}\n\nFlags:\n{values.get_help(include_special_flags=False)}")
             return 0

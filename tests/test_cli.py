@@ -47,6 +47,17 @@ def test_flags_reach_the_command(capsys):
     assert capsys.readouterr() == ("", "")
 
 
+def test_help_needs_no_other_flag(capsys):
+    command = Command()
+    flags.DEFINE_string("index", "", "Where.", flag_values=command.flags)
+    flags.register_validator("index", bool, "expected a folder", flag_values=command.flags)
+    assert command("--help") == 0
+    assert capsys.readouterr().out.startswith("Does it.")
+    assert command() == 2
+    assert capsys.readouterr().err == "usage error: flag --index=: expected a folder (--help lists the flags)\n"
+    assert command("--size=x", "--help") == 2
+
+
 def test_positional_arguments_only_where_they_are_allowed():
     command = Command()
     assert command("a", "--size=4", "b", positional="files") == 0
