@@ -11,7 +11,6 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
 from typing import NamedTuple, Optional, Protocol, Union
 
@@ -28,6 +27,7 @@ from han_tf.inference.feature_shards import (
     FeatureBatch,
     Manifest,
     ShardSummary,
+    import_pyarrow,
     read_manifest,
     read_shard,
     read_summary,
@@ -124,6 +124,7 @@ def plan(
         holds Parquet files, but no manifest.
     """
     folder = Path(folder)
+    import_pyarrow()  # not only when the first shard is to be written
     _remove([path for name in (SHARDS, MANIFEST, BAD_IMAGES) for path in folder.glob(f".{name}.*.tmp")])
     if overwrite:
         # The manifest last: as long as it stands, nobody takes what is left of the old shards for new ones.
@@ -285,17 +286,19 @@ def _write(
 
 
 def _check_same(folder: Path, found: Manifest, wanted: Manifest, ignored: Sequence[str]) -> None:
-    words = {
-        "model": "features of model",
-        "fingerprint": "features of a list of images with the fingerprint",
-        "shard_images": "shards of",
+    phrases = {
+        "model": "features of model {}",
+        "feature_dim": "features of dimension {}",
+        "branch_names": "features of the branches {}",
+        "images": "features of {} images",
+        "fingerprint": "features of another list of images, with the fingerprint {}",
+        "shard_images": "shards of {} images",
     }
-    for name in (entry.name for entry in fields(Manifest) if entry.name not in ("han_tf", *ignored)):
+    for name, phrase in phrases.items():
         values = getattr(found, name), getattr(wanted, name)
-        if values[0] != values[1]:
-            what = words.get(name, name)
+        if values[0] != values[1] and name not in ignored:
             raise UserError(
-                f"{folder}: holds {what} {values[0]}, expected {values[1]}; "
+                f"{folder}: holds {phrase.format(values[0])}, expected {values[1]}; "
                 "give another --out, or --overwrite to make it anew"
             )
 

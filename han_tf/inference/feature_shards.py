@@ -203,7 +203,7 @@ def write_shard(
       ValueError: rows and bad images together are more or fewer than the file is to have, or the features
         have another dimension.
     """
-    arrow, parquet = _import_pyarrow()
+    arrow, parquet = import_pyarrow()
     start, end = manifest.bounds(number)
     expected = (end - start - len(bad_images), manifest.feature_dim)
     if rows.features.shape != expected:
@@ -264,11 +264,25 @@ def read_shard(folder: Union[str, os.PathLike], manifest: Manifest, number: int)
         return file.read()
 
 
+def import_pyarrow() -> tuple[ModuleType, ModuleType]:
+    """Returns ``pyarrow`` and ``pyarrow.parquet``.
+
+    Raises:
+      UserError: they are not installed.
+    """
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise UserError(f"Parquet files need pyarrow ({error}), expected: pip install 'han-tf[extract]'") from error
+    return pyarrow, parquet
+
+
 class _ShardFile:
     """An open file whose metadata and columns are as they should be."""
 
     def __init__(self, folder: Union[str, os.PathLike], manifest: Manifest, number: int):
-        self._arrow, parquet = _import_pyarrow()
+        self._arrow, parquet = import_pyarrow()
         self.path = shard_path(folder, number)
         self.manifest = manifest
         try:
@@ -378,12 +392,3 @@ def _place(manifest: Manifest, number: int) -> dict[str, Any]:
         "first": start,
         "images": end - start,
     }
-
-
-def _import_pyarrow() -> tuple[ModuleType, ModuleType]:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise UserError(f"Parquet files need pyarrow ({error}), expected: pip install 'han-tf[extract]'") from error
-    return pyarrow, parquet

@@ -311,12 +311,15 @@ def test_another_list_or_model_or_division_is_refused(command, images, finished,
     before = {path.name: path.read_bytes() for path in finished.iterdir()}
     status, _, (line,) = command(images, "--shard_images=20")
     assert status == 1
-    assert "holds shards of 10, expected 20; give another --out, or --overwrite" in line
+    assert "holds shards of 10 images, expected 20; give another --out, or --overwrite" in line
     (images / "zz.jpg").write_bytes(b"")
     status, _, (line,) = command(images)
     assert status == 1
-    assert f"{finished}: holds features of a list of images with the fingerprint" in line
+    assert f"{finished}: holds features of 30 images, expected 31; give another --out" in line
     (images / "zz.jpg").unlink()
+    status, _, (line,) = command(images, r"--names=_c(?P<camid>\d)")
+    assert status == 1
+    assert f"{finished}: holds features of another list of images, with the fingerprint" in line
 
     other = dataclasses.replace(extractor.card, checksum="0" * 64)
     with pytest.raises(UserError, match=f"holds features of model {extractor.checksum}, expected {'0' * 64}"):
@@ -402,6 +405,14 @@ def test_flags_that_do_not_fit(command, images, flag):
     status, _, (line,) = command(images, flag)
     assert status == 2
     assert line.startswith("usage error: ")
+
+
+def test_without_pyarrow_nothing_is_begun(command, images, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    status, _, (line,) = command(images)
+    assert status == 1
+    assert "pip install 'han-tf[extract]'" in line
+    assert os.listdir(tmp_path / "out") == [".lock"]
 
 
 def test_the_newest_run_is_taken(command, images, tiny_run, tmp_path):
