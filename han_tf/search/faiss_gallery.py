@@ -4,7 +4,7 @@ import hashlib
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Optional, Union
 
@@ -356,7 +356,7 @@ class FaissGallery(Gallery):
             "model": self.checksum,
             "threshold": self.threshold,
             "calibration": self.calibration,
-            "bytes": sum(path.stat().st_size for path in self.folder.iterdir() if path.is_file()),
+            "bytes": _bytes(self.folder),
             "notes": self.notes,
         }
 
@@ -481,6 +481,14 @@ def _chosen(engine: str, rows: int, dimension: int, memory_mb: Optional[int]) ->
     if engine not in ENGINES:
         raise UserError(f"engine is {engine!r}, expected auto, {', '.join(ENGINES)} or milvus")
     return engine, "asked for"
+
+
+def _bytes(folder: Path) -> int:
+    size = 0
+    for path in folder.iterdir():
+        with suppress(FileNotFoundError):  # another process has just replaced it
+            size += path.stat().st_size
+    return size
 
 
 def _sha256(path: Path) -> str:

@@ -133,10 +133,13 @@ class Store:
             folder.mkdir(parents=True, exist_ok=True)
             if (folder / DATABASE).exists():
                 raise UserError(f"{folder}: there is a gallery already, expected a new folder")
+            vectors = folder / "vectors-0.f32"
+            if vectors.exists() and not vectors.stat().st_size:
+                vectors.unlink()  # a creation was interrupted
             others = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
             if others:
                 raise UserError(f"{folder}: holds {others[0]!r}, expected a new or an empty folder")
-            (folder / "vectors-0.f32").touch()
+            vectors.touch()
             temporary = folder / f".{DATABASE}.{os.getpid()}.tmp"
             temporary.unlink(missing_ok=True)
             database = _connect(temporary)

@@ -297,6 +297,23 @@ def test_a_folder_without_permission_can_be_searched(path):
         path.chmod(0o755)
 
 
+def test_no_permission_to_write(path, monkeypatch):
+    features = built(path, "flat", 20)
+    opened = os.open
+
+    def refused(name, flags, *mode):
+        if flags & (os.O_RDWR | os.O_WRONLY):
+            raise PermissionError(13, "Permission denied", str(name))
+        return opened(name, flags, *mode)
+
+    monkeypatch.setattr(os, "open", refused)
+    with open_gallery(path) as gallery:
+        assert finds_itself(gallery, features)
+        for change in (lambda: gallery.add(features), lambda: gallery.delete([1]), gallery.build):
+            with pytest.raises(UserError, match=r"cannot write .*lock: Permission denied"):
+                change()
+
+
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"cannot write .*: Not a directory"):

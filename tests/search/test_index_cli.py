@@ -11,11 +11,13 @@ from search_helpers import CHECKSUM, clustered, labels
 from han_tf import index
 from han_tf.cli import run
 from han_tf.data.image_lists import UNKNOWN
+from han_tf.errors import UserError
 from han_tf.inference.feature_files import FeatureSet, save_features
 from han_tf.inference.feature_shards import FeatureBatch, Manifest, write_manifest, write_shard
 from han_tf.search import __main__ as search
 from han_tf.search import open_gallery
 from han_tf.search import sources as feature_sources
+from han_tf.search.milvus_gallery import MilvusGallery
 
 DIMENSION = 16
 COUNT = 90
@@ -102,6 +104,26 @@ def test_an_addition_that_was_interrupted_goes_on(call, tmp_path, shards, place)
         assert sorted(hits[0].entry.path for hits in gallery.search(clustered(COUNT, DIMENSION), 1)) == sorted(
             labels(COUNT)["paths"]
         )
+
+
+def test_milvus_rows_whose_mark_was_lost_are_not_doubled(call, tmp_path, shards, monkeypatch):
+    """As if the process had died after the rows were in and before it said so."""
+    path = tmp_path / "gallery.db"
+    store, calls = MilvusGallery._store, []
+
+    def fails_once(self, key, value):
+        calls.append(key)
+        if len(calls) == 3:
+            raise UserError("gone")
+        store(self, key, value)
+
+    monkeypatch.setattr(MilvusGallery, "_store", fails_once)
+    assert call(index, "--index", path, shards, status=1) == "error: gone"
+    with open_gallery(path) as gallery:
+        assert len(gallery) == 80  # of which 40 are marked
+    assert f"50 of {COUNT} images added" in call(index, "--index", path, shards)
+    with open_gallery(path) as gallery:
+        assert len(gallery) == COUNT
 
 
 def test_an_archive_needs_a_model_and_is_added_to_what_there_is(call, tmp_path, archive, monkeypatch):
