@@ -13,16 +13,15 @@ SIZE = (48, 32)
 
 
 def trained_looking(model, seed=0):
-    """Gives batch norms and localisation numbers as training does; those they start with would hide mistakes."""
+    """Gives norms and localisation numbers as training does; those they start with would hide mistakes."""
     rng = np.random.default_rng(seed)
-    for layer in model.submodules:
-        if isinstance(layer, tf.keras.layers.BatchNormalization):
-            count = layer.moving_mean.shape
-            layer.moving_mean.assign(rng.normal(0, 0.3, count))
-            layer.moving_variance.assign(rng.uniform(0.5, 2, count))
-            for weight, mean in ((layer.gamma, 1), (layer.beta, 0.1)):
-                if weight is not None:
-                    weight.assign(rng.normal(mean, 0.2, count))
+    norms = [layer for layer in model.submodules if isinstance(layer, tf.keras.layers.BatchNormalization)]
+    for layer in norms:
+        layer.momentum = 0.0
+        for weight, mean in ((layer.gamma, 1), (layer.beta, 0.1)):
+            if weight is not None:
+                weight.assign(rng.normal(mean, 0.2, weight.shape))
+    model(images(8), training=True)
     for variable in model.localisation_variables:
         variable.assign_add(rng.normal(0, 0.05, variable.shape))
     return model
@@ -47,8 +46,8 @@ def test_a_folded_network_is_the_original(name, folded):
     model = trained_looking(create_deployed(name, input_size=SIZE))
     expected = model(images()).numpy()
     assert fold_batch_norm(model) == folded
-    np.testing.assert_allclose(model(images()).numpy(), expected, atol=2e-6)
-    assert expected.std(axis=0).max() > 1e-3  # the images differ
+    np.testing.assert_allclose(model(images()).numpy(), expected, atol=1e-5)
+    assert expected.std(axis=0).max() > 0.01  # the images differ
 
 
 def test_a_shared_layer_is_left_alone():
@@ -88,7 +87,7 @@ def test_the_exported_graph_gives_the_features(switches, flat):
     function = deployment_function(model, flat)
     for count in (1, 3):
         found = function(images=tf.constant(images()[:count]))["features"]
-        np.testing.assert_allclose(found, expected[:count], atol=2e-6)
+        np.testing.assert_allclose(found, expected[:count], atol=1e-5)
 
 
 @pytest.mark.parametrize("flat", [False, True])

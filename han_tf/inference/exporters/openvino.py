@@ -71,26 +71,37 @@ def quantised(model: openvino.Model, images: np.ndarray) -> openvino.Model:
       images: to calibrate with, ``[n, height, width, 3]`` uint8.
     """
     import nncf
+    from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 
-    data = nncf.Dataset([image[None] for image in images])
-    left_out = [node.get_friendly_name() for node in model.get_ordered_ops() if not _stays(node)]
-    scope = nncf.IgnoredScope(names=left_out, validate=False)
-    result = nncf.quantize(model, data, subset_size=len(images), ignored_scope=scope)
+    left_out = [node.get_friendly_name() for node in model.get_ordered_ops() if not _may_be_quantised(node)]
+    result = nncf.quantize(
+        model,
+        nncf.Dataset([image[None] for image in images]),
+        preset=nncf.QuantizationPreset.MIXED,
+        subset_size=len(images),
+        ignored_scope=nncf.IgnoredScope(names=left_out, validate=False),
+        # The default range is the mean of the images' largest values, which cuts off unusual images.
+        advanced_parameters=nncf.AdvancedQuantizationParameters(
+            activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX
+        ),
+    )
     _share_quantised(result)
     return result
 
 
-def _stays(node: openvino.Node) -> bool:
-    """Says whether NNCF may quantise ``node``: a convolution of several filters, or what belongs to one."""
+_CONVOLUTIONS = ("Convolution", "GroupConvolution")
+_MOVING = ("Parameter", "Constant", "Convert", "Result", "Transpose", "Reshape", "Concat", "Gather", "StridedSlice")
+_KEEPING_RANGE = ("Relu", "Clamp", "MaxPool", "AvgPool", "Pad")
+
+
+def _may_be_quantised(node: openvino.Node) -> bool:
+    """Says whether ``node`` is a convolution of several filters, its bias, or something without arithmetic."""
     kind = node.get_type_name()
-    if kind == "Convolution":
+    if kind in _CONVOLUTIONS:
         return node.get_output_partial_shape(0)[1].get_length() > 1
     if kind == "Add":
         return any(value.get_node().get_type_name() in _CONVOLUTIONS for value in node.input_values())
-    return kind not in ("MatMul", "Multiply", "Subtract", "ReduceMean", "Interpolate", "Divide", "Tanh", "Sigmoid")
-
-
-_CONVOLUTIONS = ("Convolution", "GroupConvolution")
+    return kind in _MOVING + _KEEPING_RANGE
 
 
 def _share_quantised(model: openvino.Model) -> None:
