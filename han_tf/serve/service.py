@@ -5,7 +5,7 @@ import math
 import sqlite3
 import sys
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Optional, Union
@@ -256,13 +256,16 @@ class Service:
             threshold = gallery.threshold
         feature = query.feature
         if feature is None:
-            self._entry_now(query.id)
-            (feature,) = gallery.features([query.id])
+            feature = _the_one(gallery.features, query.id)
         wanted = k + (query.id is not None)
         (hits,) = gallery.search(feature[None], wanted, filters=filters, threshold=math.inf, rerank=rerank)
         hits = [hit for hit in hits if hit.entry.id != query.id][:k]
+        near = hits
         if rerank:
             hits = self._with_distances(hits, feature)
+            # The nearest one, which says whether anybody is near enough, may not be among those that are likeliest.
+            (near,) = gallery.search(feature[None], wanted - k + 1, filters=filters, threshold=math.inf)
+            near = [hit for hit in near if hit.entry.id != query.id]
         paths = [hit.entry.path for hit in hits]
         names = self.store.names(paths)
         verdicts = self.store.verdicts(query.name, [(hit.entry.id, Path(hit.entry.path).name) for hit in hits])
@@ -272,7 +275,8 @@ class Service:
             for hit, name, far in zip(hits, names, beyond)
         ]
         self._cameras.update(hit.entry.camid for hit in hits if hit.entry.camid is not None)
-        return Answer(None if threshold is None else not all(beyond), threshold, found)
+        known = None if threshold is None else any(hit.distance <= threshold for hit in near)
+        return Answer(known, threshold, found)
 
     def _with_distances(self, hits: Sequence[Hit], feature: np.ndarray) -> list[Hit]:
         """Returns re-ranked hits with the distances of their features, which a threshold is about."""
@@ -293,12 +297,7 @@ class Service:
         return await self._ask(self._entry_now, id)
 
     def _entry_now(self, id: int) -> tuple[Entry, str]:
-        try:
-            (entry,) = self.gallery.entries([id])
-        except UserError as error:
-            if "no entry" in str(error):
-                raise _NoEntry(id) from error
-            raise
+        entry = _the_one(self.gallery.entries, id)
         return entry, self.store.names([entry.path])[0]
 
     async def list_entries(self, limit: int = LISTED) -> list[tuple[Entry, str]]:
@@ -500,6 +499,16 @@ class Service:
 
     async def _change(self, function: Any, *arguments: Any) -> Any:
         return await _told(self._write(function, *arguments), "written")
+
+
+def _the_one(call: Callable[[list[int]], Sequence[Any]], id: int) -> Any:
+    """Returns what ``call``, of a gallery, gives for one entry; raises Refusal 404 if there is none."""
+    try:
+        return call([id])[0]
+    except UserError as error:
+        if f"no entry {id}" in str(error):
+            raise _NoEntry(id) from error
+        raise
 
 
 async def _told(call: Any, what: str) -> Any:

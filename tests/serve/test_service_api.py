@@ -129,6 +129,11 @@ def test_reranking_sorts_anew_and_keeps_distances(shared, query):
         assert hit["distance"] == pytest.approx(distances[hit["id"]], abs=1e-5)
     assert [hit["id"] for hit in anew["hits"]] != [hit["id"] for hit in plain]
     assert {hit["id"] for hit in anew["hits"]} == set(distances)
+    # Whether anybody is near enough is for the nearest to say, even if it is not the likeliest.
+    few = {"k": 1, "rerank": True, "threshold": plain[0]["distance"] + 1e-6}
+    for data in (few, {**few, "threshold": plain[0]["distance"] - 1e-3}):
+        answer = shared.post("/search", files=upload(query), data=data).json()
+        assert answer["known"] is (data is few)
 
 
 @pytest.mark.parametrize(
@@ -323,7 +328,7 @@ def test_attention_is_that_of_the_network(shared, tiny_run, tiny_set):
 
 
 def test_attention_that_there_is_not(shared, make_service, tmp_path, query):
-    assert "expected 1 to 3" in error_of(shared.get("/gallery/0/attention?level=4"), 422)
+    assert "level is '4'" in error_of(shared.get("/gallery/0/attention?level=4"), 422)
     assert "kind" in error_of(shared.get("/gallery/0/attention?kind=x"), 422)
     with client_of(make_service(tmp_path, attention=None)) as client:
         assert "no attention" in error_of(client.get("/gallery/0/attention"), 404)
@@ -432,8 +437,8 @@ def test_no_answer_in_a_queue_that_is_full(make_service, tmp_path, query):
         gate.wait(20)
         return compute(images)
 
-    service._embed._compute = slow
     with on_socket(service) as address:
+        service._embed._compute = slow
         answers = []
 
         def ask():
@@ -456,8 +461,8 @@ def test_no_answer_in_a_queue_that_is_full(make_service, tmp_path, query):
 def test_a_network_that_takes_too_long(make_service, tmp_path, query):
     service = make_service(tmp_path, limits=Limits(request_seconds=0.3))
     gate = threading.Event()
-    service._embed._compute = lambda images: gate.wait(20) and [np.zeros(1024, np.float32)] * len(images)
     with client_of(service) as client:
+        service._embed._compute = lambda images: gate.wait(20) and [np.zeros(1024, np.float32)] * len(images)
         assert "0.3 seconds" in error_of(client.post("/embed", files=upload(query)), 503)
         gate.set()
 
@@ -496,8 +501,8 @@ def test_a_bug_is_said_without_a_traceback(make_service, tmp_path, query):
     def broken(_):
         raise ZeroDivisionError("/secret/place")
 
-    service._embed._compute = broken
     with client_of(service) as client:
+        service._embed._compute = broken
         assert error_of(client.post("/embed", files=upload(query)), 500) == "a fault of the service; its log says more"
         assert client.get("/healthz").status_code == 200
 

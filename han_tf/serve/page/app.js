@@ -14,6 +14,7 @@ const state = {
   attention: "off",
   level: 1,
 };
+const PAST = 50; // queries that Back can reach
 const past = new Map(); // key in the browser's history -> query, so that Back works for uploaded images, too
 let search = new AbortController();
 let filterTimer = 0;
@@ -93,6 +94,11 @@ function setQuery(query, remember = true) {
   if (remember) {
     const key = crypto.getRandomValues(new Uint32Array(2)).join("-");
     past.set(key, query);
+    if (past.size > PAST) {
+      const [oldest, forgotten] = past.entries().next().value;
+      past.delete(oldest);
+      if (forgotten?.url) URL.revokeObjectURL(forgotten.url);
+    }
     history.pushState({ key }, "", query && query.id !== undefined ? `#id=${query.id}` : location.pathname);
   }
   state.query = query;
@@ -534,6 +540,11 @@ addEventListener("keydown", (event) => {
 // ---------------------------------------------------------------- wiring
 
 $("pick").addEventListener("click", () => $("file").click());
+for (const [event, missing] of [["error", true], ["load", false]])
+  $("query-image").addEventListener(event, ({ target }) => {
+    target.classList.toggle("gone", missing);
+    target.parentElement.classList.toggle("empty", missing);
+  });
 $("file").addEventListener("change", () => {
   if ($("file").files.length) useFile($("file").files[0]);
   $("file").value = ""; // the same file can be chosen again
