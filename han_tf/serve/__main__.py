@@ -54,7 +54,6 @@ flags.DEFINE_integer("connections", DEFAULTS.connections, "Open at a time.", 1, 
 flags.DEFINE_integer("requests", DEFAULTS.requests, "Being answered at a time.", 1, 100_000, flag_values=FLAGS)
 flags.DEFINE_float("body_seconds", DEFAULTS.body_seconds, "For a body to arrive.", 0.1, 3600, flag_values=FLAGS)
 flags.DEFINE_float("request_seconds", DEFAULTS.request_seconds, "For an answer.", 0.1, 3600, flag_values=FLAGS)
-flags.register_validator("index", bool, "expected the folder of an index", flag_values=FLAGS)
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 EVERYWHERE = ("", "0.0.0.0", "::")
@@ -62,6 +61,8 @@ EVERYWHERE = ("", "0.0.0.0", "::")
 
 def main(values: flags.FlagValues) -> None:
     """Serves as the flags say, until a signal."""
+    if not values.index:
+        raise UserError("no --index, expected the gallery to serve: python -m han_tf.index makes one")
     check_installed()
     from han_tf.search import open_gallery
     from han_tf.serve.running import address_of, open_service, serve

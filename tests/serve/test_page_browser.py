@@ -71,6 +71,7 @@ def open_page(browser, address):
                 problems.append(message.text)
 
         page.on("console", note)
+        page.on("filechooser", lambda chooser: None)  # from now on, not from the moment one is waited for
         page.on("pageerror", lambda error: problems.append(str(error)))
         context.add_init_script(
             "texts = (part) => [...document.querySelectorAll('#found ' + part)].map((e) => e.textContent)"

@@ -31,7 +31,6 @@ OPERATIONS = [
     ("POST", "/gallery"),
     ("GET", "/gallery"),
     ("GET", "/gallery/{id}"),
-    ("DELETE", "/gallery/{id}"),
     ("GET", "/gallery/{id}/image"),
     ("GET", "/gallery/{id}/attention"),
     ("POST", "/attention"),
@@ -42,7 +41,9 @@ OPERATIONS = [
     ("GET", "/examples/{number}/image"),
     ("GET", "/healthz"),
     ("GET", "/metrics"),
+    ("DELETE", "/gallery/{id}"),
 ]
+"""Deleting comes last: with the same seed it asks for the same ids as the others."""
 
 
 def test_every_operation_is_fuzzed(description):
