@@ -94,7 +94,7 @@ def extract_with_ray(
             print(f"note: Ray at {address} is busy with other work; waiting until there is room for an actor")
         machines = _machines(ray)
         rows = _rows(images, work)
-        with _silent(), _watched(ray, address):
+        with _silent(), _watched(ray, address, actor_cpus):
             shards = ray.data.from_items(rows, override_num_blocks=min(len(rows), MOST_BLOCKS)).map(
                 ShardMaker,
                 fn_constructor_args=(
@@ -243,15 +243,22 @@ def _connected(address: str) -> Iterator[ModuleType]:
 
 
 @contextlib.contextmanager
-def _watched(ray: ModuleType, address: str) -> Iterator[None]:
-    """Ends the block with an error when the cluster's head is lost; to be called from the main thread."""
+def _watched(ray: ModuleType, address: str, actor_cpus: int) -> Iterator[None]:
+    """Ends the block with an error when the cluster's head is lost, and says when all other machines are.
+
+    To be called from the main thread.
+    """
     host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
     done, lost = threading.Event(), threading.Event()
 
     def watch() -> None:
-        failures = 0
+        failures, waiting = 0, False
         while not done.wait(WATCH_SECONDS) and failures < WATCH_FAILURES:
             failures = failures + 1 if _refusal(host.strip("[]"), int(port)) else 0
+            if not failures:
+                was, waiting = waiting, ray.cluster_resources().get("CPU", 0) < actor_cpus
+                if waiting and not was:
+                    tqdm.write(f"note: no machine of {address} has room for an actor; waiting for one", sys.stderr)
         if not done.is_set():
             lost.set()
             # A signal, since nothing else gets the main thread out of waiting for the cluster.
