@@ -27,7 +27,7 @@ PROJECTION_TRAINED = 16_384
 
 LINKS = 32
 CONSTRUCTION = 80
-SEARCHED = 192
+SEARCHED = 256
 """HNSW: links per vector and level (M), candidates kept while building and while searching (ef)."""
 
 LISTS_PER_ROOT = 4
@@ -36,9 +36,11 @@ TRAINING_ROUNDS = 10
 CODE_BYTES = 64
 """IVF-PQ: lists per √n; vectors that train each, in how many rounds of k-means; most bytes per vector."""
 
-LIST_SHARE = 16
+LIST_SHARE = 5
 LISTS_LEAST = 16
-"""IVF-PQ: one list in so many is read by a search, and at least so many."""
+PREFETCHING = 4
+"""IVF-PQ: one list in so many is read by a search, and at least so many; threads that begin to read them from disk,
+of which FAISS starts 32 for every search, at more cost than a search in memory has."""
 
 SCALAR_TRAINED = 65_536
 """Vectors from which the range of each value is learnt for 8 bits."""
@@ -248,6 +250,7 @@ class IvfPqIndex(ApproximateIndex):
         if not isinstance(index, self.faiss.IndexIVFPQ) or index.d != -(-self.width // self.bytes) * self.bytes:
             raise ValueError("it is another kind of index")
         self.written, self.fresh = index, self._like(index)
+        self.faiss.downcast_InvertedLists(index.invlists).prefetch_nthread = PREFETCHING
 
     def _like(self, index: Any) -> Any:
         """Returns an index with the quantisers of ``index``, which it needs as long as it lives, and no rows."""
