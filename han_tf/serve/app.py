@@ -183,7 +183,7 @@ def create_app(service: Service) -> FastAPI:
         ] = "",
     ) -> schemas.Added:
         """Adds an image. Its copy and its entry are on disk when the answer comes."""
-        picture = await picture_of(image)
+        picture = await service.read(await image.read(), to_keep=True)
         called = _printable(name or re.split(r"[/\\]", image.filename or "")[-1])[:NAME_LENGTH]
         return schemas.Added(id=await service.add(picture, called, pid, camid, time))
 

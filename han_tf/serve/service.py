@@ -29,6 +29,9 @@ SHOWN_SIDE = 512
 CACHED_OVERLAYS = 2048
 """Images whose attention is remembered: some 10 kB each."""
 
+COPY_SIDE = 1024
+"""Longer side of the copies of added images, in pixels; larger ones are shrunk to it."""
+
 LISTED = 60
 """Entries of the first look at a gallery."""
 
@@ -45,13 +48,14 @@ class Picture(NamedTuple):
 
     Attributes:
       sha256: of the uploaded bytes.
-      pixels: ``[height, width, 3]`` uint8, RGB, as it came.
-      resized: the same at the network's input size.
+      resized: ``[height, width, 3]`` uint8, RGB, at the network's input size. The pixels as they came are not kept:
+        hundreds of pictures may wait for the network.
+      copy: the file to keep when it is added to the gallery; None if it was not asked for.
     """
 
     sha256: str
-    pixels: np.ndarray
     resized: np.ndarray
+    copy: Optional[bytes]
 
 
 class Query(NamedTuple):
@@ -223,13 +227,19 @@ class Service:
         self.gallery.close()
         self.store.close()
 
-    async def read(self, data: bytes) -> Picture:
-        """Decodes an uploaded image; see :func:`han_tf.serve.images.decode_upload` for what is refused."""
-        return await self._decode(self._decode_now, data)
+    async def read(self, data: bytes, to_keep: bool = False) -> Picture:
+        """Decodes an uploaded image; see :func:`han_tf.serve.images.decode_upload` for what is refused.
 
-    def _decode_now(self, data: bytes) -> Picture:
+        Args:
+          data: the file's bytes.
+          to_keep: whether it will be added to the gallery.
+        """
+        return await self._decode(self._decode_now, data, to_keep)
+
+    def _decode_now(self, data: bytes, to_keep: bool) -> Picture:
         pixels = decode_upload(data, self.limits.pixels)
-        return Picture(hashlib.sha256(data).hexdigest(), pixels, resize(pixels, self.extractor.input_size))
+        copy = encode(pixels, "PNG", COPY_SIDE) if to_keep else None
+        return Picture(hashlib.sha256(data).hexdigest(), resize(pixels, self.extractor.input_size), copy)
 
     async def embed(self, picture: Picture) -> np.ndarray:
         """Returns the feature of a picture, float32 ``[d]``."""
@@ -336,13 +346,13 @@ class Service:
         camid: Optional[int],
         time: Optional[float],
     ) -> int:
-        """Adds an image to the gallery and returns its id; image and entry are on disk then.
+        """Adds a picture that was read to be kept, and returns its id; image and entry are on disk then.
 
         Raises:
           Refusal: 503, they cannot be written.
         """
         feature = await self.embed(picture)
-        id = await self._change(self._add_now, feature, picture.pixels, name, pid, camid, time)
+        id = await self._change(self._add_now, feature, picture.copy, name, pid, camid, time)
         if camid is not None:
             self._cameras.add(camid)
         return id
@@ -350,14 +360,14 @@ class Service:
     def _add_now(
         self,
         feature: np.ndarray,
-        pixels: np.ndarray,
+        copy: bytes,
         name: str,
         pid: Optional[int],
         camid: Optional[int],
         time: Optional[float],
     ) -> int:
         # One call in one thread: a client that goes away cannot stop it half-way.
-        path = str(self.store.save_copy(pixels, name))
+        path = str(self.store.save_copy(copy, name))
         try:
             (id,) = self.gallery.add(
                 feature[None],

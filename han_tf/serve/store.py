@@ -11,14 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Optional, Union
 
-import numpy as np
-
 from han_tf.errors import UserError
 from han_tf.files import atomic_open
-from han_tf.serve.images import encode
-
-COPY_SIDE = 1024
-"""Longer side of the copies of added images, in pixels; larger ones are shrunk to it."""
 
 COLUMNS = ("time", "query", "hit", "verdict", "distance", "image")
 """Of the exported verdicts: seconds since 1970 UTC; ``sha256:…`` of an uploaded image or ``id:…`` of an entry; the
@@ -119,22 +113,22 @@ class Store:
         writer.writerows((*row[:-1], "'" + row[-1] if row[-1][:1] in tuple("=+-@\t\r") else row[-1]) for row in rows)
         return text.getvalue()
 
-    def save_copy(self, image: np.ndarray, name: str) -> Path:
+    def save_copy(self, png: bytes, name: str) -> Path:
         """Writes a copy of an image that is being added, and what it was called.
 
         Args:
-          image: ``[height, width, 3]`` uint8, RGB.
+          png: the file's bytes.
           name: what the client calls it; never part of a path.
 
         Returns:
-          The file, PNG, with a name of its own.
+          The file, with a name of its own.
 
         Raises:
           UserError: it cannot be written.
         """
         path = self.copies / f"{uuid.uuid4().hex}.png"
         with atomic_open(path) as stream:
-            stream.write(encode(image, "PNG", COPY_SIDE))
+            stream.write(png)
         if name:
             with self._transaction():
                 self._database.execute("INSERT INTO names (file, name) VALUES (?, ?)", (path.name, name))

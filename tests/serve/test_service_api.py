@@ -208,6 +208,12 @@ def test_add_find_and_delete(client):
     assert id not in ids(client.post("/search", files=upload(picture), data={"k": 200}))
 
 
+def test_a_large_image_is_kept_smaller(client, tmp_path):
+    client.post("/gallery", files=upload(encoded(noise(2048, 512))))
+    (copy,) = (tmp_path / "state" / "images").iterdir()
+    assert Image.open(copy).size == (256, 1024)
+
+
 def test_what_is_unknown_stays_unknown(client):
     id = client.post("/gallery", files=upload(encoded(noise()))).json()["id"]
     entry = client.get(f"/gallery/{id}").json()
