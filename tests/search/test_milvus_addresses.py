@@ -1,0 +1,110 @@
+"""Where Milvus galleries are, who shares them, and what goes wrong there."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from search_helpers import CHECKSUM, clustered, labels
+
+from han_tf.errors import UserError
+from han_tf.search import Filters, create_gallery, milvus_gallery, open_gallery
+from han_tf.search.milvus_gallery import Address
+
+DIMENSION = 16
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("http://host:19530", Address("http://host:19530", "gallery")),
+        ("https://host#people", Address("https://host", "people")),
+        ("data/milvus.db", Address("data/milvus.db", "gallery")),
+        ("milvus.db#a_1", Address("milvus.db", "a_1")),
+        ("people", None),
+        ("a.db/folder", None),
+    ],
+)
+def test_an_address_is_told_from_a_folder(path, expected):
+    assert Address.of(path) == expected
+    if expected:
+        assert Address.of(str(expected)) == expected
+
+
+@pytest.mark.parametrize("name", ["a b", "1a", "ü", "a-b", 'x" or 1'])
+def test_names_of_collections(name):
+    with pytest.raises(UserError, match="expected letters, digits and underscores"):
+        Address.of("http://host", name)
+
+
+def test_the_same_code_serves_an_address(tmp_path):
+    """A server of Milvus Lite stands for the cluster; two clients share its gallery."""
+    from milvus_lite.adapter.grpc.server import start_server_in_thread
+
+    server, database, port = start_server_in_thread(data_dir=str(tmp_path / "data"), host="127.0.0.1", port=0)
+    try:
+        features, known = clustered(300, DIMENSION), labels(300)
+        path = f"http://127.0.0.1:{port}#people"
+        with create_gallery(path, DIMENSION, CHECKSUM) as first, open_gallery(path, CHECKSUM) as second:
+            assert first.location == second.location == path
+            ids = first.add(features, **known)
+            np.testing.assert_array_equal(second.features(ids[:5]), features[:5])
+            (hits,) = second.search(features[:1], 4, filters=Filters(cameras=(1, 2)))
+            assert {hit.entry.camid for hit in hits} <= {1, 2}
+            assert second.delete(ids[:100]) == 100
+            assert len(first) == 200
+            more = second.add(features[:3])
+            assert [hits[0].entry.id for hits in first.search(features[:3], 1)] == more.tolist()
+            assert ids.max() < 2**53
+        with pytest.raises(UserError, match=f"http://127.0.0.1:{port}#others: no gallery here"):
+            open_gallery(f"http://127.0.0.1:{port}#others")
+    finally:
+        server.stop(grace=0)
+        database.close()
+
+
+def test_an_addition_that_fails_is_taken_back(tmp_path, monkeypatch):
+    with create_gallery(tmp_path / "g.db", DIMENSION, CHECKSUM, index="FLAT") as gallery:
+        gallery.add(clustered(10, DIMENSION))
+        upsert, calls = gallery.client.upsert, []
+
+        def fails_later(*arguments):
+            calls.append(arguments)
+            if len(calls) == 3:
+                raise UserError("connection lost")
+            return upsert(*arguments)
+
+        monkeypatch.setattr(milvus_gallery, "REQUEST_BYTES", 40 * 4 * DIMENSION)
+        monkeypatch.setattr(gallery.client, "upsert", fails_later)
+        with pytest.raises(UserError, match="connection lost"):
+            gallery.add(clustered(100, DIMENSION))
+        assert len(calls) == 3
+        assert len(gallery) == 10
+        monkeypatch.setattr(gallery.client, "upsert", upsert)
+        assert len(gallery.add(clustered(100, DIMENSION))) == 100
+        assert len(gallery) == 110
+
+
+def test_a_file_belongs_to_one_process(tmp_path):
+    path = tmp_path / "g.db"
+    code = "import sys; from han_tf.search import open_gallery; open_gallery(sys.argv[1])"
+    with create_gallery(path, DIMENSION, CHECKSUM):
+        process = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True)
+    assert process.stderr.splitlines()[-1] == (
+        f"han_tf.errors.UserError: {path}: another process has this file of Milvus Lite open, expected one at a time"
+    )
+
+
+def test_what_is_no_file_of_milvus(tmp_path):
+    (tmp_path / "g.db").write_text("something else")
+    with pytest.raises(UserError, match=r"g\.db"):
+        open_gallery(tmp_path / "g.db")
+
+
+@pytest.mark.parametrize(("module", "path", "extra"), [("faiss", "g", "search"), ("pymilvus", "g.db", "milvus")])
+def test_a_missing_package_is_named_with_its_extra(tmp_path, monkeypatch, module, path, extra):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(UserError, match=rf"pip install 'han-tf\[{extra}\]'") as caught:
+        create_gallery(tmp_path / path, DIMENSION, CHECKSUM)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / path).exists()
