@@ -31,6 +31,9 @@ PRECISIONS = ("float32", "bfloat16", "float16", "int8")
 SAMPLED = 1000
 """Entries that are looked at to find out where a gallery's images lie."""
 
+FEW_FOLDERS = 20
+"""So many are taken one by one."""
+
 
 def open_service(
     gallery: Gallery,
@@ -78,12 +81,14 @@ def open_service(
             except UserError:
                 if attention:
                     raise
+            if drawing is not None and not attention and drawing.checksum != gallery.checksum:
+                drawing = None  # trained on since it was exported
         store = Store(state)
         return Service(
             gallery,
             extractor,
             store,
-            image_roots=image_roots or folders_of(gallery),
+            image_roots=image_roots or folders_of(gallery, store.copies),
             limits=limits,
             attention=drawing,
             examples=examples,
@@ -137,15 +142,23 @@ def run_of(model: Union[str, os.PathLike]) -> Optional[str]:
     )
 
 
-def folders_of(gallery: Gallery) -> list[str]:
-    """Returns the folder in which the images of a gallery lie, judged by some of them; several if that is the root."""
+def folders_of(gallery: Gallery, copies: Path) -> list[str]:
+    """Returns the folders in which the images of a gallery lie, judged by some of them.
+
+    If they are many, a folder for each person say, it is the one that holds them all, unless that is the root.
+
+    Args:
+      gallery: whose images.
+      copies: folder of added images, which lie elsewhere.
+    """
     origin = np.zeros((1, gallery.dimension), np.float32)
     (hits,) = gallery.search(origin, SAMPLED, threshold=math.inf)
-    folders = {str(Path(hit.entry.path).absolute().parent) for hit in hits if hit.entry.path}
-    if not folders:
-        return []
-    common = os.path.commonpath(folders)
-    return [common] if len(Path(common).parts) > 2 else sorted(folders)
+    folders = {Path(hit.entry.path).absolute().parent for hit in hits if hit.entry.path} - {copies}
+    if len(folders) > FEW_FOLDERS:
+        common = Path(os.path.commonpath(folders))
+        if common != Path(common.anchor):
+            return [str(common)]
+    return sorted(map(str, folders))
 
 
 class _Server(uvicorn.Server):

@@ -489,6 +489,28 @@ def test_names_contrast_and_width(open_page, query, scheme, viewport, tiny_set):
     assert Image.open(io.BytesIO(page.screenshot())).size == (viewport["width"], viewport["height"])
 
 
+def test_the_audit_finds_what_is_wrong(open_page):
+    page = open_page()
+    page.evaluate(
+        """() => {
+          const [button, text, image] = ["button", "p", "img"].map((tag) => document.createElement(tag));
+          Object.assign(button.style, { width: "40px", height: "40px" });
+          text.textContent = "pale";
+          text.style.color = "rgb(160 160 160 / 0.9)";
+          text.id = "facts";
+          document.querySelector("main").append(button, text, image);
+        }"""
+    )
+    found = page.evaluate(AUDIT)
+    assert [problem.split(":")[0].split(" ")[:2] for problem in found] == [
+        ["no", "name"],
+        ["no", "alt"],
+        ["twice"],
+        ["twice"],
+        ["contrast", found[-1].split(" ")[1].rstrip(":")],
+    ]
+
+
 def test_the_reference_of_the_interface(open_page, browser, address):
     page = browser.new_page()
     problems = []

@@ -1,5 +1,6 @@
 """The service as a process and on the wire: starting, stopping, and clients that behave badly."""
 
+import asyncio
 import contextlib
 import os
 import re
@@ -15,9 +16,11 @@ import httpx
 import pytest
 
 from han_tf.cli import run
+from han_tf.errors import UserError
 from han_tf.search import create_gallery, open_gallery
 from han_tf.serve import __main__ as command
 from han_tf.serve.limits import Limits
+from han_tf.serve.running import find_model, folders_of, open_service, run_of
 from han_tf.serve.service import Service
 from han_tf.serve.store import Store
 from tests.serve.serving import client_of, encoded, noise, on_socket
@@ -62,8 +65,6 @@ def test_what_is_missing_or_does_not_fit(capsys, tmp_path, tiny_run, make_index,
 
 
 def test_a_model_is_found_by_its_checksum(tiny_run, extractor):
-    from han_tf.serve.running import find_model, run_of
-
     found = find_model(tiny_run.parent, extractor.checksum)
     assert Path(found) == tiny_run
     assert Path(run_of(tiny_run / "exports" / "onnx-float32")) == tiny_run
@@ -73,6 +74,43 @@ def test_a_model_is_found_by_its_checksum(tiny_run, extractor):
 def test_a_missing_extra_is_named(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "fastapi", None)
     assert "pip install 'han-tf[serve]'" in refused(capsys, "--index=anywhere")
+
+
+def test_where_the_images_lie(tmp_path, extractor):
+    def folders(name, *paths):
+        with create_gallery(tmp_path / name, 2, "a" * 64) as gallery:
+            gallery.add([[1, 0]] * len(paths), paths=paths)
+            return folders_of(gallery, tmp_path / "copies")
+
+    assert folders("none", "", "") == []
+    assert folders("few", "/data/a/1.jpg", "/data/a/2.jpg", "/other/b/3.jpg", "") == ["/data/a", "/other/b"]
+    assert folders("copies", "/data/a/1.jpg", str(tmp_path / "copies" / "2.png")) == ["/data/a"]
+    assert folders("many", *(f"/data/people/{n}/1.jpg" for n in range(30))) == ["/data/people"]
+    assert len(folders("far", *(f"/people{n}/1.jpg" for n in range(30)))) == 30
+
+
+def test_a_run_that_was_trained_on_draws_nothing(tmp_path, tiny_run, make_index, extractor, monkeypatch):
+    class Another:
+        def __init__(self, run):
+            self.run_dir, self.checksum = run, "b" * 64
+
+    monkeypatch.setattr("han_tf.serve.running.AttentionModel", Another)
+    monkeypatch.setattr("han_tf.serve.running.FeatureExtractor", lambda *_, **__: extractor)
+    service = open_service(make_index(tmp_path / "index"), model=str(tiny_run), state=tmp_path / "state")
+    assert service.attention is None
+    asyncio.run(close(service))
+    with pytest.raises(UserError, match="bbbbbbbbbbbb…"):
+        open_service(
+            open_gallery(tmp_path / "index"),
+            model=str(tiny_run),
+            attention=str(tiny_run),
+            state=tmp_path / "state",
+        )
+
+
+async def close(service):
+    await service.start()
+    await service.close()
 
 
 @pytest.mark.parametrize(
