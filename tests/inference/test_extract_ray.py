@@ -4,11 +4,13 @@ import contextlib
 import os
 import pickle
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -257,3 +259,39 @@ def test_somebody_else_there(refused, monkeypatch):
 def test_without_ray_the_line_that_installs_it_is_shown(refused, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     assert "pip install 'han-tf[ray]'" in refused("local")
+
+
+class TestWatch:
+    """What is said about a cluster that has lost its head, or all others; a made-up Ray stands for it."""
+
+    @pytest.fixture
+    def watched(self, monkeypatch):
+        monkeypatch.setattr(ray_extraction, "WATCH_SECONDS", 0.02)
+
+        def watch(port, cores):
+            context = SimpleNamespace(gcs_address=f"127.0.0.1:{port}")
+            ray = SimpleNamespace(get_runtime_context=lambda: context, cluster_resources=lambda: {"CPU": cores})
+            return ray_extraction._watched(ray, "head:6379", 1)
+
+        return watch
+
+    def test_without_a_head_it_ends_in_one_line(self, watched):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        lost = r"^Ray at head:6379: the head of the cluster was lost; finished files stay"
+        with pytest.raises(UserError, match=lost), watched(port, 1):
+            time.sleep(PATIENCE)
+
+    def test_ctrl_c_stays_what_it_is(self, watched):
+        head = socket.create_server(("127.0.0.1", 0))
+        with head, pytest.raises(KeyboardInterrupt), watched(head.getsockname()[1], 1):
+            signal.raise_signal(signal.SIGINT)
+
+    @pytest.mark.parametrize("cores", [0, 1])
+    def test_without_machines_it_says_once_that_it_waits(self, watched, cores, capsys):
+        with socket.create_server(("127.0.0.1", 0)) as head, watched(head.getsockname()[1], cores):
+            for _ in range(3):
+                head.accept()[0].close()
+        expected = "note: no machine of head:6379 has room for an actor; waiting for one\n"
+        assert capsys.readouterr().err == (expected if not cores else "")

@@ -258,7 +258,9 @@ def test_columns_of_the_same_kind_will_do(folder):
 def test_a_file_of_nobody_is_named(folder):
     path = shard_path(folder, 0)
     pq.write_table(pa.table({"path": ["a"]}), path)
-    assert message(FeatureShards, folder) == f"{path}: not written by python -m han_tf.extract, expected one of its files"
+    assert (
+        message(FeatureShards, folder) == f"{path}: not written by python -m han_tf.extract, expected one of its files"
+    )
 
 
 def test_rows_that_do_not_fit_are_a_bug_of_the_caller(tmp_path):
