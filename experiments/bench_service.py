@@ -186,7 +186,7 @@ def _untrained_run(folder: Path) -> str:
     return str(folder)
 
 
-def _fill(path: Path, images: int, model: str) -> tuple[int, str]:
+def _fill(path: Path, images: int, model: str) -> int:
     from han_tf.inference.extractor import FeatureExtractor
 
     extractor = FeatureExtractor(model)
@@ -195,7 +195,7 @@ def _fill(path: Path, images: int, model: str) -> tuple[int, str]:
         features = rng.standard_normal((images, extractor.feature_dim)).astype(np.float32)
         features /= np.linalg.norm(features, axis=1, keepdims=True)
         gallery.add(features, camids=rng.integers(1, 7, images).tolist(), times=rng.uniform(1e9, 2e9, images).tolist())
-    return extractor.feature_dim, extractor.checksum
+    return extractor.feature_dim
 
 
 def _memory_mb(process: int) -> float:
@@ -223,11 +223,11 @@ async def _measure(load: Load, process: int, clients: int, seconds: float) -> li
 
 def main(values: flags.FlagValues) -> None:
     """Starts the service, puts load on it and reports."""
-    flops = product_flops()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         model = values.run or _untrained_run(folder / "run")
-        dimension, _ = _fill(folder / "index", values.gallery, model)
+        dimension = _fill(folder / "index", values.gallery, model)
+        flops = product_flops()
         command = [sys.executable, "-m", "han_tf.serve", f"--index={folder / 'index'}", f"--model={model}", "--port=0"]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         try:
