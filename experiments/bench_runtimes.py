@@ -8,8 +8,12 @@ size on disk, and the time of a single image. All stand beside this machine's ow
 same run, and the fastest one beside its bars: 10 times torchreid's HACNN and 2.5 times its OSNet x0.25, at the best
 that PyTorch does with them on a processor. What these do elsewhere is scaled by the product, unless --hacnn and --osnet
 say what was measured on this machine. Accuracies are those that the export was checked with.
+
+On a machine that does other things meanwhile, --busy counts the processor time that this process takes, divided by the
+number of cores, instead of the time that passes: what it would take if it had all of them and kept them all busy.
 """
 
+import os
 import statistics
 import sys
 import tempfile
@@ -22,7 +26,7 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from experiments.bench_metrics import STATED_PRODUCT, product_flops
+from experiments.bench_metrics import PRODUCT_SIZE, STATED_PRODUCT
 from han_tf import cli as command_line
 from han_tf.errors import UserError
 from han_tf.files import write_json
@@ -43,23 +47,42 @@ ANCHORS = {"hacnn": (112.0, 10.0), "osnet": (456.0, 2.5)}
 NAMES = {"hacnn": "torchreid HACNN", "osnet": "torchreid OSNet x0.25"}
 
 FLAGS = command_line.new_flags()
-flags.DEFINE_string("run", "", "The run's folder.", flag_values=FLAGS, required=True)
+flags.DEFINE_string("run", None, "The run's folder.", flag_values=FLAGS, required=True)
 flags.DEFINE_string("exports", "", "Folder of the exported models; exports in the run if empty.", flag_values=FLAGS)
 flags.DEFINE_integer("repeats", 7, "Measurements per figure; the median counts.", 3, flag_values=FLAGS)
 flags.DEFINE_float("hacnn", 0.0, "Images per second of HACNN on this machine, if measured.", 0, flag_values=FLAGS)
 flags.DEFINE_float("osnet", 0.0, "Images per second of OSNet x0.25 on this machine.", 0, flag_values=FLAGS)
+flags.DEFINE_boolean("busy", False, "Count processor time: the machine does other things, too.", flag_values=FLAGS)
 flags.DEFINE_string("output", "", "JSON file for the figures.", flag_values=FLAGS)
 
 
-def median_seconds(call: Callable[[], Any], repeats: int) -> float:
-    """Returns the median time of one call, after one that is not counted."""
-    call()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
+class Clock:
+    """Measures how long calls take.
+
+    Args:
+      busy: count the processor time of this process, divided by the number of cores, instead of the time that passes.
+    """
+
+    def __init__(self, busy: bool):
+        cores = len(os.sched_getaffinity(0))
+        self._now = (lambda: time.process_time() / cores) if busy else time.perf_counter
+
+    def seconds(self, call: Callable[[], Any]) -> float:
+        """Returns the time of one call."""
+        start = self._now()
         call()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+        return self._now() - start
+
+    def median(self, call: Callable[[], Any], repeats: int) -> float:
+        """Returns the median time of one call, after one that is not counted."""
+        call()
+        return statistics.median(self.seconds(call) for _ in range(repeats))
+
+    def product_flops(self) -> float:
+        """Returns operations per second of a 4096³ float32 matrix product in NumPy, the best of five."""
+        matrix = np.random.default_rng(0).standard_normal((PRODUCT_SIZE, PRODUCT_SIZE), np.float32)
+        other, out = matrix.copy(), np.empty_like(matrix)
+        return 2 * PRODUCT_SIZE**3 / min(self.seconds(lambda: np.matmul(matrix, other, out=out)) for _ in range(5))
 
 
 def write_images(folder: Path) -> list[Path]:
@@ -73,7 +96,7 @@ def write_images(folder: Path) -> list[Path]:
     return paths
 
 
-def figures(folder: Path, paths: list[Path], repeats: int) -> dict[str, Any]:
+def figures(folder: Path, paths: list[Path], clock: Clock, repeats: int) -> dict[str, Any]:
     """Returns what is measured of one model."""
     extractor = FeatureExtractor(folder)
     images = np.random.default_rng(0).integers(0, 256, (FILES // 2, *extractor.input_size, 3), np.uint8)
@@ -82,9 +105,9 @@ def figures(folder: Path, paths: list[Path], repeats: int) -> dict[str, Any]:
         "format": extractor.format,
         "precision": extractor.precision,
         "megabytes": sum(path.stat().st_size for path in files) / 1e6 if files else None,
-        "decoded": len(images) / median_seconds(lambda: extractor.embed(images), repeats),
-        "from_files": len(paths) / median_seconds(lambda: extractor(paths), repeats),
-        "single_ms": 1000 * median_seconds(lambda: extractor.embed(images[:1]), 5 * repeats),
+        "decoded": len(images) / clock.median(lambda: extractor.embed(images), repeats),
+        "from_files": len(paths) / clock.median(lambda: extractor(paths), repeats),
+        "single_ms": 1000 * clock.median(lambda: extractor.embed(images[:1]), 5 * repeats),
     }
     check = extractor.card.check
     if "accuracy" in check:
@@ -125,22 +148,23 @@ def main(values: flags.FlagValues) -> None:
     folders = sorted(path.parent for path in exports.glob(f"*/{CARD}") if not path.parent.name.startswith("."))
     if not folders:
         raise UserError(f"{exports}: no exported models, expected some: python -m han_tf.export --run {values.run}")
-    before = product_flops()
+    clock = Clock(values.busy)
+    before = clock.product_flops()
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
         paths = write_images(Path(temporary))
         for folder in (Path(values.run), *folders):
-            rows.append(figures(folder, paths, values.repeats))
+            rows.append(figures(folder, paths, clock, values.repeats))
             print(f"{rows[-1]['format']} in {rows[-1]['precision']}: {rows[-1]['decoded']:.0f} img/s", flush=True)
-    product = (before + product_flops()) / 2
+    product = (before + clock.product_flops()) / 2
     found = bars(rows, product, {"hacnn": values.hacnn, "osnet": values.osnet})
     print(f"\nfloat32 matrix product, 4096³: {product / 1e9:.0f} GFLOP/s", table(rows), sep="\n")
     for bar in found:
         met = "met" if bar["reached"] >= bar["factor"] else "MISSED"
         print(f"{bar['reached']:.2f} times {bar['of']} ({bar['anchor']:.0f} img/s); bar {bar['factor']:g}: {met}")
     if values.output:
-        report = {"product_flops": product, "runtimes": rows, "bars": found, "environment": environment.describe()}
-        write_json(values.output, report)
+        report = {"product_flops": product, "busy": values.busy, "runtimes": rows, "bars": found}
+        write_json(values.output, {**report, "environment": environment.describe()})
 
 
 def cli() -> None:

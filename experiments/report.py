@@ -302,19 +302,19 @@ def _runtimes(result: Result) -> str:
     compared = (
         f" Accuracies on {', '.join(datasets)}; the last column is against the Keras network." if datasets else ""
     )
-    bars = [
-        f"- {bar['reached']:.2f} times {bar['of']}"
-        + (f" ({bar['anchor']:.0f} img/s, {'measured here' if bar['measured_here'] else 'scaled by the product'})")
-        * ("measured_here" in bar)
-        + f"; bar {bar['factor']:g}{'' if bar['reached'] >= bar['factor'] else ', missed'}"
-        for bar in result["bars"]
-    ]
+    origins = {True: "measured here", False: "scaled by the product"}
+    bars = []
+    for bar in result["bars"]:
+        origin = f" ({bar['anchor']:.0f} img/s, {origins[bar['measured_here']]})" if "measured_here" in bar else ""
+        missed = "" if bar["reached"] >= bar["factor"] else ", missed"
+        bars.append(f"- {bar['reached']:.2f} times {bar['of']}{origin}; bar {bar['factor']:g}{missed}")
+    busy = " Measured beside other work: processor time, shared by all cores, is counted." if result.get("busy") else ""
     head = ["format", "precision", "size", "decoded", "from files", "one image", "rank-1", "mAP", "mAP, difference"]
     return "\n\n".join(
         [
             f"### {result.name}",
             f"`python -m experiments.bench_runtimes`, float32 matrix product of the same run: "
-            f"{result['product_flops'] / 1e9:.0f} GFLOP/s.{compared} {_measured(result)}",
+            f"{result['product_flops'] / 1e9:.0f} GFLOP/s.{busy}{compared} {_measured(result)}",
             markdown_table(head, lines, left=2),
             "The fastest of them reaches:\n\n" + "\n".join(bars),
         ]

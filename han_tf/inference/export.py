@@ -164,7 +164,7 @@ class Export:
         return _Measured(np.concatenate([part.features for part in parts]), speed, accuracy(*parts))
 
     def _check(self, found: "_Measured") -> dict[str, Any]:
-        check: dict[str, Any] = compare(self.original.features, found.features)
+        check: dict[str, Any] = compare(self.original.features, found.features, len(self.card.branch_names))
         if found.accuracy is not None:
             check["dataset"] = self.comparison.name
             check["accuracy"] = found.accuracy

@@ -12,6 +12,7 @@ from han_tf.cli import run
 from han_tf.errors import UserError
 from han_tf.inference import checking, exporters
 from han_tf.inference.card import CARD, READABLE, read_card
+from han_tf.inference.export import _replace
 from han_tf.inference.exporters import FORMATS, INT8, check_supported
 from han_tf.inference.extractor import FeatureExtractor
 
@@ -88,27 +89,22 @@ def spoiled(monkeypatch):
 
 
 def test_what_differs_is_not_kept(tiny_run, tmp_path, capsys, spoiled):
-    spoiled(0.05)
-    kept = tmp_path / "saved_model-float32"
-    assert command("--run", tiny_run, "--format", FAST, "--output", tmp_path, "--noaccuracy") == 1
-    captured = capsys.readouterr()
-    assert captured.err.startswith("error: not kept: saved_model in float32 mean cosine to the Keras features is 0.")
-    assert "not kept" in captured.out
-    assert not kept.exists()
-    assert [path.name for path in tmp_path.iterdir()] == ["exports.json"]
-
-
-def test_a_failed_export_leaves_the_one_that_was_there(tiny_run, tmp_path, spoiled):
+    """One that stood there before stays."""
     old = tmp_path / "saved_model-float32"
     old.mkdir()
     (old / CARD).write_text("{}")
     spoiled(0.05)
     assert command("--run", tiny_run, "--format", FAST, "--output", tmp_path, "--noaccuracy") == 1
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: not kept: saved_model in float32 the norm of a branch is off 1 by")
+    assert "not kept" in captured.out
+    assert [path.name for path in old.iterdir()] == [CARD]
     assert (old / CARD).read_text() == "{}"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["exports.json", old.name]
 
 
 def test_a_lost_accuracy_is_told():
-    check = {"largest_difference": 0.01, "mean_cosine": 0.99999, "least_cosine": 0.9}
+    check = {"largest_difference": 0.01, "mean_cosine": 0.99999, "least_cosine": 0.9, "norm_error": 0.0}
     losses = {"keras_accuracy": {"mAP": 0.5}, "accuracy": {"mAP": 0.497}}
     assert checking.shortcomings(check, "float32") is None
     assert checking.shortcomings({**check, **losses}, INT8) is None
@@ -116,15 +112,19 @@ def test_a_lost_accuracy_is_told():
     losses["accuracy"] = {"mAP": 0.494}
     assert checking.shortcomings({**check, **losses}, INT8) == "loses 0.60 points of mAP, expected at most 0.5"
     assert checking.shortcomings({**check, "largest_difference": np.nan}, INT8) == "its features are not finite"
+    assert "mean cosine to the Keras features is 0.8000" in checking.shortcomings({**check, "mean_cosine": 0.8}, INT8)
+    assert "off 1 by 0.020" in checking.shortcomings({**check, "norm_error": 0.02}, INT8)
 
 
 def test_features_are_compared_row_by_row():
     expected = np.array([[1, 0], [0, 1], [3, 4]], np.float32)
     found = np.array([[1, 0], [1, 0], [3, 4.5]], np.float32)
-    result = checking.compare(expected, found)
+    result = checking.compare(expected, found, 1)
     assert result["images"] == 3
     assert result["largest_difference"] == pytest.approx(1)
     assert result["least_cosine"] == pytest.approx(0, abs=1e-6)
+    assert result["norm_error"] == pytest.approx(np.hypot(3, 4.5) - 1)
+    assert checking.compare(expected, found, 2)["norm_error"] == pytest.approx(3.5)
     assert result["mean_cosine"] == pytest.approx((1 + 0 + (9 + 18) / (5 * np.hypot(3, 4.5))) / 3)
 
 
@@ -181,9 +181,15 @@ def test_int8_wants_the_training_images(tiny_run, tmp_path, capsys):
     assert "note: no accuracies are compared" in captured.out
 
 
-def test_something_else_in_the_way_is_not_overwritten(tiny_run, tmp_path, capsys):
-    (tmp_path / "saved_model-float32").mkdir()
-    (tmp_path / "saved_model-float32" / "mine").write_text("mine")
-    assert command("--run", tiny_run, "--format", FAST, "--output", tmp_path, "--noaccuracy") == 1
-    assert "exists and is no exported model, expected another --output" in capsys.readouterr().err
-    assert (tmp_path / "saved_model-float32" / "mine").read_text() == "mine"
+def test_something_else_in_the_way_is_not_overwritten(tmp_path):
+    target, temporary = tmp_path / "saved_model-float32", tmp_path / "new"
+    for folder, name in ((target, "mine"), (temporary, CARD)):
+        folder.mkdir()
+        (folder / name).write_text(name)
+    with pytest.raises(UserError, match="exists and is no exported model, expected another --output"):
+        _replace(target, temporary)
+    assert (target / "mine").read_text() == "mine"
+    (target / CARD).write_text("an older one")
+    _replace(target, temporary)
+    assert [path.name for path in target.iterdir()] == [CARD]
+    assert [path.name for path in tmp_path.iterdir()] == [target.name]

@@ -23,12 +23,11 @@ EXPORTS = {
     # Format and precision -> largest difference to the Keras features, and least cosine.
     ("saved_model", "float32"): (1e-5, 0.99999),
     ("tflite", "float32"): (1e-5, 0.99999),
-    ("tflite", "float16"): (1e-2, 0.9999),
     ("onnx", "float32"): (1e-5, 0.99999),
     ("onnx", "int8"): (0.3, 0.9),
     ("openvino", "float32"): (1e-5, 0.99999),
     ("openvino", "bfloat16"): (5e-2, 0.999),
-    ("openvino", "int8"): (0.3, 0.85),
+    ("openvino", "int8"): (0.3, 0.9),
 }
 
 PACKAGES = {"onnx": "onnxruntime", "openvino": "openvino"}

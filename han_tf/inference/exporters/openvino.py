@@ -21,6 +21,7 @@ def export(
         model = openvino.convert_model(function)
         if precision == INT8:
             model = quantised(model, images)
+            _keep_as_float16(model)
         split_transposes(model)
         openvino.save_model(model, str(folder / "model.xml"), compress_to_fp16=precision != FLOAT32)
 
@@ -112,4 +113,15 @@ def _share_quantised(model: openvino.Model) -> None:
         for target in list(node.input_value(0).get_target_inputs()):
             if target.get_node().get_type_name() in ("Transpose", "Reshape"):
                 target.replace_source_output(node.output(0))
+    model.validate_nodes_and_infer_types()
+
+
+def _keep_as_float16(model: openvino.Model) -> None:
+    """Keeps weights that are not quantised as float16, in place; OpenVINO would not do so beside int8."""
+    for node in model.get_ordered_ops():
+        value = node.input_value(1) if node.get_type_name() == "MatMul" else None
+        if value is None or value.get_node().get_type_name() != "Constant":
+            continue
+        halved = opset13.convert(opset13.constant(value.get_node().get_data().astype(np.float16)), "f32")
+        node.input(1).replace_source_output(halved.output(0))
     model.validate_nodes_and_infer_types()

@@ -12,11 +12,9 @@ from han_tf.errors import UserError
 from han_tf.inference.card import ModelCard
 from han_tf.inference.runtimes import cores, model_file
 
-BATCH = 16
-"""Images per request when there are many: enough for the products, few enough for the maps to stay in the cache."""
-
-FEW = 4
-"""Up to so many images go one by one, by all threads; more are filled up to a batch."""
+BATCHES = (1, 4, 16)
+"""Sizes that the model is compiled for. 16 are enough for the products, and few enough for the maps to stay in the
+cache; the smaller ones are for those who have few images and wait."""
 
 HINTS = {"float32": "f32", "float16": "f32", "bfloat16": "bf16", "int8": "bf16"}
 """Precision of a model -> in what OpenVINO computes what is not quantised; float16 is how the weights are kept."""
@@ -25,8 +23,8 @@ HINTS = {"float32": "f32", "float16": "f32", "bfloat16": "bf16", "int8": "bf16"}
 class OpenVINOModel:
     """An OpenVINO model, compiled for fixed batches, which is faster than one for any.
 
-    There are two: one for a single image, on which all threads work; and one for a batch, of which each thread
-    runs one of its own. Either is compiled when it is first needed.
+    On a single image all threads work; of larger batches each thread runs one of its own. What is not of a compiled
+    size is filled up. The largest size is compiled at once, the others when they are first needed.
 
     Args:
       path: of the model's XML file.
@@ -47,11 +45,11 @@ class OpenVINOModel:
         self._requests: dict[int, queue.SimpleQueue] = {}
         self._lock = threading.Lock()
         # What is wrong with the model shows now, not at the first image.
-        self._compiled(BATCH)
+        self._compiled(BATCHES[-1])
 
     def embed(self, images: np.ndarray) -> np.ndarray:
         """Maps images to features, see :class:`han_tf.inference.runtimes.Runtime`."""
-        size = 1 if len(images) <= FEW else BATCH
+        size = next((size for size in BATCHES if len(images) <= 2 * size), BATCHES[-1])
         free = self._compiled(size)
         running: list[tuple[int, int, Any]] = []
         parts = []

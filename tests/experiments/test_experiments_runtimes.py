@@ -1,0 +1,66 @@
+"""The figures of exported models are judged by their bars, recorded and reported."""
+
+import json
+
+import pytest
+
+from experiments import record, report
+from experiments.bench_runtimes import bars, table
+from han_tf.cli import run
+
+PRODUCT = 165e9
+"""Half of what the bars are stated for."""
+
+ROWS = [
+    {
+        "format": "keras",
+        "precision": "float32",
+        "megabytes": None,
+        "decoded": 200.0,
+        "from_files": 190.0,
+        "single_ms": 9.0,
+    },
+    {
+        "format": "openvino",
+        "precision": "int8",
+        "megabytes": 4.25,
+        "decoded": 1400.0,
+        "from_files": 700.0,
+        "single_ms": 2.5,
+        "accuracy": {"dataset": "market1501", "rank-1": 0.71, "mAP": 0.4779},
+        "mAP_difference": -0.0012,
+    },
+]
+
+
+def test_bars_are_scaled_by_the_product_unless_measured():
+    hacnn, osnet, files = bars(ROWS, PRODUCT, {"hacnn": 0.0, "osnet": 700.0})
+    assert hacnn["anchor"] == pytest.approx(56)
+    assert hacnn["reached"] == pytest.approx(25)
+    assert not hacnn["measured_here"]
+    assert osnet["reached"] == pytest.approx(2)
+    assert osnet["measured_here"]
+    assert files["reached"] == pytest.approx(0.5)
+
+
+def test_the_table_has_a_line_for_each_model():
+    lines = table(ROWS).splitlines()
+    assert len(lines) == 4
+    assert "1400 img/s" in lines[3]
+    assert lines[3].endswith("47.79")
+
+
+def test_they_are_recorded_and_reported(tmp_path):
+    figures = {"product_flops": PRODUCT, "runtimes": ROWS, "bars": bars(ROWS, PRODUCT, {"hacnn": 0.0, "osnet": 700.0})}
+    (tmp_path / "figures.json").write_text(json.dumps({**figures, "environment": {"commit": "a" * 40}}))
+    arguments = [f"--results_dir={tmp_path / 'results'}", str(tmp_path / "figures.json")]
+    assert run(record.main, record.FLAGS, record.__doc__, ["record", *arguments], positional="path") == 0
+    assert json.loads((tmp_path / "results" / "runtimes.json").read_text())["kind"] == "runtimes"
+    arguments = [f"--results_dir={tmp_path / 'results'}", f"--notes_dir={tmp_path}", f"--output={tmp_path / 'R.md'}"]
+    assert run(report.main, report.FLAGS, report.__doc__, ["report", *arguments]) == 0
+    text = (tmp_path / "R.md").read_text()
+    assert "## Speed of the exported models" in text
+    assert "| openvino | int8 | 4.2 MB | 1,400 img/s | 700 img/s | 2.5 ms | 71.00 | 47.79 | -0.12 |" in text
+    assert "- 25.00 times torchreid HACNN (56 img/s, scaled by the product); bar 10" in text
+    assert "- 2.00 times torchreid OSNet x0.25 (700 img/s, measured here); bar 2.5, missed" in text
+    assert "- 0.50 times decoded, from files; bar 0.6, missed" in text
