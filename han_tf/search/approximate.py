@@ -203,6 +203,8 @@ class IvfPqIndex(ApproximateIndex):
 
     def _train(self, vectors: np.ndarray) -> None:
         faiss, n = self.faiss, len(vectors)
+        if self.projection is not None:
+            self.projection = np.pad(self.projection, ((0, 0), (0, -self.width % self.bytes)))
         lists = max(1, min(round(LISTS_PER_ROOT * math.sqrt(n)), n // TRAINED_PER_LIST))
         padded = -(-self.width // self.bytes) * self.bytes  # each byte stands for equally many values
         quantiser = faiss.IndexFlatL2(padded)

@@ -69,18 +69,20 @@ def test_indexes_find_nearly_all_that_are_nearest(tmp_path, engine, latent):
             assert recall / len(queries) > 0.95
 
 
+@pytest.mark.parametrize(("dimension", "latent"), [(32, 12), (37, 37), (400, 160)])
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_index_knows_one_that_it_wrote(tmp_path, kind):
-    features = clustered(900, 32)
-    index = KINDS[kind](32)
+def test_an_index_knows_one_that_it_wrote(tmp_path, kind, dimension, latent):
+    features = clustered(900, dimension, latent=latent)
+    index = KINDS[kind](dimension)
     index.train(features)
     index.add(features[:500])
     index.write(tmp_path / "i")
-    again = KINDS[kind].read(tmp_path / "i", 32)
+    assert (index.projection is None) == (dimension == 37)
+    again = KINDS[kind].read(tmp_path / "i", dimension)
     assert again.rows == 500
     again.add(features[500:])
     again.write(tmp_path / "j")
-    last = KINDS[kind].read(tmp_path / "j", 32)
+    last = KINDS[kind].read(tmp_path / "j", dimension)
     rows = last.propose(features[:50], 30, None, 1)
     assert rows.max() < 900
     assert all(i in found for i, found in enumerate(rows))
@@ -88,7 +90,7 @@ def test_an_index_knows_one_that_it_wrote(tmp_path, kind):
     mask[[7, 650]] = True
     found = last.propose(features[:1], 5, mask, 16)
     assert set(found[found >= 0]) <= {7, 650}
-    for other in (31, 64):
+    for other in (dimension - 1, 2 * dimension):
         with pytest.raises(ValueError, match=r"dimension|another kind"):
             KINDS[kind].read(tmp_path / "i", other)
 
