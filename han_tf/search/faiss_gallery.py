@@ -352,6 +352,7 @@ class FaissGallery(Gallery):
             "entries": state.live,
             "deleted": len(state.vectors) - state.live,
             "indexed": loaded.index.rows if loaded else 0,
+            "axes": loaded.index.width if loaded else None,
             "dimension": self.dimension,
             "model": self.checksum,
             "threshold": self.threshold,
