@@ -18,7 +18,9 @@ see the images, the model and --out under the same paths.
 import signal
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
@@ -70,6 +72,26 @@ flags.DEFINE_integer(
 )
 flags.DEFINE_integer("actor_cpus", 1, "Ray: cores of each; and a GPU if the cluster has any.", 1, flag_values=FLAGS)
 flags.DEFINE_boolean("overwrite", False, "Remove the features of an earlier extraction in --out.", flag_values=FLAGS)
+
+for _flag, _other, _together in (
+    ("actors", "ray", True),
+    ("actor_cpus", "ray", True),
+    ("threads", "ray", False),
+    ("split", "dataset", True),
+    ("data_dir", "dataset", True),
+    ("subset", "dataset", True),
+    ("names", "dataset", False),
+):
+
+    def _check(values: Mapping[str, Any], flag: str = _flag, other: str = _other, together: bool = _together) -> bool:
+        return values[flag] == FLAGS[flag].default or bool(values[other]) == together
+
+    flags.register_multi_flags_validator(
+        [_flag, _other],
+        _check,
+        f"--{_flag} means nothing {'without' if _together else 'with'} --{_other}",
+        flag_values=FLAGS,
+    )
 
 
 def main(values: flags.FlagValues) -> None:

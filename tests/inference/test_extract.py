@@ -400,11 +400,25 @@ def test_what_does_not_fit_is_one_line(command, images, tiny_data, tmp_path, arg
     assert file.read_text() == "precious"
 
 
-@pytest.mark.parametrize("flag", ["--shard_images=0", "--shard_images=70000", "--batch_size=0", "--subset=all"])
-def test_flags_that_do_not_fit(command, images, flag):
-    status, _, (line,) = command(images, flag)
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--shard_images=0"], "--shard_images=0"),
+        (["--shard_images=70000"], "--shard_images=70000"),
+        (["--batch_size=0"], "--batch_size=0"),
+        (["--subset=all"], "--subset=all"),
+        (["--subset=query"], "--subset means nothing without --dataset"),
+        (["--data_dir=x"], "--data_dir means nothing without --dataset"),
+        (["--dataset=market1501", "--names=market1501"], "--names means nothing with --dataset"),
+        (["--actors=2"], "--actors means nothing without --ray"),
+        (["--ray=local", "--threads=2"], "--threads means nothing with --ray"),
+    ],
+)
+def test_flags_that_do_not_fit(command, images, arguments, words):
+    status, _, (line,) = command(images, *arguments)
     assert status == 2
     assert line.startswith("usage error: ")
+    assert words in line
 
 
 def test_without_pyarrow_nothing_is_begun(command, images, tmp_path, monkeypatch):
