@@ -28,6 +28,8 @@ from han_tf.serve.service import Query as SearchQuery
 PAGE_TYPES = {"html": "text/html; charset=utf-8", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 """Ending of a file of the page -> its media type."""
 
+HITS = 20
+MOST_LISTED = 200
 MOST_CAMERAS = 1000
 NAME_LENGTH = 200
 
@@ -132,7 +134,7 @@ def create_app(service: Service) -> FastAPI:
         id: Annotated[
             Optional[int], Form(ge=0, le=ID_LIMIT, description="an entry to search for; or give `image`")
         ] = None,
-        k: Annotated[int, Form(ge=1, le=limits.max_k, description="most hits")] = 20,
+        k: Annotated[int, Form(ge=1, le=limits.max_k, description="most hits")] = min(HITS, limits.max_k),
         cameras: Annotated[
             list[Number], Form(max_length=MOST_CAMERAS, description="from these cameras only; empty for all")
         ] = [],  # noqa: B006 - FastAPI copies it
@@ -189,7 +191,7 @@ def create_app(service: Service) -> FastAPI:
 
     @app.get("/gallery", tags=["gallery"], responses=READS)
     async def list_entries(
-        limit: Annotated[int, Query(ge=1, le=limits.max_k, description="most entries")] = LISTED,
+        limit: Annotated[int, Query(ge=1, le=MOST_LISTED, description="most entries")] = LISTED,
     ) -> schemas.Page:
         """Returns some entries, in no particular order, for a first look."""
         entries = await service.list_entries(limit)

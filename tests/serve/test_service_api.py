@@ -513,6 +513,13 @@ def test_a_bug_is_said_without_a_traceback(make_service, tmp_path, query):
         assert client.get("/healthz").status_code == 200
 
 
+def test_fewer_hits_than_usual(make_service, tmp_path, query):
+    with client_of(make_service(tmp_path, limits=Limits(max_k=3))) as client:
+        assert len(ids(client.post("/search", files=upload(query)))) == 3
+        assert "k is '4'" in error_of(client.post("/search", data={"id": 0, "k": 4}), 422)
+        assert len(client.get("/gallery?limit=31").json()["entries"]) == 31
+
+
 def test_examples(make_service, tmp_path, tiny_set):
     examples = [Example(tiny_set.query[0].path, "a person"), Example(str(tmp_path / "missing.png"), "nobody")]
     with client_of(make_service(tmp_path, examples=examples)) as client:

@@ -604,6 +604,7 @@ async function begin() {
     $("facts").textContent = `${count(overview.entries, "image")}${overview.cameras.length ? `, ${count(overview.cameras.length, "camera")}` : ""}`;
     $("verdicts").textContent = overview.verdicts.toLocaleString();
     $("k").max = overview.max_k;
+    $("k").value = $("k").defaultValue = Math.min($("k").value, overview.max_k);
     $("threshold").placeholder = overview.threshold === null ? "none" : distanceText(overview.threshold);
     if (matchMedia("(max-width: 820px)").matches) $("filters-box").open = false;
     showCameras(overview.cameras);
