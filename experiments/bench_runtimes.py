@@ -13,12 +13,14 @@ On a machine that does other things meanwhile, --busy counts the processor time 
 number of cores, instead of the time that passes: what it would take if it had all of them and kept them all busy.
 """
 
+import contextlib
 import os
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,7 @@ from han_tf.inference.card import CARD
 from han_tf.inference.extractor import FeatureExtractor
 from han_tf.training import environment
 
-FILES = 1024
+FILES = 512
 FILE_SIZE = (64, 128)
 """Width and height of Market-1501's images, in pixels."""
 
@@ -43,6 +45,9 @@ OF_DECODED = 0.6
 
 ANCHORS = {"hacnn": (112.0, 10.0), "osnet": (456.0, 2.5)}
 """Network of torchreid -> images per second at its best, where the product is STATED_PRODUCT; how many times that."""
+
+PACKAGES = ("openvino", "onnxruntime")
+"""What runs the models, beside TensorFlow."""
 
 NAMES = {"hacnn": "torchreid HACNN", "osnet": "torchreid OSNet x0.25"}
 
@@ -99,7 +104,7 @@ def write_images(folder: Path) -> list[Path]:
 def figures(folder: Path, paths: list[Path], clock: Clock, repeats: int) -> dict[str, Any]:
     """Returns what is measured of one model."""
     extractor = FeatureExtractor(folder)
-    images = np.random.default_rng(0).integers(0, 256, (FILES // 2, *extractor.input_size, 3), np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (FILES, *extractor.input_size, 3), np.uint8)
     files = [folder / name for name in extractor.card.files]
     row = {
         "format": extractor.format,
@@ -164,7 +169,11 @@ def main(values: flags.FlagValues) -> None:
         print(f"{bar['reached']:.2f} times {bar['of']} ({bar['anchor']:.0f} img/s); bar {bar['factor']:g}: {met}")
     if values.output:
         report = {"product_flops": product, "busy": values.busy, "runtimes": rows, "bars": found}
-        write_json(values.output, {**report, "environment": environment.describe()})
+        made_with = environment.describe()
+        for package in PACKAGES:
+            with contextlib.suppress(metadata.PackageNotFoundError):
+                made_with["packages"][package] = metadata.version(package)
+        write_json(values.output, {**report, "environment": made_with})
 
 
 def cli() -> None:
