@@ -147,6 +147,8 @@ def test_a_stranger(open_page, query):
     assert page.inner_text("#verdict").startswith("Not in the gallery: nearest at 0.")
     assert page.inner_text("#found h3") == "Beyond the threshold: shown, not claimed"
     assert all(card["far"] and "beyond the threshold" in card["label"] for card in cards(page))
+    page.click("#found .card >> nth=0 >> .again")
+    until(page, "document.querySelector('#verdict').textContent.startsWith('Nobody else found: nearest at 0.')")
 
 
 def test_pasted_and_dropped_images(open_page, query):

@@ -271,9 +271,9 @@ function showAnswer() {
   const found = $("found");
   found.className = "";
   found.replaceChildren();
+  const filtered = chosenCameras().length || $("others").checked || $("after").value || $("before").value;
   if (!hits.length) {
     verdict.textContent = "Nothing found";
-    const filtered = chosenCameras().length || $("others").checked || $("after").value || $("before").value;
     found.append(
       filtered
         ? nothing("No image passes the filters", "Clear them, or choose other cameras or times.")
@@ -284,14 +284,18 @@ function showAnswer() {
   const smallest = Math.min(...hits.map((hit) => hit.distance));
   if (known === null) verdict.textContent = `Nearest at ${distanceText(smallest)}; no threshold is set`;
   else if (known) verdict.textContent = `${near.length} of ${hits.length} within the threshold ${distanceText(threshold)}`;
-  else verdict.textContent = `Not in the gallery: nearest at ${distanceText(smallest)}, threshold ${distanceText(threshold)}`;
+  else {
+    // Of a query that is in the gallery itself, or with filters, no more can be said than that nobody else was found.
+    const who = state.query.id !== undefined || filtered ? "Nobody else found" : "Not in the gallery";
+    verdict.textContent = `${who}: nearest at ${distanceText(smallest)}, threshold ${distanceText(threshold)}`;
+  }
   const order = reranked ? ", re-ranked" : "";
   if (near.length) found.append(element("h3", known === null ? `Nearest first${order}` : `Within the threshold${order}`), tiles(near));
   if (far.length) found.append(element("h3", `Beyond the threshold: shown, not claimed${order}`, "beyond"), tiles(far));
   setCurrent(0);
   // Cameras of images that were added meanwhile come into view with them.
-  const known_cameras = new Set(state.overview.cameras);
-  const more = hits.map((hit) => hit.camid).filter((camid) => camid !== null && !known_cameras.has(camid));
+  const met = new Set(state.overview.cameras);
+  const more = hits.map((hit) => hit.camid).filter((camid) => camid !== null && !met.has(camid));
   if (more.length) {
     state.overview.cameras = [...new Set([...state.overview.cameras, ...more])].sort((a, b) => a - b);
     showCameras(state.overview.cameras);
