@@ -21,7 +21,8 @@ DATA_FLAGS = $(if $(DATA_DIR),--data_dir $(DATA_DIR)) $(if $(SPLIT),--split $(SP
 EXPERIMENTS := $(basename $(notdir $(wildcard experiments/configs/*.py)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train evaluate test lint format tensorboard visualize flops bench experiments report constraints clean
+.PHONY: help setup train evaluate export demo test lint format tensorboard visualize flops bench experiments report
+.PHONY: constraints clean
 .PHONY: $(EXPERIMENTS)
 
 help:  ## show this list
@@ -49,6 +50,12 @@ train: $(READY)  ## train, evaluate and draw the attention; synthetic data unles
 evaluate: $(READY)  ## evaluate the newest run (RUN=... for another)
 	$(BIN)/python -m han_tf.evaluate $(RUN_FLAGS) $(DATA_FLAGS) $(ARGS)
 
+export: $(READY)  ## export the newest run, checked, to formats that run faster (ARGS="--format openvino --precision bfloat16")
+	$(BIN)/python -m han_tf.export $(RUN_FLAGS) $(DATA_FLAGS) $(ARGS)
+
+demo: $(READY)  ## search drawn pedestrians in the browser, with the newest run of make train
+	$(BIN)/python -m han_tf.demo $(ARGS)
+
 visualize: $(READY)  ## write the attention sheet and a ranked list of the newest run
 	$(BIN)/python -m han_tf.visualize --ranked $(RUN_FLAGS) $(if $(DATA_DIR),--data_dir $(DATA_DIR)) $(ARGS)
 
@@ -58,9 +65,10 @@ tensorboard: $(READY)  ## open TensorBoard on all runs: curves, regions, attenti
 flops: $(READY)  ## print FLOPs and parameters of the networks
 	$(BIN)/python -m han_tf.flops $(ARGS)
 
-bench: $(READY)  ## measure training, inference, the input pipeline and the metrics on this machine
+bench: $(READY)  ## measure training, inference, the input pipeline, the metrics and the exported models here
 	$(BIN)/python -m han_tf.bench
 	$(BIN)/python -m experiments.bench_metrics $(ARGS)
+	$(BIN)/python -m experiments.bench_runtimes
 
 experiments: $(READY)  ## list the paper's tables and figures; each is a target: table1 ... table12, figure6, figure7
 	$(BIN)/python -m experiments.run

@@ -15,7 +15,7 @@ EXTRAS = {
     "triplet": ["tensorflow-addons==0.23.*"],  # the triplet loss of Table 11
     "export": ["nncf>=3", "onnxruntime>=1.16", "openvino>=2025.0", "tf2onnx>=1.17"],  # tf2onnx before: protobuf 3
     "extract": [PYARROW],
-    "ray": ["ray[data]>=2.40", PYARROW],
+    "ray": ["ray[data]>=2.60", PYARROW],
     "search": [FAISS, PYARROW],
     "milvus": ["milvus-lite>=2.5", PYARROW, "pymilvus>=2.5,<3"],
     "serve": [FAISS, "fastapi>=0.110", "prometheus-client>=0.20", PYARROW, "python-multipart>=0.0.9", "uvicorn>=0.30"],
@@ -59,6 +59,7 @@ setup(
             "han-flops=han_tf.flops:cli",
             "han-bench=han_tf.bench:cli",
             "han-export=han_tf.export:cli",
+            "han-demo=han_tf.demo:cli",
             "han-extract=han_tf.extract:cli",
             "han-index=han_tf.index:cli",
             "han-search=han_tf.search.__main__:cli",

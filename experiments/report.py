@@ -35,6 +35,9 @@ METRICS.update(mAP_trapezoid="mAP (trapezoid)", mINP="mINP")
 
 _METHODS = {"augmented": "database augmentation", "expanded": "query expansion", "reranked": "re-ranking"}
 
+EXACT_MILLION = "rerank-million, exact"
+"""How the case begins that approximate neighbours are compared with."""
+
 _PLACEHOLDER = re.compile(r"\{\{([^:{}]+):([^:{}]+)(?::([^{}]*))?\}\}")
 
 FLAGS = command_line.new_flags()
@@ -76,7 +79,9 @@ class Report:
             ("Runs in full", "training", self._training),
             ("Speed of the networks", "bench", _bench),
             ("Speed of the exported models", "runtimes", _runtimes),
-            ("Speed of the metrics", "metrics_bench", _metrics_bench),
+            ("Speed of the metrics", "metrics_bench", self._metrics_bench),
+            ("Search", "index_bench", _index_bench),
+            ("The service under load", "service_bench", _service_bench),
         ):
             found = [result for result in self.results if result["kind"] == kind]
             if found:
@@ -85,6 +90,14 @@ class Report:
         sections += self._further_notes()
         sections.append(self._sources())
         return "\n\n".join(sections) + "\n"
+
+    def _metrics_bench(self, result: Result) -> str:
+        exact = [
+            other
+            for other in self.results
+            if other["kind"] == "metrics_bench" and any(f["case"].startswith(EXACT_MILLION) for f in other["figures"])
+        ]
+        return _metrics_bench(result, exact[-1] if exact else None)
 
     def draw(self) -> None:
         """Draws the pictures that the report shows, into the folder ``figures`` beside it."""
@@ -321,12 +334,22 @@ def _runtimes(result: Result) -> str:
     )
 
 
-def _metrics_bench(result: Result) -> str:
+def _metrics_bench(result: Result, exact: Optional[Result]) -> str:
+    """Describes figures of the metrics.
+
+    Args:
+      result: the figures.
+      exact: those with exact neighbours of a million, to compare approximate ones with; None if not measured.
+    """
     lines = []
     notes = []
     for figure in result["figures"]:
-        for name in (name for name in figure if name.endswith("_points")):
-            notes.append(f"- {name[: -len('_points')]}: mAP {figure[name]:+.2f} points against exact neighbours")
+        if figure["case"].startswith("rerank-million"):
+            note = f"- {figure['case'].split(',')[1].strip()} neighbours of a million: mAP {100 * figure['mAP']:.2f} %"
+            if exact is not None:
+                reference = next(f["mAP"] for f in exact["figures"] if f["case"].startswith(EXACT_MILLION))
+                note += f", {100 * (figure['mAP'] - reference):+.2f} points against exact ones"
+            notes.append(note)
         seconds, bar = figure["seconds"], figure.get("bar_seconds")
         aim = "" if bar is None else f"{bar:.2f} s" + ("" if seconds <= bar else ", missed")
         memory_bar = figure.get("bar_megabytes")
@@ -344,6 +367,64 @@ def _metrics_bench(result: Result) -> str:
             f"`python -m experiments.bench_metrics`, features made from a seed{product}. {_measured(result)}",
             markdown_table(["case", "time", "aim", "memory above the features", "aim"], lines),
             *(["\n".join(notes)] if notes else []),
+        ]
+    )
+
+
+def _index_bench(result: Result) -> str:
+    lines = []
+    for figure in result["figures"]:
+        threads = sorted(int(key.split("_")[2]) for key in figure if key.startswith("p50_ms_"))
+        latencies = [f"{figure[f'p50_ms_{n}_threads']:.2f} / {figure[f'p99_ms_{n}_threads']:.2f}" for n in threads]
+        speedup = figure.get("times_faster_than_flat")
+        lines.append(
+            [
+                f"{figure['rows']:,} × {figure['dimension']:,}",
+                figure["engine"],
+                f"{figure['recall_at_10']:.4f}",
+                latencies[0],
+                latencies[-1],
+                "" if speedup is None else f"{speedup:.0f}",
+                f"{figure['memory_mb']:.0f} MiB",
+                f"{figure['mapped_mb']:.0f} MiB",
+                f"{figure['build_cpu_seconds']:.0f} s",
+            ]
+        )
+    head = ["vectors", "engine", "recall@10", "1 thread, ms p50 / p99", "all threads", "times flat"]
+    head += ["memory", "mapped files", "processor time to build"]
+    product = result["figures"][0]["product_gflops"]
+    return "\n\n".join(
+        [
+            f"### {result.name}",
+            f"`python -m experiments.bench_indexes --folder DIR`, features made from a seed, single queries; float32 "
+            f"matrix product of the same run: {product:.0f} GFLOP/s. {_measured(result)}",
+            markdown_table(head, lines, left=2),
+        ]
+    )
+
+
+def _service_bench(result: Result) -> str:
+    whole, *kinds = result["figures"]
+    lines = [
+        [
+            figure["case"],
+            f"{figure['per_second']:.1f}/s",
+            f"{figure['p50_ms']:.0f} ms" if "p50_ms" in figure else "",
+            f"{figure['p99_ms']:.0f} ms" if "p99_ms" in figure else "",
+            ", ".join(f"{count:,} × {status}" for status, count in sorted(figure["statuses"].items())),
+        ]
+        for figure in (whole, *kinds)
+    ]
+    memory = whole["memory_mb"]
+    return "\n\n".join(
+        [
+            f"### {result.name}",
+            f"`python -m experiments.bench_service`: {whole['clients']} clients for {whole['seconds']:.0f} s "
+            f"on a gallery of {whole['gallery']:,}, clients and service on the same {whole['cores']} cores; float32 "
+            f"matrix product of the same run: {whole['product_gflops']:.0f} GFLOP/s. {_measured(result)}",
+            markdown_table(["requests", "answered", "p50", "p99", "answers"], lines),
+            f"Memory of the service at the start, half-way and at the end: {memory['start']:.0f}, "
+            f"{memory['middle']:.0f} and {memory['end']:.0f} MiB.",
         ]
     )
 

@@ -18,10 +18,20 @@ from han_tf.training.config import NEUTRAL, TrainConfig
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 
-KINDS = ("training", "network", "search", "statistics", "bench", "metrics_bench", "runtimes")
+KINDS = (
+    "training",
+    "network",
+    "search",
+    "statistics",
+    "bench",
+    "metrics_bench",
+    "runtimes",
+    "index_bench",
+    "service_bench",
+)
 """What a result is of: a training and its evaluation; FLOPs and speed of a network; search time by feature
 dimension; counts of a data set; the output of ``han_tf.bench``, ``experiments.bench_metrics`` and
-``experiments.bench_runtimes``."""
+``experiments.bench_runtimes``, of ``experiments.bench_indexes`` and of ``experiments.bench_service``."""
 
 # The files of a run; the modules that define these names import TensorFlow, which the runner can do without.
 CONFIG, HISTORY, ENVIRONMENT = "config.json", "history.json", "environment.json"

@@ -6,12 +6,14 @@ import sys
 import pytest
 from absl import flags
 
-from han_tf import bench, evaluate, train, visualize
+from han_tf import bench, demo, evaluate, export, extract, index, train, visualize
 from han_tf import flops as flops_command
 from han_tf.cli import new_flags, run
 from han_tf.errors import Stopped, UserError
+from han_tf.search import __main__ as search
+from han_tf.serve import __main__ as serve
 
-COMMANDS = [train, evaluate, visualize, flops_command, bench]
+COMMANDS = [train, evaluate, visualize, flops_command, bench, export, extract, index, search, serve, demo]
 
 
 class Command:

@@ -12,7 +12,7 @@ from experiments import plots, schema, tables
 from experiments import record as record_command
 from experiments import report as report_command
 from experiments.report import NOTES, Report, fill
-from experiments.results import HERE, RESULTS, command_of, flags_of, load_results, score
+from experiments.results import HERE, RESULTS, Result, command_of, flags_of, load_results, score
 from han_tf.cli import run
 from han_tf.errors import UserError
 from han_tf.training.config import TrainConfig
@@ -241,11 +241,49 @@ def test_a_run_is_recorded(tiny_run, tmp_path, capsys):
     assert [r.get("apart") for r in load_results(tmp_path)] == [None, "for a test"]
 
 
+def test_search_and_service_are_reported(tmp_path):
+    index = {"case": "1000000x256/hnsw", "rows": 1_000_000, "dimension": 256, "engine": "hnsw", "recall_at_10": 0.9712}
+    index |= {"p50_ms_1_threads": 1.5, "p99_ms_1_threads": 3.25, "p50_ms_2_threads": 1.25, "p99_ms_2_threads": 2.5}
+    index |= {"memory_mb": 300.4, "mapped_mb": 1000, "build_cpu_seconds": 77, "times_faster_than_flat": 31.4}
+    whole = {"case": "all", "per_second": 75, "p50_ms": 864, "p99_ms": 2113, "statuses": {"200": 4197, "503": 2}}
+    whole |= {"clients": 64, "seconds": 60, "gallery": 10_000, "cores": 2, "product_gflops": 200}
+    idle = {"case": "embed", "per_second": 0, "statuses": {}}
+    whole["memory_mb"] = {"start": 540, "middle": 538, "end": 539}
+    results = [
+        Result("indexes", {"kind": "index_bench", "figures": [{**index, "product_gflops": 200}]}),
+        Result(
+            "load", {"kind": "service_bench", "figures": [whole, {"case": "embed", "per_second": 0, "statuses": {}}]}
+        ),
+    ]
+    text = Report(results, tmp_path, tmp_path / "RESULTS.md", tmp_path).text()
+    expected = ["hnsw", "0.9712", "1.50 / 3.25", "1.25 / 2.50", "31", "300 MiB", "1000 MiB", "77 s"]
+    assert cells(text, "1,000,000 × 256")[1:] == expected
+    assert cells(text, "all")[1:] == ["75.0/s", "864 ms", "2113 ms", "4,197 × 200, 2 × 503"]
+    assert "64 clients for 60 s on a gallery of 10,000" in text
+    assert "540, 538 and 539 MiB" in text
+
+
+def test_approximate_neighbours_stand_beside_exact_ones(tmp_path):
+    def figures(kind, mean_ap):
+        case = f"rerank-million, {kind}, re-ranking and all metrics"
+        figure = {"case": case, "seconds": 1.0, "megabytes": 1.0, "mAP": mean_ap}
+        return Result(kind, {"kind": "metrics_bench", "figures": [figure]})
+
+    results = [figures("exact", 0.17), figures("hnsw", 0.16), figures("ivf", 0.1)]
+    text = Report(results, tmp_path, tmp_path / "RESULTS.md", tmp_path).text()
+    assert "- hnsw neighbours of a million: mAP 16.00 %, -1.00 points against exact ones" in text
+    assert "- ivf neighbours of a million: mAP 10.00 %, -7.00 points against exact ones" in text
+    alone = Report(results[1:], tmp_path, tmp_path / "RESULTS.md", tmp_path).text()
+    assert "- hnsw neighbours of a million: mAP 16.00 %\n" in alone
+
+
 @pytest.mark.parametrize(
     ("figures", "kind"),
     [
         ({"networks": {}, "product_flops": 1.0, "environment": {"commit": "c", "command": ["x"]}}, "bench"),
         ({"figures": []}, "metrics_bench"),
+        ({"figures": [{"case": "a", "recall_at_10": 1.0}]}, "index_bench"),
+        ({"figures": [{"case": "all", "statuses": {"200": 1}}, {"case": "b"}]}, "service_bench"),
     ],
 )
 def test_a_benchmark_is_recorded(tmp_path, figures, kind):
