@@ -251,9 +251,7 @@ def test_search_and_service_are_reported(tmp_path):
     whole["memory_mb"] = {"start": 540, "middle": 538, "end": 539}
     results = [
         Result("indexes", {"kind": "index_bench", "figures": [{**index, "product_gflops": 200}]}),
-        Result(
-            "load", {"kind": "service_bench", "figures": [whole, {"case": "embed", "per_second": 0, "statuses": {}}]}
-        ),
+        Result("load", {"kind": "service_bench", "figures": [whole, idle]}),
     ]
     text = Report(results, tmp_path, tmp_path / "RESULTS.md", tmp_path).text()
     expected = ["hnsw", "0.9712", "1.50 / 3.25", "1.25 / 2.50", "31", "300 MiB", "1000 MiB", "77 s"]
