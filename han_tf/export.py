@@ -10,6 +10,7 @@ kept. Formats and precisions may be lists, or all:
   python -m han_tf.export --format all --precision all
 """
 
+import json
 import sys
 import tempfile
 from pathlib import Path
@@ -24,6 +25,7 @@ from han_tf.data.reading import ImageReader
 from han_tf.data.synthetic import SyntheticPedestrians, generate
 from han_tf.errors import UserError
 from han_tf.files import write_json
+from han_tf.inference.card import CARD
 from han_tf.inference.export import Comparison, Export, Exported
 from han_tf.inference.exporters import FLOAT32, FORMATS, INT8, PRECISIONS, check_supported
 from han_tf.inference.runs import CHECKPOINTS, find_run, read_config
@@ -84,7 +86,7 @@ def main(values: flags.FlagValues) -> None:
         "checksum": export.card.checksum,
         "dataset": comparison.name,
         "environment": environment.describe(),
-        "exports": rows,
+        "exports": rows + _earlier(parent, export.card.checksum, rows),
     }
     write_json(parent / TABLE, report)
     print(f"written to {parent / TABLE}")
@@ -171,6 +173,22 @@ def _drawn_images(input_size: tuple[int, int]) -> np.ndarray:
 def _read_images(records: Any, input_size: tuple[int, int]) -> np.ndarray:
     reader = ImageReader(records, input_size, skip_bad_images=True)
     return np.concatenate([images for images, _ in reader])[:COMPARED_IMAGES]
+
+
+def _earlier(parent: Path, checksum: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns the rows of earlier exports of the same network that are still there and not among ``rows``."""
+    try:
+        report = json.loads((parent / TABLE).read_text(encoding="utf-8"))
+        found = report["exports"] if report["checksum"] == checksum else []
+        made = {(row["format"], row["precision"]) for row in rows}
+        return [
+            row
+            for row in found
+            if (row["format"], row["precision"]) not in made
+            and (parent / f"{row['format']}-{row['precision']}" / CARD).exists()
+        ]
+    except (OSError, ValueError, LookupError, TypeError):
+        return []  # none yet, or of another version
 
 
 def _keras_row(export: Export) -> dict[str, Any]:

@@ -67,6 +67,20 @@ def test_the_table_is_saved(exported):
     assert len({len(line) for line in text.splitlines()}) == 1
 
 
+def test_the_table_keeps_earlier_exports_of_the_same_network(tmp_path):
+    rows = [{"format": name, "precision": "float32", "mAP": 0.5} for name in ("keras", "onnx", "tflite", "openvino")]
+    for name in ("onnx", "tflite"):
+        (tmp_path / f"{name}-float32").mkdir()
+        (tmp_path / f"{name}-float32" / CARD).write_text("{}")
+    assert export._earlier(tmp_path, "a", rows[:1]) == []
+    (tmp_path / export.TABLE).write_text(json.dumps({"checksum": "a", "exports": rows}))
+    assert export._earlier(tmp_path, "a", rows[:1]) == rows[1:3]  # the last one's folder is gone
+    assert export._earlier(tmp_path, "a", rows[:2]) == rows[2:3]
+    assert export._earlier(tmp_path, "b", rows[:1]) == []
+    (tmp_path / export.TABLE).write_text("[")
+    assert export._earlier(tmp_path, "a", rows[:1]) == []
+
+
 def test_nothing_else_is_left(exported):
     assert sorted(path.name for path in exported.iterdir()) == ["exports.json", "saved_model-float32", "tflite-float32"]
 
