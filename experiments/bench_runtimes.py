@@ -34,6 +34,7 @@ from han_tf.errors import UserError
 from han_tf.files import write_json
 from han_tf.inference.card import CARD
 from han_tf.inference.extractor import FeatureExtractor
+from han_tf.inference.runs import find_run
 from han_tf.training import environment
 
 FILES = 512
@@ -52,7 +53,8 @@ PACKAGES = ("openvino", "onnxruntime")
 NAMES = {"hacnn": "torchreid HACNN", "osnet": "torchreid OSNet x0.25"}
 
 FLAGS = command_line.new_flags()
-flags.DEFINE_string("run", None, "The run's folder.", flag_values=FLAGS, required=True)
+flags.DEFINE_string("run", "", "The run's folder; the newest of --runs_dir if empty.", flag_values=FLAGS)
+flags.DEFINE_string("runs_dir", "runs", "Where runs are kept.", flag_values=FLAGS)
 flags.DEFINE_string("exports", "", "Folder of the exported models; exports in the run if empty.", flag_values=FLAGS)
 flags.DEFINE_integer("repeats", 7, "Measurements per figure; the median counts.", 3, flag_values=FLAGS)
 flags.DEFINE_float("hacnn", 0.0, "Images per second of HACNN on this machine, if measured.", 0, flag_values=FLAGS)
@@ -149,16 +151,17 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def main(values: flags.FlagValues) -> None:
     """Measures as the flags say."""
-    exports = Path(values.exports or Path(values.run) / "exports")
+    run_dir = Path(values.run) if values.run else find_run(values.runs_dir)
+    exports = Path(values.exports or run_dir / "exports")
     folders = sorted(path.parent for path in exports.glob(f"*/{CARD}") if not path.parent.name.startswith("."))
     if not folders:
-        raise UserError(f"{exports}: no exported models, expected some: python -m han_tf.export --run {values.run}")
+        raise UserError(f"{exports}: no exported models, expected some: python -m han_tf.export --run {run_dir}")
     clock = Clock(values.busy)
     before = clock.product_flops()
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
         paths = write_images(Path(temporary))
-        for folder in (Path(values.run), *folders):
+        for folder in (run_dir, *folders):
             rows.append(figures(folder, paths, clock, values.repeats))
             print(f"{rows[-1]['format']} in {rows[-1]['precision']}: {rows[-1]['decoded']:.0f} img/s", flush=True)
     product = (before + clock.product_flops()) / 2
