@@ -242,6 +242,10 @@ def _connected(address: str) -> Iterator[ModuleType]:
             ray.shutdown()
 
 
+class _HeadLost(BaseException):
+    """Passes through Ray's own handlers of exceptions, as KeyboardInterrupt does."""
+
+
 @contextlib.contextmanager
 def _watched(ray: ModuleType, address: str, actor_cpus: int) -> Iterator[None]:
     """Ends the block with an error when the cluster's head is lost, and says when all other machines are.
@@ -249,7 +253,7 @@ def _watched(ray: ModuleType, address: str, actor_cpus: int) -> Iterator[None]:
     To be called from the main thread.
     """
     host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
-    done, lost = threading.Event(), threading.Event()
+    done = threading.Event()
 
     def watch() -> None:
         failures, waiting = 0, False
@@ -260,22 +264,25 @@ def _watched(ray: ModuleType, address: str, actor_cpus: int) -> Iterator[None]:
                 if waiting and not was:
                     tqdm.write(f"note: no machine of {address} has room for an actor; waiting for one", sys.stderr)
         if not done.is_set():
-            lost.set()
-            # A signal, since nothing else gets the main thread out of waiting for the cluster.
-            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+            # A signal, since nothing else gets the main thread out of waiting for the cluster; not that of Ctrl-C,
+            # which a command in the background ignores.
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR2)
 
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
+    def give_up(*_: object) -> None:
+        if not done.is_set():
+            raise _HeadLost
+
+    before = signal.signal(signal.SIGUSR2, give_up)
+    threading.Thread(target=watch, daemon=True).start()
     try:
         yield
-    except KeyboardInterrupt as interrupt:
-        if lost.is_set():
-            raise UserError(
-                f"Ray at {address}: the head of the cluster was lost; finished files stay, the same command goes on"
-            ) from interrupt
-        raise
+    except _HeadLost as error:
+        raise UserError(
+            f"Ray at {address}: the head of the cluster was lost; finished files stay, the same command goes on"
+        ) from error
     finally:
         done.set()
+        signal.signal(signal.SIGUSR2, before)
 
 
 @contextlib.contextmanager

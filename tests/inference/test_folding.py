@@ -46,7 +46,8 @@ def test_a_folded_network_is_the_original(name, folded):
     model = trained_looking(create_deployed(name, input_size=SIZE))
     expected = model(images()).numpy()
     assert fold_batch_norm(model) == folded
-    np.testing.assert_allclose(model(images()).numpy(), expected, atol=1e-5)
+    # Features of unit norm: a wrong fold changes them by more than the roundings of some ninety layers.
+    np.testing.assert_allclose(model(images()).numpy(), expected, rtol=0, atol=1e-4)
     assert expected.std(axis=0).max() > 0.01  # the images differ
 
 
