@@ -1,6 +1,7 @@
 """Shared by all tests."""
 
 import os
+import re
 import signal
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -46,3 +47,19 @@ def tiny_run(tiny_data, tmp_path_factory):
     arguments = ["--dataset=market1501", f"--data_dir={tiny_data}", f"--run_dir={run_dir}", "--epochs=2", *TINY_SIZE]
     assert run(train.main, train.FLAGS, train.__doc__, ["train", *arguments]) == 0
     return run_dir
+
+
+@pytest.fixture
+def run_readme(tmp_path, monkeypatch):
+    """Returns a function that runs the Python of a README in an empty folder and returns what it names."""
+
+    def run_blocks(path, blocks):
+        found = re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL)
+        assert len(found) == blocks
+        monkeypatch.chdir(tmp_path)
+        names = {}
+        for block in found:
+            exec(compile(block, str(path), "exec"), names)
+        return names
+
+    return run_blocks

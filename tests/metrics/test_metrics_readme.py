@@ -10,13 +10,8 @@ import han_tf.metrics
 README = Path(han_tf.metrics.__file__).with_name("README.md")
 
 
-def test_the_example_runs(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
-    assert len(blocks) == 7
-    names = {}
-    for block in blocks:
-        exec(compile(block, str(README), "exec"), names)
+def test_the_example_runs(run_readme, capsys):
+    names = run_readme(README, blocks=7)
     printed = capsys.readouterr().out
     shares = [float(share) for share in re.findall(r"mAP (?:across cameras )?([\d.]+)%", printed)]
     plain, across, cosine, reranked, expanded = shares

@@ -11,13 +11,8 @@ from han_tf.search.choice import FLAT_BYTES
 README = Path(han_tf.search.__file__).with_name("README.md")
 
 
-def test_the_example_of_a_gallery_runs(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
-    assert len(blocks) == 4
-    names = {}
-    for block in blocks:
-        exec(compile(block, str(README), "exec"), names)
+def test_the_example_of_a_gallery_runs(run_readme, capsys):
+    names = run_readme(README, blocks=4)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("0.000 crops/0.jpg camera")
     own = f"camera {names['camids'][0]}"
