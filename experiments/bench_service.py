@@ -11,7 +11,6 @@ gallery afterwards.
 import asyncio
 import io
 import json
-import os
 import re
 import signal
 import subprocess
@@ -29,6 +28,7 @@ from PIL import Image
 
 from experiments.bench_metrics import product_flops
 from han_tf import cli as command_line
+from han_tf.cores import usable_cores
 from han_tf.errors import UserError
 from han_tf.files import write_json
 from han_tf.search import create_gallery, open_gallery
@@ -288,7 +288,7 @@ def _figures(load: Load, values: flags.FlagValues, memory: list[float], flops: f
         "seconds": values.seconds,
         "gallery": values.gallery,
         "memory_mb": {"start": memory[0], "middle": memory[half], "end": memory[-1], "peak": max(memory)},
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": usable_cores(),
         "product_gflops": flops / 1e9,
     }
     return [whole, *(figure(kind, lambda one, kind=kind: one == kind) for kind in MIX)]

@@ -49,7 +49,7 @@ SCALES = {
         {"epochs": 1, "input_height": 48, "input_width": 32, "panel_images": 0},
         in_process=True,
     ),
-    "synthetic": Scale("synthetic", "embedded set", {"epochs": 12}),
+    "synthetic": Scale("synthetic", "embedded set", {"epochs": 6, "eval_every": 6}),
     "full": Scale(None, "", {}),
 }
 """Scale -> what it means. The tiny set has Market-1501's layout and is read as such."""

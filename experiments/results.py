@@ -10,6 +10,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Optional, Union
 
+from han_tf.cores import usable_cores
 from han_tf.errors import UserError
 from han_tf.files import write_json
 from han_tf.training import environment
@@ -102,7 +103,7 @@ def write_result(folder: Union[str, os.PathLike], name: str, data: Mapping[str, 
 
 
 def machine() -> dict[str, Any]:
-    """Returns what can be told of this machine: processor, number of cores, memory in GiB."""
+    """Returns what can be told of this machine: processor, cores that this process may use, memory in GiB."""
     processor = platform.processor() or platform.machine()
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as stream:
@@ -111,7 +112,7 @@ def machine() -> dict[str, Any]:
     except OSError:
         pass
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return {"processor": processor, "cores": os.cpu_count(), "memory_gib": round(memory, 1)}
+    return {"processor": processor, "cores": usable_cores(), "memory_gib": round(memory, 1)}
 
 
 def stamp() -> dict[str, Any]:

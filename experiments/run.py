@@ -255,8 +255,9 @@ class Runner:
                 arguments = [f"--run_dir={run_dir}", *flags_of(training.config.to_dict())]
                 peak_mb = self.launch("han_tf.train", arguments, log, poll, (lock,))
             if training.result(results) is None:
-                arguments = [f"--run={run_dir}", "--rerank", f"--output={run_dir / EVALUATION}", *self._data_flag()]
-                self.launch("han_tf.evaluate", arguments, log, poll, (lock,))
+                if any(reranked for _, _, reranked in training.wanted):
+                    arguments = [f"--run={run_dir}", "--rerank", f"--output={run_dir / EVALUATION}", *self._data_flag()]
+                    self.launch("han_tf.evaluate", arguments, log, poll, (lock,))
                 write_result(self.results_dir, training.name, training_result(run_dir, peak_mb))
             if training.sheet:
                 self._draw_sheet(training, log, lock)

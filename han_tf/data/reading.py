@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from han_tf.cores import usable_cores
 from han_tf.data.records import Record
 from han_tf.errors import UserError
 
@@ -146,7 +147,7 @@ class ImageReader:
         self.batch_size = batch_size
         self.skip_bad_images = skip_bad_images
         self.progress = progress
-        self.threads = threads or len(os.sched_getaffinity(0))
+        self.threads = threads or usable_cores()
         self.bad_images: list[BadImage] = []
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -22,6 +22,7 @@ from typing import Any, Optional, Union
 
 from tqdm import tqdm
 
+from han_tf.cores import usable_cores
 from han_tf.data.image_lists import ImageList
 from han_tf.errors import UserError
 from han_tf.inference.card import CARD, ModelCard, read_card, verify_files
@@ -215,7 +216,7 @@ def _connected(address: str) -> Iterator[ModuleType]:
     options: dict[str, Any] = {"address": address}
     if address == LOCAL:
         options.update(
-            num_cpus=len(os.sched_getaffinity(0)),
+            num_cpus=usable_cores(),
             object_store_memory=OBJECT_STORE_BYTES,
             include_dashboard=False,
         )

@@ -1,11 +1,11 @@
 """Checks of what users hand in: each mistake is one line that names the array."""
 
 import math
-import os
 from typing import Any, Optional
 
 import numpy as np
 
+from han_tf.cores import usable_cores
 from han_tf.errors import UserError
 
 ROWS = 256
@@ -130,6 +130,4 @@ def default_threads(threads: Optional[int]) -> int:
     """Returns ``threads``, or the number of cores this process may use if None."""
     if threads is not None:
         return check_count(threads, "threads", 1)
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return usable_cores()

@@ -125,10 +125,10 @@ def test_dry_run_says_what_would_be_done(tmp_path, capsys):
     arguments = ["--dry_run", f"--runs_dir={tmp_path / 'runs'}", f"--results_dir={tmp_path / 'results'}"]
     assert call("table8", *arguments) == 0
     (line, total) = capsys.readouterr().out.splitlines()
-    images = planning.train_images("synthetic", "", "")
-    expected = planning.duration(images * 12 / 60.0)
+    images, epochs = planning.train_images("synthetic", "", ""), planning.SCALES["synthetic"].settings["epochs"]
+    expected = planning.duration(images * epochs / 60.0)
     assert line.startswith(
-        f"to do     synthetic-han_large-12epochs-seed0 (for table8): {expected} (as {result.name}), "
+        f"to do     synthetic-han_large-{epochs}epochs-seed0 (for table8): {expected} (as {result.name}), "
     )
     assert total == f"in all about {expected}, one after the other"
     assert not (tmp_path / "runs").exists()

@@ -9,6 +9,7 @@ from typing import Any, Optional, Union
 
 from tqdm import tqdm
 
+from han_tf.cores import usable_cores
 from han_tf.data.synthetic.generator import GENERATOR_VERSION, SyntheticPedestrians
 from han_tf.data.synthetic.layouts import LAYOUTS, write_layout
 from han_tf.errors import UserError
@@ -47,7 +48,7 @@ def generate(
     unfinished = root.with_name(f".{root.name}.{os.getpid()}.unfinished")
     try:
         unfinished.mkdir(parents=True)
-        with closing(pedestrians.images(workers or _cores())) as images:
+        with closing(pedestrians.images(workers or usable_cores())) as images:
             bar = tqdm(images, total=len(pedestrians), desc=f"drawing {root.name}", unit="image")
             write_layout(layout, unfinished, bar)
         write_json(unfinished / DESCRIPTION, _description(pedestrians, layout))
@@ -85,10 +86,3 @@ def _check_replaceable(root: Path) -> None:
         raise UserError(
             f"{root} holds files but no {DESCRIPTION}, expected an earlier synthetic data set, an empty folder or none"
         )
-
-
-def _cores() -> int:
-    # Containers often grant fewer cores than the machine has.
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

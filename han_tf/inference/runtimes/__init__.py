@@ -13,6 +13,7 @@ from typing import NamedTuple, Optional, Protocol, Union
 
 import numpy as np
 
+from han_tf.cores import usable_cores
 from han_tf.errors import UserError
 from han_tf.inference.card import CARD, ModelCard, read_card, verify_files
 
@@ -111,7 +112,7 @@ def model_file(folder: Path, card: ModelCard, suffix: str) -> str:
 
 def cores(threads: Optional[int]) -> int:
     """Returns ``threads``, or the number of cores this process may use if it is None."""
-    return threads or len(os.sched_getaffinity(0))
+    return threads or usable_cores()
 
 
 def in_batches(images: np.ndarray, size: int) -> Sequence[np.ndarray]:
