@@ -138,21 +138,25 @@ def in_process(
 
 
 @contextlib.contextmanager
-def claimed(path: Path, waiting: Callable[[], None]) -> Iterator[int]:
+def claimed(path: Path, waiting: Optional[Callable[[], None]] = None) -> Iterator[Optional[int]]:
     """Holds the lock file ``path`` for as long as the block runs, so that two runners do not train the same.
 
     Args:
       path: the file; it stays, empty.
-      waiting: called once if another process holds the lock; then it is waited for.
+      waiting: called once if another process holds the lock, which is then waited for; None not to wait.
 
     Yields:
-      The file's descriptor: a process that is given it holds the lock as well.
+      The file's descriptor: a process that is given it holds the lock as well. None if another process holds the lock
+      and it is not waited for.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            if waiting is None:
+                yield None
+                return
             waiting()
             fcntl.flock(stream, fcntl.LOCK_EX)
         yield stream.fileno()

@@ -12,6 +12,7 @@ same command. To train something anew, delete its JSON and its run folder.
 
 import contextlib
 import sys
+from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Optional
@@ -212,12 +213,22 @@ class Runner:
         results = self.results()
         left = [training for training in self.plan.trainings.values() if not self.finished(training, results)]
         weights = self._weights(left)
+        queue, elsewhere = deque(zip(left, weights)), 0
         with _Progress(sum(weights), len(self.plan.trainings) - len(left)) as progress:
-            for training, weight in zip(left, weights):
-                progress.start(training.name, weight, self._share_done(training))
-                with _collected(failures):
-                    self._train(training, progress)
-                progress.end()
+            while queue:
+                training, weight = queue.popleft()
+                # What another runner is at comes last; if that is all there is, it is waited for.
+                wait = elsewhere > len(queue)
+                with self._claimed(training, wait) as lock:
+                    if lock is None:
+                        queue.append((training, weight))
+                        elsewhere += 1
+                        continue
+                    elsewhere = 0
+                    progress.start(training.name, weight, self._share_done(training))
+                    with _collected(failures):
+                        self._train(training, progress, lock)
+                    progress.end()
         return failures
 
     def _weights(self, trainings: Sequence[Training]) -> list[float]:
@@ -235,32 +246,36 @@ class Runner:
         # The last epoch is not the end: evaluation and re-ranking follow.
         return min(epochs_done(self.runs_dir / training.name) / training.config.epochs, 0.99)
 
-    def _train(self, training: Training, progress: "_Progress") -> None:
-        run_dir = self.runs_dir / training.name
-        log = self.runs_dir / f"{training.name}.log"
+    def _claimed(self, training: Training, wait: bool) -> contextlib.AbstractContextManager[Optional[int]]:
+        """Returns :func:`claimed` of this training's lock."""
 
         def waiting() -> None:
             tqdm.write(f"another process runs {training.name}; waiting for it")
 
+        return claimed(self.runs_dir / f"{training.name}.lock", waiting if wait else None)
+
+    def _train(self, training: Training, progress: "_Progress", lock: int) -> None:
+        run_dir = self.runs_dir / training.name
+        log = self.runs_dir / f"{training.name}.log"
+
         def poll() -> None:
             progress.reach(self._share_done(training))
 
-        with claimed(self.runs_dir / f"{training.name}.lock", waiting) as lock:
-            results = self.results()
-            if self.finished(training, results):
-                return
-            self._check_replaceable(training, results)
-            peak_mb = None
-            if not _is_trained(run_dir, training):
-                arguments = [f"--run_dir={run_dir}", *flags_of(training.config.to_dict())]
-                peak_mb = self.launch("han_tf.train", arguments, log, poll, (lock,))
-            if training.result(results) is None:
-                if any(reranked for _, _, reranked in training.wanted):
-                    arguments = [f"--run={run_dir}", "--rerank", f"--output={run_dir / EVALUATION}", *self._data_flag()]
-                    self.launch("han_tf.evaluate", arguments, log, poll, (lock,))
-                write_result(self.results_dir, training.name, training_result(run_dir, peak_mb))
-            if training.sheet:
-                self._draw_sheet(training, log, lock)
+        results = self.results()
+        if self.finished(training, results):
+            return
+        self._check_replaceable(training, results)
+        peak_mb = None
+        if not _is_trained(run_dir, training):
+            arguments = [f"--run_dir={run_dir}", *flags_of(training.config.to_dict())]
+            peak_mb = self.launch("han_tf.train", arguments, log, poll, (lock,))
+        if training.result(results) is None:
+            if any(reranked for _, _, reranked in training.wanted):
+                arguments = [f"--run={run_dir}", "--rerank", f"--output={run_dir / EVALUATION}", *self._data_flag()]
+                self.launch("han_tf.evaluate", arguments, log, poll, (lock,))
+            write_result(self.results_dir, training.name, training_result(run_dir, peak_mb))
+        if training.sheet:
+            self._draw_sheet(training, log, lock)
 
     def _draw_sheet(self, training: Training, log: Path, lock: int) -> None:
         run_dir, sheet = self.runs_dir / training.name, self._sheet(training)

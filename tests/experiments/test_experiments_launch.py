@@ -116,6 +116,8 @@ def test_one_claim_at_a_time(tmp_path):
         thread.start()
         while not order:
             time.sleep(0.01)
+        with claimed(tmp_path / "lock") as impatient:
+            assert impatient is None
         order.append("first")
     thread.join()
     assert order == ["waits", "first", "second"]

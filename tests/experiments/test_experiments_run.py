@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -56,17 +57,18 @@ def test_every_experiment_gives_its_table(smoke):
 
 
 def test_every_training_was_done_once(smoke):
-    wanted = planning.make_plan([schema.load(name) for name in schema.names()], "smoke").trainings.values()
+    plan = planning.make_plan([schema.load(name) for name in schema.names()], "smoke")
+    wanted = {training.name: training for training in plan.trainings.values()}
     results = [result for result in load_results(smoke / "results") if result["kind"] == "training"]
-    assert sorted(r.name for r in results) == sorted(t.name for t in wanted)
-    assert sorted(path.parent.name for path in smoke.glob("*/config.json")) == sorted(t.name for t in wanted)
+    assert sorted(r.name for r in results) == sorted(wanted)
+    assert sorted(path.parent.name for path in smoke.glob("*/config.json")) == sorted(wanted)
     for result in results:
         assert result["commit"]
         assert result["machine"]["cores"]
         assert result["seconds"] > 0
-        # Re-ranked rows for every network; parts of the feature for those that have parts.
+        # Both kinds of queries for every network; parts of the feature for those that have parts; re-ranked if shown.
         kinds = {(row["feature"], row["query"], row["reranked"]) for row in result["results"]}
-        assert {("joint", query, again) for query in ("single", "multi") for again in (False, True)} <= kinds
+        assert {("joint", "single", False), ("joint", "multi", False)} | wanted[result.name].wanted <= kinds
         assert (("global", "single", False) in kinds) == result["settings"]["model"].startswith("han_")
 
 
@@ -104,6 +106,13 @@ def test_a_killed_runner_goes_on_to_the_same_result(smoke, tmp_path):
     assert call("table8", "--scale=smoke", f"--runs_dir={tmp_path}") == 0
     (result,) = load_results(tmp_path / "results")
     (whole,) = [r for r in load_results(smoke / "results") if r.name == result.name]
+    assert result["results"] == [row for row in whole["results"] if not row["reranked"]]
+
+    # Another table wants it re-ranked as well: evaluated once more, not trained.
+    trained = [path.stat().st_mtime_ns for path in sorted(tmp_path.glob("*/checkpoints/*"))]
+    assert call("table3", "--scale=smoke", f"--runs_dir={tmp_path}", '--rows="HAN (Large), re-ranked"') == 0
+    assert [path.stat().st_mtime_ns for path in sorted(tmp_path.glob("*/checkpoints/*"))] == trained
+    (result,) = [r for r in load_results(tmp_path / "results") if r.name == result.name]
     assert result["results"] == whole["results"]
 
 
@@ -200,6 +209,8 @@ def test_too_little_memory_or_disk_is_told_before_the_start(prepared, monkeypatc
 
 
 def test_the_commands_are_those_of_the_project(prepared, tiny_data):
+    (wanted,) = prepared.plan.trainings.values()
+    wanted.wanted.add(("joint", "single", True))
     failures = prepared.run()
     name = "market1501-han_large-300epochs-seed0"
     run_dir = f"{prepared.runs_dir}/{name}"
@@ -212,6 +223,36 @@ def test_the_commands_are_those_of_the_project(prepared, tiny_data):
     # Nothing was trained in truth, so there is nothing to read.
     (failure,) = failures
     assert f"{run_dir}/config.json" in failure
+
+
+def test_runners_share_the_work_and_wait_for_each_other_at_the_end(prepared):
+    for seed in (1, 2):
+        config = TrainConfig(**{**next(iter(prepared.plan.trainings.values())).config.to_dict(), "seed": seed})
+        made = planning.Training(config, {("joint", "single", False)})
+        prepared.plan.trainings[made.identity] = made
+    first, *others = prepared.plan.trainings.values()
+    order, taken, waits = [], threading.Event(), threading.Event()
+
+    def other_runner():
+        with claimed(prepared.runs_dir / f"{first.name}.lock"):
+            taken.set()
+            assert waits.wait(30)
+            order.append("other runner")
+
+    def launch(module, arguments, *_):
+        order.append(arguments[0])
+        if len(order) == len(others):
+            waits.set()
+        raise UserError("not trained in truth")
+
+    prepared.launch = launch
+    thread = threading.Thread(target=other_runner)
+    thread.start()
+    assert taken.wait(30)
+    prepared.run()
+    thread.join()
+    run_dirs = [f"--run_dir={prepared.runs_dir / training.name}" for training in (*others, first)]
+    assert order == [*run_dirs[:2], "other runner", run_dirs[2]]
 
 
 def test_one_failure_does_not_stop_the_others(prepared, capsys):
