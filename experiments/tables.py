@@ -2,7 +2,7 @@
 
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import combinations
+from itertools import permutations
 from typing import Any, NamedTuple, Optional
 
 from experiments.plan import SCALES, ShownColumn, network_of, settings_for, shown_columns
@@ -117,28 +117,33 @@ def mean_and_deviation(numbers: Sequence[float]) -> str:
     return mean if len(numbers) == 1 else f"{mean} ± {statistics.stdev(numbers):.1f}"
 
 
-def order_agreement(names: Sequence[str], ours: Sequence[float], theirs: Sequence[float]) -> str:
+def order_agreement(names: Sequence[str], ours: Sequence[Sequence[float]], theirs: Sequence[float]) -> str:
     """Says how many pairs of rows stand in the same order in both, and names those that do not.
 
-    Pairs that are equal in the paper have no order. Equal numbers of ours agree with none.
+    Pairs that are equal in the paper have no order. Equal means of ours agree with none. Where all rows have several
+    seeds, the pairs that are clear are counted once more by themselves: every seed of one row above every one of the
+    other.
 
     Args:
       names: of the rows.
-      ours, theirs: their numbers.
+      ours: their numbers, one per seed.
+      theirs: the paper's.
     """
-    agree, against = 0, []
-    for first, second in combinations(range(len(names)), 2):
-        expected = theirs[first] - theirs[second]
-        if expected == 0:
+    pairs, clear, clearly_agree, against = 0, 0, 0, []
+    for better, worse in permutations(range(len(names)), 2):
+        if theirs[better] <= theirs[worse]:
             continue
-        if (ours[first] - ours[second]) * expected > 0:
-            agree += 1
-        else:
-            better, worse = (first, second) if expected > 0 else (second, first)
+        pairs += 1
+        if statistics.mean(ours[better]) <= statistics.mean(ours[worse]):
             against.append(f"{names[better]} not above {names[worse]}")
-    if agree + len(against) == 0:
+        above, below = min(ours[better]) > max(ours[worse]), max(ours[better]) < min(ours[worse])
+        clear += above or below
+        clearly_agree += above
+    if not pairs:
         return "the paper has no order"
-    text = f"{agree} of {agree + len(against)} pairs of rows in the paper's order"
+    text = f"{pairs - len(against)} of {pairs} pairs of rows in the paper's order"
+    if min(map(len, ours)) > 1:
+        text += f"; of the {clear} in which the seeds do not overlap, {clearly_agree}"
     if against:
         more = f" and {len(against) - SHOWN_PAIRS} more" if len(against) > SHOWN_PAIRS else ""
         text += f" (against it: {'; '.join(against[:SHOWN_PAIRS])}{more})"
@@ -287,7 +292,7 @@ def _agreements(experiment: Experiment, group: Group) -> list[str]:
                 paper = (row.published[published] or (None, None))[place]
                 if numbers and paper is not None:
                     names.append(row.name)
-                    ours.append(statistics.mean(numbers))
+                    ours.append(numbers)
                     theirs.append(paper)
             if len(names) > 1:
                 sentences.append(f"- {shown.title}, {metric}: {order_agreement(names, ours, theirs)}")

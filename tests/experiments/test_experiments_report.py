@@ -112,9 +112,19 @@ def test_order_agreement_is_that_of_all_pairs():
         ours, theirs = ([rng.randrange(6) for _ in names] for _ in range(2))
         pairs = [(i, j) for i, j in itertools.permutations(range(7), 2) if theirs[i] > theirs[j]]
         agreeing = sum(ours[i] > ours[j] for i, j in pairs)
-        assert tables.order_agreement(names, ours, theirs).startswith(f"{agreeing} of {len(pairs)} pairs")
-    assert tables.order_agreement(["a", "b"], [1, 2], [3, 3]) == "the paper has no order"
-    assert tables.order_agreement(["a", "b"], [2, 1], [3, 4]).endswith("(against it: b not above a)")
+        text = tables.order_agreement(names, [[number] for number in ours], theirs)
+        assert text.startswith(f"{agreeing} of {len(pairs)} pairs")
+        assert "seeds" not in text
+    assert tables.order_agreement(["a", "b"], [[1], [2]], [3, 3]) == "the paper has no order"
+    assert tables.order_agreement(["a", "b"], [[2], [1]], [3, 4]).endswith("(against it: b not above a)")
+
+
+def test_pairs_whose_seeds_do_not_overlap_are_told():
+    ours = [[1, 2], [3, 4], [2.5, 5], [0, 0.5]]
+    # Clear are a < b and a < c, as in the paper, and d below all others; b and c overlap.
+    text = tables.order_agreement(["a", "b", "c", "d"], ours, [1, 2, 3, 4])
+    assert text.startswith("3 of 6 pairs of rows in the paper's order; of the 5 in which the seeds do not overlap, 2 (")
+    assert "seeds" not in tables.order_agreement(["a", "b"], [[1, 2], [3]], [1, 2])
 
 
 def test_statistics():
