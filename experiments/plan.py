@@ -113,13 +113,19 @@ def shown_columns(
     return tuple(first.values())
 
 
-def settings_for(row: Row, column: Column, scale: str) -> dict[str, Any]:
+def settings_for(row: Row, column: Column, scale: str, model: str = "") -> dict[str, Any]:
     """Returns the settings of a row's training on a column's data set, but for seed and data folder.
+
+    Args:
+      row, column: of a table.
+      scale: a key of :data:`SCALES`.
+      model: the network that stands in for the row's; ``""`` for the row's own.
 
     Raises:
       UserError: the row needs a setting that this version's training does not have.
     """
-    settings = {**row.settings, **SCALES[scale].settings, "dataset": column.dataset, "split": column.split}
+    own = {**row.settings, "model": model or row.settings["model"]}
+    settings = {**own, **SCALES[scale].settings, "dataset": column.dataset, "split": column.split}
     known = {f.name for f in dataclasses.fields(TrainConfig)}
     for name in settings:
         if name not in known:
@@ -220,6 +226,7 @@ def make_plan(
     seeds: Sequence[int] = (0,),
     epochs: Optional[int] = None,
     rows: Sequence[str] = (),
+    model: str = "",
     cache_mb: Optional[int] = None,
 ) -> Plan:
     """Returns what the experiments need.
@@ -232,10 +239,12 @@ def make_plan(
       seeds: one training each.
       epochs: instead of the scale's.
       rows: see :func:`selected_rows`.
+      model: the network that stands in for that of ablations; ``""`` for none.
       cache_mb: instead of the default, see :class:`~han_tf.training.config.TrainConfig`.
 
     Raises:
-      UserError: what :func:`shown_columns`, :func:`settings_for` and :func:`selected_rows` say.
+      UserError: what :func:`shown_columns`, :func:`settings_for` and :func:`selected_rows` say; ``model`` is given for
+        an experiment that compares networks.
     """
     plan = Plan()
     overrides = {"data_dir": data_dir}
@@ -243,6 +252,10 @@ def make_plan(
         {} if epochs is None else {"epochs": epochs}, **({} if cache_mb is None else {"cache_mb": cache_mb})
     )
     for experiment in experiments:
+        if model and not experiment.model:
+            raise UserError(
+                f"--model {model} cannot stand in for the networks of {experiment.name}, which compares them"
+            )
         if isinstance(experiment, Statistics):
             counted = [SCALES[scale].dataset] if scale == "smoke" else datasets
             plan.datasets.update(row.dataset for row in experiment.rows if not counted or row.dataset in counted)
@@ -252,7 +265,7 @@ def make_plan(
             plan.dimensions.update(row.settings["feature_dim"] for row in chosen)
         for row in chosen:
             for column, _ in shown_columns(experiment, scale, datasets, split):
-                settings = {**settings_for(row, column, scale), **overrides}
+                settings = {**settings_for(row, column, scale, model), **overrides}
                 if experiment.flops:
                     config = TrainConfig(**settings)
                     network = (config.model, *config.input_size)

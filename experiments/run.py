@@ -78,6 +78,9 @@ flags.DEFINE_string("data_dir", "", "Data folder of the one data set; datasets/N
 flags.DEFINE_list("seeds", ["0"], "Seeds; several give mean ± deviation.", flag_values=FLAGS)
 flags.DEFINE_integer("epochs", None, "Instead of the scale's; the results say so.", 1, flag_values=FLAGS)
 flags.DEFINE_list("rows", [], "Rows to run: names or parts of names.", flag_values=FLAGS)
+flags.DEFINE_string(
+    "model", "", "Network in place of the one of an ablation (Tables 8 to 11), e.g. han_small.", flag_values=FLAGS
+)
 flags.DEFINE_integer("cache_mb", None, "Largest decoded training set kept in memory, MiB.", 0, flag_values=FLAGS)
 flags.DEFINE_string("runs_dir", "runs/experiments", "Where checkpoints, logs and tables go.", flag_values=FLAGS)
 flags.DEFINE_string(
@@ -471,6 +474,8 @@ def main(values: flags.FlagValues) -> None:
         datasets = _there(experiments)
     if values.positional == ["all"] and datasets:
         experiments = [experiment for experiment in experiments if _about(experiment, datasets)]
+    if values.model and values.model not in schema.models():
+        raise UserError(f"--model {values.model}, expected one of {', '.join(schema.models())}")
     plan = make_plan(
         experiments,
         scale,
@@ -480,6 +485,7 @@ def main(values: flags.FlagValues) -> None:
         seeds=_seeds(values.seeds),
         epochs=values.epochs,
         rows=values.rows,
+        model=values.model,
         cache_mb=values.cache_mb,
     )
     runner = Runner(plan, scale, runs_dir, results_dir, data_dir)
@@ -492,8 +498,8 @@ def main(values: flags.FlagValues) -> None:
     failures = runner.run()
     results = runner.results()
     for experiment in experiments:
-        text = tables.render(experiment, scale, results)
-        path = runs_dir / f"{experiment.name}-{scale}.md"
+        text = tables.render(experiment, scale, results, model=values.model)
+        path = runs_dir / f"{'-'.join(filter(None, (experiment.name, values.model, scale)))}.md"
         with atomic_open(path) as stream:
             stream.write(f"{text}\n".encode())
         drawn = plots.draw(experiment, scale, results, runs_dir)

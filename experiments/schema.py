@@ -94,6 +94,12 @@ class Experiment:
     name: str = ""
     description: str = ""
 
+    @property
+    def model(self) -> str:
+        """The network that all trainings are of, as in an ablation; ``""`` if networks are compared."""
+        models = {row.settings["model"] for row in self.rows if row.settings is not None}
+        return models.pop() if len(models) == 1 else ""
+
 
 class StatisticsRow(NamedTuple):
     """One data set of Table 2.
@@ -118,12 +124,14 @@ class Statistics:
     Attributes:
       title, name, description: as in :class:`Experiment`.
       rows: the data sets.
+      model: none.
     """
 
     title: str
     rows: Sequence[StatisticsRow]
     name: str = ""
     description: str = ""
+    model: str = ""
 
 
 AnyExperiment = Union[Experiment, Statistics]
@@ -151,3 +159,9 @@ def load(name: str) -> AnyExperiment:
         raise UserError(f"experiment {name!r} does not exist, expected one of {', '.join(names())}")
     module = importlib.import_module(f"experiments.configs.{name}")
     return dataclasses.replace(module.EXPERIMENT, name=name, description=module.__doc__)
+
+
+def models() -> list[str]:
+    """Returns the networks that the experiments train."""
+    rows = [row for name in names() for row in load(name).rows if isinstance(row, Row)]
+    return sorted({row.settings["model"] for row in rows if row.settings is not None})

@@ -27,11 +27,13 @@ class Group(NamedTuple):
 
     Attributes:
       epochs: of all its trainings.
+      model: the network that stands in for the table's one; ``""`` for none.
       columns: the columns that have results.
       cells: (row, column), as indices into the experiment's rows and ``columns`` -> results, one per seed.
     """
 
     epochs: int
+    model: str
     columns: tuple[ShownColumn, ...]
     cells: Mapping[tuple[int, int], Sequence[Result]]
 
@@ -49,14 +51,27 @@ class Group(NamedTuple):
         return [by_name[name] for name in sorted(by_name)]
 
 
-def groups(experiment: Experiment, scale: str, results: Iterable[Result]) -> list[Group]:
+def groups(experiment: Experiment, scale: str, results: Sequence[Result], model: str = "") -> list[Group]:
     """Returns the results that belong into a table, by number of epochs, the most first.
+
+    An ablation of which nothing has been trained shows what there is of related networks in its place.
 
     Args:
       experiment: the table.
       scale: a key of :data:`experiments.plan.SCALES`.
       results: all there are.
+      model: the network that stands in for the table's one; ``""`` for the table's own, if there is any result of it.
     """
+    found = _groups(experiment, scale, results, model)
+    if found or model or not experiment.model or experiment.sheet:
+        return found
+    family, _, _ = experiment.model.partition("_")
+    models = {result["settings"]["model"] for result in results if result["kind"] == "training"}
+    related = sorted(model for model in models if model.partition("_")[0] == family)
+    return [group for model in related for group in _groups(experiment, scale, results, model)]
+
+
+def _groups(experiment: Experiment, scale: str, results: Iterable[Result], model: str) -> list[Group]:
     by_settings: dict[tuple, list[Result]] = {}
     for result in results:
         if result["kind"] == "training" and "apart" not in result.data:
@@ -67,7 +82,7 @@ def groups(experiment: Experiment, scale: str, results: Iterable[Result]) -> lis
         for column_index, (column, _) in enumerate(shown):
             if row.settings is None:
                 continue
-            for result in by_settings.get(_without_schedule(settings_for(row, column, scale)), ()):
+            for result in by_settings.get(_without_schedule(settings_for(row, column, scale, model)), ()):
                 if score(result, row.feature, column.query, row.reranked, METRICS[0]) is not None:
                     cells = found.setdefault(result["settings"]["epochs"], {})
                     cells.setdefault((row_index, column_index), []).append(result)
@@ -75,11 +90,11 @@ def groups(experiment: Experiment, scale: str, results: Iterable[Result]) -> lis
     for epochs, cells in sorted(found.items(), reverse=True):
         used = sorted({column for _, column in cells})
         renumbered = {(row, used.index(column)): value for (row, column), value in cells.items()}
-        made.append(Group(epochs, tuple(shown[column] for column in used), renumbered))
+        made.append(Group(epochs, model, tuple(shown[column] for column in used), renumbered))
     return made
 
 
-def render(experiment: AnyExperiment, scale: str, results: Sequence[Result], link: Link = str) -> str:
+def render(experiment: AnyExperiment, scale: str, results: Sequence[Result], link: Link = str, model: str = "") -> str:
     """Returns an experiment's tables, one per schedule, with what has to be known to read them.
 
     Without any result the table holds the paper's numbers alone.
@@ -89,11 +104,12 @@ def render(experiment: AnyExperiment, scale: str, results: Sequence[Result], lin
       scale: a key of :data:`experiments.plan.SCALES`.
       results: all there are.
       link: how the text names a result.
+      model: see :func:`groups`.
     """
     head = f"{heading(experiment)}\n\n"
     if isinstance(experiment, Statistics):
         return head + _statistics(experiment, results, link)
-    found = groups(experiment, scale, results) or [Group(0, shown_columns(experiment, scale), {})]
+    found = groups(experiment, scale, results, model) or [Group(0, model, shown_columns(experiment, scale), {})]
     return head + "\n\n".join(_render_group(experiment, scale, group, results, link) for group in found)
 
 
@@ -246,7 +262,7 @@ def _render_group(experiment: Experiment, scale: str, group: Group, results: Seq
             )
         lines.append(line)
 
-    text = [_setting(scale, group), markdown_table(head, lines)]
+    text = [_setting(experiment, scale, group), markdown_table(head, lines)]
     text += _agreements(experiment, group)
     if experiment.flops:
         text.append(
@@ -263,7 +279,7 @@ def _render_group(experiment: Experiment, scale: str, group: Group, results: Seq
     return "\n\n".join(text)
 
 
-def _setting(scale: str, group: Group) -> str:
+def _setting(experiment: Experiment, scale: str, group: Group) -> str:
     if not group.cells:
         return "Nothing has been trained yet; the paper's numbers:"
     trainings = group.results()
@@ -276,6 +292,8 @@ def _setting(scale: str, group: Group) -> str:
     text += f", seed {seeds[0]}" if len(seeds) == 1 else f", seeds {', '.join(map(str, seeds))}: mean ± deviation"
     if any(len({r["settings"]["seed"] for r in cell}) < len(seeds) for cell in group.cells.values()):
         text += " where a row has been trained with more than one"
+    if group.model:
+        text += f"; {group.model} in place of {experiment.model}, of which the paper's numbers are"
     if SCALES[scale].dataset is not None:
         title = SCALES[scale].title.capitalize()
         return f"{title}, {text}. The paper's numbers are for other images; only orders compare."

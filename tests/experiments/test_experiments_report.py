@@ -105,6 +105,19 @@ def test_results_apart_are_in_no_table():
     assert "**" not in text
 
 
+def test_a_related_network_stands_in_until_there_is_the_right_one():
+    table8 = schema.load("table8")
+    small = [training(model="han_small", feature="global")]
+    text = tables.render(table8, "full", [*small, training(model="resnet50")])
+    assert "; han_small in place of han_large, of which the paper's numbers are. Ours" in text
+    assert text.count("Ours / the paper's") == 1
+    large = training(model="han_large")
+    assert "in place of" not in tables.render(table8, "full", [*small, large])
+    assert "han_small in place of" in tables.render(table8, "full", [*small, large], model="han_small")
+    # Tables that compare networks show what they are about.
+    assert "in place of" not in tables.render(schema.load("table12"), "full", small)
+
+
 def test_order_agreement_is_that_of_all_pairs():
     rng = random.Random(0)
     for _ in range(50):

@@ -143,6 +143,12 @@ def test_dry_run_says_what_would_be_done(tmp_path, capsys):
     assert not (tmp_path / "runs").exists()
 
 
+def test_another_network_can_stand_in_for_that_of_an_ablation(tmp_path, capsys):
+    assert call("table9", "--rows=no attention", "--model=han_small", "--dry_run", f"--results_dir={tmp_path}") == 0
+    (line, _) = capsys.readouterr().out.splitlines()
+    assert " synthetic-han_small-spatial_False-channel_False-hard_False-" in line
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -153,6 +159,8 @@ def test_dry_run_says_what_would_be_done(tmp_path, capsys):
         (["table9", "--seeds=0,x"], "--seeds is '0,x', expected whole numbers such as 0,1,2"),
         (["table9", "--seeds=1,1"], "--seeds is '1,1', expected different numbers"),
         (["table9", "--scale=smoke", "--dataset=market1501"], "--scale smoke has a drawn data set of its own"),
+        (["table9", "--model=vit"], "--model vit, expected one of condensenet, han_inception, "),
+        (["table12", "--model=han_small"], "--model han_small cannot stand in for the networks of table12"),
         (["table7", "--dataset=market1501,cuhk03", "--data_dir=x"], "--data_dir x is one data set's folder"),
     ],
 )
