@@ -117,12 +117,16 @@ def training_batches(
         classes.set_shape([indices.shape[0]])
         return augment(batch, augmentations, seed, epoch, number), classes
 
+    options = tf.data.Options()
+    # There is nothing to tune, and the end of an epoch would wait for the tuner's next turn, up to a minute away.
+    options.autotune.enabled = False
     return (
         tf.data.Dataset.from_tensor_slices(batches)
         .enumerate()
         .skip(first_batch)
         .map(load, num_parallel_calls=1, deterministic=True)
         .prefetch(4)
+        .with_options(options)
     )
 
 

@@ -358,6 +358,11 @@ class TestBatches:
         for images, labels in training_batches(loaded.images, pids, ShuffledImages(9, 3), 0, 0).as_numpy_iterator():
             np.testing.assert_allclose(images.mean((1, 2, 3)), 10 * labels, atol=1)
 
+    def test_nothing_is_tuned(self):
+        """An iterator ends no sooner than the tuner's thread, which sleeps for up to a minute."""
+        data = training_batches(self.IMAGES, self.LABELS, ShuffledImages(len(self.LABELS), 3), 0, 0)
+        assert data.options().autotune.enabled is False
+
     def test_batches_of_people(self):
         sampler = PeopleAndImages(self.LABELS, 2, 3)
         batches = list(training_batches(self.IMAGES, self.LABELS, sampler, 4, 1).as_numpy_iterator())
