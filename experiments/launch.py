@@ -45,7 +45,8 @@ def in_child(
       held: descriptors of lock files that stay locked until the command has ended, too, should this process be killed.
 
     Returns:
-      The most memory it held, in MiB; at least what this process held when it started it, which Linux counts along.
+      The most memory it held, in MiB, as of a moment before its end. Where the system does not tell that of a running
+      process, at least what this process held when it started it.
 
     Raises:
       Stopped: a signal came, and the command has stopped.
@@ -78,8 +79,10 @@ def in_child(
             preexec_fn=_stop_with_parent if sys.platform == "linux" else None,
         )
         children.append(child)
+        peak_mb = None
         try:
             while True:
+                peak_mb = _peak_mb(child.pid) or peak_mb
                 pid, status, usage = os.wait4(child.pid, os.WNOHANG)
                 if pid:
                     break
@@ -96,7 +99,7 @@ def in_child(
         raise Stopped(f"stopped by {signal.Signals(caught[0]).name}; the same command goes on", caught[0])
     if child.returncode:
         raise UserError(f"{module}: {_reason(child.returncode, log)} (all of it in {log})")
-    return usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    return peak_mb or usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def in_process(
@@ -170,6 +173,15 @@ def _handlers(handler: Callable[[int, object], None]) -> Iterator[None]:
     finally:
         for number, before in previous.items():
             signal.signal(number, before)
+
+
+def _peak_mb(pid: int) -> Optional[float]:
+    """Returns the most memory a running process has held, in MiB; None where the system does not tell."""
+    try:
+        with open(f"/proc/{pid}/status", encoding="utf-8") as stream:
+            return next((int(line.split()[1]) / 1024 for line in stream if line.startswith("VmHWM:")), None)
+    except OSError:
+        return None
 
 
 def _stop_with_parent() -> None:

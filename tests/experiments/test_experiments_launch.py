@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 
+import numpy as np
 import pytest
 
 from experiments.launch import claimed, in_child
@@ -17,6 +18,7 @@ import os, signal, sys, time
 what = sys.argv[1]
 if what == "allocate":
     block = bytearray(500 * 2**20)
+    time.sleep(1)
 elif what == "fail":
     print("working:  50%|#####     |", file=sys.stderr)
     print("error: data/x: no such folder", file=sys.stderr)
@@ -52,11 +54,13 @@ def wait_for(path):
 
 def test_peak_memory_and_log(command, tmp_path):
     polled = []
+    kept = np.ones(2**30, np.uint8)  # what this process holds does not count
     peak = in_child(command, ["allocate"], tmp_path / "logs" / "log", lambda: polled.append(1))
     assert 500 < peak < 900
     assert in_child(command, ["nothing"], tmp_path / "logs" / "log") < 500
     assert (tmp_path / "logs" / "log").read_text().splitlines() == ["did allocate", "did nothing"]
     assert polled
+    assert kept.all()
 
 
 def test_a_failure_is_the_commands_own_line(command, tmp_path):
