@@ -27,16 +27,23 @@ def folder_of(results_dir: Union[str, os.PathLike]) -> Path:
     return Path(results_dir).parent / "figures"
 
 
-def pictures(experiment: AnyExperiment, scale: str, results: Sequence[Result]) -> dict[str, Group]:
-    """Returns the pictures that an experiment has: file name -> the results it shows, one for each schedule."""
+def pictures(experiment: AnyExperiment, scale: str, results: Sequence[Result], least_rows: int = 1) -> dict[str, Group]:
+    """Returns the pictures that an experiment has: file name -> the results it shows, one for each schedule.
+
+    Args:
+      experiment, scale, results, least_rows: see :func:`experiments.tables.groups`.
+    """
     if isinstance(experiment, Statistics) or not experiment.picture:
         return {}
     return {
-        f"{experiment.name}-{scale}-{group.epochs}epochs.png": group for group in groups(experiment, scale, results)
+        f"{experiment.name}-{scale}-{group.epochs}epochs.png": group
+        for group in groups(experiment, scale, results, least_rows=least_rows)
     }
 
 
-def draw(experiment: AnyExperiment, scale: str, results: Sequence[Result], folder: Path) -> list[Path]:
+def draw(
+    experiment: AnyExperiment, scale: str, results: Sequence[Result], folder: Path, least_rows: int = 1
+) -> list[Path]:
     """Draws an experiment's :func:`pictures` into ``folder`` and returns the files.
 
     Args:
@@ -44,9 +51,10 @@ def draw(experiment: AnyExperiment, scale: str, results: Sequence[Result], folde
       scale: a key of :data:`experiments.plan.SCALES`.
       results: all there are.
       folder: where the pictures go.
+      least_rows: see :func:`experiments.tables.groups`.
     """
     written = []
-    for name, group in pictures(experiment, scale, results).items():
+    for name, group in pictures(experiment, scale, results, least_rows).items():
         written.append(Path(folder) / name)
         save_figure(PICTURES[experiment.picture](experiment, scale, group, results), written[-1])
     return written

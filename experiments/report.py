@@ -101,18 +101,11 @@ class Report:
 
     def draw(self) -> None:
         """Draws the pictures that the report shows, into the folder ``figures`` beside it."""
-        for name in schema.names():
-            for scale in SCALES:
-                if self._is_shown(schema.load(name), scale):
-                    plots.draw(schema.load(name), scale, self.results, self.output.parent / "figures")
-
-    def _is_shown(self, experiment: schema.AnyExperiment, scale: str) -> bool:
-        """Tells whether there is enough to show: one row on drawn people compares with nothing."""
-        if isinstance(experiment, schema.Statistics):
-            return False
-        least = 1 if scale == "full" or experiment.sheet else 2
-        groups = tables.groups(experiment, scale, self.results)
-        return any(len({row for row, _ in group.cells}) >= least for group in groups)
+        for experiment in map(schema.load, schema.names()):
+            if not isinstance(experiment, schema.Statistics):
+                for scale in SCALES:
+                    least = _least_rows(experiment, scale)
+                    plots.draw(experiment, scale, self.results, self.output.parent / "figures", least)
 
     def link(self, name: str) -> str:
         """Returns the Markdown link to a result."""
@@ -127,10 +120,12 @@ class Report:
             return self._with_note(experiment.name, f"## {tables.render(experiment, '', self.results, self.link)}")
         parts = []
         for scale in SCALES:
-            if self._is_shown(experiment, scale):
-                _, _, body = tables.render(experiment, scale, self.results, self.link).partition("\n\n")
+            least = _least_rows(experiment, scale)
+            if tables.groups(experiment, scale, self.results, least_rows=least):
+                text = tables.render(experiment, scale, self.results, self.link, least_rows=least)
+                _, _, body = text.partition("\n\n")
                 parts.append(body)
-                for name in plots.pictures(experiment, scale, self.results):
+                for name in plots.pictures(experiment, scale, self.results, least):
                     parts.append(f"![{tables.heading(experiment)}](figures/{quote(name)})")
         if experiment.sheet:
             sheets = sorted(plots.folder_of(self.results_dir).glob(f"{experiment.name}-*.png"))
@@ -204,6 +199,11 @@ class Report:
             )
         head = ["result", "kind", "setting", "commit", "machine", "date"]
         return f"## All results\n\n{markdown_table(head, lines, left=len(head))}"
+
+
+def _least_rows(experiment: schema.Experiment, scale: str) -> int:
+    """Returns of how many rows a table needs results: one row on drawn people compares with nothing."""
+    return 1 if scale == "full" or experiment.sheet else 2
 
 
 def fill(text: str, results: Sequence[Result], where: str) -> str:

@@ -51,7 +51,9 @@ class Group(NamedTuple):
         return [by_name[name] for name in sorted(by_name)]
 
 
-def groups(experiment: Experiment, scale: str, results: Sequence[Result], model: str = "") -> list[Group]:
+def groups(
+    experiment: Experiment, scale: str, results: Sequence[Result], model: str = "", least_rows: int = 1
+) -> list[Group]:
     """Returns the results that belong into a table, by number of epochs, the most first.
 
     An ablation of which nothing has been trained shows what there is of related networks in its place.
@@ -61,14 +63,20 @@ def groups(experiment: Experiment, scale: str, results: Sequence[Result], model:
       scale: a key of :data:`experiments.plan.SCALES`.
       results: all there are.
       model: the network that stands in for the table's one; ``""`` for the table's own, if there is any result of it.
+      least_rows: groups with results of fewer rows are left out.
     """
-    found = _groups(experiment, scale, results, model)
+
+    def of(model: str) -> list[Group]:
+        found = _groups(experiment, scale, results, model)
+        return [group for group in found if len({row for row, _ in group.cells}) >= least_rows]
+
+    found = of(model)
     if found or model or not experiment.model or experiment.sheet:
         return found
     family, _, _ = experiment.model.partition("_")
     models = {result["settings"]["model"] for result in results if result["kind"] == "training"}
     related = sorted(model for model in models if model.partition("_")[0] == family)
-    return [group for model in related for group in _groups(experiment, scale, results, model)]
+    return [group for model in related for group in of(model)]
 
 
 def _groups(experiment: Experiment, scale: str, results: Iterable[Result], model: str) -> list[Group]:
@@ -94,7 +102,14 @@ def _groups(experiment: Experiment, scale: str, results: Iterable[Result], model
     return made
 
 
-def render(experiment: AnyExperiment, scale: str, results: Sequence[Result], link: Link = str, model: str = "") -> str:
+def render(
+    experiment: AnyExperiment,
+    scale: str,
+    results: Sequence[Result],
+    link: Link = str,
+    model: str = "",
+    least_rows: int = 1,
+) -> str:
     """Returns an experiment's tables, one per schedule, with what has to be known to read them.
 
     Without any result the table holds the paper's numbers alone.
@@ -104,12 +119,14 @@ def render(experiment: AnyExperiment, scale: str, results: Sequence[Result], lin
       scale: a key of :data:`experiments.plan.SCALES`.
       results: all there are.
       link: how the text names a result.
-      model: see :func:`groups`.
+      model, least_rows: see :func:`groups`.
     """
     head = f"{heading(experiment)}\n\n"
     if isinstance(experiment, Statistics):
         return head + _statistics(experiment, results, link)
-    found = groups(experiment, scale, results, model) or [Group(0, model, shown_columns(experiment, scale), {})]
+    found = groups(experiment, scale, results, model, least_rows) or [
+        Group(0, model, shown_columns(experiment, scale), {})
+    ]
     return head + "\n\n".join(_render_group(experiment, scale, group, results, link) for group in found)
 
 
