@@ -212,7 +212,8 @@ def machine_name(machine: Optional[Mapping[str, Any]]) -> str:
     """Returns a machine in a few words."""
     if not machine:
         return "machine not recorded"
-    return f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']:.0f} GiB"
+    cores = machine["cores"]
+    return f"{machine['processor']}, {cores} core{'s' * (cores != 1)}, {machine['memory_gib']:.0f} GiB"
 
 
 def scientific(number: float) -> str:

@@ -7,7 +7,7 @@ Expect: little training data, hence the lowest accuracies of the four sets; Larg
 whose order depends on the boxes; 6 to 8 points of rank-1 and 12 to 13 of mAP from re-ranking.
 
 Time: 300 epochs take about 6 h (Small), 8 h (Medium) and 10 h (Large) on two CPU cores, on each kind of boxes; the
-synthetic scale about 20 min, the same trainings as Table 3's.
+synthetic scale about 15 min, the same trainings as Table 3's.
 
   make table5 DATASET=cuhk03
   python -m experiments.run table5 --dataset cuhk03
