@@ -176,7 +176,8 @@ def order_agreement(names: Sequence[str], ours: Sequence[Sequence[float]], their
         return "the paper has no order"
     text = f"{pairs - len(against)} of {pairs} pairs of rows in the paper's order"
     if min(map(len, ours)) > 1:
-        text += f"; of the {clear} in which the seeds do not overlap, {clearly_agree}"
+        told = f"of the {clear} in which the seeds do not overlap, {clearly_agree}"
+        text += f"; {told if clear else 'in all of them the seeds overlap'}"
     if against:
         more = f" and {len(against) - SHOWN_PAIRS} more" if len(against) > SHOWN_PAIRS else ""
         text += f" (against it: {'; '.join(against[:SHOWN_PAIRS])}{more})"

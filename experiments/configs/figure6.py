@@ -8,7 +8,7 @@ Expect: HAN Large above ResNet50 at every dimension; little lost down to a few h
 proportional to the dimension.
 
 Time: 300 epochs on Market-1501 take about 17 h on two CPU cores for each of the ten HAN trainings; ResNet50 has no
-measured figure until one has been trained. The synthetic scale takes two to three hours in all; --rows picks dimensions.
+measured figure until one has been trained. The synthetic scale takes two to three hours; --rows picks dimensions.
 
   make figure6 DATASET=market1501
   python -m experiments.run figure6 --dataset market1501 --rows "HAN (Large) 128,HAN (Large) 1024"

@@ -138,6 +138,9 @@ def test_pairs_whose_seeds_do_not_overlap_are_told():
     text = tables.order_agreement(["a", "b", "c", "d"], ours, [1, 2, 3, 4])
     assert text.startswith("3 of 6 pairs of rows in the paper's order; of the 5 in which the seeds do not overlap, 2 (")
     assert "seeds" not in tables.order_agreement(["a", "b"], [[1, 2], [3]], [1, 2])
+    assert tables.order_agreement(["a", "b"], [[1, 4], [2, 3]], [1, 2]) == (
+        "0 of 1 pairs of rows in the paper's order; in all of them the seeds overlap (against it: b not above a)"
+    )
 
 
 def test_statistics():
