@@ -124,7 +124,7 @@ def settings_for(row: Row, column: Column, scale: str, model: str = "") -> dict[
     Raises:
       UserError: the row needs a setting that this version's training does not have.
     """
-    own = {**row.settings, "model": model or row.settings["model"]}
+    own = {**row.settings, **({"model": model} if model else {})}
     settings = {**own, **SCALES[scale].settings, "dataset": column.dataset, "split": column.split}
     known = {f.name for f in dataclasses.fields(TrainConfig)}
     for name in settings:
