@@ -252,14 +252,14 @@ def make_plan(
         {} if epochs is None else {"epochs": epochs}, **({} if cache_mb is None else {"cache_mb": cache_mb})
     )
     for experiment in experiments:
-        if model and not experiment.model:
-            raise UserError(
-                f"--model {model} cannot stand in for the networks of {experiment.name}, which compares them"
-            )
         if isinstance(experiment, Statistics):
             counted = [SCALES[scale].dataset] if scale == "smoke" else datasets
             plan.datasets.update(row.dataset for row in experiment.rows if not counted or row.dataset in counted)
             continue
+        if model and not experiment.model:
+            raise UserError(
+                f"--model {model} cannot stand in for the networks of {experiment.name}, which compares them"
+            )
         chosen = selected_rows(experiment, scale, rows)
         if experiment.search:
             plan.dimensions.update(row.settings["feature_dim"] for row in chosen)

@@ -124,14 +124,12 @@ class Statistics:
     Attributes:
       title, name, description: as in :class:`Experiment`.
       rows: the data sets.
-      model: none.
     """
 
     title: str
     rows: Sequence[StatisticsRow]
     name: str = ""
     description: str = ""
-    model: str = ""
 
 
 AnyExperiment = Union[Experiment, Statistics]
