@@ -329,7 +329,7 @@ EVALUATION_MB = 400
 def needs(training: Training, images: int, results: Sequence[Result], here: Mapping[str, Any]) -> Need:
     """Estimates what ``training`` needs, from earlier results.
 
-    The time is that of an earlier training of the same network at the same size; or else that of another one, scaled by
+    The time is that of the latest training of the same network at the same size; or else that of another one, scaled by
     multiply-adds. Memory is what an earlier training of the same network and batch held, or is reckoned from the
     number of elements that the convolutions put out.
 
@@ -342,13 +342,13 @@ def needs(training: Training, images: int, results: Sequence[Result], here: Mapp
     config = training.config
     networks = {network_of(r["settings"]): r for r in results if r["kind"] == "network"}
     rates = [
-        (r.get("machine") == here, network_of(r["settings"]) == training.network, r)
+        (r.get("machine") == here, network_of(r["settings"]) == training.network, r.get("date") or "", r)
         for r in results
         if r["kind"] == "training" and r.get("images_per_second")
     ]
     seconds, how = None, "no measurement yet"
-    # Best are those of this machine, then those of this network.
-    for on_this_machine, same, result in sorted(rates, key=lambda rate: rate[:2], reverse=True):
+    # Best are those of this machine, then those of this network, then the latest: the code changes.
+    for on_this_machine, same, _, result in sorted(rates, key=lambda rate: rate[:3], reverse=True):
         theirs, mine = networks.get(network_of(result["settings"])), networks.get(training.network)
         if not same and (theirs is None or mine is None):
             continue

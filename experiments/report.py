@@ -107,10 +107,10 @@ class Report:
                     least = _least_rows(experiment, scale)
                     plots.draw(experiment, scale, self.results, self.output.parent / "figures", least)
 
-    def link(self, name: str) -> str:
-        """Returns the Markdown link to a result."""
+    def link(self, name: str, text: str = "") -> str:
+        """Returns the Markdown link to a result, called ``text`` or else by its name."""
         folder = os.path.relpath(self.results_dir, self.output.parent)
-        return f"[{name}]({quote(folder)}/{quote(name)}.json)"
+        return f"[{text or name}]({quote(folder)}/{quote(name)}.json)"
 
     def _experiment(self, experiment: schema.AnyExperiment) -> str:
         """Returns an experiment's section; empty if it has no result of its own."""

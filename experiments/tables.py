@@ -18,8 +18,13 @@ SHOWN_PAIRS = 4
 
 PUBLISHED_EPOCHS = TrainConfig().epochs
 
-Link = Callable[[str], str]
-"""Turns a result's name into what the text shows."""
+Link = Callable[[str, str], str]
+"""Called with a result's name and what to call it; returns what the text shows."""
+
+
+def unlinked(name: str, text: str) -> str:
+    """Returns ``text``: for places in which nothing can be linked."""
+    return text
 
 
 class Group(NamedTuple):
@@ -106,7 +111,7 @@ def render(
     experiment: AnyExperiment,
     scale: str,
     results: Sequence[Result],
-    link: Link = str,
+    link: Link = unlinked,
     model: str = "",
     least_rows: int = 1,
 ) -> str:
@@ -184,12 +189,12 @@ def order_agreement(names: Sequence[str], ours: Sequence[Sequence[float]], their
     return text
 
 
-def origin(results: Sequence[Result], link: Link = str) -> str:
+def origin(results: Sequence[Result], link: Link = unlinked) -> str:
     """Returns which results a table holds, of which commits and machines, and a warning if they are mixed."""
     commits = _distinct(result.get("commit") for result in results)
     machines = _distinct(machine_name(result.get("machine")) for result in results)
     dates = sorted(result["date"][:10] for result in results if result.get("date"))
-    text = f"Results: {', '.join(link(result.name) for result in results)}."
+    text = f"Results: {_named(results, link)}."
     if dates:
         text += f" {dates[0]}" + (f" to {dates[-1]}" if dates[-1] != dates[0] else "") + "."
     text += f" {'Commit' if len(commits) == 1 else 'Commits'} {', '.join(map(short_commit, commits))}."
@@ -199,6 +204,18 @@ def origin(results: Sequence[Result], link: Link = str) -> str:
     if len(commits) > 1:
         text += " **The rows come from different commits**: what changed between them may explain a difference."
     return text
+
+
+def _named(results: Iterable[Result], link: Link) -> str:
+    """Names results; of those that differ in the seed alone only the first in full."""
+    seeds: dict[str, list[tuple[str, str]]] = {}
+    for result in results:
+        run, _, seed = result.name.rpartition("-seed")
+        seeds.setdefault(run or result.name, []).append((result.name, seed))
+    texts = []
+    for (first, _), *others in seeds.values():
+        texts.append(" ".join([link(first, first), *(link(name, f"seed{seed}") for name, seed in others)]))
+    return ", ".join(texts)
 
 
 def short_commit(commit: Optional[str]) -> str:
@@ -294,7 +311,7 @@ def _render_group(experiment: Experiment, scale: str, group: Group, results: Seq
     if experiment.search:
         measured_apart += [result.name for result in results if result["kind"] == "search"]
     if measured_apart:
-        text.append(f"Costs: {', '.join(map(link, measured_apart))}.")
+        text.append(f"Costs: {', '.join(link(name, name) for name in measured_apart)}.")
     return "\n\n".join(text)
 
 

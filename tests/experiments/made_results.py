@@ -7,7 +7,7 @@ MACHINE = {"processor": "abacus", "cores": 2, "memory_gib": 16.0}
 
 def training(model="han_large", *, rank1=0.9, mean_ap=0.75, feature="joint", reranked=False, query="single", **changes):
     """A training's result whose one row has the given scores; ``changes`` are settings or other entries."""
-    entries = {name: changes.pop(name) for name in ("commit", "machine", "apart", "peak_mb") if name in changes}
+    entries = {name: changes.pop(name) for name in ("commit", "machine", "apart", "peak_mb", "date") if name in changes}
     settings = settings_of({"dataset": "market1501", "model": model, "epochs": 300, **changes})
     row = {"feature": feature, "query": query, "reranked": reranked, "rank-1": rank1, "mAP": mean_ap}
     row.update(dict.fromkeys(("rank-5", "rank-10", "rank-20", "mAP_trapezoid", "mINP"), 0.5))

@@ -135,6 +135,11 @@ def test_time_of_the_same_network():
     assert need_of([]) == (None, None, None, "no measurement yet")
 
 
+def test_the_latest_measurement_counts():
+    earlier, latest = training(epochs=24, date="2026-11-22T10:00:00Z"), training(epochs=40)
+    assert need_of([earlier, latest]).how == need_of([latest, earlier]).how == "as market1501-han_large-epochs_40"
+
+
 def test_time_of_another_network_is_scaled_by_multiply_adds():
     results = [training("han_small"), network("han_small", 100), network("han_large", 250)]
     need = need_of(results)

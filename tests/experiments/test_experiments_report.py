@@ -100,6 +100,15 @@ def test_results_of_several_commits_are_told():
     assert "different commits" not in tables.render(schema.load("table9"), "full", results[:1])
 
 
+def test_seeds_of_one_row_are_named_once():
+    def named(name, data):
+        return Result(name, data.data)
+
+    results = [named("all-seed0", training()), named("all-seed1", training(seed=1)), named("hra", training(hard=False))]
+    text = tables.render(schema.load("table9"), "full", results, lambda name, shown: f"[{shown}]({name})")
+    assert "Results: [all-seed0](all-seed0) [seed1](all-seed1), [hra](hra). 2026" in text
+
+
 def test_results_apart_are_in_no_table():
     text = tables.render(schema.load("table8"), "full", [training(apart="another network")])
     assert "**" not in text
