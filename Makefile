@@ -57,7 +57,7 @@ demo: $(READY)  ## search drawn pedestrians in the browser, with the newest run 
 	$(BIN)/python -m han_tf.demo $(ARGS)
 
 visualize: $(READY)  ## write the attention sheet and a ranked list of the newest run
-	$(BIN)/python -m han_tf.visualize --ranked $(RUN_FLAGS) $(if $(DATA_DIR),--data_dir $(DATA_DIR)) $(ARGS)
+	$(BIN)/python -m han_tf.visualize --ranked $(RUN_FLAGS) $(DATA_FLAGS) $(ARGS)
 
 tensorboard: $(READY)  ## open TensorBoard on all runs: curves, regions, attention maps
 	$(BIN)/python -m tensorboard.main --logdir runs --load_fast=false --samples_per_plugin images=100 $(ARGS)
@@ -69,7 +69,7 @@ bench: $(READY)  ## measure training, inference, the input pipeline, the metrics
 	$(BIN)/python -m han_tf.bench
 	$(BIN)/python -m experiments.bench_metrics $(ARGS)
 	$(BIN)/python -m han_tf.export $(RUN_FLAGS) $(DATA_FLAGS) --format openvino --precision float32,bfloat16,int8
-	$(BIN)/python -m experiments.bench_runtimes $(if $(RUN),--run $(RUN))
+	$(BIN)/python -m experiments.bench_runtimes $(RUN_FLAGS) $(DATA_FLAGS)
 
 experiments: $(READY)  ## list the paper's tables and figures; each is a target: table1 ... table12, figure6, figure7
 	$(BIN)/python -m experiments.run

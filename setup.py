@@ -34,7 +34,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10,<3.12",
-    packages=find_packages(include=["han_tf", "han_tf.*", "experiments"]),
+    packages=find_packages(include=["han_tf", "han_tf.*"]),
     package_data={"han_tf.serve": ["page/*"]},
     install_requires=[
         "absl-py>=1.4",

@@ -174,6 +174,11 @@ class Training:
         return None
 
 
+def family(model: str) -> str:
+    """Returns what a network is of, e.g. ``han`` of ``han_small``."""
+    return model.partition("_")[0]
+
+
 def selected_rows(experiment: Experiment, scale: str, words: Sequence[str] = ()) -> list[Row]:
     """Returns the rows that are run: those of this project that fit one of ``words``.
 
@@ -181,22 +186,23 @@ def selected_rows(experiment: Experiment, scale: str, words: Sequence[str] = ())
       experiment: the table.
       scale: a key of :data:`SCALES`; the smallest leaves out some.
       words: row names or parts of them, in any case; all rows if empty. A word that is a whole name means that row.
-
-    Raises:
-      UserError: a word fits no row.
     """
     rows = [row for row in experiment.rows if row.settings is not None and (row.smoke or scale != "smoke")]
-    if not words:
-        return rows
-    chosen = []
+    chosen = [] if words else rows
     for word in (word.strip().lower() for word in words):
-        fitting = [row for row in rows if row.name.lower() == word] or [row for row in rows if word in row.name.lower()]
-        if not fitting:
-            raise UserError(
-                f"{experiment.name} has no row {word!r} to run, expected {', '.join(row.name for row in rows)}"
-            )
-        chosen += fitting
+        whole = [row for row in rows if row.name.lower() == word]
+        chosen += whole or [row for row in rows if word in row.name.lower()]
     return [row for row in rows if row in chosen]
+
+
+def _check_rows(experiments: Iterable[AnyExperiment], scale: str, words: Sequence[str]) -> None:
+    """Raises UserError if one of ``words`` fits no row of any of the experiments."""
+    tables = [experiment for experiment in experiments if isinstance(experiment, Experiment)]
+    for word in words:
+        if not any(selected_rows(table, scale, [word]) for table in tables):
+            known = dict.fromkeys(row.name for table in tables for row in selected_rows(table, scale))
+            names = ", ".join(table.name for table in tables)
+            raise UserError(f"{names} has no row {word!r} to run, expected {', '.join(known)}")
 
 
 @dataclass
@@ -243,10 +249,11 @@ def make_plan(
       cache_mb: instead of the default, see :class:`~han_tf.training.config.TrainConfig`.
 
     Raises:
-      UserError: what :func:`shown_columns`, :func:`settings_for` and :func:`selected_rows` say; ``model`` is given for
-        an experiment that compares networks.
+      UserError: what :func:`shown_columns` and :func:`settings_for` say; one of ``rows`` fits no row; ``model`` is
+        given for an experiment that compares networks, or is of another kind than the experiment's.
     """
     plan = Plan()
+    _check_rows(experiments, scale, rows)
     overrides = {"data_dir": data_dir}
     overrides.update(
         {} if epochs is None else {"epochs": epochs}, **({} if cache_mb is None else {"cache_mb": cache_mb})
@@ -259,6 +266,11 @@ def make_plan(
         if model and not experiment.model:
             raise UserError(
                 f"--model {model} cannot stand in for the networks of {experiment.name}, which compares them"
+            )
+        if model and family(model) != family(experiment.model):
+            raise UserError(
+                f"--model {model} has not the parts that {experiment.name} is about, expected a relative of "
+                f"{experiment.model}"
             )
         chosen = selected_rows(experiment, scale, rows)
         if experiment.search:
@@ -282,16 +294,30 @@ def make_plan(
     return plan
 
 
-def train_images(dataset: str, split: str, data_dir: str) -> int:
-    """Returns the number of training images; the embedded set is not drawn for that.
+class TrainingData(NamedTuple):
+    """What a training needs to know of its data set.
+
+    Attributes:
+      images: number of training images.
+      multi_query: whether there are several images of each query.
+    """
+
+    images: int
+    multi_query: bool
+
+
+def training_data(dataset: str, split: str, data_dir: str) -> TrainingData:
+    """Looks at a data set; the embedded one is not drawn for that.
 
     Raises:
       UserError: the data set is not there; the message says how to get it.
     """
     if dataset == "synthetic":
-        return sum(frame.subset == "train" for frame in SyntheticPedestrians().frames())
+        subsets = [frame.subset for frame in SyntheticPedestrians().frames()]
+        return TrainingData(subsets.count("train"), "multi_query" in subsets)
     try:
-        return len(load_dataset(dataset, data_dir or None, split).train)
+        found = load_dataset(dataset, data_dir or None, split)
+        return TrainingData(len(found.train), bool(found.multi_query))
     except UserError as error:
         how = f"datasets/{dataset}/README.md says how to get it, --data_dir where it lies"
         raise UserError(f"{error}; {how}" if "README" not in str(error) else str(error)) from error

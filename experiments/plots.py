@@ -145,7 +145,9 @@ def cost_effectiveness(experiment: Experiment, scale: str, group: Group, results
                     _point(by_cost, cost["macs"], statistics.mean(numbers), row.name, colour)
                 if cost is not None and "images_per_second" in cost.data:
                     _point(by_speed, cost["images_per_second"], statistics.mean(numbers), row.name, colour)
-            by_cost.set(xscale="log", xlabel="multiply-adds per image; quoted: FLOPs as published")
+            by_cost.set(
+                xscale="log", xlabel="multiply-adds per image at 160×64; quoted: as published, at their own input sizes"
+            )
             by_speed.set(xlabel="images per second, measured here")
             for axes in (by_cost, by_speed):
                 axes.set(ylabel=f"{metric} (%)", title=f"{shown.title}, {group.epochs} epochs")

@@ -4,9 +4,12 @@
   python -m experiments.report --output elsewhere/RESULTS.md
 
 Every number comes from a JSON. Prose stands in experiments/notes, one file per result or experiment, and takes its
-numbers from the JSONs, too: {{NAME:path.to.entry:format}}, e.g. {{market1501-…-seed0:history.7.loss:.2f}}.
+numbers from the JSONs, too: {{NAME:path.to.entry:format}}, e.g. {{market1501-…-seed0:history.7.loss:.2f}}. Prose on an
+experiment says which results it was written for; when there are others, this command asks to read it again.
 """
 
+import hashlib
+import json
 import os
 import re
 import sys
@@ -38,6 +41,7 @@ _METHODS = {"augmented": "database augmentation", "expanded": "query expansion",
 EXACT_MILLION = "rerank-million, exact"
 """How the case begins that approximate neighbours are compared with."""
 
+_WRITTEN_FOR = re.compile(r"<!-- written for (\w+) -->\n")
 _PLACEHOLDER = re.compile(r"\{\{([^:{}]+):([^:{}]+)(?::([^{}]*))?\}\}")
 
 FLAGS = command_line.new_flags()
@@ -98,6 +102,28 @@ class Report:
             if other["kind"] == "metrics_bench" and any(f["case"].startswith(EXACT_MILLION) for f in other["figures"])
         ]
         return _metrics_bench(result, exact[-1] if exact else None)
+
+    def stale_notes(self) -> dict[Path, str]:
+        """Returns the prose on experiments whose results are others by now -> the mark of those there are."""
+        stale = {}
+        for experiment in map(schema.load, schema.names()):
+            path = self.notes_dir / f"{experiment.name}.md"
+            if path.exists() and not isinstance(experiment, schema.Statistics):
+                mark = self._mark(experiment)
+                found = _WRITTEN_FOR.match(path.read_text(encoding="utf-8"))
+                if found is None or found[1] != mark:
+                    stale[path] = mark
+        return stale
+
+    def _mark(self, experiment: schema.Experiment) -> str:
+        """Returns a word that changes with the numbers of the experiment's tables."""
+        numbers = []
+        for scale in SCALES:
+            for group in tables.groups(experiment, scale, self.results, least_rows=_least_rows(experiment, scale)):
+                for row, column in sorted(group.cells):
+                    scores = [group.numbers(experiment, row, column, metric) for metric in schema.METRICS]
+                    numbers.append([scale, group.epochs, group.model, row, column, scores])
+        return hashlib.sha256(json.dumps(numbers).encode()).hexdigest()[:8]
 
     def draw(self) -> None:
         """Draws the pictures that the report shows, into the folder ``figures`` beside it."""
@@ -174,7 +200,8 @@ class Report:
         path = self.notes_dir / f"{name}.md"
         if not path.exists():
             return text
-        return f"{text}\n\n{fill(path.read_text(encoding='utf-8').strip(), self.results, str(path))}"
+        prose = _WRITTEN_FOR.sub("", path.read_text(encoding="utf-8"), count=1).strip()
+        return f"{text}\n\n{fill(prose, self.results, str(path))}"
 
     def _further_notes(self) -> list[str]:
         """Returns the notes that are about no single result or experiment; they begin with a heading of their own."""
@@ -443,6 +470,10 @@ def main(values: flags.FlagValues) -> None:
     with atomic_open(output) as stream:
         stream.write(text.encode("utf-8"))
     print(f"written to {output}")
+    for path, mark in report.stale_notes().items():
+        print(
+            f"note: {path} was written for other results: read it again, then begin it with <!-- written for {mark} -->"
+        )
 
 
 def cli() -> None:

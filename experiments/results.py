@@ -1,8 +1,8 @@
 """Results on disk: one JSON per training or measurement, with what it was made of, by which commit and where."""
 
 import json
+import math
 import os
-import platform
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -10,7 +10,6 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Optional, Union
 
-from han_tf.cores import usable_cores
 from han_tf.errors import UserError
 from han_tf.files import write_json
 from han_tf.training import environment
@@ -102,24 +101,11 @@ def write_result(folder: Union[str, os.PathLike], name: str, data: Mapping[str, 
     return path
 
 
-def machine() -> dict[str, Any]:
-    """Returns what can be told of this machine: processor, cores that this process may use, memory in GiB."""
-    processor = platform.processor() or platform.machine()
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as stream:
-            named = [line.split(":", 1)[1].strip() for line in stream if line.startswith("model name")]
-        processor = named[0] if named else processor
-    except OSError:
-        pass
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return {"processor": processor, "cores": usable_cores(), "memory_gib": round(memory, 1)}
-
-
 def stamp() -> dict[str, Any]:
     """Returns by which commit, when and where something is measured now."""
     made_with = environment.describe()
     made_with.pop("command")  # holds this machine's paths
-    return {**made_with, "date": _date(datetime.now(timezone.utc).timestamp()), "machine": machine()}
+    return {**made_with, "date": _date(datetime.now(timezone.utc).timestamp())}
 
 
 def settings_of(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -167,7 +153,8 @@ def training_result(run_dir: Union[str, os.PathLike], peak_mb: Optional[float] =
     """Returns the result of a finished run from what training and evaluation left in its folder.
 
     Args:
-      run_dir: holds ``metrics.json``, and ``evaluation.json`` where it was evaluated once more (with re-ranking).
+      run_dir: holds ``metrics.json``, and ``evaluation.json`` where it was evaluated once more (with re-ranking). An
+        evaluation of another network or on other data is passed over.
       peak_mb: the most memory the training held, in MiB, if known.
 
     Raises:
@@ -177,6 +164,8 @@ def training_result(run_dir: Union[str, os.PathLike], peak_mb: Optional[float] =
     config = read_json(run_dir / CONFIG)
     trained = read_json(run_dir / METRICS)
     evaluated = read_json(run_dir / EVALUATION) if (run_dir / EVALUATION).exists() else trained
+    if not _of_the_same(evaluated, trained):
+        evaluated = trained
     history = read_json(run_dir / HISTORY) if (run_dir / HISTORY).exists() else []
     made_with = read_json(run_dir / ENVIRONMENT) if (run_dir / ENVIRONMENT).exists() else {}
     made_with.pop("command", None)
@@ -207,12 +196,28 @@ def training_result(run_dir: Union[str, os.PathLike], peak_mb: Optional[float] =
         "evaluations": [_joint(row) for row in history if "evaluation" in row],
         **made_with,
         "date": _date((run_dir / METRICS).stat().st_mtime),
-        "machine": machine(),
     }
     evaluation_commit = evaluated.get("environment", {}).get("commit")
     if evaluation_commit not in (None, result.get("commit")):
         result["evaluation_commit"] = evaluation_commit
     return result
+
+
+def _of_the_same(evaluated: Mapping[str, Any], trained: Mapping[str, Any]) -> bool:
+    """Tells whether an evaluation is of the trained network on its own data: it finds what the training's last did."""
+
+    def plain(report: Mapping[str, Any]) -> dict[tuple[str, str], Mapping[str, Any]]:
+        return {(row["feature"], row["query"]): row for row in report["results"] if not _methods(row)}
+
+    def data(report: Mapping[str, Any]) -> tuple[Any, ...]:
+        return report.get("dataset"), report.get("split"), report["counts"]["queries"], report["counts"]["gallery"]
+
+    ours, theirs = plain(evaluated), plain(trained)
+    return data(evaluated) == data(trained) and all(
+        math.isclose(ours[key][metric], theirs[key][metric], abs_tol=1e-3)
+        for key in ours.keys() & theirs.keys()
+        for metric in ("rank-1", "mAP")
+    )
 
 
 def summarised(regions: Mapping[str, Any]) -> dict[str, Any]:

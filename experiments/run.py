@@ -28,6 +28,7 @@ from experiments.plan import (
     Need,
     Plan,
     Training,
+    TrainingData,
     duration,
     epochs_done,
     free_disk_mb,
@@ -36,7 +37,7 @@ from experiments.plan import (
     needs,
     network_of,
     scale_of,
-    train_images,
+    training_data,
 )
 from experiments.results import (
     CONFIG,
@@ -47,7 +48,6 @@ from experiments.results import (
     flags_of,
     identity,
     load_results,
-    machine,
     read_json,
     stamp,
     training_result,
@@ -58,6 +58,7 @@ from han_tf.data import DATASETS, JUNK_PID, load_dataset
 from han_tf.data.synthetic import SyntheticPedestrians, generate, is_current
 from han_tf.errors import UserError
 from han_tf.files import atomic_open
+from han_tf.training.environment import machine
 
 SHEET = "attention.png"
 
@@ -111,7 +112,7 @@ class Runner:
         self.results_dir = results_dir
         self.data_dir = data_dir
         self.launch = in_process if SCALES[scale].in_process else in_child
-        self.images: dict[tuple[str, str], int] = {}
+        self.data: dict[tuple[str, str], TrainingData] = {}
 
     def results(self) -> list[Result]:
         """Returns what is there by now."""
@@ -128,6 +129,8 @@ class Runner:
     def find_data(self) -> None:
         """Counts the training images of every data set that is still trained on; draws the tiny set if it is that.
 
+        Results for several images of a query are not asked of a data set that has none.
+
         Raises:
           UserError: a data set is not there.
         """
@@ -138,12 +141,18 @@ class Runner:
         results = self.results()
         for training in self.plan.trainings.values():
             key = (training.config.dataset, training.config.split)
-            if key not in self.images and not self.finished(training, results):
-                self.images[key] = train_images(*key, self.data_dir)
+            if self.finished(training, results):
+                continue
+            if key not in self.data:
+                self.data[key] = training_data(*key, self.data_dir)
+                if not self.data[key].multi_query:
+                    print(f"note: {' '.join(filter(None, key))} has no multi-query images here: no such results")
+            if not self.data[key].multi_query:
+                training.wanted = {wanted for wanted in training.wanted if wanted[1] != "multi"}
 
     def need(self, training: Training, results: Sequence[Result]) -> Need:
         """Estimates what ``training`` needs."""
-        images = self.images[training.config.dataset, training.config.split]
+        images = self.data[training.config.dataset, training.config.split].images
         return needs(training, images, results, machine())
 
     def describe(self) -> list[str]:
@@ -153,7 +162,7 @@ class Runner:
         for training in self.plan.trainings.values():
             what = f"{training.name} (for {', '.join(training.experiments)})"
             if self.finished(training, results):
-                lines.append(f"finished  {what}")
+                lines.append(f"finished  {what}: {tables.made(training.result(results))}")
                 continue
             need, done = self.need(training, results), epochs_done(self.runs_dir / training.name)
             epochs = training.config.epochs
@@ -239,7 +248,7 @@ class Runner:
         costs = {network_of(r["settings"]): r["macs"] for r in self.results() if r["kind"] == "network"}
         by_cost = all(training.network in costs for training in trainings)
         return [
-            self.images[training.config.dataset, training.config.split]
+            self.data[training.config.dataset, training.config.split].images
             * training.config.epochs
             * (costs[training.network] if by_cost else 1.0)
             for training in trainings
@@ -268,11 +277,12 @@ class Runner:
         if self.finished(training, results):
             return
         self._check_replaceable(training, results)
-        peak_mb = None
-        if not _is_trained(run_dir, training):
+        peak_mb, is_new = None, not _is_trained(run_dir, training)
+        if is_new:
             arguments = [f"--run_dir={run_dir}", *flags_of(training.config.to_dict())]
             peak_mb = self.launch("han_tf.train", arguments, log, poll, (lock,))
-        if training.result(results) is None:
+        # Of a network that was trained for its sheet, the result belongs beside the sheet.
+        if is_new or training.result(results) is None:
             if any(reranked for _, _, reranked in training.wanted):
                 arguments = [f"--run={run_dir}", "--rerank", f"--output={run_dir / EVALUATION}", *self._data_flag()]
                 self.launch("han_tf.evaluate", arguments, log, poll, (lock,))
@@ -311,15 +321,16 @@ class Runner:
                 )
 
     def _measure_network(self, network: tuple[str, int, int], speed: bool) -> None:
-        if _has_network(self.results(), network, speed):
-            return
         model, height, width = network
         name = f"network-{_network_name(network)}"
         arguments = [f"--model={model}", f"--input_height={height}", f"--input_width={width}"]
         if speed:
             arguments += ["--speed", *(["--repeats=3", "--batch_size=4"] if self.scale == "smoke" else [])]
         output = self.results_dir / f"{name}.json"
-        self.launch("experiments.bench_networks", [*arguments, f"--output={output}"], self.runs_dir / f"{name}.log")
+        with self._measuring():
+            if not _has_network(self.results(), network, speed):
+                log = self.runs_dir / f"{name}.log"
+                self.launch("experiments.bench_networks", [*arguments, f"--output={output}"], log)
 
     def _missing_dimensions(self, results: Sequence[Result]) -> bool:
         return not self.plan.dimensions <= _searched(results)
@@ -331,7 +342,18 @@ class Runner:
         if self.scale == "smoke":
             arguments += ["--queries=20", "--gallery=300", "--repeats=1"]
         output = self.results_dir / "search.json"
-        self.launch("experiments.bench_search", [*arguments, f"--output={output}"], self.runs_dir / "search.log")
+        with self._measuring():
+            if self._missing_dimensions(self.results()):
+                log = self.runs_dir / "search.log"
+                self.launch("experiments.bench_search", [*arguments, f"--output={output}"], log)
+
+    def _measuring(self) -> contextlib.AbstractContextManager[Optional[int]]:
+        """Returns a claim on this machine: two runners do not measure against each other."""
+
+        def waiting() -> None:
+            tqdm.write("another process measures; waiting for it")
+
+        return claimed(self.runs_dir / "measuring.lock", waiting)
 
     def _count(self, name: str) -> None:
         """Counts a data set for Table 2 if it is there."""
@@ -418,12 +440,15 @@ def _is_trained(run_dir: Path, training: Training) -> bool:
 
 
 def _has_network(results: Sequence[Result], network: tuple[str, int, int], speed: bool) -> bool:
+    """Tells whether the FLOPs of a network are known and, if asked for, its speed on this machine."""
     found = [r for r in results if r["kind"] == "network" and network_of(r["settings"]) == network]
-    return any(not speed or "images_per_second" in result.data for result in found)
+    return any(not speed or ("images_per_second" in r.data and r.get("machine") == machine()) for r in found)
 
 
 def _searched(results: Sequence[Result]) -> set[int]:
-    return {row["dimension"] for r in results if r["kind"] == "search" for row in r["dimensions"]}
+    """Returns the dimensions whose search has been timed on this machine."""
+    here = [r for r in results if r["kind"] == "search" and r.get("machine") == machine()]
+    return {row["dimension"] for result in here for row in result["dimensions"]}
 
 
 def _network_name(network: tuple[str, int, int]) -> str:
@@ -519,7 +544,7 @@ def _there(experiments: Sequence[schema.AnyExperiment]) -> list[str]:
     for name in dict.fromkeys(column.dataset for column in columns):
         split = next(column.split for column in columns if column.dataset == name)
         try:
-            train_images(name, split, "")
+            training_data(name, split, "")
             found.append(name)
         except UserError as error:
             missing[name] = str(error)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import permutations
 from typing import Any, NamedTuple, Optional
 
-from experiments.plan import SCALES, ShownColumn, network_of, settings_for, shown_columns
+from experiments.plan import SCALES, ShownColumn, family, network_of, settings_for, shown_columns
 from experiments.results import Result, changed_settings, identity, score
 from experiments.schema import METRICS, AnyExperiment, Experiment, Row, Statistics
 from han_tf.training.config import TrainConfig
@@ -14,7 +14,7 @@ NONE = "–"
 """A number that is not there."""
 
 SHOWN_PAIRS = 4
-"""Pairs of rows in another order than the paper's that are named."""
+"""Of so many pairs of rows in another order than the paper's, each is named."""
 
 PUBLISHED_EPOCHS = TrainConfig().epochs
 
@@ -78,9 +78,8 @@ def groups(
     found = of(model)
     if found or model or not experiment.model or experiment.sheet:
         return found
-    family, _, _ = experiment.model.partition("_")
     models = {result["settings"]["model"] for result in results if result["kind"] == "training"}
-    related = sorted(model for model in models if model.partition("_")[0] == family)
+    related = sorted(model for model in models if family(model) == family(experiment.model))
     return [group for model in related for group in of(model)]
 
 
@@ -156,54 +155,64 @@ def mean_and_deviation(numbers: Sequence[float]) -> str:
 
 
 def order_agreement(names: Sequence[str], ours: Sequence[Sequence[float]], theirs: Sequence[float]) -> str:
-    """Says how many pairs of rows stand in the same order in both, and names those that do not.
+    """Says how many pairs of rows stand in the same order in both, and which do not, or else the order of ours.
 
-    Pairs that are equal in the paper have no order. Equal means of ours agree with none. Where all rows have several
-    seeds, the pairs that are clear are counted once more by themselves: every seed of one row above every one of the
-    other.
+    Pairs that are equal in the paper have no order. Equal means of ours agree with none. Of the pairs of which a row
+    has several seeds, those that are clear are counted once more: every seed of one row above every one of the other.
 
     Args:
       names: of the rows.
       ours: their numbers, one per seed.
       theirs: the paper's.
     """
-    pairs, clear, clearly_agree, against = 0, 0, 0, []
+    pairs, several, clear, clearly_agree, against = 0, 0, 0, 0, []
     for better, worse in permutations(range(len(names)), 2):
         if theirs[better] <= theirs[worse]:
             continue
         pairs += 1
         if statistics.mean(ours[better]) <= statistics.mean(ours[worse]):
             against.append(f"{names[better]} not above {names[worse]}")
-        above, below = min(ours[better]) > max(ours[worse]), max(ours[better]) < min(ours[worse])
-        clear += above or below
-        clearly_agree += above
+        if max(len(ours[better]), len(ours[worse])) > 1:
+            above, below = min(ours[better]) > max(ours[worse]), max(ours[better]) < min(ours[worse])
+            several += 1
+            clear += above or below
+            clearly_agree += above
     if not pairs:
         return "the paper has no order"
     text = f"{pairs - len(against)} of {pairs} pairs of rows in the paper's order"
-    if min(map(len, ours)) > 1:
-        told = f"of the {clear} in which the seeds do not overlap, {clearly_agree}"
-        text += f"; {told if clear else 'in all of them the seeds overlap'}"
-    if against:
-        more = f" and {len(against) - SHOWN_PAIRS} more" if len(against) > SHOWN_PAIRS else ""
-        text += f" (against it: {'; '.join(against[:SHOWN_PAIRS])}{more})"
+    if not several:
+        text += ", one seed each"
+    elif clear:
+        text += f"; of the {clear} in which the seeds do not overlap, {clearly_agree}"
+    else:
+        text += f"; in {'all' if several == pairs else several} of them the seeds overlap"
+    if len(against) > SHOWN_PAIRS:
+        order = sorted(range(len(names)), key=lambda index: -statistics.mean(ours[index]))
+        text += f" (ours from the best down: {', '.join(names[index] for index in order)})"
+    elif against:
+        text += f" (against it: {'; '.join(against)})"
     return text
 
 
 def origin(results: Sequence[Result], link: Link = unlinked) -> str:
     """Returns which results a table holds, of which commits and machines, and a warning if they are mixed."""
     commits = _distinct(result.get("commit") for result in results)
-    machines = _distinct(machine_name(result.get("machine")) for result in results)
-    dates = sorted(result["date"][:10] for result in results if result.get("date"))
-    text = f"Results: {_named(results, link)}."
-    if dates:
-        text += f" {dates[0]}" + (f" to {dates[-1]}" if dates[-1] != dates[0] else "") + "."
-    text += f" {'Commit' if len(commits) == 1 else 'Commits'} {', '.join(map(short_commit, commits))}."
-    text += f" {'; '.join(machines)}."
+    text = f"Results: {_named(results, link)}. {made(*results)}."
     if any(result.get("differences") for result in results):
         text += " **A data set differs from the published one**, see its run."
     if len(commits) > 1:
         text += " **The rows come from different commits**: what changed between them may explain a difference."
     return text
+
+
+def made(*results: Result) -> str:
+    """Returns when, by which commits and on which machines results were made."""
+    dates = sorted({result["date"][:10] for result in results if result.get("date")})
+    commits = [short_commit(commit) for commit in _distinct(result.get("commit") for result in results)]
+    told = [" to ".join(dict.fromkeys((dates[0], dates[-1])))] if dates else []
+    told.append(f"commit{'s' * (len(commits) > 1)} {', '.join(commits)}")
+    told += _distinct(machine_name(result.get("machine")) for result in results)
+    return "; ".join(told)
 
 
 def _named(results: Iterable[Result], link: Link) -> str:
@@ -302,16 +311,16 @@ def _render_group(experiment: Experiment, scale: str, group: Group, results: Seq
     text += _agreements(experiment, group)
     if experiment.flops:
         text.append(
-            "FLOPs of HAN: ours / the paper's, a multiply-add counted as two operations and batch norm included. "
-            "Quoted FLOPs are multiply-adds at the input sizes of the papers they come from; ours are at 160×64."
+            "FLOPs of HAN: ours / the paper's, a multiply-add counted as two operations and batch norm included. Those "
+            "of all others are multiply-adds: quoted at the input sizes of the papers they come from, ours at 160×64."
         )
     if group.cells:
         text.append(origin(group.results(), link))
-    measured_apart = _distinct(cost.name for cost in costs.values() if cost is not None)
+    measured_apart = list({cost.name: cost for cost in costs.values() if cost is not None}.values())
     if experiment.search:
-        measured_apart += [result.name for result in results if result["kind"] == "search"]
+        measured_apart += [result for result in results if result["kind"] == "search"]
     if measured_apart:
-        text.append(f"Costs: {', '.join(link(name, name) for name in measured_apart)}.")
+        text.append(f"Costs: {_named(measured_apart, link)}. {made(*measured_apart)}.")
     return "\n\n".join(text)
 
 
@@ -358,9 +367,10 @@ def _cost_cells(row: Row, cost: Optional[Result]) -> list[str]:
         return [row.flops or NONE, "", ""]
     if cost is None:
         return [f"{NONE} / {row.flops}", NONE, NONE]
-    ours = f"{_bold(scientific(cost['flops']))} / {row.flops}"
-    if row.settings["model"].startswith("han_"):
-        ours += f" ({cost['flops'] / float(row.flops) - 1:+.1%})"
+    if family(row.settings["model"]) == "han":
+        ours = f"{_bold(scientific(cost['flops']))} / {row.flops} ({cost['flops'] / float(row.flops) - 1:+.1%})"
+    else:
+        ours = f"{_bold(scientific(cost['macs']))} / {row.flops}"
     return [ours, scientific(cost["macs"]), f"{cost['parameters']:,}"]
 
 

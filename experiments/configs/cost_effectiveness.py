@@ -1,8 +1,9 @@
 """Cost-effectiveness: rank-1 and mAP against FLOPs and against measured images per second, for every network.
 
 Reproduces: what the paper claims of Tables 3, 7 and 12 in one picture, with the methods that Table 3 quotes as grey
-points. Our networks lie at their multiply-adds at 160×64, which is how the quoted FLOPs were counted; the paper's own
-HAN figures count a multiply-add as two operations and are drawn as hollow points.
+points. Our networks lie at their multiply-adds at 160×64. The quoted FLOPs are multiply-adds, too, but at the input
+sizes of the papers they come from; the paper's own HAN figures count a multiply-add as two operations and are drawn as
+hollow points.
 
 Expect: the HANs at the upper left, above all that is cheaper and left of all that is better.
 

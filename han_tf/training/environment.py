@@ -1,5 +1,6 @@
 """What a run was made with, for its record."""
 
+import os
 import platform
 import subprocess
 import sys
@@ -7,7 +8,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from han_tf.cores import usable_cores
+
 PACKAGES = ("tensorflow", "numpy", "pillow", "scipy", "absl-py")
+
+SOURCES = (":/han_tf/*.py", ":/experiments/*.py")
+"""What results depend on, as git names it: documents, tests and the results themselves may change."""
 
 
 def describe() -> dict[str, Any]:
@@ -18,11 +24,25 @@ def describe() -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: metadata.version(name) for name in PACKAGES},
         "platform": platform.platform(),
+        "machine": machine(),
     }
 
 
+def machine() -> dict[str, Any]:
+    """Returns what can be told of this machine: processor, cores that this process may use, memory in GiB."""
+    processor = platform.processor() or platform.machine()
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as stream:
+            named = [line.split(":", 1)[1].strip() for line in stream if line.startswith("model name")]
+        processor = named[0] if named else processor
+    except OSError:
+        pass
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return {"processor": processor, "cores": usable_cores(), "memory_gib": round(memory, 1)}
+
+
 def git_commit() -> str:
-    """Returns the commit of the source tree, with ``+changes`` if files differ from it, or ``unknown``."""
+    """Returns the last commit that changed the source code, with ``+changes`` if it differs now, or ``unknown``."""
     folder = Path(__file__).resolve().parent
 
     def git(*arguments: str) -> str:
@@ -31,6 +51,9 @@ def git_commit() -> str:
         ).stdout.strip()
 
     try:
-        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else "")
+        commit = git("log", "-1", "--format=%H", "--", *SOURCES)
+        if not commit:
+            return "unknown"
+        return commit + ("+changes" if git("status", "--porcelain", "-uno", "--", *SOURCES) else "")
     except (OSError, subprocess.SubprocessError):
         return "unknown"

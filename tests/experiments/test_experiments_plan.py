@@ -15,7 +15,7 @@ from experiments.plan import (
     selected_rows,
     settings_for,
     shown_columns,
-    train_images,
+    training_data,
 )
 from experiments.results import identity, settings_of
 from han_tf.data import load_dataset
@@ -88,7 +88,13 @@ def test_rows():
     assert names[0] == "HAN (Small)"
     assert len(names) == 5
     with pytest.raises(UserError, match="table3 has no row 'craft' to run, expected HAN"):
-        selected_rows(table3, "full", ["craft"])
+        make_plan([table3], "synthetic", rows=["craft"])
+
+
+def test_a_row_need_not_be_in_every_table():
+    wanted = [schema.load("table9"), schema.load("table10")]
+    trainings = make_plan(wanted, "full", datasets=["market1501"], rows=["SSA+SCA", "(w/o CAIL)"]).trainings.values()
+    assert [t.experiments for t in trainings] == [["table9"], ["table10"]]
 
 
 def test_seeds_and_epochs():
@@ -163,16 +169,18 @@ def test_memory_and_disk():
 
 def test_images_are_counted_without_drawing_them():
     frames = SyntheticPedestrians().frames()
-    assert train_images("synthetic", "", "") == sum(frame.subset == "train" for frame in frames)
+    subsets = [frame.subset for frame in frames]
+    assert training_data("synthetic", "", "") == (subsets.count("train"), "multi_query" in subsets)
 
 
 def test_images_of_a_real_layout(tiny_data):
-    assert train_images("market1501", "", str(tiny_data)) == len(load_dataset("market1501", tiny_data).train)
+    found = load_dataset("market1501", tiny_data)
+    assert training_data("market1501", "", str(tiny_data)) == (len(found.train), bool(found.multi_query))
 
 
 def test_a_data_set_that_is_not_there_says_how_to_get_it(tmp_path):
     with pytest.raises(UserError, match=r"no such folder.*README"):
-        train_images("msmt17", "", str(tmp_path / "none"))
+        training_data("msmt17", "", str(tmp_path / "none"))
 
 
 @pytest.mark.parametrize(

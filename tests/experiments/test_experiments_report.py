@@ -32,7 +32,9 @@ def test_ours_stands_beside_the_papers():
     assert cells(text, "SSA+SCA")[1:] == ["**95.0** / 88.9 (+6.1)", "**70.0** / 69.9 (+0.1)"]
     assert cells(text, "HRA")[1:] == ["– / 87.9", "– / 70.3"]
     assert text.startswith("Table 9: ")
-    assert "- Market-1501, rank-1: 0 of 1 pairs of rows in the paper's order (against it: HAN (All) not above" in text
+    assert (
+        "- Market-1501, rank-1: 0 of 1 pairs of rows in the paper's order, one seed each (against it: HAN (All)" in text
+    )
     assert "- Market-1501, mAP: 1 of 1 pairs" in text
 
 
@@ -95,7 +97,7 @@ def test_flops_in_both_conventions():
 def test_results_of_several_commits_are_told():
     results = [training(), training(hard=False, commit="b" * 40 + "+changes")]
     text = tables.render(schema.load("table9"), "full", results)
-    assert "Commits aaaaaaa, bbbbbbb with uncommitted changes." in text
+    assert "2026-11-23; commits aaaaaaa, bbbbbbb with uncommitted changes; abacus, 2 cores, 16 GiB." in text
     assert "different commits" in text
     assert "different commits" not in tables.render(schema.load("table9"), "full", results[:1])
 
@@ -136,7 +138,7 @@ def test_order_agreement_is_that_of_all_pairs():
         agreeing = sum(ours[i] > ours[j] for i, j in pairs)
         text = tables.order_agreement(names, [[number] for number in ours], theirs)
         assert text.startswith(f"{agreeing} of {len(pairs)} pairs")
-        assert "seeds" not in text
+        assert "in the paper's order, one seed each" in text
     assert tables.order_agreement(["a", "b"], [[1], [2]], [3, 3]) == "the paper has no order"
     assert tables.order_agreement(["a", "b"], [[2], [1]], [3, 4]).endswith("(against it: b not above a)")
 
@@ -146,7 +148,19 @@ def test_pairs_whose_seeds_do_not_overlap_are_told():
     # Clear are a < b and a < c, as in the paper, and d below all others; b and c overlap.
     text = tables.order_agreement(["a", "b", "c", "d"], ours, [1, 2, 3, 4])
     assert text.startswith("3 of 6 pairs of rows in the paper's order; of the 5 in which the seeds do not overlap, 2 (")
-    assert "seeds" not in tables.order_agreement(["a", "b"], [[1, 2], [3]], [1, 2])
+    assert tables.order_agreement(["a", "b"], [[1, 2], [3]], [1, 2]).endswith("do not overlap, 1")
+    assert tables.order_agreement(["a", "b"], [[1, 3], [2.5]], [1, 2]).endswith("in all of them the seeds overlap")
+    assert tables.order_agreement(["a", "b", "c"], [[1, 3], [2.5], [2.6]], [1, 2, 3]).endswith(
+        "in 2 of them the seeds overlap"
+    )
+
+
+def test_where_many_pairs_differ_the_order_of_ours_is_told():
+    text = tables.order_agreement(list("abcd"), [[4], [3], [1], [2]], [1, 2, 3, 4])
+    assert text == "1 of 6 pairs of rows in the paper's order, one seed each (ours from the best down: a, b, d, c)"
+
+
+def test_overlapping_pairs_are_told():
     assert tables.order_agreement(["a", "b"], [[1, 4], [2, 3]], [1, 2]) == (
         "0 of 1 pairs of rows in the paper's order; in all of them the seeds overlap (against it: b not above a)"
     )
@@ -215,6 +229,38 @@ def test_no_number_in_prose_is_typed_by_hand():
         assert path.stem in known or path.read_text(encoding="utf-8").startswith("## "), path.name
 
 
+def test_prose_on_other_results_is_stale(tmp_path, capsys):
+    results, notes = tmp_path / "results", tmp_path / "notes"
+    results.mkdir()
+    notes.mkdir()
+    arguments = [f"--results_dir={results}", f"--notes_dir={notes}", f"--output={tmp_path / 'RESULTS.md'}"]
+
+    def report():
+        assert run(report_command.main, report_command.FLAGS, report_command.__doc__, ["report", *arguments]) == 0
+        return capsys.readouterr().out
+
+    def measured(rank1):
+        found = training(rank1=rank1)
+        (results / f"{found.name}.json").write_text(json.dumps(found.data))
+
+    measured(0.9)
+    (notes / "table9.md").write_text("All is well.\n")
+    (mark,) = re.findall(
+        r"table9.md was written for other results: .* begin it with (<!-- written for \w+ -->)", report()
+    )
+    (notes / "table9.md").write_text(f"{mark}\nAll is well.\n")
+    assert "written for" not in report()
+    text = (tmp_path / "RESULTS.md").read_text()
+    assert "All is well." in text
+    assert mark not in text
+    measured(0.8)
+    assert f"{notes / 'table9.md'} was written for other results" in report()
+
+
+def test_prose_in_the_repository_is_on_the_results_there_are():
+    assert not Report(load_results(RESULTS), NOTES, HERE / "RESULTS.md", RESULTS).stale_notes()
+
+
 def test_the_report_in_the_repository_is_the_one_its_results_give():
     report = Report(load_results(RESULTS), NOTES, HERE / "RESULTS.md", RESULTS)
     expected = report.text()
@@ -238,7 +284,7 @@ def test_report_command(tmp_path, capsys):
     assert "In no table: stopped early." in text
     assert "- Table 2: Data statistics: `make table2`" in text
     assert text.count("abacus, 2 cores, 16 GiB") > 4
-    assert capsys.readouterr().out == f"written to {tmp_path / 'RESULTS.md'}\n"
+    assert capsys.readouterr().out.splitlines()[0] == f"written to {tmp_path / 'RESULTS.md'}"
 
 
 @pytest.mark.parametrize(

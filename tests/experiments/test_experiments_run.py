@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -16,7 +18,7 @@ from experiments import plan as planning
 from experiments import run as runner
 from experiments import schema
 from experiments.launch import claimed, in_child
-from experiments.results import load_results
+from experiments.results import load_results, training_result
 from han_tf.cli import run
 from han_tf.errors import Stopped, UserError
 from han_tf.training.config import TrainConfig
@@ -134,7 +136,7 @@ def test_dry_run_says_what_would_be_done(tmp_path, capsys):
     arguments = ["--dry_run", f"--runs_dir={tmp_path / 'runs'}", f"--results_dir={tmp_path / 'results'}"]
     assert call("table8", *arguments) == 0
     (line, total) = capsys.readouterr().out.splitlines()
-    images, epochs = planning.train_images("synthetic", "", ""), planning.SCALES["synthetic"].settings["epochs"]
+    images, epochs = planning.training_data("synthetic", "", "").images, planning.SCALES["synthetic"].settings["epochs"]
     expected = planning.duration(images * epochs / 60.0)
     assert line.startswith(
         f"to do     synthetic-han_large-{epochs}epochs-seed0 (for table8): {expected} (as {result.name}), "
@@ -155,11 +157,15 @@ def test_another_network_can_stand_in_for_that_of_an_ablation(tmp_path, capsys):
         (["table13"], "experiment 'table13' does not exist, expected one of table1, "),
         (["table9", "--dataset=mars"], "unknown dataset 'mars'"),
         (["table9", "--dataset=msmt17"], "table9 is not about msmt17, expected market1501, dukemtmc"),
-        (["table9", "--rows=SAS"], "table9 has no row 'sas' to run, expected No Attention, SSA, "),
+        (["table9", "--rows=SAS"], "table9 has no row 'SAS' to run, expected No Attention, SSA, "),
         (["table9", "--seeds=0,x"], "--seeds is '0,x', expected whole numbers such as 0,1,2"),
         (["table9", "--seeds=1,1"], "--seeds is '1,1', expected different numbers"),
         (["table9", "--scale=smoke", "--dataset=market1501"], "--scale smoke has a drawn data set of its own"),
         (["table9", "--model=vit"], "--model vit, expected one of condensenet, han_inception, "),
+        (
+            ["table8", "--model=resnet50"],
+            "--model resnet50 has not the parts that table8 is about, expected a relative",
+        ),
         (["table12", "--model=han_small"], "--model han_small cannot stand in for the networks of table12"),
         (["table7", "--dataset=market1501,cuhk03", "--data_dir=x"], "--data_dir x is one data set's folder"),
     ],
@@ -326,3 +332,76 @@ def test_only_sheets_of_drawn_people_go_to_the_repository(tmp_path, tiny_data, d
     committed = list((tmp_path / "repository" / "figures").glob("*"))
     assert [path.name for path in committed] == [f"figure7-{wanted.name}.png"] * (dataset == "synthetic")
     assert made.finished(wanted, made.results())
+
+
+def test_of_a_data_set_without_multi_query_images_none_are_wanted(tmp_path, tiny_data, capsys):
+    shutil.copytree(tiny_data, tmp_path / "data")
+    shutil.rmtree(tmp_path / "data" / "gt_bbox")
+    arguments = {"datasets": ["market1501"], "rows": ["HAN (Large)"], "data_dir": str(tmp_path / "data")}
+    plan = planning.make_plan([schema.load("table3")], "full", **arguments)
+    (wanted,) = plan.trainings.values()
+    assert {query for _, query, _ in wanted.wanted} == {"single", "multi"}
+    made = runner.Runner(plan, "full", tmp_path / "runs", tmp_path / "results", str(tmp_path / "data"))
+    made.find_data()
+    assert {query for _, query, _ in wanted.wanted} == {"single"}
+    assert wanted.result([training()]) is not None
+    assert "market1501 has no multi-query images here" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["network", "search"])
+def test_speeds_of_another_machine_are_measured_anew(tmp_path, monkeypatch, kind):
+    experiment, rows = {"network": ("cost_effectiveness", ["HAN (Small)"]), "search": ("figure6", ["(Large) 128"])}[
+        kind
+    ]
+    plan = planning.make_plan([schema.load(experiment)], "smoke", rows=rows)
+    plan.trainings.clear()
+    here, name = runner.machine(), {"network": "network-han_small-48x32", "search": "search"}[kind]
+    results = tmp_path / "results"
+    results.mkdir()
+
+    def measured(machine):
+        settings = {"model": "han_small", "input_height": 48, "input_width": 32}
+        speed = {"settings": settings, "macs": 1, "images_per_second": 5.0, "dimensions": [{"dimension": 128}]}
+        (results / f"{name}.json").write_text(json.dumps({"kind": kind, **speed, "machine": machine}))
+
+    made = runner.Runner(plan, "smoke", tmp_path / "runs", results)
+    launched = []
+    monkeypatch.setattr(made, "launch", lambda module, *_: launched.append(module))
+    measured(here)
+    assert made.run() == []
+    assert launched == []
+    measured({**here, "processor": "abacus"})
+    assert made.run() == []
+    assert launched == [{"network": "experiments.bench_networks", "search": "experiments.bench_search"}[kind]]
+
+
+def test_an_evaluation_of_something_else_is_passed_over(tmp_path):
+    counts = {"queries": 10, "gallery": 30}
+    plain = {"feature": "joint", "query": "single", "rank-1": 0.5, "mAP": 0.4}
+    trained = {"dataset": "synthetic", "split": "", "counts": counts, "results": [plain]}
+    reranked = {**plain, "reranked": True, "mAP": 0.6}
+    (tmp_path / "config.json").write_text(json.dumps(TrainConfig().to_dict()))
+    (tmp_path / "metrics.json").write_text(json.dumps(trained))
+
+    def recorded(**changes):
+        evaluated = {**trained, "results": [plain, reranked], **changes}
+        (tmp_path / "evaluation.json").write_text(json.dumps(evaluated))
+        return [row["mAP"] for row in training_result(tmp_path)["results"]]
+
+    assert recorded() == [0.4, 0.6]
+    assert recorded(dataset="dukemtmc") == [0.4]
+    assert recorded(counts={**counts, "gallery": 31}) == [0.4]
+    # Of an earlier or a later state of the network.
+    assert recorded(results=[{**plain, "mAP": 0.3}, reranked]) == [0.4]
+
+
+def readme_commands():
+    text = (ROOT / "experiments" / "README.md").read_text()
+    return re.findall(r"^    python -m experiments\.run (.*?) *(?:#.*)?$", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", readme_commands())
+def test_commands_of_the_readme(command, tmp_path, tiny_data):
+    own = ["--dry_run", f"--runs_dir={tmp_path / 'runs'}", f"--results_dir={tmp_path / 'results'}"]
+    own += [f"--data_dir={tiny_data}"] if "--dataset" in command else []
+    assert call(*shlex.split(command), *own) == 0
