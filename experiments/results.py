@@ -13,7 +13,7 @@ from typing import Any, Optional, Union
 from han_tf.errors import UserError
 from han_tf.files import write_json
 from han_tf.training import environment
-from han_tf.training.config import NEUTRAL, TrainConfig
+from han_tf.training.config import NEUTRAL, OF_DATA, TrainConfig
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -37,7 +37,6 @@ dimension; counts of a data set; the output of ``han_tf.bench``, ``experiments.b
 CONFIG, HISTORY, ENVIRONMENT = "config.json", "history.json", "environment.json"
 METRICS, EVALUATION = "metrics.json", "evaluation.json"
 
-_COUNTED = ("num_classes", "num_images")
 _METHODS = ("reranked", "expanded", "augmented")
 
 
@@ -114,7 +113,7 @@ def settings_of(values: Mapping[str, Any]) -> dict[str, Any]:
     A setting that ``values`` lacks did not exist yet; its default keeps what was done before it did.
     """
     defaults = {field.name: field.default for field in fields(TrainConfig)}
-    return {name: value for name, value in {**defaults, **values}.items() if name not in (*NEUTRAL, *_COUNTED)}
+    return {name: value for name, value in {**defaults, **values}.items() if name not in (*NEUTRAL, *OF_DATA)}
 
 
 def identity(values: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
@@ -145,7 +144,7 @@ def flags_of(values: Mapping[str, Any]) -> list[str]:
     return [
         f"--{name}={str(value).lower() if isinstance(value, bool) else value}"
         for name, value in values.items()
-        if name not in _COUNTED and (name in always or value != defaults.get(name))
+        if name not in OF_DATA and (name in always or value != defaults.get(name))
     ]
 
 

@@ -8,8 +8,11 @@ wrong, 128 + n stopped by signal n.
 import logging
 import math
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Optional
 
 from absl import flags
@@ -69,7 +72,8 @@ def run(
         return 2
     values.__dict__["positional"] = rest
     try:
-        main(values)
+        with _unwound_by_sigterm():
+            main(values)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -80,3 +84,24 @@ def run(
         print("interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+@contextmanager
+def _unwound_by_sigterm() -> Iterator[None]:
+    """Lets SIGTERM end the process only after what stands in ``finally`` clauses, as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    came: list[int] = []
+
+    def unwind(number: int, _: object) -> None:
+        came.append(number)
+        sys.exit(128 + number)
+
+    signal.signal(signal.SIGTERM, unwind)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if came:
+            signal.raise_signal(signal.SIGTERM)

@@ -1,15 +1,16 @@
 """Writing files so that a reader never sees half of one, and reading arrays without loading them."""
 
+import fcntl
 import json
 import math
 import os
+import secrets
 import struct
-import tempfile
 import zipfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, Union
+from typing import Any, BinaryIO, Optional, Union
 
 import numpy as np
 
@@ -32,24 +33,46 @@ def atomic_open(path: Union[str, os.PathLike]) -> Iterator[BinaryIO]:
       UserError: the folder or the file cannot be written (no permission, disk full, ...).
     """
     path = Path(path)
-    temporary = None
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(8)}.tmp"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            dir=path.parent, prefix=f".{path.name}.", suffix=".tmp", delete=False
-        ) as stream:
-            temporary = stream.name
+        with temporary.open("x+b") as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
-        temporary = None
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
-        if temporary is not None and os.path.exists(temporary):
+        if os.path.exists(temporary):
             os.unlink(temporary)
+
+
+@contextmanager
+def locked(path: Union[str, os.PathLike], taken: Optional[str] = None) -> Iterator[None]:
+    """Holds the lock file ``path`` for as long as the block runs; the file stays, empty.
+
+    Args:
+      path: the file; its folder is made if need be.
+      taken: what to say if another process holds the lock; None to wait for it.
+
+    Raises:
+      UserError: another process holds the lock, or the file cannot be written.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stream = path.open("w")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    with stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | (0 if taken is None else fcntl.LOCK_NB))
+        except BlockingIOError as error:
+            raise UserError(taken) from error
+        except OSError:
+            pass  # a file system without locks, as some shared ones are
+        yield
 
 
 def write_json(path: Union[str, os.PathLike], value: Any) -> None:
@@ -130,9 +153,3 @@ def _mapped(archive: zipfile.ZipFile, stream: BinaryIO, info: zipfile.ZipInfo) -
     stream.seek(info.header_offset)
     start = info.header_offset + _LOCAL_HEADER.size + sum(_LOCAL_HEADER.unpack(stream.read(_LOCAL_HEADER.size)))
     return np.memmap(stream, dtype, "r", start + header_bytes, shape, "F" if fortran_order else "C")
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

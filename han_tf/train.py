@@ -19,7 +19,7 @@ from han_tf.data import DATASETS, Record, ReIDDataset, load_dataset
 from han_tf.data.pipeline import load_images
 from han_tf.data.reading import decode_image
 from han_tf.data.synthetic.baseline import histogram_features
-from han_tf.files import write_json
+from han_tf.files import locked, write_json
 from han_tf.inference.feature_files import FeatureSet
 from han_tf.inference.features import feature_set
 from han_tf.inference.runs import create_network
@@ -38,6 +38,9 @@ SYNTHETIC_EPOCHS = 12
 SHOWN_COMPLAINTS = 3
 METRICS = "metrics.json"
 """The trained network's results, in the run's folder."""
+
+LOCK = ".lock"
+"""Locked in the run's folder by the process that trains there."""
 
 FLAGS = command_line.new_flags()
 _DEFAULT = TrainConfig()
@@ -162,6 +165,12 @@ def main(values: flags.FlagValues) -> None:
         print(f"schedule: {config.epochs} epochs, not the paper's {_DEFAULT.epochs}; lr drops after {drops}")
     run_dir = Path(values.run_dir or Path(values.runs_dir) / config.run_name())
     check_run_folder(config, run_dir)
+    with locked(run_dir / LOCK, f"another process trains in {run_dir}, expected one at a time; give another --run_dir"):
+        train(config, dataset, run_dir)
+
+
+def train(config: TrainConfig, dataset: ReIDDataset, run_dir: Path) -> None:
+    """Trains in the folder ``run_dir``, evaluates and reports."""
     data = load_images(
         dataset.train,
         config.input_size,
@@ -179,6 +188,10 @@ def main(values: flags.FlagValues) -> None:
         evaluate=lambda model: evaluate_network(model, dataset, config.skip_bad_images),
         scalars=scalars,
         panel=None if panel is None else lambda model: attention_panels(model, panel),
+        fingerprints={
+            "train": dataset.fingerprint("train"),
+            "test": dataset.fingerprint("query", "gallery", "multi_query"),
+        },
     )
     print(f"run: {run_dir}: {config.model}, {len(data.records)} images of {len(trainer.pids)} people")
     trainer.run()

@@ -1,6 +1,7 @@
 """What every command line shares."""
 
 import signal
+import subprocess
 import sys
 
 import pytest
@@ -78,6 +79,22 @@ def test_positional_arguments_only_where_they_are_allowed():
 def test_what_ends_a_command_is_one_line_and_a_status(capsys, exception, status, line):
     assert Command(result=exception)() == status
     assert capsys.readouterr() == ("", line + "\n")
+
+
+def test_sigterm_ends_a_command_after_its_finally_clauses(capsys):
+    code = (
+        "import os, signal, sys, time; from han_tf.cli import new_flags, run\n"
+        "def main(_):\n"
+        "    try:\n"
+        "        try:\n            os.kill(os.getpid(), signal.SIGTERM); time.sleep(30)\n"
+        "        except Exception:\n            print('swallowed', flush=True)\n"
+        "    finally:\n        print('cleaned up', flush=True)\n"
+        "sys.exit(run(main, new_flags(), '', ['command']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGTERM, "cleaned up\n", "")
+    assert Command()() == 0
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def test_a_bug_keeps_its_traceback():

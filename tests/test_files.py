@@ -7,13 +7,14 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 import zipfile
 
 import numpy as np
 import pytest
 
 from han_tf.errors import UserError
-from han_tf.files import atomic_open, read_npz, write_json, write_npz
+from han_tf.files import atomic_open, locked, read_npz, write_json, write_npz
 
 
 @pytest.fixture
@@ -46,6 +47,12 @@ def test_the_file_has_the_permissions_of_any_new_file(tmp_path):
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o640
+
+
+def test_the_permissions_of_other_threads_files_are_left_alone(tmp_path, monkeypatch):
+    """A process has one umask: to change it, even for a moment, is to change it for files that others make."""
+    monkeypatch.setattr(os, "umask", lambda mask: pytest.fail("umask was changed"))
+    write_json(tmp_path / "file", 1)
 
 
 def test_the_old_file_is_there_until_the_new_one_is_whole(old):
@@ -114,6 +121,41 @@ def test_a_folder_in_place_of_the_file(tmp_path):
 def test_a_file_in_place_of_the_folder(old):
     with pytest.raises(UserError, match=rf"^cannot write {old}/inner/file: Not a directory$"):
         write_json(old / "inner" / "file", 1)
+    assert_untouched(old)
+
+
+HOLD = (
+    "import sys; from han_tf.files import locked\n"
+    "with locked(sys.argv[1]):\n    print('held', flush=True)\n    sys.stdin.read()"
+)
+
+
+def test_a_lock_is_refused_or_waited_for(tmp_path):
+    path = tmp_path / "folder" / ".lock"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    got = threading.Event()
+
+    def wait():
+        with locked(path):
+            got.set()
+
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(path)], **pipes) as holder:
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(UserError, match=r"^another one is at work$"), locked(path, "another one is at work"):
+            pass
+        waiting = threading.Thread(target=wait)
+        waiting.start()
+        assert not got.wait(0.3)
+        holder.kill()
+        assert got.wait(30)
+        waiting.join()
+    with locked(path, "another one is at work"):
+        assert path.read_bytes() == b""
+
+
+def test_a_lock_that_cannot_be_written_is_one_line(old):
+    with pytest.raises(UserError, match=rf"^cannot write {old}/.lock: "), locked(old / ".lock"):
+        pass
     assert_untouched(old)
 
 

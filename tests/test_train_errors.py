@@ -8,10 +8,12 @@ import subprocess
 import sys
 
 import pytest
+from PIL import Image
 
 from han_tf import train
 from han_tf.cli import run
 from han_tf.data import load_dataset
+from han_tf.files import locked
 from tests.conftest import TINY_SIZE
 
 
@@ -133,7 +135,7 @@ def test_a_file_in_place_of_the_run_folder(capsys, tmp_path, tiny_data):
     arguments = ["--dataset=market1501", f"--data_dir={tiny_data}", f"--run_dir={tmp_path / 'run'}", "--panel_images=0"]
     assert call(*arguments) == 1
     (line,) = messages(capsys.readouterr().err)
-    assert line.startswith(f"error: cannot write {tmp_path}/run/config.json: ")
+    assert line.startswith(f"error: cannot write {tmp_path}/run/.lock: ")
     assert (tmp_path / "run").read_text() == "precious"
 
 
@@ -163,6 +165,34 @@ def test_a_run_of_other_settings_is_left_alone(capsys, tiny_data, tiny_run, tmp_
     (line,) = messages(capsys.readouterr().err)
     assert line.startswith(f"error: {folder} holds a run with --epochs 2, this command has 3; ")
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_of_other_images_is_left_alone(capsys, copied, tiny_run, tmp_path):
+    """As many, of the same people: only one file has another size. Moving the data set is no such change."""
+    folder = shutil.copytree(tiny_run, tmp_path / "run")
+    arguments = ["--dataset=market1501", f"--data_dir={copied}", f"--run_dir={folder}", "--epochs=2"]
+    stored = json.loads((folder / "history.json").read_text())
+    assert call(*arguments) == 0
+    assert json.loads((folder / "history.json").read_text()) == stored
+
+    changed = sorted((copied / "query").iterdir())[0]
+    Image.new("RGB", (20, 50), "green").save(changed)
+    assert call(*arguments) == 0
+    assert "the test images are others now" in capsys.readouterr().out
+    first, last = json.loads((folder / "history.json").read_text())
+    assert "evaluation" not in first
+    assert last["evaluation"] != stored[1]["evaluation"]
+
+    changed = sorted((copied / "bounding_box_train").iterdir())[0]
+    Image.new("RGB", (20, 50), "green").save(changed)
+    assert call(*arguments) == 1
+    assert "holds a run whose training images had other names, labels or sizes" in capsys.readouterr().err
+
+
+def test_one_process_trains_in_a_folder(check, tiny_data, tmp_path):
+    with locked(tmp_path / "run" / ".lock"):
+        arguments = ["--dataset=market1501", f"--data_dir={tiny_data}"]
+        check(arguments, f"another process trains in {tmp_path}/run, expected one at a time; give another --run_dir")
 
 
 def test_a_damaged_checkpoint_is_not_started_over(capsys, tiny_data, tiny_run, tmp_path):

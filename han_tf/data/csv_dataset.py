@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 
 from han_tf.data.folders import PathLike
-from han_tf.data.records import JUNK_PID, Record, ReIDDataset
+from han_tf.data.records import Record, ReIDDataset, parse_label
 from han_tf.errors import UserError
 
 COLUMNS = ("path", "pid", "camid", "subset")
@@ -64,7 +64,8 @@ def _check_header(path: Path, header: list[str]) -> None:
     missing = [column for column in COLUMNS if column not in header]
     if missing == ["camid"]:
         raise UserError(f"{path}, line 1: no column camid; {_WHY_CAMID}")
-    if missing or len(set(header)) < len(header):
+    known = [column for column in header if column in COLUMNS]
+    if missing or len(set(known)) < len(known):
         raise UserError(f"{path}, line 1: found the header {','.join(header)!r}, expected {','.join(COLUMNS)}")
 
 
@@ -76,19 +77,8 @@ def _read_row(where: str, folder: Path, header: list[str], row: list[str]) -> tu
         raise UserError(f"{where}: camid is empty; {_WHY_CAMID}")
     if fields["subset"] not in SUBSETS:
         raise UserError(f"{where}: subset is {fields['subset']!r}, expected one of {', '.join(SUBSETS)}")
-    pid = _integer(where, "pid", fields["pid"], JUNK_PID)
-    camid = _integer(where, "camid", fields["camid"], 0)
+    pid, camid = (parse_label(where, name, fields[name]) for name in ("pid", "camid"))
     image = os.path.join(folder, fields["path"])
     if not os.path.isfile(image):
         raise UserError(f"{where}: {image} is not there, expected an image file")
     return fields["subset"], Record(image, pid, camid)
-
-
-def _integer(where: str, column: str, text: str, smallest: int) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = None
-    if value is None or value < smallest:
-        raise UserError(f"{where}: {column} is {text!r}, expected an integer of at least {smallest}")
-    return value

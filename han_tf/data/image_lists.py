@@ -20,7 +20,7 @@ from typing import Any, Optional, Union
 import numpy as np
 
 from han_tf.data import dukemtmc, market1501
-from han_tf.data.records import JUNK_PID, Record
+from han_tf.data.records import Record, parse_label
 from han_tf.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -246,11 +246,7 @@ def _field(where: str, name: str, text: str) -> Union[int, float]:
             return parse_time(text)
         except (ValueError, OverflowError) as error:
             raise UserError(f"{where}: time is {text!r}, expected seconds since 1970 or ISO 8601") from error
-    smallest = JUNK_PID if name == "pid" else 0
-    value = int(text) if re.fullmatch(r"-?[0-9]{1,18}", text) else None
-    if value is None or value < smallest:
-        raise UserError(f"{where}: {name} is {text!r}, expected an integer of at least {smallest}")
-    return value
+    return parse_label(where, name, text)
 
 
 def _name_parser(names: str) -> _Parse:

@@ -18,6 +18,27 @@ from han_tf.errors import UserError
 Source = Union[Record, str, os.PathLike, np.ndarray]
 """What an image may come from: a record, a file, or pixels as :func:`checked_pixels` takes them."""
 
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+"""Pillow's names of the formats that may come from anyone. Everything else Pillow knows stays untouched, as do
+formats that call other programs (EPS) or have many pages (TIFF)."""
+
+FILE_FORMATS = (*FORMATS, "TIFF", "GIF")
+"""The formats that image files may have, too."""
+
+MAX_PIXELS = 50_000_000
+"""Largest width times height of an image file; judged by its header, before it is decoded."""
+
+_ORIENTATION = 0x0112
+_TURNED = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
 _AHEAD = 3
 """Batches that are decoded ahead of the one in use."""
 
@@ -30,20 +51,48 @@ class BadImage(NamedTuple):
 
 
 def decode_image(path: str) -> np.ndarray:
-    """Reads an image file of any format that Pillow knows.
+    """Reads an image file of one of :data:`FILE_FORMATS`, see :func:`upright_pixels`.
 
     Returns:
       ``[height, width, 3]`` uint8, RGB.
 
     Raises:
-      OSError, ValueError, SyntaxError, Image.DecompressionBombError: the file cannot be read, is
-        truncated, no image, or too large to be one of a person.
+      ValueError: it has more than :data:`MAX_PIXELS`.
+      Exception: the file cannot be read, is truncated or no image; what is raised is up to Pillow and its codecs.
     """
-    with Image.open(path) as image:
-        if image.mode.startswith("I"):
-            # 16 bits per pixel, which Pillow would cut off at 255 instead of scaling.
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+    with Image.open(path, formats=FILE_FORMATS) as image:
+        width, height = image.size
+        if width * height > MAX_PIXELS:
+            raise ValueError(f"{width} × {height} = {width * height:,} pixels, expected at most {MAX_PIXELS:,}")
+        return upright_pixels(image)
+
+
+def upright_pixels(image: Image.Image) -> np.ndarray:
+    """Decodes an opened image.
+
+    An EXIF orientation is applied: a phone's picture would lie on its side. Of 16 bits per channel the upper eight
+    are kept, transparency is dropped, palettes and CMYK become RGB.
+
+    Returns:
+      ``[height, width, 3]`` uint8, RGB.
+    """
+    image.load()
+    orientation = _orientation(image)  # of TIFF, Pillow has applied it by now
+    if image.mode.startswith("I"):
+        # 16 bits per pixel, which Pillow would cut off at 255 instead of scaling.
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode != "RGB":
+        image = image.convert("RGB")
+    if orientation in _TURNED:
+        image = image.transpose(_TURNED[orientation])
+    return np.asarray(image)
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # damaged metadata is no reason to refuse the picture
+        return 1
 
 
 def checked_pixels(pixels: np.ndarray) -> np.ndarray:
@@ -201,7 +250,9 @@ class ImageReader:
             record = self.records[index]
             try:
                 pixels = checked_pixels(record) if isinstance(record, np.ndarray) else decode_image(path_of(record))
-            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            except UserError:
+                raise
+            except Exception as error:  # a damaged file raises what the codecs, zlib and struct happen to
                 reasons[index] = " ".join(str(error).split()) or type(error).__name__
             else:
                 image[:] = resize(pixels, self.input_size)

@@ -1,5 +1,8 @@
 """The record of one person image, and a data set as records per subset."""
 
+import hashlib
+import os
+import re
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -58,9 +61,35 @@ class ReIDDataset:
         }
         return {name: records for name, records in subsets.items() if records}
 
+    def fingerprint(self, *subsets: str) -> str:
+        """Returns 64 hexadecimal digits that change with any image of ``subsets``: its path, size, pid or camid.
+
+        Paths count from :attr:`root` on, so the data set may be moved; the size is the file's, in bytes.
+        """
+        digest = hashlib.sha256()
+        for subset in subsets:
+            for path, pid, camid in getattr(self, subset):
+                size = os.path.getsize(path) if os.path.exists(path) else "missing"
+                inner = path.removeprefix(os.path.join(self.root, ""))
+                digest.update(os.fsencode(f"{subset}\0{inner}\0{size}\0{pid}\0{camid}\n"))
+        return digest.hexdigest()
+
     def train_pids(self) -> list[int]:
         """Returns the sorted distinct training pids; the index of a pid is its class."""
         return sorted({record.pid for record in self.train})
+
+
+def parse_label(where: str, name: str, text: str) -> int:
+    """Returns the pid or camid (``name``) that a field holds.
+
+    Raises:
+      UserError: it is no integer, too small, or may not fit into 64 bits; ``where`` is named.
+    """
+    smallest = JUNK_PID if name == "pid" else 0
+    value = int(text) if re.fullmatch(r"-?[0-9]{1,18}", text) else None
+    if value is None or value < smallest:
+        raise UserError(f"{where}: {name} is {text!r}, expected an integer of at least {smallest}, up to 18 digits")
+    return value
 
 
 def check_protocol(dataset: ReIDDataset) -> ReIDDataset:
@@ -68,7 +97,8 @@ def check_protocol(dataset: ReIDDataset) -> ReIDDataset:
 
     Raises:
       UserError: a subset is empty, there is one training identity only, a pid stands in both train and test,
-        junk or a distractor stands among train or query, or no query has a match seen by another camera.
+        junk or a distractor stands among train or query, no query has a match seen by another camera, or a
+        multi-query image is of no query's person and camera.
     """
     where = f"{dataset.name} in {dataset.root}"
     for name in ("train", "query", "gallery"):
@@ -99,4 +129,11 @@ def check_protocol(dataset: ReIDDataset) -> ReIDDataset:
             f"{where}: no query has a gallery image of the same pid from another camera, "
             "expected at least one (images from the query's own camera are not counted as matches)"
         )
+    probes = {(record.pid, record.camid) for record in dataset.query}
+    for record in dataset.multi_query:
+        if (record.pid, record.camid) not in probes:
+            raise UserError(
+                f"{where}: multi_query image {record.path} has pid {record.pid} and camid {record.camid}, "
+                "expected those of a query (its features are averaged with that query's)"
+            )
     return dataset

@@ -4,22 +4,23 @@ from han_tf.data.counts import count
 from han_tf.data.folders import PathLike
 from han_tf.data.market1501 import read_market1501
 from han_tf.data.records import Record, ReIDDataset
-from han_tf.data.synthetic import SyntheticPedestrians, generate, is_current
+from han_tf.data.synthetic import SyntheticPedestrians, draw_once
 
 
 def read_synthetic(data_dir: PathLike, split: str = "") -> ReIDDataset:
     """Reads the default synthetic set, drawing it first unless ``data_dir`` holds the current one.
+
+    One of an earlier generator is replaced, and no other.
 
     Args:
       data_dir: the folder for the images, in Market-1501's layout.
       split: only ``""``.
 
     Raises:
-      UserError: the images cannot be written, or files were changed by hand.
+      UserError: the images cannot be written, ``data_dir`` holds another data set, or files were changed by hand.
     """
     pedestrians = SyntheticPedestrians()
-    if not is_current(data_dir, pedestrians):
-        generate(data_dir, pedestrians, layout="market1501")
+    draw_once(data_dir, pedestrians)
     planned: dict[str, list[Record]] = {}
     for frame in pedestrians.frames():
         planned.setdefault(frame.subset, []).append(Record("", frame.pid, frame.camid))

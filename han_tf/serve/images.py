@@ -1,28 +1,23 @@
 """Turning what a client sent into pixels, without trusting any of it."""
 
 import io
+import re
 import warnings
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
+from han_tf.data.reading import FORMATS, upright_pixels
 from han_tf.serve.limits import Refusal
 
-FORMATS = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp", "BMP": "image/bmp"}
-"""Pillow's names of the formats that are decoded -> media type. Everything else Pillow knows stays untouched, as do
-formats that call other programs (EPS) or have many pages (TIFF)."""
+MAX_SCANS = 100
+"""Most scans of a JPEG: each one goes over the whole picture again. Progressive files have about ten."""
 
-_ORIENTATION = 0x0112
-_TURNED = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+_START_OF_SCAN, _END_OF_IMAGE = b"\xff\xda", b"\xff\xd9"
+_SEGMENT = re.compile(rb"\xff[\xc0-\xcf\xd9-\xfe]")
+"""Markers that a length follows, and that of the end."""
+
 _HEADER_BYTES = 30
 
 
@@ -36,10 +31,8 @@ class Size(NamedTuple):
 def decode_upload(data: bytes, max_pixels: int) -> np.ndarray:
     """Decodes an uploaded image.
 
-    The size that the header claims is checked before anything is decoded. An EXIF orientation is applied: crops that
-    a detector cut carry none, so training never met one, but a phone's picture would lie on its side.
-    Of 16 bits per channel the upper eight are kept, transparency is dropped, palettes and CMYK become RGB, all as
-    :func:`han_tf.data.pipeline.decode_image` does for training images.
+    The size that the header claims and the scans of a JPEG are checked before anything is decoded. The pixels are
+    those that :func:`han_tf.data.reading.decode_image` reads from files.
 
     Args:
       data: the file's bytes.
@@ -49,7 +42,8 @@ def decode_upload(data: bytes, max_pixels: int) -> np.ndarray:
       ``[height, width, 3]`` uint8, RGB.
 
     Raises:
-      Refusal: 413 too many pixels; 415 no image, or in another format; 422 animated, truncated or damaged.
+      Refusal: 413 too many pixels; 415 no image, or in another format; 422 animated, truncated, damaged
+        or in more than :data:`MAX_SCANS` scans.
     """
     if not data:
         raise Refusal(422, "the image is empty, expected a file of at least one byte")
@@ -58,12 +52,14 @@ def decode_upload(data: bytes, max_pixels: int) -> np.ndarray:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of metadata we do not look at, and of sizes we check ourselves
-            with Image.open(io.BytesIO(data), formats=tuple(FORMATS)) as image:
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 _check_size(Size(*image.size), max_pixels)
                 # A JPEG of several pictures (MPO) is what phones write: the first one is the picture.
                 if getattr(image, "is_animated", False) and image.format != "MPO":
                     raise Refusal(422, f"the image has {image.n_frames} frames, expected one")
-                return _pixels(image)
+                if image.format in ("JPEG", "MPO"):
+                    _check_scans(data)
+                return upright_pixels(image)
     except Image.UnidentifiedImageError as error:
         raise Refusal(415, f"not an image that can be read, {expected}") from error
     except Image.DecompressionBombError as error:
@@ -77,22 +73,16 @@ def decode_upload(data: bytes, max_pixels: int) -> np.ndarray:
         raise Refusal(422, f"the image is damaged or truncated ({reason})") from error
 
 
-def _pixels(image: Image.Image) -> np.ndarray:
-    orientation = _orientation(image)
-    if image.mode.startswith("I"):
-        image.load()
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    image = image.convert("RGB")
-    if orientation in _TURNED:
-        image = image.transpose(_TURNED[orientation])
-    return np.asarray(image)
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        return image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # damaged metadata is no reason to refuse the picture
-        return 1
+def _check_scans(data: bytes) -> None:
+    if data.count(_START_OF_SCAN) <= MAX_SCANS:
+        return
+    # Metadata and what phones append, such as a film, may hold these bytes, too: only markers up to the end count.
+    scans, position = 0, 0
+    while (marker := _SEGMENT.search(data, position)) and marker[0] != _END_OF_IMAGE:
+        scans += marker[0] == _START_OF_SCAN
+        if scans > MAX_SCANS:
+            raise Refusal(422, f"the image has more than {MAX_SCANS} scans, expected a JPEG of at most that many")
+        position = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
 
 
 def _check_size(size: Size, max_pixels: int) -> None:
@@ -127,7 +117,9 @@ def encode(image: np.ndarray, format: str, max_side: int = 0) -> bytes:
     """
     picture = Image.fromarray(image)
     if max_side and max(picture.size) > max_side:
-        picture = ImageOps.contain(picture, (max_side, max_side), Image.Resampling.LANCZOS)
+        scale = max_side / max(picture.size)
+        width, height = (max(1, round(scale * side)) for side in picture.size)
+        picture = picture.resize((width, height), Image.Resampling.LANCZOS)
     stream = io.BytesIO()
     picture.save(stream, format, **({"quality": 90} if format == "JPEG" else {}))
     return stream.getvalue()

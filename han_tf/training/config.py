@@ -9,6 +9,9 @@ from han_tf.errors import UserError
 NEUTRAL = ("data_dir", "eval_every", "keep_checkpoints", "panel_images", "cache_mb", "skip_bad_images")
 """Settings that may change between the parts of a resumed run: they do not change what is learned."""
 
+OF_DATA = ("num_classes", "num_images", "fingerprints")
+"""What a run's config.json tells of its data, beside the settings."""
+
 CROSS_ENTROPY, TRIPLET = "cross_entropy", "triplet"
 LOSSES = {
     CROSS_ENTROPY: (CROSS_ENTROPY,),

@@ -3,7 +3,7 @@
 import json
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Optional
@@ -21,7 +21,7 @@ from han_tf.inference.runs import CHECKPOINTS, CONFIG, create_network, read_conf
 from han_tf.models.checkpoints import Checkpoints
 from han_tf.models.network import Branches, ReIDNetwork, unit_features
 from han_tf.training import environment
-from han_tf.training.config import CROSS_ENTROPY, LOSSES, TRIPLET, TrainConfig
+from han_tf.training.config import CROSS_ENTROPY, LOSSES, OF_DATA, TRIPLET, TrainConfig
 from han_tf.training.losses import TripletLoss, decayed_kernels, identity_loss, weight_penalty
 from han_tf.training.regions import RegionStatistics
 from han_tf.training.schedule import learning_rate
@@ -48,10 +48,13 @@ class Trainer:
       scalars: called as ``scalars(report)``; returns the numbers to draw, among them ``mAP``, by which the best
         network is chosen. Goes with ``evaluate``.
       panel: called as ``panel(model)``; returns pictures by name, ``[n, height, width, 3]`` uint8.
+      fingerprints: of the images to ``train`` and to ``test`` on, see
+        :meth:`han_tf.data.records.ReIDDataset.fingerprint`. A run of other training images does not go on; where the
+        test images are others, its earlier evaluations are dropped.
 
     Raises:
-      UserError: the folder holds another run, or its checkpoint cannot be read; there are fewer people than a
-        batch is to hold.
+      UserError: the folder holds another run or one of other training images, or its checkpoint cannot be read; there
+        are fewer people than a batch is to hold.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class Trainer:
         evaluate: Optional[Callable[[ReIDNetwork], dict[str, Any]]] = None,
         scalars: Optional[Callable[[dict[str, Any]], dict[str, float]]] = None,
         panel: Optional[Callable[[ReIDNetwork], dict[str, np.ndarray]]] = None,
+        fingerprints: Optional[Mapping[str, str]] = None,
     ):
         self.config = config
         self.run_dir = Path(run_dir)
@@ -69,6 +73,7 @@ class Trainer:
         self.evaluate = evaluate
         self.scalars = scalars
         self.panel = panel
+        self.fingerprints = dict(fingerprints or {})
 
         self.pids = sorted({record.pid for record in data.records})
         class_of = {pid: index for index, pid in enumerate(self.pids)}
@@ -135,18 +140,22 @@ class Trainer:
         """Trains to the end.
 
         Raises:
-          Stopped: SIGINT or SIGTERM came; all is saved, and the same call goes on.
+          Stopped: SIGINT or SIGTERM came while an epoch ran; all is saved, and the same call goes on. An evaluation,
+            before which all has been saved, they end as they end anything else.
           UserError: the loss is no longer finite, or a checkpoint cannot be written.
         """
         total = self.config.epochs * self.steps_per_epoch
         writer = tf.summary.create_file_writer(str(self.run_dir / TENSORBOARD))
         bar = tqdm(total=total, initial=self.global_step, unit="step", dynamic_ncols=True, smoothing=0.05)
-        with _stop_signals() as stop, writer.as_default(), bar:
+        with writer.as_default(), bar:
             if self.global_step == 0:
                 self._write_panel(0)
             self._evaluate_if_due()
             while not self.finished:
-                self._run_epoch(stop, bar)
+                with _stop_signals() as stop:
+                    self._run_epoch(stop, bar)
+                if stop:
+                    self._stop(stop[0])
                 self._evaluate_if_due()
             writer.flush()
 
@@ -183,10 +192,8 @@ class Trainer:
             bar.update()
             if stop and int(self.batch) < self.steps_per_epoch:
                 self.checkpoints.save(self.global_step)
-                self._stop(stop[0])
+                return
         self._end_epoch(rate, regions, time.perf_counter() - started, seen)
-        if stop:
-            self._stop(stop[0])
 
     def _stop(self, number: int) -> None:
         raise Stopped(
@@ -293,6 +300,7 @@ class Trainer:
     def _open_run_folder(self) -> None:
         check_run_folder(self.config, self.run_dir)
         found = {"num_classes": self.model.num_classes, "num_images": len(self.labels)}
+        fingerprints = self.fingerprints
         if (self.run_dir / CONFIG).exists():
             saved = read_config(self.run_dir)
             for name, number in found.items():
@@ -301,7 +309,14 @@ class Trainer:
                         f"{self.run_dir} holds a run with {name} {saved.get(name)}, the training set has {number} now; "
                         "give another --run_dir, or the same images to go on with that run"
                     )
-        write_json(self.run_dir / CONFIG, {**self.config.to_dict(), **found})
+            # An earlier version's run tells none.
+            fingerprints = saved.get("fingerprints", fingerprints)
+        same = {name: fingerprints.get(name, digits) == digits for name, digits in self.fingerprints.items()}
+        if not same.get("train", True):
+            raise UserError(
+                f"{self.run_dir} holds a run whose training images had other names, labels or sizes; "
+                "give another --run_dir, or the same images to go on with that run"
+            )
         if self.checkpoints.latest is not None:
             path = self.checkpoints.restore()
             try:
@@ -312,9 +327,16 @@ class Trainer:
             # What the file lacks has been trained all the same.
             lost = [{"epoch": epoch} for epoch in range(len(history) + 1, int(self.epoch) + 1)]
             self.history = history[: int(self.epoch)] + lost
+            if not same.get("test", True):
+                tqdm.write("note: the test images are others now; earlier evaluations are dropped")
+                for row in self.history:
+                    row.pop("evaluation", None)
+                write_json(self.run_dir / HISTORY, self.history)
             tqdm.write(f"going on from {path}: epoch {int(self.epoch)}, step {int(self.batch)}")
         else:
             write_json(self.run_dir / ENVIRONMENT, environment.describe())
+        # Last, so that a kill before here leaves the fingerprints that the history fits.
+        write_json(self.run_dir / CONFIG, {**self.config.to_dict(), **found, "fingerprints": self.fingerprints})
 
 
 def check_run_folder(config: TrainConfig, run_dir: Path) -> None:
@@ -322,7 +344,7 @@ def check_run_folder(config: TrainConfig, run_dir: Path) -> None:
     path = Path(run_dir) / CONFIG
     if path.exists():
         saved = read_config(run_dir)
-        settings = {name: value for name, value in saved.items() if name not in ("num_classes", "num_images")}
+        settings = {name: value for name, value in saved.items() if name not in OF_DATA}
         config.check_resumable(TrainConfig.from_dict(settings, str(path)), str(run_dir))
 
 

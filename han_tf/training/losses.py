@@ -25,9 +25,11 @@ def identity_loss(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
 class TripletLoss:
     """Triplet loss of one branch with online hard mining, ``max(0, margin + d_ap - d_an)`` (Table 11).
 
-    d are Euclidean distances, not squared, of the features of anchor, positive and negative. Triplets that keep
-    the margin are 0: they add nothing to the gradient, as the paper wants, but count in the mean. The
-    distance of equal features has gradient 0.
+    d are Euclidean distances, not squared, of the features of anchor, positive and negative. The distance of equal
+    features has gradient 0.
+
+    A departure: the paper uses only triplets "yielding positive loss values". Here the others, which are 0 and add
+    nothing to the gradient, count in the mean as well, so that the loss is smaller by the share of active ones.
 
     Args:
       margin: in units of distance; features of unit norm are at most 2 apart.

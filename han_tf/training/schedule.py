@@ -5,8 +5,11 @@ PAPER_DROPS = (100 / 300, 200 / 300, 250 / 300)
 
 
 def drop_epochs(epochs: int) -> tuple[int, int, int]:
-    """Returns after how many epochs the learning rate drops: 100, 200 and 250 of 300, scaled to ``epochs``."""
-    first, second, third = (round(part * epochs) for part in PAPER_DROPS)
+    """Returns after how many epochs the learning rate drops: 100, 200 and 250 of 300, scaled to ``epochs``.
+
+    The first epoch is always at the initial rate.
+    """
+    first, second, third = (max(1, round(part * epochs)) for part in PAPER_DROPS)
     return first, second, third
 
 

@@ -610,6 +610,11 @@ def test_csv_from_a_spreadsheet(tmp_path):
     assert dataset == load_dataset("csv", csv_tree(tmp_path, *_ROWS))
 
 
+def test_csv_with_empty_columns_at_the_end(tmp_path):
+    dataset = load_dataset("csv", csv_tree(tmp_path, *(f"{row},," for row in _ROWS)))
+    assert dataset == load_dataset("csv", csv_tree(tmp_path, *_ROWS))
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
@@ -617,6 +622,7 @@ def test_csv_from_a_spreadsheet(tmp_path):
         (["a.jpg,1,1,train"], "line 1: found the header 'a.jpg,1,1,train', expected path,pid,camid,subset"),
         (["path;pid;camid;subset"], "line 1: found the header 'path;pid;camid;subset'"),
         (["path,pid,camid,subset,pid"], "line 1: found the header"),
+        (["path,pid,camid,,"], "line 1: found the header"),
         ([], "line 1: found the header ''"),
         ([*_ROWS, "h.jpg,4,1"], "line 9: 3 columns, expected 4"),
         ([*_ROWS, "h.jpg,4,1,train,x"], "line 9: 5 columns, expected 4"),
@@ -624,6 +630,9 @@ def test_csv_from_a_spreadsheet(tmp_path):
         ([*_ROWS, "h.jpg,4,c1,train"], "line 9: camid is 'c1', expected an integer"),
         ([*_ROWS, "h.jpg,-2,1,train"], "line 9: pid is '-2', expected an integer of at least -1"),
         ([*_ROWS, "h.jpg,anna,1,train"], "line 9: pid is 'anna', expected an integer"),
+        ([*_ROWS, "h.jpg,9223372036854775808,1,train"], "line 9: pid is '9223372036854775808', expected an integer"),
+        ([*_ROWS, "h.jpg,4,9223372036854775808,train"], "line 9: camid is '9223372036854775808', expected an integer"),
+        ([*_ROWS, "h.jpg,1_0,1,train"], "line 9: pid is '1_0', expected an integer"),
         ([*_ROWS, "h.jpg,4,1,test"], "line 9: subset is 'test', expected one of train, query, gallery"),
         ([*_ROWS, "missing.jpg,4,1,train"], "line 9: .*missing.jpg is not there"),
         ([*_ROWS, '"h.jpg,4,1,train'], "not a CSV file in UTF-8"),
@@ -694,6 +703,34 @@ def _dataset(**subsets):
     )
 
 
+TESTED = ("query", "gallery", "multi_query")
+
+
+def test_a_fingerprint_tells_names_labels_and_sizes_but_not_where_the_set_is(tmp_path):
+    def fingerprints(folder):
+        dataset = load_dataset("csv", folder)
+        return dataset.fingerprint("train"), dataset.fingerprint(*TESTED)
+
+    train, test = fingerprints(csv_tree(tmp_path / "set", *_ROWS))
+    assert train != test
+    root = (tmp_path / "set").rename(tmp_path / "moved")
+    assert fingerprints(root) == (train, test)
+
+    swapped = [row.replace("a.jpg,1", "a.jpg,9").replace("b.jpg,2", "b.jpg,1") for row in _ROWS]
+    for rows in (swapped, [row.replace("a.jpg,1,1", "a.jpg,1,2") for row in _ROWS], [*_ROWS, "h.jpg,1,1,train"]):
+        changed = fingerprints(csv_tree(root, *rows))
+        assert changed[0] != train
+        assert changed[1] == test
+    changed = fingerprints(csv_tree(root, *(row.replace("d.jpg", "h.jpg") for row in _ROWS)))
+    assert changed[0] == train
+    assert changed[1] != test
+    csv_tree(root, *_ROWS)
+    (root / "a.jpg").write_bytes(b"larger")
+    assert fingerprints(root)[0] != train
+    (root / "a.jpg").unlink()
+    assert ReIDDataset("csv", "", str(root), (Record(str(root / "a.jpg"), 1, 1),), (), ()).fingerprint("train")
+
+
 def test_check_protocol_passes_a_good_set():
     dataset = _dataset()
     assert check_protocol(dataset) is dataset
@@ -710,6 +747,7 @@ def test_check_protocol_passes_a_good_set():
         ({"train": [(0, 1), (1, 1), (2, 1)]}, "train image train.jpg has pid 0, expected pids from 1"),
         ({"query": [(-1, 1), (3, 1)]}, "query image query.jpg has pid -1, expected pids from 1"),
         ({"gallery": [(3, 1), (0, 2), (4, 2)]}, "no query has a gallery image .* another camera"),
+        ({"multi_query": [(3, 1), (3, 2)]}, "multi_query image multi_query.jpg has pid 3 and camid 2, expected"),
     ],
 )
 def test_check_protocol(subsets, message):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from han_tf.data import load_dataset, synthetic_dataset
-from han_tf.data.synthetic import SyntheticPedestrians
+from han_tf.data.synthetic import SyntheticPedestrians, store
 
 _SMALL = {
     "train_identities": 3,
@@ -35,7 +35,7 @@ def test_drawn_once_and_read_as_planned(tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("drawn twice")
 
-    monkeypatch.setattr(synthetic_dataset, "generate", refuse)
+    monkeypatch.setattr(store, "generate", refuse)
     assert load_dataset("synthetic", tmp_path / "data") == dataset
     # A change by hand is not drawn over but said.
     Path(dataset.train[0].path).unlink()

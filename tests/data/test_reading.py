@@ -1,5 +1,6 @@
 """Images are read and resized without TensorFlow as TensorFlow resizes them."""
 
+import struct
 import subprocess
 import sys
 
@@ -8,8 +9,8 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from han_tf.data import Record
-from han_tf.data.reading import ImageReader, checked_pixels, resize
+from han_tf.data import Record, reading
+from han_tf.data.reading import ImageReader, checked_pixels, decode_image, resize
 from han_tf.errors import UserError
 
 
@@ -55,6 +56,42 @@ def test_records_paths_and_pixels_can_be_mixed(tmp_path):
     batches = list(ImageReader(sources, (12, 8), batch_size=2, threads=2))
     assert [kept.tolist() for _, kept in batches] == [[0, 1], [2]]
     np.testing.assert_array_equal(np.concatenate([batch for batch, _ in batches]), images)
+
+
+@pytest.mark.parametrize("format", ["EPS", "PPM", "PDF"])
+def test_other_formats_stay_untouched_whatever_they_are_called(tmp_path, format):
+    """Of these Pillow knows the first two, and runs Ghostscript for the first."""
+    Image.new("RGB", (8, 12)).save(tmp_path / "a.jpg", format)
+    with pytest.raises(UserError, match=r"a.jpg: not a readable image \(cannot identify image file"):
+        list(ImageReader([tmp_path / "a.jpg"], (12, 8)))
+
+
+def test_a_size_beyond_the_limit_is_not_decoded(tmp_path, monkeypatch):
+    Image.new("RGB", (8, 12)).save(tmp_path / "a.png")
+    monkeypatch.setattr(reading, "MAX_PIXELS", 8 * 12)
+    assert decode_image(str(tmp_path / "a.png")).shape == (12, 8, 3)
+    monkeypatch.setattr(reading, "MAX_PIXELS", 8 * 12 - 1)
+    monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("decoded"))
+    with pytest.raises(UserError, match="8 × 12 = 96 pixels, expected at most 95"):
+        list(ImageReader([tmp_path / "a.png"], (12, 8)))
+
+
+@pytest.mark.parametrize("error", [struct.error, KeyError, EOFError, MemoryError, OverflowError])
+def test_whatever_a_damaged_file_raises_it_is_left_out(tmp_path, monkeypatch, error):
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (8, 12)).save(tmp_path / name)
+    whole = Image.open
+
+    def damaged(path, **options):
+        if str(path).endswith("a.png"):
+            raise error("damaged")
+        return whole(path, **options)
+
+    monkeypatch.setattr(Image, "open", damaged)
+    reader = ImageReader([tmp_path / "a.png", tmp_path / "b.png"], (12, 8), skip_bad_images=True)
+    ((_, kept),) = reader
+    assert kept.tolist() == [1]
+    assert "damaged" in reader.bad_images[0].reason
 
 
 def test_leaving_early_ends_the_threads(tmp_path):

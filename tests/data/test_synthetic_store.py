@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from han_tf.data.synthetic import LAYOUTS, SyntheticPedestrians, generate, is_current, store
+from han_tf.data.synthetic import LAYOUTS, SyntheticPedestrians, draw_once, generate, is_current, store
 from han_tf.data.synthetic.__main__ import cli
 from han_tf.errors import UserError
 
@@ -108,8 +108,60 @@ def test_what_breaks_off_leaves_nothing_half_made(tmp_path, monkeypatch, error, 
     assert not existing or _files(root) == {"synthetic.json": b"{}"}
 
 
-@pytest.mark.skipif(os.name == "nt", reason="sends a POSIX signal")
-def test_interrupting_the_command_line_leaves_nothing(tmp_path):
+def test_what_was_drawn_of_other_arguments_or_in_another_layout_is_kept(tmp_path):
+    root, mine = tmp_path / "set", SyntheticPedestrians(**{**TINY, "junk": 3})
+    generate(root, mine, workers=1)
+    before = _files(root)
+    with pytest.raises(UserError, match=r'synthetic.json says \{.*"junk": 3.*, expected \{.*"junk": 2.*another folder'):
+        draw_once(root, SyntheticPedestrians(**TINY))
+    with pytest.raises(UserError, match=r'synthetic.json says .*"market1501".*, expected .*"csv"'):
+        draw_once(root, mine, "csv")
+    assert _files(root) == before
+    (root / "synthetic.json").write_text("{")
+    with pytest.raises(UserError, match=r"synthetic.json says null, expected"):
+        draw_once(root, mine)
+
+
+def test_what_an_earlier_generator_drew_is_replaced(tmp_path, monkeypatch):
+    root, pedestrians = tmp_path / "set", SyntheticPedestrians(**TINY)
+    draw_once(root, pedestrians)
+    (root / "leftover.jpg").write_bytes(b"")
+    draw_once(root, pedestrians)
+    assert (root / "leftover.jpg").exists()
+    monkeypatch.setattr(store, "GENERATOR_VERSION", store.GENERATOR_VERSION + 1)
+    draw_once(root, pedestrians)
+    assert not (root / "leftover.jpg").exists()
+    assert is_current(root, pedestrians)
+
+
+def test_two_that_start_at_once_draw_once(tmp_path):
+    """Each says so when it draws, and reads the set as soon as it has it."""
+    script = (
+        "import sys; from pathlib import Path; from han_tf.data.synthetic import SyntheticPedestrians, store\n"
+        "write = store.write_layout\n"
+        "store.write_layout = lambda *arguments: (print('draws', flush=True), write(*arguments))\n"
+        "root = Path(sys.argv[1]); print('ready', flush=True); sys.stdin.read(1)\n"
+        f"store.draw_once(root, SyntheticPedestrians(**{TINY}))\n"
+        "print(sum(len(path.read_bytes()) > 0 for path in root.rglob('*.jpg')))"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "set")]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    processes = [subprocess.Popen(command, **pipes) for _ in range(2)]
+    assert [process.stdout.readline() for process in processes] == ["ready\n"] * 2
+    for process in processes:
+        process.stdin.write("x")
+        process.stdin.flush()
+    said = sorted(process.communicate(timeout=120)[0].split() for process in processes)
+    count = str(len(SyntheticPedestrians(**TINY)))
+    assert said == [[count], ["draws", count]]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends POSIX signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_stopping_the_command_line_leaves_nothing(tmp_path, number):
+    """Not even processes, which would keep stderr open; where it is killed, at least those."""
+    if number == signal.SIGKILL and sys.platform != "linux":
+        pytest.skip("only Linux tells a process of its parent's end")
     command = [sys.executable, "-m", "han_tf.data.synthetic", "--root", str(tmp_path / "set"), "--workers", "2"]
     process = subprocess.Popen(
         command,
@@ -123,12 +175,18 @@ def test_interrupting_the_command_line_leaves_nothing(tmp_path):
         if list(tmp_path.glob(".set.*/**/*.jpg")):
             break
         time.sleep(0.05)
-    # As Ctrl-C does, to the workers too.
-    os.killpg(process.pid, signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)  # as Ctrl-C does, to the workers too
+    else:
+        process.send_signal(number)
+    try:
+        _, stderr = process.communicate(timeout=60)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    assert process.returncode == (130 if number == signal.SIGINT else -number)
     assert "Traceback" not in stderr
-    assert list(tmp_path.iterdir()) == []
+    assert number == signal.SIGKILL or list(tmp_path.iterdir()) == []
 
 
 def test_a_killed_worker_is_one_line(tmp_path, monkeypatch):

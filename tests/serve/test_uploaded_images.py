@@ -116,7 +116,8 @@ def test_transparent_palette():
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_picture_lies_as_its_camera_was_held(orientation):
+def test_a_picture_lies_as_its_camera_was_held(orientation, tmp_path):
+    """Whether it is uploaded or read from a file."""
     upright = noise()
     as_stored = {
         1: upright,
@@ -130,8 +131,12 @@ def test_a_picture_lies_as_its_camera_was_held(orientation):
     }[orientation]
     exif = Image.Exif()
     exif[0x0112] = orientation
-    data = encoded(np.ascontiguousarray(as_stored), "PNG", exif=exif)
+    as_stored = np.ascontiguousarray(as_stored)
+    data = encoded(as_stored, "PNG", exif=exif)
     np.testing.assert_array_equal(decode_upload(data, PIXELS), upright)
+    for name, content in (("a.png", data), ("a.tif", encoded(as_stored, "TIFF", exif=exif))):
+        (tmp_path / name).write_bytes(content)
+        np.testing.assert_array_equal(decode_image(str(tmp_path / name)), upright)
 
 
 def test_metadata_that_make_no_sense_are_no_reason_to_refuse():
@@ -160,6 +165,35 @@ def test_a_bomb_is_judged_by_its_header(claim, monkeypatch):
     assert error.status == 413
     assert "12000 × 12000 = 144,000,000" in str(error)
     assert refused(claim(16_383, 16_383)).status == 413  # here Pillow has a limit of its own
+
+
+def jpeg_of_scans(scans):
+    """A progressive JPEG whose last scan is there again and again."""
+    data = encoded(noise(), "JPEG", progressive=True)
+    last = data.rindex(b"\xff\xda")
+    return data[:last] + (scans - data.count(b"\xff\xda") + 1) * data[last:-2] + data[-2:]
+
+
+def test_a_jpeg_of_endless_scans_is_not_decoded(monkeypatch):
+    assert decode_upload(jpeg_of_scans(100), PIXELS).shape == (40, 20, 3)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda *_: pytest.fail("decoded"))
+    error = refused(jpeg_of_scans(101))
+    assert error.status == 422
+    assert "more than 100 scans" in str(error)
+
+
+def test_what_only_looks_like_scans_is_left_alone():
+    """In a comment, and in the film that phones append to a picture."""
+    marks = 200 * b"\xff\xda"
+    data = encoded(noise(), "JPEG", comment=marks) + marks
+    assert data.count(b"\xff\xda") > 400
+    np.testing.assert_array_equal(decode_upload(data, PIXELS), decode_upload(encoded(noise(), "JPEG"), PIXELS))
+
+
+def test_scans_do_not_hide_in_a_segment_that_decoders_do_not_know():
+    data = jpeg_of_scans(300)
+    second = data.index(b"\xff\xda", data.index(b"\xff\xda") + 2)
+    assert "more than 100 scans" in str(refused(data[:second] + b"\xff\x02\xff\xff" + data[second:]))
 
 
 def test_a_size_at_the_limit_is_decoded():
@@ -233,3 +267,8 @@ def test_encoding_keeps_pixels_and_nothing_else():
     np.testing.assert_array_equal(decode_upload(data, PIXELS), noise())
     assert Image.open(io.BytesIO(encode(noise(400, 100), "JPEG", 200))).size == (50, 200)
     assert Image.open(io.BytesIO(encode(noise(40, 10), "JPEG", 200))).size == (10, 40)
+
+
+@pytest.mark.parametrize(("height", "width", "size"), [(4096, 1, (1, 200)), (1, 4096, (200, 1)), (900, 2, (1, 200))])
+def test_the_narrowest_picture_can_be_shrunk(height, width, size):
+    assert Image.open(io.BytesIO(encode(noise(height, width), "PNG", 200))).size == size

@@ -110,7 +110,7 @@ def test_a_run_does_not_go_on_with_other_losses_or_augmentations(changes):
 
 
 def test_a_run_of_an_earlier_version_may_go_on(tmp_path):
-    saved = {**TrainConfig(dataset="market1501").to_dict(), "num_classes": 751, "num_images": 12936}
+    saved = {**TrainConfig(dataset="market1501").to_dict(), "num_classes": 751, "num_images": 12936, "fingerprints": {}}
     for name in ("spatial", "channel", "hard", "interaction"):
         del saved[name]
     (tmp_path / "config.json").write_text(json.dumps(saved))

@@ -303,6 +303,57 @@ def test_evaluation_keeps_the_best_and_is_not_lost_by_a_kill(data, tmp_path):
     np.testing.assert_array_equal(load_run(tmp_path, "last").model.stem.conv.kernel, counted[2])
 
 
+def row_of(value):
+    return {"feature": "joint", "query": "single", "reranked": False, "rank-1": 0.5, "mAP": value}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_an_evaluation_stops_at_once_and_is_made_again(data, tmp_path, colours, number, epoch):
+    """As the process would without training: by what handles signals in it."""
+
+    def evaluate(model):
+        if int(trainer.epoch) == epoch:
+            os.kill(os.getpid(), number)
+            pytest.fail("went on")
+        return {"counts": {}, "results": [row_of(0.5)]}
+
+    def leave(*_):
+        raise KeyboardInterrupt
+
+    settings = config(model=colours, epochs=2, lr=0.001, eval_every=1)
+    trainer = Trainer(settings, tmp_path, data, evaluate=evaluate, scalars=scalars)
+    before = signal.signal(number, leave)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            trainer.run()
+    finally:
+        signal.signal(number, before)
+    report = {"counts": {}, "results": [row_of(0.7)]}
+    again = Trainer(settings, tmp_path, data, evaluate=lambda model: report, scalars=scalars)
+    assert int(again.epoch) == epoch
+    again.run()
+    found = [row["evaluation"]["results"][0]["mAP"] for row in again.history]
+    assert found == ([0.7, 0.7] if epoch == 1 else [0.5, 0.7])
+
+
+def test_other_test_images_are_evaluated_anew(data, tmp_path, colours):
+    def trained(value, test):
+        settings = config(model=colours, epochs=2, lr=0.001, eval_every=1)
+        report = {"counts": {}, "results": [row_of(value)]}
+        fingerprints = {"train": "a", "test": test} if test else None
+        trainer = Trainer(settings, tmp_path, data, lambda model: report, scalars, fingerprints=fingerprints)
+        trainer.run()
+        rows = json.loads((tmp_path / "history.json").read_text())
+        return [row["evaluation"]["results"][0]["mAP"] if "evaluation" in row else None for row in rows]
+
+    assert trained(0.9, None) == [0.9, 0.9]  # as an earlier version left it
+    assert trained(0.8, "v1") == [0.9, 0.9]
+    assert trained(0.7, "v1") == [0.9, 0.9]
+    assert trained(0.6, "v2") == [None, 0.6]
+    assert trained(0.5, "v2") == [None, 0.6]
+
+
 def test_checkpoints_are_kept_by_count(data, tmp_path):
     Trainer(config(keep_checkpoints=2), tmp_path, data).run()
     assert sorted(path.stem for path in (tmp_path / "checkpoints").glob("*.index")) == ["ckpt-12", "ckpt-8"]
@@ -317,6 +368,16 @@ def test_a_training_set_that_changed_is_noticed(data, unbroken):
     fewer = dataclasses.replace(data, images=data.images[:-1], records=data.records[:-1])
     with pytest.raises(UserError, match=r"holds a run with num_images \d+, the training set has \d+ now"):
         Trainer(config(), unbroken, fewer)
+
+
+def test_a_training_set_of_the_same_size_is_noticed_too(data, tmp_path, colours):
+    settings = config(model=colours, epochs=1, lr=0.001)
+    Trainer(settings, tmp_path, data, fingerprints={"train": "v1", "test": "a"}).run()
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match="holds a run whose training images had other names, labels or sizes; give"):
+        Trainer(settings, tmp_path, data, fingerprints={"train": "v2", "test": "a"})
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert Trainer(settings, tmp_path, data, fingerprints={"train": "v1", "test": "a"}).finished
 
 
 @pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_text("[{")])
@@ -360,7 +421,7 @@ def test_the_run_folder_says_what_the_run_is(unbroken):
     assert settings["num_classes"] == 8
     environment = json.loads((unbroken / "environment.json").read_text())
     assert environment["packages"]["tensorflow"] == tf.__version__
-    assert set(environment) == {"command", "commit", "python", "packages", "platform"}
+    assert set(environment) == {"command", "commit", "python", "packages", "platform", "machine"}
 
 
 def test_tensorboard_gets_curves_regions_and_attention(data, tmp_path):

@@ -21,5 +21,4 @@ def test_drops_scale_with_the_epochs(epochs, drops):
 def test_the_rate_never_rises_and_starts_at_the_initial_one(epochs):
     rates = [learning_rate(epoch, epochs, 0.03, 0.1) for epoch in range(epochs)]
     assert rates == sorted(rates, reverse=True)
-    if epochs > 1:
-        assert rates[0] == 0.03
+    assert rates[0] == 0.03

@@ -8,13 +8,14 @@ one detail. Data flow: identity → body in a pose → shapes on a canvas → wh
 from han_tf.data.synthetic.generator import GENERATOR_VERSION, SyntheticPedestrians
 from han_tf.data.synthetic.images import LabelledImage
 from han_tf.data.synthetic.layouts import LAYOUTS, write_layout
-from han_tf.data.synthetic.store import generate, is_current
+from han_tf.data.synthetic.store import draw_once, generate, is_current
 
 __all__ = [
     "GENERATOR_VERSION",
     "LAYOUTS",
     "LabelledImage",
     "SyntheticPedestrians",
+    "draw_once",
     "generate",
     "is_current",
     "write_layout",

@@ -13,7 +13,7 @@ from han_tf.cores import usable_cores
 from han_tf.data.synthetic.generator import GENERATOR_VERSION, SyntheticPedestrians
 from han_tf.data.synthetic.layouts import LAYOUTS, write_layout
 from han_tf.errors import UserError
-from han_tf.files import write_json
+from han_tf.files import locked, write_json
 
 DESCRIPTION = "synthetic.json"
 """File in the data set's folder that says which arguments and which generator made it."""
@@ -60,6 +60,30 @@ def generate(
         raise UserError(f"cannot write {error.filename or root}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def draw_once(root: Union[str, os.PathLike], pedestrians: SyntheticPedestrians, layout: str = "market1501") -> None:
+    """Draws a data set as :func:`generate` does unless ``root`` holds it, while other processes that want it wait.
+
+    One that an earlier generator drew from the same arguments is replaced.
+
+    Raises:
+      UserError: ``root`` holds a synthetic data set of other arguments or another layout, or as :func:`generate` says.
+    """
+    root = Path(root).absolute()
+    if is_current(root, pedestrians, layout):
+        return
+    with locked(root.with_name(f".{root.name}.lock")):
+        if is_current(root, pedestrians, layout):
+            return
+        if (root / DESCRIPTION).exists():
+            held, wanted = _read_description(root), _description(pedestrians, layout)
+            if not isinstance(held, dict) or {**held, "generator": GENERATOR_VERSION} != wanted:
+                raise UserError(
+                    f"{root / DESCRIPTION} says {json.dumps(held)}, expected {json.dumps(wanted)}; "
+                    "give another folder, or delete this one to have that drawn"
+                )
+        generate(root, pedestrians, layout)
 
 
 def is_current(root: Union[str, os.PathLike], pedestrians: SyntheticPedestrians, layout: str = "market1501") -> bool:
