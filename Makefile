@@ -68,8 +68,8 @@ flops: $(READY)  ## print FLOPs and parameters of the networks
 bench: $(READY)  ## measure training, inference, the input pipeline, the metrics and the exported models of a run here
 	$(BIN)/python -m han_tf.bench
 	$(BIN)/python -m experiments.bench_metrics $(ARGS)
-	$(BIN)/python -m han_tf.export $(RUN_FLAGS) $(DATA_FLAGS) --format openvino --precision float32,bfloat16,int8
-	$(BIN)/python -m experiments.bench_runtimes $(RUN_FLAGS) $(DATA_FLAGS)
+	$(BIN)/python -m han_tf.export $(RUN_FLAGS) $(DATA_FLAGS) --format openvino --precision all
+	$(BIN)/python -m experiments.bench_runtimes $(RUN_FLAGS) $(if $(SPLIT),--split $(SPLIT))
 
 experiments: $(READY)  ## list the paper's tables and figures; each is a target: table1 ... table12, figure6, figure7
 	$(BIN)/python -m experiments.run

@@ -32,7 +32,7 @@ from experiments.bench_metrics import PRODUCT_SIZE, STATED_PRODUCT
 from han_tf import cli as command_line
 from han_tf.errors import UserError
 from han_tf.files import write_json
-from han_tf.inference.card import CARD
+from han_tf.inference.card import CARD, read_card
 from han_tf.inference.extractor import FeatureExtractor
 from han_tf.inference.runs import find_run
 from han_tf.training import environment
@@ -53,8 +53,10 @@ PACKAGES = ("openvino", "onnxruntime")
 NAMES = {"hacnn": "torchreid HACNN", "osnet": "torchreid OSNet x0.25"}
 
 FLAGS = command_line.new_flags()
-flags.DEFINE_string("run", "", "The run's folder; the newest of --runs_dir if empty.", flag_values=FLAGS)
+flags.DEFINE_string("run", "", "The run's folder; the newest that fits if empty.", flag_values=FLAGS)
 flags.DEFINE_string("runs_dir", "runs", "Where runs are kept.", flag_values=FLAGS)
+flags.DEFINE_string("dataset", "", "Data set of the run, if several are there.", flag_values=FLAGS)
+flags.DEFINE_string("split", "", "Its protocol variant.", flag_values=FLAGS)
 flags.DEFINE_string("exports", "", "Folder of the exported models; exports in the run if empty.", flag_values=FLAGS)
 flags.DEFINE_integer("repeats", 7, "Measurements per figure; the median counts.", 3, flag_values=FLAGS)
 flags.DEFINE_float("hacnn", 0.0, "Images per second of HACNN on this machine, if measured.", 0, flag_values=FLAGS)
@@ -90,6 +92,26 @@ class Clock:
         matrix = np.random.default_rng(0).standard_normal((PRODUCT_SIZE, PRODUCT_SIZE), np.float32)
         other, out = matrix.copy(), np.empty_like(matrix)
         return 2 * PRODUCT_SIZE**3 / min(self.seconds(lambda: np.matmul(matrix, other, out=out)) for _ in range(5))
+
+
+def exports_of(run_dir: Path, exports: Path) -> list[Path]:
+    """Returns the folders in ``exports`` with models of the run's network, and says which are of another one.
+
+    Raises:
+      UserError: there are none, or a card is damaged.
+    """
+    checksum = FeatureExtractor(run_dir).checksum
+    folders = []
+    for path in sorted(exports.glob(f"*/{CARD}")):
+        if path.parent.name.startswith("."):
+            continue
+        if read_card(path.parent).checksum == checksum:
+            folders.append(path.parent)
+        else:
+            print(f"note: left out: {path.parent} is of another network than {run_dir}")
+    if not folders:
+        raise UserError(f"{exports}: no models of this run, expected some: python -m han_tf.export --run {run_dir}")
+    return folders
 
 
 def write_images(folder: Path) -> list[Path]:
@@ -151,11 +173,8 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def main(values: flags.FlagValues) -> None:
     """Measures as the flags say."""
-    run_dir = Path(values.run) if values.run else find_run(values.runs_dir)
-    exports = Path(values.exports or run_dir / "exports")
-    folders = sorted(path.parent for path in exports.glob(f"*/{CARD}") if not path.parent.name.startswith("."))
-    if not folders:
-        raise UserError(f"{exports}: no exported models, expected some: python -m han_tf.export --run {run_dir}")
+    run_dir = Path(values.run or find_run(values.runs_dir, values.dataset or None, values.split or None))
+    folders = exports_of(run_dir, Path(values.exports or run_dir / "exports"))
     clock = Clock(values.busy)
     before = clock.product_flops()
     rows = []

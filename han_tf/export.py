@@ -4,7 +4,8 @@ Without --run it takes the newest run, of --dataset and --split if they are give
 model's files, card.json and MODEL_CARD.md; it takes RGB images as uint8 [n, height, width, 3] and gives features as
 float32 [n, feature_dim]. Its features are compared with the Keras network's on the same images, and its rank-1 and
 mAP with the Keras network's where the data set is there: what loses more than 0.1 points of mAP (int8: 0.5) is not
-kept. Formats and precisions may be lists, or all:
+kept. What an earlier export of the same network has left is not made again, so a command that was stopped goes on.
+Formats and precisions may be lists, or all:
 
   python -m han_tf.export --format openvino --precision bfloat16,int8
   python -m han_tf.export --format all --precision all
@@ -19,13 +20,14 @@ from typing import Any, Optional
 import numpy as np
 from absl import flags
 
+from han_tf import __version__
 from han_tf import cli as command_line
 from han_tf.data import ReIDDataset, load_dataset
 from han_tf.data.reading import ImageReader
 from han_tf.data.synthetic import SyntheticPedestrians, generate
 from han_tf.errors import UserError
 from han_tf.files import write_json
-from han_tf.inference.card import CARD
+from han_tf.inference.card import CARD, read_card, verify_files
 from han_tf.inference.export import Comparison, Export, Exported
 from han_tf.inference.exporters import FLOAT32, FORMATS, INT8, PRECISIONS, check_supported
 from han_tf.inference.runs import CHECKPOINTS, find_run, read_config
@@ -46,6 +48,7 @@ flags.DEFINE_string("dataset", "", "Data set to compare accuracies on; the run's
 flags.DEFINE_string("split", "", "Its protocol variant; that of the run if empty.", flag_values=FLAGS)
 flags.DEFINE_string("data_dir", "", "Data folder; that of the run if empty.", flag_values=FLAGS)
 flags.DEFINE_boolean("accuracy", True, "Compare rank-1 and mAP, too.", flag_values=FLAGS)
+flags.DEFINE_boolean("overwrite", False, "Make again what an earlier export has left.", flag_values=FLAGS)
 
 
 def main(values: flags.FlagValues) -> None:
@@ -58,8 +61,12 @@ def main(values: flags.FlagValues) -> None:
     calibration = dataset.train if dataset and dataset.name == config["dataset"] else None
     if any(precision == INT8 for _, precision in pairs) and calibration is None:
         raise UserError(
-            f"int8 is calibrated on the training images of {config['dataset']}, which are not there; expected "
-            "--data_dir to say where they are"
+            f"int8 is calibrated on the training images of {config['dataset']}, "
+            + (
+                f"--dataset is {dataset.name}; expected int8 to be exported without it"
+                if dataset
+                else "which are not there; expected --data_dir to say where they are"
+            )
         )
     if dataset is None:
         comparison = Comparison(_drawn_images(input_size))
@@ -72,24 +79,35 @@ def main(values: flags.FlagValues) -> None:
     print(f"run: {run_dir}: {export.card.model}, checksum {export.card.checksum[:16]}")
 
     parent = Path(values.output or run_dir / "exports")
-    rows = [_keras_row(export)]
-    failures = []
-    for format_name, precision in pairs:
-        exported = export.export(format_name, precision, parent)
-        rows.append(_row(exported))
-        if exported.failure:
-            failures.append(f"{format_name} in {precision} {exported.failure}")
-        print(f"{format_name} in {precision}: {exported.failure or exported.folder}", flush=True)
-    print("", table(rows), sep="\n")
+    rows, failures = [_keras_row(export)], []
     report = {
         "run": str(run_dir),
         "checksum": export.card.checksum,
         "dataset": comparison.name,
         "environment": environment.describe(),
-        "exports": rows + _earlier(parent, export.card.checksum, rows),
     }
-    write_json(parent / TABLE, report)
-    print(f"written to {parent / TABLE}")
+    found = [row for row in _earlier(parent, export.card.checksum, rows) if "failure" not in row]
+    earlier = {(row["format"], row["precision"]): row for row in found}
+    _write(parent, report, rows)  # what cannot be written to shows before the work
+    for format_name, precision in pairs:
+        name, folder = f"{format_name} in {precision}", parent / f"{format_name}-{precision}"
+        row = earlier.get((format_name, precision))
+        if row and not values.overwrite and _is_made(folder, export.card.checksum, comparison):
+            rows.append(row)
+            print(f"{name}: {folder}, made earlier (--overwrite makes it again)", flush=True)
+            continue
+        try:
+            exported = export.export(format_name, precision, parent)
+        except UserError as error:
+            failures.append(f"{name}: {error}")
+            print(failures[-1], flush=True)
+            continue
+        rows.append(_row(exported))
+        _write(parent, report, rows)
+        if exported.failure:
+            failures.append(f"{name} {exported.failure}")
+        print(f"{name}: {exported.failure or exported.folder}", flush=True)
+    print("", table(rows), f"written to {parent / TABLE}", sep="\n")
     if failures:
         raise UserError("not kept: " + "; ".join(failures))
 
@@ -119,7 +137,7 @@ def _cell(value: Optional[float], width: int, form: str, factor: float = 1) -> s
 
 
 def _pairs(formats: list[str], precisions: list[str]) -> list[tuple[str, str]]:
-    """Returns the exports that are asked for; ``all`` stands for what there is."""
+    """Returns the exports that are asked for; ``all`` stands for what can be had here, and what cannot is told."""
     for flag, asked, known in (("format", formats, FORMATS), ("precision", precisions, PRECISIONS)):
         for name in asked:
             if name != ALL and name not in known:
@@ -129,13 +147,23 @@ def _pairs(formats: list[str], precisions: list[str]) -> list[tuple[str, str]]:
         for format_name in (FORMATS if ALL in formats else dict.fromkeys(formats))
         for precision in (PRECISIONS if ALL in precisions else dict.fromkeys(precisions))
     ]
-    if ALL in formats or ALL in precisions:
-        pairs = [(name, precision) for name, precision in pairs if precision in FORMATS[name].precisions]
-    for pair in pairs:
-        check_supported(*pair)
-    if not pairs:
+    everything = ALL in formats or ALL in precisions
+    supported, refusals = [], []
+    for name, precision in pairs:
+        if everything and precision not in FORMATS[name].precisions:
+            continue
+        try:
+            check_supported(name, precision)
+            supported.append((name, precision))
+        except UserError as error:
+            refusals.append(error)
+    if refusals and not (everything and supported):
+        raise refusals[0]
+    for error in refusals:
+        print(f"note: left out: {error}")
+    if not supported:
         raise UserError("--format and --precision are empty, expected at least one of each")
-    return pairs
+    return supported
 
 
 def _dataset(values: flags.FlagValues, config: dict[str, Any]) -> Optional[ReIDDataset]:
@@ -191,6 +219,21 @@ def _earlier(parent: Path, checksum: str, rows: list[dict[str, Any]]) -> list[di
         return []  # none yet, or of another version
 
 
+def _write(parent: Path, report: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    write_json(parent / TABLE, {**report, "exports": rows + _earlier(parent, report["checksum"], rows)})
+
+
+def _is_made(folder: Path, checksum: str, comparison: Comparison) -> bool:
+    """Says whether an export of this network stands there whole, checked as it would be now."""
+    try:
+        card = read_card(folder)
+        verify_files(folder, card)
+    except UserError:
+        return False
+    compared = not comparison.query or card.check.get("dataset") == comparison.name
+    return compared and (card.checksum, card.han_tf_version) == (checksum, __version__)
+
+
 def _keras_row(export: Export) -> dict[str, Any]:
     return {
         "format": export.card.format,
@@ -207,10 +250,15 @@ def _row(exported: Exported) -> dict[str, Any]:
         "precision": exported.precision,
         "megabytes": exported.megabytes,
         "images_per_second": exported.images_per_second,
-        **{name: value for name, value in exported.check.items() if not isinstance(value, dict)},
+        **{name: value for name, value in exported.check.items() if _is_plain(value)},
         **exported.check.get("accuracy", {}),
     }
     return {**row, "failure": exported.failure} if exported.failure else row
+
+
+def _is_plain(value: Any) -> bool:
+    """Says whether JSON can hold it in one entry."""
+    return isinstance(value, str) or (not isinstance(value, dict) and np.isfinite(value))
 
 
 def cli() -> None:

@@ -9,7 +9,7 @@ a training run or an export of one; without --model it is the newest run in --ru
 
 --out gets part-00000.parquet, part-00001.parquet, ... with one row per image (path, pid, camid, time, feature, model),
 manifest.json, and bad_images.csv if some images could not be read. Whatever stops the command, the same command goes on
-where it was. Another list of images or another model is refused there.
+where it was. Another list of images or another model, or another format or precision of it, is refused there.
 
 With --ray the work is shared by the machines of a Ray cluster, or by actors on this one (--ray=local). All of them must
 see the images, the model and --out under the same paths.
@@ -30,7 +30,8 @@ from han_tf.data.image_lists import NAMES, ImageList, list_images, listed_record
 from han_tf.errors import Stopped, UserError
 from han_tf.inference import extraction
 from han_tf.inference.extractor import FeatureExtractor
-from han_tf.inference.ray_extraction import extract_with_ray, model_card
+from han_tf.inference.ray_extraction import check_cluster, extract_with_ray, model_card
+from han_tf.inference.runtimes import GPU_FORMATS
 
 SUBSETS = ("train", "query", "gallery", "multi_query")
 
@@ -70,7 +71,13 @@ flags.DEFINE_string(
 flags.DEFINE_integer(
     "actors", 0, "Ray: processes with the model; as many as there is room for if 0.", 0, flag_values=FLAGS
 )
-flags.DEFINE_integer("actor_cpus", 1, "Ray: cores of each; and a GPU if the cluster has any.", 1, flag_values=FLAGS)
+flags.DEFINE_integer(
+    "actor_cpus",
+    1,
+    "Ray: cores of each; and a GPU if the cluster has any and TensorFlow runs the model.",
+    1,
+    flag_values=FLAGS,
+)
 flags.DEFINE_boolean("overwrite", False, "Remove the features of an earlier extraction in --out.", flag_values=FLAGS)
 
 for _flag, _other, _together in (
@@ -108,6 +115,9 @@ def main(values: flags.FlagValues) -> None:
         else:
             extractor = FeatureExtractor(model, threads=values.threads, batch_size=values.batch_size)
             card = extractor.card
+        gpu = card.format in GPU_FORMATS
+        if values.ray and values.overwrite:
+            check_cluster(values.ray, values.actor_cpus, gpu)  # before anything is removed
         work = extraction.plan(values.out, images, card, values.shard_images, values.overwrite)
         for sentence in work.notes:
             print(f"note: {sentence}")
@@ -127,6 +137,7 @@ def main(values: flags.FlagValues) -> None:
                     batch_size=values.batch_size,
                     actors=values.actors,
                     actor_cpus=values.actor_cpus,
+                    gpu=gpu,
                 )
                 if lost:
                     print(f"note: machines of the cluster that were lost: {lost}; others have done their part")

@@ -46,7 +46,7 @@ class ModelCard:
       branch_names: whose equally wide parts, each of unit norm, the feature joins.
       dataset, split: what it was trained on.
       licence: terms of the training data, which go over to the network.
-      schedule: epochs, batch size, loss and learning rate of the training.
+      schedule: epochs, batch size, loss and learning rate of the training; ``epochs_done`` when the network was saved.
       accuracy: rank-1 and mAP (fractions) of the joint feature after the training, single query; None if not known.
       flops: operations for one image as the paper counts them; None if not counted.
       files: name of each model file in the folder -> its hex SHA-256; empty for a run.

@@ -21,7 +21,7 @@ from han_tf.inference.deployment import deployment_function
 from han_tf.inference.exporters import INT8, exporter
 from han_tf.inference.extractor import FeatureExtractor
 from han_tf.inference.feature_files import FeatureSet
-from han_tf.inference.runs import load_run
+from han_tf.inference.runs import create_network, load_run
 from han_tf.inference.runtimes.keras import KerasRun, card_of
 
 CALIBRATION_IMAGES = 300
@@ -83,15 +83,15 @@ class Export:
         comparison: Comparison,
         calibration: Optional[Sequence[Record]],
     ):
-        self.run_dir = Path(run_dir)
-        self.checkpoint = checkpoint
         self.comparison = comparison
         self._calibration = calibration
         self._functions: dict[bool, tf.types.experimental.ConcreteFunction] = {}
-        run = load_run(self.run_dir, checkpoint)
+        run = load_run(run_dir, checkpoint)
+        # Kept, since the run may still be training: its checkpoint can be another one by the time of an export.
+        self._config, self._weights = run.config, run.model.get_weights()
         self.card = card_of(run)
         self.original = self._measured(KerasRun(run.model))
-        if self.card.accuracy is None and self.original.accuracy is not None:
+        if self.card.accuracy is None and comparison.name == f"{self.card.dataset} {self.card.split}".rstrip():
             self.card = dataclasses.replace(self.card, accuracy=self.original.accuracy)
 
     def export(self, format_name: str, precision: str, parent: Path) -> Exported:
@@ -122,19 +122,23 @@ class Export:
             found = self._measured(FeatureExtractor(temporary))
             check = self._check(found)
             failure = shortcomings(check, precision)
-            dataclasses.replace(card, check=check).save(temporary)
             size = sum((temporary / name).stat().st_size for name in card.files) / 1e6
             if failure is None:
+                dataclasses.replace(card, check=check).save(temporary)
                 _replace(target, temporary)
             return Exported(format_name, precision, size, found.images_per_second, check, failure, target)
         except OSError as error:
             raise UserError(f"cannot write {target}: {error.strerror or error}") from error
         finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            # This one, and what was left by an export that was killed.
+            for folder in parent.glob(f".{target.name}.*"):
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _function(self, flat: bool) -> tf.types.experimental.ConcreteFunction:
         if flat not in self._functions:
-            self._functions[flat] = deployment_function(load_run(self.run_dir, self.checkpoint).model, flat)
+            model = create_network(self._config, self._config["num_classes"])
+            model.set_weights(self._weights)
+            self._functions[flat] = deployment_function(model, flat)
         return self._functions[flat]
 
     def _calibration_images(self) -> np.ndarray:
@@ -161,7 +165,9 @@ class Export:
                 features.append(runtime.embed(images))
                 kept.extend(indices)
             parts.append(FeatureSet.of(np.concatenate(features), [records[index] for index in kept]))
-        return _Measured(np.concatenate([part.features for part in parts]), speed, accuracy(*parts))
+        joined = np.concatenate([part.features for part in parts])
+        # What is not finite cannot be ranked.
+        return _Measured(joined, speed, accuracy(*parts) if np.isfinite(joined).all() else None)
 
     def _check(self, found: "_Measured") -> dict[str, Any]:
         check: dict[str, Any] = compare(self.original.features, found.features, len(self.card.branch_names))

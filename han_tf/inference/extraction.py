@@ -54,6 +54,8 @@ class Model(Protocol):
     checksum: str
     feature_dim: int
     branch_names: tuple[str, ...]
+    format: str
+    precision: str
 
 
 class Plan(NamedTuple):
@@ -120,8 +122,8 @@ def plan(
       overwrite: remove what an earlier extraction has left there, whatever it is.
 
     Raises:
-      UserError: the folder is another list's or network's, or divided in another way; it cannot be written to; or
-        holds Parquet files, but no manifest.
+      UserError: the folder is another list's or network's, of another format or precision, or divided in another
+        way; it cannot be written to; or holds Parquet files, but no manifest.
     """
     folder = Path(folder)
     import_pyarrow()  # not only when the first shard is to be written
@@ -136,6 +138,8 @@ def plan(
         images.fingerprint(),
         len(images),
         shard_images or SHARD_IMAGES,
+        model.format,
+        model.precision,
     )
     if not (folder / MANIFEST).exists():
         strays = sorted(folder.glob(SHARDS))
@@ -146,7 +150,8 @@ def plan(
         write_manifest(folder, wanted)
         return Plan(wanted, tuple(range(wanted.shards)), ())
     manifest = read_manifest(folder)
-    _check_same(folder, manifest, wanted, ignored=() if shard_images else ("shard_images",))
+    untold = [name for name in ("model_format", "precision") if not getattr(manifest, name)]  # as in older ones
+    _check_same(folder, manifest, wanted, ignored=untold if shard_images else ["shard_images", *untold])
     pending, notes = [], []
     for number in tqdm(range(manifest.shards), "checking", unit="shard", delay=2, leave=False):
         if not shard_path(folder, number).exists():
@@ -290,6 +295,8 @@ def _check_same(folder: Path, found: Manifest, wanted: Manifest, ignored: Sequen
         "model": "features of model {}",
         "feature_dim": "features of dimension {}",
         "branch_names": "features of the branches {}",
+        "model_format": "features of a model in format {}",
+        "precision": "features of a model in {}",
         "images": "features of {} images",
         "fingerprint": "features of another list of images, with the fingerprint {}",
         "shard_images": "shards of {} images",

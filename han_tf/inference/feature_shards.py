@@ -53,6 +53,7 @@ class Manifest:
       fingerprint: of the list of images: their paths, pids, camids and times in order.
       images: length of the list.
       shard_images: images per file; the last may have fewer.
+      model_format, precision: of the model, as its card says; empty where a manifest is older than they are.
       han_tf: version that wrote the manifest.
     """
 
@@ -62,6 +63,8 @@ class Manifest:
     fingerprint: str
     images: int
     shard_images: int
+    model_format: str = ""
+    precision: str = ""
     han_tf: str = __version__
 
     @property
@@ -170,7 +173,7 @@ def read_manifest(folder: Union[str, os.PathLike]) -> Manifest:
         raise UserError(f"{path}: format {version!r}, expected {FORMAT}, as python -m han_tf.extract writes it")
     values: dict[str, Any] = {}
     for name, kind in Manifest.__annotations__.items():
-        value = found.get(name)
+        value = found.get(name, "" if name in ("model_format", "precision") else None)
         if name == "branch_names":
             fits = isinstance(value, list) and all(isinstance(branch, str) for branch in value)
             value = tuple(value) if fits else value

@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Optional, Union
@@ -62,6 +62,7 @@ def extract_with_ray(
     batch_size: int = 64,
     actors: int = 0,
     actor_cpus: int = 1,
+    gpu: bool = True,
 ) -> int:
     """Makes the pending shards on a Ray cluster, with a progress bar over all images.
 
@@ -74,7 +75,8 @@ def extract_with_ray(
       work: what is to be done.
       batch_size: images per call of the network.
       actors: how many processes load the model; as many as the cluster has room for if 0.
-      actor_cpus: cores of each; it also gets a GPU if the cluster has any.
+      actor_cpus: cores of each.
+      gpu: whether each also gets a GPU, if the cluster has any.
 
     Returns:
       How many machines were lost meanwhile.
@@ -86,16 +88,14 @@ def extract_with_ray(
     if not work.pending:
         return 0
     with _connected(address) as ray:
-        total, free = ray.cluster_resources(), ray.available_resources()
-        gpus = int(total.get("GPU", 0))
-        room = min(int(total.get("CPU", 0)) // actor_cpus, *([gpus] if gpus else []), len(work.pending))
-        if room < 1:
-            raise UserError(f"Ray at {address}: {total.get('CPU', 0):g} cores, expected at least {actor_cpus}")
-        if free.get("CPU", 0) < actor_cpus or (gpus and free.get("GPU", 0) < 1):
+        needs = _needs(ray, actor_cpus, gpu)
+        room = min(_checked_room(ray, address, needs), len(work.pending))
+        free = ray.available_resources()
+        if any(free.get(name, 0) < number for name, number in needs.items()):
             print(f"note: Ray at {address} is busy with other work; waiting until there is room for an actor")
         machines = _machines(ray)
         rows = _rows(images, work)
-        with _silent(), _watched(ray, address, actor_cpus):
+        with _silent(), _watched(ray, address, needs):
             shards = ray.data.from_items(rows, override_num_blocks=min(len(rows), MOST_BLOCKS)).map(
                 ShardMaker,
                 fn_constructor_args=(
@@ -109,7 +109,7 @@ def extract_with_ray(
                     min_size=1, max_size=actors or room, initial_size=min(actors or room, room)
                 ),
                 num_cpus=actor_cpus,
-                num_gpus=1 if gpus else 0,
+                num_gpus=needs.get("GPU", 0),
             )
             done = len(images) - sum(end - start for start, end in map(work.manifest.bounds, work.pending))
             with tqdm(total=len(images), initial=done, desc="features", unit="img", smoothing=0.1) as bar:
@@ -117,7 +117,17 @@ def extract_with_ray(
                     if summary["problem"]:
                         raise UserError(summary["problem"])
                     bar.update(summary["images"])
-        return len(machines - _machines(ray))
+        return len(machines.keys() - _machines(ray).keys())
+
+
+def check_cluster(address: str, actor_cpus: int = 1, gpu: bool = True) -> None:
+    """Connects to a Ray cluster and leaves it again; the arguments are those of :func:`extract_with_ray`.
+
+    Raises:
+      UserError: Ray is not installed; the cluster cannot be reached or is too small.
+    """
+    with _connected(address) as ray:
+        _checked_room(ray, address, _needs(ray, actor_cpus, gpu))
 
 
 def model_card(model: Union[str, os.PathLike]) -> ModelCard:
@@ -187,8 +197,33 @@ class ShardMaker:
             read_summary(self._folder, self._manifest, number)
 
 
-def _machines(ray: ModuleType) -> set[str]:
-    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+def _machines(ray: ModuleType) -> dict[str, Mapping[str, float]]:
+    """Returns the machines of the cluster and what each has, by Ray's names."""
+    return {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+
+
+def _needs(ray: ModuleType, actor_cpus: int, gpu: bool) -> dict[str, int]:
+    """Returns what an actor takes of a machine."""
+    has_gpus = any(has.get("GPU", 0) >= 1 for has in _machines(ray).values())
+    return {"CPU": actor_cpus, "GPU": 1} if gpu and has_gpus else {"CPU": actor_cpus}
+
+
+def _room(ray: ModuleType, needs: Mapping[str, int]) -> int:
+    """Returns how many actors the cluster has room for; each has to fit into one machine."""
+    return sum(
+        min(int(has.get(name, 0)) // number for name, number in needs.items()) for has in _machines(ray).values()
+    )
+
+
+def _checked_room(ray: ModuleType, address: str, needs: Mapping[str, int]) -> int:
+    room = _room(ray, needs)
+    if not room:
+        most = max((has.get("CPU", 0) for has in _machines(ray).values()), default=0)
+        raise UserError(
+            f"Ray at {address}: at most {most:g} cores on a machine, expected one with at least {needs['CPU']}"
+            + (" and a GPU" if "GPU" in needs else "")
+        )
+    return room
 
 
 def _rows(images: ImageList, work: Plan) -> list[dict[str, Any]]:
@@ -248,7 +283,7 @@ class _HeadLost(BaseException):
 
 
 @contextlib.contextmanager
-def _watched(ray: ModuleType, address: str, actor_cpus: int) -> Iterator[None]:
+def _watched(ray: ModuleType, address: str, needs: Mapping[str, int]) -> Iterator[None]:
     """Ends the block with an error when the cluster's head is lost, and says when all other machines are.
 
     To be called from the main thread.
@@ -261,7 +296,7 @@ def _watched(ray: ModuleType, address: str, actor_cpus: int) -> Iterator[None]:
         while not done.wait(WATCH_SECONDS) and failures < WATCH_FAILURES:
             failures = failures + 1 if _refusal(host.strip("[]"), int(port)) else 0
             if not failures:
-                was, waiting = waiting, ray.cluster_resources().get("CPU", 0) < actor_cpus
+                was, waiting = waiting, not _room(ray, needs)
                 if waiting and not was:
                     tqdm.write(f"note: no machine of {address} has room for an actor; waiting for one", sys.stderr)
         if not done.is_set():

@@ -1,12 +1,15 @@
 """The figures of exported models are judged by their bars, recorded and reported."""
 
+import dataclasses
 import json
 
 import pytest
 
 from experiments import record, report
-from experiments.bench_runtimes import bars, table
+from experiments.bench_runtimes import bars, exports_of, table
 from han_tf.cli import run
+from han_tf.errors import UserError
+from han_tf.inference.extractor import FeatureExtractor
 
 PRODUCT = 165e9
 """Half of what the bars are stated for."""
@@ -64,3 +67,16 @@ def test_they_are_recorded_and_reported(tmp_path):
     assert "- 25.00 times torchreid HACNN (56 img/s, scaled by the product); bar 10" in text
     assert "- 2.00 times torchreid OSNet x0.25 (700 img/s, measured here); bar 2.5, missed" in text
     assert "- 0.50 times decoded, from files; bar 0.6, missed" in text
+
+
+def test_models_of_another_network_are_left_out(tiny_run, tmp_path, capsys):
+    card = FeatureExtractor(tiny_run).card
+    for name, checksum in (("onnx-int8", card.checksum), ("tflite-float32", "0" * 64), (".onnx-int8.x", card.checksum)):
+        (tmp_path / name).mkdir()
+        dataclasses.replace(card, checksum=checksum).save(tmp_path / name)
+    assert exports_of(tiny_run, tmp_path) == [tmp_path / "onnx-int8"]
+    assert capsys.readouterr().out == (
+        f"note: left out: {tmp_path / 'tflite-float32'} is of another network than {tiny_run}\n"
+    )
+    with pytest.raises(UserError, match=r"no models of this run, expected some: python -m han_tf.export --run"):
+        exports_of(tiny_run, tmp_path / "onnx-int8")

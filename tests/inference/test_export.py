@@ -1,20 +1,27 @@
 """A trained network is exported, checked, and kept only if it still does what it did."""
 
+import dataclasses
 import json
+import shutil
 import stat
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from han_tf import export
 from han_tf.cli import run
+from han_tf.data import load_dataset
 from han_tf.errors import UserError
 from han_tf.inference import checking, exporters
 from han_tf.inference.card import CARD, READABLE, read_card
-from han_tf.inference.export import _replace
+from han_tf.inference.export import Comparison, Export, _replace
 from han_tf.inference.exporters import FORMATS, INT8, check_supported
 from han_tf.inference.extractor import FeatureExtractor
+from han_tf.inference.runs import CHECKPOINTS, load_run
+from han_tf.inference.runtimes.keras import card_of
+from han_tf.models.checkpoints import Checkpoints
 
 FAST = "saved_model"
 """The format that is written in a second."""
@@ -28,6 +35,9 @@ def command(*arguments):
 def exported(tiny_run, tmp_path_factory):
     """The folder of the exports of the tiny run in two formats, and what was printed."""
     folder = tmp_path_factory.mktemp("exports")
+    for name in (".tflite-float32.abc.tmp", ".tflite-float32.abc.old"):
+        (folder / name).mkdir()
+        (folder / name / "model.tflite").touch()
     assert command("--run", tiny_run, "--format", "saved_model,tflite", "--output", folder) == 0
     return folder
 
@@ -82,7 +92,95 @@ def test_the_table_keeps_earlier_exports_of_the_same_network(tmp_path):
 
 
 def test_nothing_else_is_left(exported):
+    """Nor what an export that was killed had left, see the fixture."""
     assert sorted(path.name for path in exported.iterdir()) == ["exports.json", "saved_model-float32", "tflite-float32"]
+
+
+def test_what_was_made_is_not_made_again(exported, tiny_run, tmp_path, capsys, spoiled):
+    """A command that was stopped goes on. Whatever is made is spoiled here, so what passes was not."""
+    spoiled(0.05)
+    folder = tmp_path / "exports"
+    shutil.copytree(exported, folder)
+    before = json.loads((folder / export.TABLE).read_text())["exports"]
+    arguments = ["--run", tiny_run, "--output", folder]
+    assert command(*arguments, "--format", "saved_model,tflite") == 0
+    assert f"tflite in float32: {folder / 'tflite-float32'}, made earlier" in capsys.readouterr().out
+    assert json.loads((folder / export.TABLE).read_text())["exports"][1:] == before[1:]
+
+    assert command(*arguments, "--format", FAST, "--noaccuracy", "--overwrite") == 1
+    assert capsys.readouterr().err.startswith("error: not kept: saved_model in float32 the norm")
+    shutil.copy(exported / export.TABLE, folder)
+    (folder / "saved_model-float32" / "saved_model.pb").write_bytes(b"half")
+    assert command(*arguments, "--format", FAST, "--noaccuracy") == 1
+
+
+def test_what_was_made_of_this_network_and_compared_on_these_images(exported):
+    folder = exported / "saved_model-float32"
+    checksum = read_card(folder).checksum
+    assert export._is_made(folder, checksum, Comparison(()))
+    assert export._is_made(folder, checksum, Comparison((), "query", "gallery", "market1501"))
+    assert not export._is_made(folder, checksum, Comparison((), "query", "gallery", "msmt17"))
+    assert not export._is_made(folder, "0" * 64, Comparison(()))
+    assert not export._is_made(exported / "onnx-float32", checksum, Comparison(()))
+
+
+@pytest.fixture
+def changing(tiny_run, tmp_path):
+    """A copy of the tiny run, and a function that saves another network in it, as if it went on training."""
+    folder = tmp_path / "run"
+    shutil.copytree(tiny_run, folder)
+
+    def change(which="last", step=None, epoch=None, batch=0):
+        run = load_run(folder, which)
+        kernel = run.model.stem.conv.kernel
+        kernel.assign(-kernel)
+        counts = {} if epoch is None else {"epoch": tf.Variable(epoch), "batch": tf.Variable(batch)}
+        step = step or int(run.checkpoint.rpartition("-")[2])
+        Checkpoints(folder / CHECKPOINTS[which], 1, model=run.model, **counts).save(step)
+
+    return folder, change
+
+
+def test_a_run_that_goes_on_training_is_exported_as_it_was(changing, tmp_path):
+    folder, change = changing
+    images = np.random.default_rng(0).integers(0, 256, (3, 48, 32, 3), np.uint8)
+    exports = Export(folder, "last", Comparison(images), None)
+    expected = FeatureExtractor(folder).embed(images)
+    change()
+    assert np.abs(FeatureExtractor(folder).embed(images) - expected).max() > 0.01
+    found = exports.export(FAST, "float32", tmp_path / "exports")
+    assert found.failure is None
+    np.testing.assert_allclose(FeatureExtractor(found.folder).embed(images), expected, atol=1e-5)
+
+
+def test_the_card_tells_of_this_network_alone(changing):
+    """Accuracies that training found are the last network's, and only at its end."""
+    folder, change = changing
+    ended = card_of(load_run(folder))
+    epochs, step = 2, int(load_run(folder).checkpoint.rpartition("-")[2])
+    assert ended.schedule["epochs_done"] == ended.schedule["epochs"] == epochs
+    results = json.loads((folder / "metrics.json").read_text())["results"][0]
+    assert ended.accuracy == {name: results[name] for name in ("rank-1", "mAP")}
+
+    change("best", step // epochs)
+    best = card_of(load_run(folder, "best"))
+    assert (best.schedule["epochs_done"], best.accuracy) == (1, None)
+
+    change("last", step - 1, 1, step // epochs - 1)  # in the middle of the second epoch
+    stopped = card_of(load_run(folder))
+    assert (stopped.schedule["epochs_done"], stopped.schedule["epochs"], stopped.accuracy) == (1, epochs, None)
+    change("last", 1, 0, 1)
+    assert card_of(load_run(folder)).schedule["epochs_done"] == 0
+
+
+def test_an_unknown_accuracy_is_measured_on_the_runs_own_data_set_alone(changing, tiny_data):
+    folder, _ = changing
+    (folder / "metrics.json").unlink()
+    dataset = load_dataset("market1501", tiny_data)
+    images = np.zeros([1, 48, 32, 3], np.uint8)
+    for name, known in (("market1501", True), ("msmt17", False)):
+        made = Export(folder, "last", Comparison(images, dataset.query, dataset.gallery, name), None)
+        assert made.card.accuracy == (made.original.accuracy if known else None)
 
 
 @pytest.fixture
@@ -115,6 +213,29 @@ def test_what_differs_is_not_kept(tiny_run, tmp_path, capsys, spoiled):
     assert [path.name for path in old.iterdir()] == [CARD]
     assert (old / CARD).read_text() == "{}"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["exports.json", old.name]
+
+
+def test_features_that_are_not_finite_are_told(tiny_run, tmp_path, capsys, spoiled):
+    spoiled(np.nan)
+    assert command("--run", tiny_run, "--format", FAST, "--output", tmp_path) == 1
+    assert capsys.readouterr().err == "error: not kept: saved_model in float32 its features are not finite\n"
+    keras, row = json.loads((tmp_path / export.TABLE).read_text())["exports"]
+    assert "mAP" in keras
+    assert "mAP" not in row
+    assert row["failure"] == "its features are not finite"
+    assert [path.name for path in tmp_path.iterdir()] == [export.TABLE]
+
+
+def test_an_export_that_fails_does_not_stop_the_others(tiny_run, tmp_path, capsys, monkeypatch):
+    def fail(*_):
+        raise UserError("cannot be made today")
+
+    monkeypatch.setattr(exporters.exporter("tflite"), "export", fail)
+    assert command("--run", tiny_run, "--format", "tflite,saved_model", "--output", tmp_path, "--noaccuracy") == 1
+    assert capsys.readouterr().err == "error: not kept: tflite in float32: cannot be made today\n"
+    rows = json.loads((tmp_path / export.TABLE).read_text())["exports"]
+    assert [row["format"] for row in rows] == ["keras", "saved_model"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["exports.json", "saved_model-float32"]
 
 
 def test_a_lost_accuracy_is_told():
@@ -168,10 +289,23 @@ def test_bad_input_is_one_line(tiny_run, tmp_path, capsys, arguments, line):
     assert not (tmp_path / "out").exists()
 
 
-def test_all_stands_for_what_there_is():
+def test_all_stands_for_what_there_is(monkeypatch):
+    openvino = pytest.importorskip("han_tf.inference.runtimes.openvino")
+    monkeypatch.setattr(openvino, "has_bfloat16", lambda: True)
     pairs = export._pairs(["all"], ["all"])
     assert pairs == [(name, precision) for name, entry in FORMATS.items() for precision in entry.precisions]
     assert export._pairs(["tflite", "onnx"], ["all"]) == [pair for pair in pairs if pair[0] in ("tflite", "onnx")]
+
+
+def test_without_bfloat16_all_leaves_it_out(monkeypatch, capsys):
+    openvino = pytest.importorskip("han_tf.inference.runtimes.openvino")
+    monkeypatch.setattr(openvino, "has_bfloat16", lambda: False)
+    line = "export to openvino in bfloat16 cannot be checked: this processor has no bfloat16, expected one with"
+    for asked in (["openvino"], ["all"]):
+        with pytest.raises(UserError, match=f"^{line}"):
+            export._pairs(asked, ["bfloat16"])
+    assert export._pairs(["openvino"], ["all"]) == [("openvino", name) for name in ("float32", "float16", "int8")]
+    assert capsys.readouterr().out.startswith(f"note: left out: {line}")
 
 
 def test_a_missing_package_is_named(monkeypatch):
@@ -181,7 +315,7 @@ def test_a_missing_package_is_named(monkeypatch):
         check_supported("openvino", INT8)
 
 
-def test_int8_wants_the_training_images(tiny_run, tmp_path, capsys):
+def test_int8_wants_the_training_images(tiny_run, tiny_data, tmp_path, capsys, monkeypatch):
     moved = tmp_path / "run"
     moved.mkdir()
     for name in ("checkpoints", "config.json"):
@@ -193,6 +327,12 @@ def test_int8_wants_the_training_images(tiny_run, tmp_path, capsys):
     captured = capsys.readouterr()
     assert "int8 is calibrated on the training images of market1501, which are not there" in captured.err
     assert "note: no accuracies are compared" in captured.out
+
+    other = dataclasses.replace(load_dataset("market1501", tiny_data), name="msmt17")
+    monkeypatch.setattr(export, "load_dataset", lambda *_: other)
+    assert command("--run", moved, "--format", "onnx", "--precision", "int8", "--dataset", "msmt17") == 1
+    line = "training images of market1501, --dataset is msmt17; expected int8 to be exported without it"
+    assert line in capsys.readouterr().err
 
 
 def test_something_else_in_the_way_is_not_overwritten(tmp_path):

@@ -4,10 +4,12 @@ import csv
 import dataclasses
 import fcntl
 import functools
+import json
 import os
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -324,6 +326,33 @@ def test_another_list_or_model_or_division_is_refused(command, images, finished,
     other = dataclasses.replace(extractor.card, checksum="0" * 64)
     with pytest.raises(UserError, match=f"holds features of model {extractor.checksum}, expected {'0' * 64}"):
         extraction.plan(finished, list_images([str(images)]), other)
+    for changed, words in (
+        ({"precision": "int8"}, "holds features of a model in float32, expected int8"),
+        ({"format": "openvino"}, "holds features of a model in format keras, expected openvino"),
+    ):
+        with pytest.raises(UserError, match=words):
+            extraction.plan(finished, list_images([str(images)]), dataclasses.replace(extractor.card, **changed))
+    assert {path.name: path.read_bytes() for path in finished.iterdir()} == before
+
+
+def test_a_folder_of_an_older_version_goes_on(command, images, finished):
+    """Its manifest does not tell format and precision."""
+    path = finished / "manifest.json"
+    values = json.loads(path.read_text())
+    assert (values.pop("model_format"), values.pop("precision")) == ("keras", "float32")
+    path.write_text(json.dumps(values))
+    shard_path(finished, 1).unlink()
+    assert command(images)[0] == 0
+    assert len(rows_of(finished)) == 30
+
+
+def test_overwrite_removes_nothing_before_ray_is_there(command, images, finished):
+    before = {path.name: path.read_bytes() for path in finished.iterdir()}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        status, _, (line,) = command(images, "--overwrite", f"--ray=127.0.0.1:{free.getsockname()[1]}")
+    assert status == 1
+    assert "cannot be reached" in line
     assert {path.name: path.read_bytes() for path in finished.iterdir()} == before
 
 

@@ -261,6 +261,35 @@ def test_without_ray_the_line_that_installs_it_is_shown(refused, monkeypatch):
     assert "pip install 'han-tf[ray]'" in refused("local")
 
 
+def cluster(*machines):
+    """A made-up Ray with what each machine has, and one that is lost."""
+    nodes = [{"NodeID": str(number), "Alive": True, "Resources": has} for number, has in enumerate(machines)]
+    lost = {"NodeID": "lost", "Alive": False, "Resources": {"CPU": 64, "GPU": 8}}
+    return SimpleNamespace(nodes=lambda: [*nodes, lost])
+
+
+@pytest.mark.parametrize(
+    ("machines", "cpus", "gpu", "room"),
+    [
+        ([{"CPU": 4.0}, {"CPU": 4.0}], 1, True, 8),
+        ([{"CPU": 4.0}, {"CPU": 4.0}], 3, True, 2),
+        ([{"CPU": 4.0}, {"CPU": 4.0}], 8, True, "at most 4 cores on a machine, expected one with at least 8"),
+        ([{"CPU": 4.0, "GPU": 1.0}, {"CPU": 4.0}], 2, True, 1),
+        ([{"CPU": 4.0, "GPU": 1.0}, {"CPU": 4.0}], 2, False, 4),
+        ([{"CPU": 1.0, "GPU": 1.0}, {"CPU": 4.0}], 2, True, "expected one with at least 2 and a GPU"),
+        ([{}], 1, True, "at most 0 cores on a machine, expected one with at least 1"),
+    ],
+)
+def test_each_actor_has_to_fit_into_a_machine(machines, cpus, gpu, room):
+    ray = cluster(*machines)
+    needs = ray_extraction._needs(ray, cpus, gpu)
+    if isinstance(room, int):
+        assert ray_extraction._checked_room(ray, "head:6379", needs) == room
+    else:
+        with pytest.raises(UserError, match=f"^Ray at head:6379: .*{room}$"):
+            ray_extraction._checked_room(ray, "head:6379", needs)
+
+
 class TestWatch:
     """What is said about a cluster that has lost its head, or all others; a made-up Ray stands for it."""
 
@@ -270,8 +299,8 @@ class TestWatch:
 
         def watch(port, cores):
             context = SimpleNamespace(gcs_address=f"127.0.0.1:{port}")
-            ray = SimpleNamespace(get_runtime_context=lambda: context, cluster_resources=lambda: {"CPU": cores})
-            return ray_extraction._watched(ray, "head:6379", 1)
+            ray = SimpleNamespace(get_runtime_context=lambda: context, nodes=cluster({"CPU": cores}).nodes)
+            return ray_extraction._watched(ray, "head:6379", {"CPU": 1})
 
         return watch
 

@@ -1,5 +1,6 @@
 """Every runtime gives the Keras network's features, in any batch and thread, and refuses damaged files."""
 
+import importlib
 import json
 import shutil
 import subprocess
@@ -8,6 +9,7 @@ import threading
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from han_tf.data import load_dataset
 from han_tf.errors import UserError
@@ -23,9 +25,11 @@ EXPORTS = {
     # Format and precision -> largest difference to the Keras features, and least cosine.
     ("saved_model", "float32"): (1e-5, 0.99999),
     ("tflite", "float32"): (1e-5, 0.99999),
+    ("tflite", "float16"): (2e-3, 0.99999),
     ("onnx", "float32"): (1e-5, 0.99999),
     ("onnx", "int8"): (0.3, 0.9),
     ("openvino", "float32"): (1e-5, 0.99999),
+    ("openvino", "float16"): (2e-3, 0.99999),
     ("openvino", "bfloat16"): (5e-2, 0.999),
     ("openvino", "int8"): (0.3, 0.9),
 }
@@ -55,6 +59,10 @@ def folders(export, tmp_path_factory):
         if (name, precision) not in made:
             for package in (*FORMATS[name].packages, *(FORMATS[name].int8_packages if precision == "int8" else ())):
                 pytest.importorskip(package)
+            if (name, precision) == ("openvino", "bfloat16"):
+                openvino = importlib.import_module("han_tf.inference.runtimes.openvino")
+                if not openvino.has_bfloat16():
+                    pytest.skip("this processor has no bfloat16")
             made[name, precision] = export.export(name, precision, parent)
         return made[name, precision].folder
 
@@ -79,6 +87,15 @@ def test_features_are_the_keras_networks(pair, folders, images, expected):
     # A batch of another size gives the same; what it is filled up with does not show.
     for count in (1, 3, 5, 17):
         np.testing.assert_allclose(extractor.embed(images[:count]), found[:count], atol=max(difference / 5, 1e-5))
+
+
+def test_tflite_int8_is_near_the_keras_network(export, tmp_path):
+    """It quantises the features as well; with a network as small as this their norms may be off by too much."""
+    found = export.export("tflite", "int8", tmp_path)
+    assert found.check["least_cosine"] > 0.9
+    assert found.check["largest_difference"] < 0.3
+    assert found.check["norm_error"] < 0.03
+    assert found.failure is None or "the norm of a branch is off 1 by" in found.failure
 
 
 @pytest.mark.parametrize("pair", [("tflite", "float32"), ("onnx", "float32"), ("openvino", "float32")], ids="-".join)
@@ -173,3 +190,14 @@ def test_a_missing_package_is_named_with_its_install_line(name, folders, monkeyp
     )
     with pytest.raises(UserError, match=rf"needs {PACKAGES[name]}, .*pip install 'han-tf\[export\]'"):
         FeatureExtractor(folder)
+
+
+def test_threads_limit_both_pools_of_tensorflow(monkeypatch):
+    asked = {}
+    for pool in ("intra", "inter"):
+        setter = f"set_{pool}_op_parallelism_threads"
+        monkeypatch.setattr(tf.config.threading, setter, lambda threads, pool=pool: asked.update({pool: threads}))
+    runtimes.limit_tensorflow(None)
+    assert not asked
+    runtimes.limit_tensorflow(3)
+    assert asked == {"intra": 3, "inter": 3}

@@ -70,13 +70,21 @@ FORMATS = {
 
 
 def check_supported(format_name: str, precision: str) -> None:
-    """Raises UserError if there is no such export, or if a package that it needs is not installed."""
+    """Raises UserError if there is no such export, a package that it needs is not installed, or it cannot run here."""
     precisions = FORMATS[format_name].precisions
     if precision not in precisions:
         raise UserError(f"{format_name} cannot be exported in {precision}, expected {' or '.join(precisions)}")
     entry = FORMATS[format_name]
     for package in entry.packages + (entry.int8_packages if precision == INT8 else ()):
         require(package, f"export to {format_name} in {precision}")
+    if (format_name, precision) == ("openvino", BFLOAT16):
+        from han_tf.inference.runtimes.openvino import has_bfloat16
+
+        if not has_bfloat16():
+            raise UserError(
+                f"export to {format_name} in {precision} cannot be checked: this processor has no bfloat16, expected "
+                "one with AVX-512 BF16 or AMX"
+            )
 
 
 def exporter(format_name: str) -> Exporter:

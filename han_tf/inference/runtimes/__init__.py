@@ -4,6 +4,7 @@ A runtime's module is imported when a model of its format is opened, so that nob
 others; those for ONNX and OpenVINO do without TensorFlow.
 """
 
+import contextlib
 import importlib
 import importlib.util
 import os
@@ -19,6 +20,9 @@ from han_tf.inference.card import CARD, ModelCard, read_card, verify_files
 
 KERAS = "keras"
 """The format of a training run's folder."""
+
+GPU_FORMATS = (KERAS, "saved_model")
+"""Formats that TensorFlow runs, on a GPU if there is one; the others run on the processor."""
 
 RUN_CONFIG = "config.json"
 
@@ -113,6 +117,16 @@ def model_file(folder: Path, card: ModelCard, suffix: str) -> str:
 def cores(threads: Optional[int]) -> int:
     """Returns ``threads``, or the number of cores this process may use if it is None."""
     return threads or usable_cores()
+
+
+def limit_tensorflow(threads: Optional[int]) -> None:
+    """Has TensorFlow compute with so many threads, if any are said. It takes the number before it first computes."""
+    if threads is not None:
+        import tensorflow as tf
+
+        with contextlib.suppress(RuntimeError):
+            tf.config.threading.set_intra_op_parallelism_threads(threads)
+            tf.config.threading.set_inter_op_parallelism_threads(threads)
 
 
 def in_batches(images: np.ndarray, size: int) -> Sequence[np.ndarray]:

@@ -1,6 +1,5 @@
 """Runs the network of a training run with TensorFlow."""
 
-import contextlib
 import hashlib
 import json
 from collections.abc import Mapping
@@ -14,13 +13,16 @@ import tensorflow as tf
 from han_tf import __version__
 from han_tf.inference.card import LICENCES, RESEARCH_ONLY, ModelCard
 from han_tf.inference.features import inference_function
-from han_tf.inference.runs import SWITCHES, LoadedRun, load_run
-from han_tf.inference.runtimes import KERAS
+from han_tf.inference.runs import CHECKPOINTS, SWITCHES, LoadedRun, load_run
+from han_tf.inference.runtimes import KERAS, limit_tensorflow
 from han_tf.models.costs import part_costs, total
 from han_tf.models.network import ReIDNetwork
 
 METRICS = "metrics.json"
 """What training found, in the run's folder."""
+
+VALUE = ".ATTRIBUTES/VARIABLE_VALUE"
+"""How TensorFlow's checkpoints call what a variable holds."""
 
 SCHEDULE = ("epochs", "batch_size", "loss", "lr", "seed")
 
@@ -43,10 +45,7 @@ class KerasRun:
 
 def open_run(folder: Path, threads: Optional[int], checkpoint: str = "last") -> tuple[ModelCard, KerasRun]:
     """Opens a training run's folder, see :func:`han_tf.inference.runtimes.open_runtime`."""
-    if threads is not None:
-        # TensorFlow takes the number once a process, before it computes anything.
-        with contextlib.suppress(RuntimeError):
-            tf.config.threading.set_intra_op_parallelism_threads(threads)
+    limit_tensorflow(threads)
     run = load_run(folder, checkpoint)
     return card_of(run), KerasRun(run.model)
 
@@ -54,6 +53,11 @@ def open_run(folder: Path, threads: Optional[int], checkpoint: str = "last") -> 
 def card_of(run: LoadedRun) -> ModelCard:
     """Returns the card of a run's network."""
     config, model = run.config, run.model
+    epochs_done = _epochs_done(run)
+    schedule = {name: config[name] for name in SCHEDULE if name in config}
+    if epochs_done is not None:
+        schedule = {"epochs_done": epochs_done, **schedule}
+    finished = epochs_done is not None and epochs_done == config.get("epochs")
     return ModelCard(
         format=KERAS,
         precision="float32",
@@ -65,8 +69,8 @@ def card_of(run: LoadedRun) -> ModelCard:
         dataset=config["dataset"],
         split=config["split"],
         licence=LICENCES.get(config["dataset"], RESEARCH_ONLY),
-        schedule={name: config[name] for name in SCHEDULE if name in config},
-        accuracy=_accuracy(run.run_dir / METRICS),
+        schedule=schedule,
+        accuracy=_accuracy(run.run_dir / METRICS) if finished else None,
         flops=total(part_costs(model, model.parts(), model.input_size)).paper_flops,
         han_tf_version=__version__,
         created=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -92,6 +96,26 @@ def network_checksum(model: ReIDNetwork, settings: Mapping[str, Any]) -> str:
             digest.update(f"{weight.dtype.name}{list(weight.shape)}".encode())
             digest.update(np.ascontiguousarray(weight.numpy()).tobytes())
     return digest.hexdigest()
+
+
+def _epochs_done(run: LoadedRun) -> Optional[int]:
+    """Returns after how many whole epochs the network was saved; None if the run's checkpoints do not tell.
+
+    A checkpoint is called after the steps until then; how many make an epoch the last one tells, by what it counts.
+    """
+    try:
+        last = tf.train.latest_checkpoint(str(run.run_dir / CHECKPOINTS["last"]))
+        reader = tf.train.load_checkpoint(last)
+        epochs, batches = (int(reader.get_tensor(f"{name}/{VALUE}")) for name in ("epoch", "batch"))
+        if not epochs:
+            return 0
+        return int(_steps(run.checkpoint) * epochs // (_steps(last) - batches))
+    except (tf.errors.OpError, ValueError, TypeError):
+        return None
+
+
+def _steps(checkpoint: str) -> int:
+    return int(checkpoint.rpartition("-")[2])
 
 
 def _accuracy(path: Path) -> Optional[dict[str, float]]:

@@ -20,6 +20,11 @@ HINTS = {"float32": "f32", "float16": "f32", "bfloat16": "bf16", "int8": "bf16"}
 """Precision of a model -> in what OpenVINO computes what is not quantised; float16 is how the weights are kept."""
 
 
+def has_bfloat16() -> bool:
+    """Says whether OpenVINO can compute in bfloat16 on this processor."""
+    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
 class OpenVINOModel:
     """An OpenVINO model, compiled for fixed batches, which is faster than one for any.
 
@@ -36,7 +41,7 @@ class OpenVINOModel:
         self._core = openvino.Core()
         self._model = self._core.read_model(path)
         hint = HINTS[precision]
-        if hint == "bf16" and "BF16" not in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        if hint == "bf16" and not has_bfloat16():
             if precision == "bfloat16":
                 raise UserError(f"{path}: this processor has no bfloat16, expected one with AVX-512 BF16 or AMX")
             hint = "f32"

@@ -1,6 +1,5 @@
 """Runs a TensorFlow SavedModel."""
 
-import contextlib
 from pathlib import Path
 from typing import Optional
 
@@ -8,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from han_tf.inference.card import ModelCard
+from han_tf.inference.runtimes import limit_tensorflow
 
 
 class SavedModel:
@@ -28,8 +28,5 @@ class SavedModel:
 
 def open_model(folder: Path, card: ModelCard, threads: Optional[int]) -> SavedModel:
     """Opens a SavedModel, see :class:`han_tf.inference.runtimes.Entry`."""
-    if threads is not None:
-        # TensorFlow takes the number once a process, before it computes anything.
-        with contextlib.suppress(RuntimeError):
-            tf.config.threading.set_intra_op_parallelism_threads(threads)
+    limit_tensorflow(threads)
     return SavedModel(folder)
