@@ -4,7 +4,8 @@
   python -m han_tf.index --index DIR --calibrate VALIDATION --false_accept_rate 0.01
 
 FEATURES are folders that python -m han_tf.extract wrote, or NumPy archives (.npz) with features, pids and camids;
-these do not say which model made them, so --model or --checksum does. --index is a folder, or for Milvus an address,
+these do not say which model made them, so --model or --checksum does. Of an archive, junk (pid -1) is left out and
+distractors (pid 0) are added without a pid. --index is a folder, or for Milvus an address,
 http://HOST:PORT#COLLECTION, or the file of a Milvus Lite, NAME.db; a token is taken from MILVUS_TOKEN in the
 environment. Without a gallery there, one is made. Whatever stops the command, the same command goes on where it was;
 what has been added already is not added again.
@@ -91,6 +92,8 @@ def main(values: flags.FlagValues) -> None:
             raise UserError(f"{source.name} does not say which model made it, expected --model DIR or --checksum NAME")
         if given and checksum != given:
             raise UserError(f"{source.name}: features of the model {checksum[:12]}…, expected {given[:12]}…")
+        if source.note:
+            print(f"{source.name}: {source.note}")
     with _open(values, sources, checksums) as gallery:
         for checksum in checksums.values():
             gallery.check_model(checksum)

@@ -8,7 +8,8 @@ Two rates are called so, and they differ by orders of magnitude:
   of two people that lie within the threshold. A search compares the query with all N images: at a rate of r per pair up
   to N·r false hits are to be expected.
 
-A stranger's search is emulated by one with a validation image among the images of all people but its own.
+A stranger's search is emulated by one with a validation image among the images of all people but its own. Validation
+images without a pid are left out.
 """
 
 import math
@@ -56,7 +57,7 @@ def calibrate_search(validation: FeatureSet, rate: float, gallery: Gallery) -> C
     Raises:
       UserError: nobody to search for or in; too few searches to measure the rate.
     """
-    _check(validation, rate)
+    validation = _labelled(validation, rate)
     if not len(gallery):
         raise UserError(f"{gallery.location}: the gallery is empty, expected images to calibrate a search among")
     nearest_other = np.empty(len(validation.pids))
@@ -75,7 +76,7 @@ def calibrate_search_within(validation: FeatureSet, rate: float) -> Calibration:
     Raises:
       UserError: fewer than two people; too few searches to measure the rate.
     """
-    _check(validation, rate)
+    validation = _labelled(validation, rate)
     if len(np.unique(validation.pids)) < 2:
         raise UserError("the validation images show one person, expected two at least")
     nearest_other = np.empty(len(validation.pids))
@@ -93,7 +94,7 @@ def calibrate_pair(validation: FeatureSet, rate: float) -> Calibration:
     Raises:
       UserError: no two images of one person, or of two; too few pairs to measure the rate.
     """
-    _check(validation, rate)
+    validation = _labelled(validation, rate)
     known = validation.camids != UNKNOWN
     # The protocol leaves out pairs of one person and camera, an image and itself among them: where a camera is not
     # known, it is one of the image's own.
@@ -109,12 +110,14 @@ def calibrate_pair(validation: FeatureSet, rate: float) -> Calibration:
     return _calibration("pair", threshold, validation, rate, float(result.fpr[0]), result.impostors, facts)
 
 
-def _check(validation: FeatureSet, rate: float) -> None:
+def _labelled(validation: FeatureSet, rate: float) -> FeatureSet:
+    """Returns the images with a pid."""
     if not 0 < rate < 1:
         raise UserError(f"the false-accept rate is {rate}, expected more than 0 and less than 1")
-    if (validation.pids == UNKNOWN).any():
-        count = int((validation.pids == UNKNOWN).sum())
-        raise UserError(f"{count} of {len(validation.pids)} validation images have no pid, expected one each")
+    known = validation.pids != UNKNOWN
+    if not known.any():
+        raise UserError(f"none of {len(known)} validation images has a pid, expected some that have")
+    return validation if known.all() else validation.where(known)
 
 
 def _nearest_others(gallery: Gallery, queries: np.ndarray, pids: np.ndarray) -> np.ndarray:

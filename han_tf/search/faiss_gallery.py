@@ -13,9 +13,9 @@ import numpy as np
 from han_tf.errors import UserError
 from han_tf.metrics.checks import default_threads, squared_norms
 from han_tf.search.approximate import KINDS, ApproximateIndex, read_index
-from han_tf.search.choice import ENGINES, choose_engine
+from han_tf.search.choice import ENGINES, FLAT_BYTES, choose_engine
 from han_tf.search.exact import ExactSearch, import_faiss, nearest
-from han_tf.search.gallery import Columns, Entry, Filters, Gallery, Mark, Progress, check_ids, check_threshold
+from han_tf.search.gallery import UNKNOWN, Columns, Entry, Filters, Gallery, Mark, Progress, check_ids, stored_threshold
 from han_tf.search.guard import Guard
 from han_tf.search.store import State, Store, sync_folder
 
@@ -49,6 +49,9 @@ SNAPSHOT_SHARE = 0.01
 """An index is written when the gallery closes if more than this share of its rows is not in the file."""
 
 HASHED_BYTES = 2**22
+
+ASKED_FOR = "asked for"
+"""The reason for an engine that was not chosen by ``auto``."""
 
 SOURCE = "source "
 """Begins the settings that say how far a source has been added."""
@@ -165,6 +168,9 @@ class FaissGallery(Gallery):
         state, loaded = self.store.state, self._loaded
         rows = len(state.vectors)
         covered = loaded.index.rows if loaded else 0
+        chosen = self.store.settings["reason"] != ASKED_FOR
+        if self.engine == "flat" and chosen and 4 * rows * self.dimension > FLAT_BYTES:
+            notes.append(f"{rows:,} rows have outgrown flat, which was chosen for fewer: build with the engine auto")
         if self.engine != "flat" and rows >= BUILT_LEAST and rows - covered > UNASKED_MOST:
             notes.append(f"{rows - covered:,} of {rows:,} rows are not in the index and searched one by one: build it")
         if loaded and covered > GROWN * loaded.trained:
@@ -195,6 +201,13 @@ class FaissGallery(Gallery):
                     self._catch_up()
                 elif not loaded and self.engine != "flat" and UNASKED_LEAST <= rows <= UNASKED_MOST:
                     self.build()
+            except (UserError, RuntimeError, MemoryError) as error:
+                # The rows are in the gallery whatever becomes of the index.
+                reason = " ".join(str(error).split()) or "no memory"
+                self._damage = f"{reason}: what the index lacks is searched one by one until it is built"
+                if not isinstance(error, UserError):
+                    with self._guard.writing():
+                        self._loaded = None  # FAISS may have stopped half-way
             finally:
                 self._changing.release()
         return ids
@@ -212,6 +225,16 @@ class FaissGallery(Gallery):
         with self.store.lock:
             self._own()
             return self.store.delete(ids)
+
+    def some(self, limit: int) -> list[Entry]:  # noqa: D102
+        labels = self.store.state.labels
+        alive = np.flatnonzero(labels.alive)
+        chosen = alive[np.unique(np.linspace(0, len(alive) - 1, min(limit, len(alive))).astype(np.int64))]
+        return list(self.store.entries(labels.ids[chosen].tolist()).values())
+
+    def cameras(self) -> list[int]:  # noqa: D102
+        labels = self.store.state.labels
+        return [camid for camid in np.unique(labels.camids[labels.alive]).tolist() if camid != UNKNOWN]
 
     def entries(self, ids: Sequence[int]) -> list[Entry]:  # noqa: D102
         ids = check_ids(ids).tolist()
@@ -279,7 +302,7 @@ class FaissGallery(Gallery):
         return [(labels.ids[rows], np.sqrt(distances)) for rows, distances in found]
 
     def set_threshold(self, threshold: Optional[float], calibration: Optional[dict[str, Any]] = None) -> None:  # noqa: D102
-        value = None if threshold is None else check_threshold(threshold)
+        value = stored_threshold(threshold)
         with self.store.lock:
             self._own()
             self.store.commit({"threshold": value, "calibration": calibration})
@@ -377,14 +400,18 @@ class FaissGallery(Gallery):
 
     @contextmanager
     def _renumbering(self) -> Iterator[None]:
-        """Holds off searches; the index goes, since it knows the rows by their old numbers."""
+        """Holds off searches; the index, which knows the rows by their numbers, goes with the file of vectors."""
         with self._guard.writing():
-            yield
-            self._loaded = None
+            vectors = self.store.settings["vectors"]
+            try:
+                yield
+            finally:
+                if self.store.settings["vectors"] != vectors:
+                    self._loaded = None
 
     def _own(self) -> None:
         """Takes the right to change the gallery; reads it again if another process has changed it."""
-        if self.store.take_lock():
+        if self.store.take_lock(self._renumbering()):
             self._load()
 
     def _load(self) -> None:
@@ -481,7 +508,7 @@ def _chosen(engine: str, rows: int, dimension: int, memory_mb: Optional[int]) ->
         return choose_engine(rows, dimension, memory_mb)
     if engine not in ENGINES:
         raise UserError(f"engine is {engine!r}, expected auto, {', '.join(ENGINES)} or milvus")
-    return engine, "asked for"
+    return engine, ASKED_FOR
 
 
 def _bytes(folder: Path) -> int:

@@ -208,6 +208,14 @@ class Gallery(ABC):
         """Deletes the entries ``ids`` and returns how many of them there were; on disk when it returns."""
 
     @abstractmethod
+    def some(self, limit: int) -> list[Entry]:
+        """Returns some entries for a first look, ``limit`` of them or all."""
+
+    @abstractmethod
+    def cameras(self) -> list[int]:
+        """Returns the cameras of the entries, rising."""
+
+    @abstractmethod
     def entries(self, ids: Sequence[int]) -> list[Entry]:
         """Returns the entries ``ids``, in that order.
 
@@ -302,7 +310,7 @@ class Gallery(ABC):
 
     @abstractmethod
     def set_threshold(self, threshold: Optional[float], calibration: Optional[dict[str, Any]] = None) -> None:
-        """Stores the threshold, or None for none, with how it was chosen; on disk when it returns."""
+        """Stores the threshold, None or infinity for none, with how it was chosen; on disk when it returns."""
 
     @abstractmethod
     def build(self, engine: Optional[str] = None, *, anew: bool = False, progress: Progress = None) -> None:
@@ -447,10 +455,15 @@ def gallery_exists(path: Union[str, os.PathLike], *, collection: Optional[str] =
 
 
 def check_threshold(threshold: float) -> float:
-    """Returns ``threshold``; raises UserError if it is no distance."""
+    """Returns ``threshold``; raises UserError if it is no distance, infinity being one."""
     if isinstance(threshold, bool) or not isinstance(threshold, (int, float, np.number)) or not threshold >= 0:
         raise UserError(f"threshold is {threshold!r}, expected a distance from 0 up")
     return float(threshold)
+
+
+def stored_threshold(threshold: Optional[float]) -> Optional[float]:
+    """Returns ``threshold`` as a gallery stores it: None for none; raises UserError if it is no distance."""
+    return None if threshold is None or math.isinf(check_threshold(threshold)) else float(threshold)
 
 
 def check_ids(ids: Any) -> np.ndarray:
@@ -480,6 +493,11 @@ def _paths(paths: Optional[Sequence[str]], n: int) -> list[str]:
     values = [os.fspath(path) for path in paths]
     if len(values) != n or not all(isinstance(value, str) for value in values):
         raise UserError(f"paths has {len(values)} entries, expected {n} strings, one per image")
+    for value in values:
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"path {value!r} is not UTF-8, expected one that is, to be kept as text") from error
     return [str(value) for value in values]  # NumPy's strings are a class of their own
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from han_tf.errors import UserError
 from han_tf.search.exact import SPARE, error_bound, nearest
-from han_tf.search.gallery import UNKNOWN, Columns, Entry, Filters, Gallery, Mark, Progress, check_ids, check_threshold
+from han_tf.search.gallery import UNKNOWN, Columns, Entry, Filters, Gallery, Mark, Progress, check_ids, stored_threshold
 
 FORMAT = 1
 COLLECTION = "gallery"
@@ -40,6 +40,9 @@ REQUEST_BYTES = 2**24
 
 MOST_HITS = 16_384
 """Milvus finds no more per query."""
+
+CAMERAS_AT_ONCE = 1000
+"""Entries that are asked for at a time to find out what cameras there are."""
 
 ID_BITS = 52
 """Ids are drawn at random, so that several writers need not agree; JavaScript, too, holds such integers exactly."""
@@ -292,6 +295,23 @@ class MilvusGallery(Gallery):
                 self.client.delete(self.address.collection, ids=part)
         return len(found)
 
+    def some(self, limit: int) -> list[Entry]:  # noqa: D102
+        # Features of one length are all as near to the origin: these come from everywhere.
+        origin = np.zeros((1, self.dimension), np.float32)
+        (hits,) = self._request(origin, min(limit, MOST_HITS), "", FIELDS)
+        return [_entry({"id": hit["id"], **hit["entity"]}) for hit in hits]
+
+    def cameras(self) -> list[int]:  # noqa: D102
+        found: set[int] = set()
+        with self._errors():
+            while True:
+                # UNKNOWN itself cannot be written as a literal.
+                expression = f"camid >= {UNKNOWN + 1} and camid not in {sorted(found)}"
+                rows = self._query(self.address.collection, ["camid"], expression, limit=CAMERAS_AT_ONCE)
+                if not rows:
+                    return sorted(found)
+                found.update(row["camid"] for row in rows)
+
     def entries(self, ids: Sequence[int]) -> list[Entry]:  # noqa: D102
         ids = check_ids(ids).tolist()
         found = self._entries(set(ids))
@@ -353,19 +373,7 @@ class MilvusGallery(Gallery):
         self, queries: np.ndarray, limit: int, expression: str
     ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Yields for each query the ids that Milvus finds, rising, their features, and squared distances by Milvus."""
-        parameters = {"metric_type": "L2", "params": INDEXES[self._settings["index"]][1](limit)}
-        with self._errors():
-            found = self.client.search(
-                self.address.collection,
-                queries,
-                filter=expression,
-                limit=limit,
-                output_fields=["feature"],
-                search_params=parameters,
-                consistency_level="Strong",
-                timeout=10 * SECONDS,
-            )
-        for hits in found:
+        for hits in self._request(queries, limit, expression, ["feature"]):
             ids = np.array([hit["id"] for hit in hits], np.int64)
             order = np.argsort(ids)
             features = np.array([hit["entity"]["feature"] for hit in hits], np.float32).reshape(
@@ -374,8 +382,23 @@ class MilvusGallery(Gallery):
             distances = np.array([hit["distance"] for hit in hits])
             yield ids[order], features[order], distances[order]
 
+    def _request(self, queries: np.ndarray, limit: int, expression: str, fields: list[str]) -> Any:
+        """Returns what Milvus finds: for each query at most ``limit`` hits, with ``fields``."""
+        parameters = {"metric_type": "L2", "params": INDEXES[self._settings["index"]][1](limit)}
+        with self._errors():
+            return self.client.search(
+                self.address.collection,
+                queries,
+                filter=expression,
+                limit=limit,
+                output_fields=fields,
+                search_params=parameters,
+                consistency_level="Strong",
+                timeout=10 * SECONDS,
+            )
+
     def set_threshold(self, threshold: Optional[float], calibration: Optional[dict[str, Any]] = None) -> None:  # noqa: D102
-        value = None if threshold is None else check_threshold(threshold)
+        value = stored_threshold(threshold)
         settings = {**self._settings, "threshold": value, "calibration": calibration}
         with self._errors():
             self._store(SETTINGS, settings)

@@ -9,10 +9,11 @@ from typing import Optional, Union
 
 import numpy as np
 
+from han_tf.data.records import DISTRACTOR_PID, JUNK_PID
 from han_tf.errors import UserError
 from han_tf.inference.feature_files import load_features
 from han_tf.inference.feature_shards import MANIFEST, FeatureBatch, FeatureShards
-from han_tf.search.gallery import Gallery, Mark, Progress
+from han_tf.search.gallery import UNKNOWN, Gallery, Mark, Progress
 
 ROWS = 4096
 """Rows of an archive that are handed on at a time."""
@@ -28,12 +29,14 @@ class FeatureSource(ABC):
       dimension: of the features.
       checksum: of the model that made them; None if the file does not say.
       fingerprint: tells apart sources of other content, hexadecimal.
+      note: what is not taken as it stands there, in one line; empty if all is.
     """
 
     name: str
     dimension: int
     checksum: Optional[str]
     fingerprint: str
+    note: str = ""
 
     @abstractmethod
     def __len__(self) -> int:
@@ -61,10 +64,23 @@ class ParquetSource(FeatureSource):
 
 
 class ArchiveSource(FeatureSource):
-    """An ``.npz`` with features, pids, camids and perhaps paths, see :mod:`han_tf.inference.feature_files`."""
+    """An ``.npz`` with features, pids, camids and perhaps paths, see :mod:`han_tf.inference.feature_files`.
+
+    Junk is left out, and distractors, who are many people under one pid, have none.
+    """
 
     def __init__(self, path: Path):
-        self.features = load_features(path)
+        features = load_features(path)
+        junk, distractors = (features.pids == pid for pid in (JUNK_PID, DISTRACTOR_PID))
+        if junk.all():
+            raise UserError(f"{path}: all of {len(junk)} images are junk (pid {JUNK_PID}), expected others")
+        if junk.any():
+            features, distractors = features.where(~junk), distractors[~junk]
+        self.features = features._replace(pids=np.where(distractors, UNKNOWN, features.pids))
+        parts = [f"{junk.sum():,} junk images (pid {JUNK_PID}) left out"] if junk.any() else []
+        if distractors.any():
+            parts.append(f"{distractors.sum():,} distractors (pid {DISTRACTOR_PID}) taken without a pid")
+        self.note = ", ".join(parts)
         self.name, self.dimension, self.checksum = str(path), self.features.features.shape[1], None
         digest = hashlib.sha256()
         with open(path, "rb") as stream:

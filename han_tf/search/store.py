@@ -15,7 +15,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, Optional, Union
 
@@ -186,8 +186,11 @@ class Store:
         """Whether this process has the lock."""
         return self._lock_file is not None
 
-    def take_lock(self) -> bool:
+    def take_lock(self, swapping: Optional[AbstractContextManager] = None) -> bool:
         """Takes the right to write; returns whether the gallery had to be read again, changed by another process.
+
+        Args:
+          swapping: entered while it is read again and the rows may change their numbers.
 
         Raises:
           UserError: another process has it, or nothing may be written here.
@@ -214,7 +217,9 @@ class Store:
                 os.pwrite(lock_file, f"{os.getpid()}\n".encode("ascii"), 0)
                 changed = self.revision() != self.settings["revision"]
                 if changed:
-                    self.load()
+                    with swapping or nullcontext():
+                        self.load()
+                self._remove_vectors()
             except BaseException as error:
                 os.close(lock_file)
                 self._lock_file = None
@@ -232,6 +237,8 @@ class Store:
           settings: settings to change in the same transaction.
         """
         with self.lock:
+            if len(self.state.vectors) != self.settings["rows"]:
+                self.load()  # an interrupt came after a commit
             n, first = len(columns.features), self.settings["rows"]
             path = self.folder / self.settings["vectors"]
             row_bytes = 4 * self.settings["dimension"]
@@ -280,7 +287,7 @@ class Store:
     def compact(self, swapping: AbstractContextManager) -> None:
         """Writes the vectors anew without those of deleted entries; ids stay.
 
-        Until it commits, the old file counts; what an interrupted one leaves, the next one overwrites.
+        Until it commits, the old file counts.
 
         Args:
           swapping: entered while the rows change their numbers.
@@ -310,22 +317,34 @@ class Store:
                 if self.settings["vectors"] == old:
                     path.unlink(missing_ok=True)
                 raise
-            (self.folder / old).unlink(missing_ok=True)
+            self._remove_vectors()
+
+    def _remove_vectors(self) -> None:
+        """Removes files of vectors that do not count: before a compaction, or of one that was interrupted."""
+        with self._writing(self.folder):
+            for path in self.folder.glob("vectors-*.f32"):
+                if path.name != self.settings["vectors"]:
+                    path.unlink(missing_ok=True)
 
     def commit(self, settings: dict[str, Any], change: Optional[Callable[[sqlite3.Connection], Any]] = None) -> None:
         """Runs ``change`` and stores ``settings`` in one transaction; durable when it returns."""
         with self.lock:
             settings = {**settings, "revision": self.settings["revision"] + 1}
-            database = self._open_database()
+            database, committing = self._open_database(), False
             try:
                 database.execute("BEGIN IMMEDIATE")
                 if change:
                     change(database)
                 _write_settings(database, settings)
+                committing = True
                 database.execute("COMMIT")
             except BaseException as error:
                 if database.in_transaction:
                     database.execute("ROLLBACK")
+                elif committing and not isinstance(error, sqlite3.Error):
+                    # An interrupt while the disk confirmed is raised when it has.
+                    self.settings = {**self.settings, **settings}
+                    self.load()
                 if isinstance(error, sqlite3.Error):
                     raise UserError(f"cannot write {self.folder / DATABASE}: {error}") from error
                 raise

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Optional
 from fastapi import FastAPI, File, Form, Path, Query, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import Field
 from starlette.exceptions import HTTPException
 
@@ -302,7 +302,7 @@ def create_app(service: Service) -> FastAPI:
     )
     async def metrics() -> Response:
         """Returns counts and times for Prometheus."""
-        return Response(generate_latest(service.metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+        return Response(await service.measure(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     _add_page(app)
     _describe_forms(app)

@@ -1,6 +1,5 @@
 """Putting a service together and running it until a signal."""
 
-import math
 import os
 import socket
 from collections.abc import Callable, Collection, Sequence
@@ -8,7 +7,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Optional, Union
 
-import numpy as np
 import uvicorn
 
 from han_tf.errors import UserError
@@ -151,9 +149,8 @@ def folders_of(gallery: Gallery, copies: Path) -> list[str]:
       gallery: whose images.
       copies: folder of added images, which lie elsewhere.
     """
-    origin = np.zeros((1, gallery.dimension), np.float32)
-    (hits,) = gallery.search(origin, SAMPLED, threshold=math.inf)
-    folders = {Path(hit.entry.path).absolute().parent for hit in hits if hit.entry.path} - {copies}
+    entries = gallery.some(SAMPLED)
+    folders = {Path(entry.path).absolute().parent for entry in entries if entry.path} - {copies}
     if len(folders) > FEW_FOLDERS:
         common = Path(os.path.commonpath(folders))
         if common != Path(common.anchor):

@@ -23,8 +23,8 @@ _TURNED_AWAY = (
 def make_protocol(limits: Limits) -> type[H11Protocol]:
     """Returns uvicorn's pure Python protocol with the bounds it lacks.
 
-    uvicorn waits for ever for the head of a request, so a few hundred clients that send a byte now and then could
-    take all its connections.
+    uvicorn waits for ever for the head of a request and for the client to take an answer, so a few hundred clients
+    that send a byte now and then, or read none, could take all its connections.
     """
 
     class GuardedProtocol(H11Protocol):
@@ -32,6 +32,9 @@ def make_protocol(limits: Limits) -> type[H11Protocol]:
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
+            if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
+                milliseconds = int(1000 * limits.request_seconds)
+                transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
             if len(self.connections) > limits.connections:
                 transport.write(_TURNED_AWAY)
                 transport.close()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Optional, Union
 
 import numpy as np
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
 from han_tf.data.reading import resize
 from han_tf.errors import UserError
@@ -195,7 +195,6 @@ class Service:
             ("write", self._write),
         ):
             metrics.waiting.labels(name).set_function(lambda part=part: len(part))
-        metrics.entries.set_function(lambda: len(gallery))
 
     def describe(self) -> str:
         """Returns in a few lines what is served, for whoever starts it."""
@@ -216,7 +215,7 @@ class Service:
         self._embed.start()
         self._attend.start()
         await self._embed.warm_up(np.zeros((*self.extractor.input_size, 3), np.uint8))
-        self._cameras |= await self._search(self._find_cameras)
+        self._cameras.update(await self._search(self.gallery.cameras))
 
     async def close(self) -> None:
         """Finishes what has been accepted, then closes gallery and store."""
@@ -311,27 +310,12 @@ class Service:
         return entry, self.store.names([entry.path])[0]
 
     async def list_entries(self, limit: int = LISTED) -> list[tuple[Entry, str]]:
-        """Returns some entries, for a first look: those nearest to the origin, which is all the same to them."""
+        """Returns some entries, for a first look."""
         return await self._ask(self._list_now, limit)
 
     def _list_now(self, limit: int) -> list[tuple[Entry, str]]:
-        origin = np.zeros((1, self.gallery.dimension), np.float32)
-        (hits,) = self.gallery.search(origin, limit, threshold=math.inf)
-        entries = [hit.entry for hit in hits]
+        entries = self.gallery.some(limit)
         return list(zip(entries, self.store.names([entry.path for entry in entries])))
-
-    def _find_cameras(self) -> set[int]:
-        """Finds every camera of the gallery by asking for what none of those found so far has seen."""
-        cameras: set[int] = set()
-        origin = np.zeros((1, self.gallery.dimension), np.float32)
-        while len(self.gallery):
-            filters = Filters(not_cameras=tuple(sorted(cameras)))
-            (hits,) = self.gallery.search(origin, LISTED, filters=filters, threshold=math.inf)
-            more = {hit.entry.camid for hit in hits} - cameras - {None}
-            if not more:  # none is left, or entries of unknown cameras are all that is in sight
-                break
-            cameras |= more
-        return cameras
 
     @property
     def cameras(self) -> list[int]:
@@ -503,6 +487,14 @@ class Service:
         with suppress(_NoEntry):
             await self.entry(0)
         return await self._ask(self.gallery.__len__)
+
+    async def measure(self) -> bytes:
+        """Returns the metrics in Prometheus' text format; without a number of entries if the gallery cannot be read."""
+        try:
+            self.metrics.entries.set(await self.check())
+        except Refusal:
+            self.metrics.entries.set(math.nan)
+        return generate_latest(self.metrics.registry)
 
     async def _ask(self, function: Any, *arguments: Any) -> Any:
         return await _told(self._search(function, *arguments), "read")

@@ -89,6 +89,16 @@ def test_cameras_that_are_not_known_change_no_rate():
     assert calibrate_search_within(blind, 0.05).threshold == calibrate_search_within(validation, 0.05).threshold
 
 
+def test_images_of_nobody_known_take_no_part(tmp_path):
+    known, named = people(0, 100, 4, 1), people(1000, 100, 4, 2)
+    more = people(2000, 30, 4, 3)
+    validation = FeatureSet(*map(np.concatenate, zip(named, more._replace(pids=np.full(120, UNKNOWN)))))
+    with gallery_of(tmp_path / "g", known) as gallery:
+        assert calibrate_search(validation, 0.05, gallery) == calibrate_search(named, 0.05, gallery)
+    assert calibrate_search_within(validation, 0.05) == calibrate_search_within(named, 0.05)
+    assert calibrate_pair(validation, 0.05) == calibrate_pair(named, 0.05)
+
+
 def test_the_share_of_images_that_are_recognised():
     features = np.array([[0.0], [1.0], [3.0], [50.0]])
     images = FeatureSet(features, np.array([1, 1, 1, 2]), np.array([0, 0, 1, 0]), np.full(4, ""))
@@ -119,7 +129,10 @@ def test_what_cannot_be_calibrated_is_said_in_one_line(tmp_path):
             (lambda: calibrate_search_within(few, 0.001), "30 searches cannot show"),
             (lambda: calibrate_pair(few, 1e-6), "810 pairs of two people cannot show"),
             (lambda: calibrate_search_within(few._replace(pids=few.pids * 0), 0.1), "show one person"),
-            (lambda: calibrate_search(few._replace(pids=np.full(30, UNKNOWN)), 0.1, gallery), "30 of 30 .* no pid"),
+            (
+                lambda: calibrate_search(few._replace(pids=np.full(30, UNKNOWN)), 0.1, gallery),
+                "none of 30 .* has a pid",
+            ),
             (lambda: calibrate_search(few, 0.0, gallery), "false-accept rate is 0.0"),
         ):
             with pytest.raises(UserError, match=message) as caught:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from search_helpers import CHECKSUM, clustered
 
-from han_tf.search import Filters, create_gallery
+from han_tf.search import Filters, create_gallery, faiss_gallery
 from han_tf.search.approximate import KINDS, principal_axes
 from han_tf.search.choice import choose_engine
 from han_tf.search.exact import ExactSearch, squared_distances
@@ -41,6 +41,17 @@ def test_auto_says_why(tmp_path):
         with create_gallery(tmp_path / engine, 1024, CHECKSUM, **options) as gallery:
             assert gallery.engine == engine
             assert f"{rows:,} vectors" in gallery.info()["reason"]
+
+
+def test_a_gallery_that_has_outgrown_its_engine_is_noted(tmp_path, monkeypatch):
+    monkeypatch.setattr(faiss_gallery, "FLAT_BYTES", 100 * 4 * 16)
+    for engine, noted in (("auto", [False, True]), ("flat", [False, False])):
+        with create_gallery(tmp_path / engine, 16, CHECKSUM, engine) as gallery:
+            found = []
+            for count in (100, 1):
+                gallery.add(clustered(count, 16))
+                found.append(any("101 rows have outgrown flat" in note for note in gallery.notes))
+            assert found == noted
 
 
 @pytest.mark.parametrize("engine", ["hnsw", "ivfpq"])

@@ -93,6 +93,23 @@ def test_nothing_is_known_of_an_image_unless_it_is_said(gallery):
     assert gallery.entries([id]) == [Entry(int(id))]
 
 
+def test_some_entries_and_all_cameras(gallery):
+    assert gallery.some(5) == gallery.cameras() == []
+    features, known = clustered(600, DIMENSION), labels(600)
+    known["camids"][300:] = [None] * 290 + [2**62, -5] * 5
+    ids = gallery.add(features, **known)
+    for limit, expected in ((1, 1), (50, 50), (600, 600), (1000, 600)):
+        entries = gallery.some(limit)
+        assert len({entry.id for entry in entries}) == len(entries) == expected
+        assert entries == gallery.entries([entry.id for entry in entries])
+    halves = [entry.id < ids[300] for entry in gallery.some(50)]
+    assert 5 < sum(halves) < 45  # from everywhere
+    assert gallery.cameras() == [-5, 0, 1, 2, 3, 4, 2**62]
+    gallery.delete([id for id, camid in zip(ids, known["camids"]) if camid in (1, -5)])
+    assert gallery.cameras() == [0, 2, 3, 4, 2**62]
+    assert len(gallery.some(1000)) == len(gallery)
+
+
 FILTERS = [
     Filters(cameras=(1, 3)),
     Filters(not_cameras=(0, 2)),
@@ -220,6 +237,8 @@ def test_a_search_answers_not_in_the_gallery(gallery):
     assert gallery.search(query, 10, threshold=nearest[0][0] / 2) == [[]]
     assert len(gallery.search(query, 10, threshold=math.inf)[0]) == 10
     assert gallery.search(query + 9) == [[]]
+    gallery.set_threshold(math.inf)
+    assert gallery.threshold is None
 
 
 def test_a_hit_at_the_threshold_is_one(gallery):
@@ -268,6 +287,7 @@ BAD_ADDITIONS = [
     ({"features": np.zeros((0, DIMENSION))}, "features is empty"),
     ({"features": np.full((1, DIMENSION), "a")}, "features has dtype"),
     ({"paths": ["a"]}, "paths has 1 entries, expected 2"),
+    ({"paths": ["a.jpg", "caf\udce9.jpg"]}, r"path 'caf\\udce9.jpg' is not UTF-8"),
     ({"pids": [1, 2, 3]}, r"pids has shape \[3\], expected \[2\]"),
     ({"pids": [0.5, 1.0]}, "pids are float64"),
     ({"camids": ["a", "b"]}, "camids are <U1"),

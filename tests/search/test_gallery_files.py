@@ -108,6 +108,114 @@ def test_kill_9_while_adding_loses_nothing_and_adds_nothing_by_halves(path):
             assert [hits[0].distance for hits in gallery.search(last, 1)] == [0.0] * 40
 
 
+CHANGE_AND_GO_ON = """
+engine.BUILT_LEAST = 300
+gallery = open_gallery(sys.argv[1], writable=True)
+gallery.delete(range(50))
+gallery.store._database.set_trace_callback(lambda sql: sql == "COMMIT" and print("commits", flush=True))
+print("begun", flush=True)
+sys.stdin.readline()
+try:
+    gallery.compact() if sys.argv[2] == "compact" else gallery.add(clustered(70, 16, 2))
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+gallery.store._database.set_trace_callback(None)
+print(len(gallery), gallery.add(clustered(40, 16, 3))[0], gallery.search(clustered(40, 16, 3)[7:8], 1)[0][0].entry.id)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["SIGINT", "SIGKILL"])
+@pytest.mark.parametrize(("change", "more"), [("compact", 0), ("add", 70)])
+def test_a_signal_while_the_disk_confirms(path, number, change, more, small_builds):
+    """A reader keeps the commit waiting; SIGINT is raised when it is through, SIGKILL makes it never have been."""
+    features = built(path)[50:]
+    reader = sqlite3.connect(path / "gallery.sqlite", isolation_level=None)
+    process = run(CHANGE_AND_GO_ON, path, change, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process.stdout.readline()
+    reader.execute("BEGIN")
+    reader.execute("SELECT count(*) FROM entries").fetchone()
+    process.stdin.write("go on\n")
+    process.stdin.flush()
+    assert process.stdout.readline() == "commits\n"
+    time.sleep(0.5)
+    process.send_signal(number)
+    if number == signal.SIGKILL:
+        process.wait()
+    reader.execute("ROLLBACK")
+    reader.close()
+    out = process.communicate()[0].split()
+    if number == signal.SIGINT:
+        assert out == ["interrupted", str(550 + more), str(600 + more), str(607 + more)]
+        features = np.concatenate([features, clustered(70, DIMENSION, 2)[:more], clustered(40, DIMENSION, 3)])
+    with open_gallery(path, writable=True) as gallery:
+        assert len(gallery) == len(features)
+        assert [hits[0].distance for hits in gallery.search(features, 1)] == [0.0] * len(features)
+        ids = list(range(50, 50 + len(features)))
+        np.testing.assert_array_equal(gallery.features(ids), features)
+        assert [hits[0].entry.id for hits in gallery.search(features, 1)] == ids
+        assert [file.name for file in path.glob("vectors-*")] == [gallery.store.settings["vectors"]]
+
+
+def test_vectors_that_a_killed_compaction_left_are_removed(path):
+    features = built(path, "flat", 20)
+    code = (
+        "import os; from pathlib import Path\n"
+        "Path.unlink = lambda *_, **__: os.kill(os.getpid(), 9)\n"
+        "gallery = open_gallery(sys.argv[1]); gallery.delete([0]); gallery.compact()"
+    )
+    assert run(code, path).wait() == -signal.SIGKILL
+    (path / "vectors-2.f32").touch()  # and of one that was killed before it committed
+    assert len(list(path.glob("vectors-*"))) == 3
+    with open_gallery(path, writable=True) as gallery:
+        np.testing.assert_array_equal(gallery.features(range(1, 20)), features[1:])
+        assert [file.name for file in path.glob("vectors-*")] == ["vectors-1.f32"]
+
+
+def test_an_addition_stands_although_the_index_cannot_be_written(path, small_builds, monkeypatch):
+    monkeypatch.setattr(faiss_engine, "UNASKED_LEAST", 400)
+    features = clustered(650, DIMENSION)
+    write = faiss_engine.ApproximateIndex.write
+
+    def full(*_):
+        raise RuntimeError("Error in write_index:\n No space left on device")
+
+    with create_gallery(path, DIMENSION, CHECKSUM, "hnsw", threads=1) as gallery:
+        monkeypatch.setattr(faiss_engine.ApproximateIndex, "write", full)
+        np.testing.assert_array_equal(gallery.add(features[:500]), np.arange(500))
+        (note,) = gallery.notes
+        assert note.startswith("cannot write")
+        assert "No space left on device" in note
+        monkeypatch.setattr(faiss_engine, "_add_rows", full)
+        np.testing.assert_array_equal(gallery.add(features[500:600]), np.arange(500, 600))
+        assert gallery.info()["indexed"] == 0
+        assert finds_itself(gallery, features[:600])
+        monkeypatch.undo()
+        monkeypatch.setattr(faiss_engine, "BUILT_LEAST", 300)
+        assert faiss_engine.ApproximateIndex.write is write
+        gallery.build()
+        assert gallery.notes == []
+        assert gallery.info()["indexed"] == 600
+
+
+def test_searches_go_on_while_a_reader_becomes_the_writer(path, small_builds, monkeypatch):
+    """Another process has renumbered the rows: the index it had goes with the rows it knew."""
+    features = built(path, count=900)
+    with open_gallery(path) as reader:
+        with open_gallery(path) as other:
+            other.delete(range(400))
+            other.compact()
+        read, found = reader._read_snapshot, []
+
+        def search_first():
+            found.extend(hits[0].entry.id for hits in reader.search(features[400:], 1))
+            return read()
+
+        monkeypatch.setattr(reader, "_read_snapshot", search_first)
+        reader.set_threshold(1.0)
+        assert found == list(range(400, 900))
+        assert [hits[0].entry.id for hits in reader.search(features[400:], 1)] == found
+
+
 BUILD_FOREVER = """
 engine.BUILT_LEAST = 300
 gallery = open_gallery(sys.argv[1], writable=True)

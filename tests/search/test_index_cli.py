@@ -45,7 +45,7 @@ def archive(tmp_path):
 
 
 def write_archive(path, count=COUNT, seed=0, dimension=DIMENSION):
-    pids = np.arange(count) // 3
+    pids = 1 + np.arange(count) // 3
     paths = np.array([f"{seed}/{i}.jpg" for i in range(count)])
     save_features(path, FeatureSet(clustered(count, dimension, seed), pids, np.arange(count) % 4, paths))
     return path
@@ -144,6 +144,26 @@ def test_an_archive_needs_a_model_and_is_added_to_what_there_is(call, tmp_path, 
     out = call(index, "--index", path, "--compact", "--engine=auto")
     assert "engine flat" in out
     assert (path / "vectors-1.f32").stat().st_size == (COUNT + 28) * 4 * DIMENSION
+
+
+def test_junk_is_left_out_and_distractors_are_nobody(call, tmp_path):
+    """As in Market-1501: pid -1 is junk, and the people of pid 0 are many."""
+    pids, place = np.array([-1, 0, 5, -1, 0, 7]), tmp_path / "gallery"
+    images = FeatureSet(clustered(6, DIMENSION), pids, np.arange(6), np.array([f"{i}.jpg" for i in range(6)]))
+    save_features(tmp_path / "market.npz", images)
+    out = call(index, "--index", place, tmp_path / "market.npz", "--checksum=mine")
+    assert "market.npz: 2 junk images (pid -1) left out, 2 distractors (pid 0) taken without a pid" in out
+    assert "market.npz: 4 of 4 images added" in out
+    with open_gallery(place) as gallery:
+        assert [(e.path, e.pid, e.camid) for e in gallery.entries(range(4))] == [
+            ("1.jpg", None, 1),
+            ("2.jpg", 5, 2),
+            ("4.jpg", None, 4),
+            ("5.jpg", 7, 5),
+        ]
+        np.testing.assert_array_equal(gallery.features(range(4)), clustered(6, DIMENSION)[[1, 2, 4, 5]])
+    save_features(tmp_path / "junk.npz", images.where(pids == -1))
+    assert "all of 2 images are junk" in call(index, "--index", place, tmp_path / "junk.npz", "--checksum=a", status=1)
 
 
 @pytest.mark.parametrize(

@@ -403,6 +403,26 @@ def test_health_and_metrics(client, query, extractor):
     assert any(line.startswith("process_resident_memory_bytes") for line in lines)
 
 
+def test_metrics_of_a_slow_gallery_keep_nobody_waiting(make_service, tmp_path, monkeypatch):
+    service, asked, gate = make_service(tmp_path), threading.Event(), threading.Event()
+
+    def count(_):
+        asked.set()
+        gate.wait(20)
+        return 17
+
+    with on_socket(service) as address:
+        monkeypatch.setattr(type(service.gallery), "__len__", count)
+        answers = []
+        thread = threading.Thread(target=lambda: answers.append(httpx.get(f"{address}/metrics", timeout=30)))
+        thread.start()
+        assert asked.wait(20)
+        assert httpx.get(f"{address}/gallery/0", timeout=5).status_code == 200
+        gate.set()
+        thread.join()
+    assert "han_tf_gallery_entries 17.0" in answers[0].text.splitlines()
+
+
 def test_what_is_not_there(shared):
     error_of(shared.get("/nothing"), 404)
     error_of(shared.put("/search"), 405)
@@ -480,7 +500,7 @@ def test_a_gallery_out_of_reach(make_service, tmp_path, query, capsys, monkeypat
         def gone(*_, **__):
             raise UserError("/secret/place: Milvus does not answer")
 
-        for name in ("search", "entries", "features", "add", "delete"):
+        for name in ("search", "some", "entries", "features", "add", "delete"):
             monkeypatch.setattr(service.gallery, name, gone)
         for response in (
             client.post("/search", files=upload(query)),
@@ -497,6 +517,7 @@ def test_a_gallery_out_of_reach(make_service, tmp_path, query, capsys, monkeypat
             assert "gallery cannot be" in error
             assert "secret" not in error
             assert response.headers["retry-after"]
+        assert "han_tf_gallery_entries NaN" in client.get("/metrics").text
         assert not list((tmp_path / "state" / "images").iterdir())
     assert "/secret/place: Milvus does not answer" in capsys.readouterr().err
 

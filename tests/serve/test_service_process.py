@@ -23,7 +23,7 @@ from han_tf.serve.limits import Limits
 from han_tf.serve.running import find_model, folders_of, open_service, run_of
 from han_tf.serve.service import Service
 from han_tf.serve.store import Store
-from tests.serve.serving import client_of, encoded, noise, on_socket
+from tests.serve.serving import client_of, encoded, noise, on_socket, wait_for
 
 QUICK = Limits(header_seconds=0.5, keep_alive_seconds=1, body_seconds=0.5, upload_bytes=100_000, connections=3)
 
@@ -284,6 +284,23 @@ def test_more_connections_than_allowed(quick):
     with connection(quick) as connected:  # and they are free again
         connected.sendall(head("GET", "/healthz", Connection="close"))
         assert read_all(connected).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="this system does not give up by itself")
+def test_clients_that_read_no_answer_make_room(make_service, tmp_path):
+    limits = Limits(connections=2, request_seconds=1, keep_alive_seconds=1)
+    with on_socket(make_service(tmp_path, limits=limits)) as address, contextlib.ExitStack() as stack:
+        for _ in range(2):
+            stalled = stack.enter_context(socket.socket())
+            stalled.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            stalled.connect(("127.0.0.1", int(address.rpartition(":")[2])))
+            stalled.sendall(head("GET", "/openapi.json") * 200)  # more than the system buffers
+
+        def status():
+            return httpx.get(f"{address}/healthz").status_code
+
+        assert status() == 503
+        wait_for(lambda: status() == 200)
 
 
 # ------------------------------------------------------------------------------------------------ Milvus
