@@ -67,6 +67,7 @@ def network_rates(name: str, data: LoadedImages, batch_size: int, repeats: int, 
     trainer = Trainer(config, folder / name, data)
     batches = training_batches(data.images, trainer.labels, trainer.sampler, config.seed, 0)
     images, labels = next(iter(batches))
+    batch_size = len(images)  # the sampler has no more images than there are
     embed = inference_function(trainer.model)
     model = create_model(name)
     return {
@@ -88,7 +89,7 @@ def pipeline_rates(files: list[Record], data: LoadedImages, batch_size: int, rep
 
     return {
         "decoding": len(files) / seconds(lambda: [None for _ in reader], max(3, repeats // 5)),
-        "cached": sampler.batches_per_epoch * batch_size / seconds(epoch, max(3, repeats // 3)),
+        "cached": sampler.batches_per_epoch * sampler.batch_size / seconds(epoch, max(3, repeats // 3)),
     }
 
 

@@ -3,6 +3,7 @@
 Without --run it takes the newest run of --dataset and --split. Reports CMC at ranks 1, 5, 10 and 20, mAP under
 both definitions and mINP, for the joint, the global and the local feature. Re-ranking, query expansion and database
 augmentation add rows: each of them alone, and all together. --verification, --camera_pairs and --plots show more.
+The run keeps the results of its last network on its own data as evaluation.json, all others under names of their own.
 
 The features of other networks are evaluated from NumPy archives with the arrays features, pids and camids, and given
 distances together with archives that hold pids and camids. In place of an archive may stand a folder that
@@ -12,6 +13,7 @@ python -m han_tf.extract wrote:
   python -m han_tf.evaluate --distances matrix.npy --features query.npz gallery.npz
 """
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -94,7 +96,13 @@ flags.DEFINE_string(
 flags.DEFINE_integer("memory_mb", 1024, "Memory beside the features, MiB.", 16, flag_values=FLAGS)
 flags.DEFINE_alias("memory", "memory_mb", flag_values=FLAGS)
 flags.DEFINE_string("save_features", "", "Folder to save the features in.", flag_values=FLAGS)
-flags.DEFINE_string("output", "", "JSON file of the results; evaluation.json in the run if empty.", flag_values=FLAGS)
+flags.DEFINE_string(
+    "output",
+    "",
+    "JSON file of the results; in the run if empty: evaluation.json, or evaluation-DATASET[-SPLIT][-best].json for "
+    "other data than the run's own or its best network.",
+    flag_values=FLAGS,
+)
 flags.DEFINE_string(
     "per_query",
     "",
@@ -152,6 +160,10 @@ flags.register_validator(
 def main(values: flags.FlagValues) -> None:
     """Evaluates as the flags say."""
     plots = _import_plots() if values.plots else None
+    for path in filter(None, (values.output, values.per_query)):
+        _check_folder(path, Path(path).parent)
+    for path in filter(None, (values.plots, values.save_features)):
+        _check_folder(path, Path(path))
     if values.features:
         paths = _feature_paths(values)
         subsets = {name: load_features(path, bool(values.distances)) for name, path in zip(SUBSETS, paths)}
@@ -168,7 +180,7 @@ def main(values: flags.FlagValues) -> None:
             raise UserError(f"unexpected argument {values.positional[0]!r}: files go with --features")
         subsets, origin, run = _features_of_run(values)
         branches = run.model.branch_names
-        output = values.output or str(run.run_dir / "evaluation.json")
+        output = values.output or str(run.run_dir / _result_name(origin, values.checkpoint))
     methods = _methods(values, subsets, branches)
     if values.save_features:
         for name, features in subsets.items():
@@ -210,6 +222,23 @@ def main(values: flags.FlagValues) -> None:
         written += _save_plots(plots, rows, Path(values.plots))
     for path in written:
         print(f"written to {path}")
+
+
+def _result_name(origin: Mapping[str, Any], checkpoint: str) -> str:
+    """Returns the file name of a run's results: ``evaluation.json`` only for its last network on its own data."""
+    tested_on = {name: origin[name] for name in ("dataset", "split")}
+    if tested_on == origin["trained_on"] and checkpoint == "last":
+        return "evaluation.json"
+    words = ["evaluation", *tested_on.values(), "best" * (checkpoint == "best")]
+    return "-".join(filter(None, words)) + ".json"
+
+
+def _check_folder(path: str, folder: Path) -> None:
+    """Refuses ``path`` if no file can be made in ``folder``, its parent or the path itself, before there is work."""
+    folder = folder.absolute()
+    nearest = next(place for place in (folder, *folder.parents) if os.path.exists(place))
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise UserError(f"cannot write {path}: {nearest} is expected to be a folder that can be written")
 
 
 def _methods(

@@ -1,9 +1,10 @@
 """Print FLOPs and parameters of networks, part by part, beside Tables 1 and 12.
 
 "FLOPs (paper)" counts a multiply-add as two operations and batch norm as one multiply-add for each output
-element of a convolution, as the paper's own networks were counted. "MACs" counts a multiply-add once and leaves
-batch norm out, as the paper's figures for other networks do. Trainable parameters, without the classifiers,
-which are only there for training. Networks are counted as they are deployed after training; of CondenseNet's learned
+element of a convolution. The paper says "the number of multiply-adds"; that its own networks are counted so is
+inferred, since its five figures are met together only so. "MACs" counts a multiply-add once and leaves batch norm out,
+as the paper's figures for other networks do. Trainable parameters, without the classifiers, which are only there for
+training. Networks are counted as they are deployed after training; of CondenseNet's learned
 group convolutions one C-th is left then.
 """
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Optional
 
 from han_tf.data.records import JUNK_PID
+from han_tf.errors import UserError
 from han_tf.inference.feature_files import FeatureSet
 from han_tf.inference.features import branch_features
 from han_tf.metrics import (
@@ -36,6 +37,7 @@ COLUMNS = {
 """Numbers of a result that tables show → the columns' heads."""
 
 CURVES = ("cmc", "precision_recall", "camera_pairs", "roc_fpr", "roc_tpr")
+ALONE = "queries_without_multi_query"
 COUNTS = ("queries", "gallery", "junk", "distractors", "queries_without_match")
 
 
@@ -75,18 +77,24 @@ def evaluate_features(
 
     Returns:
       Rows as :func:`score` makes them; ``feature`` is "joint" or a branch. The top-k lists of rows with a method count
-      the gallery images without junk.
+      the gallery images without junk. The plain multi-query row has ``queries_without_multi_query`` as well: so many
+      queries have no boxes and keep their own feature.
 
     Raises:
-      UserError: what the metrics refuse: shapes that do not fit, no query with a match, ...
+      UserError: what the metrics refuse: shapes that do not fit, no query with a match, ...; or no query has
+        multi-query boxes.
     """
     shared = {"memory_mb": memory_mb, "progress": progress}
     options = {"wanted_fpr": wanted_fpr, "topk": topk, **shared}
     queries = {SINGLE: query.features}
     if multi_query is not None:
-        queries[MULTI], _ = pool_multi_query(
+        queries[MULTI], alone = pool_multi_query(
             multi_query.features, multi_query.pids, multi_query.camids, query.features, query.pids, query.camids
         )
+        if alone == len(query.pids):
+            raise UserError(
+                f"none of the {alone} queries has a multi-query image, expected images of a query's pid and camera"
+            )
     rows = []
     query_parts = branch_features(query.features, branches)
     for name, gallery_part in branch_features(gallery.features, branches).items():
@@ -94,6 +102,7 @@ def evaluate_features(
     if MULTI in queries:
         source = FeatureDistances(queries[MULTI], gallery.features)
         rows.append(score(source, query, gallery, query_type=MULTI, **options))
+        rows[-1][ALONE] = alone
 
     wanted = {"augmented": augmented, "expanded": expanded, "reranked": reranked}
     wanted = {name: settings for name, settings in wanted.items() if settings is not None}
@@ -178,7 +187,11 @@ def to_json(rows: Iterable[Mapping[str, Any]], curves: bool = True) -> dict[str,
         results[-1].update(numbers(row["result"]))
         if "verification" in row:
             results[-1]["verification"] = numbers(row["verification"])
-    return {"counts": {name: getattr(rows[0]["result"], name) for name in COUNTS}, "results": results}
+    counts = {name: getattr(rows[0]["result"], name) for name in COUNTS}
+    for row in rows:
+        if ALONE in row:
+            counts[ALONE] = row[ALONE]
+    return {"counts": counts, "results": results}
 
 
 def table(report: Mapping[str, Any]) -> str:
@@ -190,12 +203,14 @@ def table(report: Mapping[str, Any]) -> str:
         [*_names(row), *(_percent(row[name]) if name in row else "-" for name in COLUMNS)] for row in report["results"]
     ]
     counts = report["counts"]
+    alone = counts.get(ALONE, 0)
     return "\n".join(
         [
             _aligned(["feature", "query", "method", *COLUMNS.values()], lines),
             f"{counts['queries']:,} queries, {counts['gallery'] - counts['junk']:,} gallery images "
             f"({counts['distractors']:,} of them distractors) and {counts['junk']:,} junk, not ranked; "
             f"{counts['queries_without_match']:,} queries without a match, left out",
+            *([f"multi: {alone:,} queries have no further images and stand as they are"] if alone else []),
             *(_explained(name, settings) for name, settings in report.get("methods", {}).items()),
         ]
     )

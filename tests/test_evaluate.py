@@ -1,6 +1,7 @@
 """The command line, on a tiny run and on files: what it writes, and one line for each thing that can be wrong."""
 
 import csv
+import dataclasses
 import json
 import re
 import shutil
@@ -16,7 +17,7 @@ from PIL import Image
 import han_tf.metrics.plots
 from han_tf import evaluate
 from han_tf.cli import run
-from han_tf.data import load_dataset
+from han_tf.data import DATASETS, load_dataset
 from han_tf.inference.feature_files import FeatureSet, load_features, save_features
 from han_tf.report import METHODS, camera_table, evaluate_features, table, verification_table
 
@@ -74,6 +75,33 @@ def test_the_newest_run_is_evaluated_on_its_own_data(report, evaluated, tiny_dat
     for key, row in trained.items():
         for name in ("rank-1", "mAP", "mAP_trapezoid"):
             assert mine[key][name] == pytest.approx(row[name], abs=1e-6)
+
+
+def test_only_the_own_data_and_the_last_network_make_the_runs_evaluation(evaluated, tiny_data, tmp_path, monkeypatch):
+    """Whoever reads evaluation.json takes it for the run's own result."""
+    run_dir = tmp_path / "run"
+    shutil.copytree(evaluated / "runs" / "tiny", run_dir)
+    before = (run_dir / "evaluation.json").read_bytes()
+    records = load_dataset("market1501", tiny_data)
+    monkeypatch.setattr(
+        evaluate,
+        "load_dataset",
+        lambda name, data_dir, split: dataclasses.replace(records, name=name, split=split or DATASETS[name].splits[0]),
+    )
+    assert call(f"--run={run_dir}", "--dataset=dukemtmc") == 0
+    assert call(f"--run={run_dir}", "--split=detected", "--checkpoint=best") == 0
+    assert call(f"--run={run_dir}", "--checkpoint=best") == 0
+    for name, dataset in (
+        ("evaluation-dukemtmc", "dukemtmc"),
+        ("evaluation-cuhk03-detected-best", "cuhk03"),
+        ("evaluation-market1501-best", "market1501"),
+    ):
+        assert json.loads((run_dir / f"{name}.json").read_text())["dataset"] == dataset
+    assert (run_dir / "evaluation.json").read_bytes() == before
+    assert len(list(run_dir.glob("evaluation*"))) == 4
+    (run_dir / "evaluation.json").unlink()
+    assert call(f"--run={run_dir}", "--dataset=market1501") == 0
+    assert (run_dir / "evaluation.json").exists()
 
 
 def test_saved_features_carry_their_labels(evaluated, tiny_data):
@@ -688,7 +716,9 @@ class TestWrongInput:
         check_error(capsys, [*arguments, "--memory_mb=1"], "--memory_mb=1", status=2)
 
     @pytest.mark.parametrize("flag", ["output", "per_query", "save_features", "plots"])
-    def test_files_that_cannot_be_written(self, capsys, evaluated, tmp_path, flag):
+    def test_files_that_cannot_be_written(self, capsys, evaluated, tmp_path, monkeypatch, flag):
+        """They are found before there is work."""
+        monkeypatch.setattr(evaluate, "load_features", None)
         (tmp_path / "file").touch()
         arguments = ["--features", evaluated / "features", f"--{flag}={tmp_path}/file/inner.csv"]
         check_error(capsys, arguments, f"cannot write {tmp_path}/file/inner")

@@ -149,6 +149,16 @@ def test_multi_query_pools_a_persons_boxes_of_one_camera(subsets, rows):
     assert np.abs(result.topk_distances - single.topk_distances).max() > 0.1
 
 
+def test_queries_without_multi_query_boxes_are_counted(subsets):
+    query, gallery, boxes = subsets
+    few = boxes.where(boxes.camids == 1)
+    report = to_json(evaluate_features(query, gallery, few))
+    assert report["counts"]["queries_without_multi_query"] == (query.camids == 2).sum() == PEOPLE
+    assert table(report).endswith(f"\nmulti: {PEOPLE} queries have no further images and stand as they are")
+    with pytest.raises(UserError, match=f"none of the {2 * PEOPLE} queries has a multi-query image, expected images"):
+        evaluate_features(query, gallery, boxes.where(boxes.camids == 3))
+
+
 COMBINATIONS = [("augmented",), ("expanded",), ("reranked",), tuple(METHODS)]
 
 
@@ -249,6 +259,7 @@ def test_json(rows, report):
         "junk": 4,
         "distractors": 5,
         "queries_without_match": 0,
+        "queries_without_multi_query": 0,
     }
     assert len(report["results"]) == len(rows)
     for row, result in zip(report["results"], rows):

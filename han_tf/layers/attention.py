@@ -7,6 +7,9 @@ import tensorflow as tf
 
 from han_tf.layers.units import ConvBNReLU
 
+REDUCTION = 16
+"""The rate r of the channel attention's bottleneck (Sec. 3.2)."""
+
 
 class SpatialAttention(tf.keras.layers.Layer):
     """Soft spatial attention S (Fig. 2b, eq. 4), the same for all channels: 10 weights.
@@ -38,7 +41,7 @@ class ChannelAttention(tf.keras.layers.Layer):
       reduction: the bottleneck's rate r.
     """
 
-    def __init__(self, reduction: int = 16, **kwargs):
+    def __init__(self, reduction: int = REDUCTION, **kwargs):
         super().__init__(**kwargs)
         self.reduction = reduction
 
@@ -74,7 +77,7 @@ class SoftAttention(tf.keras.layers.Layer):
       ValueError: both are off, which leaves no map to make.
     """
 
-    def __init__(self, spatial: bool = True, channel: bool = True, reduction: int = 16, **kwargs):
+    def __init__(self, spatial: bool = True, channel: bool = True, reduction: int = REDUCTION, **kwargs):
         super().__init__(**kwargs)
         if not (spatial or channel):
             raise ValueError("soft attention needs spatial or channel attention, got neither")
@@ -183,7 +186,7 @@ class HarmoniousAttention(tf.keras.layers.Layer):
         spatial: bool = True,
         channel: bool = True,
         hard: bool = True,
-        reduction: int = 16,
+        reduction: int = REDUCTION,
         **kwargs,
     ):
         super().__init__(**kwargs)

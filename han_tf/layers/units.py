@@ -6,7 +6,12 @@ from typing import Optional
 import tensorflow as tf
 
 KERNEL_INITIALIZER = "he_normal"
-"""Every conv layer is followed by batch norm and ReLU, for which He's variance is the right one."""
+"""He's variance is the right one before a ReLU, and batch norm takes the scale out of most layers anyway.
+
+Not all are followed by both: :class:`ResidualUnit` adds before its ReLU, and the depthwise half of a pair has neither.
+For a depthwise kernel ``[k, k, C, 1]`` Keras counts a fan-in of k²C, not k², so that it starts √C smaller. Batch norm
+hides the scale, but the kernel's relative steps are larger; a start with a fan-in of k² learnt more slowly.
+"""
 
 
 class ConvBN(tf.keras.layers.Layer):

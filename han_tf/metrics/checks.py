@@ -18,8 +18,14 @@ HELD_BYTES = 64
 """What ranking or verification holds per gallery image beside features and labels, when it holds most: the squared
 norm, the order by pid, the camera's number, and masks and copies while these are made."""
 
+MATCH_BYTES = 120
+"""What ranking holds per true match, when it holds most: its query, image and places, and the scores made of these."""
+
+LISTED_BYTES = 32
+"""What ranking holds per entry of the top-k lists: image and distance, and copies while these are reported."""
+
 HELD_SHARE = 0.6
-"""Share of the memory budget that this may take; the rest is for distances."""
+"""Share of the memory budget that all this may take; the rest is for distances."""
 
 
 def check_features(features: Any, name: str, dimension: Optional[int] = None) -> np.ndarray:
@@ -113,17 +119,25 @@ def check_count(value: Any, name: str, least: int, most: Optional[int] = None) -
     return int(value)
 
 
-def check_memory(memory_mb: Any, n_gallery: int) -> int:
-    """Returns ``memory_mb`` if the metrics can keep to it with so many gallery images.
+def check_memory(memory_mb: Any, n_gallery: int, matches: int = 0, listed: int = 0) -> int:
+    """Returns what ``memory_mb`` leaves beside matches and lists, if the metrics can keep to it.
+
+    Args:
+      memory_mb: the budget, in MiB.
+      n_gallery: number of gallery images.
+      matches: number of true matches that are ranked.
+      listed: number of entries of all top-k lists.
 
     Raises:
       UserError: it is no whole number or too small.
     """
     check_count(memory_mb, "memory_mb", LEAST_MEMORY)
-    least = math.ceil(HELD_BYTES * n_gallery / HELD_SHARE / 2**20)
+    held = MATCH_BYTES * matches + LISTED_BYTES * listed
+    least = math.ceil((HELD_BYTES * n_gallery + held) / HELD_SHARE / 2**20)
     if memory_mb < least:
-        raise UserError(f"memory_mb is {memory_mb}, expected at least {least} for {n_gallery:,} gallery images")
-    return int(memory_mb)
+        beside = f", {matches:,} matches and top-k lists of {listed:,} images" if held else ""
+        raise UserError(f"memory_mb is {memory_mb}, expected at least {least} for {n_gallery:,} gallery images{beside}")
+    return int(memory_mb) - math.ceil(held / 2**20)
 
 
 def default_threads(threads: Optional[int]) -> int:

@@ -73,7 +73,7 @@ class FaissNeighbours:
             raise UserError(f"neighbour index is {kind!r}, expected 'hnsw' or 'ivf'")
         self.kind = kind
         self.links = check_count(links, "links", 2)
-        self.effort = check_count(effort or {"hnsw": 128, "ivf": 16}[kind], "effort", 1)
+        self.effort = check_count({"hnsw": 128, "ivf": 16}[kind] if effort is None else effort, "effort", 1)
         self.lists = lists if lists is None else check_count(lists, "lists", 1)
         self.faiss = _import_faiss()
 

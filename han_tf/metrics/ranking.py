@@ -35,6 +35,9 @@ FEW_MATCHES = 32
 FEW_VALUES = 4096
 """Below so many values, sorting them is quicker even for few matches."""
 
+SETTLED_VALUES = 8192
+"""About so many values are settled by exact ones at a time; those of one query always together."""
+
 
 class CameraPair(NamedTuple):
     """Ranking of the gallery images of one camera for the queries of another.
@@ -269,20 +272,21 @@ def evaluate_distances(
       topk: length of the per-query lists of nearest images; 0 for none.
       max_rank: length of the CMC curve.
       camera_pairs: whether to make the table per pair of cameras.
-      memory_mb: memory to use beside features or distances, in MiB.
+      memory_mb: memory to use beside features or distances, in MiB; what is kept of each match and the top-k lists
+        are part of it.
       threads: threads that rank; the number of cores if None. Results do not depend on it.
       progress: whether to show a progress bar.
 
     Raises:
       UserError: labels that do not fit, negative or missing camera ids, no query with a match, NaN or
-        infinite distances.
+        infinite distances, a budget too small.
     """
     source = distances if isinstance(distances, DistanceSource) else MatrixDistances(distances)
     n_query, n_gallery = source.shape
     truth = Truth(source.shape, query_pids, gallery_pids, query_camids, gallery_camids, excluders)
     topk = min(check_count(topk, "topk", 0), n_gallery)
     check_count(max_rank, "max_rank", 1)
-    memory_mb = check_memory(memory_mb, n_gallery)
+    memory_mb = check_memory(memory_mb, n_gallery, truth.same_pid_pairs, n_query * topk)
     ranker = _Ranker(source, truth, topk, camera_pairs)
     sweep(
         source,
@@ -403,9 +407,11 @@ class _Ranker:
         else:
             counts.run(own)
         standing.before += counts.below
-        if counts.close_slots:
-            slots = np.repeat(counts.close_slots, [len(columns) for columns in counts.close_columns])
-            self._settle(standing, slots, np.concatenate(counts.close_columns) + part.start)
+        ends = np.cumsum([len(places) for _, places in counts.close]) // SETTLED_VALUES
+        for number in np.unique(ends):
+            chosen = [counts.close[i] for i in np.flatnonzero(ends == number)]
+            slots, places = (np.concatenate(arrays) for arrays in zip(*chosen))
+            self._settle(standing, slots, counts.low[slots], seen, places, part)
 
     def _brackets(
         self, standing: _Standing, local: np.ndarray, rows: slice, fast: np.ndarray, part: slice
@@ -434,19 +440,34 @@ class _Ranker:
             standing.exact = self.source.exact(standing.stripe.queries, standing.stripe.columns)
         return standing.exact
 
-    def _settle(self, standing: _Standing, slots: np.ndarray, columns: np.ndarray) -> None:
-        """Decides by exact values, then by gallery order, which images lie before a match."""
-        stripe = standing.stripe
-        if standing.exact is None:
-            crowded, place = np.unique(slots, return_inverse=True)
-            target = self.source.exact(stripe.queries[crowded], stripe.columns[crowded])[place]
+    def _settle(
+        self, standing: _Standing, slots: np.ndarray, low: np.ndarray, seen: "_Seen", places: np.ndarray, part: slice
+    ) -> None:
+        """Decides by exact values, then by gallery order, which images lie before a match.
+
+        Args:
+          standing: of the stripe.
+          slots: matches of some queries.
+          low: floats ``[slots]``; values below have been counted.
+          seen: the values, those of the gallery images ``part``.
+          places: integers, rising; which of them lie in the bracket of one of ``slots``.
+        """
+        queries, own = standing.stripe.queries[slots], standing.stripe.columns[slots]
+        rows, columns = seen.rows[places] + standing.stripe.rows.start, seen.columns[places] + np.int64(part.start)
+        exact = self.source.exact(rows, columns)
+        if standing.exact is None:  # the whole gallery is here, the matches too
+            n = self.source.shape[1]
+            target = exact[np.searchsorted(np.multiply(rows, n, dtype=np.int64) + columns, queries * n + own)]
         else:
             target = standing.exact[slots]
-        exact = self.source.exact(stripe.queries[slots], columns)
-        before = (exact < target) | ((exact == target) & (columns < stripe.columns[slots]))
-        standing.before += np.bincount(slots[before], minlength=len(standing.before))
-        before &= self._camera_of[columns] == standing.cameras[slots]
-        standing.pair_before += np.bincount(slots[before], minlength=len(standing.before))
+        values = seen.values[places]
+        standing.before[slots] += _smaller((own, target, queries), (columns, exact, rows))
+        standing.before[slots] -= _smaller((low, queries), (values, rows))
+        if self.camera_pairs:
+            streams = queries * len(self.camids) + standing.cameras[slots]
+            row_streams = np.multiply(rows, len(self.camids), dtype=np.int64) + self._camera_of[columns]
+            standing.pair_before[slots] += _smaller((own, target, streams), (columns, exact, row_streams))
+            standing.pair_before[slots] -= _smaller((low, streams), (values, row_streams))
 
     def conclude(self, standing: _Standing) -> None:
         self._done.append(standing)
@@ -494,8 +515,8 @@ class _Counts:
     Attributes:
       below: int64 ``[slots]``; the number of values below each ``low``.
       below_of_same: int64 ``[slots]``; the number of them from the match's own camera.
-      close_slots: slots with others than the match itself in their bracket.
-      close_columns: integers, for each of these the columns there.
+      close: for each query that has slots with others than the match itself in their bracket: these slots, int64,
+        and which of the values lie in at least one of their brackets, int32, rising.
     """
 
     def __init__(self, seen: _Seen, slot_ends: np.ndarray, low: np.ndarray, high: np.ndarray):
@@ -503,8 +524,7 @@ class _Counts:
         self.slot_ends = slot_ends
         self.low, self.high = low, high
         self.below, self.below_of_same = np.zeros((2, len(low)), np.int64)
-        self.close_slots: list[int] = []
-        self.close_columns: list[np.ndarray] = []
+        self.close: list[tuple[np.ndarray, np.ndarray]] = []
 
     def run(self, own: np.ndarray, cameras: Optional[np.ndarray] = None, own_cameras: Optional[np.ndarray] = None):
         """Fills the attributes.
@@ -539,8 +559,12 @@ class _Counts:
         counts = values[order].searchsorted(np.concatenate([self.low[slots], self.high[slots]]))
         below, up_to = counts[: len(own)], counts[len(own) :]
         self.below[slots] = below
-        for j in (up_to - below > own).nonzero()[0].tolist():
-            self._keep_close(slots.start + j, mine, order[below[j] : up_to[j]])
+        close = (up_to - below > own).nonzero()[0]
+        if len(close):
+            is_close = np.zeros(len(values), bool)
+            for j in close.tolist():
+                is_close[below[j] : up_to[j]] = True
+            self._keep_close(slots, close, mine, np.sort(order[is_close]))
         return order
 
     def _compare(
@@ -558,16 +582,16 @@ class _Counts:
         below = [np.count_nonzero(found) for found in is_below]
         up_to = [np.count_nonzero(found) for found in is_up_to]
         self.below[slots] = below
-        for j, has_own in enumerate(own.tolist()):
-            if up_to[j] - below[j] > has_own:
-                self._keep_close(slots.start + j, mine, (is_below[j] != is_up_to[j]).nonzero()[0])
+        close = (np.subtract(up_to, below) > own).nonzero()[0]
+        if len(close):
+            is_close = np.logical_or.reduce([is_below[j] != is_up_to[j] for j in close])
+            self._keep_close(slots, close, mine, is_close.nonzero()[0])
         if groups is not None:
             is_below &= groups == own_groups[:, None]
             self.below_of_same[slots] = [np.count_nonzero(found) for found in is_below]
 
-    def _keep_close(self, slot: int, mine: slice, places: np.ndarray) -> None:
-        self.close_slots.append(slot)
-        self.close_columns.append(self.seen.columns[mine][places])
+    def _keep_close(self, slots: slice, close: np.ndarray, mine: slice, places: np.ndarray) -> None:
+        self.close.append((slots.start + close, (mine.start + places).astype(np.int32)))
 
     def _count_same(self, order: np.ndarray, groups: np.ndarray, own_groups: np.ndarray) -> None:
         """Counts the values from the match's own camera for all the sorted queries.
@@ -590,6 +614,22 @@ class _Counts:
         start = (slot_rows * streams + own_groups) * most
         # A query that was compared has no keys, so that it gets 0 here.
         self.below_of_same += keys.searchsorted(start + self.below) - keys.searchsorted(start)
+
+
+def _smaller(targets: Sequence[np.ndarray], values: Sequence[np.ndarray]) -> np.ndarray:
+    """Returns how many of ``values`` are smaller than each target of the same group, int64 ``[targets]``.
+
+    Args:
+      targets: keys, each ``[targets]``, the last one the group, the others by rising weight.
+      values: keys likewise, each ``[n]``.
+    """
+    n = len(targets[0])
+    # Of equals the target comes first.
+    order = np.lexsort([np.concatenate(keys) for keys in zip(targets, values)])
+    found = np.flatnonzero(order < n)
+    counts = np.empty(n, np.int64)
+    counts[order[found]] = found - np.arange(n)
+    return counts - np.sort(values[-1]).searchsorted(targets[-1])
 
 
 class _Scores:

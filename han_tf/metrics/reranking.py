@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from han_tf.errors import UserError
 from han_tf.metrics.blocks import slices
-from han_tf.metrics.checks import LEAST_MEMORY, check_count, default_threads
+from han_tf.metrics.checks import check_count, check_memory, default_threads
 from han_tf.metrics.distances import UNIT, DistanceSource, FeatureDistances
 from han_tf.metrics.neighbours import Neighbours, exact_neighbours
 
@@ -60,20 +60,21 @@ def rerank(
       k2: length of the lists that local query expansion averages; 1 switches it off; at most n_gallery.
       lambda_value: weight of the original distance, 0 to 1.
       neighbours: who makes the neighbour lists; :class:`han_tf.metrics.FaissNeighbours` for approximate ones.
-      memory_mb: memory to use beside the features, in MiB.
+      memory_mb: memory to use beside the features, in MiB. The neighbour lists, 16 bytes for each of N · max(k1 + 1,
+        k2) entries, and the vectors made of them, of some dozens of entries per image, come on top.
       threads: threads to use; the number of cores if None. Results do not depend on it.
       progress: whether to show progress bars.
 
     Raises:
-      UserError: features that do not fit, NaN or infinite; a parameter out of range.
+      UserError: features that do not fit, NaN or infinite; a parameter out of range, a budget too small among them.
     """
     distances = FeatureDistances(query_features, gallery_features)
     check_count(k1, "k1", 1, distances.shape[1])
     check_count(k2, "k2", 1, distances.shape[1])
     if not 0 <= lambda_value <= 1:
         raise UserError(f"lambda_value is {lambda_value}, expected 0 to 1")
-    check_count(memory_mb, "memory_mb", LEAST_MEMORY)
     everyone = distances.among_all()
+    check_memory(memory_mb, everyone.shape[0])
     length = max(k1 + 1, k2)
     lists, farthest = neighbours(everyone, length, memory_mb, default_threads(threads), progress)
     n = everyone.shape[0]

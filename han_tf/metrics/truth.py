@@ -42,6 +42,9 @@ class Truth:
       excluders: what is left out of each query's ranking; None for the field's protocol: junk, and images
         of the query's pid from the query's camera.
 
+    Attributes:
+      same_pid_pairs: number of pairs of a query and a gallery image of its pid, left-out ones among them.
+
     Raises:
       UserError: labels that do not fit, negative or missing camera ids.
     """
@@ -74,6 +77,7 @@ class Truth:
         self._last = np.searchsorted(ordered, self.query_pids, side="right")
         # Junk matches nobody, not even other junk.
         self._last[self.query_pids == JUNK_PID] = self._first[self.query_pids == JUNK_PID]
+        self.same_pid_pairs = int((self._last - self._first).sum())
 
     def stripe(self, rows: slice) -> Stripe:
         """Returns the queries ``rows`` with their matches."""

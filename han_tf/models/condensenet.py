@@ -5,6 +5,7 @@ from typing import Optional
 
 import tensorflow as tf
 
+from han_tf.errors import UserError
 from han_tf.layers.groups import GroupConv, IndexedGroupConv, LearnedGroupConv, channel_shuffle
 from han_tf.layers.units import KERNEL_INITIALIZER
 from han_tf.models.baseline import Baseline
@@ -187,8 +188,14 @@ class CondenseNet(Baseline):
         It gives the same features, with one C-th of the 1×1 convolutions' multiply-adds.
 
         Raises:
-          ValueError: not all condensing stages are over.
+          UserError: not all condensing stages are over.
         """
+        stages, expected = int(self.stages_over), self.condensation - 1
+        if stages < expected:
+            raise UserError(
+                f"this CondenseNet has ended {stages} of {expected} condensing stages, expected all: they end half-way "
+                "through training"
+            )
         twin = CondenseNet(**{**self._config, "condensed": True})
         twin.make_variables()
         twin.stages_over.assign(self.stages_over)

@@ -6,7 +6,7 @@ from typing import Optional
 
 import tensorflow as tf
 
-from han_tf.layers.attention import HarmoniousAttention
+from han_tf.layers.attention import REDUCTION, HarmoniousAttention
 from han_tf.layers.blocks import BLOCKS, DOWNSAMPLING, GlobalBlock, LocalBlock
 from han_tf.layers.crop import AffineCrop, region_origins
 from han_tf.layers.units import ConvBNReLU
@@ -29,8 +29,8 @@ class HAN(ReIDNetwork):
       strides: the global units' strides, one unit for each (Table 1); the building block's own if None.
       num_classes: number of training identities; 0 for a network without classifiers.
       input_size: height and width of the images, in pixels.
-      stem_width: filters of the first conv layer.
-      widths: filters d_1, d_2, d_3 of the levels.
+      stem_width: filters of the first conv layer; not in the paper, inferred from Table 12's FLOPs.
+      widths: filters d_1, d_2, d_3 of the levels; multiples of 16 with channel attention.
       regions: number T of regions and of local streams.
       region_scale: height and width of a region, as fractions of the map: 24×28 of 80×32.
       feature_dim: dimension of the joint feature, half for each branch.
@@ -67,11 +67,15 @@ class HAN(ReIDNetwork):
             raise ValueError(f"unit must be one of {sorted(BLOCKS)}, got {unit!r}")
         if regions < 1:
             raise ValueError(f"regions must be at least 1, got {regions}")
+        if not widths:
+            raise ValueError(f"widths must be one or more, a level for each, got {widths}")
+        if channel and any(width % REDUCTION for width in widths):
+            raise ValueError(f"widths must be multiples of {REDUCTION} with channel attention, got {widths}")
         smallest = STEM_STRIDE * DOWNSAMPLING ** len(widths)
         if min(input_size) < smallest:
             raise ValueError(f"input_size must be at least {smallest} pixels either way, got {input_size}")
-        if not all(0 < scale <= 1 for scale in region_scale):
-            raise ValueError(f"region_scale must lie in (0, 1], got {region_scale}")
+        if len(region_scale) != 2 or not all(0 < scale <= 1 for scale in region_scale):
+            raise ValueError(f"region_scale must be two numbers that lie in (0, 1], got {region_scale}")
         # Keras would make a plain dict, and whatever is added to it, part of the checkpoints.
         self._config = MappingProxyType(
             {

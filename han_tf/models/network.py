@@ -73,7 +73,7 @@ class ReIDNetwork(tf.keras.Model):
       name: Keras' name.
 
     Raises:
-      ValueError: ``feature_dim`` does not fit.
+      ValueError: ``input_size`` or ``feature_dim`` does not fit.
     """
 
     branch_names: tuple[str, ...] = ("global",)
@@ -81,6 +81,8 @@ class ReIDNetwork(tf.keras.Model):
 
     def __init__(self, num_classes: int, input_size: Sequence[int], feature_dim: int, name: str):
         super().__init__(name=name)
+        if len(input_size) != 2:
+            raise ValueError(f"input_size must be height and width, got {input_size}")
         if feature_dim < 1 or feature_dim % len(self.branch_names):
             raise ValueError(
                 f"feature_dim must be a positive multiple of {len(self.branch_names)}, the number of branches, "

@@ -117,7 +117,14 @@ class ShuffleNet(Baseline):
                 f"scale must make the width {FIRST_STAGE_WIDTHS[groups]} of stage 2 a positive multiple of "
                 f"{BOTTLENECK * groups}, got {scale}"
             )
-        self.stem = ConvBNReLU(round(scale * STEM_WIDTH), 3, 2, name="stem")
+        stem_width = round(scale * STEM_WIDTH)
+        # The first unit of stage 2 puts the stem's channels beside its own.
+        if (width - stem_width) % groups:
+            raise ValueError(
+                f"scale must make the width {width} of stage 2 and the stem's {stem_width} differ by a multiple of the "
+                f"groups {groups}, got {scale}"
+            )
+        self.stem = ConvBNReLU(stem_width, 3, 2, name="stem")
         self.stages = [
             ShuffleStage(width * 2**number, units, groups, grouped_first=number > 0, name=f"stage{number + 2}")
             for number, units in enumerate(STAGE_UNITS)

@@ -1,10 +1,15 @@
 """What every layer must do: build, take any batch size in one graph, learn, and come back from a checkpoint."""
 
+import importlib
+import inspect
+import pkgutil
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from han_tf.layers import attention, blocks, crop, units
+from han_tf import layers
+from han_tf.layers import attention, blocks, crop, groups, units
 from han_tf.models.network import FeatureHead
 
 MAP = (20, 8, 32)
@@ -34,6 +39,9 @@ LAYERS = {
     "FixedRegions": (attention.FixedRegions, [SIGNATURE[2:]], False),
     "HarmoniousAttention": (attention.HarmoniousAttention, [MAP], True),
     "AffineCrop": (lambda: crop.AffineCrop((6, 7)), [MAP, THETA], False),
+    "GroupConv": (lambda: groups.GroupConv(16, 3, 4), [MAP], True),
+    "LearnedGroupConv": (lambda: groups.LearnedGroupConv(16, 4, 2), [MAP], True),
+    "IndexedGroupConv": (lambda: groups.IndexedGroupConv(16, 4, 2), [MAP], True),
     "FeatureHead": (lambda: FeatureHead(16), [(32,)], True),
 }
 
@@ -55,8 +63,8 @@ def tensors(result):
 def test_every_layer_of_the_package_is_listed():
     defined = {
         name
-        for module in (attention, blocks, crop, units)
-        for name, value in vars(module).items()
+        for module in pkgutil.iter_modules(layers.__path__)
+        for name, value in vars(importlib.import_module(f"{layers.__name__}.{module.name}")).items()
         if isinstance(value, type) and issubclass(value, tf.keras.layers.Layer)
     }
     assert defined <= {name.split(",")[0] for name in LAYERS}
@@ -79,7 +87,7 @@ def test_all_variables_get_gradients(case):
     layer = make()
     inputs = inputs_for(shapes, 8)
     layer(*inputs)
-    takes_training = learns and not isinstance(layer, attention.HardAttention)
+    takes_training = "training" in inspect.signature(layer.call).parameters
     with tf.GradientTape() as tape:
         outputs = tensors(layer(*inputs, training=True) if takes_training else layer(*inputs))
         weights = [np.random.default_rng(2).normal(size=output.shape) for output in outputs]
@@ -99,7 +107,8 @@ def test_comes_back_from_a_checkpoint(case, tmp_path):
     saved(*inputs)
     for number, variable in enumerate(saved.variables):
         noise = np.random.default_rng(number).uniform(0.1, 0.5, variable.shape)
-        variable.assign(tf.cast(noise, tf.float32))
+        # An index of channels is an integer.
+        variable.assign(tf.cast(20 * noise if variable.dtype.is_integer else noise, variable.dtype))
     path = tf.train.Checkpoint(layer=saved).save(str(tmp_path / "layer"))
     restored(*inputs)
     tf.train.Checkpoint(layer=restored).restore(path).assert_consumed()

@@ -22,6 +22,7 @@ from han_tf.metrics import (
     frame_window,
     junk,
     ranking,
+    rerank,
     same_group,
     same_pid_and_camera,
 )
@@ -83,7 +84,7 @@ def random_problem(n_query, n_gallery, dimension, seed=0, people=20):
     problems(),
     st.sampled_from(["features", "float32", "float64", "whole numbers"]),
     st.tuples(st.integers(1, 12), st.integers(1, 60), st.integers(1, 5)),
-    st.sampled_from([(0, 0), (1000, 0), (32, 4096)]),
+    st.sampled_from([(0, 0, 5), (1000, 0, 5), (32, 4096, 8192)]),
     st.integers(1, 2),
 )
 def test_equals_the_slow_ranking(problem, kind, shape, thresholds, threads):
@@ -98,6 +99,7 @@ def test_equals_the_slow_ranking(problem, kind, shape, thresholds, threads):
         cut(monkeypatch, *shape)
         monkeypatch.setattr(ranking, "FEW_MATCHES", thresholds[0])
         monkeypatch.setattr(ranking, "FEW_VALUES", thresholds[1])
+        monkeypatch.setattr(ranking, "SETTLED_VALUES", thresholds[2])
         expected = reference.scores(slow_distances, *labels, max_rank=7)
         if expected is None:
             with pytest.raises(UserError, match="has a match in the gallery"):
@@ -276,11 +278,54 @@ def test_memory_stays_within_the_budget(kind, tmp_path):
     assert peak < 16 * 2**20
 
 
+@pytest.mark.parametrize("people", [20, 400])
+def test_a_collapsed_network_costs_each_pair_once(people, monkeypatch):
+    """Where all features are the same, every image of the gallery ties with every match."""
+    n_query, n_gallery = 8, 5000
+    rng = np.random.default_rng(0)
+    labels = [rng.integers(0, most, n) for most in (people, 4) for n in (n_query, n_gallery)]
+    pairs = []
+    exact = FeatureDistances.exact
+    monkeypatch.setattr(FeatureDistances, "exact", lambda *arguments: pairs.append(exact(*arguments)) or pairs[-1])
+    source = FeatureDistances(np.ones((n_query, 8), np.float32), np.ones((n_gallery, 8), np.float32))
+    tracemalloc.start()
+    result = evaluate_distances(source, *labels, topk=0, memory_mb=16, threads=2)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 16 * 2**20
+    assert sum(map(len, pairs)) <= n_query * n_gallery + n_query  # one more per query probes the error bound
+    expected = reference.scores(np.zeros(source.shape), *labels)
+    assert result.cmc.tolist() == expected["cmc"]
+    assert result.mAP == expected["mAP"]
+    assert result.mINP == expected["mINP"]
+
+
 def test_a_budget_too_small_for_the_labels_is_refused():
     source = FeatureDistances(np.ones((1, 1), np.float32), np.ones((400_000, 1), np.float32))
-    labels = [np.zeros(n, np.int64) for n in source.shape]
-    with pytest.raises(UserError, match="memory_mb is 16, expected at least 41 for 400,000 gallery images"):
-        evaluate_distances(source, *labels, *labels, memory_mb=16)
+    strangers, camids = ([np.full(n, label) for n, label in zip(source.shape, pair)] for pair in ((1, 2), (0, 0)))
+    with pytest.raises(UserError, match=r"memory_mb is 16, expected at least 41 for 400,000 gallery images$"):
+        evaluate_distances(source, *strangers, *camids, topk=0, memory_mb=16)
+    with pytest.raises(UserError, match=r"memory_mb is 16, expected at least 41 for 400,001 gallery images$"):
+        rerank(source.query, source.gallery, memory_mb=16)
+    with pytest.raises(UserError, match="at least 117 for 400,000 gallery images, 400,000 matches and top-k lists of"):
+        evaluate_distances(source, *camids, *camids, memory_mb=16)
+    with pytest.raises(UserError, match="0 matches and top-k lists of 400,000 images"):
+        evaluate_distances(source, *strangers, *camids, topk=400_000, memory_mb=16)
+
+
+def test_memory_for_many_matches():
+    """Half the gallery matches each query."""
+    n_query, n_gallery, budget = 20, 12_000, 32
+    rng = np.random.default_rng(0)
+    labels = [rng.integers(0, most, n) for most in (2, 4) for n in (n_query, n_gallery)]
+    source = FeatureDistances(*(rng.standard_normal((n, 8), np.float32) for n in (n_query, n_gallery)))
+    with pytest.raises(UserError, match=r"memory_mb is 16, expected at least 2[0-9] for 12,000 gallery images, 1"):
+        evaluate_distances(source, *labels, memory_mb=16)
+    tracemalloc.start()
+    evaluate_distances(source, *labels, memory_mb=budget, threads=2)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < budget * 2**20
 
 
 def test_excluders_by_hand():

@@ -167,8 +167,9 @@ def test_bad_index_options():
     pytest.importorskip("faiss")
     with pytest.raises(UserError, match="neighbour index is 'flat', expected 'hnsw' or 'ivf'"):
         FaissNeighbours("flat")
-    with pytest.raises(UserError, match="effort is -1"):
-        FaissNeighbours("ivf", effort=-1)
+    for effort in (-1, 0):
+        with pytest.raises(UserError, match=f"effort is {effort}, expected at least 1"):
+            FaissNeighbours("ivf", effort=effort)
 
 
 def test_without_faiss_there_is_one_line(monkeypatch):

@@ -136,6 +136,13 @@ def test_what_only_han_has_is_refused(name):
     assert "\n" not in str(caught.value)
 
 
+def test_a_shufflenet_whose_units_do_not_split():
+    """Stage 2 of 576 channels leaves 540 for its own beside the stem's 36."""
+    with pytest.raises(UserError, match=r"scale must make the width 576 .* stem's 36 .* groups 8, got 1\.5$") as caught:
+        create_model("shufflenet", groups=8, scale=1.5)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("name", list(TINY))
 def test_images_that_are_too_small(name):
     with pytest.raises(UserError, match=f"^model {name}: input_size must be at least 32 pixels either way"):

@@ -82,7 +82,7 @@ def test_deployed_it_has_one_cth_of_the_learned_convolutions():
 def test_an_unfinished_network_is_not_deployed():
     model = tiny()
     model.begin_step(1, 3)
-    with pytest.raises(ValueError, match="has 4 connections per group, expected 2"):
+    with pytest.raises(UserError, match=r"^this CondenseNet has ended 2 of 3 condensing stages, expected all"):
         model.deployed()
 
 

@@ -60,7 +60,7 @@ def test_attention_of_all_levels_comes_with_the_forward_pass(small):
 
 
 def test_local_weights_are_shared_by_the_streams(small):
-    """Local blocks have the weights of one stream, and swapping two streams' regions swaps their features."""
+    """Local blocks have the weights of one stream."""
     for regions in (1, 4):
         model = HAN(regions=regions)
         model(random_images(1))
@@ -254,23 +254,63 @@ def test_without_interaction_later_levels_get_no_gradient_from_the_local_branch(
             assert gradient is None or np.abs(gradient).max() == 0
 
 
-def test_interaction_adds_crops_of_what_the_next_global_block_gets():
-    """Equation (8), written out by hand for level 2."""
+@pytest.fixture
+def scattered():
+    """A small HAN whose regions lie elsewhere at each level, with batch norm that lets signals through; and pixels."""
     tf.keras.utils.set_random_seed(1)
-    model = HAN()
-    images = tf.constant(random_images(1), tf.float32)
-    model(images)
-    pixels = (images - [123.675, 116.28, 103.53]) / [58.395, 57.12, 57.375]
-    stem = model.stem(pixels)
-    first = model.attentions[0](model.global_blocks[0](stem))
-    local = model.local_blocks[0](tf.concat([stem[:, top : top + 24, 2:30] for top in (18, 38)], axis=0))
-    crops = tf.concat([first.attended[:, top : top + 12, 1:15] for top in (9, 19)], axis=0)
-    expected = model.local_blocks[1](local + crops)
-    # The middle strips of the full network are regions 2 and 3, whole-pixel slices at the start.
-    streams = model.crops[0](stem, first.theta)[0]
-    added = model.crops[1](first.attended, first.theta)[0]
-    ours = model.local_blocks[1](model.local_blocks[0](streams) + added)
-    np.testing.assert_allclose(ours[1:3], expected, atol=1e-3)
+    model = HAN(input_size=(80, 40), stem_width=8, widths=(16, 32, 48), feature_dim=16)
+    images = random_images(3, (80, 40))
+    model.make_variables()
+    norms = [layer for layer in model.submodules if isinstance(layer, tf.keras.layers.BatchNormalization)]
+    for norm in norms:
+        norm.momentum = 0.0
+    model.branches(images, training=True)
+    rng = np.random.default_rng(0)
+    for attend in model.attentions:
+        kernel, bias = attend.hard.localisation.get_weights()
+        attend.hard.localisation.set_weights([rng.normal(size=kernel.shape), rng.uniform(-1, 1, bias.shape)])
+    return model, model.normalised(images)
+
+
+def test_interaction_adds_crops_of_what_the_next_global_block_gets(scattered):
+    """Equation (8) at all levels, stream by stream, against tensorflow-addons' resampler."""
+    tfa = pytest.importorskip("tensorflow_addons", reason="the test extra installs tensorflow-addons")
+    model, pixels = scattered
+
+    def cropped(features, shift, size):
+        """Regions of ``size`` whose centres lie ``shift``, in halves of the map, off the map's; at unit spacing."""
+        _, height, width, _ = features.shape
+        x = (shift[:, 0, None] + 1) * width / 2 - 0.5 + np.arange(size[1]) - (size[1] - 1) / 2
+        y = (shift[:, 1, None] + 1) * height / 2 - 0.5 + np.arange(size[0]) - (size[0] - 1) / 2
+        grid = np.stack(np.broadcast_arrays(x[:, None, :], y[:, :, None]), axis=-1)
+        return tfa.image.resampler(features, grid.astype(np.float32))
+
+    features = model.stem(pixels)
+    streams, shifts = [None] * 4, []
+    for level, size in enumerate(model.region_sizes):
+        attention = model.attentions[level](model.global_blocks[level](features))
+        shifts.append(attention.theta.numpy())
+        for stream in range(4):
+            region = cropped(features, shifts[-1][:, stream], size)
+            streams[stream] = model.local_blocks[level](region if level == 0 else streams[stream] + region)
+        features = attention.attended
+    expected = np.concatenate([stream.numpy().mean(axis=(1, 2)) for stream in streams], axis=1)
+    for one, other in itertools.combinations(shifts, 2):
+        assert np.abs(one - other).max() > 0.5
+    np.testing.assert_allclose(model.pooled(pixels)[0]["local"], expected, atol=1e-3)
+
+
+def test_swapping_the_regions_of_two_streams_swaps_their_features(scattered):
+    model, pixels = scattered
+    order = [2, 1, 0, 3]
+    before = model.pooled(pixels)[0]["local"].numpy().reshape(3, 4, -1)
+    for attend in model.attentions:
+        weights = attend.hard.localisation.get_weights()
+        swapped = [w.reshape(*w.shape[:-1], 4, 2)[..., order, :].reshape(w.shape) for w in weights]
+        attend.hard.localisation.set_weights(swapped)
+    after = model.pooled(pixels)[0]["local"].numpy().reshape(3, 4, -1)
+    np.testing.assert_allclose(after, before[:, order], atol=1e-5)
+    assert np.abs(before[:, 0] - before[:, 2]).max() > 0.01
 
 
 def test_classifiers_have_no_bias_and_one_output_per_identity(small):
@@ -292,10 +332,17 @@ def test_a_network_without_classifiers_says_so():
         ({"unit": "vgg"}, "unit must be one of"),
         ({"feature_dim": 7}, "feature_dim must be a positive multiple of 2, the number of branches, got 7"),
         ({"strides": (2, 2, 1)}, "strides must be a single 2 among 1s"),
-        ({"unit": "inception", "widths": (128, 250, 384)}, "filters must be a multiple of 4, got 250"),
+        (
+            {"unit": "inception", "widths": (128, 250, 384), "channel": False},
+            "filters must be a multiple of 4, got 250",
+        ),
         ({"regions": 0}, "regions must be at least 1, got 0"),
         ({"input_size": (8, 64)}, "input_size must be at least 16"),
-        ({"region_scale": (0, 1)}, r"region_scale must lie in \(0, 1\]"),
+        ({"region_scale": (0, 1)}, r"region_scale must be two numbers that lie in \(0, 1\]"),
+        ({"region_scale": (0.3,)}, r"region_scale must be two numbers .* got \(0.3,\)"),
+        ({"widths": ()}, r"widths must be one or more, a level for each, got \(\)"),
+        ({"widths": (100, 200, 300)}, "widths must be multiples of 16 with channel attention, got"),
+        ({"input_size": (64,)}, r"input_size must be height and width, got \(64,\)"),
         ({"breadth": 3}, "breadth"),
     ],
 )
