@@ -13,11 +13,16 @@ os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+import hypothesis
 import pytest
 
 from han_tf import train
 from han_tf.cli import run
 from han_tf.data.synthetic import SyntheticPedestrians, generate
+
+# The same examples in every run: what fails here fails everywhere.
+hypothesis.settings.register_profile("seeded", derandomize=True)
+hypothesis.settings.load_profile("seeded")
 
 TINY_SIZE = ("--input_height=48", "--input_width=32")
 """Small enough for a training step to take milliseconds, large enough for three levels."""

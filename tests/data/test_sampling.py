@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from han_tf.data.sampling import PeopleAndImages, ShuffledImages
 
-PROPERTY = settings(max_examples=50, deadline=None, derandomize=True)
+PROPERTY = settings(max_examples=50, deadline=None)
 
 COUNTS = st.lists(st.integers(1, 9), min_size=2, max_size=12)
 """Images of each person."""
