@@ -5,9 +5,9 @@
 
 FEATURES are folders that python -m han_tf.extract wrote, or NumPy archives (.npz) with features, pids and camids;
 these do not say which model made them, so --model or --checksum does. Of an archive, junk (pid -1) is left out and
-distractors (pid 0) are added without a pid. --index is a folder, or for Milvus an address,
-http://HOST:PORT#COLLECTION, or the file of a Milvus Lite, NAME.db; a token is taken from MILVUS_TOKEN in the
-environment. Without a gallery there, one is made. Whatever stops the command, the same command goes on where it was;
+distractors (pid 0) are added without a pid. --index is a folder, or for Milvus an address, http://HOST:PORT#COLLECTION,
+or the file of a Milvus Lite, NAME.db; a token is taken from MILVUS_TOKEN in the environment. Without a gallery there,
+one is made. Whatever stops the command, the same command goes on where it was;
 what has been added already is not added again.
 
 A threshold is the distance beyond which nobody is taken for the same person. --calibrate chooses it so that a search
