@@ -136,7 +136,7 @@ class Report:
     def link(self, name: str, text: str = "") -> str:
         """Returns the Markdown link to a result, called ``text`` or else by its name."""
         folder = os.path.relpath(self.results_dir, self.output.parent)
-        return f"[{text or name}]({quote(folder)}/{quote(name)}.json)"
+        return f"[{text or name}]({quote(folder)}/{quote(name, safe='+')}.json)"
 
     def _experiment(self, experiment: schema.AnyExperiment) -> str:
         """Returns an experiment's section; empty if it has no result of its own."""
