@@ -1,7 +1,6 @@
 """Running the project's commands: each as a process of its own, or, for a few seconds' work, in this one."""
 
 import contextlib
-import ctypes
 import fcntl
 import importlib
 import os
@@ -17,12 +16,11 @@ from typing import Optional
 from experiments.results import HERE
 from han_tf import cli
 from han_tf.errors import Stopped, UserError
+from han_tf.processes import end_with_parent
 
 POLL_SECONDS = 0.2
 LOG_INTERVAL = "30"
 """Seconds between two lines of a progress bar in a log."""
-
-_PR_SET_PDEATHSIG = 1
 
 
 def in_child(
@@ -76,7 +74,7 @@ def in_child(
             env=environment,
             pass_fds=held,
             start_new_session=True,  # Ctrl-C reaches this process alone, which hands it on once
-            preexec_fn=_stop_with_parent if sys.platform == "linux" else None,
+            preexec_fn=end_with_parent,
         )
         children.append(child)
         peak_mb = None
@@ -182,10 +180,6 @@ def _peak_mb(pid: int) -> Optional[float]:
             return next((int(line.split()[1]) / 1024 for line in stream if line.startswith("VmHWM:")), None)
     except OSError:
         return None
-
-
-def _stop_with_parent() -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _reason(status: int, log: Path) -> str:

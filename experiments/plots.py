@@ -10,7 +10,7 @@ from typing import Optional, Union
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.plan import SCALES, network_of
+from experiments.plan import SCALES, family, network_of
 from experiments.results import Result
 from experiments.schema import METRICS, AnyExperiment, Experiment, Statistics, load
 from experiments.tables import Group, groups, networks_by_name
@@ -124,7 +124,7 @@ def cost_effectiveness(experiment: Experiment, scale: str, group: Group, results
                 rows = [
                     row
                     for row in experiment.rows
-                    if row.settings["model"].startswith("han_") == is_han and row.published[published] is not None
+                    if (family(row.settings["model"]) == "han") == is_han and row.published[published] is not None
                 ]
                 by_cost.scatter(
                     [published_flops(row.flops) for row in rows],

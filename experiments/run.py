@@ -447,8 +447,9 @@ def _has_network(results: Sequence[Result], network: tuple[str, int, int], speed
 
 def _searched(results: Sequence[Result]) -> set[int]:
     """Returns the dimensions whose search has been timed on this machine."""
-    here = [r for r in results if r["kind"] == "search" and r.get("machine") == machine()]
-    return {row["dimension"] for result in here for row in result["dimensions"]}
+    here = machine()
+    measured = [r for r in results if r["kind"] == "search" and r.get("machine") == here]
+    return {row["dimension"] for result in measured for row in result["dimensions"]}
 
 
 def _network_name(network: tuple[str, int, int]) -> str:

@@ -5,22 +5,21 @@ starts again finds which are there and makes the others: no row is lost and none
 """
 
 import csv
-import fcntl
 import io
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple, Optional, Protocol, Union
 
 import numpy as np
 from tqdm import tqdm
 
+from han_tf import files
 from han_tf.data.image_lists import ImageList
 from han_tf.data.reading import BadImage, ImageReader
 from han_tf.errors import UserError
-from han_tf.files import atomic_open
 from han_tf.inference.extractor import FeatureExtractor
 from han_tf.inference.feature_shards import (
     MANIFEST,
@@ -79,27 +78,14 @@ class Extracted(NamedTuple):
     bad_images: int
 
 
-@contextmanager
-def locked(folder: Union[str, os.PathLike]) -> Iterator[None]:
+def locked(folder: Union[str, os.PathLike]) -> AbstractContextManager[None]:
     """Makes ``folder`` if need be and keeps other extractions out of it, until the block ends or the process does.
 
     Raises:
       UserError: another one is at work there, or the folder cannot be written to.
     """
-    path = Path(folder) / LOCK
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        stream = path.open("w")
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}, expected a folder for features") from error
-    with stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"{folder}: another extraction is writing to it, expected to be alone there") from error
-        except OSError:
-            pass  # a file system without locks, as some shared ones are; shards appear whole all the same
-        yield
+    taken = f"{folder}: another extraction is writing to it, expected to be alone there"
+    return files.locked(Path(folder) / LOCK, taken)
 
 
 def plan(
@@ -311,7 +297,7 @@ def _check_same(folder: Path, found: Manifest, wanted: Manifest, ignored: Sequen
 
 
 def _write_bad_images(path: Path, summaries: Sequence[ShardSummary]) -> None:
-    with atomic_open(path) as stream:
+    with files.atomic_open(path) as stream:
         # Paths that are not UTF-8 come out as the bytes that they are on disk.
         text = io.TextIOWrapper(stream, "utf-8", "surrogateescape", newline="", write_through=True)
         writer = csv.writer(text)

@@ -1,8 +1,6 @@
 """Who is seen when, by which camera, and in what box: the images of the synthetic data set."""
 
-import ctypes
 import signal
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -19,14 +17,13 @@ from han_tf.data.synthetic.identity import Identity, choose, draw_identity, iden
 from han_tf.data.synthetic.images import LabelledImage
 from han_tf.data.synthetic.scenery import SCENE_SCALE, SCENE_SIZE, THING_SCALE, THING_VARIANTS, THINGS, scene, thing
 from han_tf.errors import UserError
+from han_tf.processes import end_with_parent
 
 GENERATOR_VERSION = 1
 """Raised whenever the same arguments give other pixels."""
 
 FIRST_TRAIN_PID, FIRST_TEST_PID = 1, 5001
 """Training pids count from the one, test pids from the other, so that neither depends on how many there are."""
-
-_PR_SET_PDEATHSIG = 1
 
 _INDICES_PER_PART = 250_000
 # Training, test, distractor and junk images have frame numbers of their own, for the same reason.
@@ -153,7 +150,7 @@ class SyntheticPedestrians:
             yield from map(self.draw, frames)
             return
         try:
-            with ProcessPoolExecutor(workers, initializer=_end_with_the_parent) as pool:
+            with ProcessPoolExecutor(workers, initializer=_leave_signals_to_the_parent) as pool:
                 yield from pool.map(self.draw, frames, chunksize=16)
         except BrokenProcessPool as error:
             raise UserError(
@@ -170,12 +167,11 @@ class SyntheticPedestrians:
         return sorted(int(c) + 1 for c in seen)
 
 
-def _end_with_the_parent() -> None:
+def _leave_signals_to_the_parent() -> None:
     """Leaves Ctrl-C to the parent, and ends where that is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    end_with_parent()
 
 
 def _first_pid(pid: int) -> int:
