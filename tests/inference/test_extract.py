@@ -286,12 +286,17 @@ def finished(command, images, tmp_path):
     return tmp_path / "out"
 
 
+def inverted(data, start, end):
+    """``data`` with every bit from byte ``start`` to ``end`` turned: zeros may be there already, as in features."""
+    return data[:start] + bytes(byte ^ 255 for byte in data[start:end]) + data[end:]
+
+
 @pytest.mark.parametrize(
     "damage",
     [
         lambda path: path.write_bytes(b""),
         lambda path: path.write_bytes(path.read_bytes()[:-100]),
-        lambda path: path.write_bytes(path.read_bytes()[:9000] + bytes(8) + path.read_bytes()[9008:]),
+        lambda path: path.write_bytes(inverted(path.read_bytes(), 9000, 9008)),
         lambda path: shutil.copy(path.with_name("part-00000.parquet"), path),
     ],
 )
