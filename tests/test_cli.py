@@ -81,7 +81,7 @@ def test_what_ends_a_command_is_one_line_and_a_status(capsys, exception, status,
     assert capsys.readouterr() == ("", line + "\n")
 
 
-def test_sigterm_ends_a_command_after_its_finally_clauses(capsys):
+def test_sigterm_ends_a_command_after_its_finally_clauses():
     code = (
         "import os, signal, sys, time; from han_tf.cli import new_flags, run\n"
         "def main(_):\n"
@@ -93,8 +93,19 @@ def test_sigterm_ends_a_command_after_its_finally_clauses(capsys):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGTERM, "cleaned up\n", "")
-    assert Command()() == 0
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_command_leaves_the_handler_of_sigterm_as_it_was():
+    def another(number: int, frame: object) -> None: ...
+
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        for handler in (signal.SIG_DFL, another):
+            signal.signal(signal.SIGTERM, handler)
+            assert Command()() == 0
+            assert signal.getsignal(signal.SIGTERM) == handler
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_a_bug_keeps_its_traceback():
