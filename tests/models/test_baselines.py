@@ -62,6 +62,20 @@ PUBLISHED = {
 }
 
 
+@pytest.mark.parametrize("name", TINY)
+def test_running_statistics_take_a_tenth_of_each_batch(name):
+    model, images = tiny(name), random_images(4)
+    norms = [layer for layer in model.submodules if isinstance(layer, tf.keras.layers.BatchNormalization)]
+    means = []
+    for _ in range(2):
+        model.branches(images, training=True)
+        means.append([norm.moving_mean.numpy() for norm in norms])
+    for once, twice in zip(*means):
+        # 0.1 μ, then 0.9 · 0.1 μ + 0.1 μ.
+        np.testing.assert_allclose(twice, 1.9 * once, rtol=1e-3, atol=1e-5)
+    assert max(abs(mean).max() for mean in means[0]) > 0.01
+
+
 def profiled_flops(model):
     """Operations of convolutions and matrix products as TensorFlow's profiler counts them."""
     function = tf.function(lambda images: model(images, training=False)).get_concrete_function(
