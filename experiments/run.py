@@ -123,8 +123,7 @@ class Runner:
         result = training.result(results)
         if result is None or not training.sheet:
             return result is not None
-        # Without its run folder, a network's sheet cannot be drawn any more.
-        return self._sheet(training).exists() or self._committed_sheet(training).exists()
+        return self._kept_sheet(training).exists()
 
     def find_data(self) -> None:
         """Counts the training images of every data set that is still trained on; draws the tiny set if it is that.
@@ -294,15 +293,17 @@ class Runner:
         run_dir, sheet = self.runs_dir / training.name, self._sheet(training)
         arguments = [f"--run={run_dir}", f"--out={sheet.parent}", *self._data_flag()]
         self.launch("han_tf.visualize", arguments, log, None, (lock,))
-        if training.config.dataset == "synthetic":
-            # The people are drawn; those of real data sets stay in the run's folder.
-            with atomic_open(self._committed_sheet(training)) as stream:
+        if self._kept_sheet(training) != sheet:
+            with atomic_open(self._kept_sheet(training)) as stream:
                 stream.write(sheet.read_bytes())
 
     def _sheet(self, training: Training) -> Path:
         return self.runs_dir / training.name / "figure7" / SHEET
 
-    def _committed_sheet(self, training: Training) -> Path:
+    def _kept_sheet(self, training: Training) -> Path:
+        # Drawn people go to the repository; those of real data sets stay in the run's folder.
+        if training.config.dataset != "synthetic":
+            return self._sheet(training)
         return plots.folder_of(self.results_dir) / f"figure7-{training.name}.png"
 
     def _data_flag(self) -> list[str]:

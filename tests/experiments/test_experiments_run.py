@@ -332,6 +332,9 @@ def test_only_sheets_of_drawn_people_go_to_the_repository(tmp_path, tiny_data, d
     committed = list((tmp_path / "repository" / "figures").glob("*"))
     assert [path.name for path in committed] == [f"figure7-{wanted.name}.png"] * (dataset == "synthetic")
     assert made.finished(wanted, made.results())
+    for path in committed:
+        path.unlink()
+        assert not made.finished(wanted, made.results())
 
 
 def test_of_a_data_set_without_multi_query_images_none_are_wanted(tmp_path, tiny_data, capsys):
