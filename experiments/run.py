@@ -276,16 +276,16 @@ class Runner:
         if self.finished(training, results):
             return
         self._check_replaceable(training, results)
-        peak_mb, is_new = None, not _is_trained(run_dir, training)
-        if is_new:
-            arguments = [f"--run_dir={run_dir}", *flags_of(training.config.to_dict())]
-            peak_mb = self.launch("han_tf.train", arguments, log, poll, (lock,))
+        is_new = not _is_trained(run_dir, training)
         # Of a network that was trained for its sheet, the result belongs beside the sheet.
         if is_new or training.result(results) is None:
+            # Of a finished run this only looks whether the images are still those that it has seen.
+            arguments = [f"--run_dir={run_dir}", *flags_of(training.config.to_dict())]
+            peak_mb = self.launch("han_tf.train", arguments, log, poll, (lock,))
             if any(reranked for _, _, reranked in training.wanted):
                 arguments = [f"--run={run_dir}", "--rerank", f"--output={run_dir / EVALUATION}", *self._data_flag()]
                 self.launch("han_tf.evaluate", arguments, log, poll, (lock,))
-            write_result(self.results_dir, training.name, training_result(run_dir, peak_mb))
+            write_result(self.results_dir, training.name, training_result(run_dir, peak_mb if is_new else None))
         if training.sheet:
             self._draw_sheet(training, log, lock)
 

@@ -239,6 +239,22 @@ def test_the_commands_are_those_of_the_project(prepared, tiny_data):
     assert f"{run_dir}/config.json" in failure
 
 
+def test_a_finished_run_is_asked_whether_its_images_are_the_same(prepared, tmp_path):
+    (wanted,) = prepared.plan.trainings.values()
+    run_dir = prepared.runs_dir / wanted.name
+    run_dir.mkdir(parents=True)
+    (run_dir / "metrics.json").write_text("{}")
+    (run_dir / "config.json").write_text(json.dumps(wanted.config.to_dict()))
+
+    def launch(module, arguments, *_):
+        assert module == "han_tf.train"
+        raise UserError("other images")
+
+    prepared.launch = launch
+    assert prepared.run() == ["other images"]
+    assert not list((tmp_path / "results").glob("*"))
+
+
 def test_runners_share_the_work_and_wait_for_each_other_at_the_end(prepared):
     for seed in (1, 2):
         config = TrainConfig(**{**next(iter(prepared.plan.trainings.values())).config.to_dict(), "seed": seed})
