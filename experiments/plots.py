@@ -87,7 +87,7 @@ def feature_dimension(experiment: Experiment, scale: str, group: Group, results:
                 label="HAN (Large), as published" if readable else None,
             )
             axes.set(xlabel="feature dimension", ylabel=f"{metric} (%)", title=shown.title)
-            axes.legend(loc="lower right")
+            axes.legend(loc="best")
         axes = panels[column, 2]
         _lines(axes, {name: {4 * n: y for n, y in curve.items()} for name, curve in curves["mAP"].items()})
         axes.set(
