@@ -153,7 +153,7 @@ def cost_effectiveness(experiment: Experiment, scale: str, group: Group, results
                 axes.set(ylabel=f"{metric} (%)", title=f"{shown.title}, {group.epochs} epochs")
                 axes.grid(alpha=0.3)
                 axes.margins(x=0.12)
-            by_cost.legend(fontsize="small", loc="lower right")
+            by_cost.legend(fontsize="small", loc="best")
     return figure
 
 
