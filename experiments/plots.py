@@ -152,8 +152,9 @@ def cost_effectiveness(experiment: Experiment, scale: str, group: Group, results
             for axes in (by_cost, by_speed):
                 axes.set(ylabel=f"{metric} (%)", title=f"{shown.title}, {group.epochs} epochs")
                 axes.grid(alpha=0.3)
-                axes.margins(x=0.12)
-            by_cost.legend(fontsize="small", loc="best")
+                axes.margins(x=0.16)
+    # Within a panel it would hide a network.
+    figure.legend(*panels[0][0].get_legend_handles_labels(), fontsize="small", loc="outside lower center", ncols=3)
     return figure
 
 
