@@ -279,7 +279,7 @@ class Runner:
         is_new = not _is_trained(run_dir, training)
         # Of a network that was trained for its sheet, the result belongs beside the sheet.
         if is_new or training.result(results) is None:
-            # Of a finished run this only looks whether the images are still those that it has seen.
+            # A finished run is not trained further, but asked whether the images are still those that it has seen.
             arguments = [f"--run_dir={run_dir}", *flags_of(training.config.to_dict())]
             peak_mb = self.launch("han_tf.train", arguments, log, poll, (lock,))
             if any(reranked for _, _, reranked in training.wanted):
