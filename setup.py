@@ -12,7 +12,6 @@ PYARROW = "pyarrow>=14,<25"  # 26 needs NumPy 2
 EXTRAS = {
     "cuhk03": ["h5py>=3.8"],  # the original cuhk-03.mat (MATLAB v7.3)
     "faiss": [FAISS],  # approximate neighbours for re-ranking huge galleries
-    "triplet": ["tensorflow-addons==0.23.*"],  # the triplet loss of Table 11
     "export": ["nncf>=3", "onnxruntime>=1.16", "openvino>=2025.0", "tf2onnx>=1.17"],  # tf2onnx before: protobuf 3
     "extract": [PYARROW],
     "ray": ["ray[data]>=2.60", PYARROW],
@@ -23,8 +22,15 @@ EXTRAS = {
 
 ALL = [package for extra in EXTRAS.values() for package in extra]
 
-# tensorflow-addons is also the independent oracle for the crop: tfa.image.resampler.
-TEST = ["httpx>=0.27", "hypothesis>=6.80", "playwright>=1.45", "pytest>=7", "pytest-xdist>=3", "schemathesis>=4"]
+TEST = [
+    "httpx>=0.27",
+    "hypothesis>=6.80",
+    "playwright>=1.45",
+    "pytest>=7",
+    "pytest-xdist>=3",
+    "schemathesis>=4",
+    "tensorflow-addons==0.23.*",  # the independent oracle of the crop and of the triplet loss
+]
 
 setup(
     name="han-tf",

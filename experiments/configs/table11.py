@@ -1,7 +1,7 @@
 """Table 11: cross-entropy, triplet loss, and both.
 
-Reproduces: HAN Large under the three objectives; of each image of a batch the hardest triplet. The paper throws away
-those that keep the margin; here they are 0, but count in the mean.
+Reproduces: HAN Large under the three objectives; of each image of a batch the hardest triplet. Those that keep the
+margin are thrown away.
 
 Expect: the triplet loss alone far behind; both together about as good as cross-entropy alone.
 

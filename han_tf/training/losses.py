@@ -1,12 +1,10 @@
 """What a network minimises: Sec. 3.1, and the alternatives of Table 11."""
 
-import warnings
 from collections.abc import Sequence
-from types import ModuleType
 
 import tensorflow as tf
 
-from han_tf.errors import UserError
+from han_tf.training.config import MINING
 
 
 def identity_loss(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
@@ -23,38 +21,55 @@ def identity_loss(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
 
 
 class TripletLoss:
-    """Triplet loss of one branch with online hard mining, ``max(0, margin + d_ap - d_an)`` (Table 11).
+    """Triplet loss of one branch with online mining, ``max(0, margin + d_ap - d_an)`` (Table 11).
 
     d are Euclidean distances, not squared, of the features of anchor, positive and negative. The distance of equal
-    features has gradient 0.
-
-    A departure: the paper uses only triplets "yielding positive loss values". Here the others, which are 0 and add
-    nothing to the gradient, count in the mean as well, so that the loss is smaller by the share of active ones.
+    features has gradient 0. The loss is the mean over the active triplets alone, those "yielding positive loss
+    values"; it is 0 where none is active.
 
     Args:
       margin: in units of distance; features of unit norm are at most 2 apart.
       mining: which triplets of a batch count. ``hard``: each image with its farthest positive and its nearest
-        negative (Hermans et al. 2017), mean over images; d_ap is 0 without a positive. ``semihard``:
-        each ordered pair of a person's images with the nearest negative that is farther away than the
-        positive, or the farthest negative if none is (Schroff et al. 2015), mean over pairs.
+        negative (Hermans et al. 2017). ``semihard``: each ordered pair of a person's images with the nearest
+        negative that is farther away than the positive, or the farthest negative if none is (Schroff et al. 2015).
+        An image without a positive or without a negative is the anchor of none.
 
     Raises:
-      UserError: TensorFlow Addons is not installed.
+      ValueError: the mining is unknown.
     """
 
     def __init__(self, margin: float = 0.3, mining: str = "hard"):
-        losses = _import_addons().losses
-        self.function = {"hard": losses.triplet_hard_loss, "semihard": losses.triplet_semihard_loss}[mining]
+        if mining not in MINING:
+            raise ValueError(f"mining must be one of {', '.join(MINING)}, got {mining!r}")
         self.margin = margin
+        self.mining = mining
 
     def __call__(self, labels: tf.Tensor, features: tf.Tensor) -> tf.Tensor:
         """Returns the loss, scalar float32.
 
         Args:
-          labels: ``[batch]`` int, class indices; at least one of them twice.
-          features: ``[batch, d]`` float32, as deployed: of unit norm.
+          labels: ``[batch]`` int, class indices.
+          features: ``[batch, d]`` float32, as deployed: of unit norm. The distances take ``batch² · d`` values, the
+            semi-hard negatives ``batch³``.
         """
-        return self.function(labels, features, margin=self.margin)
+        labels = tf.convert_to_tensor(labels)
+        distances = _distances(tf.convert_to_tensor(features))
+        negative = labels[:, None] != labels[None]
+        positive = ~(negative | tf.eye(tf.size(labels), dtype=tf.bool))
+        if self.mining == "hard":
+            d_ap = _largest(distances, positive)
+            d_an = _smallest(distances, negative)
+            triplets = tf.reduce_any(positive, -1) & tf.reduce_any(negative, -1)
+        else:
+            d_ap = distances
+            farther = negative[:, None] & (distances[:, None] > distances[..., None])
+            nearest = _smallest(distances[:, None], farther)
+            d_an = tf.where(tf.reduce_any(farther, -1), nearest, _largest(distances, negative)[:, None])
+            triplets = positive & tf.reduce_any(negative, -1)[:, None]
+        hinges = self.margin + d_ap - d_an
+        active = triplets & (hinges > 0)
+        count = tf.cast(tf.math.count_nonzero(active), hinges.dtype)
+        return tf.reduce_sum(tf.where(active, hinges, 0)) / tf.maximum(count, 1)
 
 
 def weight_penalty(kernels: Sequence[tf.Variable]) -> tf.Tensor:
@@ -67,14 +82,17 @@ def decayed_kernels(model: tf.Module) -> list[tf.Variable]:
     return [v for v in model.trainable_variables if v.name.rsplit("/", 1)[-1].split(":")[0].endswith("kernel")]
 
 
-def _import_addons() -> ModuleType:
-    try:
-        with warnings.catch_warnings():
-            # It says at every import that it is no longer developed.
-            warnings.simplefilter("ignore")
-            import tensorflow_addons
-    except ImportError as error:
-        raise UserError(
-            f"the triplet loss needs TensorFlow Addons ({error}), expected: pip install 'han-tf[triplet]'"
-        ) from error
-    return tensorflow_addons
+def _distances(features: tf.Tensor) -> tf.Tensor:
+    """Returns the Euclidean distances of all pairs, ``[batch, batch]``."""
+    # Of the differences: |a|² - 2ab + |b|² loses the digits of small distances, which the hardest triplets have.
+    squares = tf.reduce_sum(tf.square(features[:, None] - features[None]), -1)
+    apart = squares > 0
+    return tf.where(apart, tf.sqrt(tf.where(apart, squares, 1)), 0)
+
+
+def _largest(values: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
+    return tf.reduce_max(tf.where(mask, values, values.dtype.min), -1)
+
+
+def _smallest(values: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
+    return tf.reduce_min(tf.where(mask, values, values.dtype.max), -1)

@@ -1,12 +1,9 @@
 """Losses against their formulas in NumPy."""
 
-import sys
-
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from han_tf.errors import UserError
 from han_tf.models import create_model
 from han_tf.training.config import MINING
 from han_tf.training.losses import TripletLoss, decayed_kernels, identity_loss, weight_penalty
@@ -51,27 +48,34 @@ def distance(a, b):
 
 
 def hard_literally(labels, features, margin):
-    """Batch hard, image by image (Hermans et al. 2017, eq. 5, but the mean)."""
+    """Batch hard, image by image (Hermans et al. 2017, eq. 5): the loss of every triplet."""
     losses = []
     for i, anchor in enumerate(features):
         others = [j for j in range(len(labels)) if j != i]
         positives = [distance(anchor, features[j]) for j in others if labels[j] == labels[i]]
         negatives = [distance(anchor, features[j]) for j in others if labels[j] != labels[i]]
-        losses.append(max(0, margin + max(positives, default=0) - min(negatives)))
-    return np.mean(losses)
+        if positives and negatives:
+            losses.append(max(0, margin + max(positives) - min(negatives)))
+    return losses
 
 
 def semihard_literally(labels, features, margin):
-    """Semi-hard, pair by pair (Schroff et al. 2015, Sec. 3.2)."""
+    """Semi-hard, pair by pair (Schroff et al. 2015, Sec. 3.2): the loss of every triplet."""
     losses = []
     for i, anchor in enumerate(features):
         negatives = [distance(anchor, features[j]) for j in range(len(labels)) if labels[j] != labels[i]]
         for j in range(len(labels)):
-            if j != i and labels[j] == labels[i]:
+            if j != i and labels[j] == labels[i] and negatives:
                 positive = distance(anchor, features[j])
                 farther = [negative for negative in negatives if negative > positive]
                 losses.append(max(0, margin + positive - (min(farther) if farther else max(negatives))))
-    return np.mean(losses)
+    return losses
+
+
+def mean_of_active(losses):
+    """The mean of those that are not 0 but for rounding."""
+    active = [loss for loss in losses if loss > 1e-6]
+    return np.mean(active) if active else 0
 
 
 LITERAL = {"hard": hard_literally, "semihard": semihard_literally}
@@ -81,6 +85,8 @@ PEOPLE = {
     "shuffled": np.array([2, 0, 1, 2, 3, 0, 1, 3, 2, 0]),
     "some alone": np.array([0, 0, 1, 2, 2, 2, 3]),
     "two people": np.array([0, 1, 0, 1]),
+    "one person": np.array([0, 0, 0]),
+    "all alone": np.array([0, 1, 2]),
 }
 
 
@@ -93,7 +99,7 @@ class TestTripletLoss:
         for seed in range(5):
             labels = PEOPLE[people]
             features = features_of(np.random.default_rng(seed), len(labels))
-            expected = LITERAL[mining](labels, features, margin)
+            expected = mean_of_active(LITERAL[mining](labels, features, margin))
             np.testing.assert_allclose(loss(labels, features), expected, rtol=1e-4, atol=1e-5)
 
     @pytest.mark.parametrize("mining", MINING)
@@ -103,7 +109,7 @@ class TestTripletLoss:
         for _ in range(10):
             features = rng.integers(0, 2, (12, 3)).astype(np.float32)
             labels = PEOPLE["P × K"]
-            expected = LITERAL[mining](labels, features, 0.3)
+            expected = mean_of_active(LITERAL[mining](labels, features, 0.3))
             np.testing.assert_allclose(TripletLoss(0.3, mining)(labels, features), expected, rtol=1e-5, atol=1e-6)
 
     def test_the_margin_is_kept_or_counts_in_full(self):
@@ -147,10 +153,39 @@ class TestTripletLoss:
             moved = [features.astype(np.float64) for _ in range(2)]
             moved[0][place] += step
             moved[1][place] -= step
-            slope = np.subtract(*(LITERAL[mining](labels, each, 0.3) for each in moved)) / (2 * step)
+            slope = np.subtract(*(mean_of_active(LITERAL[mining](labels, each, 0.3)) for each in moved)) / (2 * step)
             np.testing.assert_allclose(gradient[place], slope, atol=1e-3)
 
-    def test_without_the_library_it_says_what_to_install(self, monkeypatch):
-        monkeypatch.setitem(sys.modules, "tensorflow_addons", None)
-        with pytest.raises(UserError, match=r"needs TensorFlow Addons .*pip install 'han-tf\[triplet\]'"):
-            TripletLoss()
+    @pytest.mark.parametrize("mining", MINING)
+    @pytest.mark.parametrize("people", ["P × K", "shuffled"])
+    def test_times_the_share_of_active_triplets_it_is_that_of_tensorflow_addons(self, mining, people):
+        tfa = pytest.importorskip("tensorflow_addons", reason="TensorFlow Addons are for Python 3.10 and 3.11")
+        theirs = {"hard": tfa.losses.triplet_hard_loss, "semihard": tfa.losses.triplet_semihard_loss}[mining]
+        labels, shares = PEOPLE[people], []
+        for seed in range(5):
+            drawn = features_of(np.random.default_rng(seed), len(labels)) + np.eye(6, dtype=np.float32)[labels]
+            features = tf.Variable(drawn / np.linalg.norm(drawn, axis=1, keepdims=True))
+            losses = np.array(LITERAL[mining](labels, features.numpy(), 0.1))
+            shares.append((losses > 0).mean())
+            with tf.GradientTape(persistent=True) as tape:
+                ours, expected = TripletLoss(0.1, mining)(labels, features), theirs(labels, features, margin=0.1)
+            np.testing.assert_allclose(ours * shares[-1], expected, rtol=1e-4, atol=1e-5)
+            gradients = [tape.gradient(loss, features) for loss in (ours, expected)]
+            np.testing.assert_allclose(gradients[0] * shares[-1], gradients[1], rtol=1e-3, atol=1e-4)
+        assert 0 < min(shares) < 1
+
+    @pytest.mark.parametrize("mining", MINING)
+    def test_triplets_that_keep_the_margin_do_not_make_it_smaller(self, mining):
+        """Two people who are mixed up, beside more and more who are far from everybody."""
+        mixed_up = np.float32([[0, 0], [1, 0], [1.2, 0], [2.2, 0]])
+        losses = []
+        for others in (1, 2, 10):
+            far = np.repeat(np.float32([[100 * (n + 1), 0] for n in range(others)]), 2, axis=0)
+            labels = np.array([0, 0, 1, 1, *np.repeat(np.arange(others) + 2, 2)])
+            losses.append(TripletLoss(0.3, mining)(labels, np.concatenate([mixed_up, far])))
+        np.testing.assert_allclose(losses, losses[0], rtol=1e-6)
+        assert losses[0] > 0.09
+
+    def test_an_unknown_mining(self):
+        with pytest.raises(ValueError, match="mining must be one of hard, semihard, got 'easy'"):
+            TripletLoss(mining="easy")
