@@ -1,5 +1,7 @@
 """Group convolutions: those of ShuffleNet (Zhang et al. 2018), and CondenseNet's learned ones (Huang et al. 2018)."""
 
+import functools
+
 import numpy as np
 import tensorflow as tf
 
@@ -26,7 +28,9 @@ def channel_shuffle(inputs: tf.Tensor, groups: int) -> tf.Tensor:
 class GroupConv(tf.keras.layers.Conv2D):
     """Convolution in groups, without bias: each group of filters sees its own part of the input channels.
 
-    Keras hands convolutions in groups to XLA, which is many times slower on a CPU than TensorFlow's own kernel.
+    Keras hands convolutions in groups to XLA, which is many times slower on a CPU than TensorFlow's own kernel. Where
+    TensorFlow cannot differentiate its kernel, as on a CPU without oneDNN, each group is a convolution of its own,
+    with the same results.
 
     Args:
       filters: number of output channels, a multiple of ``groups``.
@@ -50,7 +54,24 @@ class GroupConv(tf.keras.layers.Conv2D):
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """Maps ``[batch, height, width, channels]`` to ``[batch, height, width, filters]``, group by group."""
-        return tf.nn.conv2d(inputs, self.kernel, 1, "SAME")
+        if self.groups == 1 or grouped_kernel_has_gradient():
+            return tf.nn.conv2d(inputs, self.kernel, 1, "SAME")
+        parts = zip(tf.split(inputs, self.groups, -1), tf.split(self.kernel, self.groups, -1))
+        return tf.concat([tf.nn.conv2d(part, kernel, 1, "SAME") for part, kernel in parts], -1)
+
+
+@functools.cache
+def grouped_kernel_has_gradient() -> bool:
+    """Returns whether TensorFlow's convolution in groups can be differentiated here; tries it on one pixel."""
+    with tf.init_scope():
+        pixel = tf.zeros([1, 1, 1, 2])
+        try:
+            tf.raw_ops.Conv2DBackpropInput(
+                input_sizes=[1, 1, 1, 2], filter=pixel, out_backprop=pixel, strides=[1, 1, 1, 1], padding="SAME"
+            )
+        except tf.errors.OpError:
+            return False
+    return True
 
 
 class LearnedGroupConv(tf.keras.layers.Conv2D):

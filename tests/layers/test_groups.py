@@ -1,5 +1,10 @@
 """Group convolutions against loops over groups, condensing against a literal implementation."""
 
+import os
+import platform
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -70,6 +75,52 @@ def test_group_conv_is_a_conv_per_group(kernel_size, groups):
     np.testing.assert_allclose(outputs, expected, atol=1e-5)
     for ours, theirs in zip(gradients, tape.gradient(objective, [inputs, layer.kernel])):
         np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+ONE_STEP = """
+import sys
+
+import numpy as np
+import tensorflow as tf
+
+from han_tf.layers.groups import GroupConv, grouped_kernel_has_gradient
+
+given = np.load(sys.argv[1])
+layer = GroupConv(6, 3, 3)
+layer.build(given["inputs"].shape)
+layer.kernel.assign(given["kernel"])
+inputs = tf.constant(given["inputs"])
+
+
+@tf.function
+def step(inputs):
+    with tf.GradientTape() as tape:
+        tape.watch(inputs)
+        outputs = layer(inputs)
+        objective = tf.reduce_sum(outputs**2)
+    return outputs, *tape.gradient(objective, [inputs, layer.kernel])
+
+
+np.savez(sys.argv[2], *step(inputs), own_kernel=grouped_kernel_has_gradient())
+"""
+
+
+def test_group_conv_is_the_same_with_and_without_onednn(tmp_path):
+    """Without, TensorFlow 2.15 to 2.21 have no gradient on a CPU."""
+    rng = np.random.default_rng(0)
+    kernel, inputs = rng.normal(size=(3, 3, 4, 6)), rng.normal(size=(2, 5, 4, 12))
+    np.savez(tmp_path / "given.npz", kernel=kernel.astype(np.float32), inputs=inputs.astype(np.float32))
+    made = {}
+    for switch in "01":
+        files = [str(tmp_path / name) for name in ("given.npz", f"{switch}.npz")]
+        environment = {**os.environ, "TF_ENABLE_ONEDNN_OPTS": switch}
+        subprocess.run([sys.executable, "-c", ONE_STEP, *files], env=environment, check=True)
+        with np.load(files[1]) as arrays:
+            made[switch] = dict(arrays)
+    for name in ("arr_0", "arr_1", "arr_2"):
+        np.testing.assert_allclose(made["0"][name], made["1"][name], rtol=1e-4, atol=1e-4)
+    if platform.machine() in ("x86_64", "AMD64") and not tf.config.list_physical_devices("GPU"):
+        assert (bool(made["0"]["own_kernel"]), bool(made["1"]["own_kernel"])) == (False, True)
 
 
 def test_with_all_connections_it_is_a_plain_conv(learned):
