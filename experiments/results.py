@@ -5,7 +5,7 @@ import math
 import os
 import statistics
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Optional, Union
@@ -13,7 +13,7 @@ from typing import Any, Optional, Union
 from han_tf.errors import UserError
 from han_tf.files import write_json
 from han_tf.training import environment
-from han_tf.training.config import NEUTRAL, OF_DATA, TrainConfig
+from han_tf.training.config import DEFAULTS, NEUTRAL, OF_DATA, TrainConfig
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -112,23 +112,21 @@ def settings_of(values: Mapping[str, Any]) -> dict[str, Any]:
 
     A setting that ``values`` lacks did not exist yet; its default keeps what was done before it did.
     """
-    defaults = {field.name: field.default for field in fields(TrainConfig)}
-    return {name: value for name, value in {**defaults, **values}.items() if name not in (*NEUTRAL, *OF_DATA)}
+    return {name: value for name, value in {**DEFAULTS, **values}.items() if name not in (*NEUTRAL, *OF_DATA)}
 
 
-def identity(values: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
-    """Returns :func:`settings_of` in a form that can be compared and hashed."""
-    return tuple(sorted(settings_of(values).items()))
+def identity(values: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    """Returns :func:`settings_of` in a form that can be compared and hashed: names, and values as JSON."""
+    return tuple(sorted((name, json.dumps(value, sort_keys=True)) for name, value in settings_of(values).items()))
 
 
 def changed_settings(values: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the settings that are not the paper's, but for data set, split, network, epochs and seed."""
     known = ("dataset", "split", "model", "epochs", "seed")
-    defaults = TrainConfig().to_dict()
     return {
         name: value
         for name, value in settings_of(values).items()
-        if name not in known and value != defaults.get(name, None)
+        if name not in known and value != DEFAULTS.get(name, None)
     }
 
 
@@ -139,13 +137,20 @@ def command_of(values: Mapping[str, Any]) -> str:
 
 def flags_of(values: Mapping[str, Any]) -> list[str]:
     """Returns the flags of ``han_tf.train`` that say ``values``, as far as they are not its defaults."""
-    defaults = TrainConfig().to_dict()
+    usual = TrainConfig.of_recipe(values.get("recipe", DEFAULTS["recipe"])).to_dict()
+    usual["recipe"] = DEFAULTS["recipe"]
     always = ("dataset", "model", "epochs", "seed")
-    return [
-        f"--{name}={str(value).lower() if isinstance(value, bool) else value}"
-        for name, value in values.items()
-        if name not in OF_DATA and (name in always or value != defaults.get(name))
-    ]
+    told = []
+    for name, value in values.items():
+        if name in OF_DATA or (name not in always and value == usual.get(name)):
+            continue
+        if isinstance(value, Mapping):
+            told += [f"--{name}={argument}={json.dumps(given)}" for argument, given in value.items()]
+        elif isinstance(value, (list, tuple)):
+            told.append(f"--{name}={','.join(map(str, value))}")
+        else:
+            told.append(f"--{name}={str(value).lower() if isinstance(value, bool) else value}")
+    return told
 
 
 def training_result(run_dir: Union[str, os.PathLike], peak_mb: Optional[float] = None) -> dict[str, Any]:
@@ -190,7 +195,7 @@ def training_result(run_dir: Union[str, os.PathLike], peak_mb: Optional[float] =
         "differences": evaluated.get("differences", []),
         "counts": evaluated["counts"],
         "results": rows,
-        "regions": summarised(trained.get("regions") or {}),
+        "regions": summarised(trained.get("attention") or trained.get("regions") or {}),
         "loss": [round(row["loss"], 4) for row in history if "loss" in row],
         "evaluations": [_joint(row) for row in history if "evaluation" in row],
         **made_with,
@@ -223,7 +228,7 @@ def summarised(regions: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the state of hard attention with its summary: how far out, how still, and how many saturated.
 
     Args:
-      regions: of the last epoch, as :class:`han_tf.training.regions.RegionStatistics` gives them; may be empty.
+      regions: of the last epoch, as :class:`han_tf.training.attention.AttentionStatistics` gives them; may be empty.
 
     Returns:
       ``regions`` and, for a network that has any, ``largest_mean`` (of |t_x|, |t_y|), ``least_deviation`` over images

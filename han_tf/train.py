@@ -8,6 +8,7 @@ schedule. An interrupted run goes on with the same command.
 import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from han_tf.inference.runs import create_network
 from han_tf.models import MODELS
 from han_tf.models.network import ReIDNetwork
 from han_tf.report import evaluate_features, scalars, table, to_json
-from han_tf.training.config import LOSSES, MINING, TrainConfig
+from han_tf.training.config import LOSSES, MINING, RECIPES, TrainConfig, parse_drops, parse_model_args
 from han_tf.training.loop import Trainer, check_run_folder
 from han_tf.training.schedule import drop_epochs
 from han_tf.viz.attention import attend, attention_panels, attention_sheet
@@ -35,7 +36,7 @@ from han_tf.viz.drawing import save_png
 SYNTHETIC_EPOCHS = 12
 """Enough for the embedded set to show what HAN does within a few minutes on two cores."""
 
-SHOWN_COMPLAINTS = 3
+SHOWN_COMPLAINTS = 6
 METRICS = "metrics.json"
 """The trained network's results, in the run's folder."""
 
@@ -60,8 +61,22 @@ flags.DEFINE_boolean("hard", _DEFAULT.hard, "Hard attention; if not, the regions
 flags.DEFINE_boolean(
     "interaction", _DEFAULT.interaction, "Interaction of the branches, eq. (8) (Table 10).", flag_values=FLAGS
 )
+flags.DEFINE_multi_string(
+    "model_args",
+    [],
+    "Another argument of the network, for example --model_args regions=6 --model_args widths=[96,192,288]; may be "
+    "given several times.",
+    flag_values=FLAGS,
+)
 flags.DEFINE_string(
     "weights", _DEFAULT.weights, "ImageNet weights (.h5) that MobileNet or ResNet50 starts from.", flag_values=FLAGS
+)
+flags.DEFINE_enum(
+    "recipe",
+    _DEFAULT.recipe,
+    list(RECIPES),
+    "Settings to start from: the paper's, or those that reach more; flags that are given go before both.",
+    flag_values=FLAGS,
 )
 flags.DEFINE_integer(
     "epochs",
@@ -84,8 +99,21 @@ flags.DEFINE_integer(
 flags.DEFINE_integer(
     "images_per_person", _DEFAULT.images_per_person, "K, images of each of these people.", 2, flag_values=FLAGS
 )
+flags.DEFINE_float(
+    "label_smoothing",
+    _DEFAULT.label_smoothing,
+    "ε of the cross-entropy: the target is 1 - ε for a person, and ε shared by all.",
+    0,
+    flag_values=FLAGS,
+)
 flags.DEFINE_boolean(
     "horizontal_flip", _DEFAULT.horizontal_flip, "Mirror half of the training images.", flag_values=FLAGS
+)
+flags.DEFINE_boolean(
+    "random_translation",
+    _DEFAULT.random_translation,
+    "Enlarge half of the training images by 1/8 and crop them back at a random place.",
+    flag_values=FLAGS,
 )
 flags.DEFINE_boolean(
     "random_erasing",
@@ -94,7 +122,13 @@ flags.DEFINE_boolean(
     flag_values=FLAGS,
 )
 flags.DEFINE_float("lr", _DEFAULT.lr, "Initial learning rate.", 0, flag_values=FLAGS)
-flags.DEFINE_float("lr_decay", _DEFAULT.lr_decay, "Factor of each of the three drops.", 0, 1, flag_values=FLAGS)
+flags.DEFINE_float("lr_decay", _DEFAULT.lr_decay, "Factor of each drop.", 0, 1, flag_values=FLAGS)
+flags.DEFINE_string(
+    "lr_drops",
+    ",".join(str(Fraction(part).limit_denominator(1000)) for part in _DEFAULT.lr_drops),
+    "After which parts of the epochs the learning rate drops, for example 3/4,9/10,19/20.",
+    flag_values=FLAGS,
+)
 flags.DEFINE_float("momentum", _DEFAULT.momentum, "Momentum of SGD.", 0, 1, flag_values=FLAGS)
 flags.DEFINE_float("weight_decay", _DEFAULT.weight_decay, "λ of λ/2·‖w‖² on the kernels.", 0, flag_values=FLAGS)
 flags.DEFINE_float(
@@ -123,11 +157,20 @@ flags.DEFINE_boolean(
 
 
 def config_of(values: flags.FlagValues) -> TrainConfig:
-    """Returns the settings that the flags say."""
-    settings = {field.name: values[field.name].value for field in dataclasses.fields(TrainConfig)}
+    """Returns the settings that the flags say, with those of ``--recipe`` for flags that are not given."""
+    recipe = values.recipe
+    settings = {
+        field.name: values[field.name].value
+        for field in dataclasses.fields(TrainConfig)
+        if field.name not in RECIPES[recipe] or values[field.name].present
+    }
+    if "lr_drops" in settings:
+        settings["lr_drops"] = parse_drops(settings["lr_drops"])
+    settings["model_args"] = parse_model_args(settings["model_args"])
     if settings["epochs"] is None:
         settings["epochs"] = SYNTHETIC_EPOCHS if settings["dataset"] == "synthetic" else _DEFAULT.epochs
-    return TrainConfig(**settings)
+    del settings["recipe"]
+    return TrainConfig.of_recipe(recipe, **settings)
 
 
 def evaluate_network(model: ReIDNetwork, dataset: ReIDDataset, skip_bad_images: bool) -> dict[str, Any]:
@@ -160,9 +203,12 @@ def main(values: flags.FlagValues) -> None:
     config = dataclasses.replace(config, split=dataset.split)
     for sentence in dataset.notes + dataset.differences:
         print(f"note: {dataset.name}: {sentence}")
-    if config.epochs != _DEFAULT.epochs:
-        drops = ", ".join(map(str, drop_epochs(config.epochs)))
-        print(f"schedule: {config.epochs} epochs, not the paper's {_DEFAULT.epochs}; lr drops after {drops}")
+    if RECIPES[config.recipe]:
+        told = ", ".join(f"--{name} {getattr(config, name)}" for name in RECIPES[config.recipe])
+        print(f"recipe {config.recipe}: {told}")
+    if (config.epochs, config.lr_drops) != (_DEFAULT.epochs, _DEFAULT.lr_drops):
+        drops = ", ".join(map(str, drop_epochs(config.epochs, config.lr_drops))) or "no epoch"
+        print(f"schedule: {config.epochs} epochs; lr drops after {drops} (the paper: 300, after 100, 200, 250)")
     run_dir = Path(values.run_dir or Path(values.runs_dir) / config.run_name())
     check_run_folder(config, run_dir)
     with locked(run_dir / LOCK, f"another process trains in {run_dir}, expected one at a time; give another --run_dir"):
@@ -204,18 +250,18 @@ def train(config: TrainConfig, dataset: ReIDDataset, run_dir: Path) -> None:
         "model": config.model,
         "epochs": config.epochs,
         **last["evaluation"],
-        "regions": last.get("regions", {"complaints": []}),
+        "attention": last.get("attention", {"complaints": []}),
     }
     if dataset.name == "synthetic":
         report["results"] += baseline_rows(config, dataset)
     write_json(run_dir / METRICS, report)
     print(f"\n{config.model} on {dataset.name} {dataset.split}".rstrip() + f", {config.epochs} epochs:")
     print(table(report))
-    complaints = report["regions"]["complaints"]
+    complaints = report["attention"]["complaints"]
     for complaint in complaints[:SHOWN_COMPLAINTS]:
-        print(f"warning: hard attention: {complaint}")
+        print(f"warning: {complaint}")
     if len(complaints) > SHOWN_COMPLAINTS:
-        print(f"warning: hard attention: {len(complaints) - SHOWN_COMPLAINTS} more regions, see {METRICS}")
+        print(f"warning: {len(complaints) - SHOWN_COMPLAINTS} more sentences on attention, see {METRICS}")
     levels = () if panel is None else attend(trainer.model, panel)
     if levels:
         save_png(run_dir / "attention.png", attention_sheet(panel, levels))

@@ -32,7 +32,7 @@ def test_the_folder_tells_what_is_off(run_dir):
 
 
 def test_nobody_complains_about_fixed_regions(run_dir):
-    regions = json.loads((run_dir / "metrics.json").read_text())["regions"]
+    regions = json.loads((run_dir / "metrics.json").read_text())["attention"]
     assert regions["complaints"] == []
     assert len(regions["mean"]) == 1
 

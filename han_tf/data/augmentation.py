@@ -81,8 +81,42 @@ def random_erasing(
     return tf.reshape(erased, tf.shape(images))
 
 
-AUGMENTATIONS = {"horizontal_flip": horizontal_flip, "random_erasing": random_erasing}
+def random_translation(
+    images: tf.Tensor, seed: tf.Tensor, probability: float = 0.5, enlargement: float = 1 / 8
+) -> tf.Tensor:
+    """Enlarges images and crops them back to their size at a random place.
+
+    Args:
+      images: ``[batch, height, width, 3]`` uint8.
+      seed: ``[2]`` int.
+      probability: of each image to be enlarged.
+      enlargement: of both sides, as a fraction; the enlarged sides are rounded to whole pixels.
+
+    Returns:
+      ``[batch, height, width, 3]`` uint8: bilinear values, rounded; the place is uniform among all whole pixels.
+    """
+    batch, (height, width) = tf.shape(images)[0], images.shape[1:3]
+    enlarged = [round(side * (1 + enlargement)) for side in (height, width)]
+    chance_seed, row_seed, column_seed = tf.unstack(tf.random.split(seed, 3))
+    rows = tf.random.stateless_uniform([batch, 1], row_seed, 0, enlarged[0] - height + 1, tf.int32) + tf.range(height)
+    columns = tf.random.stateless_uniform([batch, 1], column_seed, 0, enlarged[1] - width + 1, tf.int32)
+    columns += tf.range(width)
+    large = tf.cast(tf.round(tf.image.resize(images, enlarged)), tf.uint8)
+    # Columns are chosen for each row, as tf.gather wants indices for every batch dimension.
+    cropped = tf.gather(tf.gather(large, rows, batch_dims=1), columns, axis=2, batch_dims=1)
+    moved = tf.random.stateless_uniform([batch, 1, 1, 1], chance_seed) < probability
+    return tf.where(moved, cropped, images)
+
+
+AUGMENTATIONS = {
+    "horizontal_flip": horizontal_flip,
+    "random_translation": random_translation,
+    "random_erasing": random_erasing,
+}
 """Augmentation name -> function of images and seed, in the order in which they act."""
+
+SEEDED = ("horizontal_flip", "random_erasing", "random_translation")
+"""Each one's seed is that of its place here, where a new one comes last: it leaves the others' draws as they were."""
 
 
 def augment(images: tf.Tensor, names: Collection[str], seed: int, epoch: int, batch: tf.Tensor) -> tf.Tensor:
@@ -99,8 +133,8 @@ def augment(images: tf.Tensor, names: Collection[str], seed: int, epoch: int, ba
       ``[batch, height, width, 3]`` uint8.
     """
     of_epoch = tf.constant([seed, epoch], tf.int64)
-    seeds = tf.random.split(tf.random.fold_in(of_epoch, tf.cast(batch, tf.int64)), len(AUGMENTATIONS))
-    for number, (name, function) in enumerate(AUGMENTATIONS.items()):
+    seeds = tf.random.split(tf.random.fold_in(of_epoch, tf.cast(batch, tf.int64)), len(SEEDED))
+    for name, function in AUGMENTATIONS.items():
         if name in names:
-            images = function(images, seeds[number])
+            images = function(images, seeds[SEEDED.index(name)])
     return images

@@ -37,7 +37,9 @@ class FactoredSoftAttention(tf.keras.layers.Layer):
         super().__init__(**kwargs)
         self.soft = soft
 
-    def call(self, inputs: tf.Tensor, signature: tf.Tensor, training: Optional[bool] = None) -> tf.Tensor:
+    def call(
+        self, inputs: tf.Tensor, signature: tf.Tensor, training: Optional[bool] = None
+    ) -> tuple[tf.Tensor, Optional[tf.Tensor]]:
         """Makes the soft map, see :meth:`SoftAttention.call`."""
         channels = signature.shape[-1]
         vector = tf.reshape(signature, [-1, channels])
@@ -49,9 +51,11 @@ class FactoredSoftAttention(tf.keras.layers.Layer):
                 vector = tf.nn.relu(layer.norm.call(tf.matmul(vector, layer.conv.kernel[0, 0])))
         blended = tf.matmul(vector, self.soft.blend.conv.kernel[0, 0])
         blended = tf.reshape(blended, [-1, 1, 1, channels])
+        spatial = None
         if self.soft.spatial is not None:
-            blended *= self.soft.spatial(inputs)
-        return tf.sigmoid(tf.nn.relu(self.soft.blend.norm(blended)))
+            spatial = self.soft.spatial(inputs)
+            blended *= spatial
+        return tf.sigmoid(tf.nn.relu(self.soft.blend.norm(blended))), spatial
 
 
 class GatheredCrop(tf.keras.layers.Layer):

@@ -103,6 +103,7 @@ def create_network(settings: Mapping[str, Any], num_classes: int = 0, weights: s
         input_size=(settings["input_height"], settings["input_width"]),
         feature_dim=settings["feature_dim"],
         **off,
+        **settings.get("model_args", {}),
         **({"weights": weights} if weights else {}),
     )
 

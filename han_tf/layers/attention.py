@@ -17,15 +17,17 @@ class SpatialAttention(tf.keras.layers.Layer):
     Mean over channels, 3×3 conv of stride 2 (9 weights), bilinear resize back, 1×1 conv (1 weight)
     that learns the scale at which S meets the channel attention.
 
-    Batch norm and ReLU follow both convolutions (caption of Fig. 2). With a single filter a ReLU that dies leaves the
-    level's map flat, as it was at the first level after four epochs on Market-1501; yet without ReLU the network
-    learned more slowly there (experiments/RESULTS.md).
+    Batch norm and ReLU follow both convolutions (caption of Fig. 2). With a single filter, a ReLU that dies leaves the
+    level's map flat. Both kernels start positive and even, so that S starts as the smoothed mean activation: where the
+    block responds, there is attention. With a random start the sign is random, too, and half of the maps start as
+    edges or as the background.
     """
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
-        self.conv = ConvBNReLU(1, 3, 2, name="conv")
-        self.scale = ConvBNReLU(1, name="scale")
+        even = tf.keras.initializers.Constant(1 / 3)  # of norm 1, as the scale
+        self.conv = ConvBNReLU(1, 3, 2, kernel_initializer=even, name="conv")
+        self.scale = ConvBNReLU(1, kernel_initializer="ones", name="scale")
 
     def call(self, inputs: tf.Tensor, training: Optional[bool] = None) -> tf.Tensor:
         """Maps ``[batch, height, width, channels]`` to S, ``[batch, height, width, 1]``, ≥ 0."""
@@ -89,7 +91,9 @@ class SoftAttention(tf.keras.layers.Layer):
         self.blend = ConvBNReLU(input_shape[-1], name="blend")
         super().build(input_shape)
 
-    def call(self, inputs: tf.Tensor, signature: tf.Tensor, training: Optional[bool] = None) -> tf.Tensor:
+    def call(
+        self, inputs: tf.Tensor, signature: tf.Tensor, training: Optional[bool] = None
+    ) -> tuple[tf.Tensor, Optional[tf.Tensor]]:
         """Makes the soft map.
 
         Args:
@@ -98,15 +102,17 @@ class SoftAttention(tf.keras.layers.Layer):
           training: whether batch norm uses the batch's statistics.
 
         Returns:
-          ``[batch, height, width, channels]`` in [0.5, 1): the blend's ReLU is ≥ 0, where the
-          sigmoid starts at one half.
+          The soft map, ``[batch, height, width, channels]`` in [0.5, 1): the blend's ReLU is ≥ 0, where the
+          sigmoid starts at one half. And S, ``[batch, height, width, 1]`` ≥ 0, or None without spatial attention.
         """
         attention = tf.ones_like(inputs)
+        spatial = None
         if self.spatial is not None:
-            attention *= self.spatial(inputs, training=training)
+            spatial = self.spatial(inputs, training=training)
+            attention *= spatial
         if self.channel is not None:
             attention *= self.channel(signature, training=training)
-        return tf.sigmoid(self.blend(attention, training=training))
+        return tf.sigmoid(self.blend(attention, training=training)), spatial
 
 
 def stacked_strips(regions: int) -> np.ndarray:
@@ -162,11 +168,13 @@ class Attention(NamedTuple):
       attended: the block's output, X times the soft map; ``[batch, height, width, channels]``.
       soft: the soft map, same shape, in [0.5, 1); None without soft attention.
       theta: (t_x, t_y) of the regions, ``[batch, T, 2]`` in [-1, 1].
+      spatial: S, ``[batch, height, width, 1]`` ≥ 0; None without soft spatial attention.
     """
 
     attended: tf.Tensor
     soft: Optional[tf.Tensor]
     theta: tf.Tensor
+    spatial: Optional[tf.Tensor] = None
 
 
 class HarmoniousAttention(tf.keras.layers.Layer):
@@ -199,5 +207,5 @@ class HarmoniousAttention(tf.keras.layers.Layer):
         theta = self.hard(signature[:, 0, 0])
         if self.soft is None:
             return Attention(inputs, None, theta)
-        soft = self.soft(inputs, signature, training=training)
-        return Attention(inputs * soft, soft, theta)
+        soft, spatial = self.soft(inputs, signature, training=training)
+        return Attention(inputs * soft, soft, theta, spatial)

@@ -1,7 +1,7 @@
 """The convolutional units that HAN is built of (Fig. 4, Tables 1 and 12)."""
 
 from collections.abc import Sequence
-from typing import Optional
+from typing import Optional, Union
 
 import tensorflow as tf
 
@@ -24,6 +24,7 @@ class ConvBN(tf.keras.layers.Layer):
       depthwise_separable: a depthwise convolution that carries kernel and stride, then a pointwise
         1×1 convolution to ``filters`` channels, instead of a full convolution; batch norm stands
         after the pair.
+      kernel_initializer: of the convolution (the pointwise one of a pair), as Keras takes it.
     """
 
     def __init__(
@@ -32,6 +33,7 @@ class ConvBN(tf.keras.layers.Layer):
         kernel_size: int = 1,
         strides: int = 1,
         depthwise_separable: bool = False,
+        kernel_initializer: Union[str, tf.keras.initializers.Initializer] = KERNEL_INITIALIZER,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -52,7 +54,7 @@ class ConvBN(tf.keras.layers.Layer):
             strides,
             padding="same",
             use_bias=False,
-            kernel_initializer=KERNEL_INITIALIZER,
+            kernel_initializer=kernel_initializer,
             name="conv",
         )
         self.norm = tf.keras.layers.BatchNormalization(name="norm")

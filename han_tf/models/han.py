@@ -134,7 +134,7 @@ class HAN(ReIDNetwork):
                 regions = crop(features, theta)
                 regions = tf.reshape(regions, [-1, *regions.shape[2:]])
                 streams = regions if streams is None else streams + regions  # eq. (8)
-            levels.append(LevelAttention(attention.soft, theta, boxes))
+            levels.append(LevelAttention(attention.soft, theta, boxes, attention.spatial))
             streams = local_block(streams, training=training)
             features = attention.attended
 

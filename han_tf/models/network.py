@@ -18,11 +18,13 @@ class LevelAttention(NamedTuple):
       theta: (t_x, t_y) of each region, ``[batch, T, 2]`` in [-1, 1]; None at a level without regions.
       boxes: the regions as (x_min, y_min, x_max, y_max), ``[batch, T, 4]``, in pixels of the input
         image; they may reach past its border. None at a level without regions.
+      spatial: soft spatial attention S, ``[batch, height, width, 1]`` ≥ 0; None where switched off.
     """
 
     soft: Optional[tf.Tensor]
     theta: Optional[tf.Tensor]
     boxes: Optional[tf.Tensor]
+    spatial: Optional[tf.Tensor] = None
 
 
 class Branches(NamedTuple):
@@ -78,6 +80,9 @@ class ReIDNetwork(tf.keras.Model):
 
     branch_names: tuple[str, ...] = ("global",)
     """Whose features the joint one joins, in this order; equally wide, each of unit norm."""
+
+    map_sizes: Sequence[tuple[int, int]] = ()
+    """Height and width of the map at each level with attention, first level first."""
 
     def __init__(self, num_classes: int, input_size: Sequence[int], feature_dim: int, name: str):
         super().__init__(name=name)

@@ -1,10 +1,16 @@
 """What a training run is made of, as written into its folder."""
 
-from dataclasses import asdict, dataclass, fields
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from han_tf.errors import UserError
+from han_tf.training.schedule import PAPER_DROPS
 
 NEUTRAL = ("data_dir", "eval_every", "keep_checkpoints", "panel_images", "cache_mb", "skip_bad_images")
 """Settings that may change between the parts of a resumed run: they do not change what is learned."""
@@ -26,8 +32,29 @@ MINING = ("hard", "semihard")
 OF_TRIPLET = ("mining", "margin", "people", "images_per_person")
 """Settings that say something in a run with the triplet loss alone."""
 
+OF_NETWORK = ("num_classes", "input_size", "name")
+"""Arguments of a network that a run decides on in other ways."""
+
 NAMED = ("dataset", "split", "model", "epochs", "seed")
 """Settings that the name of a run always tells."""
+
+RECIPES: dict[str, Mapping[str, Any]] = {
+    "paper": MappingProxyType({}),
+    "strong": MappingProxyType(
+        {
+            "label_smoothing": 0.1,
+            "horizontal_flip": True,
+            "random_translation": True,
+            "lr_drops": (3 / 4, 9 / 10, 19 / 20),
+        }
+    ),
+}
+"""Recipe -> the settings that it changes.
+
+``paper``: none; the text of the paper. ``strong``: what published trainings from scratch at this size used where they
+reached the paper's numbers (label smoothing, flip, random translation), and a first rate that is kept for longer:
+after it, a network knows its training images by heart and learns little more (experiments/RESULTS.md).
+"""
 
 
 @dataclass(frozen=True)
@@ -38,22 +65,26 @@ class TrainConfig:
       dataset: registry name of the data set.
       split: its protocol variant; ``""`` for its default.
       data_dir: where its files are; ``""`` for the default folder.
+      recipe: a key of :data:`RECIPES`, whose settings :meth:`of_recipe` puts in the place of the defaults.
       model: registry name of the network.
       input_height, input_width: image size, in pixels.
       feature_dim: dimension of the joint feature.
       spatial, channel, hard: whether these types of attention take part (Table 9).
       interaction: whether the branches interact, eq. (8) (Table 10).
+      model_args: other arguments of the network, by name; see its constructor.
       weights: file of ImageNet weights to start from, for networks that take one; ``""`` for random weights.
-      epochs: passes over the training images; the learning rate drops after 1/3, 2/3 and 5/6 of them.
+      epochs: passes over the training images.
       batch_size: images per step.
       loss: a key of :data:`LOSSES`; it acts on each branch, and the branches' losses are added up.
       mining: one of :data:`MINING`.
       margin: of the triplet loss, in units of distance between features of unit norm.
       people, images_per_person: P and K of a batch with the triplet loss, where P·K is ``batch_size``, see
         :class:`han_tf.data.sampling.PeopleAndImages`.
-      horizontal_flip, random_erasing: augmentations in use, see :mod:`han_tf.data.augmentation`.
+      label_smoothing: ε of the cross-entropy's targets, in [0, 1).
+      horizontal_flip, random_translation, random_erasing: augmentations in use, see :mod:`han_tf.data.augmentation`.
       lr: initial learning rate.
       lr_decay: factor of each drop.
+      lr_drops: after which parts of the epochs the learning rate drops, ascending in (0, 1).
       momentum: of stochastic gradient descent.
       weight_decay: λ of the penalty λ/2·‖w‖² on every kernel.
       localisation_lr: factor on the learning rate of the layers that place the regions.
@@ -65,12 +96,13 @@ class TrainConfig:
       skip_bad_images: leave out image files that cannot be decoded.
 
     Raises:
-      UserError: there is no such loss or mining, or settings contradict each other.
+      UserError: there is no such recipe, loss or mining, a value is out of range, or settings contradict each other.
     """
 
     dataset: str = "synthetic"
     split: str = ""
     data_dir: str = ""
+    recipe: str = "paper"
     model: str = "han_small"
     input_height: int = 160
     input_width: int = 64
@@ -79,6 +111,7 @@ class TrainConfig:
     channel: bool = True
     hard: bool = True
     interaction: bool = True
+    model_args: Mapping[str, Any] = field(default_factory=dict)
     weights: str = ""
     epochs: int = 300
     batch_size: int = 32
@@ -87,10 +120,13 @@ class TrainConfig:
     margin: float = 0.3
     people: int = 8
     images_per_person: int = 4
+    label_smoothing: float = 0.0
     horizontal_flip: bool = False
+    random_translation: bool = False
     random_erasing: bool = False
     lr: float = 0.03
     lr_decay: float = 0.1
+    lr_drops: tuple[float, ...] = PAPER_DROPS
     momentum: float = 0.9
     weight_decay: float = 5e-4
     localisation_lr: float = 0.01
@@ -102,9 +138,23 @@ class TrainConfig:
     skip_bad_images: bool = False
 
     def __post_init__(self):
-        for name, known in (("loss", LOSSES), ("mining", MINING)):
+        object.__setattr__(self, "lr_drops", tuple(self.lr_drops))  # JSON has lists only
+        for name, known in (("recipe", RECIPES), ("loss", LOSSES), ("mining", MINING)):
             if getattr(self, name) not in known:
                 raise UserError(f"--{name} {getattr(self, name)!r}, expected one of {', '.join(known)}")
+        drops = (0, *self.lr_drops, 1)
+        if not all(earlier < later for earlier, later in pairwise(drops)):
+            shown = ",".join(map(_short, self.lr_drops))
+            raise UserError(f"--lr_drops {shown}, expected ascending parts of the epochs, between 0 and 1")
+        for name in self.model_args:
+            if name in (*OF_NETWORK, *(setting.name for setting in fields(self))):
+                raise UserError(
+                    f"--model_args {name}=..., expected an argument of the network that has no flag of its own"
+                )
+        if not 0 <= self.label_smoothing < 1:
+            raise UserError(f"--label_smoothing {self.label_smoothing}, expected at least 0 and less than 1")
+        if self.label_smoothing and CROSS_ENTROPY not in LOSSES[self.loss]:
+            raise UserError(f"--label_smoothing {self.label_smoothing} says nothing with --loss {self.loss}")
         if TRIPLET in LOSSES[self.loss]:
             if self.people * self.images_per_person != self.batch_size:
                 raise UserError(
@@ -112,10 +162,19 @@ class TrainConfig:
                     f"{self.people * self.images_per_person}, but --batch_size is {self.batch_size}: expected the same"
                 )
             return
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name in OF_TRIPLET and value != field.default:
-                raise UserError(f"--{field.name} {value} is a setting of the triplet loss, but --loss is {self.loss}")
+        for setting in fields(self):
+            value = getattr(self, setting.name)
+            if setting.name in OF_TRIPLET and value != setting.default:
+                raise UserError(f"--{setting.name} {value} is a setting of the triplet loss, but --loss is {self.loss}")
+
+    @classmethod
+    def of_recipe(cls, recipe: str, **settings: Any) -> "TrainConfig":
+        """Returns the run that ``settings`` say, with those of ``recipe`` for what they do not say.
+
+        Raises:
+          UserError: as for the constructor.
+        """
+        return cls(**{**RECIPES.get(recipe, {}), **settings, "recipe": recipe})
 
     @property
     def input_size(self) -> tuple[int, int]:
@@ -130,20 +189,23 @@ class TrainConfig:
     def run_name(self) -> str:
         """Returns the name of the run's folder, so that the same command finds it again and no other one does.
 
-        What decides on the weights and is not the default is told: ``market1501-han_large-hard_False-300epochs-seed0``;
-        of a path its last part.
+        It tells what decides on the weights and is not the recipe's, of a path the last part:
+        ``market1501-han_large-hard_False-300epochs-seed0``.
         """
+        told = {name: value for name, value in self.changes().items() if name not in (*NAMED, *NEUTRAL, "model_args")}
+        told.update(self.model_args)
         split = f"-{self.split}" if self.split else ""
-        changed = "".join(
-            f"-{field.name}_{Path(str(getattr(self, field.name))).name}"
-            for field in fields(self)
-            if field.name not in NAMED + NEUTRAL and getattr(self, field.name) != field.default
-        )
+        changed = "".join(f"-{name}_{_short(value)}" for name, value in told.items())
         return f"{self.dataset}{split}-{self.model}{changed}-{self.epochs}epochs-seed{self.seed}"
+
+    def changes(self) -> dict[str, Any]:
+        """Returns the settings that are neither the defaults nor the recipe's, as JSON holds them; and the recipe."""
+        usual = {**DEFAULTS, **TrainConfig.of_recipe(self.recipe).to_dict(), "recipe": DEFAULTS["recipe"]}
+        return {name: value for name, value in self.to_dict().items() if value != usual[name]}
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the settings as JSON holds them."""
-        return asdict(self)
+        return json.loads(json.dumps(asdict(self)))
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], where: str) -> "TrainConfig":
@@ -154,17 +216,63 @@ class TrainConfig:
         Raises:
           UserError: ``values`` holds other settings; ``where`` is named.
         """
-        unknown = sorted(set(values) - {field.name for field in fields(cls)})
+        unknown = sorted(set(values) - {setting.name for setting in fields(cls)})
         if unknown:
             raise UserError(f"{where}: setting {unknown[0]!r} is unknown, expected a run of this version")
         return cls(**values)
 
     def check_resumable(self, saved: "TrainConfig", where: str) -> None:
         """Raises UserError if a run with the settings ``saved`` cannot go on with these."""
-        for field in fields(self):
-            mine, theirs = getattr(self, field.name), getattr(saved, field.name)
-            if mine != theirs and field.name not in NEUTRAL:
+        for setting in fields(self):
+            mine, theirs = getattr(self, setting.name), getattr(saved, setting.name)
+            if mine != theirs and setting.name not in NEUTRAL:
                 raise UserError(
-                    f"{where} holds a run with --{field.name} {theirs}, this command has {mine}; "
+                    f"{where} holds a run with --{setting.name} {theirs}, this command has {mine}; "
                     "give another --run_dir, or the same flags to go on with that run"
                 )
+
+
+DEFAULTS: Mapping[str, Any] = MappingProxyType(TrainConfig().to_dict())
+"""Setting -> what it is unless said otherwise."""
+
+
+def parse_drops(text: str) -> tuple[float, ...]:
+    """Returns the fractions that ``--lr_drops`` says: ``3/4,9/10`` or ``0.75,0.9``.
+
+    Raises:
+      UserError: it says something else.
+    """
+    try:
+        return tuple(float(Fraction(part.strip())) for part in text.split(",") if part.strip())
+    except (ValueError, ZeroDivisionError) as error:
+        raise UserError(f"--lr_drops {text!r}, expected fractions such as 3/4,9/10,19/20") from error
+
+
+def parse_model_args(texts: Sequence[str]) -> dict[str, Any]:
+    """Returns the arguments that the values of ``--model_args`` say: ``regions=6``, ``widths=[96,192,288]``.
+
+    A value is JSON; what is none is a word.
+
+    Raises:
+      UserError: one has no name or is said twice.
+    """
+    arguments = {}
+    for text in texts:
+        name, found, value = text.partition("=")
+        name = name.strip()
+        if not found or not name.isidentifier() or name in arguments:
+            raise UserError(
+                f"--model_args {text!r}, expected NAME=VALUE, each name once; for example widths=[96,192,288]"
+            )
+        try:
+            arguments[name] = json.loads(value)
+        except ValueError:
+            arguments[name] = value.strip()
+    return arguments
+
+
+def _short(value: Any) -> str:
+    """Returns a value as a run's name tells it: of numbers six digits, of a list its parts, of a path its last part."""
+    if isinstance(value, (list, tuple)):
+        return "+".join(map(_short, value)) or "none"
+    return f"{value:.6g}" if isinstance(value, float) else Path(str(value)).name

@@ -21,9 +21,9 @@ from han_tf.inference.runs import CHECKPOINTS, CONFIG, create_network, read_conf
 from han_tf.models.checkpoints import Checkpoints
 from han_tf.models.network import Branches, ReIDNetwork, unit_features
 from han_tf.training import environment
+from han_tf.training.attention import AttentionStatistics, LevelStatistics, level_statistics
 from han_tf.training.config import CROSS_ENTROPY, LOSSES, OF_DATA, TRIPLET, TrainConfig
 from han_tf.training.losses import TripletLoss, decayed_kernels, identity_loss, weight_penalty
-from han_tf.training.regions import RegionStatistics
 from han_tf.training.schedule import learning_rate
 
 HISTORY = "history.json"
@@ -161,23 +161,24 @@ class Trainer:
 
     def _run_epoch(self, stop: list[int], bar: tqdm) -> None:
         epoch = int(self.epoch)
-        rate = learning_rate(epoch, self.config.epochs, self.config.lr, self.config.lr_decay)
+        config = self.config
+        rate = learning_rate(epoch, config.epochs, config.lr, config.lr_decay, config.lr_drops)
         self.optimizer.learning_rate.assign(rate)
-        regions = RegionStatistics(learned=bool(self.model.localisation_variables))
+        attention = AttentionStatistics(self.model.map_sizes, learned=bool(self.model.localisation_variables))
         started, seen = time.perf_counter(), 0
         batches = training_batches(
             self.data.images, self.labels, self.sampler, self.config.seed, epoch, int(self.batch), self.augmentations
         )
         for images, labels in batches:
             self.model.begin_step(self.global_step, self.config.epochs * self.steps_per_epoch)
-            losses, thetas = self.train_step(images, labels)
+            losses, levels = self.train_step(images, labels)
             if not np.isfinite(losses["loss"].numpy()):
                 raise UserError(
                     f"loss is {float(losses['loss'])} in epoch {epoch + 1}, step {int(self.batch) + 1}; "
                     f"stopped, last good checkpoint: {self.checkpoints.latest or 'none'}; a lower --lr may help"
                 )
-            if thetas:
-                regions.update([theta.numpy() for theta in thetas])
+            if levels:
+                attention.update(levels, len(labels))
             for name, mean in self.means.items():
                 mean.update_state(losses[name])
             self.batch.assign_add(1)
@@ -193,7 +194,7 @@ class Trainer:
             if stop and int(self.batch) < self.steps_per_epoch:
                 self.checkpoints.save(self.global_step)
                 return
-        self._end_epoch(rate, regions, time.perf_counter() - started, seen)
+        self._end_epoch(rate, attention, time.perf_counter() - started, seen)
 
     def _stop(self, number: int) -> None:
         raise Stopped(
@@ -202,7 +203,7 @@ class Trainer:
             number,
         )
 
-    def _end_epoch(self, rate: float, regions: RegionStatistics, seconds: float, seen: int) -> None:
+    def _end_epoch(self, rate: float, attention: AttentionStatistics, seconds: float, seen: int) -> None:
         self.batch.assign(0)
         self.epoch.assign_add(1)
         epoch, step = int(self.epoch), self.global_step
@@ -220,25 +221,18 @@ class Trainer:
             mean.reset_state()
         tf.summary.scalar("train/learning_rate", rate, step)
         tf.summary.scalar("train/images_per_second", speed, step)
-        if regions.count:
-            row["regions"] = regions.to_dict()
-            self._write_regions(regions)
+        if attention.count:
+            row["attention"] = attention.to_dict()
+            for name, value in attention.scalars().items():
+                tf.summary.scalar(name, value, step)
+            for complaint in attention.complaints():
+                # What does not move yet may still be pushed; what matters of that is said at the end.
+                if "saturated" in complaint:
+                    tqdm.write(f"warning: attention after epoch {epoch}: {complaint}")
 
         self.history.append(row)
         write_json(self.run_dir / HISTORY, self.history)
         self.checkpoints.save(step)
-
-    def _write_regions(self, regions: RegionStatistics) -> None:
-        epoch, step = int(self.epoch), self.global_step
-        for level, (means, deviations) in enumerate(zip(regions.mean, regions.deviation), start=1):
-            for region, (mean, deviation) in enumerate(zip(means, deviations), start=1):
-                for axis, letter in enumerate("xy"):
-                    tf.summary.scalar(f"regions{level}/t{letter}_{region}_mean", mean[axis], step)
-                    tf.summary.scalar(f"regions{level}/t{letter}_{region}_deviation", deviation[axis], step)
-        for complaint in regions.complaints():
-            # Regions that do not move yet may still be pushed; what matters of them is said at the end.
-            if "saturated" in complaint:
-                tqdm.write(f"warning: hard attention after epoch {epoch}: {complaint}")
 
     def _evaluate_if_due(self) -> None:
         """Evaluates after an epoch whose turn it is, unless that was done before an interruption."""
@@ -262,7 +256,7 @@ class Trainer:
                 tf.summary.image(name, pictures, step, max_outputs=len(pictures))
 
     @tf.function
-    def train_step(self, images: tf.Tensor, labels: tf.Tensor) -> tuple[dict[str, tf.Tensor], list[tf.Tensor]]:
+    def train_step(self, images: tf.Tensor, labels: tf.Tensor) -> tuple[dict[str, tf.Tensor], list[LevelStatistics]]:
         """Takes one step of SGD.
 
         Args:
@@ -270,8 +264,8 @@ class Trainer:
           labels: ``[batch]`` int32, class indices.
 
         Returns:
-          The loss and accuracies of this batch, by the names of what is averaged over an epoch; θ of each
-          level with regions, ``[batch, T, 2]``.
+          The loss and accuracies of this batch, by the names of what is averaged over an epoch; what attention did
+          at each level.
         """
         variables = self.model.trainable_variables
         with tf.GradientTape() as tape:
@@ -287,11 +281,11 @@ class Trainer:
         self.optimizer.apply_gradients(zip(gradients, variables))
         means = {"loss": loss, **{f"{name}_loss": value for name, value in losses.items()}}
         means.update({f"{name}_accuracy": _accuracy(labels, scores) for name, scores in logits.items()})
-        return means, [level.theta for level in branches.attention if level.theta is not None]
+        return means, [level_statistics(level) for level in branches.attention]
 
     def _losses(self, labels: tf.Tensor, branches: Branches, logits: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Returns each branch's loss: of its logits, if it has any, plus of its feature as it is deployed."""
-        losses = {name: [identity_loss(labels, scores)] for name, scores in logits.items()}
+        losses = {name: [identity_loss(labels, scores, self.config.label_smoothing)] for name, scores in logits.items()}
         if self.triplet_loss is not None:
             for name, feature in unit_features(branches).items():
                 losses.setdefault(name, []).append(self.triplet_loss(labels, feature))

@@ -7,17 +7,22 @@ import tensorflow as tf
 from han_tf.training.config import MINING
 
 
-def identity_loss(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+def identity_loss(labels: tf.Tensor, logits: tf.Tensor, smoothing: float = 0.0) -> tf.Tensor:
     """Softmax cross-entropy of one branch, mean over the batch (eqs. 1 and 2).
 
     Args:
       labels: ``[batch]`` int, class indices.
       logits: ``[batch, classes]`` float32.
+      smoothing: ε in [0, 1) of label smoothing (Szegedy et al. 2016): the target is 1 - ε for the label plus
+        ε / classes for every class. The paper has none.
 
     Returns:
       Scalar float32, in nats.
     """
-    return tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
+    loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
+    if not smoothing:
+        return loss
+    return (1 - smoothing) * loss - smoothing * tf.reduce_mean(tf.nn.log_softmax(logits))
 
 
 class TripletLoss:

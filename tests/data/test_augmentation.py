@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 from scipy import stats
 
-from han_tf.data.augmentation import AUGMENTATIONS, augment, horizontal_flip, random_erasing
+from han_tf.data.augmentation import AUGMENTATIONS, SEEDED, augment, horizontal_flip, random_erasing, random_translation
 
 SIZE = (40, 16)
 """Height and width in HAN's proportions."""
@@ -153,8 +153,50 @@ class TestHorizontalFlip:
         assert stats.binomtest(count, len(images), probability).pvalue > P_VALUE
 
 
+class TestRandomTranslation:
+    def enlarged(self, image):
+        """Bilinear enlargement by 1/8 in NumPy: 40×16 to 45×18, centres of pixels aligned, edges repeated."""
+        for axis in (0, 1):
+            size = image.shape[axis]
+            larger = size + size // 8
+            place = np.clip((np.arange(larger) + 0.5) * size / larger - 0.5, 0, size - 1)
+            low = np.minimum(np.floor(place).astype(int), size - 2)
+            part = (place - low).reshape([-1 if a == axis else 1 for a in range(3)])
+            image = image.take(low, axis) * (1 - part) + image.take(low + 1, axis) * part
+        return image
+
+    def test_an_image_is_a_crop_of_the_enlarged_one_or_stays(self):
+        images = noise(150)
+        after = random_translation(images, seed_of(0)).numpy()
+        assert after.dtype == np.uint8
+        places = []
+        for before, image in zip(images, after):
+            large = self.enlarged(before.astype(np.float64))
+            found = [
+                (top, left)
+                for top in range(6)
+                for left in range(3)
+                if np.abs(large[top : top + 40, left : left + 16] - image).max() <= 0.51
+            ]
+            same = np.array_equal(before, image)
+            assert len(found) == (not same)
+            places += found
+        assert stats.binomtest(len(places), len(images), 0.5).pvalue > P_VALUE
+        tops, lefts = np.array(places).T
+        assert stats.chisquare(np.bincount(tops, minlength=6)).pvalue > P_VALUE
+        assert stats.chisquare(np.bincount(lefts, minlength=3)).pvalue > P_VALUE
+
+    @pytest.mark.parametrize("size", [(160, 64), (33, 37), (7, 9)])
+    def test_any_size_in_a_graph(self, size):
+        images = noise(8, size)
+        after = tf.function(lambda seed: random_translation(images, seed, 1.0))(seed_of(1))
+        assert after.shape == images.shape
+
+
 class TestAugment:
-    @pytest.mark.parametrize("names", [("horizontal_flip",), ("random_erasing",), tuple(AUGMENTATIONS)])
+    @pytest.mark.parametrize(
+        "names", [("horizontal_flip",), ("random_translation",), ("random_erasing",), tuple(AUGMENTATIONS)]
+    )
     def test_seed_epoch_and_batch_decide_and_nothing_else(self, names):
         images = noise(32)
         results = {}
@@ -165,6 +207,9 @@ class TestAugment:
                     np.testing.assert_array_equal(*again)
                     results[seed, epoch, batch] = again[0].tobytes()
         assert len(set(results.values())) == len(results)
+
+    def test_every_one_has_a_seed(self):
+        assert sorted(SEEDED) == sorted(AUGMENTATIONS)
 
     def test_none_is_none(self):
         images = noise(4)

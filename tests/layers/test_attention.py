@@ -73,7 +73,7 @@ def test_channel_attention_refuses_channels_that_the_reduction_does_not_divide()
 @pytest.mark.parametrize("training", [True, False])
 def test_soft_map_lies_in_one_half_to_one(features, spatial, channel, training):
     layer = SoftAttention(spatial, channel)
-    soft = layer(features, signature_of(features), training=training).numpy()
+    soft = layer(features, signature_of(features), training=training)[0].numpy()
     assert soft.shape == features.shape
     assert soft.min() >= 0.5
     assert soft.max() < 1
@@ -90,8 +90,9 @@ def test_blend_has_c2_weights(features):
 def test_soft_attention_is_the_product_of_its_factors(features):
     layer = SoftAttention()
     signature = signature_of(features)
-    soft = layer(features, signature)
-    product = layer.spatial(features) * layer.channel(signature)  # eq. (3)
+    soft, spatial = layer(features, signature)
+    np.testing.assert_allclose(spatial, layer.spatial(features), atol=1e-6)
+    product = spatial * layer.channel(signature)  # eq. (3)
     np.testing.assert_allclose(soft, tf.sigmoid(layer.blend(product)), atol=1e-6)
 
 
@@ -141,3 +142,13 @@ def test_soft_attention_off_leaves_the_input_as_it_is(features):
     attention = HarmoniousAttention(spatial=False, channel=False)(features)
     assert attention.soft is None
     np.testing.assert_array_equal(attention.attended, features)
+
+
+def test_spatial_attention_starts_where_the_features_are_large(features):
+    """An untrained S over a batch in training mode rises with the mean activation, smoothed over 3×3."""
+    layer = SpatialAttention()
+    spatial = layer(features, training=True).numpy()[..., 0]
+    mean = features.numpy().mean(axis=-1, keepdims=True)
+    smoothed = tf.image.resize(tf.nn.avg_pool2d(mean, 3, 2, "SAME"), (20, 8)).numpy()[..., 0]
+    above = np.maximum(smoothed - smoothed.mean(), 0)
+    assert np.corrcoef(spatial.ravel(), above.ravel())[0, 1] > 0.9

@@ -6,7 +6,16 @@ import json
 import pytest
 
 from han_tf.errors import UserError
-from han_tf.training.config import LOSSES, MINING, NAMED, NEUTRAL, TrainConfig
+from han_tf.training.config import (
+    LOSSES,
+    MINING,
+    NAMED,
+    NEUTRAL,
+    RECIPES,
+    TrainConfig,
+    parse_drops,
+    parse_model_args,
+)
 from han_tf.training.loop import check_run_folder
 
 
@@ -52,6 +61,47 @@ def test_a_setting_that_an_earlier_version_did_not_have_is_the_default():
         TrainConfig(dataset="market1501", lr=0.5, hard=False).check_resumable(loaded, "run")
 
 
+def test_a_recipe_sets_what_is_not_said_otherwise():
+    assert TrainConfig.of_recipe("paper") == TrainConfig()
+    strong = TrainConfig.of_recipe("strong", dataset="market1501", label_smoothing=0.2)
+    assert strong.horizontal_flip
+    assert strong.label_smoothing == 0.2
+    assert strong.run_name() == "market1501-han_small-recipe_strong-label_smoothing_0.2-300epochs-seed0"
+    assert TrainConfig.of_recipe("strong", lr_drops=TrainConfig.lr_drops).lr_drops == TrainConfig.lr_drops
+    with pytest.raises(UserError, match="--recipe 'weak', expected one of paper, strong"):
+        TrainConfig.of_recipe("weak")
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_comes_back_from_json(recipe):
+    config = TrainConfig.of_recipe(recipe, model_args={"widths": [96, 192, 288]})
+    assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict())), "config.json") == config
+
+
+def test_arguments_of_the_network_are_named():
+    config = TrainConfig(model_args=parse_model_args(["regions=6", "widths=[96,192,288]", "unit=residual"]))
+    assert config.model_args == {"regions": 6, "widths": [96, 192, 288], "unit": "residual"}
+    assert config.run_name() == "synthetic-han_small-regions_6-widths_96+192+288-unit_residual-300epochs-seed0"
+
+
+@pytest.mark.parametrize("text", ["regions", "=6", "re-gions=6"])
+def test_arguments_without_a_name(text):
+    with pytest.raises(UserError, match="expected NAME=VALUE"):
+        parse_model_args([text])
+    with pytest.raises(UserError, match="each name once"):
+        parse_model_args(["regions=6", "regions=5"])
+
+
+def test_drops_are_fractions():
+    assert parse_drops("1/3,2/3,5/6") == TrainConfig.lr_drops
+    assert parse_drops("3/4, 0.9") == (0.75, 0.9)
+    assert parse_drops("") == ()
+    assert TrainConfig(lr_drops=(0.75, 0.9)).run_name() == "synthetic-han_small-lr_drops_0.75+0.9-300epochs-seed0"
+    for text in ("3/0", "early"):
+        with pytest.raises(UserError, match=f"--lr_drops '{text}', expected fractions such as"):
+            parse_drops(text)
+
+
 def test_an_unknown_setting_is_named():
     with pytest.raises(UserError, match=r"^config.json: setting 'colour' is unknown, expected a run of this version$"):
         TrainConfig.from_dict({**TrainConfig().to_dict(), "colour": "red"}, "config.json")
@@ -85,6 +135,14 @@ def test_losses_and_augmentations_have_names_of_their_own():
         ({"margin": 0.5}, "--margin 0.5 is a setting of the triplet loss, but --loss is cross_entropy"),
         ({"mining": "semihard"}, "--mining semihard is a setting of the triplet loss, but --loss is cross_entropy"),
         ({"people": 4}, "--people 4 is a setting of the triplet loss, but --loss is cross_entropy"),
+        ({"lr_drops": (0.5, 0.4)}, "--lr_drops 0.5,0.4, expected ascending parts of the epochs, between 0 and 1"),
+        ({"lr_drops": (0.5, 1)}, "--lr_drops 0.5,1, expected ascending parts of the epochs, between 0 and 1"),
+        ({"label_smoothing": 1.0}, "--label_smoothing 1.0, expected at least 0 and less than 1"),
+        ({"loss": "triplet", "label_smoothing": 0.1}, "--label_smoothing 0.1 says nothing with --loss triplet"),
+        (
+            {"model_args": {"hard": False}},
+            "--model_args hard=..., expected an argument of the network that has no flag of its own",
+        ),
         ({"loss": "hinge"}, "--loss 'hinge', expected one of cross_entropy, triplet, cross_entropy+triplet"),
         ({"loss": "triplet", "mining": "easy"}, "--mining 'easy', expected one of hard, semihard"),
     ],

@@ -123,7 +123,10 @@ PEOPLE = {"people": 4, "images_per_person": 4}
 
 @pytest.mark.parametrize(
     "changes",
-    [{"loss": "cross_entropy+triplet", **PEOPLE}, {"horizontal_flip": True, "random_erasing": True}],
+    [
+        {"loss": "cross_entropy+triplet", **PEOPLE},
+        {"horizontal_flip": True, "random_translation": True, "random_erasing": True},
+    ],
     ids=["people and images", "augmentation"],
 )
 def test_other_batches_go_on_to_the_same_weights(data, tmp_path, colours, changes):
@@ -258,8 +261,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(d
     step = trainer.train_step
 
     def diverging(*batch):
-        losses, thetas = step(*batch)
-        return ({**losses, "loss": tf.constant(np.nan)} if trainer.global_step == 6 else losses), thetas
+        losses, levels = step(*batch)
+        return ({**losses, "loss": tf.constant(np.nan)} if trainer.global_step == 6 else losses), levels
 
     trainer.train_step = diverging
     with pytest.raises(UserError, match=r"loss is nan in epoch 2, step 3; .* last good checkpoint: .*ckpt-4"):
@@ -277,7 +280,7 @@ def test_saturated_regions_are_said(data, tmp_path, capsys):
     trainer.model.attentions[1].hard.localisation.bias.assign([5.0] * 8)
     trainer.run()
     assert "level 2 region 1 is saturated" in capsys.readouterr().out
-    assert any("level 2 region 4" in sentence for sentence in trainer.history[0]["regions"]["complaints"])
+    assert any("level 2 region 4" in sentence for sentence in trainer.history[0]["attention"]["complaints"])
 
 
 def test_evaluation_keeps_the_best_and_is_not_lost_by_a_kill(data, tmp_path):
@@ -436,6 +439,7 @@ def test_tensorboard_gets_curves_regions_and_attention(data, tmp_path):
     tags = set(events.Tags()["tensors"])
     assert {"train/loss", "train/learning_rate", "train/global_accuracy", "train/local_accuracy"} <= tags
     for level in (1, 2, 3):
-        assert f"regions{level}/tx_1_mean" in tags
-        assert f"regions{level}/ty_4_deviation" in tags
+        assert f"regions{level}/tx_1_mean_pixels" in tags
+        assert f"regions{level}/ty_4_deviation_pixels" in tags
+        assert {f"attention{level}/spatial_deviation", f"attention{level}/soft_deviation"} <= tags
         assert any(f"level{level}" in tag and "soft" in tag for tag in tags)

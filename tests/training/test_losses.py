@@ -17,6 +17,14 @@ def test_identity_loss_is_equations_1_and_2():
     np.testing.assert_allclose(identity_loss(labels, logits), expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.7])
+def test_label_smoothing_is_that_of_keras(smoothing):
+    rng = np.random.default_rng(1)
+    logits, labels = rng.normal(size=(6, 5)).astype(np.float32) * 4, rng.integers(0, 5, 6)
+    keras = tf.keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=smoothing)
+    np.testing.assert_allclose(identity_loss(labels, logits, smoothing), keras(np.eye(5)[labels], logits), rtol=1e-5)
+
+
 def test_weight_penalty_has_the_half():
     kernels = [tf.Variable([[3.0, 4.0]]), tf.Variable([2.0])]
     assert weight_penalty(kernels).numpy() == 0.5 * (9 + 16 + 4)

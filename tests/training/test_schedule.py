@@ -17,6 +17,13 @@ def test_drops_scale_with_the_epochs(epochs, drops):
     assert drop_epochs(epochs) == drops
 
 
+def test_other_drops():
+    assert drop_epochs(40, (3 / 4, 9 / 10, 19 / 20)) == (30, 36, 38)
+    rates = [learning_rate(epoch, 40, 0.03, 0.1, (3 / 4, 9 / 10)) for epoch in (0, 29, 30, 35, 36, 39)]
+    assert rates == pytest.approx([3e-2, 3e-2, 3e-3, 3e-3, 3e-4, 3e-4])
+    assert {learning_rate(epoch, 40, 0.03, 0.1, ()) for epoch in range(40)} == {0.03}
+
+
 @pytest.mark.parametrize("epochs", range(1, 40))
 def test_the_rate_never_rises_and_starts_at_the_initial_one(epochs):
     rates = [learning_rate(epoch, epochs, 0.03, 0.1) for epoch in range(epochs)]
