@@ -173,9 +173,12 @@ def config_of(values: flags.FlagValues) -> TrainConfig:
     return TrainConfig.of_recipe(recipe, **settings)
 
 
-def evaluate_network(model: ReIDNetwork, dataset: ReIDDataset, skip_bad_images: bool) -> dict[str, Any]:
-    """Returns the report on ``model``: all three features, and multi-query where the data set has it."""
-    subsets = {name: records for name, records in dataset.subsets().items() if name != "train"}
+def evaluate_network(
+    model: ReIDNetwork, dataset: ReIDDataset, skip_bad_images: bool, multi_query: bool = True
+) -> dict[str, Any]:
+    """Returns the report on ``model``: all three features, multi-query, too, where wanted and where there are images."""
+    left_out = ("train",) if multi_query else ("train", "multi_query")
+    subsets = {name: records for name, records in dataset.subsets().items() if name not in left_out}
     features = (
         feature_set(model, records, skip_bad_images=skip_bad_images, progress=None) for records in subsets.values()
     )
@@ -231,7 +234,8 @@ def train(config: TrainConfig, dataset: ReIDDataset, run_dir: Path) -> None:
         config,
         run_dir,
         data,
-        evaluate=lambda model: evaluate_network(model, dataset, config.skip_bad_images),
+        # The many images of multi-query evaluation are worth their time at the end alone.
+        evaluate=lambda model: evaluate_network(model, dataset, config.skip_bad_images, trainer.finished),
         scalars=scalars,
         panel=None if panel is None else lambda model: attention_panels(model, panel),
         fingerprints={
