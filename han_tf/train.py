@@ -176,7 +176,7 @@ def config_of(values: flags.FlagValues) -> TrainConfig:
 def evaluate_network(
     model: ReIDNetwork, dataset: ReIDDataset, skip_bad_images: bool, multi_query: bool = True
 ) -> dict[str, Any]:
-    """Returns the report on ``model``: all three features, multi-query, too, where wanted and where there are images."""
+    """Returns the report on ``model``: all three features; multi-query where it is wanted and there are images."""
     left_out = ("train",) if multi_query else ("train", "multi_query")
     subsets = {name: records for name, records in dataset.subsets().items() if name not in left_out}
     features = (
