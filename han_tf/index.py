@@ -6,9 +6,9 @@
 FEATURES are folders that python -m han_tf.extract wrote, or NumPy archives (.npz) with features, pids and camids;
 these do not say which model made them, so --model or --checksum does. Of an archive, junk (pid -1) is left out and
 distractors (pid 0) are added without a pid. --index is a folder, or for Milvus an address, http://HOST:PORT#COLLECTION,
-or the file of a Milvus Lite, NAME.db; a token is taken from MILVUS_TOKEN in the environment. Without a gallery there,
-one is made. Whatever stops the command, the same command goes on where it was;
-what has been added already is not added again.
+or the file of a Milvus Lite, NAME.db; a token is taken from MILVUS_TOKEN in the environment, or stands in the address,
+http://USER:PASSWORD@HOST:PORT. Without a gallery there, one is made. Whatever stops the command, the same command goes
+on where it was; what has been added already is not added again.
 
 A threshold is the distance beyond which nobody is taken for the same person. --calibrate chooses it so that a search
 of a stranger finds anybody with the probability --false_accept_rate (NIST's FPIR). VALIDATION are features with pids,
@@ -118,7 +118,9 @@ def _open(values: flags.FlagValues, sources: list[FeatureSource], checksums: dic
     if gallery_exists(values.index):
         return open_gallery(values.index)
     if not sources:
-        raise UserError(f"{values.index}: no gallery here, expected FEATURES to make one of")
+        raise UserError(
+            f"{Address.of(values.index) or values.index}: no gallery here, expected FEATURES to make one of"
+        )
     rows, dimension = sum(map(len, sources)), sources[0].dimension
     options: dict[str, Any] = {"rows": rows, "memory_mb": values.memory_mb}
     if values.engine == "milvus" or Address.of(values.index):

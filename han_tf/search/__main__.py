@@ -55,8 +55,9 @@ def main(values: flags.FlagValues) -> None:
         tuple(values.camera), tuple(values.not_camera), _time(values.after, "after"), _time(values.before, "before")
     )
     with open_gallery(values.index) as gallery:
+        location = gallery.location
         if not len(gallery):
-            raise UserError(f"{values.index}: the gallery is empty, expected images added by python -m han_tf.index")
+            raise UserError(f"{location}: the gallery is empty, expected images added by python -m han_tf.index")
         names, features = _queries(values, gallery)
         options: dict[str, Any] = {"filters": filters, "rerank": values.rerank}
         options["threshold"] = math.inf if values.any_distance else values.threshold
@@ -68,7 +69,7 @@ def main(values: flags.FlagValues) -> None:
             print(f"note: {note}", file=sys.stderr)
     if values.json:
         queries = [{"query": name, "known": bool(hits), "hits": _plain(hits)} for name, hits in zip(names, found)]
-        print(json.dumps({"index": values.index, "queries": queries}, indent=2))
+        print(json.dumps({"index": location, "queries": queries}, indent=2))
     else:
         for name, hits in zip(names, found):
             print(name)

@@ -85,12 +85,20 @@ class FaissGallery(Gallery):
       path: the folder.
       writable: whether to take the right to change it at once.
       threads: threads of a search; the number of cores if None.
+      store: its files, if they are open already; closed with the gallery.
 
     Raises:
       UserError: no gallery, a damaged one or one of another version; somebody else writes; FAISS is not installed.
     """
 
-    def __init__(self, path: Union[str, os.PathLike], *, writable: bool = False, threads: Optional[int] = None):
+    def __init__(
+        self,
+        path: Union[str, os.PathLike],
+        *,
+        writable: bool = False,
+        threads: Optional[int] = None,
+        store: Optional[Store] = None,
+    ):
         self.folder = Path(path)
         self.location = str(path)
         self.faiss = import_faiss()
@@ -101,7 +109,7 @@ class FaissGallery(Gallery):
         self._loaded: Optional[_Loaded] = None
         self._damage = ""
         try:
-            self.store = Store(self.folder)
+            self.store = store or Store(self.folder)
             try:
                 if writable:
                     self.store.take_lock()
@@ -139,8 +147,8 @@ class FaissGallery(Gallery):
         import_faiss()
         engine, reason = _chosen(engine, rows, dimension, memory_mb)
         settings = {"dimension": dimension, "checksum": checksum, "engine": engine, "reason": reason}
-        Store.create(Path(path), settings)
-        return cls(path, writable=True, threads=threads)
+        threads = default_threads(threads)
+        return cls(path, threads=threads, store=Store.create(Path(path), settings))
 
     @property
     def dimension(self) -> int:  # noqa: D102
@@ -149,6 +157,10 @@ class FaissGallery(Gallery):
     @property
     def checksum(self) -> str:  # noqa: D102
         return self.store.settings["checksum"]
+
+    @property
+    def identity(self) -> str:  # noqa: D102
+        return self.store.settings.get("identity", "")
 
     @property
     def engine(self) -> str:  # noqa: D102
@@ -378,6 +390,7 @@ class FaissGallery(Gallery):
             "axes": loaded.index.width if loaded else None,
             "dimension": self.dimension,
             "model": self.checksum,
+            "identity": self.identity,
             "threshold": self.threshold,
             "calibration": self.calibration,
             "bytes": _bytes(self.folder),
@@ -386,6 +399,7 @@ class FaissGallery(Gallery):
 
     def close(self) -> None:  # noqa: D102
         with self._changing:
+            self.closed = True
             loaded = self._loaded
             unwritten = loaded.index.rows - loaded.written if loaded and self.store.writing else 0
             if unwritten and unwritten > SNAPSHOT_SHARE * loaded.index.rows:
@@ -461,6 +475,7 @@ class FaissGallery(Gallery):
         name = f"index-{self.store.settings['revision'] + 1}.faiss"
         temporary, path = self.folder / f".{name}.tmp", self.folder / name
         try:
+            temporary.unlink(missing_ok=True)
             index.write(temporary)
             with open(temporary, "rb") as stream:
                 os.fsync(stream.fileno())

@@ -3,7 +3,7 @@
 import math
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Optional, Union
 
@@ -51,6 +51,26 @@ class Entry(NamedTuple):
     time: Optional[float] = None
 
 
+def _cameras(values: Any, name: str) -> tuple[int, ...]:
+    if isinstance(values, (str, bytes)) or not isinstance(values, Collection) or getattr(values, "ndim", 1) != 1:
+        raise UserError(f"{name} is {values!r}, expected a tuple of integers")
+    for value in values:
+        if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
+            raise UserError(f"{name} hold {value!r}, expected integers")
+        if not UNKNOWN < value < 2**63:
+            raise UserError(f"{name} hold {value}, expected integers from {UNKNOWN + 1} to {2**63 - 1}")
+    return tuple(int(value) for value in values)
+
+
+def _bound(value: Any, name: str) -> Optional[float]:
+    if value is None:
+        return None
+    number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    if not number or not abs(value) <= np.finfo(np.float64).max:
+        raise UserError(f"{name} is {value!r}, expected a finite number, seconds since 1970 UTC")
+    return float(value)
+
+
 @dataclass(frozen=True)
 class Filters:
     """Which entries a search may find.
@@ -59,15 +79,24 @@ class Filters:
     known passes neither ``after`` nor ``before``.
 
     Attributes:
-      cameras: from these cameras only; empty for all.
+      cameras: from these cameras only, integers; empty for all.
       not_cameras: from none of these.
-      after, before: ``after <= time < before``, seconds since 1970 UTC.
+      after, before: ``after <= time < before``, seconds since 1970 UTC, finite.
+
+    Raises:
+      UserError: cameras that are no integers, or a time that is no finite number.
     """
 
     cameras: tuple[int, ...] = ()
     not_cameras: tuple[int, ...] = ()
     after: Optional[float] = None
     before: Optional[float] = None
+
+    def __post_init__(self) -> None:
+        for name in ("cameras", "not_cameras"):
+            object.__setattr__(self, name, _cameras(getattr(self, name), name))
+        for name in ("after", "before"):
+            object.__setattr__(self, name, _bound(getattr(self, name), name))
 
     def __bool__(self) -> bool:
         """Whether anything is filtered at all."""
@@ -141,17 +170,22 @@ class Gallery(ABC):
       location: where it is: a folder, a file, or an address and a collection.
       dimension: of its features.
       checksum: of the model that made the features; see :class:`han_tf.FeatureExtractor`.
+      identity: drawn at random when the gallery was made. Whoever keeps ids elsewhere keeps it beside them: ids begin
+        again in a gallery that is made anew. Empty where a gallery is older than identities are.
       engine: ``flat``, ``hnsw``, ``ivfpq`` or ``milvus``.
       threshold: L2 distance beyond which nobody is taken for the same person; None if none was chosen.
       calibration: how the threshold was chosen: JSON values by name; None if it was not.
+      closed: whether it was closed.
     """
 
     location: str
     dimension: int
     checksum: str
+    identity: str
     engine: str
     threshold: Optional[float]
     calibration: Optional[dict[str, Any]]
+    closed: bool = False
 
     @abstractmethod
     def __len__(self) -> int:
@@ -251,7 +285,7 @@ class Gallery(ABC):
         hits' distances are then re-ranked ones, 0 to 1, of no meaning beside a threshold or another query's.
 
         Args:
-          queries: numbers ``[n, dimension]``.
+          queries: numbers ``[n, dimension]``; of none, the answer is an empty list.
           k: most hits per query.
           filters: which entries may be found.
           threshold: greatest L2 distance of a hit. None: the gallery's own, if it has one; infinity for none.
@@ -263,14 +297,18 @@ class Gallery(ABC):
 
         Raises:
           UserError: queries that do not fit, another model's queries, ``k`` below 1, a threshold that is NaN
-            or negative.
+            or negative; the gallery is closed.
         """
+        self._check_open()
         self.check_model(checksum)
-        queries = self._checked(queries, "queries")
+        none = np.shape(queries) in ((0,), (0, self.dimension))
+        queries = np.empty((0, self.dimension), np.float32) if none else self._checked(queries, "queries")
         k = check_count(k, "k", 1)
         if threshold is None:
             threshold = math.inf if self.threshold is None else self.threshold
         check_threshold(threshold)
+        if none:
+            return []
         wanted = max(RERANKED_LEAST, RERANKED_PER_HIT * k) if rerank else k
         found = []
         for query, (ids, distances) in zip(queries, self._search(queries, wanted, filters)):
@@ -338,6 +376,10 @@ class Gallery(ABC):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise UserError(f"{self.location}: the gallery is closed, expected an open one")
 
     def check_model(self, checksum: Optional[str]) -> None:
         """Raises UserError unless ``checksum`` is None or the gallery's own."""
@@ -467,13 +509,21 @@ def stored_threshold(threshold: Optional[float]) -> Optional[float]:
 
 
 def check_ids(ids: Any) -> np.ndarray:
-    """Returns ``ids`` as int64 ``[n]``; raises UserError if they are no integers."""
+    """Returns ``ids`` as int64 ``[n]``; raises UserError if they are no integers of 64 bits."""
+    _check_range(ids, "ids")
     array = np.asarray(ids)
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
         raise UserError(f"ids are {array.dtype} of shape {list(array.shape)}, expected integers [n]")
-    if array.size and array.dtype.kind == "u" and array.max() > np.iinfo(np.int64).max:
-        raise UserError(f"ids hold {array.max()}, expected at most {np.iinfo(np.int64).max}")
     return array.astype(np.int64)
+
+
+def _check_range(values: Any, name: str) -> None:
+    """Raises UserError if an integer among ``values``, a sequence, does not fit into 64 bits."""
+    if isinstance(values, np.ndarray) and values.dtype.kind not in "uO":
+        return
+    for value in values if isinstance(values, (Sequence, np.ndarray)) else ():
+        if isinstance(value, (int, np.integer)) and not -(2**63) <= value < 2**63:
+            raise UserError(f"{name} hold {value}, expected integers from {-(2**63)} to {2**63 - 1}")
 
 
 def _columns(features: np.ndarray, paths: Any, pids: Any, camids: Any, times: Any) -> Columns:
@@ -504,6 +554,7 @@ def _paths(paths: Optional[Sequence[str]], n: int) -> list[str]:
 def _integers(values: Any, name: str, n: int) -> np.ndarray:
     if values is None:
         return np.full(n, UNKNOWN)
+    _check_range(values, name)
     array = np.asarray(values)
     if array.shape != (n,):
         raise UserError(f"{name} has shape {list(array.shape)}, expected [{n}], one per image")
@@ -511,8 +562,6 @@ def _integers(values: Any, name: str, n: int) -> np.ndarray:
         array = np.asarray([UNKNOWN if value is None else value for value in array.tolist()])
     if n and array.dtype.kind not in "iu":
         raise UserError(f"{name} are {array.dtype}, expected integers or None")
-    if n and array.dtype.kind == "u" and array.max() > np.iinfo(np.int64).max:
-        raise UserError(f"{name} hold {array.max()}, expected at most {np.iinfo(np.int64).max}")
     return array.astype(np.int64)
 
 

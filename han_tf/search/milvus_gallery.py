@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Optional, Union
+from urllib.parse import unquote
 
 import numpy as np
 
@@ -62,21 +63,36 @@ FIELDS = ["id", "path", "pid", "camid", "time"]
 
 
 class Address(NamedTuple):
-    """Where a gallery is: an http(s) address or a file of Milvus Lite, and the name of the collection."""
+    """Where a gallery is.
+
+    As text it holds no token, and so can be shown.
+
+    Attributes:
+      uri: an http(s) address or a file of Milvus Lite.
+      collection: its name.
+      token: ``user:password`` or a token that stood in the address, before an ``@``; empty if none did.
+    """
 
     uri: str
     collection: str
+    token: str = ""
 
     @classmethod
     def of(cls, path: Union[str, os.PathLike], collection: Optional[str] = None) -> Optional["Address"]:
         """Returns the address that ``path`` is, with the collection after a ``#``; None if it is a folder's."""
-        uri, _, named = os.fspath(path).partition("#")
-        if not uri.startswith(("http://", "https://")) and not uri.endswith(".db"):
+        uri, token = os.fspath(path), ""
+        remote = uri.startswith(("http://", "https://"))
+        if remote:
+            scheme, _, rest = uri.partition("://")
+            token, _, host = rest.rpartition("@")  # a password may hold any sign, a # or an @ too
+            uri, token = f"{scheme}://{host}", unquote(token)
+        uri, _, named = uri.partition("#")
+        if not remote and not uri.endswith(".db"):
             return None
         name = collection or named or COLLECTION
         if not name.isidentifier() or not name.isascii():
             raise UserError(f"collection is {name!r}, expected letters, digits and underscores")
-        return cls(uri, name)
+        return cls(uri, name, token)
 
     @property
     def local(self) -> bool:
@@ -85,6 +101,8 @@ class Address(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.uri}#{self.collection}"
+
+    __repr__ = __str__
 
 
 class MilvusGallery(Gallery):
@@ -97,7 +115,7 @@ class MilvusGallery(Gallery):
 
     Args:
       address: where it is.
-      token: of the cluster; that in the environment's ``MILVUS_TOKEN`` if None.
+      token: of the cluster; if None, that in the address or else in the environment's ``MILVUS_TOKEN``.
 
     Raises:
       UserError: not reachable; no such gallery; another version; pymilvus is not installed.
@@ -199,6 +217,7 @@ class MilvusGallery(Gallery):
         client.create_collection(name, schema=entries, index_params=parameters, consistency_level="Strong")
         value = {
             "format": FORMAT,
+            "identity": secrets.token_hex(8),
             "dimension": dimension,
             "checksum": checksum,
             "index": index,
@@ -214,6 +233,10 @@ class MilvusGallery(Gallery):
     @property
     def checksum(self) -> str:  # noqa: D102
         return self._settings["checksum"]
+
+    @property
+    def identity(self) -> str:  # noqa: D102
+        return self._settings.get("identity", "")
 
     @property
     def threshold(self) -> Optional[float]:  # noqa: D102
@@ -434,16 +457,19 @@ class MilvusGallery(Gallery):
             "entries": len(self),
             "dimension": self.dimension,
             "model": self.checksum,
+            "identity": self.identity,
             "threshold": self.threshold,
             "calibration": self.calibration,
             "notes": self.notes,
         }
 
     def close(self) -> None:  # noqa: D102
+        self.closed = True
         self.client.close()
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
+        self._check_open()
         with _milvus_errors(self.location):
             yield
 
@@ -466,7 +492,7 @@ def _import_client() -> Any:
 
 def _connect(address: Address, token: Optional[str]) -> Any:
     client = _import_client()
-    token = os.environ.get(TOKEN, "") if token is None else token
+    token = address.token or os.environ.get(TOKEN, "") if token is None else token
     try:
         with _milvus_errors(str(address), "reached"):
             return client(address.uri, token="" if address.local else token, timeout=SECONDS)

@@ -12,6 +12,8 @@ after a crash at any point there is the state before or the state after.
 import fcntl
 import json
 import os
+import re
+import secrets
 import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,6 +28,7 @@ from han_tf.search.gallery import UNKNOWN, Columns, Entry
 
 DATABASE = "gallery.sqlite"
 LOCK = "lock"
+FIRST_VECTORS = "vectors-0.f32"
 FORMAT = 1
 """Version of the files; another one is refused."""
 
@@ -44,6 +47,9 @@ LOADED_AT_ONCE = 2**16
 
 ASKED_AT_ONCE = 500
 """Ids in one SQL statement."""
+
+VECTORS_NAME, INDEX_NAME = re.compile(r"vectors-\d{1,18}\.f32"), re.compile(r"index-\d{1,18}\.faiss")
+"""What the files that the database names are called: nothing else is joined to the folder."""
 
 COPIED_BYTES = 2**24
 """Bytes of vectors that compaction copies at a time."""
@@ -97,6 +103,7 @@ class Store:
 
     Args:
       folder: the gallery.
+      lock_file: of the lock, if it has been taken; closed with the store.
 
     Attributes:
       settings: JSON values by key, as committed.
@@ -106,10 +113,10 @@ class Store:
       UserError: no gallery, a damaged one or one of another version.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, lock_file: Optional[int] = None):
         self.folder = folder
         self.lock = threading.RLock()  # of whoever changes something
-        self._lock_file: Optional[int] = None
+        self._lock_file = lock_file
         # Two connections, so that a search need not wait for the disk to confirm what another thread adds.
         self._database: Optional[sqlite3.Connection] = None
         self._reader: Optional[sqlite3.Connection] = None
@@ -126,49 +133,28 @@ class Store:
             self.close()
             raise
 
-    @staticmethod
-    def create(folder: Path, settings: dict[str, Any]) -> None:
-        """Makes the files of an empty gallery in ``folder``; the database, renamed at the end, makes it one."""
+    @classmethod
+    def create(cls, folder: Path, settings: dict[str, Any]) -> "Store":
+        """Makes the files of an empty gallery in ``folder`` and opens it with the lock taken.
+
+        The database, renamed at the end, makes it a gallery. The lock is taken before anything is looked for or made,
+        so that of several processes one makes it and the others are refused.
+        """
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            if (folder / DATABASE).exists():
-                raise UserError(f"{folder}: there is a gallery already, expected a new folder")
-            vectors = folder / "vectors-0.f32"
-            if vectors.exists() and not vectors.stat().st_size:
-                vectors.unlink()  # a creation was interrupted
-            others = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
-            if others:
-                raise UserError(f"{folder}: holds {others[0]!r}, expected a new or an empty folder")
-            vectors.touch()
-            temporary = folder / f".{DATABASE}.{os.getpid()}.tmp"
-            temporary.unlink(missing_ok=True)
-            database = _connect(temporary)
-            with database:
-                database.executescript(SCHEMA)
-                database.execute("BEGIN IMMEDIATE")
-                _write_settings(
-                    database,
-                    {
-                        "format": FORMAT,
-                        "threshold": None,
-                        "calibration": None,
-                        "snapshot": None,
-                        **settings,
-                        "vectors": "vectors-0.f32",
-                        "rows": 0,
-                        "next_id": 0,
-                        "revision": 0,
-                        "greatest_norm": 0.0,
-                    },
-                )
-                database.commit()
-            database.close()
-            os.replace(temporary, folder / DATABASE)
-            sync_folder(folder)
+            _check_new(folder)  # before a lock is left in a folder of something else
+            lock_file = _take(folder)
+            try:
+                _check_new(folder)
+                _make(folder, settings)
+            except BaseException:
+                os.close(lock_file)
+                raise
         except OSError as error:
             raise UserError(f"cannot write {folder}: {error.strerror or error}") from error
         except sqlite3.Error as error:
             raise UserError(f"cannot write {folder / DATABASE}: {error}") from error
+        return cls(folder, lock_file)
 
     def close(self) -> None:
         """Closes the database and gives back the lock."""
@@ -198,33 +184,16 @@ class Store:
         with self.lock:
             if self._lock_file is not None:
                 return False
-            path = self.folder / LOCK
+            self._lock_file = lock_file = _take(self.folder)
             try:
-                lock_file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-            except OSError as error:
-                raise UserError(f"cannot write {path}: {error.strerror or error}") from error
-            try:
-                fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                holder = os.pread(lock_file, 32, 0).decode("ascii", "replace").strip()
-                os.close(lock_file)
-                raise UserError(
-                    f"{self.folder}: process {holder or '?'} is writing to this gallery, expected one at a time"
-                ) from error
-            self._lock_file = lock_file
-            try:
-                os.ftruncate(lock_file, 0)
-                os.pwrite(lock_file, f"{os.getpid()}\n".encode("ascii"), 0)
                 changed = self.revision() != self.settings["revision"]
                 if changed:
                     with swapping or nullcontext():
                         self.load()
                 self._remove_vectors()
-            except BaseException as error:
+            except BaseException:
                 os.close(lock_file)
                 self._lock_file = None
-                if isinstance(error, OSError):
-                    raise UserError(f"cannot write {path}: {error.strerror or error}") from error
                 raise
             return changed
 
@@ -242,7 +211,7 @@ class Store:
             n, first = len(columns.features), self.settings["rows"]
             path = self.folder / self.settings["vectors"]
             row_bytes = 4 * self.settings["dimension"]
-            with self._writing(path), open(path, "r+b") as stream:
+            with self._writing(path), open(path, "r+b", opener=_no_link) as stream:
                 stream.truncate(first * row_bytes)  # what a crash left
                 stream.seek(first * row_bytes)
                 stream.write(columns.features.astype("<f4", copy=False).data)
@@ -299,7 +268,7 @@ class Store:
             step = max(1, COPIED_BYTES // (4 * self.settings["dimension"]))
             path = self.folder / new
             try:
-                with self._writing(path), open(path, "wb") as stream:
+                with self._writing(path), open(path, "wb", opener=_no_link) as stream:
                     for start in range(0, len(kept), step):
                         stream.write(np.ascontiguousarray(self.state.vectors[kept[start : start + step]]).data)
                     stream.flush()
@@ -383,7 +352,9 @@ class Store:
                         f"{self.folder}: a gallery of format {settings.get('format')}, expected {FORMAT}: "
                         "build it again with python -m han_tf.index"
                     )
+                _check_settings(settings)
                 rows = settings["rows"]
+                vectors = self._map(settings["vectors"], rows, settings["dimension"])
                 labels = Labels.empty(rows)
                 cursor = database.execute("SELECT row, id, camid, time FROM entries")
                 count = 0
@@ -402,7 +373,6 @@ class Store:
                 if (np.diff(labels.ids[labels.alive]) <= 0).any():
                     raise ValueError("entries' ids do not rise with their rows")
                 np.maximum.accumulate(labels.ids, out=labels.ids)
-                vectors = self._map(settings["vectors"], rows, settings["dimension"])
             except (KeyError, ValueError, TypeError) as error:
                 raise UserError(f"{self.folder / DATABASE}: damaged ({error!r}), expected a gallery") from error
             finally:
@@ -458,6 +428,102 @@ class Store:
             yield
         except OSError as error:
             raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _check_new(folder: Path) -> None:
+    """Raises UserError unless ``folder`` is empty but for what an interrupted creation left."""
+    if (folder / DATABASE).exists():
+        raise UserError(f"{folder}: there is a gallery already, expected a new folder")
+    own = {LOCK, FIRST_VECTORS}
+    others = sorted(path.name for path in folder.iterdir() if path.name not in own and not path.name.startswith("."))
+    if others:
+        raise UserError(f"{folder}: holds {others[0]!r}, expected a new or an empty folder")
+    vectors = folder / FIRST_VECTORS
+    if vectors.exists() and vectors.stat().st_size:
+        raise UserError(f"{folder}: holds {FIRST_VECTORS!r} with vectors, expected a new or an empty folder")
+
+
+def _make(folder: Path, settings: dict[str, Any]) -> None:
+    """Makes the files of an empty gallery; the lock must be held."""
+    (folder / FIRST_VECTORS).touch()
+    temporary = folder / f".{DATABASE}.{os.getpid()}.tmp"
+    temporary.unlink(missing_ok=True)
+    database = _connect(temporary)
+    with database:
+        database.executescript(SCHEMA)
+        database.execute("BEGIN IMMEDIATE")
+        _write_settings(
+            database,
+            {
+                "format": FORMAT,
+                "identity": secrets.token_hex(8),
+                "threshold": None,
+                "calibration": None,
+                "snapshot": None,
+                **settings,
+                "vectors": FIRST_VECTORS,
+                "rows": 0,
+                "next_id": 0,
+                "revision": 0,
+                "greatest_norm": 0.0,
+            },
+        )
+        database.commit()
+    database.close()
+    os.replace(temporary, folder / DATABASE)
+    sync_folder(folder)
+
+
+def _take(folder: Path) -> int:
+    """Takes the lock of the gallery in ``folder``; returns its file, open.
+
+    Raises:
+      UserError: another process has it, or nothing may be written here.
+    """
+    path = folder / LOCK
+    lock_file = None
+    try:
+        lock_file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.ftruncate(lock_file, 0)
+        os.pwrite(lock_file, f"{os.getpid()}\n".encode("ascii"), 0)
+    except BlockingIOError as error:
+        holder = os.pread(lock_file, 32, 0).decode("ascii", "replace").strip()
+        os.close(lock_file)
+        raise UserError(
+            f"{folder}: process {holder or '?'} is writing to this gallery, expected one at a time"
+        ) from error
+    except OSError as error:
+        if lock_file is not None:
+            os.close(lock_file)
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    return lock_file
+
+
+def _no_link(path: str, flags: int) -> int:
+    """Opens a file of the folder itself: a link would have another place written to."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+
+
+def _check_settings(settings: dict[str, Any]) -> None:
+    """Raises ValueError, KeyError or TypeError where settings cannot be those of a gallery."""
+    for name in ("rows", "dimension", "next_id", "revision"):
+        if type(settings[name]) is not int or settings[name] < (name == "dimension"):
+            raise ValueError(f"{name} is {settings[name]!r}")
+    for name in ("checksum", "engine"):
+        if not isinstance(settings[name], str):
+            raise ValueError(f"{name} is {settings[name]!r}")
+    for name, value in (("greatest_norm", settings["greatest_norm"]), ("threshold", settings["threshold"] or 0)):
+        if not 0 <= value < np.inf:
+            raise ValueError(f"{name} is {value!r}")
+    snapshot = settings["snapshot"]
+    names = [(VECTORS_NAME, settings["vectors"]), *([] if snapshot is None else [(INDEX_NAME, snapshot["file"])])]
+    for pattern, name in names:
+        if not pattern.fullmatch(name):
+            raise ValueError(f"a file is named {name!r}")
+    for name, kind in (("sha256", str), ("kind", str), ("rows", int), ("trained", int)):
+        if snapshot is not None and type(snapshot[name]) is not kind:
+            raise ValueError(f"{name} of the snapshot is {snapshot[name]!r}")
 
 
 def sync_folder(folder: Union[str, os.PathLike]) -> None:

@@ -119,6 +119,9 @@ def state_folder(index: Union[str, Path]) -> str:
       UserError: the index is at an address.
     """
     if "://" in str(index):
+        from han_tf.search.milvus_gallery import Address  # as text it shows no password
+
+        index = Address.of(index) or index
         raise UserError(f"--index {index} is an address, expected --state with a folder for feedback and added images")
     return f"{Path(index).absolute()}.service"
 

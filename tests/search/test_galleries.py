@@ -2,6 +2,7 @@
 
 import math
 import threading
+from datetime import datetime
 
 import numpy as np
 import pytest
@@ -293,6 +294,8 @@ BAD_ADDITIONS = [
     ({"camids": ["a", "b"]}, "camids are <U1"),
     ({"times": [0.0, math.inf]}, "times hold an infinity"),
     ({"times": ["now", "then"]}, "times are <U4"),
+    ({"pids": [2**63, None]}, "pids hold 9223372036854775808, expected integers from"),
+    ({"camids": [-(2**63) - 1, 2**64]}, "camids hold -9223372036854775809, expected integers from"),
     ({"checksum": "f" * 64}, "of the model 0123456789ab…, these are of ffffffffffff…"),
 ]
 
@@ -316,6 +319,85 @@ def test_what_does_not_fit_is_refused(gallery):
     for arguments, message in BAD_SEARCHES:
         with pytest.raises(UserError, match=message):
             gallery.search(**{"queries": np.zeros((1, DIMENSION)), **arguments})
+
+
+BAD_FILTERS = [
+    ({"not_cameras": ("1",)}, "not_cameras hold '1', expected integers"),
+    ({"cameras": "12"}, "cameras is '12', expected a tuple of integers"),
+    ({"cameras": 1}, "cameras is 1, expected a tuple of integers"),
+    ({"cameras": (True,)}, "cameras hold True, expected integers"),
+    ({"cameras": (1.0,)}, "cameras hold 1.0, expected integers"),
+    ({"cameras": [[1]]}, r"cameras hold \[1\], expected integers"),
+    ({"not_cameras": (2**63,)}, "not_cameras hold 9223372036854775808"),
+    ({"cameras": (-(2**63),)}, "cameras hold -9223372036854775808"),  # stands for a camera that is not known
+    ({"after": math.nan}, "after is nan, expected a finite number"),
+    ({"before": math.inf}, "before is inf, expected a finite number"),
+    ({"after": 10**400}, "after is 1000"),
+    ({"after": datetime(2026, 3, 1)}, r"after is datetime.datetime\(2026, 3, 1, 0, 0\), expected a finite number"),
+    ({"before": "70"}, "before is '70', expected a finite number"),
+    ({"before": False}, "before is False, expected a finite number"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD_FILTERS, ids=lambda value: str(value)[:30])
+def test_filters_are_checked_before_any_engine_sees_them(arguments, message):
+    with pytest.raises(UserError, match=message):
+        Filters(**arguments)
+
+
+def test_filters_are_kept_as_plain_values():
+    expected = Filters((1, 3), (0,), 5.0, 7.0)
+    assert Filters([1, 3], np.array([0]), np.int64(5), np.float32(7)) == expected
+    assert Filters({1: "a", 3: "b"}.keys(), frozenset([0]), 5, 7) == expected
+    assert not Filters(cameras=[], not_cameras=np.empty(0, np.int64))
+
+
+def test_no_queries_have_no_answers(gallery):
+    gallery.add(clustered(3, DIMENSION))
+    assert gallery.search(np.empty((0, DIMENSION)), 5) == gallery.search([], 5, rerank=True) == []
+    with pytest.raises(UserError, match="k is 0"):
+        gallery.search([], 0)
+    with pytest.raises(UserError, match="queries"):
+        gallery.search(np.empty((0, DIMENSION + 1)))
+
+
+def test_ids_beyond_64_bits_are_named(gallery):
+    gallery.add(clustered(3, DIMENSION))
+    for ask in (gallery.entries, gallery.features, gallery.delete):
+        for id in (2**63, -(2**63) - 1, 2**200):
+            with pytest.raises(UserError, match=f"ids hold {id}, expected integers from"):
+                ask([-1, id])
+        with pytest.raises(UserError, match=f"ids hold {2**63}, expected integers from"):
+            ask(np.array([2**63], np.uint64))
+    assert len(gallery) == 3
+
+
+def test_a_closed_gallery_says_so(case):
+    with case.create() as gallery:
+        (id,) = gallery.add(clustered(1, DIMENSION))
+    uses = [
+        lambda: gallery.search(clustered(1, DIMENSION)),
+        lambda: gallery.search([]),
+        lambda: gallery.add(clustered(1, DIMENSION)),
+        lambda: gallery.entries([id]),
+        lambda: gallery.delete([id]),
+        lambda: gallery.set_threshold(1.0),
+        gallery.compact,
+    ]
+    for use in uses:
+        with pytest.raises(UserError, match="the gallery is closed") as caught:
+            use()
+        assert "\n" not in str(caught.value)
+    gallery.close()
+
+
+def test_a_gallery_made_anew_has_another_identity(case):
+    with case.create() as gallery:
+        first = gallery.identity
+    with open_gallery(case.path) as gallery:
+        assert gallery.identity == gallery.info()["identity"] == first != ""
+    with case.create(path=case.path.with_name("other" + case.path.suffix)) as gallery:
+        assert gallery.identity != first
 
 
 def test_a_gallery_is_not_made_twice_nor_opened_with_another_model(case):

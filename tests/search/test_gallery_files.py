@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -16,6 +17,7 @@ from search_helpers import CHECKSUM, clustered
 from han_tf.errors import UserError
 from han_tf.search import create_gallery, open_gallery
 from han_tf.search import faiss_gallery as faiss_engine
+from han_tf.search import store as store_module
 
 DIMENSION = 16
 HERE = Path(__file__).parent
@@ -340,6 +342,7 @@ def test_what_is_no_gallery_is_said_in_one_line(path, tmp_path):
     (tmp_path / "notes.txt").touch()
     with pytest.raises(UserError, match=r"holds 'notes.txt', expected a new or an empty folder"):
         create_gallery(tmp_path, DIMENSION, CHECKSUM)
+    assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
     built(path, "flat", 10)
     (path / "vectors-0.f32").write_bytes(b"1234")
     with pytest.raises(UserError, match=r"vectors-0.f32: 4 bytes, expected at least 640"):
@@ -420,6 +423,110 @@ def test_no_permission_to_write(path, monkeypatch):
         for change in (lambda: gallery.add(features), lambda: gallery.delete([1]), gallery.build):
             with pytest.raises(UserError, match=r"cannot write .*lock: Permission denied"):
                 change()
+
+
+CREATE_AND_ADD = """
+import time
+print("ready", flush=True)
+sys.stdin.readline()
+try:
+    with create_gallery(sys.argv[1], 16, CHECKSUM, "flat") as gallery:
+        print(len(gallery.add(clustered(40, 16))))
+        gallery.search(clustered(1, 16))
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+
+
+def test_of_processes_that_create_one_gallery_one_does(path):
+    """What it was told is added stays: the others are refused."""
+    for _ in range(5):
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        processes = [run(CREATE_AND_ADD, path, **pipes) for _ in range(3)]
+        for process in processes:
+            process.stdout.readline()
+        for process in processes:
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        answers = sorted(process.communicate()[0].strip() for process in processes)
+        assert answers[0] == "40"
+        assert all(answer.startswith("UserError ") for answer in answers[1:]), answers
+        with open_gallery(path) as gallery:
+            assert len(gallery) == 40
+        shutil.rmtree(path)
+
+
+def test_a_creation_holds_the_lock_until_the_gallery_is_open(path, monkeypatch):
+    """Somebody who comes while the files are made is refused, and cannot replace them."""
+    made = store_module._make
+
+    def another_comes(folder, settings):
+        made(folder, settings)
+        with pytest.raises(UserError, match="there is a gallery already"):
+            create_gallery(path, DIMENSION, CHECKSUM)
+        with pytest.raises(UserError, match=f"process {os.getpid()} is writing"):
+            open_gallery(path, writable=True)
+
+    monkeypatch.setattr(store_module, "_make", another_comes)
+    with create_gallery(path, DIMENSION, CHECKSUM, "flat") as gallery:
+        with pytest.raises(UserError, match=f"process {os.getpid()} is writing"):
+            open_gallery(path, writable=True)
+        gallery.add(clustered(3, DIMENSION))
+    with open_gallery(path) as gallery:
+        assert len(gallery) == 3
+
+
+@pytest.mark.parametrize("name", ["/{0}/victim", "../victim", "vectors-0.f32/../../victim", "victim\n", 7, None])
+@pytest.mark.parametrize("setting", ["vectors", "snapshot"])
+def test_names_from_the_database_lead_nowhere_else(path, tmp_path, setting, name):
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"\0" * 100_000)
+    built(path, count=1100)
+    name = name.format(tmp_path) if isinstance(name, str) else name
+    with sqlite3.connect(path / "gallery.sqlite") as database:
+        (value,) = database.execute("SELECT value FROM settings WHERE key = ?", [setting]).fetchone()
+        value = {**json.loads(value), "file": name} if setting == "snapshot" else name
+        database.execute("UPDATE settings SET value = ? WHERE key = ?", [json.dumps(value), setting])
+    database.close()
+    with pytest.raises(UserError, match=r"gallery.sqlite: damaged .*expected a gallery"):
+        open_gallery(path)
+    assert victim.read_bytes() == b"\0" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("rows", -1),
+        ("rows", 10**15),
+        ("rows", "1"),
+        ("dimension", 0),
+        ("dimension", 1.5),
+        ("next_id", None),
+        ("checksum", 3),
+        ("threshold", "far"),
+        ("threshold", -1),
+        ("snapshot", "index-1.faiss"),
+        ("greatest_norm", []),
+    ],
+)
+def test_settings_that_are_none(path, setting, value):
+    built(path, "flat", 10)
+    with sqlite3.connect(path / "gallery.sqlite") as database:
+        database.execute("UPDATE settings SET value = ? WHERE key = ?", [json.dumps(value), setting])
+    database.close()
+    with pytest.raises(UserError, match=r"gallery.sqlite: damaged|vectors-0.f32: 640 bytes, expected at least"):
+        open_gallery(path)
+
+
+def test_vectors_that_are_a_link_are_not_written_through(path, tmp_path):
+    built(path, "flat", 10)
+    file, elsewhere = path / "vectors-0.f32", tmp_path / "elsewhere"
+    content = file.read_bytes()
+    file.rename(elsewhere)
+    file.symlink_to(elsewhere)
+    with open_gallery(path) as gallery, pytest.raises(UserError, match=r"cannot write .*vectors-0.f32"):
+        gallery.add(clustered(3, DIMENSION))
+    assert elsewhere.read_bytes() == content
 
 
 def test_a_folder_that_cannot_be_made(tmp_path):

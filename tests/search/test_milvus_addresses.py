@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 from search_helpers import CHECKSUM, clustered, labels
 
+from han_tf import index
+from han_tf.cli import run
 from han_tf.errors import UserError
 from han_tf.search import Filters, create_gallery, milvus_gallery, open_gallery
+from han_tf.search import __main__ as search
 from han_tf.search.milvus_gallery import Address
 
 DIMENSION = 16
@@ -23,12 +26,40 @@ DIMENSION = 16
         ("milvus.db#a_1", Address("milvus.db", "a_1")),
         ("people", None),
         ("a.db/folder", None),
+        ("s3://bucket", None),
+        ("http://me:se#cr%40et@host:1#people", Address("http://host:1", "people", "me:se#cr@et")),
+        ("https://key@host", Address("https://host", "gallery", "key")),
     ],
 )
 def test_an_address_is_told_from_a_folder(path, expected):
     assert Address.of(path) == expected
     if expected:
-        assert Address.of(str(expected)) == expected
+        assert Address.of(str(expected)) == expected._replace(token="")
+
+
+def test_a_password_is_used_and_never_shown(monkeypatch, capsys):
+    milvus_gallery._import_client()  # before pymilvus itself, which would configure all logging
+    from pymilvus import MilvusException
+
+    given, path = [], "http://me:secret@127.0.0.1:9#people"
+
+    def connect(uri, token, timeout):
+        given.append((uri, token))
+        raise MilvusException(message="no such host")
+
+    monkeypatch.setattr(milvus_gallery, "_import_client", lambda: connect)
+    messages = []
+    for use in (lambda: open_gallery(path), lambda: create_gallery(path, DIMENSION, CHECKSUM)):
+        with pytest.raises(UserError) as caught:
+            use()
+        messages.append(str(caught.value))
+    for command, arguments in ((index, []), (search, ["--id=1"])):
+        assert run(command.main, command.FLAGS, "", ["x", f"--index={path}", *arguments], "files") == 1
+        messages.append("".join(capsys.readouterr()))
+    assert given == 4 * [("http://127.0.0.1:9", "me:secret")]
+    for message in [*messages, repr(Address.of(path))]:
+        assert "http://127.0.0.1:9#people" in message
+        assert "secret" not in message
 
 
 @pytest.mark.parametrize("name", ["a b", "1a", "ü", "a-b", 'x" or 1'])

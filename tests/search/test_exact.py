@@ -1,0 +1,39 @@
+"""The exact search among vectors that float32 cannot tell apart."""
+
+import numpy as np
+import pytest
+
+from han_tf.search.exact import ExactSearch
+
+
+def brute(query, vectors, k):
+    distances = ((vectors.astype(np.float64) - query.astype(np.float64)) ** 2).sum(axis=1)
+    order = np.lexsort((np.arange(len(vectors)), distances))[:k]
+    return order, distances[order]
+
+
+def close_together(count, seed, spread, dimension=64):
+    """Returns vectors of unit length that lie as far from each other as ``spread`` says."""
+    rng = np.random.default_rng(seed)
+    middle = np.random.default_rng(5).standard_normal(dimension)
+    vectors = middle / np.linalg.norm(middle) + spread * rng.standard_normal((count, dimension))
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.mark.parametrize("queries", [1, 4, 32])
+@pytest.mark.parametrize("spread", [1e-1, 1e-3, 1e-4, 1e-6])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_k_nearest_are_those_of_the_definition(queries, spread, threads):
+    """From 20 queries on FAISS subtracts squared norms of 1 from products of nearly 1: little is left of a distance."""
+    vectors, asked = close_together(5000, 0, spread), close_together(queries, 1, spread)
+    search = ExactSearch(threads)
+    try:
+        for chosen in (None, np.arange(0, 5000, 3), np.flatnonzero(np.arange(5000) % 7)):
+            rows = np.arange(5000) if chosen is None else chosen
+            found = search.search(asked, vectors, chosen, 10, 1.001)
+            for query, (near, distances) in zip(asked, found):
+                expected, values = brute(query, vectors[rows], 10)
+                np.testing.assert_array_equal(near, rows[expected])
+                np.testing.assert_allclose(distances, values, rtol=1e-9)
+    finally:
+        search.close()
