@@ -74,6 +74,25 @@ flags.DEFINE_multi_string(
 flags.DEFINE_string(
     "weights", _DEFAULT.weights, "ImageNet weights (.h5) that MobileNet or ResNet50 starts from.", flag_values=FLAGS
 )
+flags.DEFINE_string(
+    "init_from",
+    _DEFAULT.init_from,
+    "Folder of a run whose network this one starts from, all but the classifiers: fine-tuning.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_boolean(
+    "init_classifiers",
+    _DEFAULT.init_classifiers,
+    "Take over the classifiers, too; the training images must be the same.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_integer(
+    "freeze_epochs",
+    _DEFAULT.freeze_epochs,
+    "Train the classifiers alone in so many of the first epochs, after --init_from.",
+    0,
+    flag_values=FLAGS,
+)
 flags.DEFINE_enum(
     "recipe",
     _DEFAULT.recipe,

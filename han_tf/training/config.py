@@ -73,6 +73,10 @@ class TrainConfig:
       interaction: whether the branches interact, eq. (8) (Table 10).
       model_args: other arguments of the network, by name; see its constructor.
       weights: file of ImageNet weights to start from, for networks that take one; ``""`` for random weights.
+      init_from: folder of a run whose network this one starts from, all but the classifiers; ``""`` for none. The input
+        size may be another one.
+      init_classifiers: whether the classifiers are taken over, too; for the same training images.
+      freeze_epochs: in how many of the first epochs the classifiers alone are trained.
       epochs: passes over the training images.
       batch_size: images per step.
       loss: a key of :data:`LOSSES`; it acts on each branch, and the branches' losses are added up.
@@ -113,6 +117,9 @@ class TrainConfig:
     interaction: bool = True
     model_args: Mapping[str, Any] = field(default_factory=dict)
     weights: str = ""
+    init_from: str = ""
+    init_classifiers: bool = False
+    freeze_epochs: int = 0
     epochs: int = 300
     batch_size: int = 32
     loss: str = CROSS_ENTROPY
@@ -146,6 +153,16 @@ class TrainConfig:
         if not all(earlier < later for earlier, later in pairwise(drops)):
             shown = ",".join(map(_short, self.lr_drops))
             raise UserError(f"--lr_drops {shown}, expected ascending parts of the epochs, between 0 and 1")
+        for name in ("init_classifiers", "freeze_epochs"):
+            if getattr(self, name) and not self.init_from:
+                raise UserError(f"--{name} says nothing without --init_from")
+        if self.init_from and self.weights:
+            raise UserError(f"--init_from {self.init_from} and --weights {self.weights}, expected one of them")
+        if self.freeze_epochs and (self.freeze_epochs >= self.epochs or CROSS_ENTROPY not in LOSSES[self.loss]):
+            raise UserError(
+                f"--freeze_epochs {self.freeze_epochs} with --epochs {self.epochs} and --loss {self.loss}, expected "
+                "fewer than the epochs, and a loss with classifiers"
+            )
         for name in self.model_args:
             if name in (*OF_NETWORK, *(setting.name for setting in fields(self))):
                 raise UserError(

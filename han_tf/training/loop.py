@@ -17,9 +17,10 @@ from han_tf.data.pipeline import LoadedImages, training_batches
 from han_tf.data.sampling import PeopleAndImages, ShuffledImages
 from han_tf.errors import Stopped, UserError
 from han_tf.files import write_json
-from han_tf.inference.runs import CHECKPOINTS, CONFIG, create_network, read_config
+from han_tf.inference.runs import CHECKPOINTS, CONFIG, LoadedRun, create_network, load_run, read_config
 from han_tf.models.checkpoints import Checkpoints
 from han_tf.models.network import Branches, ReIDNetwork, unit_features
+from han_tf.models.transfer import named_variables, take_over
 from han_tf.training import environment
 from han_tf.training.attention import AttentionStatistics, LevelStatistics, level_statistics
 from han_tf.training.config import CROSS_ENTROPY, LOSSES, OF_DATA, TRIPLET, TrainConfig
@@ -120,6 +121,11 @@ class Trainer:
             for variable in self.model.trainable_variables
         ]
         self._kernels = decayed_kernels(self.model)
+        self._classifiers = [
+            variable
+            for name in (self.model.branch_names if self.model.num_classes else ())
+            for variable in getattr(self.model, f"{name}_classifier").trainable_variables
+        ]
 
     @property
     def steps_per_epoch(self) -> int:
@@ -171,7 +177,7 @@ class Trainer:
         )
         for images, labels in batches:
             self.model.begin_step(self.global_step, self.config.epochs * self.steps_per_epoch)
-            losses, levels = self.train_step(images, labels)
+            losses, levels = self.train_step(images, labels, epoch < config.freeze_epochs)
             if not np.isfinite(losses["loss"].numpy()):
                 raise UserError(
                     f"loss is {float(losses['loss'])} in epoch {epoch + 1}, step {int(self.batch) + 1}; "
@@ -256,28 +262,33 @@ class Trainer:
                 tf.summary.image(name, pictures, step, max_outputs=len(pictures))
 
     @tf.function
-    def train_step(self, images: tf.Tensor, labels: tf.Tensor) -> tuple[dict[str, tf.Tensor], list[LevelStatistics]]:
+    def train_step(
+        self, images: tf.Tensor, labels: tf.Tensor, frozen: bool = False
+    ) -> tuple[dict[str, tf.Tensor], list[LevelStatistics]]:
         """Takes one step of SGD.
 
         Args:
           images: ``[batch, height, width, 3]`` uint8.
           labels: ``[batch]`` int32, class indices.
+          frozen: whether the classifiers alone learn; batch norm keeps its statistics then.
 
         Returns:
           The loss and accuracies of this batch, by the names of what is averaged over an epoch; what attention did
           at each level.
         """
-        variables = self.model.trainable_variables
+        variables = self._classifiers if frozen else self.model.trainable_variables
         with tf.GradientTape() as tape:
-            branches = self.model.branches(images, training=True)
+            branches = self.model.branches(images, training=not frozen)
             logits = self.model.classify(branches) if self.model.num_classes else {}
             losses = self._losses(labels, branches, logits)
             loss = tf.add_n(list(losses.values()))
             objective = loss + self.config.weight_decay * weight_penalty(self._kernels) + self.model.penalty()
-        gradients = [
-            gradient if factor == 1.0 else factor * gradient
-            for factor, gradient in zip(self._gradient_factors, tape.gradient(objective, variables))
-        ]
+        gradients = tape.gradient(objective, variables)
+        if not frozen:
+            gradients = [
+                gradient if factor == 1.0 else factor * gradient
+                for factor, gradient in zip(self._gradient_factors, gradients)
+            ]
         self.optimizer.apply_gradients(zip(gradients, variables))
         means = {"loss": loss, **{f"{name}_loss": value for name, value in losses.items()}}
         means.update({f"{name}_accuracy": _accuracy(labels, scores) for name, scores in logits.items()})
@@ -290,6 +301,21 @@ class Trainer:
             for name, feature in unit_features(branches).items():
                 losses.setdefault(name, []).append(self.triplet_loss(labels, feature))
         return {name: tf.add_n(terms) for name, terms in losses.items()}
+
+    def _start_from(self, source: Path) -> dict[str, Any]:
+        """Takes over the weights of another run; returns what is to be told of it."""
+        run = load_run(source)
+        same = self.fingerprints.get("train") == (run.config.get("fingerprints") or {}).get("train")
+        if self.config.init_classifiers and not (same and self.fingerprints):
+            raise UserError(
+                f"--init_classifiers, but {source} was trained on other images: expected the same; without it, the "
+                "classifiers start anew"
+            )
+        take_over(self.model, named_variables(run.model), str(source), self.config.init_classifiers)
+        tqdm.write(
+            f"starting from {run.checkpoint}" + ("" if self.config.init_classifiers else ", but the classifiers")
+        )
+        return _of_source(run)
 
     def _open_run_folder(self) -> None:
         check_run_folder(self.config, self.run_dir)
@@ -328,9 +354,26 @@ class Trainer:
                 write_json(self.run_dir / HISTORY, self.history)
             tqdm.write(f"going on from {path}: epoch {int(self.epoch)}, step {int(self.batch)}")
         else:
-            write_json(self.run_dir / ENVIRONMENT, environment.describe())
+            made_with = environment.describe()
+            if self.config.init_from:
+                made_with["init_from"] = self._start_from(Path(self.config.init_from))
+            write_json(self.run_dir / ENVIRONMENT, made_with)
         # Last, so that a kill before here leaves the fingerprints that the history fits.
         write_json(self.run_dir / CONFIG, {**self.config.to_dict(), **found, "fingerprints": self.fingerprints})
+
+
+def _of_source(run: LoadedRun) -> dict[str, Any]:
+    """Returns what environment.json tells of the run that another one starts from, and of the one before it."""
+    told = {
+        name: run.config[name] for name in ("dataset", "recipe", "input_height", "input_width") if name in run.config
+    }
+    try:
+        history = json.loads((run.run_dir / HISTORY).read_text(encoding="utf-8"))
+        before = json.loads((run.run_dir / ENVIRONMENT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return told  # They are for people; the network is all there.
+    told.update(epochs=len(history), commit=before.get("commit"))
+    return {**told, **({"init_from": before["init_from"]} if "init_from" in before else {})}
 
 
 def check_run_folder(config: TrainConfig, run_dir: Path) -> None:

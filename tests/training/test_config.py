@@ -143,6 +143,14 @@ def test_losses_and_augmentations_have_names_of_their_own():
             {"model_args": {"hard": False}},
             "--model_args hard=..., expected an argument of the network that has no flag of its own",
         ),
+        ({"freeze_epochs": 1}, "--freeze_epochs says nothing without --init_from"),
+        ({"init_classifiers": True}, "--init_classifiers says nothing without --init_from"),
+        ({"init_from": "run", "weights": "a.h5"}, "--init_from run and --weights a.h5, expected one of them"),
+        (
+            {"init_from": "run", "epochs": 3, "freeze_epochs": 3},
+            "--freeze_epochs 3 with --epochs 3 and --loss cross_entropy, expected fewer than the epochs, "
+            "and a loss with classifiers",
+        ),
         ({"loss": "hinge"}, "--loss 'hinge', expected one of cross_entropy, triplet, cross_entropy+triplet"),
         ({"loss": "triplet", "mining": "easy"}, "--mining 'easy', expected one of hard, semihard"),
     ],

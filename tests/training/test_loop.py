@@ -17,8 +17,6 @@ from han_tf.data import load_dataset
 from han_tf.data.pipeline import load_images
 from han_tf.errors import Stopped, UserError
 from han_tf.inference.runs import load_run
-from han_tf.models import MODELS, Entry
-from han_tf.models.network import ReIDNetwork
 from han_tf.report import scalars
 from han_tf.training.config import TrainConfig
 from han_tf.training.loop import Trainer
@@ -95,27 +93,6 @@ def test_a_stopped_run_goes_on_to_the_same_weights(data, unbroken, tmp_path, num
     assert_same_weights(tmp_path, unbroken)
     ours, theirs = (json.loads((folder / "history.json").read_text()) for folder in (tmp_path, unbroken))
     assert [row["loss"] for row in ours] == [row["loss"] for row in theirs]
-
-
-class Colours(ReIDNetwork):
-    """A network of another kind, made in a moment: one branch and no attention."""
-
-    def __init__(self, num_classes=0, input_size=(48, 32), feature_dim=8):
-        super().__init__(num_classes, input_size, feature_dim, "colours")
-        self.add_heads()
-
-    def pooled(self, pixels, training=None):
-        return {"global": tf.reduce_mean(pixels, axis=[1, 2])}, ()
-
-    def body_parts(self):
-        return {}
-
-
-@pytest.fixture
-def colours(monkeypatch):
-    """The name of :class:`Colours`."""
-    monkeypatch.setitem(MODELS, "colours", Entry(Colours, {}))
-    return "colours"
 
 
 PEOPLE = {"people": 4, "images_per_person": 4}

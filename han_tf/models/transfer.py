@@ -1,0 +1,67 @@
+"""Weights by name: what one network takes over from another one."""
+
+from collections import deque
+from collections.abc import Mapping
+from typing import Union
+
+import numpy as np
+import tensorflow as tf
+
+from han_tf.errors import UserError
+from han_tf.models.network import ReIDNetwork
+
+
+def named_variables(model: ReIDNetwork, classifiers: bool = True) -> dict[str, tf.Variable]:
+    """Returns the network's variables by the names under which checkpoints know them: ``stem/conv/kernel``, …
+
+    Args:
+      model: the network.
+      classifiers: whether those of the classifiers are among them.
+    """
+    view = tf.train.TrackableView(model)
+    names: dict[str, tf.Variable] = {}
+    seen = {id(model)}
+    left = deque([("", model)])
+    while left:
+        prefix, node = left.popleft()
+        for name, child in sorted(view.children(node).items()):
+            if id(child) in seen:
+                continue
+            seen.add(id(child))
+            path = f"{prefix}{name}"
+            if isinstance(child, tf.Variable):
+                names[path] = child
+            else:
+                left.append((f"{path}/", child))
+    if not classifiers:
+        heads = tuple(f"{branch}_classifier/" for branch in model.branch_names)
+        names = {name: variable for name, variable in names.items() if not name.startswith(heads)}
+    return dict(sorted(names.items()))
+
+
+def take_over(
+    model: ReIDNetwork,
+    arrays: Mapping[str, Union[np.ndarray, tf.Variable]],
+    where: str,
+    classifiers: bool = False,
+) -> None:
+    """Gives a network the weights of another one, all but those of the classifiers unless they are wanted.
+
+    Args:
+      model: the network.
+      arrays: values by the names of :func:`named_variables`; those that the network has no use for are passed over.
+      where: what errors call their source.
+      classifiers: whether the classifiers' are taken over, too.
+
+    Raises:
+      UserError: a variable's value is missing or has another shape, that is, the networks differ.
+    """
+    wanted = named_variables(model, classifiers)
+    for name, variable in wanted.items():
+        if name not in arrays:
+            raise UserError(f"{where}: no weights {name}, expected those of a network like this one ({model.name})")
+        if tuple(arrays[name].shape) != tuple(variable.shape):
+            found, expected = tuple(arrays[name].shape), tuple(variable.shape)
+            raise UserError(f"{where}: weights {name} have shape {found}, expected {expected} as in this network")
+    for name, variable in wanted.items():
+        variable.assign(tf.cast(arrays[name], variable.dtype))
