@@ -239,8 +239,8 @@ def machine_name(machine: Optional[Mapping[str, Any]]) -> str:
     """Returns a machine in a few words."""
     if not machine:
         return "machine not recorded"
-    cores = machine["cores"]
-    return f"{machine['processor']}, {cores} core{'s' * (cores != 1)}, {machine['memory_gib']:.0f} GiB"
+    cores, memory = machine["cores"], machine["memory_gib"]
+    return f"{machine['processor']}, {cores} core{'s' * (cores != 1)}" + (f", {memory:.0f} GiB" if memory else "")
 
 
 def scientific(number: float) -> str:

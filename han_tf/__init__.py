@@ -1,8 +1,15 @@
 """Person re-identification with the Harmonious Attention Network (Li, Zhu, Gong, IJCV 2020)."""
 
+import os
+import sys
 from typing import Any
 
 __version__ = "0.1.0"
+
+# TensorFlow reads these once, when it is imported; what the user has set stays.
+if "tensorflow" not in sys.modules:
+    # It turns oneDNN on by itself only on processors with AVX-512 VNNI, bfloat16 or AMX.
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 
 def __getattr__(name: str) -> Any:

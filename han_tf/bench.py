@@ -113,7 +113,8 @@ def main(values: flags.FlagValues) -> None:
     product = (before + product_flops(values.repeats)) / 2
 
     head = f"{'':<12}{'inference':>14}{'of product':>12}{'training':>14}{'of product':>12}"
-    print(f"float32 matrix product, {PRODUCT_SIZE}³: {product / 1e9:.0f} GFLOP/s", head, "-" * len(head), sep="\n")
+    print(f"float32 matrix product, {PRODUCT_SIZE}³: {product / 1e9:.0f} GFLOP/s ({environment.arithmetic()})")
+    print(head, "-" * len(head), sep="\n")
     for name, rates in networks.items():
         # A training step goes forward once and backward twice, for the inputs and for the weights.
         shares = (2 * rates["macs"] * rates["inference"] / product, 6 * rates["macs"] * rates["training"] / product)

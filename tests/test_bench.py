@@ -5,6 +5,7 @@ import re
 
 from han_tf import bench
 from han_tf.cli import run
+from han_tf.training import environment
 
 
 def test_figures_of_one_network(tmp_path, capsys, monkeypatch):
@@ -24,7 +25,9 @@ def test_figures_of_one_network(tmp_path, capsys, monkeypatch):
     (rates,) = figures["networks"].values()
     assert (rates["inference"], rates["training"]) == (6, 6)
     assert figures["product_flops"] == 2 * 64**3 / 0.5
-    assert re.search(r"^shufflenet +6 img/s +[\d.]+% +6 img/s", capsys.readouterr().out, re.MULTILINE)
+    out = capsys.readouterr().out
+    assert re.search(r"^shufflenet +6 img/s +[\d.]+% +6 img/s", out, re.MULTILINE)
+    assert f"GFLOP/s ({environment.arithmetic()})\n" in out
 
 
 def test_seconds_are_the_median_of_the_calls_after_two(monkeypatch):

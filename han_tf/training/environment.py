@@ -8,9 +8,21 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from han_tf.cores import usable_cores
 
 PACKAGES = ("tensorflow", "numpy", "pillow", "scipy", "absl-py")
+
+ONEDNN = "TF_ENABLE_ONEDNN_OPTS"
+"""Switches oneDNN's kernels in TensorFlow on (1) and off (0); see :mod:`han_tf`."""
+
+INSTRUCTION_SETS = (
+    *("sse4_2", "avx", "fma", "avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16"),
+    *("amx_tile", "amx_int8", "amx_bf16"),  # those before: x86, these: matrix units
+    *("asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2"),  # ARM
+)
+"""What makes matrix products faster, as Linux names it."""
 
 SOURCES = (":/han_tf/*.py", ":/experiments/*.py")
 """What results depend on, as git names it: documents, tests and the results themselves may change."""
@@ -29,16 +41,44 @@ def describe() -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """Returns what can be told of this machine: processor, cores that this process may use, memory in GiB."""
-    processor = platform.processor() or platform.machine()
+    """Returns what can be told of this machine, and how TensorFlow uses it.
+
+    Processor, its instruction sets for arithmetic, cores that this process may use, memory in GiB (None where the
+    system does not tell it), and the switch of oneDNN (None where TensorFlow chooses).
+    """
+    processor, instruction_sets = _processor()
+    memory = None
+    if hasattr(os, "sysconf"):
+        memory = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    return {
+        "processor": processor,
+        "instruction_sets": instruction_sets,
+        "cores": usable_cores(),
+        "memory_gib": memory,
+        ONEDNN: os.environ.get(ONEDNN),
+    }
+
+
+def arithmetic() -> str:
+    """Returns with which instruction sets and which switch figures are made here, in a few words."""
+    here = machine()
+    switch = "not set" if here[ONEDNN] is None else here[ONEDNN]
+    return f"{' '.join(here['instruction_sets']) or 'instruction sets unknown'}; {ONEDNN}: {switch}"
+
+
+def _processor() -> tuple[str, list[str]]:
+    """Returns its name and instruction sets; where there is no /proc/cpuinfo, those that NumPy finds, by its names."""
+    name, told = platform.processor() or platform.machine(), {}
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as stream:
-            named = [line.split(":", 1)[1].strip() for line in stream if line.startswith("model name")]
-        processor = named[0] if named else processor
+            for line in stream:
+                key, _, value = line.partition(":")
+                told.setdefault(key.strip().lower(), value.strip())
     except OSError:
-        pass
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return {"processor": processor, "cores": usable_cores(), "memory_gib": round(memory, 1)}
+        found = np.show_config(mode="dicts").get("SIMD Extensions", {})
+        return name, [extension.lower() for kind in ("baseline", "found") for extension in found.get(kind, [])]
+    present = set(told.get("flags", told.get("features", "")).split())
+    return told.get("model name", name), [extension for extension in INSTRUCTION_SETS if extension in present]
 
 
 def git_commit() -> str:
