@@ -4,11 +4,13 @@
   python -m han_tf.index --index DIR --calibrate VALIDATION --false_accept_rate 0.01
 
 FEATURES are folders that python -m han_tf.extract wrote, or NumPy archives (.npz) with features, pids and camids;
-these do not say which model made them, so --model or --checksum does. Of an archive, junk (pid -1) is left out and
-distractors (pid 0) are added without a pid. --index is a folder, or for Milvus an address, http://HOST:PORT#COLLECTION,
+these do not say which model made them, so --model or --checksum does. Junk (pid -1) is left out and distractors (pid 0)
+are added without a pid. --index is a folder, or for Milvus an address, http://HOST:PORT#COLLECTION,
 or the file of a Milvus Lite, NAME.db; a token is taken from MILVUS_TOKEN in the environment, or stands in the address,
 http://USER:PASSWORD@HOST:PORT. Without a gallery there, one is made. Whatever stops the command, the same command goes
-on where it was; what has been added already is not added again.
+on where it was. A path names one image: what is in the gallery already stays, with the same id; an image whose feature
+has changed is replaced, and labels that have changed are corrected. So a folder that grows is extracted and indexed
+again with the same commands. What was deleted comes back with its source.
 
 A threshold is the distance beyond which nobody is taken for the same person. --calibrate chooses it so that a search
 of a stranger finds anybody with the probability --false_accept_rate (NIST's FPIR). VALIDATION are features with pids,
@@ -92,15 +94,14 @@ def main(values: flags.FlagValues) -> None:
             raise UserError(f"{source.name} does not say which model made it, expected --model DIR or --checksum NAME")
         if given and checksum != given:
             raise UserError(f"{source.name}: features of the model {checksum[:12]}…, expected {given[:12]}…")
-        if source.note:
-            print(f"{source.name}: {source.note}")
     with _open(values, sources, checksums) as gallery:
         for checksum in checksums.values():
             gallery.check_model(checksum)
         for source in sources:
             with _Bar(source.name, len(source)) as bar:
                 added = add_source(gallery, source, bar.show)
-            print(f"{source.name}: {added:,} of {len(source):,} images added")
+            _print_note(source)
+            print(f"{source.name}: {added}")
         if values.delete:
             print(f"deleted {gallery.delete(_ids(values.delete)):,} entries")
         _build(values, gallery, bool(sources))
@@ -142,6 +143,7 @@ def _calibrate(values: flags.FlagValues, gallery: Gallery, source: FeatureSource
         raise UserError(f"{source.name}: features of dimension {source.dimension}, expected {gallery.dimension}")
     gallery.check_model(checksum)
     batches = list(source)
+    _print_note(source)
     features = FeatureSet(
         np.concatenate([batch.features for batch in batches]),
         *(np.concatenate([getattr(batch, name) for batch in batches]) for name in ("pids", "camids", "paths")),
@@ -151,6 +153,11 @@ def _calibrate(values: flags.FlagValues, gallery: Gallery, source: FeatureSource
     if values.within:
         return calibrate_search_within(features, values.false_accept_rate)
     return calibrate_search(features, values.false_accept_rate, gallery)
+
+
+def _print_note(source: FeatureSource) -> None:
+    if source.note:
+        print(f"{source.name}: {source.note}")
 
 
 def describe(info: dict[str, Any]) -> list[str]:

@@ -28,6 +28,10 @@ HELD_SHARE = 0.6
 """Share of the memory budget that all this may take; the rest is for distances."""
 
 
+GREATEST_NORM = float(np.finfo(np.float32).max / 8)
+"""Squared norms below it leave room for float32 squares of differences."""
+
+
 def check_features(features: Any, name: str, dimension: Optional[int] = None) -> np.ndarray:
     """Returns ``features`` as an array ``[n, d]`` of numbers, memory-mapped arrays as they are.
 
@@ -60,8 +64,7 @@ def squared_norms(features: np.ndarray, name: str) -> np.ndarray:
     for start in range(0, len(features), ROWS):
         block = features[start : start + ROWS].astype(np.float64)
         norms[start : start + ROWS] = np.einsum("ij,ij->i", block, block)
-    limit = np.finfo(np.float32).max / 8
-    bad = np.flatnonzero(~(norms < limit))
+    bad = np.flatnonzero(~(norms < GREATEST_NORM))
     if len(bad):
         row = int(bad[0])
         values = np.asarray(features[row])

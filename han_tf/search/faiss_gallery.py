@@ -15,7 +15,7 @@ from han_tf.metrics.checks import default_threads, squared_norms
 from han_tf.search.approximate import KINDS, ApproximateIndex, read_index
 from han_tf.search.choice import ENGINES, FLAT_BYTES, choose_engine
 from han_tf.search.exact import ExactSearch, import_faiss, nearest
-from han_tf.search.gallery import UNKNOWN, Columns, Entry, Filters, Gallery, Mark, Progress, check_ids, stored_threshold
+from han_tf.search.gallery import UNKNOWN, Columns, Entry, Filters, Gallery, Progress, check_ids, stored_threshold
 from han_tf.search.guard import Guard
 from han_tf.search.store import State, Store, sync_folder
 
@@ -189,24 +189,21 @@ class FaissGallery(Gallery):
             notes.append(f"the index was trained on {loaded.trained:,} rows and holds {covered:,}: build it anew")
         if rows > 2 * state.live and rows >= BUILT_LEAST:
             notes.append(f"{rows - state.live:,} of {rows:,} rows are of deleted entries: compact the gallery")
-        for mark in self._sources():
-            if mark.done < mark.rows:
-                notes.append(
-                    f"{mark.done:,} of {mark.rows:,} rows of {mark.name} have been added: add it again to go on"
-                )
+        for _, (*_, name, done, rows) in self._sources():
+            if done < rows:
+                notes.append(f"{done:,} of {rows:,} rows of {name} have been added: add it again to go on")
         return notes + self._threshold_notes()
 
     def __len__(self) -> int:
         return self.store.state.live
 
-    def _add(self, columns: Columns, mark: Optional[Mark] = None) -> np.ndarray:
+    def _add(self, columns: Columns, gone: Optional[np.ndarray] = None, bulk: bool = False) -> np.ndarray:
         with self.store.lock:
             self._own()
             greatest = float(squared_norms(columns.features, "features").max())
-            settings = {f"{SOURCE}{mark.fingerprint}": mark} if mark else {}
-            ids = self.store.append(columns, greatest, settings)
+            ids = self.store.append(columns, greatest, np.empty(0, np.int64) if gone is None else gone)
         # Whoever builds an index adds these rows himself at the end.
-        if not mark and self._changing.acquire(blocking=False):
+        if not bulk and self._changing.acquire(blocking=False):
             try:
                 rows, loaded = len(self.store.state.vectors), self._loaded
                 if loaded and rows - loaded.index.rows <= UNASKED_MOST:
@@ -224,13 +221,30 @@ class FaissGallery(Gallery):
                 self._changing.release()
         return ids
 
-    def source(self, fingerprint: str) -> Optional[Mark]:  # noqa: D102
+    def named(self, paths: Sequence[str]) -> Iterator[Entry]:  # noqa: D102
+        with self._alone():
+            return iter(list(self.store.named(paths)))
+
+    def _relabel(self, ids: np.ndarray, pids: np.ndarray, camids: np.ndarray, times: np.ndarray) -> None:
+        self.store.relabel(ids, pids, camids, times)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
         with self.store.lock:
             self._own()
-            return next((mark for mark in self._sources() if mark.fingerprint == fingerprint), None)
+            yield
 
-    def _sources(self) -> list[Mark]:
-        return [Mark(*value) for key, value in self.store.settings.items() if key.startswith(SOURCE)]
+    def note_source(self, name: str, done: int, rows: int) -> None:  # noqa: D102
+        with self.store.lock:
+            self._own()
+            notes = {key: [*value[:-2], rows, rows] for key, value in self._sources() if value[-3] == name}
+            notes[f"{SOURCE}{name}"] = [name, done, rows]
+            if any(self.store.settings.get(key) != value for key, value in notes.items()):
+                self.store.commit(notes)
+
+    def _sources(self) -> list[tuple[str, list[Any]]]:
+        """Returns the settings that end in a source's name, rows that have been added and rows that it has."""
+        return [(key, value) for key, value in self.store.settings.items() if key.startswith(SOURCE)]
 
     def delete(self, ids: Sequence[int]) -> int:  # noqa: D102
         ids = check_ids(ids)
@@ -262,7 +276,9 @@ class FaissGallery(Gallery):
         rows = state.rows_of(ids)
         if (rows < 0).any():
             raise self._no_entry(ids[np.argmin(rows)])
-        return state.vectors[rows]
+        features = state.vectors[rows]
+        self.entries(ids)  # another process may have deleted one and its vector since
+        return features
 
     def _entries(self, ids: set[int]) -> dict[int, Entry]:
         return self.store.entries(ids)
@@ -359,7 +375,7 @@ class FaissGallery(Gallery):
             if anew or loaded is None or loaded.index.kind != engine or rows > GROWN * loaded.trained:
                 index = KINDS[engine](self.dimension)
                 self.faiss.omp_set_num_threads(self.threads)
-                index.train(self.store.state.vectors)
+                index.train(_Living(self.store.state))
                 while index.rows < (there := len(self.store.state.vectors)):
                     _add_rows(index, self.store.state, BUILT_AT_ONCE)
                     if progress:
@@ -514,8 +530,26 @@ def _passing(state: State, filters: Filters) -> Optional[np.ndarray]:
     return state.labels.alive & filters.passing(state.labels.camids, state.labels.times)
 
 
+class _Living:
+    """The vectors of rows whose entries are there, by number among these."""
+
+    def __init__(self, state: State):
+        self.vectors, self.rows = state.vectors, np.flatnonzero(state.labels.alive)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, numbers: np.ndarray) -> np.ndarray:
+        return self.vectors[self.rows[numbers]]
+
+
 def _add_rows(index: ApproximateIndex, state: State, most: int) -> None:
-    index.add(np.ascontiguousarray(state.vectors[index.rows : index.rows + most]))
+    part = slice(index.rows, index.rows + most)
+    vectors, alive = np.array(state.vectors[part]), state.labels.alive[part]
+    if alive.any():
+        # Zeros, which are nearer to everybody than others are, would stand in a graph's way.
+        vectors[~alive] = vectors[alive][np.arange(len(alive) - alive.sum()) % alive.sum()]
+    index.add(vectors)
 
 
 def _chosen(engine: str, rows: int, dimension: int, memory_mb: Optional[int]) -> tuple[str, str]:

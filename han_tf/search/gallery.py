@@ -3,12 +3,15 @@
 import math
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Optional, Union
 
 import numpy as np
 
+from han_tf.data.records import DISTRACTOR_PID
 from han_tf.errors import UserError
 from han_tf.metrics import rerank as k_reciprocal
 from han_tf.metrics.checks import check_count, check_features, squared_norms
@@ -29,6 +32,12 @@ RERANK_K2 = 6
 
 OUTGROWN = 1.5
 """A threshold of a false-accept rate per search is noted as outdated when the gallery is so many times larger."""
+
+SAME = 1e-5
+"""Features are the same where they are so far apart, in units of their length: float32 inference of one image in other
+batches differs by less, another precision by more."""
+
+COMPARED_AT_ONCE = 4096
 
 ADDED_AT_ONCE = 2**22
 """Most rows of one call of ``add``: a transaction holds all their labels."""
@@ -144,21 +153,27 @@ class Columns(NamedTuple):
     camids: np.ndarray
     times: np.ndarray
 
+    def where(self, rows: np.ndarray) -> "Columns":
+        """Returns the rows ``rows``, integers ``[m]``."""
+        arrays = (array[rows] for array in (self.features, self.pids, self.camids, self.times))
+        features, pids, camids, times = arrays
+        return Columns(features, [self.paths[row] for row in rows], pids, camids, times)
 
-class Mark(NamedTuple):
-    """How far a file or folder of features has been added to a gallery.
+
+class Put(NamedTuple):
+    """What became of images that were added where others of the same paths may be.
 
     Attributes:
-      fingerprint: of its content, hexadecimal.
-      name: what it was called.
-      done: rows that are in the gallery, from its first.
-      rows: that it has.
+      ids: of their entries, int64 ``[n]``.
+      added: how many are new.
+      replaced: how many took the place of entries with the same path and another feature.
+      relabelled: how many were there with other labels.
     """
 
-    fingerprint: str
-    name: str
-    done: int
-    rows: int
+    ids: np.ndarray
+    added: int
+    replaced: int
+    relabelled: int
 
 
 class Gallery(ABC):
@@ -200,42 +215,156 @@ class Gallery(ABC):
         camids: Optional[Sequence[Optional[int]]] = None,
         times: Optional[Sequence[Optional[float]]] = None,
         checksum: Optional[str] = None,
+        replace: bool = False,
     ) -> np.ndarray:
         """Adds images, all of them or none; they are on disk when it returns.
+
+        With ``replace`` a path names one image. An entry of the same path whose feature is the same, but for what
+        float32 roundings make of it, stays and keeps its id; labels that are given and differ are changed. Entries
+        of the same path with another feature are deleted and the image is added under a new id, so that what is
+        kept elsewhere of an id never becomes another image's.
 
         Args:
           features: numbers ``[n, dimension]``, kept as float32.
           paths, pids, camids, times: what is known of them, ``n`` each; None, or NaN for a time, where it is not.
           checksum: of the model that made the features; compared with the gallery's if given.
+          replace: whether entries of the same paths are replaced. Images without a path are added.
 
         Returns:
-          The new entries' ids, int64 ``[n]``, rising.
+          The images' ids, int64 ``[n]``; they are new and rise unless ``replace`` found entries.
 
         Raises:
-          UserError: arrays that do not fit, another model's features; it cannot be written.
+          UserError: arrays that do not fit, another model's features; with ``replace`` a path that stands there
+            twice; it cannot be written.
         """
         self.check_model(checksum)
         features = self._checked(features, "features")
         n = len(features)
         if n > ADDED_AT_ONCE:
             raise UserError(f"features has {n} rows, expected at most {ADDED_AT_ONCE} at once")
-        return self._add(_columns(features, paths, pids, camids, times))
+        columns = _columns(features, paths, pids, camids, times)
+        if not replace:
+            return self._add(columns)
+        return self._put(columns, {row: None for row, path in enumerate(columns.paths) if not path}).ids
 
-    def add_marked(self, features: Any, paths: Any, pids: Any, camids: Any, times: Any, mark: Mark) -> None:
-        """Adds rows of a source and remembers how far it has been added, both or neither; see :mod:`.sources`.
+    def put(
+        self,
+        features: Any,
+        paths: Sequence[str],
+        pids: Any,
+        camids: Any,
+        times: Any,
+        twins: Mapping[int, Optional[Entry]],
+    ) -> Put:
+        """Adds images as :meth:`add` with ``replace`` does, and leaves an index alone, which :meth:`build` completes.
 
-        Unlike :meth:`add` it leaves an index alone, which is quicker built when all rows are there.
+        Args:
+          features, paths, pids, camids, times: as of :meth:`add`.
+          twins: rows that are not known by their paths, and the entry that each is, None for a new one.
         """
-        features = self._checked(features, mark.name)
-        self._add(_columns(features, paths, pids, camids, times), mark)
+        return self._put(_columns(self._checked(features, "features"), paths, pids, camids, times), twins, bulk=True)
+
+    def _put(self, columns: Columns, twins: Mapping[int, Optional[Entry]], bulk: bool = False) -> Put:
+        named = {row: path for row, path in enumerate(columns.paths) if row not in twins}
+        twice = [path for path, count in Counter(named.values()).items() if count > 1]
+        if twice:
+            raise UserError(f"paths hold {twice[0]!r} twice, expected each once where entries are replaced")
+        with self._alone():
+            entries: dict[str, list[Entry]] = {}
+            for entry in self.named(list(named.values())):
+                entries.setdefault(entry.path, []).append(entry)
+            pairs = [(row, entry) for row, path in named.items() for entry in entries.get(path, ())]
+            there = {row: entry for row, entry in twins.items() if entry is not None}
+            gone = []
+            for (row, entry), is_same in zip(pairs, self._same(columns.features, pairs)):
+                if is_same and row not in there:
+                    there[row] = entry
+                else:
+                    gone.append(entry.id)
+            ids = np.array([there[row].id if row in there else -1 for row in range(len(columns.paths))], np.int64)
+            new = np.flatnonzero(ids < 0)
+            replaced = sum(row in named and columns.paths[row] in entries for row in new.tolist())
+            if len(new):
+                ids[new] = self._add(columns.where(new), np.array(gone, np.int64), bulk)
+            elif gone:
+                self.delete(gone)
+            return Put(ids, len(new) - replaced, replaced, self._correct(columns, there))
+
+    def _same(self, features: np.ndarray, pairs: list[tuple[int, Entry]]) -> np.ndarray:
+        """Returns for pairs of a row of ``features`` and an entry whether their features are the same."""
+        same = np.zeros(len(pairs), bool)
+        ids = np.array([entry.id for _, entry in pairs], np.int64)
+        for start in range(0, len(pairs), COMPARED_AT_ONCE):
+            part = slice(start, start + COMPARED_AT_ONCE)
+            present, stored = self._features(ids[part])
+            where = start + np.flatnonzero(np.isin(ids[part], present))
+            given = features[[pairs[i][0] for i in where]]
+            apart = np.linalg.norm(given - stored, axis=1)
+            same[where] = apart <= SAME * np.maximum(np.linalg.norm(stored, axis=1), np.finfo(np.float32).tiny)
+        return same
+
+    def _correct(self, columns: Columns, there: Mapping[int, Entry]) -> int:
+        """Gives the entries of rows their labels where these are known; returns how many had others."""
+        changed = []
+        for row, entry in there.items():
+            given = Entry(entry.id, entry.path, *_labels(columns, row))
+            merged = Entry(*(old if new is None else new for new, old in zip(given, entry)))
+            if given.pid is None and entry.pid == DISTRACTOR_PID:  # as galleries were made that knew no distractors
+                merged = merged._replace(pid=None)
+            if merged != entry:
+                changed.append(merged)
+        if changed:
+            self.relabel([entry.id for entry in changed], **_fields(changed))
+        return len(changed)
+
+    def relabel(
+        self,
+        ids: Sequence[int],
+        *,
+        pids: Optional[Sequence[Optional[int]]] = None,
+        camids: Optional[Sequence[Optional[int]]] = None,
+        times: Optional[Sequence[Optional[float]]] = None,
+    ) -> None:
+        """Changes what is known of entries, of all of them or none; on disk when it returns.
+
+        Args:
+          ids: the entries, ``n``.
+          pids, camids, times: ``n`` each, with None for what is not known; left as they are if not given.
+
+        Raises:
+          UserError: there is no such entry, an id stands there twice, arrays that do not fit; it cannot be written.
+        """
+        ids = check_ids(ids)
+        if len(np.unique(ids)) < len(ids):
+            raise UserError("ids hold one twice, expected each once where labels are changed")
+        with self._alone():
+            fields = _fields(self.entries(ids))
+            given = {"pids": pids, "camids": camids, "times": times}
+            fields.update({name: values for name, values in given.items() if values is not None})
+            n = len(ids)
+            labels = (*(_integers(fields[name], name, n) for name in ("pids", "camids")), _times(fields["times"], n))
+            if n:
+                self._relabel(ids, *labels)
 
     @abstractmethod
-    def _add(self, columns: Columns, mark: Optional[Mark] = None) -> np.ndarray:
-        """Adds rows; ``mark`` is how far their source is in the gallery after that."""
+    def _relabel(self, ids: np.ndarray, pids: np.ndarray, camids: np.ndarray, times: np.ndarray) -> None:
+        """Gives entries these labels, as of :class:`Columns`."""
 
     @abstractmethod
-    def source(self, fingerprint: str) -> Optional[Mark]:
-        """Returns how far a source has been added; None if not at all."""
+    def _add(self, columns: Columns, gone: Optional[np.ndarray] = None, bulk: bool = False) -> np.ndarray:
+        """Adds rows and deletes the entries ``gone``; ``bulk`` leaves an index alone."""
+
+    @abstractmethod
+    def named(self, paths: Sequence[str]) -> Iterator[Entry]:
+        """Yields the entries of any of ``paths``."""
+
+    def _alone(self) -> AbstractContextManager:
+        """Keeps other threads from changing the gallery, and other processes where the engine can."""
+        return nullcontext()
+
+    @abstractmethod
+    def note_source(self, name: str, done: int, rows: int) -> None:
+        """Notes that ``done`` of the ``rows`` rows of a source have been added, for :attr:`notes`."""
 
     @abstractmethod
     def delete(self, ids: Sequence[int]) -> int:
@@ -524,6 +653,16 @@ def _check_range(values: Any, name: str) -> None:
     for value in values if isinstance(values, (Sequence, np.ndarray)) else ():
         if isinstance(value, (int, np.integer)) and not -(2**63) <= value < 2**63:
             raise UserError(f"{name} hold {value}, expected integers from {-(2**63)} to {2**63 - 1}")
+
+
+def _labels(columns: Columns, row: int) -> tuple[Optional[int], Optional[int], Optional[float]]:
+    """Returns pid, camid and time of a row as an :class:`Entry` has them."""
+    pid, camid, time = (array[row].item() for array in columns[2:])
+    return (None if pid == UNKNOWN else pid, None if camid == UNKNOWN else camid, None if math.isnan(time) else time)
+
+
+def _fields(entries: Sequence[Entry]) -> dict[str, Any]:
+    return {f"{name}s": [getattr(entry, name) for entry in entries] for name in ("pid", "camid", "time")}
 
 
 def _columns(features: np.ndarray, paths: Any, pids: Any, camids: Any, times: Any) -> Columns:

@@ -20,7 +20,7 @@ import numpy as np
 
 from han_tf.errors import UserError
 from han_tf.search.exact import SPARE, error_bound, nearest
-from han_tf.search.gallery import UNKNOWN, Columns, Entry, Filters, Gallery, Mark, Progress, check_ids, stored_threshold
+from han_tf.search.gallery import UNKNOWN, Columns, Entry, Filters, Gallery, Progress, check_ids, stored_threshold
 
 FORMAT = 1
 COLLECTION = "gallery"
@@ -44,6 +44,10 @@ MOST_HITS = 16_384
 
 CAMERAS_AT_ONCE = 1000
 """Entries that are asked for at a time to find out what cameras there are."""
+
+PATHS_AT_ONCE = 500
+ROWS_AT_ONCE = MOST_HITS
+"""Paths in one request, and rows in its answer."""
 
 ID_BITS = 52
 """Ids are drawn at random, so that several writers need not agree; JavaScript, too, holds such integers exactly."""
@@ -250,11 +254,9 @@ class MilvusGallery(Gallery):
         with self._errors():
             return self._query(self.address.collection, ["count(*)"], "")[0]["count(*)"]
 
-    def _add(self, columns: Columns, mark: Optional[Mark] = None) -> np.ndarray:
+    def _add(self, columns: Columns, gone: Optional[np.ndarray] = None, bulk: bool = False) -> np.ndarray:
         n = len(columns.features)
         with self._errors():
-            if mark:
-                return self._add_marked(columns, mark)
             first = self._free_ids(n)
             ids = np.arange(first, first + n)
             try:
@@ -262,30 +264,39 @@ class MilvusGallery(Gallery):
             except BaseException:
                 self.client.delete(self.address.collection, filter=f"id >= {first} and id < {first + n}")
                 raise
+        if gone is not None and len(gone):
+            self.delete(gone)  # after the others: should this process die in between, it is done when they come again
         return ids
 
-    def _add_marked(self, columns: Columns, mark: Mark) -> np.ndarray:
-        """Adds rows of a source. Their ids are fixed before the first of them: adding some twice changes nothing."""
-        n, key = len(columns.features), _source_key(mark.fingerprint)
-        stored = self._query(self._settings_name, ["value"], f'key == "{key}"')
-        first = json.loads(stored[0]["value"])["first"] if stored else self._free_ids(mark.rows)
-        if not stored:
-            self._store(key, {"first": first, "mark": mark._replace(done=mark.done - n)})
-        ids = np.arange(first + mark.done - n, first + mark.done)
-        self._upsert(ids, columns)
-        self._store(key, {"first": first, "mark": mark})
-        return ids
+    def _relabel(self, ids: np.ndarray, pids: np.ndarray, camids: np.ndarray, times: np.ndarray) -> None:
+        paths, features = [entry.path for entry in self.entries(ids)], self.features(ids)
+        with self._errors():
+            self._upsert(ids, Columns(features, paths, pids, camids, times))
+
+    def named(self, paths: Sequence[str]) -> Iterator[Entry]:  # noqa: D102
+        for part in _parts(list(paths), PATHS_AT_ONCE):
+            for row in self._rows_where(f"path in {json.dumps(part, ensure_ascii=False)}"):
+                yield _entry(row)
+
+    def note_source(self, name: str, done: int, rows: int) -> None:
+        """Does nothing: many processes may add at once."""
+
+    def _rows_where(self, expression: str) -> Iterator[dict[str, Any]]:
+        """Yields the rows that fit, by rising id."""
+        last = -1
+        while True:
+            with self._errors():
+                rows = self._query(self.address.collection, FIELDS, f"{expression} and id > {last}", limit=ROWS_AT_ONCE)
+            yield from sorted(rows, key=lambda row: row["id"])
+            if len(rows) < ROWS_AT_ONCE:
+                return
+            last = max(row["id"] for row in rows)
 
     def _upsert(self, ids: np.ndarray, columns: Columns) -> None:
         step = max(1, REQUEST_BYTES // (4 * self.dimension))
         for start in range(0, len(ids), step):
             part = slice(start, start + step)
             self.client.upsert(self.address.collection, self._rows(ids[part], columns, part))
-
-    def source(self, fingerprint: str) -> Optional[Mark]:  # noqa: D102
-        with self._errors():
-            stored = self._query(self._settings_name, ["value"], f'key == "{_source_key(fingerprint)}"')
-        return Mark(*json.loads(stored[0]["value"])["mark"]) if stored else None
 
     def _store(self, key: str, value: dict[str, Any]) -> None:
         self.client.upsert(self._settings_name, _settings_row(key, value))
@@ -538,10 +549,6 @@ def _read_settings(client: Any, name: str) -> list[dict[str, Any]]:
 
 def _settings_row(key: str, value: dict[str, Any]) -> list[dict[str, Any]]:
     return [{"key": key, "value": json.dumps(value, allow_nan=False), "unused": [0.0, 0.0]}]
-
-
-def _source_key(fingerprint: str) -> str:
-    return f"source {fingerprint[:40]}"
 
 
 def _entry(row: dict[str, Any]) -> Entry:

@@ -7,6 +7,9 @@
 Adding appends the vectors, has the disk confirm them, and commits the entries together with the new number of
 rows. Whatever lies in the file of vectors beyond the committed rows was left by a crash and is overwritten. So
 after a crash at any point there is the state before or the state after.
+
+Deleting commits first and then overwrites the vectors with zeros, and SQLite what it held of the entries. Vectors of
+deleted entries that a crash left are overwritten by the next process that writes.
 """
 
 import fcntl
@@ -38,6 +41,8 @@ CREATE TABLE entries (
   id INTEGER PRIMARY KEY, row INTEGER NOT NULL, path TEXT NOT NULL, pid INTEGER, camid INTEGER, time REAL
 );
 """
+PATH_INDEX = "CREATE INDEX IF NOT EXISTS entries_path ON entries (path)"
+"""Made when entries are first asked for by their paths."""
 
 BUSY_SECONDS = 30
 """How long another process's commit is waited for."""
@@ -191,19 +196,20 @@ class Store:
                     with swapping or nullcontext():
                         self.load()
                 self._remove_vectors()
+                self._overwrite(np.flatnonzero(~self.state.labels.alive))
             except BaseException:
                 os.close(lock_file)
                 self._lock_file = None
                 raise
             return changed
 
-    def append(self, columns: Columns, greatest_norm: float, settings: Optional[dict[str, Any]] = None) -> np.ndarray:
-        """Adds rows and returns their ids; durable when it returns.
+    def append(self, columns: Columns, greatest_norm: float, gone: np.ndarray) -> np.ndarray:
+        """Adds rows and returns their ids, and deletes entries as :meth:`delete` does; durable when it returns.
 
         Args:
           columns: the rows.
           greatest_norm: greatest squared norm among them.
-          settings: settings to change in the same transaction.
+          gone: ids of entries to delete.
         """
         with self.lock:
             if len(self.state.vectors) != self.settings["rows"]:
@@ -219,7 +225,6 @@ class Store:
                 os.fsync(stream.fileno())
             ids = np.arange(self.settings["next_id"], self.settings["next_id"] + n)
             changed = {
-                **(settings or {}),
                 "rows": first + n,
                 "next_id": int(ids[-1]) + 1,
                 "greatest_norm": max(self.settings["greatest_norm"], greatest_norm),
@@ -232,14 +237,19 @@ class Store:
                 _nullable(columns.camids),
                 (None if time != time else time for time in columns.times.tolist()),
             )
-            self.commit(
-                changed, lambda database: database.executemany("INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?)", rows)
-            )
+
+            def change(database: sqlite3.Connection) -> None:
+                database.executemany("INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?)", rows)
+                database.executemany("DELETE FROM entries WHERE id = ?", ((id,) for id in gone.tolist()))
+
+            buried = self.state.rows_of(gone)
+            self.commit(changed, change)
             self._extend(ids, columns)
+            self._bury(buried[buried >= 0])
             return ids
 
     def delete(self, ids: np.ndarray) -> int:
-        """Deletes entries; durable when it returns. Their vectors stay until the gallery is compacted."""
+        """Deletes entries and overwrites their vectors; durable when it returns."""
         with self.lock:
             rows = self.state.rows_of(np.unique(ids))
             rows = rows[rows >= 0]
@@ -247,11 +257,50 @@ class Store:
                 return 0
             found = [(id,) for id in self.state.labels.ids[rows].tolist()]
             self.commit({}, lambda database: database.executemany("DELETE FROM entries WHERE id = ?", found))
-            # A copy: a search that has begun sees the entries of its own moment.
-            self._labels = self._labels._replace(alive=self._labels.alive.copy())
-            self._labels.alive[rows] = False
-            self.state = self._visible(self.state.vectors, self.state.live - len(rows))
+            self._bury(rows)
             return len(rows)
+
+    def _bury(self, rows: np.ndarray) -> None:
+        """Leaves rows out of searches that begin now, and overwrites their vectors."""
+        if not len(rows):
+            return
+        # A copy: a search that has begun sees the entries of its own moment.
+        self._labels = self._labels._replace(alive=self._labels.alive.copy())
+        self._labels.alive[rows] = False
+        self.state = self._visible(self.state.vectors, self.state.live - len(rows))
+        self._overwrite(rows)
+
+    def _overwrite(self, rows: np.ndarray) -> None:
+        """Writes zeros over the vectors of ``rows``, rising, where there are others; durable when it returns."""
+        step, row_bytes = max(1, COPIED_BYTES // (4 * self.settings["dimension"])), 4 * self.settings["dimension"]
+        parts = (rows[start : start + step] for start in range(0, len(rows), step))
+        rows = np.concatenate([part[self.state.vectors[part].any(axis=1)] for part in parts] or [rows])
+        if not len(rows):
+            return
+        path = self.folder / self.settings["vectors"]
+        with self._writing(path), open(path, "r+b", opener=_no_link) as stream:
+            for run in np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1):
+                stream.seek(int(run[0]) * row_bytes)
+                for start in range(0, len(run), step):
+                    stream.write(bytes(len(run[start : start + step]) * row_bytes))
+            stream.flush()
+            os.fsync(stream.fileno())
+
+    def relabel(self, ids: np.ndarray, pids: np.ndarray, camids: np.ndarray, times: np.ndarray) -> None:
+        """Gives entries these labels, as of :class:`Columns`; durable when it returns."""
+        with self.lock:
+            known_times = (None if time != time else time for time in times.tolist())
+            changed = list(zip(_nullable(pids), _nullable(camids), known_times, ids.tolist()))
+            self.commit(
+                {},
+                lambda database: database.executemany(
+                    "UPDATE entries SET pid = ?, camid = ?, time = ? WHERE id = ?", changed
+                ),
+            )
+            rows = self.state.rows_of(ids)
+            self._labels = self._labels._replace(camids=self._labels.camids.copy(), times=self._labels.times.copy())
+            self._labels.camids[rows], self._labels.times[rows] = camids, times
+            self.state = self._visible(self.state.vectors, self.state.live)
 
     def compact(self, swapping: AbstractContextManager) -> None:
         """Writes the vectors anew without those of deleted entries; ids stay.
@@ -333,6 +382,22 @@ class Store:
                 )
                 found.update((row[0], Entry(*row)) for row in rows.fetchall())
         return found
+
+    def named(self, paths: Sequence[str]) -> Iterator[Entry]:
+        """Yields the entries of any of ``paths``, by path and id; the lock must have been taken."""
+        with self.lock, self._reading_errors():
+            database = self._open_database()
+            database.execute(PATH_INDEX)
+            for start in range(0, len(paths), ASKED_AT_ONCE):
+                part = paths[start : start + ASKED_AT_ONCE]
+                marks = ",".join("?" * len(part))
+                yield from map(
+                    Entry._make,
+                    database.execute(
+                        f"SELECT id, path, pid, camid, time FROM entries WHERE path IN ({marks}) ORDER BY path, id",
+                        part,
+                    ),
+                )
 
     def revision(self) -> int:
         """Returns how many changes have been committed, by any process."""
@@ -539,6 +604,7 @@ def _connect(path: Path) -> sqlite3.Connection:
     # Transactions are begun by hand. EXTRA has the folder confirmed as well, without which a commit may be lost.
     database = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
     database.execute("PRAGMA synchronous = EXTRA")
+    database.execute("PRAGMA secure_delete = ON")
     return database
 
 

@@ -69,7 +69,7 @@ def labels(count: int, seed: int = 1):
 
     return {
         "paths": [f"camera/{i}.jpg" for i in range(count)],
-        "pids": some(rng.integers(-1, 9, count).tolist()),
+        "pids": some(rng.integers(1, 11, count).tolist()),
         "camids": some(rng.integers(0, 5, count).tolist()),
         "times": some(rng.integers(0, 100, count).astype(float).tolist()),
     }

@@ -106,22 +106,22 @@ def test_an_addition_that_was_interrupted_goes_on(call, tmp_path, shards, place)
         )
 
 
-def test_milvus_rows_whose_mark_was_lost_are_not_doubled(call, tmp_path, shards, monkeypatch):
-    """As if the process had died after the rows were in and before it said so."""
+def test_milvus_rows_that_were_in_when_the_process_died_are_not_doubled(call, tmp_path, shards, monkeypatch):
     path = tmp_path / "gallery.db"
-    store, calls = MilvusGallery._store, []
+    upsert, calls = MilvusGallery._upsert, []
 
-    def fails_once(self, key, value):
-        calls.append(key)
-        if len(calls) == 3:
+    def dies_once(self, ids, columns):
+        calls.append(ids)
+        upsert(self, ids, columns)
+        if len(calls) == 2:
+            monkeypatch.setattr(self.client, "delete", lambda *_, **__: None)  # nobody is left to take them back
             raise UserError("gone")
-        store(self, key, value)
 
-    monkeypatch.setattr(MilvusGallery, "_store", fails_once)
+    monkeypatch.setattr(MilvusGallery, "_upsert", dies_once)
     assert call(index, "--index", path, shards, status=1) == "error: gone"
     with open_gallery(path) as gallery:
-        assert len(gallery) == 80  # of which 40 are marked
-    assert f"50 of {COUNT} images added" in call(index, "--index", path, shards)
+        assert len(gallery) == 80
+    assert f"10 of {COUNT} images added, 80 there already" in call(index, "--index", path, shards)
     with open_gallery(path) as gallery:
         assert len(gallery) == COUNT
 
@@ -163,7 +163,8 @@ def test_junk_is_left_out_and_distractors_are_nobody(call, tmp_path):
         ]
         np.testing.assert_array_equal(gallery.features(range(4)), clustered(6, DIMENSION)[[1, 2, 4, 5]])
     save_features(tmp_path / "junk.npz", images.where(pids == -1))
-    assert "all of 2 images are junk" in call(index, "--index", place, tmp_path / "junk.npz", "--checksum=a", status=1)
+    line = call(index, "--index", place, tmp_path / "junk.npz", "--checksum=mine", status=1)
+    assert "junk.npz: 2 junk images (pid -1) left out, expected others" in line
 
 
 @pytest.mark.parametrize(
