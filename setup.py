@@ -32,6 +32,20 @@ TEST = [
     "tensorflow-addons==0.23.*",  # the independent oracle of the crop and of the triplet loss
 ]
 
+COMMANDS = (
+    "train",
+    "evaluate",
+    "visualize",
+    "flops",
+    "bench",
+    "export",
+    "demo",
+    "extract",
+    "index",
+    "search",
+    "serve",
+)
+
 setup(
     name="han-tf",
     version="0.1.0",
@@ -58,19 +72,7 @@ setup(
         "lint": ["ruff>=0.6"],
     },
     entry_points={
-        "console_scripts": [
-            "han-train=han_tf.train:cli",
-            "han-evaluate=han_tf.evaluate:cli",
-            "han-visualize=han_tf.visualize:cli",
-            "han-flops=han_tf.flops:cli",
-            "han-bench=han_tf.bench:cli",
-            "han-export=han_tf.export:cli",
-            "han-demo=han_tf.demo:cli",
-            "han-extract=han_tf.extract:cli",
-            "han-index=han_tf.index:cli",
-            "han-search=han_tf.search.__main__:cli",
-            "han-serve=han_tf.serve.__main__:cli",
-        ]
+        "console_scripts": [f"han-{name}=han_tf.cli:script" for name in COMMANDS],
     },
     classifiers=[
         "License :: OSI Approved :: Apache Software License",

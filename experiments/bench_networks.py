@@ -9,17 +9,20 @@ load that was found is noted. How it compares with this machine's own matrix pro
 import os
 import sys
 
-import numpy as np
-import tensorflow as tf
 from absl import flags
 
-from experiments.results import stamp
-from han_tf import bench
 from han_tf import cli as command_line
 from han_tf.files import write_json
-from han_tf.inference.features import inference_function
 from han_tf.models import MODELS, create_deployed
-from han_tf.models.costs import part_costs, total
+
+with command_line.deferred_imports(__name__):
+    import numpy as np
+    import tensorflow as tf
+
+    from experiments.results import stamp
+    from han_tf import bench
+    from han_tf.inference.features import inference_function
+    from han_tf.models.costs import part_costs, total
 
 FLAGS = command_line.new_flags()
 flags.DEFINE_enum("model", "han_small", list(MODELS), "Network.", flag_values=FLAGS)

@@ -20,7 +20,7 @@ from urllib.parse import quote
 
 from absl import flags
 
-from experiments import plots, schema, tables
+from experiments import schema, tables
 from experiments.plan import duration
 from experiments.results import HERE, RESULTS, Result, command_of, load_results
 from experiments.tables import machine_name, markdown_table, settings_in_words, short_commit
@@ -28,6 +28,9 @@ from han_tf import cli as command_line
 from han_tf.errors import UserError
 from han_tf.files import atomic_open
 from han_tf.training.config import TrainConfig
+
+with command_line.deferred_imports(__name__):
+    from experiments import plots
 
 NOTES = HERE / "notes"
 SCALES = ("full", "synthetic")

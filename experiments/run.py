@@ -20,7 +20,7 @@ from typing import Optional
 from absl import flags
 from tqdm import tqdm
 
-from experiments import plots, schema, tables
+from experiments import schema, tables
 from experiments.launch import claimed, in_child, in_process
 from experiments.plan import (
     SCALES,
@@ -59,6 +59,9 @@ from han_tf.data.synthetic import SyntheticPedestrians, generate, is_current
 from han_tf.errors import UserError
 from han_tf.files import atomic_open
 from han_tf.training.environment import machine
+
+with command_line.deferred_imports(__name__):
+    from experiments import plots
 
 SHEET = "attention.png"
 

@@ -14,24 +14,27 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import tensorflow as tf
 from absl import flags
-from PIL import Image
-from tqdm import tqdm
 
 from han_tf import cli as command_line
-from han_tf.data.pipeline import LoadedImages, load_images, training_batches
-from han_tf.data.reading import ImageReader
 from han_tf.data.records import Record
 from han_tf.data.sampling import ShuffledImages
 from han_tf.files import write_json
-from han_tf.inference.features import inference_function
 from han_tf.models import MODELS, create_model
-from han_tf.models.costs import part_costs, total
 from han_tf.training import environment
 from han_tf.training.config import TrainConfig
-from han_tf.training.loop import Trainer
+
+with command_line.deferred_imports(__name__):
+    import numpy as np
+    import tensorflow as tf
+    from PIL import Image
+    from tqdm import tqdm
+
+    from han_tf.data.pipeline import LoadedImages, load_images, training_batches
+    from han_tf.data.reading import ImageReader
+    from han_tf.inference.features import inference_function
+    from han_tf.models.costs import part_costs, total
+    from han_tf.training.loop import Trainer
 
 PRODUCT_SIZE = 4096
 IDENTITIES = 751

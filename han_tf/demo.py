@@ -15,20 +15,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from absl import flags
-from PIL import Image
 
 from han_tf import cli as command_line
 from han_tf.data import DISTRACTOR_PID, JUNK_PID, Record, ReIDDataset, load_dataset
-from han_tf.data.synthetic import SyntheticPedestrians
-from han_tf.data.synthetic.generator import GENERATOR_VERSION, Frame
 from han_tf.errors import UserError
 from han_tf.files import write_json
-from han_tf.inference.extractor import FeatureExtractor
-from han_tf.inference.feature_files import FeatureSet
 from han_tf.inference.runs import CONFIG, read_config
-from han_tf.inference.runtimes.keras import METRICS
+
+with command_line.deferred_imports(__name__):
+    import numpy as np
+    from PIL import Image
+
+    from han_tf.data.synthetic import SyntheticPedestrians
+    from han_tf.data.synthetic.generator import GENERATOR_VERSION, Frame
+    from han_tf.inference.extractor import FeatureExtractor
+    from han_tf.inference.feature_files import FeatureSet
+    from han_tf.inference.runtimes.keras import METRICS
 
 DATASET = "synthetic"
 

@@ -27,13 +27,14 @@ from han_tf import cli as command_line
 from han_tf.data import DATASETS, JUNK_PID, load_dataset
 from han_tf.errors import UserError
 from han_tf.files import write_json
-from han_tf.inference.feature_files import FeatureSet, load_features, save_features
-from han_tf.inference.features import feature_set
 from han_tf.inference.runs import CHECKPOINTS, LoadedRun, find_run, load_run
-from han_tf.metrics import MatrixDistances, check_normalised
-from han_tf.metrics.verification import REPORTED_FPR
-from han_tf.report import camera_table, evaluate_features, row_name, score, table, to_json, verification_table
 from han_tf.training import environment
+
+with command_line.deferred_imports(__name__):
+    from han_tf.inference.feature_files import FeatureSet, load_features, save_features
+    from han_tf.metrics import MatrixDistances, check_normalised
+    from han_tf.metrics.verification import REPORTED_FPR
+    from han_tf.report import camera_table, evaluate_features, row_name, score, table, to_json, verification_table
 
 SUBSETS = ("query", "gallery", "multi_query")
 PER_QUERY_FORMATS = (".csv", ".npz")
@@ -282,6 +283,8 @@ def _features_of_run(values: flags.FlagValues) -> tuple[dict[str, FeatureSet], d
         what = f"dataset {values.dataset!r} has no" if values.dataset else "no dataset has a"
         raise UserError(f"{what} split {values.split!r}, expected {', '.join(known) or 'no --split'}")
     dataset_name = values.dataset or (named[0] if named else "")
+    from han_tf.inference.features import feature_set  # imports TensorFlow, which saved features do without
+
     run_dir = values.run or find_run(values.runs_dir, dataset_name or None, split or None)
     run = load_run(run_dir, values.checkpoint)
     name = dataset_name or run.config["dataset"]

@@ -17,21 +17,24 @@ import tempfile
 from pathlib import Path
 from typing import Any, Optional
 
-import numpy as np
 from absl import flags
 
 from han_tf import __version__
 from han_tf import cli as command_line
 from han_tf.data import ReIDDataset, load_dataset
-from han_tf.data.reading import ImageReader
-from han_tf.data.synthetic import SyntheticPedestrians, generate
 from han_tf.errors import UserError
 from han_tf.files import write_json
 from han_tf.inference.card import CARD, read_card, verify_files
-from han_tf.inference.export import Comparison, Export, Exported
 from han_tf.inference.exporters import FLOAT32, FORMATS, INT8, PRECISIONS, check_supported
 from han_tf.inference.runs import CHECKPOINTS, find_run, read_config
 from han_tf.training import environment
+
+with command_line.deferred_imports(__name__):
+    import numpy as np
+
+    from han_tf.data.reading import ImageReader
+    from han_tf.data.synthetic import SyntheticPedestrians, generate
+    from han_tf.inference.export import Comparison, Export, Exported
 
 ALL = "all"
 TABLE = "exports.json"

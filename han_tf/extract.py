@@ -29,9 +29,12 @@ from han_tf.data import DATASETS, load_dataset
 from han_tf.data.image_lists import NAMES, ImageList, list_images, listed_records
 from han_tf.errors import Stopped, UserError
 from han_tf.inference import extraction
-from han_tf.inference.extractor import FeatureExtractor
-from han_tf.inference.ray_extraction import check_cluster, extract_with_ray, model_card
+from han_tf.inference.runs import find_run
 from han_tf.inference.runtimes import GPU_FORMATS
+
+with command_line.deferred_imports(__name__):
+    from han_tf.inference.extractor import FeatureExtractor
+    from han_tf.inference.ray_extraction import check_cluster, extract_with_ray, model_card
 
 SUBSETS = ("train", "query", "gallery", "multi_query")
 
@@ -108,7 +111,7 @@ def main(values: flags.FlagValues) -> None:
     images = _images(values)
     if images.duplicates:
         print(f"note: {images.duplicates} images were listed more than once, taken once")
-    model = values.model or _newest_run(values.runs_dir)
+    model = values.model or find_run(values.runs_dir)
     with extraction.locked(values.out):
         if values.ray:
             card = model_card(model)
@@ -154,12 +157,6 @@ def main(values: flags.FlagValues) -> None:
         path = Path(values.out) / extraction.BAD_IMAGES
         print(f"{done.bad_images} of {len(images)} images could not be read and have no row: {path}")
     print(f"{done.rows} rows in {work.manifest.shards} files written to {values.out}")
-
-
-def _newest_run(runs_dir: str) -> Path:
-    from han_tf.inference.runs import find_run  # brings TensorFlow along, which an exported model does without
-
-    return find_run(runs_dir)
 
 
 def _images(values: flags.FlagValues) -> ImageList:

@@ -15,7 +15,9 @@ from absl import flags
 
 from han_tf import cli as command_line
 from han_tf.models import MODELS, create_deployed
-from han_tf.models.costs import Cost, part_costs, total
+
+with command_line.deferred_imports(__name__):
+    from han_tf.models.costs import Cost, part_costs, total
 
 
 class Published(NamedTuple):

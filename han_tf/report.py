@@ -5,8 +5,7 @@ from typing import Any, Optional
 
 from han_tf.data.records import JUNK_PID
 from han_tf.errors import UserError
-from han_tf.inference.feature_files import FeatureSet
-from han_tf.inference.features import branch_features
+from han_tf.inference.feature_files import FeatureSet, branch_features
 from han_tf.metrics import (
     DistanceSource,
     FeatureDistances,

@@ -13,25 +13,28 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags
-from PIL import Image
 
 from han_tf import cli as command_line
 from han_tf.data import DATASETS, Record, ReIDDataset, load_dataset
-from han_tf.data.pipeline import load_images
-from han_tf.data.reading import decode_image
-from han_tf.data.synthetic.baseline import histogram_features
 from han_tf.files import locked, write_json
-from han_tf.inference.feature_files import FeatureSet
-from han_tf.inference.features import feature_set
 from han_tf.inference.runs import create_network
 from han_tf.models import MODELS
-from han_tf.models.network import ReIDNetwork
-from han_tf.report import evaluate_features, scalars, table, to_json
 from han_tf.training.config import LOSSES, MINING, RECIPES, TrainConfig, parse_drops, parse_model_args
-from han_tf.training.loop import Trainer, check_run_folder
 from han_tf.training.schedule import drop_epochs
-from han_tf.viz.attention import attend, attention_panels, attention_sheet
-from han_tf.viz.drawing import save_png
+
+with command_line.deferred_imports(__name__):
+    from PIL import Image
+
+    from han_tf.data.pipeline import load_images
+    from han_tf.data.reading import decode_image
+    from han_tf.data.synthetic.baseline import histogram_features
+    from han_tf.inference.feature_files import FeatureSet
+    from han_tf.inference.features import feature_set
+    from han_tf.models.network import ReIDNetwork
+    from han_tf.report import evaluate_features, scalars, table, to_json
+    from han_tf.training.loop import Trainer, check_run_folder
+    from han_tf.viz.attention import attend, attention_panels, attention_sheet
+    from han_tf.viz.drawing import save_png
 
 SYNTHETIC_EPOCHS, SYNTHETIC_DROPS = 8, (3 / 4, 9 / 10, 19 / 20)
 """Enough for the embedded set to show what HAN does within a few minutes on two cores.

@@ -11,21 +11,24 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from absl import flags
-from PIL import Image
 
 from han_tf import cli as command_line
 from han_tf.data import JUNK_PID, Record, load_dataset
-from han_tf.data.pipeline import load_images
 from han_tf.errors import UserError
-from han_tf.inference.feature_files import FeatureSet, load_features
-from han_tf.inference.features import feature_set
 from han_tf.inference.runs import CHECKPOINTS, LoadedRun, find_run, load_run
-from han_tf.metrics import evaluate
-from han_tf.viz.attention import attend, attention_sheet
-from han_tf.viz.drawing import save_png
-from han_tf.viz.ranked import RankedList, ranked_sheet
+
+with command_line.deferred_imports(__name__):
+    import numpy as np
+    from PIL import Image
+
+    from han_tf.data.pipeline import load_images
+    from han_tf.inference.feature_files import FeatureSet, load_features
+    from han_tf.inference.features import feature_set
+    from han_tf.metrics import evaluate
+    from han_tf.viz.attention import attend, attention_sheet
+    from han_tf.viz.drawing import save_png
+    from han_tf.viz.ranked import RankedList, ranked_sheet
 
 CELL_SIZE = (192, 96)
 """Height and width of an image in a ranked list, in pixels: 2:1, the shape of most data sets' boxes."""

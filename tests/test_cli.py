@@ -1,13 +1,17 @@
 """What every command line shares."""
 
+import json
+import os
 import signal
 import subprocess
 import sys
+from importlib import metadata
 
 import pytest
 from absl import flags
 
-from han_tf import bench, demo, evaluate, export, extract, index, train, visualize
+from experiments.results import HERE
+from han_tf import __version__, bench, demo, evaluate, export, extract, index, train, visualize
 from han_tf import flops as flops_command
 from han_tf.cli import new_flags, run
 from han_tf.errors import Stopped, UserError
@@ -15,6 +19,16 @@ from han_tf.search import __main__ as search
 from han_tf.serve import __main__ as serve
 
 COMMANDS = [train, evaluate, visualize, flops_command, bench, export, extract, index, search, serve, demo]
+
+PROGRAMS = [
+    *(module.__name__.removesuffix(".__main__") for module in COMMANDS),
+    "han_tf.data.synthetic",
+    *(f"experiments.{path.stem}" for path in sorted(HERE.glob("*.py")) if "FLAGS = " in path.read_text("utf-8")),
+]
+"""What ``python -m`` runs."""
+
+LIGHT = {"absl", "experiments", "han_tf", "numpy", "PIL", "tqdm"}
+"""Packages that take a fraction of a second to import."""
 
 
 class Command:
@@ -193,3 +207,121 @@ def test_every_command_refuses_unknown_flags(capsys, monkeypatch, module):
         module.cli()
     assert stop.value.code == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_help_imports_nothing_that_takes_long(program):
+    code = (
+        "import json, runpy, sys; before = set(sys.modules); sys.argv = ['command', '--help']\n"
+        f"try:\n    runpy.run_module({program!r}, run_name='__main__', alter_sys=True)\n"
+        "except SystemExit as stop:\n    print(stop.code, json.dumps(sorted(set(sys.modules) - before)), sep='\\n')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    *shown, status, imported = done.stdout.splitlines()
+    assert (status, done.stderr) == ("0", "")
+    assert "Flags:" in shown
+    # A package has a file; Cython adds modules that have none.
+    packages = {name.partition(".")[0] for name in json.loads(imported)} - {"cython_runtime"}
+    heavy = {name for name in packages if not name.startswith("_")} - LIGHT - set(sys.stdlib_module_names)
+    assert not heavy
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_wrong_flags_and_version_are_answered_without_tensorflow(program, tmp_path):
+    (tmp_path / "tensorflow.py").write_text("raise SystemExit('imported')")
+    for arguments, expected in ((["--nosuchflag"], (2, "")), (["--version"], (0, f"han-tf {__version__}\n"))):
+        done = launch(program, *arguments, path=tmp_path)
+        out, err = done.communicate()
+        assert (done.returncode, out) == expected
+        assert err.count("\n") == (expected[0] > 0), err
+
+
+def launch(program, *arguments, path=None, **options):
+    """Starts a command; ``path`` is where it looks for packages first."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, filter(None, [path, HERE.parent])))}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "encoding": "utf-8"}
+    environment.update(options.pop("variables", {}))
+    return subprocess.Popen(
+        [sys.executable, "-m", program, *arguments], env=environment, **{**pipes, **options}, cwd=HERE.parent
+    )
+
+
+def test_the_version_is_that_of_the_package():
+    assert metadata.version("han-tf") == __version__
+
+
+def test_the_installed_programs_run_the_commands():
+    code = "import sys; from han_tf.cli import script; sys.argv = ['/usr/bin/han-%s', '--help']; script()"
+    for name in ("flops", "search"):
+        done = subprocess.run([sys.executable, "-c", code % name], capture_output=True, text=True)
+        as_module = launch(f"han_tf.{name}", "--help").communicate()[0]
+        assert (done.returncode, done.stderr, done.stdout) == (0, "", as_module)
+        assert len(as_module) > 500
+
+
+@pytest.mark.parametrize("swallowed", [False, True])
+def test_ctrl_c_while_packages_are_imported_is_one_line(tmp_path, swallowed):
+    """Some packages turn a KeyboardInterrupt into an error of their own."""
+    waiting = "print('importing', flush=True)\nimport time\ntry: time.sleep(60)\n"
+    waiting += f"except BaseException: raise {'ImportError' if swallowed else ''}\n"
+    (tmp_path / "tensorflow.py").write_text(waiting)
+    command = launch("han_tf.flops", path=tmp_path)
+    assert command.stdout.readline() == "importing\n"
+    command.send_signal(signal.SIGINT)
+    assert command.communicate() == ("", "interrupted\n")
+    assert command.returncode == 130
+
+
+def test_a_reader_that_has_seen_enough_ends_a_command_quietly():
+    for variables in ({}, {"PYTHONUNBUFFERED": "1"}):
+        reading, writing = os.pipe()
+        os.close(reading)
+        command = launch("han_tf.train", "--help", stdout=writing, variables=variables)
+        os.close(writing)
+        assert command.communicate()[1] == ""
+        assert command.returncode == 141
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+def test_a_full_disk_behind_standard_output_is_one_line():
+    for variables in ({}, {"PYTHONUNBUFFERED": "1"}):
+        with open("/dev/full", "w") as full:
+            command = launch("han_tf.train", "--help", stdout=full, variables=variables)
+            assert command.communicate()[1] == "error: cannot write to standard output: No space left on device\n"
+        assert command.returncode == 1
+
+
+def test_a_terminal_without_greek_shows_help_all_the_same():
+    command = launch("han_tf.train", "--help", encoding="latin-1", variables={"PYTHONIOENCODING": "latin-1"})
+    out, err = command.communicate()
+    assert (command.returncode, err) == (0, "")
+    assert "\\u03bb" in out
+    assert "·" in out
+
+
+def test_an_error_of_the_system_in_a_command_keeps_its_traceback(capsys):
+    with pytest.raises(FileNotFoundError):
+        Command(result=FileNotFoundError("a.png"))()
+
+
+def test_deferred_imports_are_what_imports_are(tmp_path):
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package/__init__.py").write_text("value = 1")
+    (tmp_path / "package/part.py").write_text("value = 2")
+    (tmp_path / "program.py").write_text(
+        "import sys; from typing import Optional; from han_tf.cli import deferred_imports, new_flags, run\n"
+        "with deferred_imports(__name__):\n"
+        "    import package\n    import package as same\n    from package import part, value as one\n"
+        "    from package.part import value\n"
+        "    assert ('package' in sys.modules) == (__name__ != '__main__')\n"
+        "def main(values: Optional[part]): print(same is package, package.value, part.value, one, value)\n"
+        "if __name__ == '__main__':\n"
+        "    try: value()\n"
+        "    except RuntimeError as error: print(error)\n"
+        "    sys.exit(run(main, new_flags(), '', ['program']))\n"
+        "main(None)"
+    )
+    out, err = launch("program", path=tmp_path).communicate()
+    assert (out, err) == ("package.part.value is not imported before the flags are parsed\nTrue 1 2 1 2\n", "")
+    done = subprocess.run([sys.executable, "-c", "import program"], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("True 1 2 1 2\n", "")

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import os
 import re
 import shutil
 import signal
@@ -734,3 +735,15 @@ class TestWrongInput:
         (line,) = done.stderr.splitlines()
         assert line.startswith(f"error: {tmp_path}/run/checkpoints/ckpt-")
         assert "checkpoint of another model" in line
+
+
+def test_saved_features_are_evaluated_without_tensorflow(saved, tmp_path):
+    (tmp_path / "tensorflow.py").write_text("raise SystemExit('imported')")
+    done = subprocess.run(
+        [sys.executable, "-m", "han_tf.evaluate", "--features", str(saved), "--rerank", "--verification"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "mAP" in done.stdout

@@ -23,7 +23,6 @@ from types import ModuleType
 from typing import Any, NamedTuple, Optional
 
 import numpy as np
-import scipy.io
 from PIL import Image
 from tqdm import tqdm
 
@@ -214,6 +213,8 @@ def _find_protocol(root: Path, split: str) -> Path:
 
 def _read_protocol(path: Path, images: Path) -> dict[str, tuple[Record, ...]]:
     """Returns the records of each subset; the protocol's indices count from 1."""
+    import scipy.io
+
     try:
         protocol = scipy.io.loadmat(path, squeeze_me=True)
         names = [str(name) for name in np.atleast_1d(protocol["filelist"])]

@@ -49,6 +49,28 @@ class FeatureSet(NamedTuple):
         return FeatureSet(*(array[chosen] for array in self))
 
 
+def branch_features(features: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Returns the joint features and views of the parts that the branches gave, by name (Table 8).
+
+    Args:
+      features: ``[n, d]``; the equally wide features of the branches, side by side.
+      names: the branches, in order; with fewer than two there is only the joint feature.
+
+    Raises:
+      UserError: d is no multiple of the number of branches.
+    """
+    parts = {"joint": features}
+    if len(names) > 1:
+        width, rest = divmod(features.shape[1], len(names))
+        if rest:
+            raise UserError(
+                f"the features have dimension {features.shape[1]}, expected a multiple of {len(names)} "
+                f"(branches {', '.join(names)})"
+            )
+        parts.update({name: features[:, i * width : (i + 1) * width] for i, name in enumerate(names)})
+    return parts
+
+
 def save_features(path: Union[str, os.PathLike], features: FeatureSet) -> None:
     """Writes a feature set as a NumPy archive with the fields of :class:`FeatureSet`."""
     write_npz(path, **features._asdict())

@@ -8,9 +8,10 @@ import tensorflow as tf
 
 from han_tf.data.reading import ImageReader
 from han_tf.data.records import Record
-from han_tf.errors import UserError
-from han_tf.inference.feature_files import FeatureSet
+from han_tf.inference.feature_files import FeatureSet, branch_features
 from han_tf.models.network import ReIDNetwork
+
+__all__ = ["branch_features", "extract_features", "feature_set", "inference_function"]
 
 
 def extract_features(
@@ -50,28 +51,6 @@ def extract_features(
 def feature_set(model: ReIDNetwork, records: Sequence[Record], **options: Any) -> FeatureSet:
     """Returns :func:`extract_features` of ``records`` with their labels."""
     return FeatureSet.of(*extract_features(model, records, **options))
-
-
-def branch_features(features: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Returns the joint features and views of the parts that the branches gave, by name (Table 8).
-
-    Args:
-      features: ``[n, d]``; the equally wide features of the branches, side by side.
-      names: the branches, in order; with fewer than two there is only the joint feature.
-
-    Raises:
-      UserError: d is no multiple of the number of branches.
-    """
-    parts = {"joint": features}
-    if len(names) > 1:
-        width, rest = divmod(features.shape[1], len(names))
-        if rest:
-            raise UserError(
-                f"the features have dimension {features.shape[1]}, expected a multiple of {len(names)} "
-                f"(branches {', '.join(names)})"
-            )
-        parts.update({name: features[:, i * width : (i + 1) * width] for i, name in enumerate(names)})
-    return parts
 
 
 def inference_function(model: ReIDNetwork) -> tf.types.experimental.GenericFunction:

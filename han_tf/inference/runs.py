@@ -4,12 +4,13 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Optional, Union
+from typing import TYPE_CHECKING, Any, NamedTuple, Optional, Union
 
 from han_tf.errors import UserError
 from han_tf.models import create_model
-from han_tf.models.checkpoints import Checkpoints
-from han_tf.models.network import ReIDNetwork
+
+if TYPE_CHECKING:
+    from han_tf.models.network import ReIDNetwork
 
 CONFIG = "config.json"
 """What a run was made of, see :class:`han_tf.training.config.TrainConfig`."""
@@ -34,7 +35,7 @@ class LoadedRun(NamedTuple):
       checkpoint: path prefix of the checkpoint that was read.
     """
 
-    model: ReIDNetwork
+    model: "ReIDNetwork"
     config: dict[str, Any]
     run_dir: Path
     checkpoint: str
@@ -83,7 +84,7 @@ def find_run(runs_dir: Union[str, os.PathLike], dataset: Optional[str] = None, s
     return max(found)[1]
 
 
-def create_network(settings: Mapping[str, Any], num_classes: int = 0, weights: str = "") -> ReIDNetwork:
+def create_network(settings: Mapping[str, Any], num_classes: int = 0, weights: str = "") -> "ReIDNetwork":
     """Returns the untrained network that a run's settings describe.
 
     Args:
@@ -121,6 +122,8 @@ def load_run(run_dir: Union[str, os.PathLike], which: str = "last") -> LoadedRun
     """
     run_dir = Path(run_dir)
     config = read_config(run_dir)
+    from han_tf.models.checkpoints import Checkpoints  # imports TensorFlow, which finding a run does without
+
     try:
         model = create_network(config, config["num_classes"])
     except UserError as error:

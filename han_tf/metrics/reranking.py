@@ -20,10 +20,9 @@ about as sparse; they are made for the queries one at a time, when a block of fi
 
 from collections import OrderedDict
 from threading import Lock
-from typing import Any, Optional
+from typing import TYPE_CHECKING, Any, Optional
 
 import numpy as np
-from scipy import sparse
 from tqdm import tqdm
 
 from han_tf.errors import UserError
@@ -31,6 +30,9 @@ from han_tf.metrics.blocks import slices
 from han_tf.metrics.checks import check_count, check_memory, default_threads
 from han_tf.metrics.distances import UNIT, DistanceSource, FeatureDistances
 from han_tf.metrics.neighbours import Neighbours, exact_neighbours
+
+if TYPE_CHECKING:
+    from scipy import sparse
 
 SET_COMPARISONS = 2**21
 """Comparisons of neighbours made at a time, one byte each."""
@@ -108,7 +110,7 @@ class RerankedDistances(DistanceSource):
         self,
         distances: FeatureDistances,
         expansion: np.ndarray,
-        vectors: sparse.csr_matrix,
+        vectors: "sparse.csr_matrix",
         farthest: np.ndarray,
         lambda_value: float,
         memory_mb: int,
@@ -196,8 +198,10 @@ def _reciprocal(lists: np.ndarray, rows: slice) -> np.ndarray:
 
 def _vectors(
     distances: FeatureDistances, lists: np.ndarray, k1: int, farthest: np.ndarray, progress: bool
-) -> sparse.csr_matrix:
+) -> "sparse.csr_matrix":
     """Returns V of step 3, float64 CSR ``[N, N]``; ``lists`` is int32 ``[N, k1 + 1]``, each with its owner."""
+    from scipy import sparse
+
     n = len(lists)
     half = np.ascontiguousarray(lists[:, : round(k1 / 2) + 1])
     blocks = slices(0, n, max(1, SET_COMPARISONS // (lists.shape[1] ** 2 * half.shape[1])))
@@ -223,10 +227,12 @@ def _vectors(
     return sparse.csr_matrix((np.concatenate(all_weights), np.concatenate(all_members), ends), shape=(n, n))
 
 
-def _average(lists: np.ndarray, vectors: sparse.csr_matrix, rows: slice) -> sparse.csr_matrix:
+def _average(lists: np.ndarray, vectors: "sparse.csr_matrix", rows: slice) -> "sparse.csr_matrix":
     """Returns the mean of ``vectors`` over each of ``lists[rows]``, CSR ``[rows, columns]``; −1 is no entry."""
     if lists.shape[1] == 1:
         return vectors[rows]  # an image itself, even where the first of its list is its double
+    from scipy import sparse
+
     lists = lists[rows]
     found = lists >= 0
     counts = found.sum(axis=1)

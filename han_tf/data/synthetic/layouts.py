@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import scipy.io
 from PIL import Image
 
 from han_tf.data.csv_dataset import COLUMNS, FILE_NAME
@@ -229,6 +228,8 @@ def _write_protocol(path: Path, subsets: dict[CUHK03Name, str]) -> None:
     for subset in ("train", "query", "gallery"):
         chosen = [index for index, name in enumerate(names, start=1) if subsets[name] == subset]
         protocol[f"{subset}_idx"] = np.array(chosen, np.uint16).reshape(-1, 1)
+    import scipy.io
+
     buffer = io.BytesIO()
     scipy.io.savemat(buffer, protocol)
     with atomic_open(path) as stream:

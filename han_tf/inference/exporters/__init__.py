@@ -6,13 +6,15 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, Optional, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Optional, Protocol
 
 import numpy as np
-import tensorflow as tf
 
 from han_tf.errors import UserError
 from han_tf.inference.runtimes import require
+
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 FLOAT32, FLOAT16, BFLOAT16, INT8 = "float32", "float16", "bfloat16", "int8"
 PRECISIONS = (FLOAT32, FLOAT16, BFLOAT16, INT8)
@@ -29,7 +31,7 @@ class Exporter(Protocol):
 
     def export(
         self,
-        function: tf.types.experimental.ConcreteFunction,
+        function: "tf.types.experimental.ConcreteFunction",
         folder: Path,
         precision: str,
         images: Optional[np.ndarray],
