@@ -135,15 +135,20 @@ def resize(pixels: np.ndarray, size: Sequence[int]) -> np.ndarray:
     height, width = pixels.shape[-3:-1]
     if pixels.dtype == np.uint8 and (height, width) == tuple(size):
         return pixels
+    rows, above, below, down = _sampling(height, size[0])
+    columns, left, right, across = _sampling(width, size[1])
+    # Of a large picture few pixels count, and as float32 it takes four times the memory.
+    if len(rows) < height:
+        pixels = pixels.take(rows, axis=-3)
+    if len(columns) < width:
+        pixels = pixels.take(columns, axis=-2)
     result = pixels.astype(np.float32)
     if width != size[1]:
-        left, right, fraction = _sampling(width, size[1])
         first = result.take(left, axis=-2)
-        result = _between(first, result.take(right, axis=-2), fraction[:, None])
+        result = _between(first, result.take(right, axis=-2), across[:, None])
     if height != size[0]:
-        above, below, fraction = _sampling(height, size[0])
         first = result.take(above, axis=-3)
-        result = _between(first, result.take(below, axis=-3), fraction[:, None, None])
+        result = _between(first, result.take(below, axis=-3), down[:, None, None])
     return np.rint(result, out=result).astype(np.uint8)
 
 
@@ -156,14 +161,16 @@ def _between(first: np.ndarray, second: np.ndarray, fraction: np.ndarray) -> np.
 
 
 @lru_cache(maxsize=256)
-def _sampling(length: int, samples: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns, for each sample along a line of pixels, its two neighbours and how far it is from the first one."""
+def _sampling(length: int, samples: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Returns which pixels of a line are needed; of each sample the two neighbours among them, and how far it is from
+    the first one."""
     scale = np.float32(length) / np.float32(samples)
     position = (np.arange(samples, dtype=np.float32) + np.float32(0.5)) * scale - np.float32(0.5)
     before = np.floor(position)
     first = np.maximum(before, 0).astype(np.int64)
     second = np.minimum(np.ceil(position), length - 1).astype(np.int64)
-    return first, second, position - before
+    needed = np.unique([first, second])
+    return needed, np.searchsorted(needed, first), np.searchsorted(needed, second), position - before
 
 
 class ImageReader:

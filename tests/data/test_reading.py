@@ -3,6 +3,7 @@
 import struct
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from han_tf.errors import UserError
 
 
 @pytest.mark.parametrize("size", [(160, 64), (24, 12), (9, 200), (1, 1), (77, 31)])
-@pytest.mark.parametrize("source", [(128, 64), (1, 1), (300, 7), (33, 121), (160, 64)])
+@pytest.mark.parametrize("source", [(128, 64), (1, 1), (300, 7), (33, 121), (160, 64), (900, 701)])
 def test_resizing_is_tensorflows_bit_by_bit(source, size):
     image = np.random.default_rng(source[0]).integers(0, 256, (*source, 3), np.uint8)
     expected = tf.cast(tf.round(tf.image.resize(image, size, "bilinear")), tf.uint8).numpy()
@@ -28,6 +29,16 @@ def test_batches_and_floats_are_resized_alike():
     np.testing.assert_array_equal(resize(images, (17, 13)), expected)
     np.testing.assert_array_equal(resize(images.astype(np.float64), (17, 13)), expected)
     np.testing.assert_array_equal(resize(images.astype(np.float32), (20, 10)), images)
+
+
+def test_a_large_picture_is_never_float_as_a_whole():
+    image = np.zeros((2000, 1500, 3), np.uint8)
+    tracemalloc.start()
+    try:
+        resize(image, (160, 64))
+        assert tracemalloc.get_traced_memory()[1] < image.nbytes / 4
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize(
