@@ -4,11 +4,10 @@ from pathlib import Path
 from typing import Any, Optional
 
 import numpy as np
-import openvino
 import tensorflow as tf
-from openvino import opset13
 
 from han_tf.inference.exporters import FLOAT32, INT8, quiet
+from han_tf.inference.quiet_openvino import openvino, opset13
 
 FLAT = True
 

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any, Optional
 
 import numpy as np
-import openvino
 
 from han_tf.errors import UserError
 from han_tf.inference.card import ModelCard
+from han_tf.inference.quiet_openvino import openvino
 from han_tf.inference.runtimes import cores, model_file
 
 BATCHES = (1, 4, 16)
