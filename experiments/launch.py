@@ -1,7 +1,6 @@
 """Running the project's commands: each as a process of its own, or, for a few seconds' work, in this one."""
 
 import contextlib
-import fcntl
 import importlib
 import os
 import signal
@@ -16,6 +15,7 @@ from typing import Optional
 from experiments.results import HERE
 from han_tf import cli
 from han_tf.errors import Stopped, UserError
+from han_tf.files import lock
 from han_tf.processes import end_with_parent
 
 POLL_SECONDS = 0.2
@@ -152,14 +152,12 @@ def claimed(path: Path, waiting: Optional[Callable[[], None]] = None) -> Iterato
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not lock(stream.fileno()):
             if waiting is None:
                 yield None
                 return
             waiting()
-            fcntl.flock(stream, fcntl.LOCK_EX)
+            lock(stream.fileno(), wait=True)
         yield stream.fileno()
 
 

@@ -1,11 +1,12 @@
 """Writing files so that a reader never sees half of one, and reading arrays without loading them."""
 
-import fcntl
 import json
 import math
 import os
 import secrets
 import struct
+import sys
+import time
 import zipfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -48,6 +49,46 @@ def atomic_open(path: Union[str, os.PathLike]) -> Iterator[BinaryIO]:
             os.unlink(temporary)
 
 
+LOCKED_BYTE, LOCK_SECONDS = 2**30, 0.1
+"""On Windows: which byte of a lock file is locked, one that nobody reads; seconds between two tries."""
+
+
+def lock(file: int, wait: bool = False) -> bool:
+    """Locks an open file until it is closed, against other processes that lock it.
+
+    Args:
+      file: its descriptor.
+      wait: whether to wait while another process holds the lock.
+
+    Returns:
+      Whether this process holds it now.
+
+    Raises:
+      OSError: the file system has no locks.
+    """
+    if sys.platform == "win32":
+        import msvcrt
+
+        while True:
+            os.lseek(file, LOCKED_BYTE, os.SEEK_SET)
+            try:
+                msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
+                return True
+            except PermissionError:
+                if not wait:
+                    return False
+            finally:
+                os.lseek(file, 0, os.SEEK_SET)
+            time.sleep(LOCK_SECONDS)
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    return True
+
+
 @contextmanager
 def locked(path: Union[str, os.PathLike], taken: Optional[str] = None) -> Iterator[None]:
     """Holds the lock file ``path`` for as long as the block runs; the file stays, empty.
@@ -67,11 +108,11 @@ def locked(path: Union[str, os.PathLike], taken: Optional[str] = None) -> Iterat
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     with stream:
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | (0 if taken is None else fcntl.LOCK_NB))
-        except BlockingIOError as error:
-            raise UserError(taken) from error
+            held = lock(stream.fileno(), wait=taken is None)
         except OSError:
-            pass  # a file system without locks, as some shared ones are
+            held = True  # a file system without locks, as some shared ones are
+        if not held:
+            raise UserError(taken)
         yield
 
 

@@ -4,7 +4,6 @@ A gallery is a collection of the entries and a second one, ``NAME_settings``, of
 Unknown values are sentinels instead of nulls, which not every version knows how to compare.
 """
 
-import fcntl
 import json
 import logging
 import logging.config
@@ -19,6 +18,7 @@ from urllib.parse import unquote
 import numpy as np
 
 from han_tf.errors import UserError
+from han_tf.files import lock
 from han_tf.search.exact import SPARE, error_bound, nearest
 from han_tf.search.gallery import UNKNOWN, Columns, Entry, Filters, Gallery, Progress, check_ids, stored_threshold
 
@@ -517,9 +517,8 @@ def _why_closed(path: str) -> UserError:
     """Returns what is the matter with a file that Milvus Lite does not open, which does not say."""
     try:
         with open(Path(path) / "LOCK", "rb") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return UserError(f"{path}: another process has this file of Milvus Lite open, expected one at a time")
+            if not lock(stream.fileno()):
+                return UserError(f"{path}: another process has this file of Milvus Lite open, expected one at a time")
     except OSError as error:
         return UserError(f"cannot open {path} with Milvus Lite: {error.strerror or error}")
     return UserError(f"{path}: Milvus Lite cannot open this, expected one of its files")

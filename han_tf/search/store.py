@@ -12,7 +12,6 @@ Deleting commits first and then overwrites the vectors with zeros, and SQLite wh
 deleted entries that a crash left are overwritten by the next process that writes.
 """
 
-import fcntl
 import json
 import os
 import re
@@ -27,6 +26,7 @@ from typing import Any, NamedTuple, Optional, Union
 import numpy as np
 
 from han_tf.errors import UserError
+from han_tf.files import lock
 from han_tf.search.gallery import UNKNOWN, Columns, Entry
 
 DATABASE = "gallery.sqlite"
@@ -549,20 +549,17 @@ def _take(folder: Path) -> int:
     lock_file = None
     try:
         lock_file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-        fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.ftruncate(lock_file, 0)
-        os.pwrite(lock_file, f"{os.getpid()}\n".encode("ascii"), 0)
-    except BlockingIOError as error:
-        holder = os.pread(lock_file, 32, 0).decode("ascii", "replace").strip()
-        os.close(lock_file)
-        raise UserError(
-            f"{folder}: process {holder or '?'} is writing to this gallery, expected one at a time"
-        ) from error
+        if lock(lock_file):
+            os.ftruncate(lock_file, 0)
+            os.write(lock_file, f"{os.getpid()}\n".encode("ascii"))
+            return lock_file
+        holder = os.read(lock_file, 32).decode("ascii", "replace").strip()
     except OSError as error:
         if lock_file is not None:
             os.close(lock_file)
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
-    return lock_file
+    os.close(lock_file)
+    raise UserError(f"{folder}: process {holder or '?'} is writing to this gallery, expected one at a time")
 
 
 def _no_link(path: str, flags: int) -> int:
