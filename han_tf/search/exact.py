@@ -102,7 +102,7 @@ class ExactSearch:
                 for i in todo:
                     results[i] = nearest(queries[i], vectors, everything, k)
                 break
-            near, rows = self._candidates(queries[todo], vectors, chosen, asked)
+            near, rows = self.candidates(queries[todo], vectors, chosen, asked)
             uncertain = []
             for i, distances, candidates in zip(todo, near, rows):
                 results[i] = nearest(queries[i], vectors, candidates, k)
@@ -112,7 +112,7 @@ class ExactSearch:
             todo, asked = np.array(uncertain, int), 4 * asked
         return results
 
-    def _candidates(
+    def candidates(
         self, queries: np.ndarray, vectors: np.ndarray, chosen: Optional[np.ndarray], k: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """Returns float32 squared distances and rows of the ``k`` nearest, both ``[q, k]``, by FAISS."""

@@ -14,7 +14,7 @@ from han_tf.errors import UserError
 from han_tf.metrics.checks import default_threads, squared_norms
 from han_tf.search.approximate import KINDS, ApproximateIndex, read_index
 from han_tf.search.choice import ENGINES, FLAT_BYTES, choose_engine
-from han_tf.search.exact import ExactSearch, import_faiss, nearest
+from han_tf.search.exact import ExactSearch, error_bound, import_faiss, nearest, squared_distances
 from han_tf.search.gallery import UNKNOWN, Columns, Entry, Filters, Gallery, Progress, check_ids, stored_threshold
 from han_tf.search.guard import Guard
 from han_tf.search.store import State, Store, sync_folder
@@ -35,6 +35,21 @@ BUILT_AT_ONCE = 16_384
 GROWN = 4
 """An index that was trained on so many times fewer rows than it holds is better built anew."""
 
+CHECKED_LEAST, CHECKED_SHARE = 1000, 0.05
+"""An index is checked when so many rows, and so large a share of them, have been added since it was last."""
+
+SAMPLED, NEAREST = 64, 10
+"""Rows, of those that an index was trained on and of those that came later, whose nearest rows a check searches."""
+
+RECALL_SHARE = 0.9
+"""An index that finds less than this share of what it found when it was built has learned from other images."""
+
+RECALL_LEAST = 0.8
+"""A new index that finds a smaller share of the nearest rows is not recommended."""
+
+COMPACTED_LEAST, COMPACTED_SHARE = 1000, 0.2
+"""A gallery is compacted when so many rows, and so large a share of them, are of deleted entries."""
+
 CANDIDATES_LEAST = 100
 CANDIDATES_PER_HIT = 4
 """Rows that an index proposes, to be compared exactly, for k hits."""
@@ -53,6 +68,11 @@ HASHED_BYTES = 2**22
 ASKED_FOR = "asked for"
 """The reason for an engine that was not chosen by ``auto``."""
 
+POOR = (
+    "the index finds only {:.0%} of the nearest images, having learned from others: searches go through all rows until "
+    "it is built anew (python -m han_tf.index --rebuild)"
+)
+
 SOURCE = "source "
 """Begins the settings that say how far a source has been added."""
 
@@ -64,11 +84,15 @@ class _Loaded(NamedTuple):
       index: the index.
       trained: rows there were when it was trained.
       written: rows of it that its file holds.
+      recall: share of the nearest rows that it found when it was built; 1 if that was not measured.
+      checked: rows there were when it was last found good.
     """
 
     index: ApproximateIndex
     trained: int
     written: int
+    recall: float
+    checked: int
 
 
 class FaissGallery(Gallery):
@@ -80,6 +104,11 @@ class FaissGallery(Gallery):
     The index of the engines ``hnsw`` and ``ivfpq`` is derived from the vectors: ``index-N.faiss``, named with its
     checksum by the database once it is whole. Rows that it lacks are searched exactly. Where it is damaged or missing,
     that is all rows, and :attr:`notes` says so.
+
+    What an index has learned from its first rows may not fit later ones. So while a process changes the gallery, it
+    searches some of the stored vectors now and then, and compares what the index finds with what is nearest. Where
+    the index falls short, all rows are searched exactly and a thread builds it anew. A thread compacts the gallery,
+    too, when many of its entries have been deleted.
 
     Args:
       path: the folder.
@@ -108,6 +137,10 @@ class FaissGallery(Gallery):
         self._changing = threading.RLock()  # of whoever builds, compacts or adds to the index
         self._loaded: Optional[_Loaded] = None
         self._damage = ""
+        self._found: Optional[float] = None  # share of the nearest rows that an index finds which is not used any more
+        self._worker: Optional[threading.Thread] = None
+        self._worker_lock = threading.Lock()
+        self._closing = False
         try:
             self.store = store or Store(self.folder)
             try:
@@ -177,6 +210,8 @@ class FaissGallery(Gallery):
     @property
     def notes(self) -> list[str]:  # noqa: D102
         notes = [self._damage] if self._damage else []
+        if self._found is not None:
+            notes.append(POOR.format(self._found))
         state, loaded = self.store.state, self._loaded
         rows = len(state.vectors)
         covered = loaded.index.rows if loaded else 0
@@ -187,6 +222,8 @@ class FaissGallery(Gallery):
             notes.append(f"{rows - covered:,} of {rows:,} rows are not in the index and searched one by one: build it")
         if loaded and covered > GROWN * loaded.trained:
             notes.append(f"the index was trained on {loaded.trained:,} rows and holds {covered:,}: build it anew")
+        if loaded and self._found is None and loaded.recall < RECALL_LEAST:
+            notes.append(f"the index finds {loaded.recall:.0%} of the nearest images: the engine flat finds all")
         if rows > 2 * state.live and rows >= BUILT_LEAST:
             notes.append(f"{rows - state.live:,} of {rows:,} rows are of deleted entries: compact the gallery")
         for _, (*_, name, done, rows) in self._sources():
@@ -219,6 +256,7 @@ class FaissGallery(Gallery):
                         self._loaded = None  # FAISS may have stopped half-way
             finally:
                 self._changing.release()
+            self._tend()
         return ids
 
     def named(self, paths: Sequence[str]) -> Iterator[Entry]:  # noqa: D102
@@ -250,7 +288,9 @@ class FaissGallery(Gallery):
         ids = check_ids(ids)
         with self.store.lock:
             self._own()
-            return self.store.delete(ids)
+            count = self.store.delete(ids)
+        self._tend()
+        return count
 
     def some(self, limit: int) -> list[Entry]:  # noqa: D102
         labels = self.store.state.labels
@@ -295,7 +335,7 @@ class FaissGallery(Gallery):
         self.faiss.omp_set_num_threads(self.threads if len(queries) > 1 else 1)
         with self._guard.reading():
             state, loaded = self.store.state, self._loaded
-            covered = loaded.index.rows if loaded else 0
+            covered = loaded.index.rows if loaded and self._found is None else 0
             passing = _passing(state, filters)
             count = len(state.vectors) if passing is None else int(passing.sum())
             proposed = min(max(CANDIDATES_LEAST, CANDIDATES_PER_HIT * k), count)
@@ -368,22 +408,102 @@ class FaissGallery(Gallery):
             settings = {"engine": engine, "reason": reason}
             if engine == "flat" or rows < BUILT_LEAST:
                 with self._guard.writing():
-                    self._loaded = None
+                    self._loaded = self._found = None
                 self._commit_snapshot(None, settings)
                 return
             loaded = self._loaded
             if anew or loaded is None or loaded.index.kind != engine or rows > GROWN * loaded.trained:
-                index = KINDS[engine](self.dimension)
-                self.faiss.omp_set_num_threads(self.threads)
-                index.train(_Living(self.store.state))
-                while index.rows < (there := len(self.store.state.vectors)):
-                    _add_rows(index, self.store.state, BUILT_AT_ONCE)
-                    if progress:
-                        progress(index.rows, there)
-                with self._guard.writing():
-                    self._loaded = _Loaded(index, rows, 0)
+                self._train(engine, progress)
             self._catch_up(progress)
+            if self._unchecked() and not self._check():
+                self._train(engine, progress)
+                self._catch_up(progress)
             self._write(settings)
+
+    def _train(self, engine: str, progress: Progress) -> None:
+        """Makes a new index of all rows and measures how well it finds them; the old one is searched until then."""
+        index, state = KINDS[engine](self.dimension), self.store.state
+        trained = len(state.vectors)
+        self.faiss.omp_set_num_threads(self.threads)
+        index.train(_Living(state))
+        while index.rows < (there := len(self.store.state.vectors)):
+            if self._closing and threading.current_thread() is self._worker:
+                raise UserError(f"{self.location}: the gallery was closed while its index was built")
+            _add_rows(index, self.store.state, BUILT_AT_ONCE)
+            if progress:
+                progress(index.rows, there)
+        recall = self._recall(index, trained)
+        with self._guard.writing():
+            self._loaded, self._found = _Loaded(index, trained, 0, recall, index.rows), None
+
+    def _recall(self, index: ApproximateIndex, trained: int) -> float:
+        """Returns the share of the nearest rows of stored vectors that the index finds.
+
+        It is the smaller one of rows that it was trained on and of rows that came later.
+        """
+        state = self.store.state
+        vectors, alive = state.vectors[: index.rows], state.labels.alive[: index.rows]
+        living, greatest = np.flatnonzero(alive), self.store.settings["greatest_norm"]
+        k, chosen = min(NEAREST, len(living)), None if alive.all() else living
+        margin, worst = error_bound(self.dimension, greatest), 1.0
+        for rows in (living[living < trained], living[living >= trained]):
+            if not len(rows):
+                continue
+            queries = vectors[rows[np.unique(np.linspace(0, len(rows) - 1, SAMPLED).astype(np.int64))]]
+            _, exact = self._exact.candidates(queries, vectors, chosen, k)
+            mask = None if chosen is None else alive
+            with self._guard.reading():
+                found = index.propose(queries, max(CANDIDATES_LEAST, k), mask, len(vectors) / len(living))
+            shares = []
+            for query, there, proposed in zip(queries, exact, found):
+                # Of rows that are equally near, or nearly so, any will do.
+                limit = squared_distances(query, vectors, there).max() + margin
+                near = nearest(query, vectors, proposed[proposed >= 0], k)[1]
+                shares.append((near <= limit).sum() / k)
+            worst = min(worst, float(np.mean(shares)))
+        return worst
+
+    def _unchecked(self) -> bool:
+        """Returns whether so many rows were added since the index was last checked that it is to be checked again."""
+        loaded = self._loaded
+        added = loaded.index.rows - loaded.checked if loaded and self._found is None else 0
+        return added >= max(CHECKED_LEAST, CHECKED_SHARE * loaded.index.rows) if added else False
+
+    def _check(self) -> bool:
+        """Returns whether the index still finds what is nearest; if it does not, it is not searched any more."""
+        loaded = self._loaded
+        recall = self._recall(loaded.index, loaded.trained)
+        if recall >= RECALL_SHARE * loaded.recall:
+            self._loaded = loaded._replace(checked=loaded.index.rows)
+            return True
+        self._found = recall
+        snapshot = self.store.settings["snapshot"]
+        if snapshot is not None:
+            self.store.commit({"snapshot": {**snapshot, "found": recall}})
+        return False
+
+    def _sparse(self) -> bool:
+        """Returns whether so many entries were deleted that the gallery is to be compacted."""
+        rows = len(self.store.state.vectors)
+        return rows - self.store.state.live >= max(COMPACTED_LEAST, COMPACTED_SHARE * rows)
+
+    def _tend(self) -> None:
+        """Begins, in a thread, what the gallery needs: compaction, or a check of its index."""
+        with self._worker_lock:
+            busy = self._worker is not None and self._worker.is_alive()
+            if not busy and not self._closing and (self._sparse() or self._unchecked()):
+                self._worker = threading.Thread(target=self._work, name="han-gallery", daemon=True)
+                self._worker.start()
+
+    def _work(self) -> None:
+        try:
+            with self._changing:
+                if self._sparse():
+                    self.compact()
+                elif self._unchecked() and not self._check():
+                    self.build(anew=True)
+        except (UserError, OSError, RuntimeError, MemoryError) as error:
+            self._damage = " ".join(str(error).split()) or "no memory"
 
     def compact(self, progress: Progress = None) -> None:
         """Gives back the space of deleted entries and builds the index anew. Ids stay as they are."""
@@ -404,6 +524,7 @@ class FaissGallery(Gallery):
             "deleted": len(state.vectors) - state.live,
             "indexed": loaded.index.rows if loaded else 0,
             "axes": loaded.index.width if loaded else None,
+            "recall": loaded.recall if loaded else None,
             "dimension": self.dimension,
             "model": self.checksum,
             "identity": self.identity,
@@ -414,6 +535,10 @@ class FaissGallery(Gallery):
         }
 
     def close(self) -> None:  # noqa: D102
+        with self._worker_lock:
+            self._closing, worker = True, self._worker
+        if worker is not None:
+            worker.join()
         with self._changing:
             self.closed = True
             loaded = self._loaded
@@ -456,8 +581,11 @@ class FaissGallery(Gallery):
             self.store.load()  # the file went because another process wrote the next one
         with self._guard.writing():
             self._loaded, self._damage = loaded, damage
-        if loaded and self.store.writing and 0 < len(self.store.state.vectors) - loaded.index.rows <= UNASKED_MOST:
-            self._catch_up()
+            self._found = self.store.settings["snapshot"].get("found") if loaded else None
+        if self.store.writing:
+            if loaded and 0 < len(self.store.state.vectors) - loaded.index.rows <= UNASKED_MOST:
+                self._catch_up()
+            self._tend()
 
     def _read_snapshot(self) -> Optional[_Loaded]:
         snapshot = self.store.settings["snapshot"]
@@ -473,7 +601,8 @@ class FaissGallery(Gallery):
         index = read_index(snapshot["kind"], path, self.dimension)
         if index.rows != snapshot["rows"] or index.rows > len(self.store.state.vectors):
             raise UserError(f"{path}: {index.rows:,} rows, expected {snapshot['rows']:,}")
-        return _Loaded(index, snapshot["trained"], index.rows)
+        trained = snapshot["trained"]
+        return _Loaded(index, trained, index.rows, snapshot.get("recall", 1.0), snapshot.get("checked", trained))
 
     def _catch_up(self, progress: Progress = None) -> None:
         """Adds the rows that the index lacks, a few at a time."""
@@ -487,7 +616,7 @@ class FaissGallery(Gallery):
 
     def _write(self, settings: dict[str, Any]) -> None:
         """Writes the index to a new file and names it in the database, with ``settings``."""
-        index, trained, _ = self._loaded
+        index, trained, _, recall, checked = self._loaded
         name = f"index-{self.store.settings['revision'] + 1}.faiss"
         temporary, path = self.folder / f".{name}.tmp", self.folder / name
         try:
@@ -501,6 +630,9 @@ class FaissGallery(Gallery):
                 "kind": index.kind,
                 "rows": index.rows,
                 "trained": trained,
+                "recall": recall,
+                "checked": checked,
+                **({} if self._found is None else {"found": self._found}),
             }
             os.replace(temporary, path)
             sync_folder(self.folder)
@@ -511,7 +643,7 @@ class FaissGallery(Gallery):
             temporary.unlink(missing_ok=True)
         self._commit_snapshot(snapshot, settings)
         # From the file, lists are mapped instead of held in memory.
-        loaded = _Loaded(read_index(index.kind, path, self.dimension), trained, index.rows)
+        loaded = _Loaded(read_index(index.kind, path, self.dimension), trained, index.rows, recall, checked)
         with self._guard.writing():
             self._loaded = loaded
 

@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -348,6 +350,120 @@ def test_rows_that_the_index_lacks_are_found(path, engine, small_builds):
     with open_gallery(path) as gallery:
         assert gallery.info()["indexed"] == 650
         assert finds_itself(gallery, np.concatenate([features, more]))
+
+
+def scenes(kind):
+    """Returns first and later features: an index that was trained on the former serves the latter badly."""
+    people = clustered(1200, DIMENSION, 3, people=1200)
+    if kind == "a still scene first":
+        return np.repeat(clustered(1, DIMENSION, 9), 1000, axis=0) + 1e-6 * people[:1000], people
+    rotated = np.linalg.qr(np.random.default_rng(4).standard_normal((DIMENSION, DIMENSION)))[0].astype(np.float32)
+    return clustered(1000, DIMENSION, latent=2), 3 * people @ rotated
+
+
+def exactly(gallery, features, queries):
+    ids = [[hit.entry.id for hit in hits] for hits in gallery.search(queries, 5)]
+    distances = ((queries[:, None].astype(np.float64) - features[None].astype(np.float64)) ** 2).sum(axis=2)
+    expected = np.argsort(distances, axis=1, kind="stable")[:, :5]
+    return np.mean([len(set(a) & set(b)) / 5 for a, b in zip(ids, expected.tolist())])
+
+
+@pytest.mark.parametrize("kind", ["a still scene first", "day and night"])
+@pytest.mark.parametrize("engine", ["hnsw", "ivfpq"])
+def test_an_index_that_learned_from_other_images_is_noticed_and_built_anew(path, engine, kind, monkeypatch):
+    for name, value in (("BUILT_LEAST", 300), ("UNASKED_LEAST", 400), ("CANDIDATES_LEAST", 10), ("EXACT_SHARE", 50)):
+        monkeypatch.setattr(faiss_engine, name, value)
+    monkeypatch.setattr(faiss_engine, "CANDIDATES_PER_HIT", 2)
+    first, later = scenes(kind)
+    features, may_build = np.concatenate([first, later]), threading.Event()
+    train, queries = faiss_engine.FaissGallery._train, later[::40]
+
+    def waits(self, *arguments):
+        assert may_build.wait(60)
+        train(self, *arguments)
+
+    with create_gallery(path, DIMENSION, CHECKSUM, engine, threads=1) as gallery:
+        gallery.add(first)
+        assert gallery.info()["recall"] > 0.8
+        monkeypatch.setattr(faiss_engine.FaissGallery, "_train", waits)
+        with monkeypatch.context() as unnoticed:
+            unnoticed.setattr(faiss_engine.FaissGallery, "_tend", lambda self: None)
+            gallery.add(later)
+            assert exactly(gallery, features, queries) < 0.9  # the fault that is to be noticed
+        gallery._tend()
+        while not (notes := gallery.notes):
+            time.sleep(0.01)
+        assert re.match(r"the index finds only \d+% of the nearest images, having learned from others", notes[0])
+        assert exactly(gallery, features, queries) == 1.0
+        with open_gallery(path) as reader:
+            assert reader.notes == notes
+            assert exactly(reader, features, queries) == 1.0
+        may_build.set()
+        gallery._worker.join()
+        assert gallery.notes == []
+        assert gallery.info()["recall"] > 0.85
+        assert exactly(gallery, features, queries) > 0.95
+    with open_gallery(path) as gallery:
+        assert (gallery.notes, gallery.info()["indexed"]) == ([], len(features))
+
+
+def test_build_checks_the_index_and_an_old_snapshot_is_checked_when_it_is_next_changed(path, small_builds, monkeypatch):
+    first, later = scenes("a still scene first")
+    with create_gallery(path, DIMENSION, CHECKSUM, "hnsw", threads=1) as gallery:
+        gallery.add(first)
+        gallery.build()
+        monkeypatch.setattr(faiss_engine.FaissGallery, "_unchecked", lambda self: False)  # as in older versions
+        gallery.add(later)
+        gallery.build()
+        bad = gallery.store.settings["snapshot"]
+        assert bad["trained"] == len(first)
+        old = {name: bad[name] for name in ("file", "sha256", "kind", "rows", "trained")}
+        gallery.store.commit({"snapshot": old})
+    monkeypatch.undo()
+    monkeypatch.setattr(faiss_engine, "BUILT_LEAST", 300)
+    with open_gallery(path) as gallery:
+        assert gallery.store.settings["snapshot"] == old
+        gallery.build()
+        assert gallery.store.settings["snapshot"]["trained"] == len(first) + len(later)
+        assert exactly(gallery, np.concatenate([first, later]), later[::40]) > 0.95
+
+
+def test_a_gallery_compacts_itself_when_many_are_deleted(path, monkeypatch):
+    monkeypatch.setattr(faiss_engine, "COMPACTED_LEAST", 100)
+    features = built(path, "flat", 600)
+    with open_gallery(path) as gallery:
+        gallery.delete(range(119))
+        assert gallery._worker is None
+        gallery.delete(range(119, 130))
+        gallery._worker.join()
+        assert gallery.info()["deleted"] == 0
+        assert (path / "vectors-1.f32").stat().st_size == 470 * 4 * DIMENSION
+        assert [hits[0].entry.id for hits in gallery.search(features[130:], 1)] == list(range(130, 600))
+
+
+def test_closing_ends_what_is_built_in_a_thread(path, small_builds, monkeypatch):
+    first, later = scenes("a still scene first")
+    begun, close = threading.Event(), threading.Event()
+
+    def begins(index, state, most, add=faiss_engine._add_rows):
+        if threading.current_thread().name == "han-gallery":
+            begun.set()
+            assert close.wait(60)
+            most = 100
+        add(index, state, most)
+
+    gallery = create_gallery(path, DIMENSION, CHECKSUM, "hnsw", threads=1)
+    gallery.add(first)
+    gallery.build()
+    monkeypatch.setattr(faiss_engine, "_add_rows", begins)
+    gallery.add(later)
+    assert begun.wait(60)
+    threading.Timer(0.2, close.set).start()
+    gallery.close()
+    assert not gallery._worker.is_alive()
+    with open_gallery(path) as gallery:
+        assert len(gallery) == len(first) + len(later)
+        assert exactly(gallery, np.concatenate([first, later]), later[::40]) == 1.0
 
 
 def test_the_engine_can_be_changed(path, small_builds):
