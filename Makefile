@@ -7,10 +7,12 @@ RUN ?=
 ARGS ?=
 VENV ?= .venv
 
-# The first of Python 3.11 and 3.10 found; PYTHON=... chooses one.
-PYTHON ?= $(shell for python in python3.11 python3.10 python3; do \
-  $$python -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 11))' 2>/dev/null \
-  && command -v $$python && break; done)
+# The newest suitable Python found; PYTHON=... chooses one. An environment that is there keeps its own.
+SUITABLE := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))
+PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3.10 python3; do \
+  $$python -c '$(SUITABLE)' 2>/dev/null && command -v $$python && break; done)
+# For the environment's Python: TensorFlow 2.15 before 3.12, the newest since then.
+CONSTRAINTS = constraints-$$($(BIN)/python -c 'import sys; print("py310" if sys.version_info < (3, 12) else "py312")').txt
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -32,15 +34,21 @@ help:  ## show this list
 
 setup: $(READY)  ## make .venv with every pinned package
 
-$(READY): constraints.txt setup.py
-	@test -n "$(PYTHON)" || { echo 'error: no Python 3.10 or 3.11 found; install one or give PYTHON=/path/to/python' >&2; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 11))' 2>/dev/null \
-	  || { echo 'error: PYTHON=$(PYTHON) is no Python 3.10 or 3.11' >&2; exit 1; }
-	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
-	  || { echo 'error: $(PYTHON) has no venv module; on Debian and Ubuntu: apt install python3-venv' >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt pip setuptools wheel
-	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e '.[test,lint]'
+$(READY): constraints-py310.txt constraints-py312.txt setup.py
+	@set -e; if $(BIN)/python -c '$(SUITABLE)' 2>/dev/null && $(BIN)/python -m pip --version >/dev/null 2>&1; then exit; fi; \
+	python='$(PYTHON)'; \
+	if [ -z "$$python" ] && command -v uv >/dev/null; then \
+	  python=$$(uv python find 3.13 2>/dev/null || { uv python install 3.13 >&2 && uv python find 3.13; }); fi; \
+	if [ -z "$$python" ]; then \
+	  echo 'error: no Python 3.10 to 3.13 found; install one, or uv, which gets one, or give PYTHON=/path/to/python' >&2; \
+	  exit 1; fi; \
+	"$$python" -c '$(SUITABLE)' 2>/dev/null \
+	  || { echo "error: PYTHON=$$python is no Python 3.10 to 3.13" >&2; exit 1; }; \
+	"$$python" -c 'import ensurepip, venv' 2>/dev/null \
+	  || { echo "error: $$python has no venv module; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }; \
+	echo "$$python -m venv --clear $(VENV)"; "$$python" -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) pip setuptools wheel
+	$(BIN)/python -m pip install --quiet --no-build-isolation -c $(CONSTRAINTS) -e '.[test,lint]'
 	$(BIN)/python -m pip check
 	@touch $@
 
@@ -91,10 +99,11 @@ format: $(READY)  ## put the code in the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-constraints: $(READY)  ## resolve constraints.txt anew from constraints.in
+constraints: $(READY)  ## resolve both constraints files anew from constraints*.in
 	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip compile --universal --python-version 3.10 --fork-strategy fewest --no-annotate \
-	  --custom-compile-command 'make constraints' constraints.in --output-file constraints.txt
+	for python in 3.10 3.12; do name=constraints-py$$(echo $$python | tr -d .); \
+	  $(BIN)/uv pip compile --quiet --universal --python-version $$python --fork-strategy fewest --no-annotate \
+	  --custom-compile-command 'make constraints' $$name.in --output-file $$name.txt || exit; done
 
 clean:  ## remove the environment and caches; runs and data stay
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .hypothesis .ruff_cache

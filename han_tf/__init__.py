@@ -6,7 +6,10 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-# TensorFlow reads these once, when it is imported; what the user has set stays.
+# TensorFlow reads these when it is imported; what the user has set stays.
+if sys.version_info >= (3, 12):
+    # The TensorFlow for these versions takes Keras 3 for tf.keras; the networks are written for Keras 2, tf-keras.
+    os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 if "tensorflow" not in sys.modules:
     # It turns oneDNN on by itself only on processors with AVX-512 VNNI, bfloat16 or AMX.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
