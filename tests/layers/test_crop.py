@@ -6,13 +6,12 @@ import tensorflow as tf
 
 from han_tf.layers.crop import AffineCrop, region_origins
 
-tfa = pytest.importorskip("tensorflow_addons", reason="the test extra installs tensorflow-addons")
-
 LEVELS = [((80, 32), (24, 28)), ((40, 16), (12, 14)), ((20, 8), (6, 7)), ((9, 5), (3, 4))]
 
 
 def resampled(feature_map, theta, region_size):
     """The same crop as one resampling per region, at explicit sample positions in pixels."""
+    tfa = pytest.importorskip("tensorflow_addons", reason="TensorFlow Addons are for Python 3.10 and 3.11")
     _, height, width, _ = feature_map.shape
     region_height, region_width = region_size
     # The grid of eq. (7) over [-1, 1], pixel centres at half pixels, scales region / map.

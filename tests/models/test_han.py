@@ -274,7 +274,7 @@ def scattered():
 
 def test_interaction_adds_crops_of_what_the_next_global_block_gets(scattered):
     """Equation (8) at all levels, stream by stream, against tensorflow-addons' resampler."""
-    tfa = pytest.importorskip("tensorflow_addons", reason="the test extra installs tensorflow-addons")
+    tfa = pytest.importorskip("tensorflow_addons", reason="TensorFlow Addons are for Python 3.10 and 3.11")
     model, pixels = scattered
 
     def cropped(features, shift, size):
