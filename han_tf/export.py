@@ -61,13 +61,13 @@ def main(values: flags.FlagValues) -> None:
     config = read_config(run_dir)
     input_size = (config["input_height"], config["input_width"])
     dataset = _dataset(values, config)
-    calibration = dataset.train if dataset and dataset.name == config["dataset"] else None
+    calibration = (dataset.train or None) if dataset and dataset.name == config["dataset"] else None
     if any(precision == INT8 for _, precision in pairs) and calibration is None:
         raise UserError(
             f"int8 is calibrated on the training images of {config['dataset']}, "
             + (
                 f"--dataset is {dataset.name}; expected int8 to be exported without it"
-                if dataset
+                if dataset and dataset.name != config["dataset"]
                 else "which are not there; expected --data_dir to say where they are"
             )
         )

@@ -9,10 +9,16 @@ a training run or an export of one; without --model it is the newest run in --ru
 
 --out gets part-00000.parquet, part-00001.parquet, ... with one row per image (path, pid, camid, time, feature, model),
 manifest.json, and bad_images.csv if some images could not be read. Whatever stops the command, the same command goes on
-where it was. Another list of images or another model, or another format or precision of it, is refused there.
+where it was; images that have changed since are looked at again. Another list of images is refused there without
+--update, which keeps the features of images that are the same and makes those of new ones. Another model, or another
+format or precision of it, is refused.
+
+An image file that is damaged or no image has no row. One that cannot be read (no permission, a disk or network that
+fails) stops the command, which then goes on where it was.
 
 With --ray the work is shared by the machines of a Ray cluster, or by actors on this one (--ray=local). All of them must
-see the images, the model and --out under the same paths.
+see the images, the model and --out under the same paths. Any other scheduler does with --part=1/8 to --part=8/8, each
+a process of its own; whichever is last finishes the folder.
 """
 
 import signal
@@ -26,6 +32,7 @@ from absl import flags
 
 from han_tf import cli as command_line
 from han_tf.data import DATASETS, load_dataset
+from han_tf.data.folders import passed_note
 from han_tf.data.image_lists import NAMES, ImageList, list_images, listed_records
 from han_tf.errors import Stopped, UserError
 from han_tf.inference import extraction
@@ -81,6 +88,30 @@ flags.DEFINE_integer(
     1,
     flag_values=FLAGS,
 )
+flags.DEFINE_string(
+    "part", "", "Makes only a part of the files, such as 2/8: the second of eight processes.", flag_values=FLAGS
+)
+flags.DEFINE_boolean(
+    "update", False, "Let this list of images take the place of that in --out, whose features stay.", flag_values=FLAGS
+)
+flags.DEFINE_boolean(
+    "checksum", False, "Tell changed images by their bytes instead of size and time of change.", flag_values=FLAGS
+)
+flags.DEFINE_float(
+    "max_bad_images",
+    0.1,
+    "Largest share of images that may be damaged; with more the command fails.",
+    0,
+    1,
+    flag_values=FLAGS,
+)
+flags.DEFINE_float(
+    "white_level",
+    0,
+    "What becomes white of grey images of more than 8 bits, such as 4095; what their format says if 0.",
+    0,
+    flag_values=FLAGS,
+)
 flags.DEFINE_boolean("overwrite", False, "Remove the features of an earlier extraction in --out.", flag_values=FLAGS)
 
 for _flag, _other, _together in (
@@ -91,6 +122,9 @@ for _flag, _other, _together in (
     ("data_dir", "dataset", True),
     ("subset", "dataset", True),
     ("names", "dataset", False),
+    ("part", "ray", False),
+    ("overwrite", "part", False),
+    ("update", "overwrite", False),
 ):
 
     def _check(values: Mapping[str, Any], flag: str = _flag, other: str = _other, together: bool = _together) -> bool:
@@ -108,11 +142,14 @@ def main(values: flags.FlagValues) -> None:
     """Extracts as the flags say."""
     if not values.out:
         raise UserError("no --out, expected a folder for the features")
+    part = extraction.Part.parse(values.part)
     images = _images(values)
     if images.duplicates:
         print(f"note: {images.duplicates} images were listed more than once, taken once")
+    if images.passed:
+        print(f"note: {passed_note(images.passed)}")
     model = values.model or find_run(values.runs_dir)
-    with extraction.locked(values.out):
+    with extraction.locked(values.out, part):
         if values.ray:
             card = model_card(model)
         else:
@@ -121,12 +158,23 @@ def main(values: flags.FlagValues) -> None:
         gpu = card.format in GPU_FORMATS
         if values.ray and values.overwrite:
             check_cluster(values.ray, values.actor_cpus, gpu)  # before anything is removed
-        work = extraction.plan(values.out, images, card, values.shard_images, values.overwrite)
+        with extraction.planning(values.out, part):
+            work = extraction.plan(
+                values.out,
+                images,
+                card,
+                values.shard_images,
+                values.overwrite,
+                update=values.update,
+                white_level=values.white_level,
+                part=part,
+            )
         for sentence in work.notes:
             print(f"note: {sentence}")
+        own = sum(map(part.holds, range(work.manifest.shards)))
         print(
             f"{len(images)} images with {model} ({card.format}, {card.precision}): "
-            f"{work.manifest.shards - len(work.pending)} of {work.manifest.shards} files are there"
+            f"{own - len(work.pending)} of {own} files are there" + (f" in part {values.part}" if values.part else "")
         )
         start = time.perf_counter()
         try:
@@ -145,14 +193,22 @@ def main(values: flags.FlagValues) -> None:
                 if lost:
                     print(f"note: machines of the cluster that were lost: {lost}; others have done their part")
             else:
-                extraction.extract_locally(extractor, images, values.out, work)
+                for sentence in extraction.extract_locally(extractor, images, values.out, work):
+                    print(f"note: {sentence}")
         except KeyboardInterrupt as interrupt:
             raise Stopped("interrupted: finished files stay, the same command goes on", signal.SIGINT) from interrupt
         seconds = time.perf_counter() - start
-        done = extraction.finish(values.out, work.manifest)
+        with extraction.planning(values.out, part):
+            missing = extraction.missing_shards(values.out, work.manifest)
+            done = (
+                None if missing and values.part else extraction.finish(values.out, work.manifest, values.max_bad_images)
+            )
     if work.pending:
         looked_at = sum(end - first for first, end in map(work.manifest.bounds, work.pending))
         print(f"{looked_at} images in {seconds:.1f} s, {looked_at / seconds:.0f} img/s")
+    if done is None:
+        print(f"part {values.part} is done; {missing} of {work.manifest.shards} files are to come from other parts")
+        return
     if done.bad_images:
         path = Path(values.out) / extraction.BAD_IMAGES
         print(f"{done.bad_images} of {len(images)} images could not be read and have no row: {path}")
@@ -163,7 +219,7 @@ def _images(values: flags.FlagValues) -> ImageList:
     if not values.dataset:
         if not values.positional:
             raise UserError("no images, expected folders, patterns, CSV files or images, or --dataset")
-        return list_images(values.positional, values.names)
+        return list_images(values.positional, values.names, values.checksum)
     if values.positional:
         raise UserError(f"unexpected argument {values.positional[0]!r}: --dataset stands in place of IMAGES")
     dataset = load_dataset(values.dataset, values.data_dir or None, values.split)
@@ -172,7 +228,7 @@ def _images(values: flags.FlagValues) -> ImageList:
         raise UserError(f"{dataset.name} in {dataset.root} has no {values.subset} images, expected another --subset")
     for sentence in dataset.notes + dataset.differences:
         print(f"note: {dataset.name}: {sentence}")
-    return listed_records(records)
+    return listed_records(records, values.checksum)
 
 
 def cli() -> None:

@@ -1,9 +1,12 @@
 """Writing files so that a reader never sees half of one, and reading arrays without loading them."""
 
+import errno
+import hashlib
 import json
 import math
 import os
 import secrets
+import stat
 import struct
 import sys
 import time
@@ -18,7 +21,7 @@ import numpy as np
 from han_tf.errors import UserError
 
 CHECKED_BYTES = 2**20
-"""Bytes of a memory-mapped array whose checksum is computed at a time."""
+"""Bytes of a file whose checksum is computed at a time."""
 
 _LOCAL_HEADER = struct.Struct("<26xHH")
 """What stands before a file in a zip archive, of which only the lengths of name and extra field matter here."""
@@ -28,25 +31,65 @@ _LOCAL_HEADER = struct.Struct("<26xHH")
 def atomic_open(path: Union[str, os.PathLike]) -> Iterator[BinaryIO]:
     """Opens a temporary file beside ``path`` for binary writing; renames it to ``path`` on success.
 
-    The folder is made if need be. When the block raises, ``path`` stays as it was.
+    The folder is made if need be. When the block raises, ``path`` stays as it was. A file that is replaced passes on
+    its permissions; of a symbolic link the file it leads to is replaced.
 
     Raises:
-      UserError: the folder or the file cannot be written (no permission, disk full, ...).
+      UserError: the folder or the file cannot be written (no permission, disk full, ...), or ``path`` is a device, a
+        named pipe or a socket.
     """
-    path = Path(path)
-    temporary = path.parent / f".{path.name}.{secrets.token_hex(8)}.tmp"
+    temporary = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        target = Path(os.path.realpath(path))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            mode = os.stat(path).st_mode
+        except FileNotFoundError:
+            mode = None
+        if mode is not None and not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise UserError(f"cannot write {path}: a device, named pipe or socket, expected a file or nothing there")
+        temporary = target.parent / f".{target.name}.{secrets.token_hex(8)}.tmp"
         with temporary.open("x+b") as stream:
+            if mode is not None and stat.S_IMODE(mode) != stat.S_IMODE(os.fstat(stream.fileno()).st_mode):
+                os.chmod(temporary, stat.S_IMODE(mode))
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        os.replace(temporary, path)
+        os.replace(temporary, target)
+        _sync_folder(target.parent)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
-        if os.path.exists(temporary):
+        if temporary is not None and os.path.exists(temporary):
             os.unlink(temporary)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Waits until the names in ``folder`` are on disk; without it a power cut may bring an old file back."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except PermissionError:
+        return  # Windows opens no folders, and one that may be written to need not be readable
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some shared file systems cannot
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def sha256_of(path: Union[str, os.PathLike]) -> str:
+    """Returns the SHA-256 of a file's bytes, 64 hexadecimal digits.
+
+    Raises:
+      OSError: it cannot be read.
+    """
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while block := stream.read(CHECKED_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 LOCKED_BYTE, LOCK_SECONDS = 2**30, 0.1

@@ -16,6 +16,7 @@ from absl import flags
 
 from han_tf import cli as command_line
 from han_tf.data import DATASETS, Record, ReIDDataset, load_dataset
+from han_tf.data.records import check_training
 from han_tf.files import locked, write_json
 from han_tf.inference.runs import create_network
 from han_tf.models import MODELS
@@ -231,6 +232,7 @@ def main(values: flags.FlagValues) -> None:
     """Trains as the flags say."""
     config = config_of(values)
     dataset = load_dataset(config.dataset, config.data_dir or None, config.split)
+    check_training(dataset)
     config = dataclasses.replace(config, split=dataset.split)
     for sentence in dataset.notes + dataset.differences:
         print(f"note: {dataset.name}: {sentence}")

@@ -1,5 +1,6 @@
 """A reader never sees half a file, whatever happens to the writer; and mapped arrays are those of the file."""
 
+import hashlib
 import io
 import json
 import os
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 from han_tf.errors import UserError
-from han_tf.files import atomic_open, locked, read_npz, write_json, write_npz
+from han_tf.files import atomic_open, locked, read_npz, sha256_of, write_json, write_npz
 
 
 @pytest.fixture
@@ -116,6 +117,68 @@ def test_a_folder_in_place_of_the_file(tmp_path):
     with pytest.raises(UserError, match=rf"^cannot write {tmp_path}/file: Is a directory$"):
         write_json(tmp_path / "file", 1)
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_what_is_no_file_is_not_replaced(tmp_path):
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    for place in (path, "/dev/null"):
+        with pytest.raises(UserError, match=rf"^cannot write {place}: a device, named pipe or socket, expected a file"):
+            write_json(place, 1)
+    assert stat.S_ISFIFO(path.stat().st_mode)
+    assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
+    assert os.listdir(tmp_path) == ["pipe"]
+
+
+def test_of_a_link_the_file_it_leads_to_is_written(old, tmp_path):
+    links = tmp_path / "links"
+    links.mkdir()
+    (links / "link").symlink_to("../file")
+    (links / "new").symlink_to("../other")
+    for name in ("link", "new"):
+        with atomic_open(links / name) as stream:
+            stream.write(b"new")
+    assert old.read_bytes() == (tmp_path / "other").read_bytes() == b"new"
+    assert os.readlink(links / "link") == "../file"
+    (links / "circle").symlink_to("circle")
+    with pytest.raises(UserError, match=r"^cannot write .*circle: Too many levels of symbolic links"):
+        write_json(links / "circle", 1)
+    assert sorted(os.listdir(links)) == ["circle", "link", "new"]
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o444, 0o755])
+def test_a_file_keeps_its_permissions(old, mode):
+    old.chmod(mode)
+    with atomic_open(old) as stream:
+        assert stat.S_IMODE(os.fstat(stream.fileno()).st_mode) == mode  # before anything is in it
+        stream.write(b"new")
+    assert stat.S_IMODE(old.stat().st_mode) == mode
+    assert old.read_bytes() == b"new"
+
+
+def test_the_folder_is_on_disk_after_the_new_name(old, monkeypatch):
+    """Else a power cut could bring the old file back."""
+    fsync, replace, done = os.fsync, os.replace, []
+
+    def synced(descriptor):
+        done.append(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    def replaced(source, target):
+        done.append("replace")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", replaced)
+    write_json(old, 1)
+    assert done == [old.stat().st_ino, "replace", old.parent.stat().st_ino]
+
+
+@pytest.mark.parametrize("size", [0, 1, 2**20, 2**20 + 1])
+def test_the_checksum_is_that_of_the_whole_file(tmp_path, size):
+    data = os.urandom(size)
+    (tmp_path / "file").write_bytes(data)
+    assert sha256_of(tmp_path / "file") == hashlib.sha256(data).hexdigest()
 
 
 def test_a_file_in_place_of_the_folder(old):

@@ -185,7 +185,7 @@ def test_images_of_ones_own_of_any_size(folders, tmp_path):
     ("arguments", "message"),
     [
         (["--ranked", "some.jpg"], "error: --ranked with image some.jpg"),
-        (["missing.jpg"], "error: missing.jpg: not a readable image"),
+        (["missing.jpg"], "error: missing.jpg: cannot be read (No such file"),
         (["--run", "nowhere"], "error: nowhere/config.json: No such file"),
         (["--dataset", "msmt17"], "error: no msmt17 run"),
         (["--split", "detected"], "error: no detected run"),

@@ -2,15 +2,17 @@
 
 The header names the columns ``path``, ``pid``, ``camid`` and ``subset``, in any order; further columns are
 passed over. Paths are relative to the CSV file's folder. A pid of -1 is junk and 0 a distractor, in the
-gallery only, so people are numbered from 1.
+gallery only, so people are numbered from 1. Without rows of the subset ``train`` networks can be evaluated, but not
+trained.
 """
 
-import csv
 import os
+from collections import Counter
 from pathlib import Path
 
 from han_tf.data.folders import PathLike
 from han_tf.data.records import Record, ReIDDataset, parse_label
+from han_tf.data.tables import read_table
 from han_tf.errors import UserError
 
 COLUMNS = ("path", "pid", "camid", "subset")
@@ -32,7 +34,7 @@ def read_csv(data_dir: PathLike, split: str = "") -> ReIDDataset:
 
     Raises:
       UserError: the file is missing or unreadable, a column is missing, or a row does not fit (its line is
-        named).
+        named), or one image file stands in it with two pids or camids.
     """
     path = Path(data_dir)
     if path.is_dir():
@@ -40,39 +42,48 @@ def read_csv(data_dir: PathLike, split: str = "") -> ReIDDataset:
     if not path.is_file():
         raise UserError(f"{path}: no such file, expected a CSV file with the columns {', '.join(COLUMNS)}")
     subsets: dict[str, list[Record]] = {subset: [] for subset in SUBSETS}
-    try:
-        # Spreadsheet programs put a byte order mark in front, which "utf-8-sig" takes off.
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            rows = csv.reader(stream, strict=True)
-            header = [column.strip() for column in next(rows, [])]
-            _check_header(path, header)
-            for row in rows:
-                if row:
-                    subset, record = _read_row(f"{path}, line {rows.line_num}", path.parent, header, row)
-                    subsets[subset].append(record)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: not a CSV file in UTF-8 ({error})") from error
+    files = _Files()
+    for where, fields in read_table(path, COLUMNS, reasons={"camid": _WHY_CAMID}):
+        subset, record = _read_row(where, path.parent, fields)
+        files.add(where, subset, record)
+        subsets[subset].append(record)
     return ReIDDataset(
         name="csv",
         split=split,
         root=str(path.parent),
         **{subset: tuple(records) for subset, records in subsets.items()},
+        notes=files.notes(),
     )
 
 
-def _check_header(path: Path, header: list[str]) -> None:
-    missing = [column for column in COLUMNS if column not in header]
-    if missing == ["camid"]:
-        raise UserError(f"{path}, line 1: no column camid; {_WHY_CAMID}")
-    known = [column for column in header if column in COLUMNS]
-    if missing or len(set(known)) < len(known):
-        raise UserError(f"{path}, line 1: found the header {','.join(header)!r}, expected {','.join(COLUMNS)}")
+class _Files:
+    """Which files the rows name, whatever the paths: one file cannot show two people or come from two cameras."""
+
+    def __init__(self) -> None:
+        self._first: dict[tuple[int, int], tuple[str, Record]] = {}
+        self._subsets: dict[tuple[int, int], list[str]] = {}
+
+    def add(self, where: str, subset: str, record: Record) -> None:
+        status = os.stat(record.path)
+        file = (status.st_dev, status.st_ino)
+        there, first = self._first.setdefault(file, (where, record))
+        if (record.pid, record.camid) != (first.pid, first.camid):
+            raise UserError(
+                f"{where}: {record.path} with pid {record.pid} and camid {record.camid}, expected pid {first.pid} and "
+                f"camid {first.camid} as in {there.rpartition(', ')[2]}: it is the same file"
+            )
+        self._subsets.setdefault(file, []).append(subset)
+
+    def notes(self) -> tuple[str, ...]:
+        kinds = Counter(
+            " and ".join(dict.fromkeys(subsets)) if len(set(subsets)) > 1 else f"{subsets[0]} more than once"
+            for subsets in self._subsets.values()
+            if len(subsets) > 1
+        )
+        return tuple(f"{count:,} files stand in {kind}" for kind, count in sorted(kinds.items()))
 
 
-def _read_row(where: str, folder: Path, header: list[str], row: list[str]) -> tuple[str, Record]:
-    if len(row) != len(header):
-        raise UserError(f"{where}: {len(row)} columns, expected {len(header)} ({','.join(header)})")
-    fields = {column: value.strip() for column, value in zip(header, row)}
+def _read_row(where: str, folder: Path, fields: dict[str, str]) -> tuple[str, Record]:
     if not fields["camid"]:
         raise UserError(f"{where}: camid is empty; {_WHY_CAMID}")
     if fields["subset"] not in SUBSETS:

@@ -27,7 +27,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from han_tf.data.counts import Counts, differences
-from han_tf.data.folders import PathLike, image_stem, read_folder, search_folder
+from han_tf.data.folders import PathLike, image_stem, search_folder
+from han_tf.data.market1501 import read_subsets
 from han_tf.data.records import Record, ReIDDataset
 from han_tf.errors import UserError
 
@@ -84,13 +85,13 @@ def read_cuhk03(data_dir: PathLike, split: str = "detected") -> ReIDDataset:
       UserError: a file or folder is missing or unreadable, a name does not fit, or h5py is needed and not
         installed.
     """
+    notes: list[str] = []
+    data_dir = _parent_of_split(Path(data_dir), split)
     for spelling in _SPELLINGS[split]:
-        root = search_folder(data_dir, "cuhk03", [f"{spelling}/{folder}" for folder in _FOLDERS.values()])
+        folders = [f"{spelling}/{folder}" for folder in _FOLDERS.values()]
+        root = search_folder(data_dir, "cuhk03", folders, folders[1:])
         if root is not None:
-            subsets = {
-                subset: read_folder(root / spelling / folder, _pid_and_view, "0001_c1_1.png")
-                for subset, folder in _FOLDERS.items()
-            }
+            subsets = read_subsets(root / spelling, _pid_and_view, "0001_c1_1.png", notes)
             break
     else:
         root = search_folder(data_dir, "cuhk03", ["cuhk-03.mat"])
@@ -107,7 +108,18 @@ def read_cuhk03(data_dir: PathLike, split: str = "detected") -> ReIDDataset:
         root=str(root),
         **subsets,
         differences=differences(subsets, PUBLISHED[split]),
+        notes=tuple(notes),
     )
+
+
+def _parent_of_split(data_dir: Path, split: str) -> Path:
+    """Returns the folder above that of a split of CUHK03-NP, and any other one as it is."""
+    if not all((data_dir / name).is_dir() for name in ("query", "bounding_box_test")):
+        return data_dir
+    found = next((name for name, spellings in _SPELLINGS.items() if data_dir.absolute().name in spellings), split)
+    if found != split:
+        raise UserError(f"{data_dir}: the split {found}, expected {split}; give the folder above, or --split {found}")
+    return data_dir.absolute().parent
 
 
 def require_h5py(path: PathLike) -> ModuleType:

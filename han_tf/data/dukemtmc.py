@@ -9,7 +9,8 @@ import re
 from typing import NamedTuple, Optional
 
 from han_tf.data.counts import Counts, differences
-from han_tf.data.folders import PathLike, find_folder, read_folder
+from han_tf.data.folders import PathLike, find_folder
+from han_tf.data.market1501 import LAYOUTS, read_subsets
 from han_tf.data.records import ReIDDataset
 
 PUBLISHED = {
@@ -44,26 +45,26 @@ def read_dukemtmc(data_dir: PathLike, split: str = "") -> ReIDDataset:
     """Reads DukeMTMC-reID.
 
     Args:
-      data_dir: the folder with ``bounding_box_train``, ``query`` and ``bounding_box_test``, or its parent.
+      data_dir: the folder with ``bounding_box_train``, ``query`` and ``bounding_box_test``, or its parent; for
+        evaluation ``query`` and ``bounding_box_test`` or ``gallery`` will do.
       split: only ``""``: the set has one protocol.
 
     Raises:
       UserError: a folder is missing or an image's name does not fit.
     """
-    root = find_folder(data_dir, "dukemtmc", ("bounding_box_train", "query", "bounding_box_test"))
+    root = find_folder(data_dir, "dukemtmc", *LAYOUTS)
 
     def pid_and_camid(stem: str) -> Optional[tuple[int, int]]:
         name = parse_name(stem)
         return (name.pid, name.camid) if name else None
 
-    subsets = {
-        subset: read_folder(root / folder, pid_and_camid, "0005_c2_f0046985.jpg")
-        for subset, folder in (
-            ("train", "bounding_box_train"),
-            ("query", "query"),
-            ("gallery", "bounding_box_test"),
-        )
-    }
+    notes: list[str] = []
+    subsets = read_subsets(root, pid_and_camid, "0005_c2_f0046985.jpg", notes)
     return ReIDDataset(
-        name="dukemtmc", split=split, root=str(root), **subsets, differences=differences(subsets, PUBLISHED)
+        name="dukemtmc",
+        split=split,
+        root=str(root),
+        **subsets,
+        differences=differences(subsets, PUBLISHED),
+        notes=tuple(notes),
     )

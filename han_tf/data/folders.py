@@ -1,18 +1,34 @@
 """What the readers of image folders share: finding the folder, listing it, reading names."""
 
+import errno
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Optional, Union
 
-from han_tf.data.records import Record
+from han_tf.data.records import Record, check_label
 from han_tf.errors import UserError
 
 PathLike = Union[str, os.PathLike]
 
+FILE_FORMATS = {
+    "JPEG": ("jpg", "jpeg"),
+    "PNG": ("png",),
+    "WEBP": ("webp",),
+    "BMP": ("bmp",),
+    "TIFF": ("tif", "tiff"),
+    "GIF": ("gif",),
+}
+"""The formats that image files may have, by Pillow's names -> what their names end in, in lower or upper case."""
+
+SUFFIXES = tuple(f".{suffix}" for suffixes in FILE_FORMATS.values() for suffix in suffixes)
+
 # Real copies hold a few names that end in ".jpg.jpg", hence the repetition.
-_IMAGE = re.compile(r"(?P<stem>.+?)(?:\.(?:jpe?g|png|bmp))+", re.IGNORECASE)
+_IMAGE = re.compile(rf"(?P<stem>.+?)(?:{'|'.join(map(re.escape, SUFFIXES))})+", re.IGNORECASE)
+
+_LITTER = ("thumbs.db", "desktop.ini")
 
 _HINT = "the data set's README in datasets/ says where to get it and how it lies on disk"
 
@@ -26,8 +42,48 @@ def image_stem(name: str) -> Optional[str]:
     return match.group("stem") if match else None
 
 
-def search_folder(data_dir: PathLike, key: str, markers: Sequence[str]) -> Optional[Path]:
-    """Returns the folder that holds all ``markers``: ``data_dir`` itself or one at most two below it, or
+def is_image(name: str) -> bool:
+    """Returns whether a file of that name is taken for an image."""
+    return image_stem(name) is not None
+
+
+def is_regular_file(entry: os.DirEntry) -> bool:
+    """Returns whether ``entry`` is a file to read: no folder, named pipe or socket, and no link that leads nowhere.
+
+    Raises:
+      OSError: the disk or network fails.
+    """
+    try:
+        return entry.is_file()
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return False
+        raise
+
+
+def _candidates(data_dir: PathLike, key: str) -> Iterator[list[Path]]:
+    """Yields the folders that may be the data set's: ``data_dir``, then those one and two levels below."""
+    data_dir = Path(data_dir)
+    if not data_dir.is_dir():
+        found = "a file" if data_dir.exists() else "no such folder"
+        raise UserError(f"{data_dir}: {found}, expected the data set's folder ({_HINT})")
+    level = [data_dir]
+    for _ in range(3):
+        yield level
+        level = sorted(
+            child
+            for folder in level
+            for child in folder.iterdir()
+            if re.sub(r"[^a-z0-9]", "", child.name.lower()).startswith(key) and child.is_dir()
+        )
+
+
+def _missing(folder: Path, markers: Sequence[str]) -> list[str]:
+    return [marker for marker in markers if not (folder / marker).exists()]
+
+
+def search_folder(data_dir: PathLike, key: str, *choices: Sequence[str]) -> Optional[Path]:
+    """Returns the folder that holds all names of a choice: ``data_dir`` itself or one at most two below it, or
     None.
 
     Folders below are looked into only if their name starts with ``key`` (case and punctuation aside), since
@@ -36,68 +92,93 @@ def search_folder(data_dir: PathLike, key: str, markers: Sequence[str]) -> Optio
     Args:
       data_dir: the folder itself or its parent.
       key: lower-case letters and digits, e.g. ``market1501``, which fits ``Market-1501-v15.09.15``.
-      markers: names of files or folders, relative to the folder looked for.
+      *choices: names of files or folders, relative to the folder looked for; a later choice counts only where
+        none of the earlier ones is found.
 
     Raises:
       UserError: ``data_dir`` is no folder, or the folder is found more than once.
     """
-    data_dir = Path(data_dir)
-    if not data_dir.is_dir():
-        found = "a file" if data_dir.exists() else "no such folder"
-        raise UserError(f"{data_dir}: {found}, expected the data set's folder ({_HINT})")
-    level = [data_dir]
-    for _ in range(3):
-        hits = [folder for folder in level if all((folder / marker).exists() for marker in markers)]
-        if len(hits) > 1:
-            raise UserError(
-                f"{data_dir}: holds the data set more than once ({hits[0].name} and {hits[1].name}), "
-                "expected one; give that folder itself"
-            )
-        if hits:
-            return hits[0]
-        level = sorted(
-            child
-            for folder in level
-            for child in folder.iterdir()
-            if re.sub(r"[^a-z0-9]", "", child.name.lower()).startswith(key) and child.is_dir()
-        )
+    for markers in choices:
+        for level in _candidates(data_dir, key):
+            hits = [folder for folder in level if not _missing(folder, markers)]
+            if len(hits) > 1:
+                raise UserError(
+                    f"{data_dir}: holds the data set more than once ({hits[0].name} and {hits[1].name}), "
+                    "expected one; give that folder itself"
+                )
+            if hits:
+                return hits[0]
     return None
 
 
-def find_folder(data_dir: PathLike, key: str, markers: Sequence[str]) -> Path:
+def find_folder(data_dir: PathLike, key: str, *choices: Sequence[str]) -> Path:
     """Returns what :func:`search_folder` finds.
 
     Raises:
       UserError: nothing is found, or as :func:`search_folder` says.
     """
-    folder = search_folder(data_dir, key, markers)
-    if folder is None:
-        missing = [marker for marker in markers if not (Path(data_dir) / marker).exists()]
-        raise UserError(f"{data_dir}: no {' and no '.join(missing)} in it, expected {', '.join(markers)} ({_HINT})")
-    return folder
+    folder = search_folder(data_dir, key, *choices)
+    if folder is not None:
+        return folder
+    markers = choices[0]
+    # The folder that lacks least is the one that was meant.
+    folders = [folder for level in _candidates(data_dir, key) for folder in level]
+    nearest = min(folders, key=lambda folder: len(_missing(folder, markers)))
+    others = [child for child in sorted(Path(data_dir).iterdir()) if child.is_dir() and not _missing(child, markers)]
+    hint = f"; they are in {others[0]}: give that folder itself" if others else f" ({_HINT})"
+    missing = " and no ".join(_missing(nearest, markers))
+    raise UserError(f"{nearest}: no {missing} in it, expected {', '.join(markers)}{hint}")
 
 
-def read_folder(folder: Path, parse: Callable[[str], Optional[tuple[int, int]]], example: str) -> tuple[Record, ...]:
+def read_folder(
+    folder: Path,
+    parse: Callable[[str], Optional[tuple[int, int]]],
+    example: str,
+    notes: list[str],
+) -> tuple[Record, ...]:
     """Returns one record for each image in ``folder``, sorted by name.
 
-    Files that are no images (``Thumbs.db``, ``.mat``) are passed over.
+    What is passed over is counted in ``notes``, but for hidden files and what Windows leaves in folders of pictures.
 
     Args:
       folder: an existing folder; it is not searched recursively.
       parse: takes a file name without its image extension(s), returns (pid, camid), or None if it does not
         fit.
       example: a name that fits, for the message.
+      notes: gets a sentence more if anything is passed over.
 
     Raises:
       UserError: an image's name does not fit.
     """
     records = []
-    for name in sorted(entry.name for entry in os.scandir(folder) if entry.is_file()):
+    passed = Counter()
+    with os.scandir(folder) as entries:
+        found = sorted((entry.name, is_regular_file(entry)) for entry in entries)
+    for name, regular in found:
         stem = image_stem(name)
-        if stem is None:
+        if stem is None or not regular:
+            count_passed(passed, name, regular)
             continue
         parsed = parse(stem)
         if parsed is None:
             raise UserError(f"{folder / name}: the file name does not fit, expected one like {example}")
+        for field, value in zip(("pid", "camid"), parsed):
+            check_label(str(folder / name), field, value)
         records.append(Record(os.path.join(folder, name), *parsed))
+    if passed:
+        notes.append(f"{folder.name}: {passed_note(passed)}")
     return tuple(records)
+
+
+def count_passed(passed: Counter, name: str, regular: bool) -> None:
+    """Counts a name that is no image's, or what is no regular file, by its kind."""
+    if not regular:
+        passed["folders, links to nothing or other things that are no files"] += 1
+    elif not name.startswith(".") and name.lower() not in _LITTER:
+        passed[f"files named *{os.path.splitext(name)[1]}"] += 1
+
+
+def passed_note(passed: Mapping[str, int]) -> str:
+    """Returns a sentence on what was passed over."""
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(passed.items()))
+    return f"{kinds}: passed over (images are {' '.join(SUFFIXES)})"

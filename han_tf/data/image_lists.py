@@ -5,26 +5,29 @@ known, ``pid``, ``camid`` and ``time``; further columns are passed over, and a f
 seconds since 1970, UTC, or ISO 8601 (``2026-03-01T08:30:00+01:00``; UTC if it names no zone).
 """
 
-import csv
+import errno
 import glob
 import hashlib
 import math
 import os
 import re
+import stat
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any, Optional, Union
 
 import numpy as np
 
 from han_tf.data import dukemtmc, market1501
-from han_tf.data.records import Record, parse_label
+from han_tf.data.folders import SUFFIXES, count_passed, image_stem, is_image, is_regular_file
+from han_tf.data.records import Record, check_label, parse_label
+from han_tf.data.tables import read_table
 from han_tf.errors import UserError
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-"""What names of image files end in, in lower or upper case, where folders and patterns are looked through."""
+from han_tf.files import sha256_of
 
 UNKNOWN = np.iinfo(np.int64).min
 """Stands for an unknown pid or camid in int64 arrays, as NaN does for an unknown time."""
@@ -33,6 +36,12 @@ NAMES = {"market1501": market1501.parse_name, "dukemtmc": dukemtmc.parse_name}
 """Known ways to name files -> what takes a name without its extension and returns pid and camid, or None."""
 
 FIELDS = ("pid", "camid", "time")
+
+_PREVIEWS = ("@eaDir",)
+"""Folders of small copies that NAS systems keep beside pictures."""
+
+_PART = 256
+"""Files that one thread looks at before another part is its."""
 
 
 @dataclass(frozen=True)
@@ -43,24 +52,38 @@ class ImageList:
       paths: ``n`` absolute paths.
       pids, camids: ``[n]`` int64; :data:`UNKNOWN` where not known.
       times: ``[n]`` float64, seconds since 1970, UTC; NaN where not known.
+      contents: what each file holds: its size in bytes and time of last change in nanoseconds, or ``sha256:`` and the
+        checksum of its bytes; empty where there is no such file.
       duplicates: how often a path stood in the list again, with the same labels.
+      passed: what of folders was passed over, by kind, and how often.
     """
 
     paths: Sequence[str]
     pids: np.ndarray
     camids: np.ndarray
     times: np.ndarray
+    contents: Sequence[str]
     duplicates: int = 0
+    passed: Mapping[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def part(self, start: int, end: int) -> "ImageList":
         """Returns the images from ``start`` to ``end`` (exclusive)."""
-        return ImageList(*(values[start:end] for values in (self.paths, self.pids, self.camids, self.times)))
+        return self.take(range(start, min(end, len(self))))
+
+    def take(self, rows: Sequence[int]) -> "ImageList":
+        """Returns the images of those numbers."""
+        rows = np.asarray(rows, np.int64)
+        return ImageList(
+            [self.paths[row] for row in rows],
+            *(values[rows] for values in (self.pids, self.camids, self.times)),
+            [self.contents[row] for row in rows],
+        )
 
     def fingerprint(self) -> str:
-        """Returns 64 hexadecimal digits that change with any path or label; the files themselves are not looked at."""
+        """Returns 64 hexadecimal digits that change with any path or label, not with what the files hold."""
         digest = hashlib.sha256()
         for path in self.paths:
             digest.update(os.fsencode(path) + b"\0")
@@ -69,38 +92,42 @@ class ImageList:
         return digest.hexdigest()
 
 
-def list_images(sources: Sequence[str], names: str = "") -> ImageList:
+def list_images(sources: Sequence[str], names: str = "", checksum: bool = False) -> ImageList:
     """Returns the images of all sources.
 
     Args:
-      sources: folders, looked through with all below them; CSV files; image files; patterns (``*``, ``?``, ``[…]``,
-        ``**`` for any folders) of any of these but CSV files.
+      sources: folders, looked through with all below them but hidden ones and the previews that NAS systems keep in
+        ``@eaDir``; CSV files; image files; patterns (``*``, ``?``, ``[…]``, ``**`` for any folders) of any of these but
+        CSV files.
       names: how pid, camid and time are read from the files' names where no CSV file tells: a key of :data:`NAMES`;
         or a regular expression, searched for in the absolute path, with one or more of the groups ``(?P<pid>…)``,
         ``(?P<camid>…)`` and ``(?P<time>…)``; or ``""`` for not at all.
+      checksum: tell what files hold by their bytes, all of which are read, instead of size and time.
 
     Raises:
       UserError: a source is missing, unreadable or without images; a CSV file does not fit (its line is named); a
         file's name does not fit; a path stands in the list twice with different labels.
     """
     parse = _name_parser(names)
-    collected = _Collected()
+    collected = _Collected(checksum)
     for source in sources:
         before = len(collected.paths)
         if os.path.isdir(source):
-            collected.add_files(_walk(source), parse)
+            collected.add_files(_walk(source, collected.passed), parse)
         elif os.path.splitext(source)[1].lower() == ".csv":
             _read_csv(source, collected, parse)
         elif os.path.isfile(source):
-            if not _is_image(os.path.basename(source)):
+            if not is_image(os.path.basename(source)):
                 raise UserError(f"{source}: expected a folder, a CSV file (.csv) or an image ({', '.join(SUFFIXES)})")
             collected.add_files([source], parse)
         elif glob.has_magic(source):
             for hit in glob.iglob(source, recursive=True):
                 if os.path.isdir(hit):
-                    collected.add_files(_walk(hit), parse)
-                elif _is_image(os.path.basename(hit)):
+                    collected.add_files(_walk(hit, collected.passed), parse)
+                elif is_image(os.path.basename(hit)):
                     collected.add_files([hit], parse)
+                else:
+                    count_passed(collected.passed, os.path.basename(hit), True)
         else:
             raise UserError(f"{source}: no such file or folder, expected images, a folder, a CSV file or a pattern")
         if len(collected.paths) == before:
@@ -108,13 +135,13 @@ def list_images(sources: Sequence[str], names: str = "") -> ImageList:
     return collected.sorted()
 
 
-def listed_records(records: Sequence[Record]) -> ImageList:
-    """Returns the images of a data set's records.
+def listed_records(records: Sequence[Record], checksum: bool = False) -> ImageList:
+    """Returns the images of a data set's records; ``checksum`` as for :func:`list_images`.
 
     Raises:
       UserError: a path has two records with different labels.
     """
-    collected = _Collected()
+    collected = _Collected(checksum)
     for record in records:
         collected.add(record.path, record.pid, record.camid, math.nan)
     return collected.sorted()
@@ -139,7 +166,9 @@ def parse_time(text: str) -> float:
 class _Collected:
     """Images in the order in which they are found; arrays, since there may be millions."""
 
-    def __init__(self) -> None:
+    def __init__(self, checksum: bool) -> None:
+        self.checksum = checksum
+        self.passed: Counter = Counter()
         self.paths: list[str] = []
         self.pids, self.camids, self.times = array("q"), array("q"), array("d")
 
@@ -168,12 +197,13 @@ class _Collected:
                             "expected one"
                         )
                 kept[row] = False
-        if kept.all():
-            return ImageList(paths, *arrays)
+        paths = [paths[row] for row in np.flatnonzero(kept)]
         return ImageList(
-            [paths[row] for row in np.flatnonzero(kept)],
+            paths,
             *(values[kept] for values in arrays),
+            _contents(paths, self.checksum),
             duplicates=int((~kept).sum()),
+            passed=dict(self.passed),
         )
 
 
@@ -185,12 +215,30 @@ def _shown(value: Union[int, float]) -> str:
     return "unknown" if value == UNKNOWN or math.isnan(value) else str(value)
 
 
-def _is_image(name: str) -> bool:
-    # Hidden files are none: macOS leaves a "._name.jpg" beside each "name.jpg" it copies.
-    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
+def _contents(paths: Sequence[str], checksum: bool) -> list[str]:
+    """Returns what each file holds, see :class:`ImageList`."""
+
+    def content(path: str) -> str:
+        try:
+            status = os.stat(path)
+            if checksum and stat.S_ISREG(status.st_mode):
+                return f"sha256:{sha256_of(path)}"
+            return f"{status.st_size} {status.st_mtime_ns}"
+        except (FileNotFoundError, NotADirectoryError, ValueError):  # a path may hold what no file system takes
+            return ""
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.ENAMETOOLONG):
+                return ""
+            raise UserError(f"{path}: cannot be read ({error.strerror or error}), expected a readable file") from error
+
+    def contents(start: int) -> list[str]:
+        return [content(path) for path in paths[start : start + _PART]]
+
+    with ThreadPoolExecutor(thread_name_prefix="look") as pool:  # a file system on the network takes its time for each
+        return [found for part in pool.map(contents, range(0, len(paths), _PART)) for found in part]
 
 
-def _walk(folder: str) -> Iterator[str]:
+def _walk(folder: str, passed: Counter) -> Iterator[str]:
     """Yields the images in and below ``folder``; links to folders are followed, but no folder is looked at twice."""
     pending, seen = [folder], set()
     while pending:
@@ -202,41 +250,29 @@ def _walk(folder: str) -> Iterator[str]:
             seen.add((status.st_dev, status.st_ino))
             with os.scandir(current) as entries:
                 for entry in entries:
-                    if entry.is_dir():
-                        pending.append(entry.path)
-                    elif _is_image(entry.name):
+                    regular = is_regular_file(entry)
+                    # A link that leads nowhere now may lead to a disk that is not there: it is no reason to go on
+                    # as if there were no image.
+                    if is_image(entry.name) and (regular or not os.path.exists(entry.path)):
                         yield entry.path
+                    elif regular or not os.path.isdir(entry.path):
+                        count_passed(passed, entry.name, regular)
+                    elif entry.name.startswith(".") or entry.name in _PREVIEWS:
+                        passed["hidden folders or previews"] += 1
+                    else:
+                        pending.append(entry.path)
         except OSError as error:
             raise UserError(f"{current}: {error.strerror or error}, expected a readable folder") from error
 
 
 def _read_csv(source: str, collected: _Collected, parse: _Parse) -> None:
     folder = os.path.dirname(source)
-    try:
-        # Spreadsheet programs put a byte order mark in front, which "utf-8-sig" takes off.
-        with open(source, encoding="utf-8-sig", newline="") as stream:
-            rows = csv.reader(stream, strict=True)
-            header = [column.strip() for column in next(rows, [])]
-            known = [column for column in header if column in ("path", *FIELDS)]
-            if "path" not in known or len(set(known)) < len(known):
-                shown = ",".join(header)
-                raise UserError(f"{source}, line 1: found the header {shown!r}, expected path[,pid][,camid][,time]")
-            for row in rows:
-                if not row:
-                    continue
-                where = f"{source}, line {rows.line_num}"
-                if len(row) != len(header):
-                    raise UserError(f"{where}: {len(row)} columns, expected {len(header)} ({','.join(header)})")
-                fields = {column: value.strip() for column, value in zip(header, row)}
-                if not fields["path"] or "\0" in fields["path"]:
-                    raise UserError(f"{where}: path is {fields['path']!r}, expected an image file")
-                path = os.path.join(folder, fields["path"])
-                told = {name: _field(where, name, fields[name]) for name in FIELDS if fields.get(name)}
-                collected.add(path, **{"pid": UNKNOWN, "camid": UNKNOWN, "time": math.nan, **parse(path), **told})
-    except OSError as error:
-        raise UserError(f"{source}: {error.strerror or error}, expected a CSV file with a column path") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{source}: not a CSV file in UTF-8 ({error})") from error
+    for where, fields in read_table(source, ("path",), FIELDS):
+        if not fields["path"] or "\0" in fields["path"]:
+            raise UserError(f"{where}: path is {fields['path']!r}, expected an image file")
+        path = os.path.join(folder, fields["path"])
+        told = {name: _field(where, name, fields[name]) for name in FIELDS if fields.get(name)}
+        collected.add(path, **{"pid": UNKNOWN, "camid": UNKNOWN, "time": math.nan, **parse(path), **told})
 
 
 def _field(where: str, name: str, text: str) -> Union[int, float]:
@@ -255,13 +291,11 @@ def _name_parser(names: str) -> _Parse:
     if names in NAMES:
 
         def parse_known(path: str) -> Mapping[str, Any]:
-            stem = os.path.basename(path)
-            while os.path.splitext(stem)[1].lower() in SUFFIXES:  # real copies hold a few ".jpg.jpg"
-                stem = os.path.splitext(stem)[0]
-            fields: Optional[Any] = NAMES[names](stem)
+            stem = image_stem(os.path.basename(path))
+            fields: Optional[Any] = NAMES[names](stem) if stem else None
             if fields is None:
                 raise UserError(f"{path}: the file name does not fit, expected one as in {names}")
-            return {"pid": fields.pid, "camid": fields.camid}
+            return {name: check_label(path, name, getattr(fields, name)) for name in ("pid", "camid")}
 
         return parse_known
     try:

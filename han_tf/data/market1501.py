@@ -6,7 +6,8 @@ of -1 is junk, 0000 a distractor (see :mod:`han_tf.data.records`). A few files o
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import NamedTuple, Optional
 
 from han_tf.data.counts import Counts, differences
@@ -20,6 +21,13 @@ PUBLISHED = {
     "multi_query": Counts(images=25_259, cameras=6),
 }
 """Published counts; multi_query is all of gt_bbox, whatever of it has a query."""
+
+LAYOUTS = (
+    ("bounding_box_train", "query", "bounding_box_test"),
+    ("query", "bounding_box_test"),
+    ("query", "gallery"),
+)
+"""Folders of a set; without the first, networks can be evaluated on it, but not trained."""
 
 _NAME = re.compile(r"(-1|\d+)_c(\d+)s(\d+)_(\d+)_(\d+)")
 
@@ -46,6 +54,29 @@ def format_name(name: MarketName) -> str:
     return f"{pid}_c{name.camid}s{name.sequence}_{name.frame:06d}_{name.box:02d}"
 
 
+def read_subsets(
+    root: Path, parse: Callable[[str], Optional[tuple[int, int]]], example: str, notes: list[str]
+) -> dict[str, tuple[Record, ...]]:
+    """Returns train, query and gallery of a folder with one of the :data:`LAYOUTS`.
+
+    Args:
+      root: the folder.
+      parse, example: as :func:`han_tf.data.folders.read_folder` takes them.
+      notes: gets sentences on what is missing or passed over.
+
+    Raises:
+      UserError: an image's name does not fit.
+    """
+    gallery = next(name for name in ("bounding_box_test", "gallery") if (root / name).is_dir())
+    subsets = {"train": (), "query": (), "gallery": ()}
+    for subset, folder in (("train", "bounding_box_train"), ("query", "query"), ("gallery", gallery)):
+        if subset != "train" or (root / folder).is_dir():
+            subsets[subset] = read_folder(root / folder, parse, example, notes)
+        else:
+            notes.append(f"no {folder} folder: for evaluation only")
+    return subsets
+
+
 def read_market1501(
     data_dir: PathLike,
     split: str = "",
@@ -59,7 +90,8 @@ def read_market1501(
     not needed.
 
     Args:
-      data_dir: the folder with ``bounding_box_train``, ``query`` and ``bounding_box_test``, or its parent.
+      data_dir: the folder with ``bounding_box_train``, ``query`` and ``bounding_box_test``, or its parent; for
+        evaluation ``query`` and ``bounding_box_test`` or ``gallery`` will do.
       split: only ``""``: the set has one protocol.
       name: the registry name to give.
       published: counts to compare with; ``multi_query`` counts the whole of ``gt_bbox``.
@@ -67,18 +99,13 @@ def read_market1501(
     Raises:
       UserError: a folder is missing or an image's name does not fit.
     """
-    root = find_folder(data_dir, "market1501", ("bounding_box_train", "query", "bounding_box_test"))
-
-    def read(folder: str) -> tuple[Record, ...]:
-        return read_folder(root / folder, _pid_and_camid, "0002_c1s1_000451_03.jpg")
-
-    query = read("query")
-    subsets = {"train": read("bounding_box_train"), "query": query, "gallery": read("bounding_box_test")}
+    root = find_folder(data_dir, "market1501", *LAYOUTS)
+    notes: list[str] = []
+    subsets = read_subsets(root, _pid_and_camid, "0002_c1s1_000451_03.jpg", notes)
     found = dict(subsets)
-    notes = []
     if (root / "gt_bbox").is_dir():
-        found["multi_query"] = read("gt_bbox")
-        probes = {(record.pid, record.camid) for record in query}
+        found["multi_query"] = read_folder(root / "gt_bbox", _pid_and_camid, "0001_c1s1_001051_00.jpg", notes)
+        probes = {(record.pid, record.camid) for record in subsets["query"]}
         subsets["multi_query"] = tuple(r for r in found["multi_query"] if (r.pid, r.camid) in probes)
     elif "multi_query" in published:
         notes.append("no gt_bbox folder: no multi-query evaluation")

@@ -16,7 +16,7 @@ from typing import NamedTuple, Optional
 
 from han_tf.data.counts import Counts, differences
 from han_tf.data.folders import PathLike, find_folder, image_stem
-from han_tf.data.records import Record, ReIDDataset
+from han_tf.data.records import Record, ReIDDataset, check_label
 from han_tf.errors import UserError
 
 TRAIN_OFFSET = 1
@@ -61,25 +61,27 @@ def read_msmt17(data_dir: PathLike, split: str = "") -> ReIDDataset:
     """Reads MSMT17.
 
     Args:
-      data_dir: the folder with the lists, or its parent.
+      data_dir: the folder with the lists, or its parent; for evaluation those of query and gallery will do.
       split: ``""`` trains on ``list_train.txt`` alone, as most published results do; ``"trainval"`` adds
         ``list_val.txt``.
 
     Raises:
       UserError: a list or a folder is missing, a line or a name does not fit, or a listed image is not there.
     """
-    lists = ["list_train.txt", "list_query.txt", "list_gallery.txt"]
+    tested = ["list_query.txt", "list_gallery.txt"]
     if split == "trainval":
-        lists.insert(1, "list_val.txt")
-    root = find_folder(data_dir, "msmt17", lists)
+        root = find_folder(data_dir, "msmt17", ["list_train.txt", "list_val.txt", *tested])
+    else:
+        root = find_folder(data_dir, "msmt17", ["list_train.txt", *tested], tested)
+    trained = (root / "list_train.txt").exists()
     for train, test in _VERSIONS:
-        if (root / train).is_dir() and (root / test).is_dir():
+        if (root / test).is_dir() and (not trained or (root / train).is_dir()):
             break
     else:
         expected = " or ".join(f"{train} and {test}" for train, test in _VERSIONS)
         raise UserError(f"{root}: no image folders, expected {expected}")
     subsets = {
-        "train": _read_list(root / "list_train.txt", root / train, TRAIN_OFFSET),
+        "train": _read_list(root / "list_train.txt", root / train, TRAIN_OFFSET) if trained else (),
         "query": _read_list(root / "list_query.txt", root / test, TEST_OFFSET),
         "gallery": _read_list(root / "list_gallery.txt", root / test, TEST_OFFSET),
     }
@@ -91,6 +93,7 @@ def read_msmt17(data_dir: PathLike, split: str = "") -> ReIDDataset:
         root=str(root),
         **subsets,
         differences=differences(subsets, PUBLISHED_TRAINVAL if split == "trainval" else PUBLISHED),
+        notes=() if trained else ("no list_train.txt: for evaluation only",),
     )
 
 
@@ -104,7 +107,7 @@ def _read_list(path: Path, folder: Path, offset: int) -> tuple[Record, ...]:
         fields = line.split()
         if not fields:
             continue
-        if len(fields) != 2 or not fields[1].isdecimal():
+        if len(fields) != 2 or not re.fullmatch("[0-9]{1,17}", fields[1]):
             raise UserError(f"{path}, line {number}: found {line!r}, expected 'path pid'")
         image = os.path.join(folder, fields[0])
         stem = image_stem(os.path.basename(image))
@@ -116,5 +119,6 @@ def _read_list(path: Path, folder: Path, offset: int) -> tuple[Record, ...]:
             )
         if not os.path.isfile(image):
             raise UserError(f"{path}, line {number}: {image} is not there, expected every listed image")
-        records.append(Record(image, int(fields[1]) + offset, name.camid))
+        camid = check_label(f"{path}, line {number}", "camid", name.camid)
+        records.append(Record(image, int(fields[1]) + offset, camid))
     return tuple(records)

@@ -1,6 +1,8 @@
 """From image files to batches of pixels: decode, resize, in parallel. Needs no TensorFlow."""
 
+import io
 import os
+import stat
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,21 +14,32 @@ from PIL import Image
 from tqdm import tqdm
 
 from han_tf.cores import usable_cores
+from han_tf.data.depth import Depth
+from han_tf.data.folders import FILE_FORMATS
 from han_tf.data.records import Record
 from han_tf.errors import UserError
 
-Source = Union[Record, str, os.PathLike, np.ndarray]
-"""What an image may come from: a record, a file, or pixels as :func:`checked_pixels` takes them."""
+
+class BadImage(NamedTuple):
+    """An image file that could not be decoded, and why."""
+
+    path: str
+    reason: str
+
+
+Source = Union[Record, str, os.PathLike, np.ndarray, BadImage]
+"""What an image may come from: a record, a file, or pixels as :func:`checked_pixels` takes them; or what is known to be
+bad."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 """Pillow's names of the formats that may come from anyone. Everything else Pillow knows stays untouched, as do
 formats that call other programs (EPS) or have many pages (TIFF)."""
 
-FILE_FORMATS = (*FORMATS, "TIFF", "GIF")
-"""The formats that image files may have, too."""
-
 MAX_PIXELS = 50_000_000
 """Largest width times height of an image file; judged by its header, before it is decoded."""
+
+MAX_BYTES = 2**29
+"""Largest image file, which is read into memory before it is decoded."""
 
 _ORIENTATION = 0x0112
 _TURNED = {
@@ -43,44 +56,59 @@ _AHEAD = 3
 """Batches that are decoded ahead of the one in use."""
 
 
-class BadImage(NamedTuple):
-    """An image file that could not be decoded, and why."""
-
-    path: str
-    reason: str
-
-
-def decode_image(path: str) -> np.ndarray:
+def decode_image(path: str, depth: Optional[Depth] = None) -> np.ndarray:
     """Reads an image file of one of :data:`FILE_FORMATS`, see :func:`upright_pixels`.
 
     Returns:
       ``[height, width, 3]`` uint8, RGB.
 
     Raises:
-      ValueError: it has more than :data:`MAX_PIXELS`.
-      Exception: the file cannot be read, is truncated or no image; what is raised is up to Pillow and its codecs.
+      UserError: the file cannot be read now, or memory is short: what is in it is not known.
+      ValueError: it is no regular file, larger than :data:`MAX_BYTES` or has more than :data:`MAX_PIXELS`.
+      Exception: the file is truncated or no image; what is raised is up to Pillow and its codecs.
     """
-    with Image.open(path, formats=FILE_FORMATS) as image:
-        width, height = image.size
-        if width * height > MAX_PIXELS:
-            raise ValueError(f"{width} × {height} = {width * height:,} pixels, expected at most {MAX_PIXELS:,}")
-        return upright_pixels(image)
+    try:
+        with Image.open(io.BytesIO(_read_file(path)), formats=(*FILE_FORMATS,)) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise ValueError(f"{width} × {height} = {width * height:,} pixels, expected at most {MAX_PIXELS:,}")
+            return upright_pixels(image, depth)
+    except Image.UnidentifiedImageError as error:
+        raise ValueError(f"cannot identify image file, expected {', '.join(FILE_FORMATS)}") from error
+    except Exception as error:
+        if isinstance(error, MemoryError) or "out of memory" in str(error):  # as one of Pillow's codecs says
+            raise UserError(f"{path}: not enough memory to decode it") from error
+        raise
 
 
-def upright_pixels(image: Image.Image) -> np.ndarray:
+def _read_file(path: str) -> bytes:
+    """Returns what is in a regular file; what goes wrong here says nothing about the image."""
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):  # to open a named pipe would wait for somebody to write into it
+            raise ValueError("not a regular file")
+        if status.st_size > MAX_BYTES:
+            raise ValueError(f"{status.st_size:,} bytes, expected at most {MAX_BYTES:,}")
+        with open(path, "rb") as stream:
+            return stream.read()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error}), expected a readable file") from error
+
+
+def upright_pixels(image: Image.Image, depth: Optional[Depth] = None) -> np.ndarray:
     """Decodes an opened image.
 
-    An EXIF orientation is applied: a phone's picture would lie on its side. Of 16 bits per channel the upper eight
-    are kept, transparency is dropped, palettes and CMYK become RGB.
+    An EXIF orientation is applied: a phone's picture would lie on its side. Grey pixels of more than 8 bits are scaled
+    by ``depth``, by their format's range if it is None; of 16 bits per colour the upper eight are kept. Transparency
+    is dropped, palettes and CMYK become RGB.
 
     Returns:
       ``[height, width, 3]`` uint8, RGB.
     """
     image.load()
     orientation = _orientation(image)  # of TIFF, Pillow has applied it by now
-    if image.mode.startswith("I"):
-        # 16 bits per pixel, which Pillow would cut off at 255 instead of scaling.
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode.startswith(("I", "F")):  # which Pillow would cut off at 255 instead of scaling
+        image = Image.fromarray((depth or Depth()).eight_bits(image))
     if image.mode != "RGB":
         image = image.convert("RGB")
     if orientation in _TURNED:
@@ -178,7 +206,8 @@ class ImageReader:
 
     Iterating yields ``(images, kept)`` per batch: ``[≤ batch_size, height, width, 3]`` uint8 and the
     indices of the records that the images belong to, int64. What cannot be decoded is collected in
-    ``bad_images`` if it is to be skipped.
+    ``bad_images`` if it is to be skipped. A file that cannot be read (missing, no permission, a disk or network that
+    fails) always raises :class:`UserError`: nobody knows what is in it.
 
     Args:
       records: what to read; paths or pixels do as well.
@@ -187,6 +216,7 @@ class ImageReader:
       skip_bad_images: leave out files that cannot be decoded instead of raising.
       progress: what the progress bar is called; None for no bar.
       threads: how many decode; as many as there are cores if None.
+      white_level: what becomes white of deep grey images, see :class:`han_tf.data.depth.Depth`.
     """
 
     def __init__(
@@ -197,6 +227,7 @@ class ImageReader:
         skip_bad_images: bool = False,
         progress: Optional[str] = None,
         threads: Optional[int] = None,
+        white_level: Optional[float] = None,
     ):
         self.records = records
         self.input_size = tuple(input_size)
@@ -204,10 +235,11 @@ class ImageReader:
         self.skip_bad_images = skip_bad_images
         self.progress = progress
         self.threads = threads or usable_cores()
+        self.depth = Depth(white_level)
         self.bad_images: list[BadImage] = []
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        self.bad_images = []
+        self.depth, self.bad_images = Depth(self.depth.white_level), []
         with tqdm(total=len(self.records), desc=self.progress, unit="img", disable=self.progress is None) as bar:
             for images, start, reasons in self.batches():
                 for index, reason in sorted(reasons.items()):
@@ -219,6 +251,8 @@ class ImageReader:
                 if len(kept):
                     yield (images if not reasons else images[kept - start]), kept
                 bar.update(len(images))
+        for sentence in self.depth.notes:
+            tqdm.write(f"note: {sentence}")
         if self.bad_images:
             tqdm.write(f"skipped {len(self.bad_images)} unreadable images:")
             for bad in self.bad_images:
@@ -255,8 +289,14 @@ class ImageReader:
         reasons = {}
         for index, image in enumerate(images, start=start):
             record = self.records[index]
+            if isinstance(record, BadImage):
+                reasons[index] = record.reason
+                continue
             try:
-                pixels = checked_pixels(record) if isinstance(record, np.ndarray) else decode_image(path_of(record))
+                if isinstance(record, np.ndarray):
+                    pixels = checked_pixels(record)
+                else:
+                    pixels = decode_image(path_of(record), self.depth)
             except UserError:
                 raise
             except Exception as error:  # a damaged file raises what the codecs, zlib and struct happen to
@@ -270,4 +310,4 @@ def path_of(source: Source) -> str:
     """Returns the path of a record or file; of pixels a name that says what they are."""
     if isinstance(source, np.ndarray):
         return f"array {list(source.shape)}"
-    return source.path if isinstance(source, Record) else os.fspath(source)
+    return source.path if isinstance(source, (Record, BadImage)) else os.fspath(source)

@@ -31,7 +31,7 @@ class ReIDDataset:
       name: registry name, e.g. ``market1501``.
       split: the protocol's variant, e.g. ``detected``; ``""`` where there is only one.
       root: the folder it was read from.
-      train: training images; pids as in the files (not yet class indices).
+      train: training images; pids as in the files (not yet class indices). Empty where the set is for evaluation.
       query: one probe image per row.
       gallery: images to rank, distractors included; junk is included too, with pid :data:`JUNK_PID`,
         and left out by the metrics.
@@ -92,16 +92,36 @@ def parse_label(where: str, name: str, text: str) -> int:
     return value
 
 
-def check_protocol(dataset: ReIDDataset) -> ReIDDataset:
-    """Returns ``dataset`` if training and testing on it make sense.
+def check_label(where: str, name: str, value: int) -> int:
+    """Returns a pid or camid (``name``) that a file's name tells.
 
     Raises:
-      UserError: a subset is empty, there is one training identity only, a pid stands in both train and test,
-        junk or a distractor stands among train or query, no query has a match seen by another camera, or a
+      UserError: it has more than 18 digits, which may not fit into 64 bits; ``where`` is named.
+    """
+    if value >= 10**18:
+        raise UserError(f"{where}: {name} is {value}, expected an integer of up to 18 digits")
+    return value
+
+
+def check_training(dataset: ReIDDataset) -> None:
+    """Raises UserError if ``dataset`` has no training images; such sets are for evaluation."""
+    if not dataset.train:
+        raise UserError(
+            f"{dataset.name} in {dataset.root}: no train images found, expected some to train on; "
+            "a set of query and gallery alone is for evaluation"
+        )
+
+
+def check_protocol(dataset: ReIDDataset) -> ReIDDataset:
+    """Returns ``dataset`` if testing on it makes sense, and training if it has training images.
+
+    Raises:
+      UserError: query or gallery is empty, there is one training identity only, a pid stands in both train and
+        test, junk or a distractor stands among train or query, no query has a match seen by another camera, or a
         multi-query image is of no query's person and camera.
     """
     where = f"{dataset.name} in {dataset.root}"
-    for name in ("train", "query", "gallery"):
+    for name in ("query", "gallery"):
         if not getattr(dataset, name):
             raise UserError(f"{where}: no {name} images found, expected at least one")
     for name in ("train", "query"):
@@ -112,7 +132,7 @@ def check_protocol(dataset: ReIDDataset) -> ReIDDataset:
                     "(-1 stands for junk and 0 for distractors in the gallery)"
                 )
     pids = dataset.train_pids()
-    if len(pids) < 2:
+    if len(pids) == 1:
         raise UserError(f"{where}: one training identity only (pid {pids[0]}), expected at least 2")
     tested = {r.pid for r in dataset.query + dataset.gallery}
     shared = sorted(set(pids) & tested)

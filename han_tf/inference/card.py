@@ -1,6 +1,5 @@
 """The model card: what a network is, what it was trained on and what it may be used for."""
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any, Optional, Union
 
 from han_tf.errors import UserError
-from han_tf.files import write_json
+from han_tf.files import sha256_of, write_json
 
 CARD = "card.json"
 """The card's name in the folder of an exported model."""
@@ -207,7 +206,7 @@ def hash_files(folder: Union[str, os.PathLike]) -> dict[str, str]:
     """Returns the hex SHA-256 of every file below ``folder`` but the card itself, by its path from there."""
     folder = Path(folder)
     return {
-        str(path.relative_to(folder)): _sha256(path)
+        str(path.relative_to(folder)): sha256_of(path)
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.relative_to(folder) not in (Path(CARD), Path(READABLE))
     }
@@ -222,16 +221,8 @@ def verify_files(folder: Union[str, os.PathLike], card: ModelCard) -> None:
     for name, expected in card.files.items():
         path = Path(folder) / name
         try:
-            found = _sha256(path)
+            found = sha256_of(path)
         except OSError as error:
             raise UserError(f"{path}: {error.strerror or error}, expected a file that {CARD} names") from error
         if found != expected:
             raise UserError(f"{path}: damaged or changed, SHA-256 is {found}, expected {expected} as in {CARD}")
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()

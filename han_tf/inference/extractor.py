@@ -24,6 +24,7 @@ class FeatureExtractor:
       path: a training run's folder, or that of an exported model.
       threads: how many the network runs with, and how many decode; as many as there are cores if None.
       batch_size: images per call of the network.
+      white_level: what becomes white of deep grey files, see :class:`han_tf.data.depth.Depth`; their format's if None.
 
     Attributes:
       card: what the network is, see :class:`han_tf.inference.card.ModelCard`.
@@ -37,11 +38,19 @@ class FeatureExtractor:
       UserError: there is no model, it is damaged or of another version, or what runs it is not installed.
     """
 
-    def __init__(self, path: Union[str, os.PathLike], *, threads: Optional[int] = None, batch_size: int = 64):
+    def __init__(
+        self,
+        path: Union[str, os.PathLike],
+        *,
+        threads: Optional[int] = None,
+        batch_size: int = 64,
+        white_level: Optional[float] = None,
+    ):
         if batch_size < 1 or (threads is not None and threads < 1):
             raise UserError(f"batch_size is {batch_size} and threads {threads}, expected at least 1")
         self.threads = threads
         self.batch_size = batch_size
+        self.white_level = white_level
         self.card, self._runtime = open_runtime(path, threads)
         self.checksum = self.card.checksum
         self.feature_dim = self.card.feature_dim
@@ -136,7 +145,13 @@ class FeatureStream:
     ):
         self._extractor = extractor
         self._reader = ImageReader(
-            images, extractor.input_size, extractor.batch_size, skip_bad_images, progress, extractor.threads
+            images,
+            extractor.input_size,
+            extractor.batch_size,
+            skip_bad_images,
+            progress,
+            extractor.threads,
+            extractor.white_level,
         )
 
     @property

@@ -117,6 +117,8 @@ def load_features(path: Union[str, os.PathLike], labels_only: bool = False) -> F
     ):
         if arrays[name].dtype.kind not in kinds:
             raise UserError(f"{path}: {name} are {arrays[name].dtype}, expected {expected}")
+        if expected == "integers" and arrays[name].max() > np.iinfo(np.int64).max:
+            raise UserError(f"{path}: {name} go up to {arrays[name].max()}, expected integers of 64 bits with a sign")
     if paths.dtype.kind != "U":
         raise UserError(f"{path}: paths are {paths.dtype}, expected strings")
     return FeatureSet(features, pids.astype(np.int64), camids.astype(np.int64), paths)

@@ -2,20 +2,24 @@
 
 ``part-00000.parquet``, ``part-00001.parquet``, … hold one row per image, in the order of the images' paths:
 
-====== ======================================= ======================================================
-path   string                                  the image file, absolute
-pid    int64, null where unknown               the person
-camid  int64, null where unknown               the camera
-time   float64, null where unknown             seconds since 1970, UTC
+======= ====================================== ======================================================
+path    string                                 the image file, absolute
+pid     int64, null where unknown              the person
+camid   int64, null where unknown              the camera
+time    float64, null where unknown            seconds since 1970, UTC
 feature fixed_size_list<float32>[feature_dim]  the branches' parts side by side, each of unit norm
-model  string (dictionary)                     checksum of the network
-====== ======================================= ======================================================
+model   string (dictionary)                    checksum of the network
+content string                                 size and time of the image file, or its checksum (see
+                                               :class:`.image_lists.ImageList`); older files lack the column
+======= ====================================== ======================================================
 
 Each file is complete in itself: its metadata name the list of images and the network it belongs to, its place in
-the list, and the images that could not be read; its pages carry checksums. It is written under a temporary name and
-renamed, so a file of that name is whole, or was damaged later. ``manifest.json`` is written before the first of them.
+the list, a checksum of what the image files held, and the images that could not be read; its pages carry checksums. It
+is written under a temporary name and renamed, so a file of that name is whole, or was damaged later. ``manifest.json``
+is written before the first of them.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -23,7 +27,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple, Union
+from typing import Any, NamedTuple, Optional, Union
 
 import numpy as np
 
@@ -54,6 +58,7 @@ class Manifest:
       images: length of the list.
       shard_images: images per file; the last may have fewer.
       model_format, precision: of the model, as its card says; empty where a manifest is older than they are.
+      white_level: what became white of deep grey images, see :class:`han_tf.data.depth.Depth`; 0 for their format's.
       han_tf: version that wrote the manifest.
     """
 
@@ -65,6 +70,7 @@ class Manifest:
     shard_images: int
     model_format: str = ""
     precision: str = ""
+    white_level: float = 0.0
     han_tf: str = __version__
 
     @property
@@ -95,10 +101,20 @@ class FeatureBatch(NamedTuple):
 
 
 class ShardSummary(NamedTuple):
-    """What a file holds, in numbers; the bad images in the order of the list."""
+    """What a file says of itself.
+
+    Attributes:
+      rows: how many it holds.
+      bad_images: in the order of the list.
+      content: :func:`content_checksum` of the files its images were; empty where a file is older than that.
+      first, last: the paths of the first and the last row; empty where there is none.
+    """
 
     rows: int
     bad_images: tuple[BadImage, ...]
+    content: str = ""
+    first: str = ""
+    last: str = ""
 
 
 class FeatureShards:
@@ -173,10 +189,12 @@ def read_manifest(folder: Union[str, os.PathLike]) -> Manifest:
         raise UserError(f"{path}: format {version!r}, expected {FORMAT}, as python -m han_tf.extract writes it")
     values: dict[str, Any] = {}
     for name, kind in Manifest.__annotations__.items():
-        value = found.get(name, "" if name in ("model_format", "precision") else None)
+        value = found.get(name, _LATER.get(name))
         if name == "branch_names":
             fits = isinstance(value, list) and all(isinstance(branch, str) for branch in value)
             value = tuple(value) if fits else value
+        elif kind is float:
+            fits = type(value) in (int, float) and 0 <= value < math.inf
         else:
             fits = type(value) is kind and (kind is str or value > 0)
         if not fits:
@@ -185,12 +203,26 @@ def read_manifest(folder: Union[str, os.PathLike]) -> Manifest:
     return Manifest(**values)
 
 
+_LATER = {"model_format": "", "precision": "", "white_level": 0.0}
+"""What older manifests lack -> what stands for it."""
+
+
+def content_checksum(paths: Sequence[str], contents: Sequence[str]) -> str:
+    """Returns 64 hexadecimal digits that tell what image files held, in any order."""
+    digest = hashlib.sha256()
+    for path, content in sorted(zip(paths, contents)):
+        digest.update(os.fsencode(path) + f"\0{content}\n".encode())
+    return digest.hexdigest()
+
+
 def write_shard(
     folder: Union[str, os.PathLike],
     manifest: Manifest,
     number: int,
     rows: FeatureBatch,
     bad_images: Sequence[BadImage] = (),
+    contents: Optional[Sequence[str]] = None,
+    content: str = "",
 ) -> None:
     """Writes one file, whole or not at all.
 
@@ -200,6 +232,8 @@ def write_shard(
       number: which of its files.
       rows: the images of the list from ``manifest.bounds(number)`` that could be read, in order.
       bad_images: the others.
+      contents: what the files of ``rows`` held; None if nobody knows.
+      content: :func:`content_checksum` of all of them, the bad ones, too.
 
     Raises:
       UserError: the file cannot be written.
@@ -223,13 +257,16 @@ def write_shard(
         "feature": arrow.FixedSizeListArray.from_arrays(arrow.array(features.reshape(-1)), type=vector),
         "model": checksums,
     }
+    if contents is not None:
+        columns["content"] = arrow.array(list(contents), arrow.string())
+    ends = dict(zip(("first_path", "last_path"), (rows.paths[0], rows.paths[-1]))) if len(rows.paths) else {}
     metadata = {
         "han_tf_version": __version__,
         "feature_dim": str(manifest.feature_dim),
         "branch_names": json.dumps(manifest.branch_names),
-        METADATA: json.dumps({**_place(manifest, number), "bad_images": bad_images}),
+        METADATA: json.dumps({**_place(manifest, number), "bad_images": bad_images, "content": content, **ends}),
     }
-    known = {"path", "feature", "model"}  # in every row
+    known = {"path", "feature", "model", "content"}  # in every row
     schema = arrow.schema(
         [arrow.field(name, column.type, nullable=name not in known) for name, column in columns.items()], metadata
     )
@@ -265,6 +302,16 @@ def read_shard(folder: Union[str, os.PathLike], manifest: Manifest, number: int)
     """
     with _ShardFile(folder, manifest, number) as file:
         return file.read()
+
+
+def read_contents(folder: Union[str, os.PathLike], manifest: Manifest, number: int) -> tuple[list[str], list[str]]:
+    """Returns the paths of a file's rows and what the image files held; none if the file is older than that.
+
+    Raises:
+      UserError: as :func:`read_shard` does.
+    """
+    with _ShardFile(folder, manifest, number) as file:
+        return file.read_contents()
 
 
 def import_pyarrow() -> tuple[ModuleType, ModuleType]:
@@ -333,12 +380,22 @@ class _ShardFile:
             table.column("path").to_numpy(),
         )
 
+    def read_contents(self) -> tuple[list[str], list[str]]:
+        if "content" not in self._file.schema_arrow.names:
+            return [], []
+        try:
+            table = self._file.read(["path", "content"])
+        except (OSError, ValueError, self._arrow.ArrowException) as error:
+            raise self._damaged(error) from error
+        return table.column("path").to_pylist(), table.column("content").to_pylist()
+
     def _check_metadata(self, number: int) -> ShardSummary:
         place = _place(self.manifest, number)
         try:
             found = json.loads((self._file.schema_arrow.metadata or {})[METADATA])
             bad_images = tuple(BadImage(path, reason) for path, reason in found["bad_images"])
             values = {name: found[name] for name in place}
+            told = [str(found.get(name, "")) for name in ("content", "first_path", "last_path")]
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(
                 f"{self.path}: not written by python -m han_tf.extract, expected one of its files"
@@ -354,7 +411,7 @@ class _ShardFile:
             raise UserError(
                 f"{self.path}: {rows} rows and {len(bad_images)} bad images, expected {place['images']} together"
             )
-        return ShardSummary(rows, bad_images)
+        return ShardSummary(rows, bad_images, *told)
 
     def _check_columns(self) -> None:
         schema = self._file.schema_arrow

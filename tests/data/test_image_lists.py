@@ -1,6 +1,7 @@
 """Lists of images: everything that is there, once, with its labels; and what does not fit is named."""
 
 import csv
+import hashlib
 import math
 import os
 import random
@@ -53,6 +54,57 @@ def test_links_to_folders_are_followed_but_not_in_circles(tmp_path):
     (tmp_path / "tree" / "link").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "tree" / "circle").symlink_to(tmp_path / "tree")
     assert list_images([str(tmp_path / "tree")]).paths == touch(tmp_path / "tree", "b.jpg", "link/a.jpg")
+
+
+def test_hidden_folders_previews_and_what_is_no_file_are_passed_over_and_counted(tmp_path):
+    images = touch(tmp_path, "a.jpg", "b/c.tiff", "d.GIF", ".hidden")
+    touch(tmp_path, "@eaDir/a.jpg/SYNOPHOTO_THUMB_M.jpg", ".Trash/e.jpg", "b/notes.txt", "b/notes.TXT", "Thumbs.db")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "circle").symlink_to("circle")
+    found = list_images([str(tmp_path)])
+    assert found.paths == [path for path in images if not path.endswith(".hidden")]
+    assert found.passed == {
+        "hidden folders or previews": 2,
+        "files named *.txt": 1,
+        "files named *.TXT": 1,
+        "folders, links to nothing or other things that are no files": 2,
+    }
+    (tmp_path / "b" / ".c").mkdir()
+    touch(tmp_path, "b/.c/d.jpg")
+    assert list_images([str(tmp_path / "b" / ".c")]).paths == [str(tmp_path / "b/.c/d.jpg")]  # asked for by name
+
+
+def test_a_link_named_as_an_image_that_leads_nowhere_is_missing(tmp_path):
+    touch(tmp_path, "a.jpg")
+    (tmp_path / "b.jpg").symlink_to("nowhere")
+    (tmp_path / "c.jpg").symlink_to("c.jpg")
+    found = list_images([str(tmp_path)])
+    assert [bool(content) for content in found.contents] == [True, False, False]
+    assert [os.path.basename(path) for path in found.paths] == ["a.jpg", "b.jpg", "c.jpg"]
+
+
+@pytest.mark.parametrize("checksum", [False, True])
+def test_contents_change_with_the_file_or_with_its_bytes(tmp_path, checksum):
+    paths = touch(tmp_path, *(f"{number:03}.jpg" for number in range(600)))
+
+    def changed(change):
+        before = list_images([str(tmp_path)], checksum=checksum).contents
+        change(tmp_path / "300.jpg")
+        after = list_images([str(tmp_path)], checksum=checksum).contents
+        return [path[-7:] for path, old, new in zip(paths, before, after) if old != new]
+
+    assert changed(lambda path: path.write_bytes(b"longer")) == ["300.jpg"]
+    assert changed(lambda path: os.utime(path, (1, 2))) == ([] if checksum else ["300.jpg"])
+    expected = f"sha256:{hashlib.sha256(b'longer').hexdigest()}" if checksum else "6 2000000000"
+    assert list_images([str(tmp_path)], checksum=checksum).contents[300] == expected
+
+
+def test_spreadsheets_leave_blank_lines_and_empty_fields(tmp_path):
+    path = tmp_path / "list.csv"
+    path.write_text("Path,PID ,,\n\n,,,\n  ,\na.jpg,7,,\nb.jpg,8\n,,\n")
+    found = list_images([str(path)])
+    assert found.paths == [str(tmp_path / "a.jpg"), str(tmp_path / "b.jpg")]
+    assert list(found.pids) == [7, 8]
 
 
 @pytest.mark.parametrize(
@@ -236,6 +288,11 @@ class TestNames:
     def test_that_do_not_fit(self, tmp_path, names, words):
         touch(tmp_path, "a.jpg")
         assert words in error_of([str(tmp_path)], names)
+
+    def test_of_more_digits_than_64_bits_hold(self, tmp_path):
+        touch(tmp_path, "10000000000000000000_c1s1_000451_03.jpg")
+        text = error_of([str(tmp_path)], "market1501")
+        assert "pid is 10000000000000000000, expected an integer of up to 18 digits" in text
 
 
 def test_records_of_a_data_set():

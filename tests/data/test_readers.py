@@ -1,6 +1,9 @@
 """Readers on small hand-made trees that hold each trap of the real copies."""
 
+import dataclasses
+import os
 import re
+import shutil
 import sys
 
 import h5py
@@ -23,7 +26,8 @@ from han_tf.data import (
     msmt17,
 )
 from han_tf.data.counts import Counts, count, differences
-from han_tf.data.folders import image_stem
+from han_tf.data.folders import SUFFIXES, image_stem
+from han_tf.data.records import check_training
 from han_tf.errors import UserError
 
 
@@ -94,6 +98,7 @@ def test_parse_takes_any_text(module, stem):
         ("0002_c1s1_000451_03.jpg", "0002_c1s1_000451_03"),
         ("0002_c1s1_000451_03.jpg.jpg", "0002_c1s1_000451_03"),
         ("1_001_1_01.PNG", "1_001_1_01"),
+        *((f"a{suffix}", "a") for suffix in SUFFIXES),
         ("._0002_c1s1_000451_03.jpg", None),
         ("Thumbs.db", None),
         ("0001_c1s1_001051_00_good.mat", None),
@@ -211,8 +216,55 @@ def test_missing_folder_names_it(tmp_path):
 def test_empty_folder(tmp_path):
     for folder in ("bounding_box_train", "query", "bounding_box_test"):
         (tmp_path / folder).mkdir()
-    with raises("no train images found"):
+    with raises("no query images found"):
         load_dataset("market1501", tmp_path)
+
+
+def test_market_takes_every_format_and_counts_what_it_passes_over(tmp_path):
+    market_tree(tmp_path)
+    touch(tmp_path, "query/0003_c1s1_000001_00.webp", "bounding_box_test/0003_c2s1_000001_00.TIFF")
+    touch(tmp_path, "query/0003.psd", "query/0004.psd", "query/Thumbs.db", "query/more/0005_c1s1_000001_00.jpg")
+    os.mkfifo(tmp_path / "query/0006_c1s1_000001_00.jpg")
+    dataset = load_dataset("market1501", tmp_path)
+    assert (3, 1) in labels(dataset.query)
+    assert (3, 2) in labels(dataset.gallery)
+    (note,) = dataset.notes
+    others = "2 folders, links to nothing or other things that are no files"
+    assert note.startswith(f"query: 2 files named *.psd, {others}: passed over (images are .jpg .jpeg")
+
+
+def test_market_pid_of_more_digits_than_64_bits_hold(tmp_path):
+    touch(market_tree(tmp_path), "query/10000000000000000000_c1s1_000451_03.jpg")
+    with raises("_03.jpg: pid is 10000000000000000000, expected an integer of up to 18 digits"):
+        load_dataset("market1501", tmp_path)
+
+
+@pytest.mark.parametrize("gallery", ["bounding_box_test", "gallery"])
+@pytest.mark.parametrize("inner", ["", "Market-1501"])
+def test_query_and_gallery_are_enough_to_evaluate(tmp_path, gallery, inner):
+    touch(tmp_path / inner, "query/0001_c1s1_000001_00.tif", f"{gallery}/0001_c2s1_000001_00.tif")
+    dataset = load_dataset("market1501", tmp_path)
+    assert dataset.train == ()
+    assert labels(dataset.query + dataset.gallery) == [(1, 1), (1, 2)]
+    assert "no bounding_box_train folder: for evaluation only" in dataset.notes
+    with raises("no train images found, expected some to train on; a set of query and gallery alone"):
+        check_training(dataset)
+
+
+def test_every_layout_may_lack_the_training_images(tmp_path):
+    touch(tmp_path / "duke", "query/0005_c2_f0046985.jpg", "bounding_box_test/0005_c5_f0051341.jpg")
+    touch(tmp_path / "np/detected", "query/0002_c1_21.png", "bounding_box_test/0002_c2_26.png")
+    msmt_tree(tmp_path / "msmt")
+    (tmp_path / "msmt/list_train.txt").unlink()
+    shutil.rmtree(tmp_path / "msmt/train")
+    csv_tree(tmp_path / "csv", *(row for row in _ROWS if "train" not in row))
+    for name, folder in (("dukemtmc", "duke"), ("cuhk03", "np"), ("msmt17", "msmt"), ("csv", "csv")):
+        dataset = load_dataset(name, tmp_path / folder)
+        assert (dataset.train, len(dataset.query)) == ((), 1)
+        assert dataset.gallery
+        check_training(dataclasses.replace(dataset, train=dataset.query))
+        with raises(f"{name} in .*: no train images found"):
+            check_training(dataset)
 
 
 # --- DukeMTMC-reID -------------------------------------------------------------------------------
@@ -236,6 +288,13 @@ def test_duke(tmp_path):
     assert labels(dataset.query) == [(5, 2)]
     assert labels(dataset.gallery) == [(5, 5), (7139, 1)]
     assert "gallery: 2 identities, published 1,110" in dataset.differences
+
+
+def test_duke_of_another_name_is_pointed_to(tmp_path):
+    duke_tree(tmp_path / "Occluded_Duke")
+    with raises(rf"they are in {tmp_path}/Occluded_Duke: give that folder itself"):
+        load_dataset("dukemtmc", tmp_path)
+    assert load_dataset("dukemtmc", tmp_path / "Occluded_Duke").query
 
 
 def test_duke_does_not_take_market_names(tmp_path):
@@ -278,8 +337,12 @@ def test_msmt_trainval(tmp_path):
     assert dataset.split == "trainval"
     assert "train: 3 images, published 32,621" in dataset.differences
     (tmp_path / "list_val.txt").unlink()
-    with raises("no list_val.txt in it"):
+    with raises(rf"\A{tmp_path}: no list_val.txt in it, expected list_train.txt"):
         load_dataset("msmt17", tmp_path, "trainval")
+    msmt_tree(tmp_path / "parent/MSMT17_V1")
+    (tmp_path / "parent/MSMT17_V1/list_val.txt").unlink()
+    with raises(rf"\A{tmp_path}/parent/MSMT17_V1: no list_val.txt in it, expected list_train.txt"):
+        load_dataset("msmt17", tmp_path / "parent", "trainval")
     assert len(load_dataset("msmt17", tmp_path).train) == 2
 
 
@@ -547,6 +610,9 @@ def test_cuhk03_np(tmp_path, spelling):
     assert labels(dataset.gallery) == [(2, 2)]
     with raises("neither cuhk-03.mat nor a folder detected with"):
         load_dataset("cuhk03", tmp_path, "detected")
+    assert load_dataset("cuhk03", tmp_path / "cuhk03-np" / spelling, "labelled") == dataset  # given itself
+    with raises(rf"cuhk03-np/{spelling}: the split labelled, expected detected; give the folder above, or --split"):
+        load_dataset("cuhk03", tmp_path / "cuhk03-np" / spelling)
 
 
 def test_cuhk03_np_with_the_original_names_counts_on_through_the_pairs(tmp_path):
@@ -610,9 +676,31 @@ def test_csv_from_a_spreadsheet(tmp_path):
     assert dataset == load_dataset("csv", csv_tree(tmp_path, *_ROWS))
 
 
-def test_csv_with_empty_columns_at_the_end(tmp_path):
-    dataset = load_dataset("csv", csv_tree(tmp_path, *(f"{row},," for row in _ROWS)))
+@pytest.mark.parametrize(
+    "changed",
+    [
+        [f"{row},," for row in _ROWS],
+        [_ROWS[0], *(f"{row}," for row in _ROWS[1:])],
+        [f"{_ROWS[0]},,", *_ROWS[1:]],
+        [_ROWS[0].upper(), *_ROWS[1:]],
+        ["Path,PID,CamID,Subset", "", *_ROWS[1:3], " , ,,", ",,,", *_ROWS[3:], ",,,,"],
+    ],
+)
+def test_csv_with_capitals_blank_lines_and_empty_columns_at_the_end(tmp_path, changed):
+    dataset = load_dataset("csv", csv_tree(tmp_path, *changed))
     assert dataset == load_dataset("csv", csv_tree(tmp_path, *_ROWS))
+
+
+def test_csv_with_one_file_in_two_places(tmp_path):
+    (tmp_path / "link.jpg").symlink_to("c.jpg")
+    rows = [*_ROWS, "link.jpg,3,1,gallery", "a.jpg,1,1,train", "./b.jpg,2,1,train"]
+    assert load_dataset("csv", csv_tree(tmp_path, *rows)).notes == (
+        "1 files stand in query and gallery",
+        "2 files stand in train more than once",
+    )
+    for row, found in (("link.jpg,4,1,gallery", "pid 4 and camid 1"), ("c.jpg,3,2,gallery", "pid 3 and camid 2")):
+        with raises(f"line 9: .*{found}, expected pid 3 and camid 1 as in line 4: it is the same file"):
+            load_dataset("csv", csv_tree(tmp_path, *_ROWS, row))
 
 
 @pytest.mark.parametrize(
@@ -739,7 +827,6 @@ def test_check_protocol_passes_a_good_set():
 @pytest.mark.parametrize(
     ("subsets", "message"),
     [
-        ({"train": []}, "no train images"),
         ({"query": []}, "no query images"),
         ({"gallery": []}, "no gallery images"),
         ({"train": [(1, 1), (1, 2)]}, "one training identity only .pid 1., expected at least 2"),

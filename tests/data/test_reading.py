@@ -1,9 +1,12 @@
 """Images are read and resized without TensorFlow as TensorFlow resizes them."""
 
+import errno
+import os
 import struct
 import subprocess
 import sys
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -87,30 +90,85 @@ def test_a_size_beyond_the_limit_is_not_decoded(tmp_path, monkeypatch):
         list(ImageReader([tmp_path / "a.png"], (12, 8)))
 
 
-@pytest.mark.parametrize("error", [struct.error, KeyError, EOFError, MemoryError, OverflowError])
-def test_whatever_a_damaged_file_raises_it_is_left_out(tmp_path, monkeypatch, error):
-    for name in ("a.png", "b.png"):
-        Image.new("RGB", (8, 12)).save(tmp_path / name)
-    whole = Image.open
+def raising(monkeypatch, folder, error):
+    """Writes two images; to decode the first raises ``error``."""
+    for colour, name in enumerate(("a.png", "b.png")):
+        Image.new("RGB", (8, 12), (colour, 0, 0)).save(folder / name)
+    first, whole = (folder / "a.png").read_bytes(), Image.open
 
-    def damaged(path, **options):
-        if str(path).endswith("a.png"):
-            raise error("damaged")
-        return whole(path, **options)
+    def damaged(stream, **options):
+        if stream.getvalue() == first:
+            raise error
+        return whole(stream, **options)
 
     monkeypatch.setattr(Image, "open", damaged)
+
+
+@pytest.mark.parametrize("error", [struct.error, KeyError, EOFError, OSError, OverflowError])
+def test_whatever_a_damaged_file_raises_it_is_left_out(tmp_path, monkeypatch, error):
+    raising(monkeypatch, tmp_path, error("damaged"))
     reader = ImageReader([tmp_path / "a.png", tmp_path / "b.png"], (12, 8), skip_bad_images=True)
     ((_, kept),) = reader
     assert kept.tolist() == [1]
     assert "damaged" in reader.bad_images[0].reason
 
 
-def test_leaving_early_ends_the_threads(tmp_path):
-    Image.fromarray(np.zeros((12, 8, 3), np.uint8)).save(tmp_path / "a.png")
-    reader = iter(ImageReader([tmp_path / "a.png"] * 100, (12, 8), batch_size=4))
+@pytest.mark.parametrize("error", [MemoryError(), OSError("out of memory error when reading image file")])
+def test_short_memory_says_nothing_about_an_image(tmp_path, monkeypatch, error):
+    raising(monkeypatch, tmp_path, error)
+    with pytest.raises(UserError, match=r"a.png: not enough memory to decode it$"):
+        list(ImageReader([tmp_path / "a.png", tmp_path / "b.png"], (12, 8), skip_bad_images=True))
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.EMFILE, errno.ENOENT, errno.ESTALE])
+def test_what_the_system_cannot_read_says_nothing_about_an_image(tmp_path, monkeypatch, number):
+    Image.new("RGB", (8, 12)).save(tmp_path / "a.png")
+
+    def failing(path, mode):
+        raise OSError(number, os.strerror(number), path)
+
+    monkeypatch.setattr(reading, "open", failing, raising=False)
+    with pytest.raises(UserError, match=rf"a.png: cannot be read \({os.strerror(number)}\)"):
+        list(ImageReader([tmp_path / "a.png"], (12, 8), skip_bad_images=True))
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    (tmp_path / "b.png").mkdir()
+    Image.new("RGB", (8, 12)).save(tmp_path / "c.png")
+    reader = ImageReader([tmp_path / f"{name}.png" for name in "abc"], (12, 8), skip_bad_images=True)
+    assert [kept.tolist() for _, kept in reader] == [[2]]
+    assert [bad.reason for bad in reader.bad_images] == ["not a regular file"] * 2
+
+
+def test_a_file_beyond_the_limit_is_not_read(tmp_path, monkeypatch):
+    Image.new("RGB", (8, 12)).save(tmp_path / "a.png")
+    size = (tmp_path / "a.png").stat().st_size
+    monkeypatch.setattr(reading, "MAX_BYTES", size)
+    assert decode_image(str(tmp_path / "a.png")).shape == (12, 8, 3)
+    monkeypatch.setattr(reading, "MAX_BYTES", size - 1)
+    with pytest.raises(ValueError, match=f"{size} bytes, expected at most {size - 1}"):
+        decode_image(str(tmp_path / "a.png"))
+
+
+def test_leaving_early_ends_the_threads(monkeypatch):
+    """While somebody still holds the pool, nothing but the reader can end them."""
+    pools, decoded = [], []
+
+    class Pool(ThreadPoolExecutor):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            pools.append(self)
+
+    monkeypatch.setattr(reading, "ThreadPoolExecutor", Pool)
+    monkeypatch.setattr(reading, "decode_image", lambda path, _: decoded.append(path) or np.zeros((12, 8, 3), np.uint8))
+    reader = iter(ImageReader(["a.png"] * 100, (12, 8), batch_size=4, threads=2))
     next(reader)
+    (pool,) = pools
+    assert any(thread.is_alive() for thread in pool._threads)
     reader.close()
-    assert list(reader) == []
+    assert not any(thread.is_alive() for thread in pool._threads)
+    assert len(decoded) <= 4 * reading._AHEAD
 
 
 def test_no_tensorflow_is_imported():

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import errno
 import fcntl
 import functools
 import json
@@ -16,11 +17,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from han_tf import evaluate, extract
 from han_tf.cli import run
-from han_tf.data import load_dataset
+from han_tf.data import load_dataset, reading
 from han_tf.data.image_lists import UNKNOWN, list_images, listed_records
+from han_tf.data.reading import BadImage
 from han_tf.errors import UserError
 from han_tf.inference import extraction
 from han_tf.inference.extractor import FeatureExtractor
@@ -245,11 +248,12 @@ def test_bad_images_are_listed_and_not_fatal(command, images, tmp_path):
     (images / names[11]).write_bytes(whole[: len(whole) // 2])
     for name in names[20:]:  # a shard without a single row
         (images / name).write_bytes(b"")
-    (images / "gone.jpg").symlink_to("nowhere")
+    (images / "gone.jpg").symlink_to(tmp_path / "later.jpg")
     nameless = os.fsencode(images / "zz") + b"\xff.jpg"
     shutil.copy(images / names[1], nameless)
 
-    status, text, lines = command(images, "--shard_images=10", "--batch_size=4")
+    most = "--max_bad_images=0.5"
+    status, text, lines = command(images, "--shard_images=10", "--batch_size=4", most)
     assert (status, lines) == (0, [])
     bad = [str(images / name) for name in [names[0], names[11], *names[20:], "gone.jpg"]]
     path = tmp_path / "out" / "bad_images.csv"
@@ -266,8 +270,237 @@ def test_bad_images_are_listed_and_not_fatal(command, images, tmp_path):
     assert len(FeatureShards(tmp_path / "out").bad_images) == len(bad) + 1
 
     path.unlink()  # as if the command had been killed before it was written
-    assert command(images)[0] == 0
+    assert command(images, most)[0] == 0
     assert len(path.read_bytes().splitlines()) == len(bad) + 2
+
+    status, _, (line,) = command(images)
+    assert status == 1
+    assert line.startswith(f"error: {len(bad) + 1} of 32 images could not be read, expected at most 10.0%; see {path}")
+
+    shutil.copy(images / names[1], tmp_path / "later.jpg")  # what was not there is looked at again
+    assert command(images, most)[0] == 0
+    assert str(images / "gone.jpg") in rows_of(tmp_path / "out")
+    assert len(path.read_bytes().splitlines()) == len(bad) + 1
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.EMFILE, errno.ENOENT, errno.ESTALE])
+def test_an_image_that_cannot_be_read_stops_the_work_and_is_read_later(
+    command, images, tmp_path, monkeypatch, number, expected
+):
+    paths = sorted(map(str, images.iterdir()))
+    whole = open
+
+    def failing(path, mode):
+        if path == paths[15]:
+            raise OSError(number, os.strerror(number), path)
+        return whole(path, mode)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(reading, "open", failing, raising=False)
+        status, _, (line,) = command(images, "--shard_images=10", "--batch_size=5")
+    assert status == 1
+    assert line.startswith(f"error: {paths[15]}: cannot be read ({os.strerror(number)})")
+    assert sorted(times_of(tmp_path / "out")) == ["part-00000.parquet"]
+    status, text, lines = command(images)
+    assert (status, lines) == (0, [])
+    assert "could not be read" not in text
+    assert sorted(rows_of(tmp_path / "out")) == paths
+
+
+def test_a_feature_that_is_not_finite_makes_a_bad_image(command, images, tmp_path, monkeypatch):
+    paths = sorted(map(str, images.iterdir()))
+    embed, calls = FeatureExtractor.embed, []
+
+    def broken(self, pixels):
+        calls.append(len(pixels))
+        features = embed(self, pixels)
+        if len(calls) == 2:
+            features[[1, 3], [7, 0]] = np.nan, np.inf
+        return features
+
+    monkeypatch.setattr(FeatureExtractor, "embed", broken)
+    assert command(images, "--batch_size=10")[0] == 0
+    found = FeatureShards(tmp_path / "out")
+    assert found.bad_images == tuple(
+        BadImage(path, "the network's feature of it is not finite") for path in (paths[11], paths[13])
+    )
+    assert sorted(rows_of(tmp_path / "out")) == [path for path in paths if path not in (paths[11], paths[13])]
+
+
+@pytest.fixture
+def embedded(monkeypatch):
+    """How many images the network has seen, in its calls."""
+    embed, seen = FeatureExtractor.embed, []
+
+    def counting(self, pixels):
+        seen.append(len(pixels))
+        return embed(self, pixels)
+
+    monkeypatch.setattr(FeatureExtractor, "embed", counting)
+    return seen
+
+
+def test_an_image_that_was_replaced_is_made_again_alone(command, images, tmp_path, extractor, embedded):
+    out = tmp_path / "out"
+    paths = sorted(map(str, images.iterdir()))
+    assert command(images, "--shard_images=10")[0] == 0
+    before = rows_of(out)
+    embedded.clear()
+    shutil.copy(paths[3], paths[14])
+    status, text, lines = command(images)
+    assert (status, lines, sum(embedded)) == (0, [], 1)
+    assert f"note: {shard_path(out, 1)}: image files are not what they were, their features are made again" in text
+    after = rows_of(out)
+    np.testing.assert_allclose(after[paths[14]][0], before[paths[3]][0], atol=2e-6)
+    for path in paths[:14] + paths[15:]:
+        np.testing.assert_array_equal(after[path][0], before[path][0])
+    assert {*os.listdir(out)} == {*times_of(out), ".lock", "manifest.json"}
+    embedded.clear()
+    assert command(images)[0] == 0
+    assert embedded == []
+
+
+def test_checksums_tell_bytes_and_nothing_else(command, images, tmp_path, embedded):
+    paths = sorted(map(str, images.iterdir()))
+    assert command(images, "--checksum")[0] == 0
+    embedded.clear()
+    for path in paths:
+        os.utime(path, (1, 1))
+    assert command(images, "--checksum")[0] == 0
+    assert embedded == []
+    with open(paths[4], "r+b") as stream:  # of the same size
+        stream.seek(-3, os.SEEK_END)
+        stream.write(b"x")
+    os.utime(paths[4], (1, 1))
+    assert command(images, "--checksum")[0] == 0
+    assert sum(embedded) == 1
+
+
+@pytest.fixture
+def grown(images, tiny_data, tmp_path):
+    """A function that adds three images to the folder and takes two away; returns what is there then."""
+
+    def grow():
+        for path in sorted((tiny_data / "query").glob("*.jpg"))[:3]:
+            shutil.copy(path, images / f"new_{path.name}")
+        for path in sorted(images.iterdir())[4:6]:
+            path.unlink()
+        return sorted(map(str, images.iterdir()))
+
+    return grow
+
+
+def test_a_list_that_has_grown_takes_over_what_is_there(command, images, tmp_path, grown, embedded, extractor):
+    out = tmp_path / "out"
+    assert command(images, "--shard_images=10")[0] == 0
+    before = rows_of(out)
+    paths = grown()
+    embedded.clear()
+    status, _, (line,) = command(images)
+    assert status == 1
+    assert "holds features of 30 images, expected 31" in line
+    assert "--update keeps the features of images that are the same" in line
+    status, _, lines = command(images, "--update")
+    assert (status, lines, sum(embedded)) == (0, [], 3)
+    after = rows_of(out)
+    assert list(after) == paths
+    for path in before.keys() & after.keys():
+        np.testing.assert_array_equal(after[path][0], before[path][0])
+    new = [path for path in paths if path not in before]
+    np.testing.assert_allclose([after[path][0] for path in new], extractor(new), atol=2e-6)
+    assert not list(out.glob("previous-*"))
+
+    embedded.clear()
+    assert command(images, "--update", "--shard_images=7")[0] == 0  # divided anew, too
+    assert embedded == []
+    assert len(times_of(out)) == 5
+    for path, (feature, *_) in rows_of(out).items():
+        np.testing.assert_array_equal(feature, after[path][0])
+
+
+def test_an_update_that_was_interrupted_goes_on(command, images, tmp_path, grown, embedded, monkeypatch):
+    out = tmp_path / "out"
+    assert command(images, "--shard_images=10")[0] == 0
+    before = rows_of(out)
+    paths = grown()
+    embedded.clear()
+    replace = os.replace
+
+    def stopping(most):
+        done = []
+
+        def interrupted(source, target):
+            done.append(target)
+            if len(done) == most:
+                raise KeyboardInterrupt
+            replace(source, target)
+
+        return interrupted
+
+    for most in (1, 3, 3, 3, 3):  # while the old shards are moved, before the new manifest, and after it
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "replace", stopping(most))
+            assert command(images, "--update")[0] == 130
+    assert command(images, "--update")[0] == 0
+    after = rows_of(out)
+    assert list(after) == paths
+    for path in before.keys() & after.keys():
+        np.testing.assert_array_equal(after[path][0], before[path][0])
+    assert not list(out.glob("previous-*"))
+
+
+def test_parts_make_together_what_one_makes(command, images, tmp_path, embedded):
+    out = tmp_path / "out"
+    status, text, lines = command(images, "--part=2/3", "--shard_images=4")
+    assert (status, lines) == (0, [])
+    assert "part 2/3 is done; 5 of 8 files are to come from other parts" in text
+    assert sorted(times_of(out)) == [f"part-0000{number}.parquet" for number in (1, 4, 7)]
+    with pytest.raises(UserError, match="3 of 8 files are there"):
+        FeatureShards(out)
+    with extraction.locked(out, extraction.Part(2, 3)):
+        status, _, (line,) = command(images, "--part=2/3")
+        assert status == 1
+        assert "another process makes part 2/3 there" in line
+        status, _, (line,) = command(images)
+        assert status == 1
+        assert "another extraction is writing to it" in line
+        assert "part 1/3 is done" in command(images, "--part=1/3")[1]
+    status, text, _ = command(images, "--part=3/3")
+    assert (status, sum(embedded)) == (0, 30)
+    assert f"30 rows in 8 files written to {out}" in text
+    assert sorted(rows_of(out)) == sorted(map(str, images.iterdir()))
+
+
+@pytest.mark.parametrize("part", ["0/3", "4/3", "2", "2/0", "a/b", "-1/2", "1/2/3"])
+def test_parts_that_are_none(command, images, part):
+    status, _, (line,) = command(images, f"--part={part}")
+    assert status == 1
+    assert line == f"error: --part is {part!r}, expected one such as 2/8: from 1/8 to 8/8"
+
+
+def test_what_folders_hold_besides_images_is_counted(command, images, tmp_path):
+    (images / "notes.txt").touch()
+    os.mkfifo(images / "pipe.jpg")
+    status, text, _ = command(images)
+    assert status == 0
+    others = "1 folders, links to nothing or other things that are no files"
+    assert f"note: 1 files named *.txt, {others}: passed over" in text
+
+
+def test_a_white_level_is_part_of_what_features_are(command, tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 4096, (48, 32)).astype(np.uint16)
+    Image.fromarray(pixels).save(folder / "deep.png")
+    Image.fromarray((pixels // 16).astype(np.uint8)).save(folder / "plain.png")
+    status, text, _ = command(folder, "--white_level=4095")
+    assert status == 0
+    assert "note: 1 images of more than 8 bits per pixel: 4,095 became white" in text
+    (batch,) = FeatureShards(tmp_path / "out")
+    np.testing.assert_allclose(batch.features[0], batch.features[1], atol=2e-6)
+    status, _, (line,) = command(folder)
+    assert status == 1
+    assert "holds features with the white level 4095.0, expected 0" in line
 
 
 def test_no_readable_image_at_all_is_an_error(command, images, tmp_path):
@@ -446,6 +679,11 @@ def test_what_does_not_fit_is_one_line(command, images, tiny_data, tmp_path, arg
         (["--dataset=market1501", "--names=market1501"], "--names means nothing with --dataset"),
         (["--actors=2"], "--actors means nothing without --ray"),
         (["--ray=local", "--threads=2"], "--threads means nothing with --ray"),
+        (["--ray=local", "--part=1/2"], "--part means nothing with --ray"),
+        (["--overwrite", "--part=1/2"], "--overwrite means nothing with --part"),
+        (["--update", "--overwrite"], "--update means nothing with --overwrite"),
+        (["--max_bad_images=1.5"], "--max_bad_images=1.5"),
+        (["--white_level=-1"], "--white_level=-1"),
     ],
 )
 def test_flags_that_do_not_fit(command, images, arguments, words):

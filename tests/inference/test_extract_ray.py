@@ -84,8 +84,33 @@ def card(extractor):
     return extractor.card
 
 
+STALL = """
+import builtins, os
+whole = builtins.open
+def waiting(path, *arguments, **options):
+    if path == os.environ["STALLED_IMAGE"] and os.path.exists(os.environ["STALLED_BY"]):
+        whole(os.environ["STALLED_BY"], "rb").read(1)
+    return whole(path, *arguments, **options)
+builtins.open = waiting
+"""
+"""Lets whoever opens an image wait for a named pipe as long as there is one; runs at the start of every Python."""
+
+
 @pytest.fixture
-def two_nodes(monkeypatch):
+def stalled(images, tmp_path, monkeypatch):
+    """The pipe that whoever reads the first image waits for."""
+    site, pipe = tmp_path / "site", tmp_path / "pipe"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(STALL)
+    os.mkfifo(pipe)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (str(site), os.environ.get("PYTHONPATH")))))
+    monkeypatch.setenv("STALLED_IMAGE", str(min(images.iterdir())))
+    monkeypatch.setenv("STALLED_BY", str(pipe))
+    return pipe
+
+
+@pytest.fixture
+def two_nodes(stalled, monkeypatch):
     """A cluster on 127.0.0.1: a head that computes nothing, and two nodes of a core each."""
     monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # read when Ray is imported: 127.0.0.1 only
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
@@ -113,20 +138,17 @@ def reader_of(path, node):
     return None
 
 
-def test_a_node_that_dies_costs_no_row(two_nodes, images, tiny_run, extractor, tmp_path):
+def test_a_node_that_dies_costs_no_row(two_nodes, stalled, images, tiny_run, extractor, tmp_path):
     """The node is killed while an image lets it wait in the middle of the first shard; the other one goes on."""
     cluster, nodes = two_nodes
     out = tmp_path / "out"
-    first = min(images.iterdir())
-    first.rename(tmp_path / "first.jpg")
-    os.mkfifo(first)
-    pipe = os.open(first, os.O_RDWR)
+    pipe = os.open(stalled, os.O_RDWR)
     process = call(images, tiny_run, out, f"--ray={cluster.address}")
     try:
         wait_for(lambda: len(list(out.glob("part-*.parquet"))) >= 5, process)
         assert not shard_path(out, 0).exists()
-        ((node, reader),) = [(node, pid) for node in nodes if (pid := reader_of(first, node))]
-        os.replace(tmp_path / "first.jpg", first)
+        ((node, reader),) = [(node, pid) for node in nodes if (pid := reader_of(stalled, node))]
+        stalled.unlink()
         finished = {path: path.stat().st_mtime_ns for path in out.glob("part-*.parquet")}
         cluster.remove_node(node, allow_graceful=False)
         wait_for(lambda: not Path(f"/proc/{reader}").exists(), process)
@@ -199,6 +221,20 @@ class TestShardMaker:
         assert after[0] == before[0]
         assert after[1] != before[1]
         assert_rows(out, images, extractor)
+
+    def test_makes_no_bad_images_of_those_that_it_cannot_see(self, work, images, tiny_run, tmp_path):
+        """As a machine does that lacks the disk which the others have."""
+        out, manifest, rows = work
+        images.rename(tmp_path / "elsewhere")
+        maker = ShardMaker(str(tiny_run), out, manifest, 1, 7)
+        for row in rows:
+            problem = maker(row)["problem"]
+            assert problem.startswith(f"{socket.gethostname()}: {images}/")
+            assert "cannot be read (No such file or directory)" in problem
+        assert not list(Path(out).glob("part*"))
+        (tmp_path / "elsewhere").rename(images)
+        assert [maker(row)["problem"] for row in rows] == ["", ""]
+        assert finish(out, manifest) == (IMAGES, 0)
 
     def test_says_in_one_line_what_is_wrong(self, work, tiny_run, tmp_path):
         out, manifest, (row, _) = work

@@ -113,7 +113,7 @@ def test_any_rows_come_back(tmp_path, data):
     manifest = Manifest("ab" * 32, dimension, ("joint",), "cd" * 32, rows + len(bad), rows + len(bad))
     write_shard(tmp_path, manifest, 0, written, bad)
     assert_equal(read_shard(tmp_path, manifest, 0), written)
-    assert read_summary(tmp_path, manifest, 0) == (rows, tuple(bad))
+    assert read_summary(tmp_path, manifest, 0)[:2] == (rows, tuple(bad))
 
 
 def test_the_features_are_a_view_of_what_was_read(folder):

@@ -1,0 +1,80 @@
+"""From grey pixels of more than 8 bits to 8 bits."""
+
+import threading
+from typing import Optional
+
+import numpy as np
+from PIL import Image
+
+_BITS_PER_SAMPLE, _SAMPLE_FORMAT = 258, 339
+_SIGNED = 2
+
+
+class Depth:
+    """Scales deep grey images, and counts them.
+
+    The brightest value of the format becomes white: 65,535 of 16 bits, 4,095 of a TIFF of 12 bits, 1 of floating point.
+    Cameras of 12 bits often write files of 16, of which they use a sixteenth; ``white_level`` then says what white is.
+    Values above it become white, those below 0 black.
+
+    Args:
+      white_level: the value that becomes 255; that of the format if None.
+    """
+
+    def __init__(self, white_level: Optional[float] = None):
+        self.white_level = None if white_level is None else float(white_level)
+        self._lock = threading.Lock()
+        self._images: dict[float, int] = {}
+        self._brightest: dict[float, float] = {}
+
+    def eight_bits(self, image: Image.Image) -> np.ndarray:
+        """Returns the pixels of a loaded image, ``[height, width]`` uint8.
+
+        Args:
+          image: of a mode that begins with ``I`` (integers) or ``F`` (floating point).
+
+        Raises:
+          ValueError: without a white level: a value is outside the format's range, or all would become black though
+            not all are 0; with any: a value is not finite.
+        """
+        pixels = np.asarray(image)
+        pixels, white = (pixels, 1.0) if image.mode == "F" else _integers(image, pixels)
+        chosen = self.white_level or white
+        # Of the integers up to 2^b - 1 the upper eight bits are kept, so that as many become each of the 256 values.
+        whole = image.mode != "F" and (chosen + 1).is_integer() and int(chosen + 1).bit_count() == 1
+        scaled = pixels.astype(np.float64) * (256 / (chosen + 1) if whole else 255 / chosen)
+        least, most = float(pixels.min()), float(pixels.max())
+        if not np.isfinite(scaled).all():
+            raise ValueError("pixels that are not finite, expected numbers")
+        if self.white_level is None and not 0 <= least <= most <= white:
+            raise ValueError(f"pixels from {least:g} to {most:g}, expected 0 to {white:g}, or a white level for them")
+        result = np.clip(np.floor(scaled) if whole else np.rint(scaled), 0, 255).astype(np.uint8)
+        if self.white_level is None and most > 0 and not result.any():
+            raise ValueError(
+                f"pixels from {least:g} to {most:g} of {white:g} become black, expected a white level for them"
+            )
+        with self._lock:
+            self._images[chosen] = self._images.get(chosen, 0) + 1
+            self._brightest[chosen] = max(most, self._brightest.get(chosen, most))
+        return result
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences on the deep images so far; empty if there were none."""
+        return [
+            f"{count:,} images of more than 8 bits per pixel: {white:,g} became white, their brightest pixel is "
+            f"{self._brightest[white]:,g}"
+            for white, count in sorted(self._images.items())
+        ]
+
+
+def _integers(image: Image.Image, pixels: np.ndarray) -> tuple[np.ndarray, float]:
+    """Returns the pixels and the largest value of the file's format."""
+    tags = getattr(image, "tag_v2", None)
+    if tags is None:
+        return pixels, 65_535.0  # PNG, which some versions of Pillow open as 32 bits
+    bits = tags.get(_BITS_PER_SAMPLE, (16,))[0]
+    if tags.get(_SAMPLE_FORMAT, (1,))[0] == _SIGNED:
+        return pixels, 2.0 ** (bits - 1) - 1
+    # Pillow has no unsigned 32 bits and gives the same bits as signed ones.
+    return (pixels.view(np.uint32) if pixels.dtype == np.int32 else pixels), 2.0**bits - 1

@@ -1,0 +1,66 @@
+"""CSV files with a header, as people and spreadsheet programs write them."""
+
+import csv
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Union
+
+from han_tf.errors import UserError
+
+
+def read_table(
+    path: Union[str, os.PathLike],
+    required: Sequence[str],
+    optional: Sequence[str] = (),
+    reasons: Mapping[str, str] = MappingProxyType({}),
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yields the rows of a CSV file in UTF-8.
+
+    Columns may stand in any order and in capitals; others are passed over, as are lines without a value and empty
+    fields at the end of a line.
+
+    Args:
+      path: the file.
+      required: names of columns that have to be there.
+      optional: of those that may be.
+      reasons: why a required column is needed, for the message when it alone is missing.
+
+    Yields:
+      Where the row stands, for messages, and its fields by the names of ``required`` and ``optional``, stripped.
+
+    Raises:
+      UserError: the file cannot be read, is no such table, a column is missing or there twice, or a line has more or
+        fewer fields than the header.
+    """
+    expected = ",".join(required) + "".join(f"[,{name}]" for name in optional)
+    try:
+        # Spreadsheet programs put a byte order mark in front, which "utf-8-sig" takes off.
+        with open(path, encoding="utf-8-sig", newline="") as stream:
+            rows = csv.reader(stream, strict=True)
+            header = _without_empty_end([name.strip() for name in next(rows, [])], 0)
+            names = [name.lower() for name in header]
+            known = [name for name in names if name in (*required, *optional)]
+            missing = [name for name in required if name not in known]
+            if len(missing) == 1 and missing[0] in reasons:
+                raise UserError(f"{path}, line 1: no column {missing[0]}; {reasons[missing[0]]}")
+            if missing or len(set(known)) < len(known):
+                raise UserError(f"{path}, line 1: found the header {','.join(header)!r}, expected {expected}")
+            for row in rows:
+                fields = _without_empty_end([field.strip() for field in row], len(names))
+                if not any(fields):
+                    continue
+                where = f"{path}, line {rows.line_num}"
+                if len(fields) != len(names):
+                    raise UserError(f"{where}: {len(fields)} columns, expected {len(names)} ({','.join(header)})")
+                yield where, {name: field for name, field in zip(names, fields) if name in known}
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}, expected a CSV file with {expected}") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: not a CSV file in UTF-8 ({error})") from error
+
+
+def _without_empty_end(fields: list[str], least: int) -> list[str]:
+    while len(fields) > least and not fields[-1]:
+        fields.pop()
+    return fields
