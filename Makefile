@@ -23,7 +23,7 @@ DATA_FLAGS = $(if $(DATA_DIR),--data_dir $(DATA_DIR)) $(if $(SPLIT),--split $(SP
 EXPERIMENTS := $(basename $(notdir $(wildcard experiments/configs/*.py)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train evaluate export demo test lint format tensorboard visualize flops bench experiments report
+.PHONY: help setup train evaluate export demo test lint audit format tensorboard visualize flops bench experiments report
 .PHONY: constraints clean
 .PHONY: $(EXPERIMENTS)
 
@@ -89,11 +89,15 @@ report: $(READY)  ## build experiments/RESULTS.md from the results in experiment
 	$(BIN)/python -m experiments.report $(ARGS)
 
 test: $(READY)  ## run the tests
-	$(BIN)/python -m pytest -n 2 $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
-lint: $(READY)  ## check style and format
+lint: $(READY)  ## check style, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+audit: $(READY)  ## compare the installed packages with known holes, where the data can be reached
+	$(BIN)/python .ci/audit
 
 format: $(READY)  ## put the code in the project's format
 	$(BIN)/ruff check --fix .

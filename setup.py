@@ -1,10 +1,14 @@
 """Package definition; the versions known to work together are in constraints-py310.txt and constraints-py312.txt."""
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
+
+INIT = (HERE / "han_tf/__init__.py").read_text(encoding="utf-8")
+VERSION = re.search(r'^__version__ = "(.+)"$', INIT, re.MULTILINE)[1]
 
 FAISS = "faiss-cpu>=1.9"
 # TensorFlow Addons end with TensorFlow 2.15, that with Python 3.11; then tf.keras is Keras 3, and Keras 2 is tf-keras.
@@ -30,6 +34,7 @@ TEST = [
     "hypothesis>=6.80",
     "playwright>=1.45",
     "pytest>=7",
+    "pytest-timeout>=2.3",
     "pytest-xdist>=3",
     "schemathesis>=4",
     # The independent oracle of the crop and of the triplet loss; no wheels for Windows, nor for Linux on ARM.
@@ -52,14 +57,17 @@ COMMANDS = (
 
 setup(
     name="han-tf",
-    version="0.1.0",
+    version=VERSION,
     description="Harmonious Attention Network for scalable person re-identification, in TensorFlow",
+    author="han-tf developers",
+    project_urls={"Paper": "https://doi.org/10.1007/s11263-019-01274-1"},
+    keywords="person re-identification, attention, TensorFlow, metric learning, image retrieval",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10,<3.14",
     packages=find_packages(include=["han_tf", "han_tf.*"]),
-    package_data={"han_tf.serve": ["page/*"]},
+    package_data={"han_tf": ["py.typed"], "han_tf.serve": ["page/*"]},
     install_requires=[
         "absl-py>=1.4",
         "matplotlib>=3.7",  # curves and colour maps
@@ -75,17 +83,23 @@ setup(
     extras_require={
         **EXTRAS,
         "test": [*TEST, *ALL],
-        "lint": ["ruff>=0.6"],
+        "lint": ["mypy>=1.11", "pip-audit>=2.7", "ruff>=0.6"],
     },
     entry_points={
         "console_scripts": [f"han-{name}=han_tf.cli:script" for name in COMMANDS],
     },
     classifiers=[
+        "Development Status :: 4 - Beta",
+        "Environment :: Console",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
         "License :: OSI Approved :: Apache Software License",
         "Programming Language :: Python :: 3.10",
         "Programming Language :: Python :: 3.11",
         "Programming Language :: Python :: 3.12",
         "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
         "Topic :: Scientific/Engineering :: Image Recognition",
+        "Typing :: Typed",
     ],
 )

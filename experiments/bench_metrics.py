@@ -115,7 +115,7 @@ def make(size: Size, folder: Optional[Path] = None) -> Problem:
         gallery = fill(np.empty(shape, np.float32), gallery_pids)
     else:
         written = np.lib.format.open_memmap(folder / "gallery.npy", "w+", np.float32, shape)
-        fill(written, gallery_pids).flush()
+        fill(written, gallery_pids).flush()  # type: ignore[attr-defined]  # mapped
         del written
         gallery = np.load(folder / "gallery.npy", mmap_mode="r")
     camids = rng.integers(0, size.cameras, size.queries), rng.integers(0, size.cameras, size.gallery)

@@ -124,7 +124,7 @@ def write_images(folder: Path) -> list[Path]:
     for number in range(FILES):
         coarse = Image.fromarray(rng.integers(0, 256, (16, 8, 3), np.uint8))
         paths.append(folder / f"{number:04}.jpg")
-        coarse.resize(FILE_SIZE, Image.BICUBIC).save(paths[-1], quality=90)
+        coarse.resize(FILE_SIZE, Image.Resampling.BICUBIC).save(paths[-1], quality=90)
     return paths
 
 

@@ -105,7 +105,7 @@ def main(values: flags.FlagValues) -> None:
         records = [Record(str(folder / f"{pid}.jpg"), pid, 1) for pid in range(IDENTITIES)]
         for record in records:
             coarse = Image.fromarray(rng.integers(0, 256, (16, 8, 3), np.uint8))
-            coarse.resize((64, 128), Image.BICUBIC).save(record.path, quality=90)
+            coarse.resize((64, 128), Image.Resampling.BICUBIC).save(record.path, quality=90)
         data = load_images(records, (160, 64))
         before = product_flops(values.repeats)
         pipeline = pipeline_rates(records, data, values.batch_size, values.repeats)

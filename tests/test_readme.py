@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from han_tf import __version__
+
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -20,10 +22,22 @@ def test_python_runs_and_gives_the_shapes_it_says():
     assert np.isfinite(names["features"]).all()
 
 
-def test_links_lead_somewhere():
-    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", TEXT)
-    assert len(links) > 8
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "SECURITY.md"])
+def test_links_lead_somewhere(name):
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", (ROOT / name).read_text(encoding="utf-8"))
+    assert links
     assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_paths_that_contributors_are_told_exist():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = [name for name in re.findall(r"`((?:tests|han_tf|datasets)/[^`]*)`", text) if "NAME" not in name]
+    assert named
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_the_citation_is_of_this_version():
+    assert f"\nversion: {__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"`?make ([a-z]+)", TEXT))))

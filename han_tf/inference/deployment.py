@@ -151,4 +151,4 @@ def _fold_deviation(model: HAN) -> None:
     kernel = model.stem.conv.kernel
     kernel.assign(kernel / np.reshape(IMAGE_DEVIATION, [3, 1]).astype(np.float32))
     # The mean stays: where the kernel reaches past the border it has to read 0, which is the mean.
-    model.normalised = lambda images: tf.cast(images, tf.float32) - IMAGE_MEAN
+    model.normalised = lambda images: tf.cast(images, tf.float32) - IMAGE_MEAN  # type: ignore[method-assign]

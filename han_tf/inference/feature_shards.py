@@ -373,7 +373,7 @@ class _ShardFile:
             raise UserError(f"{self.path}: a feature lacks a number, expected {width} in each")
         arrays = [chunk.to_numpy(zero_copy_only=True).reshape(-1, width) for chunk in features]
         (joined,) = arrays or [np.empty([0, width], np.float32)]
-        return FeatureBatch(
+        return FeatureBatch(  # type: ignore[call-arg]  # two arrays are unpacked
             joined,
             *(table.column(name).fill_null(UNKNOWN).to_numpy() for name in ("pid", "camid")),
             table.column("time").fill_null(math.nan).to_numpy(),

@@ -124,7 +124,7 @@ class ApproximateIndex(ABC):
                 raise ValueError(f"it is of dimension {index.d}, not {dimension}")
             transform = faiss.downcast_VectorTransform(index.chain.at(0))
             read.projection = faiss.vector_to_array(transform.A).reshape(transform.d_out, transform.d_in).T.copy()
-            read._file = index  # owns the part below
+            read._file = index  # type: ignore[attr-defined]  # owns the part below
             index = faiss.downcast_index(index.index)
         read._set(index)
         return read

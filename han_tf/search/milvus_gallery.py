@@ -96,7 +96,7 @@ class Address(NamedTuple):
         name = collection or named or COLLECTION
         if not name.isidentifier() or not name.isascii():
             raise UserError(f"collection is {name!r}, expected letters, digits and underscores")
-        return cls(uri, name, token)
+        return cls(uri, name, token)  # type: ignore[call-arg]  # the alias below hides the fields from mypy
 
     @property
     def local(self) -> bool:

@@ -424,8 +424,8 @@ class Store:
                 cursor = database.execute("SELECT row, id, camid, time FROM entries")
                 count = 0
                 while part := cursor.fetchmany(LOADED_AT_ONCE):
-                    where, ids, camids, times = zip(*part)
-                    where = np.array(where)
+                    rows_of, ids, camids, times = zip(*part)
+                    where = np.array(rows_of)
                     if where.min() < 0 or where.max() >= rows:
                         raise ValueError(f"an entry has row {where.max()} of {rows}")
                     labels.ids[where] = ids

@@ -75,7 +75,7 @@ def _processor() -> tuple[str, list[str]]:
                 key, _, value = line.partition(":")
                 told.setdefault(key.strip().lower(), value.strip())
     except OSError:
-        found = np.show_config(mode="dicts").get("SIMD Extensions", {})
+        found = np.show_config(mode="dicts").get("SIMD Extensions", {})  # type: ignore  # NumPy says it returns nothing
         return name, [extension.lower() for kind in ("baseline", "found") for extension in found.get(kind, [])]
     present = set(told.get("flags", told.get("features", "")).split())
     return told.get("model name", name), [extension for extension in INSTRUCTION_SETS if extension in present]

@@ -157,8 +157,7 @@ def test_what_was_answered_is_kept(number, tmp_path, tiny_run, make_index):
         threads = [threading.Thread(target=add) for _ in range(4)]
         for thread in threads:
             thread.start()
-        while len(answered) < 20:
-            time.sleep(0.01)
+        wait_for(lambda: len(answered) >= 20, 60)
         process.send_signal(number)
         for thread in threads:
             thread.join(30)

@@ -48,7 +48,7 @@ def generate(
     unfinished = root.with_name(f".{root.name}.{os.getpid()}.unfinished")
     try:
         unfinished.mkdir(parents=True)
-        with closing(pedestrians.images(workers or usable_cores())) as images:
+        with closing(pedestrians.images(workers or usable_cores())) as images:  # type: ignore[type-var]  # of a generator
             bar = tqdm(images, total=len(pedestrians), desc=f"drawing {root.name}", unit="image")
             write_layout(layout, unfinished, bar)
         write_json(unfinished / DESCRIPTION, _description(pedestrians, layout))
