@@ -128,6 +128,7 @@ def test_labels_need_no_features(tmp_path):
         ({"features": np.full((4, 6), "x")}, "features are <U1, expected numbers"),
         ({"pids": np.array([1.0, 2, 3, 4])}, "pids are float64, expected integers"),
         ({"camids": np.array(list("abcd"))}, "camids are <U1, expected integers"),
+        ({"pids": np.array([1, 2, 3, 2**63], np.uint64)}, "pids go up to 9223372036854775808, expected integers of 64"),
         ({"pids": np.array([1, None, 2, 3], object)}, "Object arrays cannot be loaded"),
         ({"paths": np.array([1, None, 2, 3], object)}, "Object arrays cannot be loaded"),
     ],
