@@ -392,11 +392,12 @@ def _accuracy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
 
 @contextmanager
 def _stop_signals() -> Iterator[list[int]]:
-    """Turns SIGINT and SIGTERM into entries of the list it gives, for as long as the block runs."""
+    """Turns SIGINT, SIGTERM and SIGHUP into entries of the list it gives, for as long as the block runs."""
     caught: list[int] = []
     previous = {
         number: signal.signal(number, lambda received, _: caught.append(received))
-        for number in (signal.SIGINT, signal.SIGTERM)
+        for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", None))  # which Windows does not have
+        if number in (signal.SIGINT, signal.SIGTERM) or (number and signal.getsignal(number) != signal.SIG_IGN)  # nohup
     }
     try:
         yield caught

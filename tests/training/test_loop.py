@@ -19,7 +19,7 @@ from han_tf.errors import Stopped, UserError
 from han_tf.inference.runs import load_run
 from han_tf.report import scalars
 from han_tf.training.config import TrainConfig
-from han_tf.training.loop import Trainer
+from han_tf.training.loop import Trainer, _stop_signals
 from tests.conftest import TINY_SIZE
 
 SIZE = {"input_height": 48, "input_width": 32}
@@ -281,6 +281,18 @@ def test_evaluation_keeps_the_best_and_is_not_lost_by_a_kill(data, tmp_path):
     assert ["evaluation" in row for row in trainer.history] == [True] * 3
     np.testing.assert_array_equal(load_run(tmp_path, "best").model.stem.conv.kernel, counted[0])
     np.testing.assert_array_equal(load_run(tmp_path, "last").model.stem.conv.kernel, counted[2])
+
+
+@pytest.mark.parametrize(("handler", "caught"), [(signal.SIG_DFL, [signal.SIGHUP]), (signal.SIG_IGN, [])])
+def test_a_closed_terminal_stops_it_unless_nohup_says_not_to(handler, caught):
+    before = signal.signal(signal.SIGHUP, handler)
+    try:
+        with _stop_signals() as stop:
+            signal.raise_signal(signal.SIGHUP)
+        assert stop == caught
+        assert signal.getsignal(signal.SIGHUP) == handler
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def row_of(value):
