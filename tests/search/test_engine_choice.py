@@ -179,4 +179,40 @@ def test_readers_and_writers_exclude_each_other_and_take_turns():
     assert not any(thread.is_alive() for thread in threads)
     assert most[1] == 1
     assert all(there[0] == 0 for kind, there in seen if kind)
-    assert {kind for kind, _ in seen[len(seen) // 2 :]} == {0, 1}  # nobody starves
+
+
+def test_readers_and_writers_that_wait_take_turns():
+    guard, entered = Guard(), []
+    leave = {"reading": threading.Semaphore(0), "writing": threading.Semaphore(0)}
+
+    def visit(kind):
+        with getattr(guard, kind)():
+            entered.append(kind)
+            leave[kind].acquire()
+
+    def wait_until(condition):
+        end = time.monotonic() + 20
+        while not condition():
+            assert time.monotonic() < end, entered
+            time.sleep(0.001)
+
+    threads = []
+
+    def begin(kind, waits):
+        threads.append(threading.Thread(target=visit, args=(kind,), daemon=True))
+        threads[-1].start()
+        wait_until(waits)
+
+    begin("reading", lambda: entered == ["reading"])
+    begin("writing", lambda: guard._waiting_writers == 1)
+    begin("reading", lambda: guard._waiting_readers == 1)  # a reader that comes later does not pass the writer
+    begin("writing", lambda: guard._waiting_writers == 2)
+    for leaving, following in (("reading", "writing"), ("writing", "reading"), ("reading", "writing")):
+        leave[leaving].release()
+        before = len(entered)
+        wait_until(lambda before=before: len(entered) > before)
+        assert entered[before:] == [following]
+    leave["writing"].release()
+    for thread in threads:
+        thread.join(20)
+    assert not any(thread.is_alive() for thread in threads)
