@@ -108,7 +108,7 @@ def _plain(hits: list[Hit]) -> list[dict[str, Any]]:
 def _lines(hits: list[Hit]) -> list[str]:
     if not hits:
         return ["not in the gallery"]
-    rows = [("", "distance", "id", "pid", "camera", "time", "path")]
+    rows = [("", "distance", "id", "pid", "camera", "time (UTC)", "path")]
     for rank, (entry, distance) in enumerate(hits, 1):
         known = [str(value) if value is not None else "-" for value in (entry.id, entry.pid, entry.camid)]
         rows.append((str(rank), f"{distance:.4f}", *known, _shown(entry.time), entry.path or "-"))

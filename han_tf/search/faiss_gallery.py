@@ -298,6 +298,12 @@ class FaissGallery(Gallery):
         chosen = alive[np.unique(np.linspace(0, len(alive) - 1, min(limit, len(alive))).astype(np.int64))]
         return list(self.store.entries(labels.ids[chosen].tolist()).values())
 
+    def page(self, limit: int, after: int = -1) -> list[Entry]:  # noqa: D102
+        labels = self.store.state.labels
+        ids = np.sort(labels.ids[labels.alive & (labels.ids > after)])[:limit].tolist()
+        entries = self.store.entries(set(ids))
+        return [entries[id] for id in ids if id in entries]
+
     def cameras(self) -> list[int]:  # noqa: D102
         labels = self.store.state.labels
         return [camid for camid in np.unique(labels.camids[labels.alive]).tolist() if camid != UNKNOWN]

@@ -375,6 +375,10 @@ class Gallery(ABC):
         """Returns some entries for a first look, ``limit`` of them or all."""
 
     @abstractmethod
+    def page(self, limit: int, after: int = -1) -> list[Entry]:
+        """Returns the first ``limit`` entries with ids greater than ``after``, by rising id; fewer at the end."""
+
+    @abstractmethod
     def cameras(self) -> list[int]:
         """Returns the cameras of the entries, rising."""
 

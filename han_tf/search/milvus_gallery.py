@@ -335,6 +335,11 @@ class MilvusGallery(Gallery):
         (hits,) = self._request(origin, min(limit, MOST_HITS), "", FIELDS)
         return [_entry({"id": hit["id"], **hit["entity"]}) for hit in hits]
 
+    def page(self, limit: int, after: int = -1) -> list[Entry]:  # noqa: D102
+        with self._errors():
+            rows = self._query(self.address.collection, FIELDS, f"id > {after}", limit=limit)
+        return [_entry(row) for row in sorted(rows, key=lambda row: row["id"])]
+
     def cameras(self) -> list[int]:  # noqa: D102
         found: set[int] = set()
         with self._errors():

@@ -7,6 +7,8 @@ Prints the address when it is ready. Ctrl-C or SIGTERM stops it; what was accept
 
 import sys
 from collections.abc import Sequence
+from contextlib import closing
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Optional, Union
 
@@ -14,6 +16,7 @@ from absl import flags
 
 from han_tf import cli as command_line
 from han_tf.errors import UserError
+from han_tf.serve.access import Access, read_token
 from han_tf.serve.limits import Limits
 
 DEFAULTS = Limits()
@@ -33,6 +36,13 @@ flags.DEFINE_list(
 flags.DEFINE_string("state", "", "Folder for feedback and added images; INDEX.service if empty.", flag_values=FLAGS)
 flags.DEFINE_string("host", "127.0.0.1", "Address to listen on.", flag_values=FLAGS)
 flags.DEFINE_integer("port", 8000, "Port to listen on; 0 for any free one.", 0, 65535, flag_values=FLAGS)
+flags.DEFINE_string(
+    "token",
+    "",
+    "File with the token that clients must send; HAN_TF_TOKEN of the environment if empty; everybody may if neither.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_boolean("read_only", False, "Whether to refuse every change, verdicts included.", flag_values=FLAGS)
 flags.DEFINE_list(
     "allowed_hosts",
     [],
@@ -51,12 +61,15 @@ flags.DEFINE_float(
 )
 flags.DEFINE_integer("queue", DEFAULTS.queue, "Most that may wait; more get a 503.", 1, 100_000, flag_values=FLAGS)
 flags.DEFINE_integer("connections", DEFAULTS.connections, "Open at a time.", 1, 100_000, flag_values=FLAGS)
+flags.DEFINE_integer(
+    "client_connections", DEFAULTS.client_connections, "From one address.", 1, 100_000, flag_values=FLAGS
+)
+flags.DEFINE_integer("bodies", DEFAULTS.bodies, "Bodies on their way at a time.", 1, 100_000, flag_values=FLAGS)
 flags.DEFINE_integer("requests", DEFAULTS.requests, "Being answered at a time.", 1, 100_000, flag_values=FLAGS)
 flags.DEFINE_float("body_seconds", DEFAULTS.body_seconds, "For a body to arrive.", 0.1, 3600, flag_values=FLAGS)
 flags.DEFINE_float("request_seconds", DEFAULTS.request_seconds, "For an answer.", 0.1, 3600, flag_values=FLAGS)
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
-EVERYWHERE = ("", "0.0.0.0", "::")
 
 
 def main(values: flags.FlagValues) -> None:
@@ -64,11 +77,9 @@ def main(values: flags.FlagValues) -> None:
     if not values.index:
         raise UserError("no --index, expected the gallery to serve: python -m han_tf.index makes one")
     check_installed()
-    from han_tf.search import open_gallery
-    from han_tf.serve.running import address_of, open_service, serve
     from han_tf.serve.server import listen
 
-    hosts = allowed_hosts(values.host, values.allowed_hosts)
+    access = Access(read_token(values.token), values.read_only)
     limits = Limits(
         upload_bytes=int(values.max_upload_mb * 2**20),
         pixels=int(values.max_megapixels * 1e6),
@@ -77,39 +88,71 @@ def main(values: flags.FlagValues) -> None:
         batch_wait_ms=values.batch_wait_ms,
         queue=values.queue,
         connections=values.connections,
+        client_connections=values.client_connections,
+        bodies=values.bodies,
         requests=values.requests,
         body_seconds=values.body_seconds,
         request_seconds=values.request_seconds,
     )
     state = values.state or state_folder(values.index)
-    bound = listen(values.host, values.port)
-    service = open_service(
-        open_gallery(values.index, writable=True),
-        model=values.model or None,
-        attention=values.attention or None,
-        runs_dir=values.runs_dir,
-        state=state,
-        image_roots=values.images,
-        threads=values.threads,
-        limits=limits,
-    )
-    print(service.describe())
-    serve(service, bound, hosts, lambda: print(f"ready: {address_of(bound)} (Ctrl-C stops)", flush=True))
+    # First of all: whatever is wrong with the address is known before TensorFlow has been loaded.
+    with closing(listen(values.host, values.port)) as bound:
+        address = ip_address(bound.getsockname()[0].partition("%")[0])
+        hosts = allowed_hosts(values.host, address, values.allowed_hosts)
+        if not address.is_loopback:
+            print(f"warning: {exposed(str(address), access)}", file=sys.stderr, flush=True)
+        from han_tf.search import open_gallery
+        from han_tf.serve.running import address_of, open_service, serve
+
+        service = open_service(
+            open_gallery(values.index, writable=not values.read_only),
+            model=values.model or None,
+            attention=values.attention or None,
+            runs_dir=values.runs_dir,
+            state=state,
+            read_only=values.read_only,
+            image_roots=values.images,
+            threads=values.threads,
+            limits=limits,
+        )
+        print(service.describe())
+        ready = f"ready: {address_of(bound)} (Ctrl-C stops)"
+        serve(service, bound, hosts, lambda: print(ready, flush=True), access=access)
 
 
-def allowed_hosts(host: str, names: Sequence[str]) -> set[str]:
-    """Returns the names by which clients may call a service that listens on ``host``.
+Address = Union[IPv4Address, IPv6Address]
+
+
+def allowed_hosts(host: str, address: Address, names: Sequence[str]) -> set[str]:
+    """Returns the names by which clients may call a service.
+
+    Args:
+      host: what it was told to listen on.
+      address: what that turned out to be: ``0`` is all addresses, too.
+      names: further ones.
 
     Raises:
       UserError: it listens on all addresses, and no names are given.
     """
-    if host in EVERYWHERE and not names:
+    if address.is_unspecified and not names:
         raise UserError(
             f"--host {host or repr(host)} listens on every address of this machine, expected --allowed_hosts with the "
             "names that clients call it by"
         )
-    own = LOOPBACK if host in LOOPBACK or host in EVERYWHERE else (host,)
-    return {name.lower().strip("[]") for name in (*own, *names)}
+    own = () if address.is_unspecified else (host, str(address))
+    local = LOOPBACK if address.is_loopback or address.is_unspecified else ()
+    return {name.lower().strip("[]") for name in (*own, *local, *names)}
+
+
+def exposed(address: str, access: Access) -> str:
+    """Returns what whoever lets others reach the service should know."""
+    allowed = "search" if access.read_only else "search, add and delete"
+    who = "everybody who has the token" if access.token else "everybody who can reach it"
+    advice = "" if access.token else "; --token FILE lets in only those who have it"
+    return (
+        f"listening on {address}, not on this machine alone: {who} may {allowed}{advice}. Nothing is encrypted: put a "
+        "proxy with TLS before it"
+    )
 
 
 def state_folder(index: Union[str, Path]) -> str:

@@ -3,7 +3,6 @@
 import re
 import time as clock
 from collections.abc import Collection
-from contextlib import asynccontextmanager
 from hashlib import sha256
 from importlib import resources
 from typing import Annotated, Any, Optional
@@ -14,10 +13,12 @@ from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import Field
 from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartParser
 
 from han_tf import __version__
 from han_tf.search import Entry, Filters
 from han_tf.serve import schemas
+from han_tf.serve.access import COOKIE, Access
 from han_tf.serve.attention import Kind
 from han_tf.serve.guards import FAULT, App, Guard, Message, Receive, Send
 from han_tf.serve.limits import Refusal
@@ -31,6 +32,7 @@ PAGE_TYPES = {"html": "text/html; charset=utf-8", "css": "text/css", "js": "text
 HITS = 20
 MOST_LISTED = 200
 MOST_CAMERAS = 1000
+MOST_ADDED = 64
 NAME_LENGTH = 200
 
 DESCRIPTION = """
@@ -56,16 +58,18 @@ Bound = Annotated[
 def _responses(*statuses: int) -> dict[int, dict[str, Any]]:
     texts = {
         400: "The body is no form.",
-        403: "Sent by a page of another site.",
+        401: "No token, or a wrong one.",
+        403: "Sent by a page of another site, or the service is read-only.",
         404: "There is no such thing.",
         408: "The body came too slowly.",
+        409: "There are too many already.",
         413: "Too many bytes or pixels.",
         415: "No image, or in another format.",
         421: "Meant for another host.",
         422: "Something of the request does not fit.",
         503: "Too much at once, too slow, or the gallery is out of reach; try again after `Retry-After` seconds.",
     }
-    return {status: {"model": schemas.Error, "description": texts[status]} for status in (*statuses, 421, 503)}
+    return {status: {"model": schemas.Error, "description": texts[status]} for status in (*statuses, 401, 421, 503)}
 
 
 READS = _responses(422)
@@ -83,28 +87,18 @@ def _text_response(media_type: str, description: str) -> dict[int, dict[str, Any
     return {200: {"description": description, "content": {media_type: {"schema": {"type": "string"}}}}}
 
 
-def create_app(service: Service) -> FastAPI:
-    """Returns the routes of ``service``, without the guards of :func:`guarded`.
-
-    The service starts and closes with the application.
-    """
+def create_app(service: Service, access: Access = Access()) -> FastAPI:  # noqa: B008 - frozen
+    """Returns the routes of ``service``, which must have been started, without the guards of :func:`guarded`."""
     limits = service.limits
+    # A body is in memory already when a form is read; a file on disk beside it would need a usable TMPDIR.
+    MultiPartParser.spool_max_size = max(MultiPartParser.spool_max_size, limits.upload_bytes + 1)
     levels = service.attention.levels if service.attention else 1
     LevelParameter = Annotated[int, Query(ge=1, le=levels, description="level of the network, from 1")]
-
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> Any:
-        await service.start()
-        try:
-            yield
-        finally:
-            await service.close()
 
     app = FastAPI(
         title="han-tf",
         version=__version__,
         description=DESCRIPTION,
-        lifespan=lifespan,
         docs_url=None,  # FastAPI's own page loads its code from elsewhere; /docs below is ours
         redoc_url=None,
         redirect_slashes=False,
@@ -186,21 +180,60 @@ def create_app(service: Service) -> FastAPI:
     ) -> schemas.Added:
         """Adds an image. Its copy and its entry are on disk when the answer comes."""
         picture = await service.read(await image.read(), to_keep=True)
-        called = _printable(name or re.split(r"[/\\]", image.filename or "")[-1])[:NAME_LENGTH]
-        return schemas.Added(id=await service.add(picture, called, pid, camid, time))
+        (id,) = await service.add(
+            [picture], [_printable(name)[:NAME_LENGTH] or _called(image.filename)], pid, camid, time
+        )
+        return schemas.Added(id=id)
+
+    @app.post("/gallery/batch", tags=["gallery"], status_code=201, responses=UPLOADS)
+    async def add_many(
+        images: Annotated[
+            list[UploadFile], File(min_length=1, max_length=MOST_ADDED, description="JPEG, PNG, WebP or BMP each")
+        ],
+        pid: Annotated[Optional[Number], Form(description="person that all show, if known")] = None,
+        camid: Annotated[Optional[Number], Form(description="camera of all, if known")] = None,
+        time: Time = None,
+    ) -> schemas.AddedMany:
+        """Adds images, all of them or none. Their copies and entries are on disk when the answer comes."""
+        pictures = []
+        for number, image in enumerate(images):
+            try:
+                pictures.append(await service.read(await image.read(), to_keep=True))
+            except Refusal as error:
+                raise Refusal(error.status, f"{_called(image.filename) or f'image {number}'}: {error}") from error
+        names = [_called(image.filename) for image in images]
+        return schemas.AddedMany(ids=await service.add(pictures, names, pid, camid, time))
 
     @app.get("/gallery", tags=["gallery"], responses=READS)
     async def list_entries(
         limit: Annotated[int, Query(ge=1, le=MOST_LISTED, description="most entries")] = LISTED,
+        after: Annotated[
+            Optional[int], Query(ge=-1, le=ID_LIMIT, description="only greater ids, in their order; -1 for the first")
+        ] = None,
     ) -> schemas.Page:
-        """Returns some entries, in no particular order, for a first look."""
-        entries = await service.list_entries(limit)
-        return schemas.Page(entries=[schemas.EntryOut(**_entry(entry, name)) for entry, name in entries])
+        """Returns some entries from everywhere, for a first look; with `after`, page by page, all of them."""
+        entries = await service.list_entries(limit, after)
+        following = entries[-1][0].id if after is not None and len(entries) == limit else None
+        shown = [schemas.EntryOut(**_entry(entry, name)) for entry, name in entries]
+        return schemas.Page(entries=shown, next=following)
 
     @app.get("/gallery/{id}", tags=["gallery"], responses=READS_ENTRY)
     async def entry(id: Id) -> schemas.EntryOut:
         """Returns what is known of an entry."""
         return schemas.EntryOut(**_entry(*await service.entry(id)))
+
+    @app.patch("/gallery/{id}", tags=["gallery"], responses=WRITES | _responses(404))
+    async def correct(id: Id, better: schemas.Correction) -> schemas.EntryOut:
+        """Changes what is known of an entry: person, camera, time. It is on disk when the answer comes."""
+        changes = better.model_dump(exclude_unset=True)
+        if not changes:
+            raise Refusal(422, "nothing to change, expected pid, camid or time")
+        return schemas.EntryOut(**_entry(*await service.correct(id, **changes)))
+
+    @app.post("/compact", tags=["operation"], responses=_responses(403))
+    async def compact() -> schemas.Compacted:
+        """Gives back the space of deleted entries; searches go on meanwhile."""
+        return schemas.Compacted(entries=await service.compact())
 
     @app.delete("/gallery/{id}", tags=["gallery"], responses=WRITES | _responses(404))
     async def delete(id: Id) -> schemas.Deleted:
@@ -239,7 +272,7 @@ def create_app(service: Service) -> FastAPI:
         overlay = await service.overlay_of_picture(await picture_of(image), kind, level)
         return Response(overlay, media_type="image/png")
 
-    @app.post("/feedback", tags=["feedback"], responses=WRITES | _responses(404))
+    @app.post("/feedback", tags=["feedback"], responses=WRITES | _responses(404, 409))
     async def feedback(said: schemas.Feedback) -> schemas.Marked:
         """Keeps whether a hit of a query shows the same person. A later verdict replaces an earlier one."""
         when = await service.mark(said.query, said.hit, said.verdict, said.distance)
@@ -270,6 +303,7 @@ def create_app(service: Service) -> FastAPI:
             levels=attention.levels if attention else 0,
             attention=list(attention.kinds) if attention else [],
             verdicts=await service.count_verdicts(),
+            read_only=access.read_only,
             dimension=service.gallery.dimension,
             model=service.gallery.checksum,
         )
@@ -304,6 +338,15 @@ def create_app(service: Service) -> FastAPI:
         """Returns counts and times for Prometheus."""
         return Response(await service.measure(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
+    @app.post("/login", include_in_schema=False)
+    async def login(said: schemas.Login) -> Response:
+        """Gives a browser, which cannot send a header with every image, a cookie for the token."""
+        if access.token and not access.is_token(said.token.encode()):
+            raise Refusal(401, "this is not the service's token")
+        response = Response(status_code=204)
+        response.set_cookie(COOKIE, access.cookie, httponly=True, samesite="strict")
+        return response
+
     _add_page(app)
     _describe_forms(app)
     return app
@@ -313,13 +356,14 @@ _CACHED = {"Cache-Control": "private, max-age=300"}
 # Entries never change, but a deleted one should be gone soon.
 
 
-def guarded(app: App, service: Service, hosts: Collection[str]) -> App:
+def guarded(app: App, service: Service, hosts: Collection[str], access: Access = Access()) -> App:  # noqa: B008
     """Returns ``app`` behind the guards of :mod:`han_tf.serve.guards`, counted and timed.
 
     Args:
       app: of :func:`create_app`.
       service: whose limits and metrics.
       hosts: the names the service goes by.
+      access: who may do what.
     """
 
     async def measured(scope: Message, receive: Receive, send: Send) -> None:
@@ -338,11 +382,12 @@ def guarded(app: App, service: Service, hosts: Collection[str]) -> App:
         finally:
             # The route's pattern, not the path: clients must not make labels.
             route = getattr(scope.get("route"), "path", "none")
-            method = scope["method"] if scope["method"] in ("GET", "POST", "DELETE") else "other"
+            method = scope["method"] if scope["method"] in ("GET", "HEAD", "POST", "PATCH", "DELETE") else "other"
             service.metrics.requests.labels(method, route, status or "none").inc()
             service.metrics.seconds.labels(route).observe(clock.perf_counter() - begin)
 
-    return Guard(measured, service.limits, hosts, lambda status: service.metrics.refused.labels(status).inc())
+    refused = lambda status: service.metrics.refused.labels(status).inc()  # noqa: E731
+    return Guard(measured, service.limits, hosts, refused, access)
 
 
 def _add_errors(app: FastAPI) -> None:
@@ -376,6 +421,10 @@ def _sentence(error: Any) -> str:
 
 def _printable(text: str) -> str:
     return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def _called(name: Optional[str]) -> str:
+    return _printable(re.split(r"[/\\]", name or "")[-1])[:NAME_LENGTH]
 
 
 def _entry(entry: Entry, name: str) -> dict[str, Any]:

@@ -130,7 +130,7 @@ class Pool:
     Args:
       threads: how many.
       name: what waits, for the message when the queue is full.
-      max_queue: most calls waiting or running.
+      max_queue: most that may wait or run: calls, or their weights where they have others than 1.
     """
 
     def __init__(self, threads: int, name: str, max_queue: int):
@@ -140,32 +140,34 @@ class Pool:
         self._pending = 0
 
     def __len__(self) -> int:
-        """Returns how many calls wait or run."""
+        """Returns how many calls wait or run, by weight."""
         return self._pending
 
-    async def __call__(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    async def __call__(self, function: Callable[..., Any], *arguments: Any, weight: int = 1) -> Any:
         """Returns what ``function`` returns, called in one of the threads.
+
+        ``weight`` is how much of the queue it takes; what is heavier than the whole queue may come alone.
 
         A call that has begun is finished also when nobody waits for it any more.
 
         Raises:
           Refusal: 503, the queue is full.
         """
-        if self._pending >= self._max_queue:
-            raise overloaded(f"{self._max_queue} {self._name} are waiting")
-        self._pending += 1
+        if self._pending and self._pending + weight > self._max_queue:
+            raise overloaded(f"{self._pending} {self._name} are waiting")
+        self._pending += weight
         try:
-            future = self._threads.submit(function, *arguments, **options)
+            future = self._threads.submit(function, *arguments)
         except RuntimeError as error:
-            self._pending -= 1
+            self._pending -= weight
             raise Refusal(503, "the service is stopping") from error
         loop = asyncio.get_running_loop()
         # Counted until the call itself is done: a client that went away has not freed its thread.
-        future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._finished))
+        future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._finished, weight))
         return await asyncio.wrap_future(future)
 
-    def _finished(self) -> None:
-        self._pending -= 1
+    def _finished(self, weight: int) -> None:
+        self._pending -= weight
 
     async def close(self) -> None:
         """Waits for what has been accepted and ends the threads."""

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from typing import Any, Optional
 from urllib.parse import urlsplit
 
+from han_tf.serve.access import OPEN, PAGE_FILES, READING, Access
 from han_tf.serve.limits import Limits, Refusal, overloaded
 
 Message = MutableMapping[str, Any]
@@ -48,26 +49,39 @@ class Guard:
     - A ``Host`` that is none of ``hosts``: 421. A page elsewhere that has its name resolved to this machine (DNS
       rebinding) still sends its own name.
     - A request that may change something, sent by another site's page (``Origin``, ``Sec-Fetch-Site``): 403.
-    - More requests at a time than allowed, more bytes of bodies together: 503. A body too large, by its
-      ``Content-Length`` or by what really arrives: 413. One that arrives too slowly: 408.
+    - No token where one is needed: 401. A change where the service is read-only: 403.
+    - A body too large, by its ``Content-Length`` or by what really arrives: 413. One that arrives too slowly: 408.
+    - More bodies arriving, or more bytes of bodies, than allowed: 503 for the body that has taken longest to arrive, so
+      that clients that stall keep nobody out.
+    - More requests at a time than allowed, counted from when their bodies are there: 503.
     - An answer that takes too long: 503.
+
+    HEAD is answered as GET is, without the body.
 
     Args:
       app: the application.
       limits: the bounds.
       hosts: names, without port, that the service goes by; lower case.
       refused: called with the status of each request that is refused here.
+      access: who may do what.
     """
 
     def __init__(
-        self, app: App, limits: Limits, hosts: Collection[str], refused: Callable[[int], None] = lambda status: None
+        self,
+        app: App,
+        limits: Limits,
+        hosts: Collection[str],
+        refused: Callable[[int], None] = lambda status: None,
+        access: Access = Access(),  # noqa: B008 - frozen
     ):
         self._app = app
         self._limits = limits
         self._hosts = frozenset(hosts)
         self._refused = refused
+        self._access = access
         self._requests = 0
         self._buffered = 0
+        self._arriving: dict[_Body, asyncio.Task] = {}  # in the order in which they began
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answers one request."""
@@ -75,41 +89,75 @@ class Guard:
             if scope["type"] == "lifespan":
                 await self._app(scope, receive, send)
             return
-        answer = _Answer(send, self._limits.request_seconds)
-        held, more = 0, True
-        self._requests += 1
+        answer, body = _Answer(send, self._limits.request_seconds), _Body()
+        counted = 0
         try:
             headers = _headers(scope)
             self._check(scope, headers)
-            if self._requests > self._limits.requests:
-                raise overloaded(f"{self._limits.requests} requests are being answered")
-            body = bytearray()
-            deadline = time.monotonic() + self._limits.body_seconds
             self._check_announced(headers)
-            while more:
-                message = await _receive_before(receive, deadline, self._limits.body_seconds)
-                if message["type"] == "http.disconnect":
-                    return
-                body += message.get("body", b"")
-                self._buffered += len(body) - held
-                held = len(body)
-                more = message.get("more_body", False)
-                if held > self._limits.upload_bytes:
-                    raise _too_large(self._limits.upload_bytes)
-                if self._buffered > self._limits.buffered_bytes:
-                    raise overloaded("too many bytes are on their way")
-            await self._run(scope, bytes(body), receive, answer)
+            if not await self._arrived(body, receive):
+                return
+            if self._requests >= self._limits.requests:
+                raise overloaded(f"{self._limits.requests} requests are being answered")
+            counted = 1
+            self._requests += counted
+            await self._run(scope, bytes(body.data), receive, answer)
         except Refusal as refusal:
             self._refused(refusal.status)
             if not answer.started:
                 # What the client still sends is read and dropped for a while: a connection that is closed on data
                 # nobody read is reset, and the client would never see the reason. Not if it waits to be asked.
-                if more and refusal.status == 413 and b"100-continue" not in headers.get(b"expect", b""):
+                if body.more and refusal.status == 413 and b"100-continue" not in headers.get(b"expect", b""):
                     await _drain(receive, _DRAINED_TIMES * self._limits.upload_bytes)
                 await answer.refuse(refusal)
         finally:
-            self._requests -= 1
-            self._buffered -= held
+            self._requests -= counted
+            self._buffered -= len(body.data)
+
+    async def _arrived(self, body: "_Body", receive: Receive) -> bool:
+        """Reads a body; returns whether the client stayed."""
+        self._arriving[body] = reading = asyncio.ensure_future(self._read(body, receive))
+        if len(self._arriving) > self._limits.bodies:
+            self._end_slowest(f"{self._limits.bodies} bodies are on their way")
+        try:
+            return await reading
+        except asyncio.CancelledError:
+            if body.ended is None:
+                raise
+            raise body.ended from None
+        finally:
+            self._arriving.pop(body, None)
+
+    async def _read(self, body: "_Body", receive: Receive) -> bool:
+        deadline = time.monotonic() + self._limits.body_seconds
+        try:
+            while body.more:
+                message = await _receive_before(receive, deadline, self._limits.body_seconds)
+                if body.ended is not None:  # wait_for may answer a cancellation with what came at the same moment
+                    raise body.ended
+                if message["type"] == "http.disconnect":
+                    return False
+                part = message.get("body", b"")
+                body.data += part
+                self._buffered += len(part)
+                body.more = message.get("more_body", False)
+                if len(body.data) > self._limits.upload_bytes:
+                    raise _too_large(self._limits.upload_bytes)
+                if self._buffered > self._limits.buffered_bytes:
+                    self._end_slowest("too many bytes are on their way")
+                    if body.ended is not None:
+                        raise body.ended
+            return True
+        finally:
+            self._arriving.pop(body, None)
+
+    def _end_slowest(self, reason: str) -> None:
+        """Ends the body that began to arrive first, and forgets what has come of it."""
+        slowest = next(iter(self._arriving))
+        slowest.ended = overloaded(f"{reason}, and this one has taken longest")
+        self._buffered -= len(slowest.data)
+        slowest.data = bytearray()
+        self._arriving.pop(slowest).cancel()
 
     async def _run(self, scope: Message, body: bytes, receive: Receive, answer: "_Answer") -> None:
         sent = False
@@ -121,6 +169,8 @@ class Guard:
                 return {"type": "http.request", "body": body, "more_body": False}
             return await receive()
 
+        if scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}  # the server leaves the body out
         try:
             await asyncio.wait_for(self._app(scope, replay, answer.send), self._limits.request_seconds)
         except asyncio.TimeoutError:
@@ -135,17 +185,30 @@ class Guard:
         host = headers.get(b"host", b"").decode("latin-1").lower()
         if _name(host) not in self._hosts:
             raise Refusal(421, f"host is {host[:100]!r}, expected {' or '.join(sorted(self._hosts))}")
+        if scope["path"] not in OPEN and not scope["path"].startswith(PAGE_FILES) and not self._access.admits(headers):
+            raise Refusal(401, "no token or a wrong one, expected the header 'Authorization: Bearer TOKEN'")
         if scope["method"] in SAFE_METHODS:
             return
         origin = headers.get(b"origin")
         site = headers.get(b"sec-fetch-site", b"none")
         if site not in (b"none", b"same-origin") or (origin is not None and not _same(origin.decode("latin-1"), host)):
             raise Refusal(403, "a page of another site may not do this")
+        if self._access.read_only and scope["path"] not in READING:
+            raise Refusal(403, "this service is read-only")
 
     def _check_announced(self, headers: dict[bytes, bytes]) -> None:
         announced = headers.get(b"content-length", b"0")
         if announced.isdigit() and int(announced[:20]) > self._limits.upload_bytes:
             raise _too_large(self._limits.upload_bytes)
+
+
+class _Body:
+    """A body that is being read: what is there of it, whether more comes, why it was ended by others."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+        self.more = True
+        self.ended: Optional[Refusal] = None
 
 
 class _Answer:

@@ -3,11 +3,14 @@
 import io
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
+from han_tf.data.folders import FILE_FORMATS
 from han_tf.data.reading import FORMATS, upright_pixels
 from han_tf.serve.limits import Refusal
 
@@ -28,7 +31,7 @@ class Size(NamedTuple):
     height: int
 
 
-def decode_upload(data: bytes, max_pixels: int) -> np.ndarray:
+def decode_upload(data: bytes, max_pixels: int, of_file: bool = False) -> np.ndarray:
     """Decodes an uploaded image.
 
     The size that the header claims and the scans of a JPEG are checked before anything is decoded. The pixels are
@@ -37,6 +40,7 @@ def decode_upload(data: bytes, max_pixels: int) -> np.ndarray:
     Args:
       data: the file's bytes.
       max_pixels: largest width times height.
+      of_file: whether it is a file of the gallery: those may be TIFF or GIF, too, and have more frames than the first.
 
     Returns:
       ``[height, width, 3]`` uint8, RGB.
@@ -45,23 +49,40 @@ def decode_upload(data: bytes, max_pixels: int) -> np.ndarray:
       Refusal: 413 too many pixels; 415 no image, or in another format; 422 animated, truncated, damaged
         or in more than :data:`MAX_SCANS` scans.
     """
+    with _opened(data, max_pixels, of_file) as image:
+        return upright_pixels(image)
+
+
+def work_of(data: bytes, max_pixels: int, of_file: bool = False) -> int:
+    """Returns how much decoding an image takes, in pixels that are gone over; arguments and errors as above.
+
+    It is judged by the header; each ten scans of a JPEG count as a whole picture.
+    """
+    with _opened(data, max_pixels, of_file) as image:
+        width, height = image.size
+        scans = data.count(_START_OF_SCAN) if image.format in ("JPEG", "MPO") else 0
+        return width * height * (10 + min(scans, MAX_SCANS)) // 10
+
+
+@contextmanager
+def _opened(data: bytes, max_pixels: int, of_file: bool) -> Iterator[Image.Image]:
     if not data:
         raise Refusal(422, "the image is empty, expected a file of at least one byte")
     _check_webp_size(data, max_pixels)
-    expected = f"expected {', '.join(FORMATS)}"
+    formats = (*FILE_FORMATS,) if of_file else FORMATS
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of metadata we do not look at, and of sizes we check ourselves
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            with Image.open(io.BytesIO(data), formats=formats) as image:
                 _check_size(Size(*image.size), max_pixels)
                 # A JPEG of several pictures (MPO) is what phones write: the first one is the picture.
-                if getattr(image, "is_animated", False) and image.format != "MPO":
+                if not of_file and getattr(image, "is_animated", False) and image.format != "MPO":
                     raise Refusal(422, f"the image has {image.n_frames} frames, expected one")
                 if image.format in ("JPEG", "MPO"):
                     _check_scans(data)
-                return upright_pixels(image)
+                yield image
     except Image.UnidentifiedImageError as error:
-        raise Refusal(415, f"not an image that can be read, {expected}") from error
+        raise Refusal(415, f"not an image that can be read, expected {', '.join(formats)}") from error
     except Image.DecompressionBombError as error:
         raise Refusal(413, f"the image has too many pixels, expected at most {max_pixels:,}") from error
     except MemoryError as error:

@@ -1,9 +1,11 @@
 """Putting a service together and running it until a signal."""
 
 import os
+import signal
 import socket
-from collections.abc import Callable, Collection, Sequence
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Optional, Union
 
@@ -15,6 +17,7 @@ from han_tf.inference.extractor import FeatureExtractor
 from han_tf.inference.runs import CHECKPOINTS, CONFIG, load_run
 from han_tf.inference.runtimes.keras import network_checksum
 from han_tf.search import Gallery
+from han_tf.serve.access import Access
 from han_tf.serve.app import create_app, guarded
 from han_tf.serve.attention import AttentionModel
 from han_tf.serve.limits import Limits
@@ -41,6 +44,7 @@ def open_service(
     attention: Optional[str] = None,
     runs_dir: Union[str, os.PathLike] = "runs",
     state: Union[str, os.PathLike],
+    read_only: bool = False,
     image_roots: Sequence[str] = (),
     threads: Optional[int] = None,
     limits: Limits = Limits(),  # noqa: B008 - frozen
@@ -49,12 +53,13 @@ def open_service(
     """Opens all that a service needs; what is open is closed again if something is wrong.
 
     Args:
-      gallery: open and writable; the service closes it.
+      gallery: open, and writable unless ``read_only``; the service closes it.
       model: a run's folder or an exported model; None for one in ``runs_dir`` with the gallery's checksum.
       extractor: the model, where it is open already.
       attention: run whose network draws overlays; None for the model's own run, where there is one.
       runs_dir: where to look for a model.
       state: folder for feedback and added images.
+      read_only: whether nothing is written there.
       image_roots: folders from which images may be shown; those the gallery's images lie in if empty.
       threads: threads of the network.
       limits, examples: see :class:`Service`.
@@ -81,12 +86,12 @@ def open_service(
                     raise
             if drawing is not None and not attention and drawing.checksum != gallery.checksum:
                 drawing = None  # trained on since it was exported
-        store = Store(state)
+        store = Store(state, read_only)
         return Service(
             gallery,
             extractor,
             store,
-            image_roots=image_roots or folders_of(gallery, store.copies),
+            image_roots=image_roots or folders_of(gallery, store.holds),
             limits=limits,
             attention=drawing,
             examples=examples,
@@ -140,17 +145,17 @@ def run_of(model: Union[str, os.PathLike]) -> Optional[str]:
     )
 
 
-def folders_of(gallery: Gallery, copies: Path) -> list[str]:
+def folders_of(gallery: Gallery, is_copy: Callable[[str], bool]) -> list[str]:
     """Returns the folders in which the images of a gallery lie, judged by some of them.
 
     If they are many, a folder for each person say, it is the one that holds them all, unless that is the root.
 
     Args:
       gallery: whose images.
-      copies: folder of added images, which lie elsewhere.
+      is_copy: tells whether a path is that of an added image, which lies elsewhere.
     """
     entries = gallery.some(SAMPLED)
-    folders = {Path(entry.path).absolute().parent for entry in entries if entry.path} - {copies}
+    folders = {Path(entry.path).absolute().parent for entry in entries if entry.path and not is_copy(entry.path)}
     if len(folders) > FEW_FOLDERS:
         common = Path(os.path.commonpath(folders))
         if common != Path(common.anchor):
@@ -159,13 +164,29 @@ def folders_of(gallery: Gallery, copies: Path) -> list[str]:
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]):
+    """Starts the service before it answers, and closes it after the last answer."""
+
+    def __init__(self, config: uvicorn.Config, service: Service, ready: Callable[[], None]):
         super().__init__(config)
+        self._service = service
         self._ready = ready
 
     async def startup(self, sockets: Optional[list[socket.socket]] = None) -> None:
+        try:
+            await self._service.start()
+        except Exception as error:
+            await self._service.close()
+            if isinstance(error, UserError):
+                raise
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(f"the service cannot start: {type(error).__name__}: {reason}") from error
         await super().startup(sockets)
         self._ready()
+
+    async def shutdown(self, sockets: Optional[list[socket.socket]] = None) -> None:
+        await super().shutdown(sockets)
+        if not self.force_exit:
+            await self._service.close()
 
 
 def serve(
@@ -174,8 +195,11 @@ def serve(
     hosts: Collection[str],
     ready: Callable[[], None],
     started: Callable[[uvicorn.Server], None] = lambda server: None,
+    access: Access = Access(),  # noqa: B008 - frozen
 ) -> None:
-    """Answers requests until SIGINT or SIGTERM; then finishes what was accepted, closes all and passes the signal on.
+    """Answers requests until SIGINT, SIGTERM or SIGHUP; then finishes what it accepted and passes the signal on.
+
+    SIGHUP, which a closed terminal sends, is left alone where it is ignored, as under ``nohup``.
 
     Args:
       service: what to serve; closed at the end.
@@ -183,11 +207,37 @@ def serve(
       hosts: names the service goes by.
       ready: called when requests are answered.
       started: called with the server, whose ``should_exit`` ends it where signals do not arrive: in a thread.
+      access: who may do what.
+
+    Raises:
+      UserError: the service cannot start.
     """
-    app = guarded(create_app(service), service, hosts)
-    server = _Server(server_config(app, service.limits), ready)
+    app = guarded(create_app(service, access), service, hosts, access)
+    server = _Server(server_config(app, service.limits), service, ready)
     started(server)
-    server.run([bound])
+    with _ended_by_hangup(server):
+        server.run([bound])
+
+
+@contextmanager
+def _ended_by_hangup(server: uvicorn.Server) -> Iterator[None]:
+    in_main = threading.current_thread() is threading.main_thread()
+    if not (in_main and hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_DFL):
+        yield
+        return
+    came: list[int] = []
+
+    def stop(number: int, _: object) -> None:
+        came.append(number)
+        server.should_exit = True
+
+    signal.signal(signal.SIGHUP, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        if came:
+            signal.raise_signal(signal.SIGHUP)
 
 
 def address_of(bound: socket.socket) -> str:

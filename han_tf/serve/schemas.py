@@ -67,6 +67,28 @@ class Added(BaseModel):
     id: int
 
 
+class AddedMany(BaseModel):
+    """The entries that were made, in the order of the images; they are on disk."""
+
+    ids: list[int]
+
+
+class Correction(BaseModel):
+    """What is known better; what is left out stays, null means: not known."""
+
+    pid: Optional[int] = Field(default=None, ge=-NUMBER_LIMIT, le=NUMBER_LIMIT, description="person")
+    camid: Optional[int] = Field(default=None, ge=-NUMBER_LIMIT, le=NUMBER_LIMIT, description="camera")
+    time: Optional[float] = Field(
+        default=None, ge=-1e12, le=1e12, allow_inf_nan=False, description="seconds since 1970 UTC"
+    )
+
+
+class Compacted(BaseModel):
+    """What is left."""
+
+    entries: int
+
+
 class Deleted(BaseModel):
     """The entry that is gone."""
 
@@ -85,14 +107,18 @@ class Overview(BaseModel):
     levels: int = Field(description="levels of attention that can be drawn; 0 for none")
     attention: list[str] = Field(description="kinds of attention that can be drawn")
     verdicts: int
+    read_only: bool = Field(description="whether nothing can be changed, verdicts included")
     dimension: int
     model: str
 
 
 class Page(BaseModel):
-    """Some entries of the gallery, to begin with."""
+    """Some entries of the gallery."""
 
     entries: list[EntryOut]
+    next: Optional[int] = Field(
+        description="`after` of the entries that follow; null if none do, or where no `after` was given"
+    )
 
 
 class Example(BaseModel):
@@ -100,6 +126,12 @@ class Example(BaseModel):
 
     number: int
     title: str
+
+
+class Login(BaseModel):
+    """What the page's visitor typed."""
+
+    token: str = Field(max_length=1000)
 
 
 class Feedback(BaseModel):

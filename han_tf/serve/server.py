@@ -12,6 +12,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from han_tf.errors import UserError
 from han_tf.serve.limits import RETRY_AFTER, Limits
 
+BACKLOG = 512
+"""Connections that may wait to be accepted."""
+
 _FULL = json.dumps({"error": "too many connections, try again in a moment"}).encode()
 _TURNED_AWAY = (
     b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nconnection: close\r\n"
@@ -35,11 +38,16 @@ def make_protocol(limits: Limits) -> type[H11Protocol]:
             if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
                 milliseconds = int(1000 * limits.request_seconds)
                 transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
-            if len(self.connections) > limits.connections:
+            own = sum(other.client is not None and other.client[0] == self._address for other in self.connections)
+            if len(self.connections) > limits.connections or own > limits.client_connections:
                 transport.write(_TURNED_AWAY)
                 transport.close()
                 return
             self._arm()
+
+        @property
+        def _address(self) -> Optional[str]:
+            return self.client[0] if self.client else None
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
@@ -87,12 +95,12 @@ def server_config(app: Any, limits: Limits) -> uvicorn.Config:
         http=make_protocol(limits),
         ws="none",
         loop="asyncio",
-        lifespan="on",
+        lifespan="off",
         log_level="warning",
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        backlog=limits.connections,
+        backlog=BACKLOG,
         timeout_keep_alive=limits.keep_alive_seconds,
         timeout_graceful_shutdown=limits.shutdown_seconds,
         h11_max_incomplete_event_size=16 * 1024,
@@ -100,7 +108,9 @@ def server_config(app: Any, limits: Limits) -> uvicorn.Config:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Returns a socket bound to the address; port 0 is any free one.
+    """Returns a socket that listens on the address, so that nobody else can; port 0 is any free one.
+
+    Clients that connect before :func:`han_tf.serve.running.serve` is called wait.
 
     Raises:
       UserError: the address is not this machine's, in use or not allowed.
@@ -113,6 +123,7 @@ def listen(host: str, port: int) -> socket.socket:
         try:
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             bound.bind(address)
+            bound.listen(BACKLOG)
         except OSError:
             bound.close()
             raise

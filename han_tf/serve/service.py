@@ -1,5 +1,6 @@
 """What the service does, without HTTP: embed, search, add, delete, draw; each within its bounds."""
 
+import asyncio
 import hashlib
 import math
 import sqlite3
@@ -19,7 +20,7 @@ from han_tf.inference.extractor import FeatureExtractor
 from han_tf.search import Entry, Filters, Gallery, Hit
 from han_tf.serve.attention import AttentionModel, Kind, draw_overlay
 from han_tf.serve.batching import Batcher, Pool
-from han_tf.serve.images import decode_upload, encode
+from han_tf.serve.images import decode_upload, encode, work_of
 from han_tf.serve.limits import Limits, Refusal
 from han_tf.serve.store import Store
 
@@ -31,6 +32,15 @@ CACHED_OVERLAYS = 2048
 
 COPY_SIDE = 1024
 """Longer side of the copies of added images, in pixels; larger ones are shrunk to it."""
+
+WORK_UNIT = 250_000
+"""Pixels that take one place in the queue of images to decode."""
+
+LARGE_WORK = 2_000_000
+"""Pixels from which on an image has a thread and a queue apart, where it holds up others of its size alone."""
+
+REMEMBERED = 20_000
+"""Queries that a verdict may be said about, since the start."""
 
 LISTED = 60
 """Entries of the first look at a gallery."""
@@ -166,6 +176,8 @@ class Service:
         self._roots = tuple(Path(root).resolve() for root in (*image_roots, store.copies))
         self._cameras: set[int] = set()
         self._overlays: OrderedDict[str, Any] = OrderedDict()
+        self._queries: OrderedDict[str, None] = OrderedDict()
+        store.gallery = gallery.identity
         queue = limits.queue
         self._embed = Batcher(
             lambda images: extractor.embed(np.stack(images)),
@@ -185,12 +197,14 @@ class Service:
         )
         # Pillow, NumPy and the engines let go of the interpreter's lock where the time goes.
         self._decode = Pool(2, "images", queue)
+        self._decode_large = Pool(1, "parts of large images", queue)
         self._search = Pool(2, "searches", queue)
         self._write = Pool(1, "changes", queue)
         for name, part in (
             ("embed", self._embed),
             ("attention", self._attend),
             ("decode", self._decode),
+            ("decode_large", self._decode_large),
             ("search", self._search),
             ("write", self._write),
         ):
@@ -216,12 +230,21 @@ class Service:
         self._attend.start()
         await self._embed.warm_up(np.zeros((*self.extractor.input_size, 3), np.uint8))
         self._cameras.update(await self._search(self.gallery.cameras))
+        await self._write(self._sweep_now)
+
+    def _sweep_now(self) -> None:
+        """Removes the copies of entries that are gone: a crash may come between the two."""
+        paths = self.store.copies_of_gallery()
+        kept = {entry.path for entry in self.gallery.named(paths)} if paths else set()
+        for path in paths:
+            if path not in kept:
+                self.store.remove_copy(path)
 
     async def close(self) -> None:
         """Finishes what has been accepted, then closes gallery and store."""
         await self._embed.close()
         await self._attend.close()
-        for pool in (self._decode, self._search, self._write):
+        for pool in (self._decode, self._decode_large, self._search, self._write):
             await pool.close()
         self.gallery.close()
         self.store.close()
@@ -233,12 +256,18 @@ class Service:
           data: the file's bytes.
           to_keep: whether it will be added to the gallery.
         """
-        return await self._decode(self._decode_now, data, to_keep)
 
-    def _decode_now(self, data: bytes, to_keep: bool) -> Picture:
-        pixels = decode_upload(data, self.limits.pixels)
-        copy = encode(pixels, "PNG", COPY_SIDE) if to_keep else None
-        return Picture(hashlib.sha256(data).hexdigest(), resize(pixels, self.extractor.input_size), copy)
+        def picture(pixels: np.ndarray) -> Picture:
+            copy = encode(pixels, "PNG", COPY_SIDE) if to_keep else None
+            return Picture(hashlib.sha256(data).hexdigest(), resize(pixels, self.extractor.input_size), copy)
+
+        return await self._decoded(data, picture)
+
+    async def _decoded(self, data: bytes, use: Callable[[np.ndarray], Any], of_file: bool = False) -> Any:
+        """Returns what ``use`` makes of the pixels of an image; see :func:`han_tf.serve.images.decode_upload`."""
+        work = await self._decode(work_of, data, self.limits.pixels, of_file)
+        pool = self._decode_large if work >= LARGE_WORK else self._decode
+        return await pool(lambda: use(decode_upload(data, self.limits.pixels, of_file)), weight=-(-work // WORK_UNIT))
 
     async def embed(self, picture: Picture) -> np.ndarray:
         """Returns the feature of a picture, float32 ``[d]``."""
@@ -257,7 +286,12 @@ class Service:
         Raises:
           Refusal: 404, there is no such entry to search for; 503, the gallery cannot be read.
         """
-        return await self._ask(self._search_now, query, k, filters, threshold, rerank)
+        answer = await self._ask(self._search_now, query, k, filters, threshold, rerank)
+        self._queries[query.name] = None
+        self._queries.move_to_end(query.name)
+        while len(self._queries) > REMEMBERED:
+            self._queries.popitem(last=False)
+        return answer
 
     def _search_now(self, query: Query, k: int, filters: Filters, threshold: Optional[float], rerank: bool) -> Answer:
         gallery = self.gallery
@@ -309,12 +343,12 @@ class Service:
         entry = _the_one(self.gallery.entries, id)
         return entry, self.store.names([entry.path])[0]
 
-    async def list_entries(self, limit: int = LISTED) -> list[tuple[Entry, str]]:
-        """Returns some entries, for a first look."""
-        return await self._ask(self._list_now, limit)
+    async def list_entries(self, limit: int = LISTED, after: Optional[int] = None) -> list[tuple[Entry, str]]:
+        """Returns some entries for a first look; with ``after`` those of the next greater ids."""
+        return await self._ask(self._list_now, limit, after)
 
-    def _list_now(self, limit: int) -> list[tuple[Entry, str]]:
-        entries = self.gallery.some(limit)
+    def _list_now(self, limit: int, after: Optional[int]) -> list[tuple[Entry, str]]:
+        entries = self.gallery.some(limit) if after is None else self.gallery.page(limit, after)
         return list(zip(entries, self.store.names([entry.path for entry in entries])))
 
     @property
@@ -324,47 +358,80 @@ class Service:
 
     async def add(
         self,
-        picture: Picture,
-        name: str,
+        pictures: Sequence[Picture],
+        names: Sequence[str],
         pid: Optional[int],
         camid: Optional[int],
         time: Optional[float],
-    ) -> int:
-        """Adds a picture that was read to be kept, and returns its id; image and entry are on disk then.
+    ) -> list[int]:
+        """Adds pictures that were read to be kept, all or none; images and entries are on disk when it returns.
+
+        Args:
+          pictures: one or more.
+          names: what each is called.
+          pid, camid, time: of all of them; None where not known.
+
+        Returns:
+          Their ids.
 
         Raises:
           Refusal: 503, they cannot be written.
         """
-        feature = await self.embed(picture)
-        id = await self._change(self._add_now, feature, picture.copy, name, pid, camid, time)
+        features = np.stack(await asyncio.gather(*map(self.embed, pictures)))
+        copies = [picture.copy for picture in pictures]
+        ids = await self._change(self._add_now, features, copies, names, (pid, camid, time))
         if camid is not None:
             self._cameras.add(camid)
-        return id
+        return ids
 
     def _add_now(
         self,
-        feature: np.ndarray,
-        copy: bytes,
-        name: str,
-        pid: Optional[int],
-        camid: Optional[int],
-        time: Optional[float],
-    ) -> int:
+        features: np.ndarray,
+        copies: Sequence[bytes],
+        names: Sequence[str],
+        known: tuple[Optional[int], Optional[int], Optional[float]],
+    ) -> list[int]:
         # One call in one thread: a client that goes away cannot stop it half-way.
-        path = str(self.store.save_copy(copy, name))
+        paths: list[str] = []
         try:
-            (id,) = self.gallery.add(
-                feature[None],
-                paths=[path],
-                pids=[pid],
-                camids=[camid],
-                times=[time],
-                checksum=self.extractor.checksum,
+            paths += (self.store.save_copy(copy, name) for copy, name in zip(copies, names))
+            pids, camids, times = ([value] * len(paths) for value in known)
+            ids = self.gallery.add(
+                features, paths=paths, pids=pids, camids=camids, times=times, checksum=self.extractor.checksum
             )
         except BaseException:
-            self.store.remove_copy(path)
+            for path in paths:
+                self.store.remove_copy(path)
             raise
-        return int(id)
+        return ids.tolist()
+
+    async def correct(self, id: int, **changes: Optional[float]) -> tuple[Entry, str]:
+        """Changes ``pid``, ``camid`` or ``time`` of an entry, on disk when it returns; None: not known.
+
+        Returns:
+          The entry as it is now, and what it is called.
+
+        Raises:
+          Refusal: 404, there is none; 503, it cannot be written.
+        """
+        found = await self._change(self._correct_now, id, changes)
+        if changes.get("camid") is not None:
+            self._cameras.add(changes["camid"])
+        return found
+
+    def _correct_now(self, id: int, changes: dict[str, Optional[float]]) -> tuple[Entry, str]:
+        self._entry_now(id)
+        self.gallery.relabel([id], **{f"{name}s": [value] for name, value in changes.items()})
+        return self._entry_now(id)
+
+    async def compact(self) -> int:
+        """Gives back the space of deleted entries and returns how many there are.
+
+        Raises:
+          Refusal: 503, it cannot be written.
+        """
+        await self._change(self.gallery.compact)
+        return await self._ask(self.gallery.__len__)
 
     async def delete(self, id: int) -> None:
         """Deletes an entry; its image too, if it is a copy of the service's own.
@@ -390,18 +457,27 @@ class Service:
           Refusal: 404, there is no such entry, or no image of it that may be shown; 503.
         """
         entry, _ = await self.entry(id)
-        return await self._decode(lambda: encode(self._image_of(entry), "JPEG", SHOWN_SIDE))
+        return await self._of_entry(entry, lambda pixels: encode(pixels, "JPEG", SHOWN_SIDE))
 
-    def _image_of(self, entry: Entry) -> np.ndarray:
-        return self._image_at(entry.path, self._roots, f"entry {entry.id}")
+    async def _of_entry(self, entry: Entry, use: Callable[[np.ndarray], Any]) -> Any:
+        return await self._of_file(entry.path, self._roots, f"entry {entry.id}", use)
 
-    def _image_at(self, path: str, roots: Sequence[Path], what: str) -> np.ndarray:
+    async def _of_file(self, path: str, roots: Sequence[Path], what: str, use: Callable[[np.ndarray], Any]) -> Any:
+        data = await self._decode(self._bytes_at, path, roots, what)
+        try:
+            return await self._decoded(data, use, of_file=True)
+        except Refusal as error:
+            if error.status == 503:
+                raise
+            raise Refusal(404, f"no image of {what} can be shown") from error
+
+    def _bytes_at(self, path: str, roots: Sequence[Path], what: str) -> bytes:
         missing = Refusal(404, f"no image of {what} can be shown")
         if not path:
             raise missing
         try:
             # Links are followed before the comparison, so that none leads out of the folders.
-            real = Path(path).resolve(strict=True)
+            real = self.store.file_of(path).resolve(strict=True)
             if not real.is_file() or not any(real.is_relative_to(root) for root in roots):
                 raise missing
             with real.open("rb") as stream:
@@ -410,10 +486,7 @@ class Service:
             raise missing from error
         if len(data) > self.limits.upload_bytes:
             raise missing
-        try:
-            return decode_upload(data, self.limits.pixels)
-        except Refusal as error:
-            raise missing from error
+        return data
 
     async def example_image(self, number: int) -> bytes:
         """Returns the image of an example as PNG, unchanged.
@@ -426,9 +499,8 @@ class Service:
                 404, f"no example {number}, expected 0 to {len(self.examples) - 1}" if self.examples else "no examples"
             )
         path = Path(self.examples[number].path)
-        return await self._decode(
-            lambda: encode(self._image_at(str(path), [path.parent.resolve()], f"example {number}"), "PNG")
-        )
+        roots = [path.parent.resolve()]
+        return await self._of_file(str(path), roots, f"example {number}", lambda pixels: encode(pixels, "PNG"))
 
     async def overlay_of_entry(self, id: int, kind: Kind, level: int) -> bytes:
         """Returns what the network attends to in an entry's image, as PNG.
@@ -438,7 +510,7 @@ class Service:
         """
         self._check_attention()
         entry, _ = await self.entry(id)
-        image = await self._decode(lambda: resize(self._image_of(entry), self.attention.input_size))
+        image = await self._of_entry(entry, lambda pixels: resize(pixels, self.attention.input_size))
         return await self._overlay(f"id:{id}", image, kind, level)
 
     async def overlay_of_picture(self, picture: Picture, kind: Kind, level: int) -> bytes:
@@ -465,10 +537,17 @@ class Service:
         """Keeps what somebody says about a hit and returns when, see :meth:`han_tf.serve.store.Store.mark`.
 
         Raises:
-          Refusal: 404, there is no such entry; 503.
+          Refusal: 404, there is no such entry, or nobody asked for this query; 409, too many are kept; 503.
         """
         entry, _ = await self.entry(hit)
-        return await self._change(self.store.mark, query, hit, verdict, Path(entry.path).name, distance)
+        if query not in self._queries and not await self._ask(self.store.has, query):
+            raise Refusal(404, f"nobody has searched for {query[:40]} since the service began: search again")
+        return await self._change(self._mark_now, query, hit, verdict, Path(entry.path).name, distance)
+
+    def _mark_now(self, query: str, hit: int, verdict: Optional[str], *rest: Any) -> Optional[float]:
+        if verdict is not None and (kept := self.store.count()) >= self.limits.verdicts:
+            raise Refusal(409, f"{kept:,} verdicts are kept, expected fewer: this service keeps no more")
+        return self.store.mark(query, hit, verdict, *rest)
 
     async def export(self) -> str:
         """Returns all verdicts as CSV."""

@@ -18,10 +18,10 @@ FIRST_TIME = 1_772_440_000.0
 
 
 @contextlib.contextmanager
-def on_socket(service):
-    """The address of a service that runs in a thread."""
+def on_socket(service, **options):
+    """The address of a service that runs in a thread; further options go to :func:`serve`."""
     bound, ready, servers = listen("127.0.0.1", 0), threading.Event(), []
-    arguments = {"ready": ready.set, "started": servers.append}
+    arguments = {"ready": ready.set, "started": servers.append, **options}
     thread = threading.Thread(target=serve, args=(service, bound, HOSTS), kwargs=arguments, daemon=True)
     thread.start()
     assert ready.wait(30)
@@ -34,9 +34,9 @@ def on_socket(service):
 
 
 @contextlib.contextmanager
-def client_of(service):
+def client_of(service, **options):
     """A client of a service that runs in a thread."""
-    with on_socket(service) as address, httpx.Client(base_url=address, timeout=30) as client:
+    with on_socket(service, **options) as address, httpx.Client(base_url=address, timeout=30) as client:
         yield client
 
 

@@ -2,13 +2,18 @@
 
 import asyncio
 import json
+from dataclasses import replace
 
 import pytest
 
+from han_tf.serve.access import COOKIE, Access
 from han_tf.serve.guards import POLICY, Guard
 from han_tf.serve.limits import Limits
 
 LIMITS = Limits(upload_bytes=1000, buffered_bytes=2500, body_seconds=0.3, request_seconds=0.3, requests=3)
+
+
+OPEN_TO_ALL = Access()
 
 
 class Application:
@@ -33,12 +38,12 @@ class Application:
 class Exchange:
     """One request: what is sent piece by piece, and what comes back."""
 
-    def __init__(self, pieces=(b"",), method="POST", last=True, pause=0.0, **headers):
+    def __init__(self, pieces=(b"",), method="POST", last=True, pause=0.0, path="/", **headers):
         headers = {"host": "localhost:8000", **headers}
         self.scope = {
             "type": "http",
             "method": method,
-            "path": "/",
+            "path": path,
             "headers": [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()],
         }
         self.pieces = list(pieces)
@@ -72,10 +77,10 @@ class Exchange:
         return json.loads(self.sent[1]["body"])["error"]
 
 
-def run(*exchanges, application=None, limits=LIMITS, refused=None):
+def run(*exchanges, application=None, limits=LIMITS, refused=None, access=OPEN_TO_ALL):
     application = application or Application()
     statuses = []
-    guard = Guard(application, limits, {"localhost", "127.0.0.1", "::1"}, statuses.append)
+    guard = Guard(application, limits, {"localhost", "127.0.0.1", "::1"}, statuses.append, access)
 
     async def main():
         await asyncio.gather(*(guard(one.scope, one.receive, one.send) for one in exchanges))
@@ -208,6 +213,76 @@ def test_a_slow_answer():
     run(exchange, application=Application(seconds=20), refused=[503])
     assert exchange.status == 503
     assert exchange.headers[b"retry-after"] == b"1"
+
+
+def test_bodies_that_never_come_end_for_those_that_do():
+    stalled = [Exchange([b"x"], last=False) for _ in range(5)]
+    whole = Exchange([b"abc"])
+    application = run(*stalled, whole, limits=replace(LIMITS, bodies=3, requests=1))
+    assert application.bodies == [b"abc"]
+    assert whole.status == 200
+    assert [one.status for one in stalled] == [503, 503, 503, 408, 408]
+    assert "taken longest" in stalled[0].error
+
+
+def test_bytes_that_wait_for_more_make_room():
+    stalled = [Exchange([b"x" * 900], last=False) for _ in range(2)]
+    whole = Exchange([b"x" * 900])
+    run(*stalled, whole)
+    assert [one.status for one in (*stalled, whole)] == [503, 408, 200]
+
+
+TOKEN = "a long enough token".replace(" ", "-")
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 401),
+        ({"authorization": "Bearer wrong"}, 401),
+        ({"authorization": f"Basic {TOKEN}"}, 401),
+        ({"authorization": f"Bearer {TOKEN}"}, 200),
+        ({"authorization": f"bearer  {TOKEN}"}, 200),
+        ({"cookie": f"{COOKIE}={TOKEN}"}, 401),
+        ({"cookie": f"other=1; {COOKIE}={Access(TOKEN).cookie}"}, 200),
+        ({"cookie": f"{COOKIE}={Access(TOKEN + '2').cookie}"}, 401),
+        ({"cookie": "\x00=;=\xff"}, 401),
+    ],
+)
+@pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
+def test_the_token(headers, status, method):
+    exchange = Exchange(method=method, path="/search", **headers)
+    run(exchange, access=Access(TOKEN))
+    assert exchange.status == status
+    if status == 401:
+        assert exchange.headers[b"www-authenticate"] == b"Bearer"
+        assert TOKEN not in exchange.error
+    assert TOKEN not in repr(Access(TOKEN))
+
+
+@pytest.mark.parametrize("path", ["/", "/docs", "/page/app.js", "/login"])
+def test_the_page_itself_is_for_everybody(path):
+    exchange = Exchange(method="GET", path=path)
+    run(exchange, access=Access(TOKEN))
+    assert exchange.status == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/gallery", 200),
+        ("POST", "/search", 200),
+        ("POST", "/gallery", 403),
+        ("POST", "/feedback", 403),
+        ("PATCH", "/gallery/1", 403),
+        ("DELETE", "/gallery/1", 403),
+        ("POST", "/whatever/comes", 403),
+    ],
+)
+def test_a_service_that_is_read_only(method, path, status):
+    exchange = Exchange(method=method, path=path)
+    run(exchange, access=Access(read_only=True))
+    assert exchange.status == status
 
 
 def test_too_many_at_a_time():

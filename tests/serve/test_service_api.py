@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import re
+import tempfile
 import threading
 
 import httpx
@@ -13,7 +14,9 @@ from PIL import Image
 
 from han_tf.data.reading import decode_image
 from han_tf.errors import UserError
-from han_tf.search import create_gallery
+from han_tf.search import create_gallery, open_gallery
+from han_tf.serve import service as service_module
+from han_tf.serve.access import Access
 from han_tf.serve.limits import Limits
 from han_tf.serve.service import Example, Service
 from han_tf.serve.store import Store
@@ -233,14 +236,173 @@ def test_added_images_survive_a_restart(make_service, make_index, extractor, tmp
     service = make_service(tmp_path)
     with client_of(service) as client:
         id = client.post("/gallery", files=upload(encoded(noise())), data={"name": "kept"}).json()["id"]
-        client.post("/feedback", json={"query": "id:1", "hit": id, "verdict": "right"})
-    from han_tf.search import open_gallery
-
-    again = Service(open_gallery(tmp_path / "index"), extractor, Store(tmp_path / "state"))
+        client.post("/search", data={"id": 1})
+        assert client.post("/feedback", json={"query": "id:1", "hit": id, "verdict": "right"}).status_code == 200
+    again = Service(open_gallery(tmp_path / "index", writable=True), extractor, Store(tmp_path / "state"))
     with client_of(again) as client:
         assert client.get(f"/gallery/{id}").json()["name"] == "kept"
         assert client.get(f"/gallery/{id}/image").status_code == 200
         assert client.get("/overview").json()["verdicts"] == 1
+
+
+def test_a_deleted_person_leaves_no_picture_wherever_the_state_was_moved(make_service, extractor, tmp_path):
+    with client_of(make_service(tmp_path / "a")) as client:
+        id = client.post("/gallery", files=upload(encoded(noise()))).json()["id"]
+    (tmp_path / "a").rename(tmp_path / "b")
+    (tmp_path / "link").symlink_to(tmp_path / "b")
+    again = Service(open_gallery(tmp_path / "link/index", writable=True), extractor, Store(tmp_path / "link/state"))
+    with client_of(again) as client:
+        assert client.get(f"/gallery/{id}/image").status_code == 200
+        assert client.delete(f"/gallery/{id}").status_code == 200
+    assert not list((tmp_path / "b/state/images").iterdir())
+
+
+def test_pictures_without_entries_are_removed_at_the_start(make_service, extractor, tmp_path, monkeypatch):
+    service = make_service(tmp_path)
+    with client_of(service) as client:
+        kept = client.post("/gallery", files=upload(encoded(noise()))).json()["id"]
+        gone = client.post("/gallery", files=upload(encoded(noise(seed=1)))).json()["id"]
+        monkeypatch.setattr(service.store, "remove_copy", lambda path: None)  # as if it had been killed before
+        client.delete(f"/gallery/{gone}")
+        service.store.save_copy(encoded(noise(seed=2)), "never added")
+    images = tmp_path / "state" / "images"
+    other = images / f"{'0' * 32}.png"
+    other.write_bytes(b"of nobody knows whom")
+    assert len(list(images.iterdir())) == 4
+    # With another gallery it is not known which pictures are wanted.
+    gallery = create_gallery(tmp_path / "other", extractor.feature_dim, extractor.checksum)
+    with client_of(Service(gallery, extractor, Store(tmp_path / "state"))):
+        assert len(list(images.iterdir())) == 4
+    again = Service(open_gallery(tmp_path / "index", writable=True), extractor, Store(tmp_path / "state"))
+    with client_of(again) as client:
+        assert len(list(images.iterdir())) == 2
+        assert client.get(f"/gallery/{kept}/image").status_code == 200
+        assert other.exists()
+
+
+def test_many_at_once(client):
+    pictures = [encoded(noise(seed=seed)) for seed in range(5)]
+    files = [("images", (f"{n}.png", picture, "image/png")) for n, picture in enumerate(pictures)]
+    answer = client.post("/gallery/batch", files=files, data={"pid": 9, "camid": 2})
+    assert answer.status_code == 201
+    added = answer.json()["ids"]
+    assert [client.get(f"/gallery/{id}").json()["name"] for id in added] == [f"{n}.png" for n in range(5)]
+    for id, picture in zip(added, pictures):
+        hit = client.post("/search", files=upload(picture), data={"k": 1}).json()["hits"][0]
+        assert (hit["id"], hit["pid"], hit["camid"], hit["time"]) == (id, 9, 2, None)
+    bad = [*files, ("images", ("half.png", pictures[0][:100], "image/png"))]
+    assert error_of(client.post("/gallery/batch", files=bad), 422).startswith("half.png: the image is damaged")
+    assert client.get("/healthz").json()["entries"] == 36
+    error_of(client.post("/gallery/batch", data={"pid": 9}), 422)
+
+
+def test_what_is_known_of_an_entry_is_corrected(client):
+    before = client.get("/gallery/3").json()
+    after = client.patch("/gallery/3", json={"pid": 77, "time": None}).json()
+    assert after == {**before, "pid": 77, "time": None} == client.get("/gallery/3").json()
+    assert client.patch("/gallery/3", json={"camid": 41}).json()["pid"] == 77
+    assert 41 in client.get("/overview").json()["cameras"]
+    assert [hit["id"] for hit in client.post("/search", data={"id": 0, "cameras": 41}).json()["hits"]] == [3]
+    assert "nothing to change" in error_of(client.patch("/gallery/3", json={}), 422)
+    assert "no entry 999" in error_of(client.patch("/gallery/999", json={"pid": 1}), 404)
+    error_of(client.patch("/gallery/3", json={"pid": "x"}), 422)
+
+
+def test_all_of_a_gallery_page_by_page(client):
+    client.delete("/gallery/4")
+    seen, after = [], -1
+    while after is not None:
+        page = client.get("/gallery", params={"limit": 7, "after": after}).json()
+        seen += [entry["id"] for entry in page["entries"]]
+        after = page["next"]
+    assert seen == [id for id in range(31) if id != 4]
+
+
+def test_the_space_of_deleted_entries_is_given_back(client, query):
+    before = ids(client.post("/search", files=upload(query)))
+    client.delete(f"/gallery/{before[0]}")
+    assert client.post("/compact").json() == {"entries": 30}
+    assert ids(client.post("/search", files=upload(query), data={"k": 19})) == before[1:]
+
+
+def test_a_service_that_is_read_only(make_index, extractor, tiny_set, tmp_path, query):
+    make_index(tmp_path / "index").close()
+    store = Store(tmp_path / "state", read_only=True)
+    with client_of(
+        Service(open_gallery(tmp_path / "index"), extractor, store), access=Access(read_only=True)
+    ) as client:
+        assert len(ids(client.post("/search", files=upload(query)))) == 20
+        assert client.get("/overview").json()["read_only"] is True
+        for answer in (
+            client.post("/gallery", files=upload(query)),
+            client.delete("/gallery/1"),
+            client.patch("/gallery/1", json={"pid": 1}),
+            client.post("/feedback", json={"query": "id:1", "hit": 2, "verdict": "right"}),
+            client.post("/compact"),
+        ):
+            assert error_of(answer, 403) == "this service is read-only"
+    assert not (tmp_path / "state").exists()
+
+
+def test_a_token_opens_it(make_service, tmp_path):
+    access = Access("0123456789abcdef")
+    with client_of(make_service(tmp_path), access=access) as client:
+        assert client.get("/").status_code == 200
+        error_of(client.get("/healthz"), 401)
+        header = {"Authorization": f"Bearer {access.token}"}
+        assert client.get("/healthz", headers=header).status_code == 200
+        error_of(client.post("/login", json={"token": "wrong"}), 401)
+        assert client.post("/login", json={"token": access.token}).status_code == 204
+        assert client.get("/healthz").status_code == 200
+
+
+@pytest.mark.parametrize("format", ["GIF", "TIFF"])
+def test_pictures_of_a_gallery_of_other_formats(extractor, gallery_features, tmp_path, format):
+    picture = Image.linear_gradient("L").resize((20, 40))
+    if format == "TIFF":
+        picture = picture.convert("RGB")
+    picture.save(tmp_path / f"a.{format}", format, save_all=True, append_images=[picture.rotate(180)])
+    gallery = create_gallery(tmp_path / "index", extractor.feature_dim, extractor.checksum)
+    gallery.add(gallery_features[:1], paths=[str(tmp_path / f"a.{format}")])
+    with client_of(Service(gallery, extractor, Store(tmp_path / "state"), image_roots=[tmp_path])) as client:
+        shown = np.asarray(Image.open(io.BytesIO(client.get("/gallery/0/image").content))).astype(int)
+        assert np.abs(shown - decode_image(str(tmp_path / f"a.{format}"))).mean() < 5  # of the first frame
+        error_of(client.post("/embed", files=upload((tmp_path / f"a.{format}").read_bytes())), 415)
+
+
+def test_large_images_hold_up_large_ones_alone(make_service, tmp_path, query, monkeypatch):
+    large = encoded(np.zeros((2000, 2000, 3), np.uint8))
+    gate, decode = threading.Event(), service_module.decode_upload
+
+    def slow(data, *arguments):
+        if data == large:
+            gate.wait(20)
+        return decode(data, *arguments)
+
+    monkeypatch.setattr(service_module, "decode_upload", slow)
+    service = make_service(tmp_path, limits=Limits(queue=40))
+    with on_socket(service) as address:
+        answers = []
+        threads = [
+            threading.Thread(
+                target=lambda: answers.append(httpx.post(f"{address}/embed", files=upload(large), timeout=30))
+            )
+            for _ in range(4)
+        ]
+        for thread in threads:
+            thread.start()
+        wait_for(lambda: len(answers) == 2)  # 16 places each, of 40
+        assert {answer.status_code for answer in answers} == {503}
+        assert httpx.post(f"{address}/embed", files=upload(query), timeout=30).status_code == 200
+        gate.set()
+        for thread in threads:
+            thread.join()
+    assert sorted(answer.status_code for answer in answers) == [200, 200, 503, 503]
+
+
+def test_no_folder_for_temporary_files_is_needed(client, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
+    assert client.post("/embed", files=upload(encoded(noise(1000, 600), compress_level=0))).status_code == 200
 
 
 def test_deleting_leaves_files_that_are_not_ours(client, tiny_set):
@@ -359,10 +521,25 @@ def test_feedback_comes_back_with_the_search_and_as_csv(client, query):
     assert export.headers["content-type"] == "text/csv; charset=utf-8"
     assert "attachment" in export.headers["content-disposition"]
     lines = export.text.splitlines()
-    assert lines[0] == "time,query,hit,verdict,distance,image"
+    assert lines[0] == "time,query,hit,verdict,distance,image,gallery"
     assert len(lines) == 3
     client.post("/feedback", json={"query": answer["query"], "hit": first, "verdict": None})
     assert len(client.get("/feedback.csv").text.splitlines()) == 2
+
+
+def test_feedback_is_about_searches_that_were_made(make_service, extractor, tmp_path):
+    with client_of(make_service(tmp_path, limits=Limits(verdicts=2))) as client:
+        said = {"query": "id:1", "hit": 2, "verdict": "right"}
+        assert "nobody has searched for id:1" in error_of(client.post("/feedback", json=said), 404)
+        made_up = {**said, "query": "sha256:" + "a" * 64}
+        error_of(client.post("/feedback", json=made_up), 404)
+        client.post("/search", data={"id": 1})
+        for hit in (2, 3):
+            assert client.post("/feedback", json={**said, "hit": hit}).status_code == 200
+        assert "2 verdicts are kept" in error_of(client.post("/feedback", json={**said, "hit": 4}), 409)
+    again = Service(open_gallery(tmp_path / "index", writable=True), extractor, Store(tmp_path / "state"))
+    with client_of(again) as client:  # what was said can be taken back after a restart
+        assert client.post("/feedback", json={**said, "verdict": None}).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -519,6 +696,7 @@ def test_a_gallery_out_of_reach(make_service, tmp_path, query, capsys, monkeypat
             assert response.headers["retry-after"]
         assert "han_tf_gallery_entries NaN" in client.get("/metrics").text
         assert not list((tmp_path / "state" / "images").iterdir())
+        assert service.store.copies_of_gallery() == []
     assert "/secret/place: Milvus does not answer" in capsys.readouterr().err
 
 
@@ -576,5 +754,5 @@ def test_an_empty_gallery(extractor, tmp_path, query):
     with client_of(Service(gallery, extractor, Store(tmp_path / "state"))) as client:
         answer = client.post("/search", files=upload(query)).json()
         assert (answer["hits"], answer["known"]) == ([], False)
-        assert client.get("/gallery").json() == {"entries": []}
+        assert client.get("/gallery").json() == {"entries": [], "next": None}
         assert client.get("/overview").json()["cameras"] == []

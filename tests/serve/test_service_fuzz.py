@@ -29,6 +29,7 @@ OPERATIONS = [
     ("POST", "/embed"),
     ("POST", "/search"),
     ("POST", "/gallery"),
+    ("POST", "/gallery/batch"),
     ("GET", "/gallery"),
     ("GET", "/gallery/{id}"),
     ("GET", "/gallery/{id}/image"),
@@ -41,6 +42,8 @@ OPERATIONS = [
     ("GET", "/examples/{number}/image"),
     ("GET", "/healthz"),
     ("GET", "/metrics"),
+    ("PATCH", "/gallery/{id}"),
+    ("POST", "/compact"),
     ("DELETE", "/gallery/{id}"),
 ]
 """Deleting comes last: with the same seed it asks for the same ids as the others."""
@@ -71,7 +74,7 @@ def sensible(draw, cases):
     return case
 
 
-WITHOUT_PARAMETERS = ("/feedback.csv", "/overview", "/examples", "/healthz", "/metrics")
+WITHOUT_PARAMETERS = ("/feedback.csv", "/overview", "/examples", "/healthz", "/metrics", "/compact")
 
 
 @pytest.mark.parametrize(("method", "path"), OPERATIONS, ids=lambda value: value)

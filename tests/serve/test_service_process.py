@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from ipaddress import ip_address
 from pathlib import Path
 
 import httpx
@@ -20,10 +21,11 @@ from han_tf.errors import UserError
 from han_tf.search import create_gallery, open_gallery
 from han_tf.serve import __main__ as command
 from han_tf.serve.limits import Limits
-from han_tf.serve.running import find_model, folders_of, open_service, run_of
+from han_tf.serve.running import find_model, folders_of, open_service, run_of, serve
+from han_tf.serve.server import listen
 from han_tf.serve.service import Service
 from han_tf.serve.store import Store
-from tests.serve.serving import client_of, encoded, noise, on_socket, wait_for
+from tests.serve.serving import HOSTS, client_of, encoded, noise, on_socket, wait_for
 
 QUICK = Limits(header_seconds=0.5, keep_alive_seconds=1, body_seconds=0.5, upload_bytes=100_000, connections=3)
 
@@ -80,11 +82,11 @@ def test_where_the_images_lie(tmp_path, extractor):
     def folders(name, *paths):
         with create_gallery(tmp_path / name, 2, "a" * 64) as gallery:
             gallery.add([[1, 0]] * len(paths), paths=paths)
-            return folders_of(gallery, tmp_path / "copies")
+            return folders_of(gallery, lambda path: path.startswith("images/"))
 
     assert folders("none", "", "") == []
     assert folders("few", "/data/a/1.jpg", "/data/a/2.jpg", "/other/b/3.jpg", "") == ["/data/a", "/other/b"]
-    assert folders("copies", "/data/a/1.jpg", str(tmp_path / "copies" / "2.png")) == ["/data/a"]
+    assert folders("copies", "/data/a/1.jpg", "images/2.png") == ["/data/a"]
     assert folders("many", *(f"/data/people/{n}/1.jpg" for n in range(30))) == ["/data/people"]
     assert len(folders("far", *(f"/people{n}/1.jpg" for n in range(30)))) == 30
 
@@ -114,22 +116,60 @@ async def close(service):
 
 
 @pytest.mark.parametrize(
-    ("host", "names", "expected"),
+    ("host", "address", "names", "expected"),
     [
-        ("127.0.0.1", [], {"127.0.0.1", "localhost", "::1"}),
-        ("0.0.0.0", ["Box.example"], {"127.0.0.1", "localhost", "::1", "box.example"}),
-        ("10.0.0.7", [], {"10.0.0.7"}),
-        ("::1", ["[::2]"], {"127.0.0.1", "localhost", "::1", "::2"}),
+        ("127.0.0.1", "127.0.0.1", [], {"127.0.0.1", "localhost", "::1"}),
+        ("0", "0.0.0.0", ["Box.example"], {"127.0.0.1", "localhost", "::1", "box.example"}),
+        ("box.example", "10.0.0.7", [], {"box.example", "10.0.0.7"}),
+        ("::1", "::1", ["[::2]"], {"127.0.0.1", "localhost", "::1", "::2"}),
     ],
 )
-def test_names_of_the_service(host, names, expected):
-    assert command.allowed_hosts(host, names) == expected
+def test_names_of_the_service(host, address, names, expected):
+    assert command.allowed_hosts(host, ip_address(address), names) == expected
+
+
+@pytest.mark.parametrize("host", ["0", "00.0.0.0", "0.0.0.0", "::0", ""])
+def test_every_name_of_all_addresses_is_seen(capsys, tmp_path, host):
+    if ":" in host and not socket.has_ipv6:
+        pytest.skip("this machine has no IPv6")
+    assert "--allowed_hosts" in refused(capsys, f"--index={tmp_path}/none", f"--host={host}", "--port=0")
+
+
+def test_who_listens_to_others_is_warned(capsys, tmp_path, monkeypatch):
+    arguments = [f"--index={tmp_path}/none", "--host=0.0.0.0", "--allowed_hosts=box.example", "--port=0"]
+
+    def said(*more):
+        assert run(command.main, command.FLAGS, command.__doc__, ["serve", *arguments, *more]) == 1
+        return capsys.readouterr().err.splitlines()[0]
+
+    assert "everybody who can reach it may search, add and delete" in said()
+    assert "may search; --token" in said("--read_only")
+    monkeypatch.setenv("HAN_TF_TOKEN", "t" * 16)
+    assert "everybody who has the token may search, add and delete. Nothing is encrypted" in said()
+    monkeypatch.setenv("HAN_TF_TOKEN", "short")
+    assert "a token of 5 characters, expected at least 16" in said()
+    assert "cannot read --token" in said(f"--token={tmp_path}/nosuch")
+
+
+def test_a_start_that_fails_is_one_line(make_service, tmp_path, monkeypatch, capsys):
+    service = make_service(tmp_path)
+
+    def broken(_):
+        raise RuntimeError("no such\ndevice")
+
+    monkeypatch.setattr(service._embed, "_compute", broken)
+    ready = []
+    with pytest.raises(UserError, match="the service cannot start: RuntimeError: no such device"):
+        serve(service, listen("127.0.0.1", 0), HOSTS, lambda: ready.append(1))
+    assert ready == []
+    assert service.gallery.closed
+    assert capsys.readouterr().err == ""
 
 
 # ------------------------------------------------------------------------------------------------ stopping
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["SIGTERM", "SIGKILL"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL], ids=lambda number: number.name)
 def test_what_was_answered_is_kept(number, tmp_path, tiny_run, make_index):
     with make_index(tmp_path / "index") as gallery:
         before = len(gallery)
@@ -169,9 +209,9 @@ def test_what_was_answered_is_kept(number, tmp_path, tiny_run, make_index):
     assert "Traceback" not in log.read()
     with open_gallery(tmp_path / "index") as gallery:
         entries = gallery.entries(answered)
-        if number == signal.SIGTERM:
+        if number != signal.SIGKILL:
             assert len(gallery) == before + len(answered)
-    assert all(Path(entry.path).is_file() for entry in entries)
+    assert all((tmp_path / "index.service" / entry.path).is_file() for entry in entries)
 
 
 # ------------------------------------------------------------------------------------------------ on the wire
@@ -233,6 +273,40 @@ def test_a_body_that_never_comes(quick):
         answer = read_all(connected)
     assert answer.startswith(b"HTTP/1.1 408")
     assert b'{"error": "the body has not arrived within 0.5 seconds"}' in answer
+
+
+def test_stalled_bodies_leave_room_for_others(make_service, tmp_path):
+    limits = Limits(requests=2, bodies=3, connections=16, client_connections=8)
+    with on_socket(make_service(tmp_path, limits=limits)) as address, contextlib.ExitStack() as stack:
+        port = int(address.rpartition(":")[2])
+        stalled = []
+        for _ in range(6):
+            stalled.append(stack.enter_context(connection(port)))
+            stalled[-1].sendall(head("POST", "/search", Content_Length=10) + b"x")
+        for early in stalled[:3]:
+            assert read_all(early).startswith(b"HTTP/1.1 503")
+        assert httpx.get(f"{address}/healthz").status_code == 200
+        assert httpx.post(f"{address}/search", data={"id": 0}).status_code == 200
+
+
+def test_one_client_cannot_take_every_connection(make_service, tmp_path):
+    with on_socket(make_service(tmp_path, limits=Limits(connections=6, client_connections=2))) as address:
+        port = int(address.rpartition(":")[2])
+        with connection(port), connection(port), connection(port) as third:
+            assert read_all(third).startswith(b"HTTP/1.1 503")
+            with socket.create_connection(("127.0.0.1", port), 10, ("127.0.0.2", 0)) as other:
+                other.sendall(head("GET", "/healthz", Connection="close"))
+                assert read_all(other).startswith(b"HTTP/1.1 200")
+
+
+def test_head_is_get_without_the_body(quick):
+    with connection(quick) as connected:
+        connected.sendall(head("HEAD", "/healthz", Connection="close"))
+        answer = read_all(connected)
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert answer.endswith(b"\r\n\r\n")
+    length = int(re.search(rb"content-length: (\d+)", answer)[1])
+    assert length == len(httpx.get(f"http://127.0.0.1:{quick}/healthz").content)
 
 
 def test_an_idle_connection_is_closed(quick):

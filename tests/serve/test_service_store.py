@@ -4,6 +4,7 @@ import csv
 import io
 import sqlite3
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -55,6 +56,7 @@ def test_they_survive_a_restart(tmp_path):
         "verdict": "right",
         "distance": "0.25",
         "image": "a.jpg",
+        "gallery": "",
     }
     assert tuple(row) == COLUMNS
     second.close()
@@ -98,13 +100,89 @@ def test_copies_have_names_of_their_own(store):
     paths = [store.save_copy(encoded(noise()), name) for name in ("../../etc/passwd", "../../etc/passwd", "")]
     assert len(set(paths)) == 3
     for path in paths:
-        assert path.parent == store.copies
-        np.testing.assert_array_equal(np.asarray(Image.open(path)), noise())
-    texts = [str(path) for path in paths]
-    assert store.names([*texts, "/data/1.jpg", ""]) == ["../../etc/passwd"] * 2 + ["added image", "1.jpg", ""]
-    store.remove_copy(texts[0])
-    assert not paths[0].exists()
-    store.remove_copy(texts[0])  # nothing to do
+        assert store.file_of(path) == store.folder / path
+        np.testing.assert_array_equal(np.asarray(Image.open(store.file_of(path))), noise())
+    assert store.names([*paths, "/data/1.jpg", ""]) == ["../../etc/passwd"] * 2 + ["added image", "1.jpg", ""]
+    store.remove_copy(paths[0])
+    assert not store.file_of(paths[0]).exists()
+    store.remove_copy(paths[0])  # nothing to do
+
+
+def test_copies_are_found_wherever_the_folder_is(tmp_path):
+    store = Store(tmp_path / "state")
+    path = store.save_copy(encoded(noise()), "kept")
+    as_once = str(store.folder / path)  # absolute, as earlier versions wrote it
+    store.close()
+    (tmp_path / "state").rename(tmp_path / "moved")
+    (tmp_path / "link").symlink_to(tmp_path / "moved")
+    store = Store(tmp_path / "link")
+    for one in (path, as_once):
+        assert store.names([one]) == ["kept"]
+        assert store.file_of(one).read_bytes() == encoded(noise())
+    store.remove_copy(as_once)
+    assert not list((tmp_path / "moved" / "images").iterdir())
+    foreign = f"/elsewhere/images/{'0' * 32}.png"
+    assert store.file_of(foreign) == Path(foreign)
+    store.close()
+
+
+def test_verdicts_stay_with_the_gallery_whose_ids_they_name(store):
+    store.gallery = "a" * 32
+    store.mark("id:7", 3, "right", "a.jpg")
+    store.mark(QUERY, 3, "right", "a.jpg")
+    store.gallery = "b" * 32
+    assert store.verdicts("id:7", [(3, "a.jpg")]) == store.verdicts(QUERY, [(3, "a.jpg")]) == {}
+    assert not store.has("id:7")
+    store.mark("id:7", 3, "wrong", "a.jpg")
+    assert store.verdicts("id:7", [(3, "a.jpg")]) == {3: "wrong"}
+    store.gallery = "a" * 32
+    assert store.verdicts("id:7", [(3, "a.jpg")]) == {3: "right"}
+    assert [row["gallery"][0] for row in rows(store)] == ["a", "a", "b"]
+
+
+VERSION_1 = """
+CREATE TABLE verdicts (
+  query TEXT NOT NULL, hit INTEGER NOT NULL, verdict TEXT NOT NULL CHECK (verdict IN ('right', 'wrong')),
+  distance REAL, image TEXT NOT NULL, time REAL NOT NULL, PRIMARY KEY (query, hit)
+);
+CREATE TABLE names (file TEXT PRIMARY KEY, name TEXT NOT NULL);
+PRAGMA user_version = 1;
+"""
+
+
+def test_what_an_earlier_version_kept(tmp_path):
+    (tmp_path / "state").mkdir()
+    with sqlite3.connect(tmp_path / "state" / "service.sqlite") as database:
+        database.executescript(VERSION_1)
+        for query in (QUERY, "id:7"):
+            database.execute("INSERT INTO verdicts VALUES (?, 3, 'right', 0.5, 'a.jpg', 1.5)", (query,))
+        database.execute("INSERT INTO names VALUES (?, 'door')", (f"{'0' * 32}.png",))
+    database.close()
+    store = Store(tmp_path / "state")
+    assert store.names([f"images/{'0' * 32}.png"]) == ["door"]
+    assert store.verdicts("id:7", [(3, "a.jpg")]) == {3: "right"}  # the gallery is as old and has no identity
+    store.gallery = "a" * 32
+    assert store.verdicts(QUERY, [(3, "a.jpg")]) == {3: "right"}
+    assert store.verdicts("id:7", [(3, "a.jpg")]) == {}
+    assert store.copies_of_gallery() == []
+    store.mark(QUERY, 3, "wrong", "a.jpg")
+    assert store.count() == 2
+    store.close()
+
+
+def test_nothing_is_written_where_only_reading_is_wanted(tmp_path):
+    store = Store(tmp_path / "none", read_only=True)
+    assert store.count() == 0
+    store.close()
+    assert not (tmp_path / "none").exists()
+    store = Store(tmp_path / "state")
+    store.mark(QUERY, 3, "right", "a.jpg")
+    store.close()
+    store = Store(tmp_path / "state", read_only=True)
+    assert store.verdicts(QUERY, [(3, "a.jpg")]) == {3: "right"}
+    with pytest.raises(sqlite3.OperationalError):
+        store.mark(QUERY, 4, "right", "a.jpg")
+    store.close()
 
 
 def test_only_copies_are_removed(store, tmp_path):
@@ -117,7 +195,7 @@ def test_only_copies_are_removed(store, tmp_path):
 
 
 def test_names_of_thousands(store):
-    paths = [str(store.copies / f"{n}.png") for n in range(2000)]
+    paths = [f"images/{n:032x}.png" for n in range(2000)]
     assert store.names(paths) == ["added image"] * 2000
 
 
@@ -135,5 +213,5 @@ def test_a_database_of_another_version(tmp_path):
     Store(tmp_path / "state").close()
     with sqlite3.connect(tmp_path / "state" / "service.sqlite") as database:
         database.execute("PRAGMA user_version = 9")
-    with pytest.raises(UserError, match="version 9, expected 1"):
+    with pytest.raises(UserError, match="version 9, expected 2"):
         Store(tmp_path / "state")

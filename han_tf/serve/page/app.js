@@ -7,7 +7,8 @@ const TRIES = 4;
 const FILTERED_AFTER_MS = 250;
 
 const state = {
-  overview: null,
+  overview: { cameras: [], attention: [], levels: 0, verdicts: 0, max_k: 200, upload_bytes: Infinity, threshold: null }, // until the service has told
+  told: false, // whether it has
   query: null, // {id} or {file, url}; beside it facts: {name, camid, time}
   answer: null, // of POST /search
   current: 0, // which card the keys act on
@@ -41,10 +42,37 @@ async function ask(path, options = {}) {
       if (options.signal?.aborted) throw new DOMException("", "AbortError");
       continue;
     }
+    if (response.status === 401 && (await signIn())) continue;
     const said = await response.json().catch(() => ({}));
     const reason = said.error || `status ${response.status}`;
     throw new Failure(reason[0].toUpperCase() + reason.slice(1) + ".");
   }
+}
+
+/** Asks for the token, once for all who wait for it; returns whether the service took it. */
+let signingIn = null;
+function signIn() {
+  signingIn ||= new Promise((done) => {
+    const dialog = $("sign-in");
+    const given = async (event) => {
+      event.preventDefault();
+      const body = JSON.stringify({ token: $("token").value });
+      const answer = await fetch("/login", { method: "POST", headers: { "Content-Type": "application/json" }, body }).catch(() => null);
+      if (!answer?.ok) {
+        $("sign-in-error").textContent = answer ? "This is not the service's token." : "The service does not answer.";
+        return;
+      }
+      dialog.querySelector("form").removeEventListener("submit", given);
+      $("token").value = $("sign-in-error").textContent = "";
+      dialog.close();
+      signingIn = null;
+      done(true);
+    };
+    dialog.querySelector("form").addEventListener("submit", given);
+    dialog.addEventListener("cancel", (event) => event.preventDefault());
+    dialog.showModal();
+  });
+  return signingIn;
 }
 
 const askJson = async (path, options) => (await ask(path, options)).json();
@@ -61,20 +89,19 @@ function announce(text) {
 
 // ---------------------------------------------------------------- words
 
-const clock = { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" };
-const thisYear = new Intl.DateTimeFormat(undefined, { month: "short", day: "numeric", ...clock });
-const anyYear = new Intl.DateTimeFormat(undefined, { year: "numeric", month: "short", day: "numeric", ...clock });
 const count = (n, one, many = one + "s") => `${n.toLocaleString()} ${n === 1 ? one : many}`;
+/** The time in UTC, as the command line writes and reads it. */
 function timeText(time) {
   if (time === null) return "time unknown";
   const date = new Date(1000 * time);
-  return (date.getFullYear() === new Date().getFullYear() ? thisYear : anyYear).format(date);
+  return Number.isNaN(date.getTime()) ? `${time} s` : `${date.toISOString().replace("T", " ").replace(/\.\d+Z$/, "")} UTC`;
 }
+const personText = (pid) => (pid === null ? "person unknown" : `person ${pid}`);
 const cameraText = (camid) => (camid === null ? "camera unknown" : `camera ${camid}`);
 const distanceText = (distance) => distance.toFixed(3);
 
 function hitText(hit, rank) {
-  const parts = [`Rank ${rank}`, `distance ${distanceText(hit.distance)}`, cameraText(hit.camid), timeText(hit.time)];
+  const parts = [`Rank ${rank}`, `distance ${distanceText(hit.distance)}`, personText(hit.pid), cameraText(hit.camid), timeText(hit.time)];
   if (hit.beyond) parts.push("beyond the threshold");
   if (hit.verdict) parts.push(`marked ${hit.verdict}`);
   return parts.join(", ");
@@ -90,6 +117,8 @@ function element(tag, text, className) {
 // ---------------------------------------------------------------- the query
 
 function setQuery(query, remember = true) {
+  search.abort();
+  clearTimeout(filterTimer);
   $("error").textContent = "";
   if (remember) {
     const key = crypto.getRandomValues(new Uint32Array(2)).join("-");
@@ -185,7 +214,7 @@ async function useExample(example) {
 
 // ---------------------------------------------------------------- filters
 
-const toSeconds = (input) => (input.value ? new Date(input.value).getTime() / 1000 : null);
+const toSeconds = (input) => (input.value ? new Date(`${input.value}Z`).getTime() / 1000 : null);
 const chosenCameras = () => [...$("cameras").querySelectorAll("input:checked")].map((box) => Number(box.value));
 
 function showCameras(cameras) {
@@ -235,22 +264,26 @@ async function find() {
   const query = state.query;
   search.abort();
   search = new AbortController();
+  const { signal } = search;
   $("error").textContent = "";
   if (!$("filters").checkValidity()) {
+    $("found").setAttribute("aria-busy", "false");
     const wrong = $("filters").querySelector(":invalid");
     showError(new Failure(`${wrong.labels[0].textContent.trim()}: ${wrong.validationMessage}`));
     return;
   }
   $("found").setAttribute("aria-busy", "true");
   try {
-    const answer = await askJson("/search", { method: "POST", body: searchForm(query), signal: search.signal });
+    if (!state.told) learn().catch(() => {}); // a search needs nothing of it
+    const answer = await askJson("/search", { method: "POST", body: searchForm(query), signal });
+    if (signal.aborted) return;
     state.answer = answer;
     state.current = 0;
     document.title = "Results · han-tf";
     showAnswer();
     announce(`${$("verdict").textContent}. ${count(answer.hits.length, "result")}.`);
   } catch (error) {
-    if (error.name === "AbortError") return;
+    if (signal.aborted) return;
     showError(error);
     if (!state.answer) {
       $("found").replaceChildren();
@@ -269,6 +302,7 @@ function showAnswer() {
   verdict.className = known === null || !hits.length ? "" : known ? "known" : "unknown";
   $("results-title").textContent = "Results";
   const found = $("found");
+  const focused = found.contains(document.activeElement);
   found.className = "";
   found.replaceChildren();
   const filtered = chosenCameras().length || $("others").checked || $("after").value || $("before").value;
@@ -277,8 +311,9 @@ function showAnswer() {
     found.append(
       filtered
         ? nothing("No image passes the filters", "Clear them, or choose other cameras or times.")
-        : nothing("The gallery holds no other image", "Add some with python -m han_tf.index or POST /gallery."),
+        : nothing("The gallery holds no other image", "Add some, here or with python -m han_tf.index."),
     );
+    if (focused) $("results").focus({ preventScroll: true });
     return;
   }
   const smallest = Math.min(...hits.map((hit) => hit.distance));
@@ -293,6 +328,7 @@ function showAnswer() {
   if (near.length) found.append(element("h3", known === null ? `Nearest first${order}` : `Within the threshold${order}`), tiles(near));
   if (far.length) found.append(element("h3", `Beyond the threshold: shown, not claimed${order}`, "beyond"), tiles(far));
   setCurrent(0);
+  if (focused) cards()[0].focus({ preventScroll: true });
   // Cameras of images that were added meanwhile come into view with them.
   const met = new Set(state.overview.cameras);
   const more = hits.map((hit) => hit.camid).filter((camid) => camid !== null && !met.has(camid));
@@ -321,6 +357,8 @@ function tile(entry) {
   const isHit = "distance" in entry;
   const rank = isHit ? state.answer.hits.indexOf(entry) + 1 : 0;
   card.entry = entry;
+  card.query = isHit ? state.answer.query : null; // a verdict is on this one, whatever is searched for meanwhile
+  card.rank = rank;
   card.classList.toggle("far", Boolean(entry.beyond));
   image.addEventListener("error", () => {
     image.classList.add("gone");
@@ -331,8 +369,7 @@ function tile(entry) {
     image.parentElement.classList.remove("empty");
   });
   const set = (name, text) => (item.querySelector(`.${name} dd`).textContent = text);
-  set("camera", cameraText(entry.camid));
-  set("time", timeText(entry.time));
+  showLabels(card);
   set("name", entry.name || `entry ${entry.id}`);
   item.querySelector(".name").title = entry.name;
   if (isHit) set("distance", distanceText(entry.distance));
@@ -341,11 +378,21 @@ function tile(entry) {
   item.querySelector(".yes").addEventListener("click", () => mark(card, "right"));
   item.querySelector(".no").addEventListener("click", () => mark(card, "wrong"));
   item.querySelector(".again").addEventListener("click", () => activate(card));
+  if (entry.example) item.querySelector(".more").remove();
+  else item.querySelector(".more").addEventListener("click", () => showEntry(card));
   image.addEventListener("click", () => activate(card));
   card.addEventListener("focusin", () => setCurrent(cards().indexOf(card)));
   showMark(card);
   showTileImage(card);
   return item;
+}
+
+function showLabels(card) {
+  const { entry } = card;
+  const set = (name, text) => (card.querySelector(`.${name} dd`).textContent = text);
+  set("person", personText(entry.pid));
+  set("camera", cameraText(entry.camid));
+  set("time", timeText(entry.time));
 }
 
 function showTileImage(card) {
@@ -362,9 +409,8 @@ function showMark(card) {
   card.querySelector(".yes").setAttribute("aria-pressed", entry.verdict === "right");
   card.querySelector(".no").setAttribute("aria-pressed", entry.verdict === "wrong");
   card.querySelector(".mark").textContent = entry.verdict || "";
-  const rank = isHit ? state.answer.hits.indexOf(entry) + 1 : 0;
-  const text = entry.example ? entry.example.title : [entry.name || `entry ${entry.id}`, cameraText(entry.camid), timeText(entry.time)].join(", ");
-  card.ariaLabel = isHit ? hitText(entry, rank) : text;
+  const text = entry.example ? entry.example.title : [entry.name || `entry ${entry.id}`, personText(entry.pid), cameraText(entry.camid), timeText(entry.time)].join(", ");
+  card.ariaLabel = isHit ? hitText(entry, card.rank) : text;
 }
 
 function activate(card) {
@@ -377,23 +423,158 @@ async function browse() {
   const found = $("found");
   $("verdict").hidden = true;
   found.className = "browse";
+  found.setAttribute("aria-busy", "false");
   try {
     const [examples, { entries }] = await Promise.all([askJson("/examples"), askJson("/gallery?limit=60")]);
     if (state.query) return;
+    const focused = found.contains(document.activeElement);
     found.replaceChildren();
     $("results-title").textContent = "Where else was this person?";
     if (examples.length) {
-      const shown = examples.map((example) => ({ example, id: -1, name: example.title, camid: null, time: null }));
+      const shown = examples.map((example) => ({ example, id: -1, name: example.title, pid: null, camid: null, time: null }));
       const list = tiles(shown);
-      list.querySelectorAll(".camera, .time").forEach((part) => part.remove());
+      list.querySelectorAll(".person, .camera, .time").forEach((part) => part.remove());
       found.append(element("h3", "Queries to try"), list);
     }
     if (entries.length) found.append(element("h3", `${examples.length ? "Or search" : "Search"} with an image of the gallery`), tiles(entries));
-    else found.append(nothing("The gallery is empty", "Add images with python -m han_tf.index or POST /gallery."));
+    if (entries.length && state.overview.entries > entries.length) found.append(more("Show all images, one after another", () => showAll(-1)));
+    if (!entries.length) found.append(nothing("The gallery is empty", "Add images, here or with python -m han_tf.index."));
     setCurrent(0);
+    if (focused) (cards()[0] || $("results")).focus({ preventScroll: true });
   } catch (error) {
     showError(error);
   }
+}
+
+function more(text, act) {
+  const line = element("p", undefined, "following");
+  const button = element("button", text);
+  button.type = "button";
+  button.addEventListener("click", () => {
+    button.disabled = true;
+    act().catch(showError).finally(() => (button.disabled = false));
+  });
+  line.append(button);
+  return line;
+}
+
+/** Shows the entries whose ids follow `after`: in place of what is there for the first, else below it. */
+async function showAll(after) {
+  const { entries, next } = await askJson(`/gallery?limit=60&after=${after}`);
+  if (state.query) return;
+  const found = $("found");
+  if (after < 0) {
+    found.replaceChildren(element("h3", "All images of the gallery"), tiles(entries));
+    window.scrollTo({ top: 0 });
+  } else {
+    found.querySelector(".following").remove();
+    found.querySelector("ol:last-of-type").append(...entries.map(tile));
+  }
+  if (next !== null) found.append(more("Show more", () => showAll(next)));
+  const first = Math.max(0, cards().findIndex((card) => card.entry.id > after));
+  setCurrent(first);
+  cards()[first]?.focus({ preventScroll: true });
+}
+
+// ---------------------------------------------------------------- the gallery's entries: looking, correcting, adding
+
+const numberOf = (input) => (input.value === "" ? null : Number(input.value));
+const timeOf = (time) => (time === null ? "" : new Date(1000 * time).toISOString().slice(0, -1));
+let shownCard = null;
+
+function showEntry(card) {
+  const { entry } = card;
+  shownCard = card;
+  $("entry-title").textContent = [entry.name || `entry ${entry.id}`, personText(entry.pid), cameraText(entry.camid), timeText(entry.time)].join(" · ");
+  $("entry-image").src = state.attention === "off" ? `/gallery/${entry.id}/image` : overlayUrl(entry.id);
+  $("entry-image").alt = entry.name || `entry ${entry.id}`;
+  $("entry-pid").value = entry.pid ?? "";
+  $("entry-camid").value = entry.camid ?? "";
+  $("entry-time").value = timeOf(entry.time);
+  $("entry-error").textContent = "";
+  askTwice(false);
+  if (!$("entry").open) $("entry").showModal();
+}
+
+/** Deleting is asked for twice: nothing brings an entry back. */
+function askTwice(asked) {
+  $("entry-delete").dataset.asked = asked ? "yes" : "";
+  $("entry-delete").textContent = asked ? "Really delete?" : "Delete";
+}
+
+async function saveEntry() {
+  const card = shownCard;
+  const { entry } = card;
+  const body = {};
+  if (numberOf($("entry-pid")) !== entry.pid) body.pid = numberOf($("entry-pid"));
+  if (numberOf($("entry-camid")) !== entry.camid) body.camid = numberOf($("entry-camid"));
+  if ($("entry-time").value !== timeOf(entry.time)) body.time = toSeconds($("entry-time"));
+  if (Object.keys(body).length) {
+    const options = { method: "PATCH", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
+    const { pid, camid, time } = await askJson(`/gallery/${entry.id}`, options);
+    Object.assign(entry, { pid, camid, time });
+    showLabels(card);
+    showMark(card);
+    announce("Saved");
+  }
+  $("entry").close();
+}
+
+async function deleteEntry() {
+  if (!$("entry-delete").dataset.asked) return askTwice(true);
+  const card = shownCard;
+  await ask(`/gallery/${card.entry.id}`, { method: "DELETE" });
+  const place = cards().indexOf(card);
+  card.closest("li").remove();
+  state.overview.entries -= 1;
+  showFacts();
+  $("entry").close();
+  announce("Deleted");
+  if (cards().length) go(Math.min(place, cards().length - 1));
+}
+
+/** Runs what a dialog asks for; what goes wrong is said there. */
+async function within(problem, act) {
+  problem.textContent = "";
+  try {
+    await act();
+  } catch (error) {
+    problem.textContent = error instanceof Failure ? error.message : `Something on this page went wrong: ${error.message}`;
+  }
+}
+
+async function addFiles() {
+  const files = [...$("adding-files").files];
+  const problems = [];
+  let added = 0;
+  const progress = () => {
+    $("adding-progress").textContent = `${added} of ${files.length} added${problems.length ? `, ${problems.length} refused` : ""}`;
+    $("adding-error").textContent = problems.slice(0, 5).join(" ");
+  };
+  $("adding-go").disabled = true;
+  const waiting = [...files];
+  const work = async () => {
+    for (let file = waiting.shift(); file; file = waiting.shift()) {
+      const body = new FormData();
+      body.set("image", file);
+      for (const name of ["pid", "camid"]) if ($(`adding-${name}`).value !== "") body.set(name, $(`adding-${name}`).value);
+      const time = toSeconds($("adding-time"));
+      if (time !== null) body.set("time", time);
+      try {
+        await ask("/gallery", { method: "POST", body });
+        added += 1;
+      } catch (error) {
+        problems.push(`${file.name}: ${error.message}`);
+      }
+      progress();
+    }
+  };
+  progress();
+  await Promise.all([work(), work(), work(), work()]);
+  $("adding-go").disabled = false;
+  $("adding-files").value = ""; // added twice, they would be there twice
+  await learn();
+  if (!state.query) await browse();
 }
 
 // ---------------------------------------------------------------- verdicts
@@ -406,7 +587,7 @@ async function mark(card, verdict) {
   entry.verdict = said; // shown at once, taken back if it could not be kept
   showMark(card);
   try {
-    const body = JSON.stringify({ query: state.answer.query, hit: entry.id, verdict: said, distance: entry.distance });
+    const body = JSON.stringify({ query: card.query, hit: entry.id, verdict: said, distance: entry.distance });
     await ask("/feedback", { method: "POST", headers: { "Content-Type": "application/json" }, body });
     announce(said ? `Marked ${said}` : "Mark taken back");
     state.overview.verdicts += (said !== null) - (before !== null);
@@ -512,8 +693,10 @@ const KEYS = {
   ArrowUp: () => (started() ? goRow(-1) : false),
   Home: () => (started() ? go(0) : false),
   End: () => (started() ? go(Infinity) : false),
-  y: () => state.answer && current() && mark(current(), "right"),
-  n: () => state.answer && current() && mark(current(), "wrong"),
+  // A letter alone says something only about the result that is looked at.
+  y: () => (started() ? mark(current(), "right") : false),
+  n: () => (started() ? mark(current(), "wrong") : false),
+  e: () => (started() && !current().entry.example ? showEntry(current()) : false),
   a: () => {
     const kinds = ["off", ...state.overview.attention];
     if (kinds.length > 1) setAttention(kinds[(kinds.indexOf(state.attention) + 1) % kinds.length], state.level);
@@ -526,7 +709,7 @@ const KEYS = {
 };
 
 addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.metaKey || event.altKey || $("keys").open) return;
+  if (event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
   const { target } = event;
   // Letters typed into a field are text, and arrows there move within it.
   if (target.matches("input:not([type=checkbox], [type=radio]), select, textarea")) return;
@@ -537,7 +720,7 @@ addEventListener("keydown", (event) => {
     return;
   }
   const act = KEYS[event.key];
-  if (!act || !state.overview) return;
+  if (!act || (event.key.length === 1 && !$("letters").checked)) return;
   if (act() !== false) event.preventDefault();
 });
 
@@ -554,6 +737,25 @@ $("file").addEventListener("change", () => {
   $("file").value = ""; // the same file can be chosen again
 });
 $("help").addEventListener("click", () => $("keys").showModal());
+$("add").addEventListener("click", () => {
+  $("adding-progress").textContent = $("adding-error").textContent = "";
+  $("adding").showModal();
+});
+for (const [form, problem, act] of [["entry-form", "entry-error", saveEntry], ["adding-form", "adding-error", addFiles]])
+  $(form).addEventListener("submit", (event) => {
+    event.preventDefault();
+    within($(problem), act);
+  });
+$("entry-delete").addEventListener("click", () => within($("entry-error"), deleteEntry));
+const LETTERS = "han_tf.letters";
+try {
+  $("letters").checked = localStorage.getItem(LETTERS) !== "off";
+} catch {} // a browser may keep nothing
+$("letters").addEventListener("change", () => {
+  try {
+    localStorage.setItem(LETTERS, $("letters").checked ? "on" : "off");
+  } catch {}
+});
 $("filters").addEventListener("input", filtersChanged);
 $("filters").addEventListener("reset", () => setTimeout(filtersChanged));
 $("filters").addEventListener("submit", (event) => {
@@ -601,22 +803,31 @@ async function openAddress() {
   }
 }
 
+/** Asks what there is to choose from. */
+async function learn() {
+  const overview = await askJson("/overview");
+  state.overview = overview;
+  state.told = true;
+  showFacts();
+  $("k").max = overview.max_k;
+  $("k").value = $("k").defaultValue = Math.min($("k").value, overview.max_k);
+  $("threshold").placeholder = overview.threshold === null ? "none" : distanceText(overview.threshold);
+  document.body.classList.toggle("read-only", overview.read_only);
+  showCameras(overview.cameras);
+  if (!$("kinds").children.length) showAttentionChoice(overview);
+}
+
+function showFacts() {
+  const { entries, cameras, verdicts } = state.overview;
+  $("facts").textContent = `${count(entries, "image")}${cameras.length ? `, ${count(cameras.length, "camera")}` : ""}`;
+  $("verdicts").textContent = verdicts.toLocaleString();
+}
+
 async function begin() {
-  try {
-    const overview = await askJson("/overview");
-    state.overview = overview;
-    $("facts").textContent = `${count(overview.entries, "image")}${overview.cameras.length ? `, ${count(overview.cameras.length, "camera")}` : ""}`;
-    $("verdicts").textContent = overview.verdicts.toLocaleString();
-    $("k").max = overview.max_k;
-    $("k").value = $("k").defaultValue = Math.min($("k").value, overview.max_k);
-    $("threshold").placeholder = overview.threshold === null ? "none" : distanceText(overview.threshold);
-    if (matchMedia("(max-width: 820px)").matches) $("filters-box").open = false;
-    showCameras(overview.cameras);
-    showAttentionChoice(overview);
-    await openAddress();
-  } catch (error) {
-    showError(error);
-  }
+  if (matchMedia("(max-width: 820px)").matches) $("filters-box").open = false;
+  const failure = await learn().catch((error) => error);
+  await openAddress();
+  if (failure && !state.told) showError(failure);
 }
 
 begin();

@@ -1,0 +1,89 @@
+"""Who may use the service, and whether it may be changed."""
+
+import hashlib
+import hmac
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from http.cookies import CookieError, SimpleCookie
+from pathlib import Path
+
+from han_tf.errors import UserError
+
+VARIABLE = "HAN_TF_TOKEN"
+"""The environment variable that may hold the token."""
+
+COOKIE = "han_tf"
+"""Of a browser that has given the token."""
+
+OPEN = ("/", "/docs", "/login")
+PAGE_FILES = "/page/"
+"""What everybody may ask for: the page's own files, which tell nothing of the gallery, and its way in."""
+
+READING = ("/embed", "/search", "/attention", "/login")
+"""What a POST may be sent to that changes nothing."""
+
+LEAST = 16
+"""Shortest token, in characters: one that cannot be guessed needs no count of wrong ones."""
+
+
+@dataclass(frozen=True)
+class Access:
+    """Who may do what.
+
+    Attributes:
+      token: what clients must send as ``Authorization: Bearer TOKEN``; empty if everybody may.
+      read_only: whether nothing may be changed, feedback included.
+    """
+
+    token: str = field(default="", repr=False)
+    read_only: bool = False
+
+    def admits(self, headers: Mapping[bytes, bytes]) -> bool:
+        """Tells whether a request with these headers, names in lower case, carries the token or a browser's cookie."""
+        if not self.token:
+            return True
+        kind, _, given = headers.get(b"authorization", b"").partition(b" ")
+        if kind.lower() == b"bearer" and self.is_token(given.strip()):
+            return True
+        try:
+            cookie = SimpleCookie(headers.get(b"cookie", b"").decode("latin-1")).get(COOKIE)
+        except CookieError:
+            return False
+        return cookie is not None and _same(cookie.value.encode("latin-1", "replace"), self.cookie.encode())
+
+    def is_token(self, given: bytes) -> bool:
+        """Compares with the token in a time that says nothing about it."""
+        return _same(given, self.token.encode())
+
+    @property
+    def cookie(self) -> str:
+        """What a browser keeps instead of the token: it is of no use once the token is another."""
+        return hmac.new(self.token.encode(), b"han-tf browser", hashlib.sha256).hexdigest()
+
+
+def _same(a: bytes, b: bytes) -> bool:
+    return hmac.compare_digest(hashlib.sha256(a).digest(), hashlib.sha256(b).digest())
+
+
+def read_token(path: str, environment: Mapping[str, str] = os.environ) -> str:
+    """Returns the token in a file, or in :data:`VARIABLE` if ``path`` is empty; "" if that is not set either.
+
+    Raises:
+      UserError: the file cannot be read; a token that is short or holds other than printable ASCII characters.
+    """
+    where = path or VARIABLE
+    if path:
+        try:
+            token = Path(path).read_text("utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"cannot read --token {path}: {getattr(error, 'strerror', None) or error}") from error
+    elif VARIABLE in environment:
+        token = environment[VARIABLE].strip()
+    else:
+        return ""
+    if len(token) < LEAST or not (token.isascii() and token.isprintable()) or " " in token:
+        raise UserError(
+            f"{where}: a token of {len(token)} characters, expected at least {LEAST} printable ASCII ones, no spaces"
+        )
+    return token
