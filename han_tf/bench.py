@@ -39,6 +39,9 @@ with command_line.deferred_imports(__name__):
 PRODUCT_SIZE = 4096
 IDENTITIES = 751
 
+BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")
+"""Instruction sets with which training in bfloat16 may be worth its measurement."""
+
 FLAGS = command_line.new_flags()
 flags.DEFINE_multi_enum("model", list(MODELS), list(MODELS), "Networks.", flag_values=FLAGS)
 flags.DEFINE_integer("repeats", 15, "Measurements per figure; the median counts.", 3, flag_values=FLAGS)
@@ -65,19 +68,31 @@ def product_flops(repeats: int) -> float:
 
 
 def network_rates(name: str, data: LoadedImages, batch_size: int, repeats: int, folder: Path) -> dict[str, float]:
-    """Returns inference and training rates of one network, images per second, and its MACs."""
-    config = TrainConfig(model=name, batch_size=batch_size)
-    trainer = Trainer(config, folder / name, data)
-    batches = training_batches(data.images, trainer.labels, trainer.sampler, config.seed, 0)
-    images, labels = next(iter(batches))
-    batch_size = len(images)  # the sampler has no more images than there are
+    """Returns inference and training rates of one network, images per second, and its MACs.
+
+    Where the processor has one of :data:`BFLOAT16`, ``training_bfloat16`` is the rate with that precision.
+    """
+
+    def trained(precision: str) -> Trainer:
+        config = TrainConfig(model=name, batch_size=batch_size, precision=precision)
+        return Trainer(config, folder / name / precision, data)
+
+    def training_rate(trainer: Trainer) -> float:
+        return len(images) / seconds(lambda: trainer.train_step(images, labels)[0]["loss"].numpy(), repeats)
+
+    trainer = trained("float32")
+    # The sampler has no more images than there are.
+    images, labels = next(iter(training_batches(data.images, trainer.labels, trainer.sampler, 0, 0)))
     embed = inference_function(trainer.model)
     model = create_model(name)
-    return {
-        "inference": batch_size / seconds(lambda: embed(images).numpy(), repeats),
-        "training": batch_size / seconds(lambda: trainer.train_step(images, labels)[0]["loss"].numpy(), repeats),
+    rates = {
+        "inference": len(images) / seconds(lambda: embed(images).numpy(), repeats),
+        "training": training_rate(trainer),
         "macs": total(part_costs(model, model.parts(), model.input_size)).macs,
     }
+    if set(BFLOAT16) & set(environment.machine()["instruction_sets"]):
+        rates["training_bfloat16"] = training_rate(trained("mixed_bfloat16"))
+    return rates
 
 
 def pipeline_rates(files: list[Record], data: LoadedImages, batch_size: int, repeats: int) -> dict[str, float]:
@@ -116,13 +131,16 @@ def main(values: flags.FlagValues) -> None:
     product = (before + product_flops(values.repeats)) / 2
 
     head = f"{'':<12}{'inference':>14}{'of product':>12}{'training':>14}{'of product':>12}"
+    if any("training_bfloat16" in rates for rates in networks.values()):
+        head += f"{'in bfloat16':>19}"
     print(f"float32 matrix product, {PRODUCT_SIZE}³: {product / 1e9:.0f} GFLOP/s ({environment.arithmetic()})")
     print(head, "-" * len(head), sep="\n")
     for name, rates in networks.items():
         # A training step goes forward once and backward twice, for the inputs and for the weights.
         shares = (2 * rates["macs"] * rates["inference"] / product, 6 * rates["macs"] * rates["training"] / product)
         cells = (f"{rates[kind]:>8.0f} img/s{share:>12.1%}" for kind, share in zip(("inference", "training"), shares))
-        print(f"{name:<12}{''.join(cells)}")
+        bfloat16 = rates.get("training_bfloat16")
+        print(f"{name:<12}{''.join(cells)}" + (f"{bfloat16:>13.0f} img/s" if bfloat16 else ""))
     fastest = max(rates["training"] for rates in networks.values())
     print(
         f"input pipeline alone: {pipeline['cached']:.0f} img/s from the cache, "

@@ -8,6 +8,7 @@ schedule, and --recipe strong has what more accuracy needs. An interrupted run g
 import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,20 @@ from han_tf.data.records import check_training
 from han_tf.files import locked, write_json
 from han_tf.inference.runs import create_network
 from han_tf.models import MODELS
-from han_tf.training.config import LOSSES, MINING, RECIPES, TrainConfig, parse_drops, parse_model_args
+from han_tf.training.config import (
+    LOSSES,
+    MINING,
+    PRECISIONS,
+    RECIPES,
+    STRATEGIES,
+    TrainConfig,
+    parse_drops,
+    parse_model_args,
+)
 from han_tf.training.schedule import drop_epochs
 
 with command_line.deferred_imports(__name__):
+    import tensorflow as tf
     from PIL import Image
 
     from han_tf.data.pipeline import load_images
@@ -33,6 +44,13 @@ with command_line.deferred_imports(__name__):
     from han_tf.inference.features import feature_set
     from han_tf.models.network import ReIDNetwork
     from han_tf.report import evaluate_features, scalars, table, to_json
+    from han_tf.training.devices import (
+        chief_first,
+        create_strategy,
+        is_chief,
+        mean_over_workers,
+        restarted_when_a_worker_is_lost,
+    )
     from han_tf.training.loop import Trainer, check_run_folder
     from han_tf.viz.attention import attend, attention_panels, attention_sheet
     from han_tf.viz.drawing import save_png
@@ -164,6 +182,27 @@ flags.DEFINE_float(
     0,
     flag_values=FLAGS,
 )
+flags.DEFINE_enum(
+    "precision",
+    _DEFAULT.precision,
+    list(PRECISIONS),
+    "What convolutions compute in; weights, features and losses are float32.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_enum(
+    "strategy",
+    _DEFAULT.strategy,
+    list(STRATEGIES),
+    "Train on one device, on all GPUs of this machine, or on all machines that TF_CONFIG tells of.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_boolean(
+    "sync_batch_norm",
+    _DEFAULT.sync_batch_norm,
+    "Batch norm over the whole batch where several devices share it, not over the part of each.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_boolean("xla", _DEFAULT.xla, "Compile the training step with XLA.", flag_values=FLAGS)
 flags.DEFINE_integer(
     "seed", _DEFAULT.seed, "Seed of the weights and of the images' order.", 0, 2**32 - 1, flag_values=FLAGS
 )
@@ -244,20 +283,25 @@ def main(values: flags.FlagValues) -> None:
         print(f"schedule: {config.epochs} epochs; lr drops after {drops} (the paper: 300, after 100, 200, 250)")
     run_dir = Path(values.run_dir or Path(values.runs_dir) / config.run_name())
     check_run_folder(config, run_dir)
-    with locked(run_dir / LOCK, f"another process trains in {run_dir}, expected one at a time; give another --run_dir"):
-        train(config, dataset, run_dir)
+    taken = f"another process trains in {run_dir}, expected one at a time; give another --run_dir"
+    with restarted_when_a_worker_is_lost(config.strategy):
+        strategy = create_strategy(config.strategy)
+        with locked(run_dir / LOCK, taken) if is_chief(strategy) else nullcontext():
+            train(config, dataset, run_dir, strategy)
+            mean_over_workers(strategy, 0)  # those that are still at work take one that leaves for lost
 
 
-def train(config: TrainConfig, dataset: ReIDDataset, run_dir: Path) -> None:
-    """Trains in the folder ``run_dir``, evaluates and reports."""
-    data = load_images(
-        dataset.train,
-        config.input_size,
-        cache_dir=run_dir / "cache",
-        memory_mb=config.cache_mb,
-        skip_bad_images=config.skip_bad_images,
-        progress="training images",
-    )
+def train(config: TrainConfig, dataset: ReIDDataset, run_dir: Path, strategy: tf.distribute.Strategy) -> None:
+    """Trains in the folder ``run_dir``, evaluates and reports; of several workers the chief alone reports."""
+    with chief_first(strategy):  # the others find its cache
+        data = load_images(
+            dataset.train,
+            config.input_size,
+            cache_dir=run_dir / "cache",
+            memory_mb=config.cache_mb,
+            skip_bad_images=config.skip_bad_images,
+            progress="training images",
+        )
     shown = dataset.query[:: max(1, len(dataset.query) // max(1, config.panel_images))][: config.panel_images]
     panel = load_images(shown, config.input_size, skip_bad_images=config.skip_bad_images).images if shown else None
     trainer = Trainer(
@@ -272,9 +316,12 @@ def train(config: TrainConfig, dataset: ReIDDataset, run_dir: Path) -> None:
             "train": dataset.fingerprint("train"),
             "test": dataset.fingerprint("query", "gallery", "multi_query"),
         },
+        strategy=strategy,
     )
     print(f"run: {run_dir}: {config.model}, {len(data.records)} images of {len(trainer.pids)} people")
     trainer.run()
+    if not trainer.chief:
+        return
 
     last = trainer.history[-1]
     report = {

@@ -3,8 +3,13 @@
 import json
 import re
 
+import numpy as np
+import pytest
+
 from han_tf import bench
 from han_tf.cli import run
+from han_tf.models import MODELS, Entry
+from han_tf.models.han import HAN
 from han_tf.training import environment
 
 
@@ -28,6 +33,27 @@ def test_figures_of_one_network(tmp_path, capsys, monkeypatch):
     out = capsys.readouterr().out
     assert re.search(r"^shufflenet +6 img/s +[\d.]+% +6 img/s", out, re.MULTILINE)
     assert f"GFLOP/s ({environment.arithmetic()})\n" in out
+
+
+def test_bfloat16_is_measured_where_the_processor_has_it(tmp_path, capsys, monkeypatch):
+    """Which it is said to have here: TensorFlow computes in bfloat16 on any."""
+    monkeypatch.setattr(bench, "PRODUCT_SIZE", 64)
+    monkeypatch.setattr(bench, "IDENTITIES", 3)
+    monkeypatch.setitem(MODELS, "tiny", Entry(HAN, {"widths": (16,), "spatial": False}))
+    trained = []
+    monkeypatch.setattr(bench, "seconds", lambda call, repeats: trained.append(call()) or 0.5)
+    machine = {**environment.machine(), "instruction_sets": ["avx2", "amx_bf16"]}
+    monkeypatch.setattr(environment, "machine", lambda: machine)
+    flags = ["--repeats=3", "--batch_size=2", f"--output={tmp_path / 'figures.json'}"]
+    bench.FLAGS(["bench", *flags])
+    bench.FLAGS.model = ["tiny"]
+    bench.main(bench.FLAGS)
+    (rates,) = json.loads((tmp_path / "figures.json").read_text())["networks"].values()
+    assert (rates["training"], rates["training_bfloat16"]) == (4, 4)
+    float32, bfloat16 = (value for value in trained if np.shape(value) == () and value is not None)
+    assert float32 != bfloat16
+    assert bfloat16 == pytest.approx(float32, rel=0.05)
+    assert re.search(r"in bfloat16\n-+\ntiny .* 4 img/s$", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_seconds_are_the_median_of_the_calls_after_two(monkeypatch):

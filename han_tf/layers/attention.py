@@ -125,7 +125,7 @@ def stacked_strips(regions: int) -> np.ndarray:
 
 
 class HardAttention(tf.keras.layers.Layer):
-    """Hard regional attention (Fig. 2d, eq. 7): where the T regions lie. 2·T·c weights.
+    """Hard regional attention (Fig. 2d, eq. 7): where the T regions lie. 2·T·c weights; float32 in any network.
 
     The fully connected layer starts at four stacked strips: kernel 0, biases whose tanh are the
     strips' centres.
@@ -135,10 +135,11 @@ class HardAttention(tf.keras.layers.Layer):
     """
 
     def __init__(self, regions: int = 4, **kwargs):
-        super().__init__(**kwargs)
+        super().__init__(dtype="float32", **kwargs)
         self.regions = regions
         self.localisation = tf.keras.layers.Dense(
             2 * regions,
+            dtype="float32",
             kernel_initializer="zeros",
             bias_initializer=tf.keras.initializers.Constant(np.arctanh(stacked_strips(regions)).ravel()),
             name="localisation",
@@ -153,7 +154,7 @@ class FixedRegions(tf.keras.layers.Layer):
     """Stands for :class:`HardAttention` where it is switched off: the strips it would start from."""
 
     def __init__(self, regions: int = 4, **kwargs):
-        super().__init__(**kwargs)
+        super().__init__(dtype="float32", **kwargs)
         self.strips = stacked_strips(regions)
 
     def call(self, signature: tf.Tensor) -> tf.Tensor:
@@ -203,7 +204,8 @@ class HarmoniousAttention(tf.keras.layers.Layer):
 
     def call(self, inputs: tf.Tensor, training: Optional[bool] = None) -> Attention:
         """Attends to X, ``[batch, height, width, channels]``, the output of the level's global block."""
-        signature = tf.reduce_mean(inputs, axis=[1, 2], keepdims=True)  # eq. (5), shared by both kinds
+        # eq. (5), shared by both kinds
+        signature = tf.reduce_mean(tf.cast(inputs, tf.float32), axis=[1, 2], keepdims=True)
         theta = self.hard(signature[:, 0, 0])
         if self.soft is None:
             return Attention(inputs, None, theta)

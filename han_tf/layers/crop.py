@@ -75,22 +75,24 @@ class AffineCrop(tf.keras.layers.Layer):
 
         Args:
           feature_map: ``[batch, height, width, channels]`` float; all but the batch static.
-          theta: ``[batch, regions, 2]`` float, (t_x, t_y) in [-1, 1], see :func:`region_origins`.
+          theta: ``[batch, regions, 2]`` float, (t_x, t_y) in [-1, 1], see :func:`region_origins`; its precision is
+            that of the places, whatever that of the map.
 
         Returns:
-          ``[batch, regions, region height, region width, channels]``.
+          ``[batch, regions, region height, region width, channels]``, of the dtype of ``feature_map``.
         """
         _, height, width, channels = feature_map.shape
         region_height, region_width = self.region_size
         regions = theta.shape[1]
         origins = region_origins(theta, (height, width), self.region_size)
 
-        rows = interpolation_weights(origins[..., 1], region_height, height)
+        rows = tf.cast(interpolation_weights(origins[..., 1], region_height, height), feature_map.dtype)
         rows = tf.reshape(rows, [-1, regions * region_height, height])
         strips = tf.matmul(rows, tf.reshape(feature_map, [-1, height, width * channels]))
         strips = tf.reshape(strips, [-1, regions, region_height, width, channels])
 
         columns = interpolation_weights(origins[..., 0], region_width, width)[:, :, None]
+        columns = tf.cast(columns, feature_map.dtype)
         return tf.matmul(tf.repeat(columns, region_height, axis=2), strips)
 
     def get_config(self) -> dict:

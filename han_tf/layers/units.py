@@ -5,6 +5,8 @@ from typing import Optional, Union
 
 import tensorflow as tf
 
+from han_tf.layers.norm import batch_norm
+
 KERNEL_INITIALIZER = "he_normal"
 """He's variance is the right one before a ReLU, and batch norm takes the scale out of most layers anyway.
 
@@ -57,7 +59,7 @@ class ConvBN(tf.keras.layers.Layer):
             kernel_initializer=kernel_initializer,
             name="conv",
         )
-        self.norm = tf.keras.layers.BatchNormalization(name="norm")
+        self.norm = batch_norm(name="norm")
 
     def call(self, inputs: tf.Tensor, training: Optional[bool] = None) -> tf.Tensor:
         """Maps ``[batch, height, width, channels]`` to ``[batch, ⌈height/s⌉, ⌈width/s⌉, filters]``."""

@@ -8,6 +8,7 @@ from typing import Optional, Union
 import tensorflow as tf
 
 from han_tf.errors import UserError
+from han_tf.layers.norm import with_own_batch_norm
 from han_tf.models.baseline import Baseline
 from han_tf.models.network import IMAGE_DEVIATION, IMAGE_MEAN
 
@@ -37,9 +38,9 @@ class Application(Baseline):
         Raises:
           UserError: the file is missing or does not hold the body's weights.
         """
-        self.body = body
+        self.body = with_own_batch_norm(body)
         if weights is not None:
-            _load_weights(body, Path(weights))
+            _load_weights(self.body, Path(weights))
         self.image_mean = tf.Variable(IMAGE_MEAN if weights is None else mean, trainable=False, name="image_mean")
         self.image_deviation = tf.Variable(
             IMAGE_DEVIATION if weights is None else deviation, trainable=False, name="image_deviation"
@@ -117,7 +118,7 @@ class ResNet50(Application):
         body = tf.keras.applications.ResNet50(include_top=False, weights=None, input_shape=(*input_size, 3))
         self.add_body(body, weights, mean=(123.68, 116.779, 103.939), deviation=(1.0, 1.0, 1.0))
         if weights is not None:
-            kernel = body.get_layer("conv1_conv").kernel
+            kernel = self.body.get_layer("conv1_conv").kernel
             kernel.assign(kernel[:, :, ::-1])
         self.add_heads()
 

@@ -6,7 +6,7 @@ from typing import Any, Optional
 
 import tensorflow as tf
 
-from han_tf.models.network import LevelAttention, ReIDNetwork
+from han_tf.models.network import LevelAttention, ReIDNetwork, mean_over_positions
 
 SMALLEST_SIDE = 32
 """All the backbones halve their maps five times."""
@@ -59,7 +59,7 @@ class Baseline(ReIDNetwork):
         self, pixels: tf.Tensor, training: Optional[bool] = None
     ) -> tuple[dict[str, tf.Tensor], tuple[LevelAttention, ...]]:
         """Runs the backbone and takes the mean over positions, see :meth:`ReIDNetwork.pooled`."""
-        return {"global": tf.reduce_mean(self.backbone(pixels, training=training), axis=[1, 2])}, ()
+        return {"global": mean_over_positions(self.backbone(pixels, training=training))}, ()
 
     def get_config(self) -> dict:
         """Returns the constructor's arguments, as JSON holds them."""

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from han_tf.errors import UserError
 from han_tf.layers.groups import GroupConv, IndexedGroupConv, LearnedGroupConv, channel_shuffle
+from han_tf.layers.norm import batch_norm
 from han_tf.layers.units import KERNEL_INITIALIZER
 from han_tf.models.baseline import Baseline
 
@@ -36,9 +37,9 @@ class CondenseLayer(tf.keras.layers.Layer):
         super().__init__(**kwargs)
         self.groups = groups
         form = IndexedGroupConv if condensed else LearnedGroupConv
-        self.norm1 = tf.keras.layers.BatchNormalization(name="norm1")
+        self.norm1 = batch_norm(name="norm1")
         self.learned = form(BOTTLENECK * growth, groups, condensation, name="learned")
-        self.norm2 = tf.keras.layers.BatchNormalization(name="norm2")
+        self.norm2 = batch_norm(name="norm2")
         self.conv = GroupConv(growth, 3, groups, name="conv")
 
     def call(self, inputs: tf.Tensor, training: Optional[bool] = None) -> tf.Tensor:
@@ -146,7 +147,7 @@ class CondenseNet(Baseline):
             CondenseBlock(depth, rate, groups, condensation, condensed, name=f"block{number}")
             for number, (depth, rate) in enumerate(zip(depths, growth), start=1)
         ]
-        self.norm = tf.keras.layers.BatchNormalization(name="norm")
+        self.norm = batch_norm(name="norm")
         self.add_heads()
 
     def backbone(self, pixels: tf.Tensor, training: Optional[bool] = None) -> tf.Tensor:

@@ -10,7 +10,7 @@ from han_tf.layers.attention import REDUCTION, HarmoniousAttention
 from han_tf.layers.blocks import BLOCKS, DOWNSAMPLING, GlobalBlock, LocalBlock
 from han_tf.layers.crop import AffineCrop, region_origins
 from han_tf.layers.units import ConvBNReLU
-from han_tf.models.network import LevelAttention, ReIDNetwork
+from han_tf.models.network import LevelAttention, ReIDNetwork, mean_over_positions
 
 STEM_STRIDE = 2
 
@@ -138,9 +138,9 @@ class HAN(ReIDNetwork):
             streams = local_block(streams, training=training)
             features = attention.attended
 
-        pooled_streams = tf.reduce_mean(streams, axis=[1, 2])
+        pooled_streams = mean_over_positions(streams)
         pooled_streams = tf.reshape(pooled_streams, [-1, self.regions * pooled_streams.shape[-1]])
-        pooled = {"global": tf.reduce_mean(features, axis=[1, 2]), "local": pooled_streams}
+        pooled = {"global": mean_over_positions(features), "local": pooled_streams}
         return pooled, tuple(levels)
 
     @property

@@ -5,6 +5,8 @@ from typing import NamedTuple, Optional
 
 import tensorflow as tf
 
+from han_tf.layers.norm import batch_norm
+
 IMAGE_MEAN = (123.675, 116.28, 103.53)
 IMAGE_DEVIATION = (58.395, 57.12, 57.375)
 """ImageNet's per-channel statistics, RGB in [0, 255]: the field's habit, also without pre-training."""
@@ -41,16 +43,16 @@ class Branches(NamedTuple):
 
 
 class FeatureHead(tf.keras.layers.Layer):
-    """The fully connected feature layer that ends a branch: FC, batch norm, ReLU.
+    """The fully connected feature layer that ends a branch: FC, batch norm, ReLU; float32 in any network.
 
     Args:
       units: the feature's dimension.
     """
 
     def __init__(self, units: int, **kwargs):
-        super().__init__(**kwargs)
-        self.dense = tf.keras.layers.Dense(units, use_bias=False, name="fc")
-        self.norm = tf.keras.layers.BatchNormalization(name="norm")
+        super().__init__(dtype="float32", **kwargs)
+        self.dense = tf.keras.layers.Dense(units, use_bias=False, dtype="float32", name="fc")
+        self.norm = batch_norm(dtype="float32", name="norm")
 
     def call(self, inputs: tf.Tensor, training: Optional[bool] = None) -> tf.Tensor:
         """Maps ``[batch, channels]`` to ``[batch, units]``, ≥ 0."""
@@ -103,8 +105,8 @@ class ReIDNetwork(tf.keras.Model):
             setattr(self, f"{name}_head", FeatureHead(self.feature_dim // len(self.branch_names), name=f"{name}_head"))
         if self.num_classes:
             for name in self.branch_names:
-                dense = tf.keras.layers.Dense(self.num_classes, use_bias=False, name=f"{name}_classifier")
-                setattr(self, f"{name}_classifier", dense)
+                options = {"use_bias": False, "dtype": "float32", "name": f"{name}_classifier"}
+                setattr(self, f"{name}_classifier", tf.keras.layers.Dense(self.num_classes, **options))
 
     def make_variables(self) -> None:
         """Runs one pass, which makes all variables."""
@@ -126,7 +128,7 @@ class ReIDNetwork(tf.keras.Model):
           training: whether batch norm uses the batch's statistics.
 
         Returns:
-          What each branch's feature layer gets, ``[batch, channels]``, by branch; and what :class:`Branches`
+          What each branch's feature layer gets, ``[batch, channels]`` float32, by branch; and what :class:`Branches`
           holds of attention.
         """
         raise NotImplementedError
@@ -196,6 +198,11 @@ class ReIDNetwork(tf.keras.Model):
         kinds = ("head", "classifier") if self.num_classes else ("head",)
         heads = {f"{name} {kind}": getattr(self, f"{name}_{kind}") for kind in kinds for name in self.branch_names}
         return {**self.body_parts(), **heads}
+
+
+def mean_over_positions(maps: tf.Tensor) -> tf.Tensor:
+    """Maps ``[batch, height, width, channels]`` of any precision to ``[batch, channels]`` float32."""
+    return tf.reduce_mean(tf.cast(maps, tf.float32), axis=[1, 2])
 
 
 def unit_features(branches: Branches) -> dict[str, tf.Tensor]:

@@ -6,6 +6,7 @@ from typing import Optional
 import tensorflow as tf
 
 from han_tf.layers.groups import GroupConv, channel_shuffle
+from han_tf.layers.norm import batch_norm
 from han_tf.layers.units import KERNEL_INITIALIZER, ConvBNReLU
 from han_tf.models.baseline import Baseline
 
@@ -41,7 +42,7 @@ class ShuffleUnit(tf.keras.layers.Layer):
         self.depthwise = tf.keras.layers.DepthwiseConv2D(
             3, strides, padding="same", use_bias=False, depthwise_initializer=KERNEL_INITIALIZER, name="depthwise"
         )
-        self.norms = [tf.keras.layers.BatchNormalization(name=f"norm{number}") for number in (1, 2, 3)]
+        self.norms = [batch_norm(name=f"norm{number}") for number in (1, 2, 3)]
 
     def build(self, input_shape: tf.TensorShape) -> None:
         """Sizes the last convolution, which leaves room for the pooled input where the stride is 2."""

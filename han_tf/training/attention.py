@@ -76,8 +76,11 @@ class AttentionStatistics:
         self._soft_count = 0
         self._sums: list[LevelStatistics] = []
 
-    def update(self, levels: Sequence[LevelStatistics], images: int) -> None:
-        """Takes in a batch of ``images`` images: what :func:`level_statistics` gave for each level."""
+    def update(self, levels: Sequence[LevelStatistics], images: int, replicas: int = 1) -> None:
+        """Takes in a batch of ``images`` images: what :func:`level_statistics` gave for each level.
+
+        Of a batch that ``replicas`` devices shared evenly, the sums of what it gave for each part.
+        """
         levels = [
             LevelStatistics(*(None if value is None else np.asarray(value, np.float64) for value in level))
             for level in levels
@@ -89,7 +92,7 @@ class AttentionStatistics:
             ]
         self._sums = levels
         self.count += images
-        self._soft_count += -(-images // SOFT_IMAGES)
+        self._soft_count += replicas * -(-(images // replicas) // SOFT_IMAGES)
 
     @property
     def regions(self) -> dict[int, tuple[np.ndarray, np.ndarray]]:

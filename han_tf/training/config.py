@@ -12,11 +12,30 @@ from typing import Any
 from han_tf.errors import UserError
 from han_tf.training.schedule import PAPER_DROPS
 
-NEUTRAL = ("data_dir", "eval_every", "keep_checkpoints", "panel_images", "cache_mb", "skip_bad_images")
-"""Settings that may change between the parts of a resumed run: they do not change what is learned."""
+NEUTRAL = (
+    "data_dir",
+    "eval_every",
+    "keep_checkpoints",
+    "panel_images",
+    "cache_mb",
+    "skip_bad_images",
+    "strategy",
+    "xla",
+)
+"""Settings that may change between the parts of a resumed run: they do not change what is learned.
 
-OF_DATA = ("num_classes", "num_images", "fingerprints")
-"""What a run's config.json tells of its data, beside the settings."""
+``strategy`` and ``xla`` change the order of sums, and with it the last digits, as another machine does. ``precision``
+and ``sync_batch_norm`` are no such settings: other digits, or statistics of other images, make another network.
+"""
+
+OF_DATA = ("num_classes", "num_images", "replicas", "fingerprints")
+"""What a run's config.json tells of its data and devices, beside the settings."""
+
+PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+"""In what a network may compute; its weights are float32."""
+
+STRATEGIES = ("one_device", "mirrored", "multi_worker")
+"""Where a network may be trained, see :func:`han_tf.training.devices.create_strategy`."""
 
 CROSS_ENTROPY, TRIPLET = "cross_entropy", "triplet"
 LOSSES = {
@@ -92,6 +111,13 @@ class TrainConfig:
       momentum: of stochastic gradient descent.
       weight_decay: λ of the penalty λ/2·‖w‖² on every kernel.
       localisation_lr: factor on the learning rate of the layers that place the regions.
+      precision: one of :data:`PRECISIONS`. With a mixed one, convolutions and their batch norm compute in the shorter
+        type; places of regions, features and losses in float32. With float16 the objective is scaled.
+      sync_batch_norm: whether batch norm takes the statistics of the whole batch where several devices share it, as one
+        device would, or each of its own part.
+      strategy: one of :data:`STRATEGIES`: one device, all GPUs of this machine, or all machines that the environment
+        variable TF_CONFIG tells of. They share a batch of ``batch_size``.
+      xla: whether XLA compiles the training step.
       seed: of the weights, of the order of images and of their augmentation.
       eval_every: epochs between evaluations; 0 for six of them over the run. The end is always evaluated.
       keep_checkpoints: how many of the newest checkpoints stay.
@@ -100,7 +126,8 @@ class TrainConfig:
       skip_bad_images: leave out image files that cannot be decoded.
 
     Raises:
-      UserError: there is no such recipe, loss or mining, a value is out of range, or settings contradict each other.
+      UserError: there is no such recipe, loss, mining, precision or strategy, a value is out of range, or settings
+        contradict each other.
     """
 
     dataset: str = "synthetic"
@@ -137,6 +164,10 @@ class TrainConfig:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     localisation_lr: float = 0.01
+    precision: str = "float32"
+    sync_batch_norm: bool = True
+    strategy: str = "one_device"
+    xla: bool = False
     seed: int = 0
     eval_every: int = 0
     keep_checkpoints: int = 2
@@ -146,7 +177,8 @@ class TrainConfig:
 
     def __post_init__(self):
         object.__setattr__(self, "lr_drops", tuple(self.lr_drops))  # JSON has lists only
-        for name, known in (("recipe", RECIPES), ("loss", LOSSES), ("mining", MINING)):
+        choices = {"recipe": RECIPES, "loss": LOSSES, "mining": MINING, "precision": PRECISIONS, "strategy": STRATEGIES}
+        for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise UserError(f"--{name} {getattr(self, name)!r}, expected one of {', '.join(known)}")
         drops = (0, *self.lr_drops, 1)

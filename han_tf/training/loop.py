@@ -23,7 +23,16 @@ from han_tf.models.network import Branches, ReIDNetwork, unit_features
 from han_tf.models.transfer import named_variables, take_over
 from han_tf.training import environment
 from han_tf.training.attention import AttentionStatistics, LevelStatistics, level_statistics
-from han_tf.training.config import CROSS_ENTROPY, LOSSES, OF_DATA, TRIPLET, TrainConfig
+from han_tf.training.config import CROSS_ENTROPY, LOSSES, NEUTRAL, OF_DATA, TRIPLET, TrainConfig
+from han_tf.training.devices import (
+    check_agreement,
+    computing,
+    create_strategy,
+    is_chief,
+    mean_over_workers,
+    own_part,
+    whole,
+)
 from han_tf.training.losses import TripletLoss, decayed_kernels, identity_loss, weight_penalty
 from han_tf.training.schedule import learning_rate
 
@@ -52,10 +61,17 @@ class Trainer:
       fingerprints: of the images to ``train`` and to ``test`` on, see
         :meth:`han_tf.data.records.ReIDDataset.fingerprint`. A run of other training images does not go on; where the
         test images are others, its earlier evaluations are dropped.
+      strategy: from :func:`han_tf.training.devices.create_strategy`; made here if None. Several workers train one run:
+        all have the same data and see the same ``run_dir``, to which the chief alone writes.
+
+    Attributes:
+      model: the network as it is evaluated and saved: on one device, in float32.
+      trained: the network that steps are taken on; ``model`` itself, or its copy on all devices and in the precision of
+        the run. At the end of an epoch, ``model`` gets its weights.
 
     Raises:
       UserError: the folder holds another run or one of other training images, or its checkpoint cannot be read; there
-        are fewer people than a batch is to hold.
+        are fewer people than a batch is to hold; the batch cannot be divided evenly among the devices.
     """
 
     def __init__(
@@ -67,6 +83,7 @@ class Trainer:
         scalars: Optional[Callable[[dict[str, Any]], dict[str, float]]] = None,
         panel: Optional[Callable[[ReIDNetwork], dict[str, np.ndarray]]] = None,
         fingerprints: Optional[Mapping[str, str]] = None,
+        strategy: Optional[tf.distribute.Strategy] = None,
     ):
         self.config = config
         self.run_dir = Path(run_dir)
@@ -90,12 +107,26 @@ class Trainer:
             self.sampler = PeopleAndImages(self.labels, config.people, config.images_per_person)
         self.augmentations = [name for name in AUGMENTATIONS if getattr(config, name)]
 
+        self.strategy = create_strategy(config.strategy) if strategy is None else strategy
+        self.chief = is_chief(self.strategy)
+        self._check_devices()
+
         make_deterministic(config.seed)
-        self.model = create_network(config.to_dict(), len(self.pids) if CROSS_ENTROPY in losses else 0, config.weights)
+        classes = len(self.pids) if CROSS_ENTROPY in losses else 0
+        self.model = create_network(config.to_dict(), classes, config.weights)
         if config.localisation_lr != TrainConfig.localisation_lr and not self.model.localisation_variables:
             raise UserError(f"--localisation_lr {config.localisation_lr}, but no layer of this network places regions")
-        self.optimizer = tf.keras.optimizers.SGD(config.lr, momentum=config.momentum)
-        self.optimizer.build(self.model.trainable_variables)
+        replicas = self.strategy.num_replicas_in_sync
+        with self.strategy.scope():
+            self.trained = self.model
+            if tf.distribute.has_strategy() or config.precision != "float32":
+                with computing(config.precision, synchronised=replicas > 1 and config.sync_batch_norm):
+                    self.trained = create_network(config.to_dict(), classes)
+            compiled = config.xla and replicas == 1
+            self.optimizer = tf.keras.optimizers.SGD(config.lr, momentum=config.momentum, jit_compile=compiled)
+            if config.precision == "mixed_float16":
+                self.optimizer = tf.keras.mixed_precision.LossScaleOptimizer(self.optimizer)
+            self.optimizer.build(self.trained.trainable_variables)
         kinds = ("loss", "accuracy") if self.model.num_classes else ("loss",)
         names = ["loss", *(f"{branch}_{kind}" for kind in kinds for branch in self.model.branch_names)]
         self.means = {name: tf.keras.metrics.Mean(name=name) for name in names}
@@ -114,18 +145,23 @@ class Trainer:
         self.best = Checkpoints(self.run_dir / CHECKPOINTS["best"], 1, model=self.model)
         self.history: list[dict[str, Any]] = []
         self._open_run_folder()
+        if self.trained is not self.model:
+            self.trained.set_weights(self.model.get_weights())
 
-        localisation = {id(variable) for variable in self.model.localisation_variables}
+        localisation = {id(variable) for variable in self.trained.localisation_variables}
         self._gradient_factors = [
             config.localisation_lr if id(variable) in localisation else 1.0
-            for variable in self.model.trainable_variables
+            for variable in self.trained.trainable_variables
         ]
-        self._kernels = decayed_kernels(self.model)
+        self._kernels = decayed_kernels(self.trained)
         self._classifiers = [
             variable
-            for name in (self.model.branch_names if self.model.num_classes else ())
-            for variable in getattr(self.model, f"{name}_classifier").trainable_variables
+            for name in (self.trained.branch_names if classes else ())
+            for variable in getattr(self.trained, f"{name}_classifier").trainable_variables
         ]
+        self._gradients = (
+            tf.function(self._replica_gradients, jit_compile=True) if config.xla else self._replica_gradients
+        )
 
     @property
     def steps_per_epoch(self) -> int:
@@ -151,7 +187,9 @@ class Trainer:
           UserError: the loss is no longer finite, or a checkpoint cannot be written.
         """
         total = self.config.epochs * self.steps_per_epoch
-        writer = tf.summary.create_file_writer(str(self.run_dir / TENSORBOARD))
+        writer = tf.summary.create_noop_writer()
+        if self.chief:
+            writer = tf.summary.create_file_writer(str(self.run_dir / TENSORBOARD))
         bar = tqdm(total=total, initial=self.global_step, unit="step", dynamic_ncols=True, smoothing=0.05)
         with writer.as_default(), bar:
             if self.global_step == 0:
@@ -160,8 +198,8 @@ class Trainer:
             while not self.finished:
                 with _stop_signals() as stop:
                     self._run_epoch(stop, bar)
-                if stop:
-                    self._stop(stop[0])
+                if self._told_to_stop(stop):
+                    self._stop(stop[0] if stop else signal.SIGTERM)
                 self._evaluate_if_due()
             writer.flush()
 
@@ -176,7 +214,7 @@ class Trainer:
             self.data.images, self.labels, self.sampler, self.config.seed, epoch, int(self.batch), self.augmentations
         )
         for images, labels in batches:
-            self.model.begin_step(self.global_step, self.config.epochs * self.steps_per_epoch)
+            self.trained.begin_step(self.global_step, self.config.epochs * self.steps_per_epoch)
             losses, levels = self.train_step(images, labels, epoch < config.freeze_epochs)
             if not np.isfinite(losses["loss"].numpy()):
                 raise UserError(
@@ -184,7 +222,7 @@ class Trainer:
                     f"stopped, last good checkpoint: {self.checkpoints.latest or 'none'}; a lower --lr may help"
                 )
             if levels:
-                attention.update(levels, len(labels))
+                attention.update(levels, len(labels), self.strategy.num_replicas_in_sync)
             for name, mean in self.means.items():
                 mean.update_state(losses[name])
             self.batch.assign_add(1)
@@ -197,10 +235,15 @@ class Trainer:
             shown.append(f"{seen / (time.perf_counter() - started):.0f} img/s")
             bar.set_postfix_str(", ".join(shown), refresh=False)
             bar.update()
-            if stop and int(self.batch) < self.steps_per_epoch:
-                self.checkpoints.save(self.global_step)
+            if self._told_to_stop(stop) and int(self.batch) < self.steps_per_epoch:
+                self._take_weights()
+                self._save()
                 return
         self._end_epoch(rate, attention, time.perf_counter() - started, seen)
+
+    def _told_to_stop(self, stop: list[int]) -> bool:
+        """Returns whether a signal has come, to this worker or to any other one: they stop after the same step."""
+        return mean_over_workers(self.strategy, float(bool(stop))) > 0
 
     def _stop(self, number: int) -> None:
         raise Stopped(
@@ -213,6 +256,7 @@ class Trainer:
         self.batch.assign(0)
         self.epoch.assign_add(1)
         epoch, step = int(self.epoch), self.global_step
+        self._take_weights()
         for variable in self.model.variables:
             if not np.isfinite(variable.numpy()).all():
                 raise UserError(
@@ -237,14 +281,25 @@ class Trainer:
                     tqdm.write(f"warning: attention after epoch {epoch}: {complaint}")
 
         self.history.append(row)
-        write_json(self.run_dir / HISTORY, self.history)
-        self.checkpoints.save(step)
+        self._save()
+
+    def _take_weights(self) -> None:
+        """Gives ``model`` the weights of ``trained``, and batch norm's statistics as means over the replicas."""
+        if self.trained is not self.model:
+            self.model.set_weights(self.trained.get_weights())
+
+    def _save(self) -> None:
+        if self.chief:
+            write_json(self.run_dir / HISTORY, self.history)
+            self.checkpoints.save(self.global_step)
 
     def _evaluate_if_due(self) -> None:
         """Evaluates after an epoch whose turn it is, unless that was done before an interruption."""
         epoch, every = int(self.epoch), self.config.evaluation_interval
         due = self.finished or epoch % every == 0
-        if self.evaluate is None or not due or epoch == 0 or int(self.batch) or "evaluation" in self.history[-1]:
+        if self.evaluate is None or not self.chief or not due or epoch == 0 or int(self.batch):
+            return
+        if "evaluation" in self.history[-1]:
             return
         earlier = [self.scalars(row["evaluation"])["mAP"] for row in self.history if "evaluation" in row]
         evaluation = self.evaluate(self.model)
@@ -257,7 +312,7 @@ class Trainer:
         write_json(self.run_dir / HISTORY, self.history)
 
     def _write_panel(self, step: int) -> None:
-        if self.panel is not None:
+        if self.panel is not None and self.chief:
             for name, pictures in self.panel(self.model).items():
                 tf.summary.image(name, pictures, step, max_outputs=len(pictures))
 
@@ -276,31 +331,84 @@ class Trainer:
           The loss and accuracies of this batch, by the names of what is averaged over an epoch; what attention did
           at each level.
         """
-        variables = self._classifiers if frozen else self.model.trainable_variables
-        with tf.GradientTape() as tape:
-            branches = self.model.branches(images, training=not frozen)
-            logits = self.model.classify(branches) if self.model.num_classes else {}
-            losses = self._losses(labels, branches, logits)
-            loss = tf.add_n(list(losses.values()))
-            objective = loss + self.config.weight_decay * weight_penalty(self._kernels) + self.model.penalty()
-        gradients = tape.gradient(objective, variables)
+        means, levels = self.strategy.run(self._replica_step, (images, labels, frozen))
+        means = {name: self.strategy.reduce("MEAN", value, axis=None) for name, value in means.items()}
+        return means, [
+            LevelStatistics(
+                *(None if value is None else self.strategy.reduce("SUM", value, axis=None) for value in level)
+            )
+            for level in levels
+        ]
+
+    def _replica_step(
+        self, images: tf.Tensor, labels: tf.Tensor, frozen: bool
+    ) -> tuple[dict[str, tf.Tensor], list[LevelStatistics]]:
+        """Takes one replica's part of a step; returns what :meth:`train_step` does, of the images of this replica."""
+        gradients, means, levels = self._gradients(images, labels, frozen)
+        if self.config.precision == "mixed_float16":
+            gradients = self.optimizer.get_unscaled_gradients(gradients)
         if not frozen:
             gradients = [
                 gradient if factor == 1.0 else factor * gradient
                 for factor, gradient in zip(self._gradient_factors, gradients)
             ]
-        self.optimizer.apply_gradients(zip(gradients, variables))
+        # Adds up the gradients of all replicas.
+        self.optimizer.apply_gradients(zip(gradients, self._variables(frozen)))
+        return means, levels
+
+    def _variables(self, frozen: bool) -> list[tf.Variable]:
+        return self._classifiers if frozen else self.trained.trainable_variables
+
+    def _replica_gradients(
+        self, images: tf.Tensor, labels: tf.Tensor, frozen: bool
+    ) -> tuple[list[tf.Tensor], dict[str, tf.Tensor], list[LevelStatistics]]:
+        """Returns a replica's part of the gradients; with float16, of the scaled objective; and what it tells of it."""
+        own_labels = own_part(labels)
+        with tf.GradientTape() as tape:
+            branches = self.trained.branches(own_part(images), training=not frozen)
+            logits = self.trained.classify(branches) if self.trained.num_classes else {}
+            losses = self._losses(labels, branches, logits)
+            loss = tf.add_n(list(losses.values()))
+            objective = loss + self.config.weight_decay * weight_penalty(self._kernels) + self.trained.penalty()
+            objective /= self.strategy.num_replicas_in_sync
+            if self.config.precision == "mixed_float16":
+                objective = self.optimizer.get_scaled_loss(objective)
+        gradients = tape.gradient(objective, self._variables(frozen))
         means = {"loss": loss, **{f"{name}_loss": value for name, value in losses.items()}}
-        means.update({f"{name}_accuracy": _accuracy(labels, scores) for name, scores in logits.items()})
-        return means, [level_statistics(level) for level in branches.attention]
+        means.update({f"{name}_accuracy": _accuracy(own_labels, scores) for name, scores in logits.items()})
+        return gradients, means, [level_statistics(level) for level in branches.attention]
 
     def _losses(self, labels: tf.Tensor, branches: Branches, logits: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Returns each branch's loss: of its logits, if it has any, plus of its feature as it is deployed."""
-        losses = {name: [identity_loss(labels, scores, self.config.label_smoothing)] for name, scores in logits.items()}
+        """Returns each branch's loss: of its logits, if it has any, plus of its feature as it is deployed.
+
+        The first is the mean over the images of this replica; the second looks at those of all.
+        """
+        smoothing = self.config.label_smoothing
+        losses = {name: [identity_loss(own_part(labels), scores, smoothing)] for name, scores in logits.items()}
         if self.triplet_loss is not None:
             for name, feature in unit_features(branches).items():
-                losses.setdefault(name, []).append(self.triplet_loss(labels, feature))
+                losses.setdefault(name, []).append(self.triplet_loss(labels, whole(feature)))
         return {name: tf.add_n(terms) for name, terms in losses.items()}
+
+    def _check_devices(self) -> None:
+        """Raises UserError if the devices cannot share this run's work, or the workers are to do different things."""
+        config, replicas = self.config, self.strategy.num_replicas_in_sync
+        batch_size = getattr(self.sampler, "batch_size", config.batch_size)
+        if batch_size % replicas:
+            raise UserError(f"batches of {batch_size} images on {replicas} devices: expected a multiple of {replicas}")
+        if config.xla and replicas > 1 and (config.sync_batch_norm or self.triplet_loss):
+            raise UserError(
+                f"--xla on {replicas} devices, expected --nosync_batch_norm and no triplet loss: it compiles what each "
+                "device does by itself"
+            )
+        settings = {name: value for name, value in config.to_dict().items() if name not in NEUTRAL}
+        listing = self.run_dir / CHECKPOINTS["last"] / "checkpoint"
+        newest = listing.read_bytes().decode(errors="replace") if listing.exists() else None
+        check_agreement(
+            self.strategy,
+            [settings, newest, self.fingerprints, len(self.labels)],
+            f"flags, training images or the newest checkpoint in {self.run_dir}",
+        )
 
     def _start_from(self, source: Path) -> dict[str, Any]:
         """Takes over the weights of another run; returns what is to be told of it."""
@@ -320,6 +428,7 @@ class Trainer:
     def _open_run_folder(self) -> None:
         check_run_folder(self.config, self.run_dir)
         found = {"num_classes": self.model.num_classes, "num_images": len(self.labels)}
+        replicas = self.strategy.num_replicas_in_sync
         fingerprints = self.fingerprints
         if (self.run_dir / CONFIG).exists():
             saved = read_config(self.run_dir)
@@ -329,6 +438,12 @@ class Trainer:
                         f"{self.run_dir} holds a run with {name} {saved.get(name)}, the training set has {number} now; "
                         "give another --run_dir, or the same images to go on with that run"
                     )
+            before = saved.get("replicas", replicas)
+            if before != replicas and not self.config.sync_batch_norm:
+                raise UserError(
+                    f"{self.run_dir} holds a run whose batch norm saw a part of a batch on each of {before} devices, "
+                    f"there are {replicas} now; give another --run_dir, or as many devices to go on with that run"
+                )
             # An earlier version's run tells none.
             fingerprints = saved.get("fingerprints", fingerprints)
         same = {name: fingerprints.get(name, digits) == digits for name, digits in self.fingerprints.items()}
@@ -351,15 +466,19 @@ class Trainer:
                 tqdm.write("note: the test images are others now; earlier evaluations are dropped")
                 for row in self.history:
                     row.pop("evaluation", None)
-                write_json(self.run_dir / HISTORY, self.history)
+                if self.chief:
+                    write_json(self.run_dir / HISTORY, self.history)
             tqdm.write(f"going on from {path}: epoch {int(self.epoch)}, step {int(self.batch)}")
         else:
             made_with = environment.describe()
             if self.config.init_from:
                 made_with["init_from"] = self._start_from(Path(self.config.init_from))
-            write_json(self.run_dir / ENVIRONMENT, made_with)
+            if self.chief:
+                write_json(self.run_dir / ENVIRONMENT, made_with)
         # Last, so that a kill before here leaves the fingerprints that the history fits.
-        write_json(self.run_dir / CONFIG, {**self.config.to_dict(), **found, "fingerprints": self.fingerprints})
+        told = {**self.config.to_dict(), **found, "replicas": replicas, "fingerprints": self.fingerprints}
+        if self.chief:
+            write_json(self.run_dir / CONFIG, told)
 
 
 def _of_source(run: LoadedRun) -> dict[str, Any]:

@@ -59,6 +59,19 @@ def test_soft_attention_is_measured_over_positions():
         assert level["soft_deviation"] == pytest.approx(expected, rel=1e-5)
 
 
+def test_devices_that_share_a_batch_add_up():
+    """Six images each, of which each looks at the first and the fifth for the soft map."""
+    soft = np.random.default_rng(3).uniform(0.5, 1, (12, 1, *MAP, CHANNELS))
+    parts = [
+        level_statistics(LevelAttention(tf.constant(half[:, 0], tf.float32), None, None))
+        for half in (soft[:6], soft[6:])
+    ]
+    statistics = AttentionStatistics([MAP])
+    statistics.update([parts[0]._replace(soft=parts[0].soft + parts[1].soft)], 12, replicas=2)
+    expected = soft[[0, 4, 6, 10], 0].std(axis=(1, 2)).mean()
+    assert statistics.levels()[0]["soft_deviation"] == pytest.approx(expected, rel=1e-5)
+
+
 def test_a_level_without_soft_attention_tells_of_regions_alone():
     assert fed(thetas()).levels() == [{}] * 3
 

@@ -1,0 +1,165 @@
+"""The same batches give the same losses on one device, on two of one machine, and in two processes."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from han_tf.errors import UserError
+from han_tf.training.devices import CLUSTER, create_strategy
+from tests.conftest import TINY_SIZE
+
+ONE_LEVEL = ("--model_args=widths=[16]", "--batch_size=16", "--panel_images=0")
+"""A HAN whose graph is made in a moment."""
+
+TWO_DEVICES = """
+import os
+import signal
+import sys
+from pathlib import Path
+
+import tensorflow as tf
+
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+
+from han_tf.data import load_dataset
+from han_tf.data.pipeline import load_images
+from han_tf.errors import Stopped, UserError
+from han_tf.training.config import TrainConfig
+from han_tf.training.loop import Trainer
+
+data = load_images(load_dataset("market1501", sys.argv[1]).train, (48, 32))
+settings = {
+    "dataset": "market1501", "input_height": 48, "input_width": 32, "model_args": {"widths": [16]}, "epochs": 1,
+    "loss": "cross_entropy+triplet", "people": 4, "images_per_person": 4, "batch_size": 16, "lr": 0.005,
+}
+
+def trainer(name, **changes):
+    made = Trainer(TrainConfig(**{**settings, **changes}), Path(sys.argv[2]) / name, data)
+    assert (made.trained is made.model) == (made.strategy.num_replicas_in_sync == 1)
+    return made
+
+whole = trainer("one", strategy="one_device")
+whole.run()
+trainer("two", strategy="mirrored").run()
+# Half an epoch on two devices, the rest on one.
+halved = trainer("halved", strategy="mirrored")
+step = halved.train_step
+
+def stopping(*batch):
+    if halved.global_step == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return step(*batch)
+
+halved.train_step = stopping
+try:
+    halved.run()
+except Stopped as stopped:
+    print(stopped)
+resumed = trainer("halved", strategy="one_device")
+assert resumed.global_step == 2
+resumed.run()
+apart = trainer("apart", strategy="mirrored", sync_batch_norm=False)
+apart.run()
+try:
+    trainer("apart", strategy="one_device", sync_batch_norm=False)
+except UserError as error:
+    print(error)
+try:
+    trainer("odd", strategy="mirrored", people=3, images_per_person=5, batch_size=15)
+except UserError as error:
+    print(error)
+"""
+
+
+def row_of(run_dir):
+    (row,) = json.loads((run_dir / "history.json").read_text())
+    return row
+
+
+def losses(row):
+    return {name: value for name, value in row.items() if name.endswith(("loss", "accuracy"))}
+
+
+def test_two_devices_do_what_one_does(tiny_data, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", TWO_DEVICES, str(tiny_data), str(tmp_path)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    one, two, halved, apart = (row_of(tmp_path / name) for name in ("one", "two", "halved", "apart"))
+    assert losses(two) == pytest.approx(losses(one), rel=1e-4)
+    assert losses(halved) == pytest.approx(losses(one), rel=1e-4)
+    # Sums over the images of both devices: of the places, of S, and of every fourth soft map.
+    np.testing.assert_allclose(two["attention"]["mean"], one["attention"]["mean"], atol=1e-4)
+    for ours, theirs in zip(two["attention"]["levels"], one["attention"]["levels"]):
+        assert ours == pytest.approx(theirs, rel=1e-3)
+    assert abs(apart["loss"] / one["loss"] - 1) > 1e-2, "batch norm over half of a batch is another network"
+    refused = done.stdout.splitlines()
+    assert any(line.startswith("stopped by SIGTERM after 2 steps") for line in refused)
+    assert any("batch norm saw a part of a batch on each of 2 devices, there are 1 now" in line for line in refused)
+    assert any("batches of 15 images on 2 devices: expected a multiple of 2" in line for line in refused)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", '{"cluster": {"worker": ["localhost:1"]}, "task": {"type": "worker", "index": 1}}']
+)
+def test_a_worker_that_is_told_nothing_of_the_others(monkeypatch, text):
+    monkeypatch.setenv(CLUSTER, text)
+    with pytest.raises(UserError, match=r"^--strategy multi_worker: TF_CONFIG is '.*', expected for example \{"):
+        create_strategy("multi_worker")
+
+
+def free_ports(count):
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind(("localhost", 0))
+        return [one.getsockname()[1] for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()
+
+
+def test_two_workers_do_what_one_does_and_one_that_is_killed_goes_on(tiny_data, tmp_path):
+    ports = free_ports(2)
+    arguments = ["--dataset=market1501", f"--data_dir={tiny_data}", *TINY_SIZE, *ONE_LEVEL, "--lr=0.005", "--epochs=8"]
+    command = [sys.executable, "-m", "han_tf.train", *arguments, "--eval_every=8"]
+
+    def start(index):
+        cluster = {"worker": [f"localhost:{port}" for port in ports]}
+        environment = {
+            **os.environ,
+            CLUSTER: json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}}),
+        }
+        return subprocess.Popen(
+            [*command, f"--run_dir={tmp_path / 'two'}", "--strategy=multi_worker"],
+            env=environment,
+            stdout=(tmp_path / f"worker{index}.txt").open("ab"),
+            stderr=subprocess.STDOUT,
+        )
+
+    workers = [start(0), start(1)]
+    try:
+        deadline = time.monotonic() + 250
+        while not (tmp_path / "two" / "checkpoints" / "checkpoint").exists() and time.monotonic() < deadline:
+            assert all(worker.poll() is None for worker in workers), (tmp_path / "worker0.txt").read_text()
+            time.sleep(0.05)
+        workers[1].kill()
+        workers[1].wait()
+        assert not (tmp_path / "two" / "metrics.json").exists(), "killed too late for the test to mean anything"
+        workers[1] = start(1)
+        assert [worker.wait(250) for worker in workers] == [0, 0], (tmp_path / "worker0.txt").read_text()
+    finally:
+        for worker in workers:
+            worker.kill()
+    assert "another worker is lost" in (tmp_path / "worker0.txt").read_text()
+    subprocess.run([*command, f"--run_dir={tmp_path / 'one'}"], check=True, capture_output=True)
+    one, two = (json.loads((tmp_path / name / "history.json").read_text()) for name in ("one", "two"))
+    assert [row["loss"] for row in two] == pytest.approx([row["loss"] for row in one], rel=1e-2)
+    assert (tmp_path / "two" / "metrics.json").exists()
