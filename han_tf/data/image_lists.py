@@ -79,7 +79,7 @@ class ImageList:
         return ImageList(
             [self.paths[row] for row in rows],
             *(values[rows] for values in (self.pids, self.camids, self.times)),
-            [self.contents[row] for row in rows],
+            contents=[self.contents[row] for row in rows],
         )
 
     def fingerprint(self) -> str:
@@ -201,7 +201,7 @@ class _Collected:
         return ImageList(
             paths,
             *(values[kept] for values in arrays),
-            _contents(paths, self.checksum),
+            contents=_contents(paths, self.checksum),
             duplicates=int((~kept).sum()),
             passed=dict(self.passed),
         )
