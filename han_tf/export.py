@@ -4,7 +4,8 @@ Without --run it takes the newest run, of --dataset and --split if they are give
 model's files, card.json and MODEL_CARD.md; it takes RGB images as uint8 [n, height, width, 3] and gives features as
 float32 [n, feature_dim]. Its features are compared with the Keras network's on the same images, and its rank-1 and
 mAP with the Keras network's where the data set is there: what loses more than 0.1 points of mAP (int8: 0.5) is not
-kept. What an earlier export of the same network has left is not made again, so a command that was stopped goes on.
+kept. The card holds probe images and their Keras features, by which the model is checked wherever it is opened.
+What an earlier export of the same network has left is not made again, so a command that was stopped goes on.
 Formats and precisions may be lists, or all:
 
   python -m han_tf.export --format openvino --precision bfloat16,int8
@@ -23,7 +24,7 @@ from han_tf import __version__
 from han_tf import cli as command_line
 from han_tf.data import ReIDDataset, load_dataset
 from han_tf.errors import UserError
-from han_tf.files import write_json
+from han_tf.files import locked, write_json
 from han_tf.inference.card import CARD, read_card, verify_files
 from han_tf.inference.exporters import FLOAT32, FORMATS, INT8, PRECISIONS, check_supported
 from han_tf.inference.runs import CHECKPOINTS, find_run, read_config
@@ -223,18 +224,19 @@ def _earlier(parent: Path, checksum: str, rows: list[dict[str, Any]]) -> list[di
 
 
 def _write(parent: Path, report: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    write_json(parent / TABLE, {**report, "exports": rows + _earlier(parent, report["checksum"], rows)})
+    with locked(parent / f".{TABLE}.lock"):  # another command may write its rows at the same time
+        write_json(parent / TABLE, {**report, "exports": rows + _earlier(parent, report["checksum"], rows)})
 
 
 def _is_made(folder: Path, checksum: str, comparison: Comparison) -> bool:
-    """Says whether an export of this network stands there whole, checked as it would be now."""
+    """Says whether an export of this network stands there whole, checked as it would be now, with probe images."""
     try:
         card = read_card(folder)
         verify_files(folder, card)
     except UserError:
         return False
     compared = not comparison.query or card.check.get("dataset") == comparison.name
-    return compared and (card.checksum, card.han_tf_version) == (checksum, __version__)
+    return compared and bool(card.probes) and (card.checksum, card.han_tf_version) == (checksum, __version__)
 
 
 def _keras_row(export: Export) -> dict[str, Any]:
@@ -242,7 +244,7 @@ def _keras_row(export: Export) -> dict[str, Any]:
         "format": export.card.format,
         "precision": export.card.precision,
         "images_per_second": export.original.images_per_second,
-        **(export.original.accuracy or {}),
+        **(export.accuracy or {}),
     }
 
 

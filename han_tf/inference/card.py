@@ -50,6 +50,8 @@ class ModelCard:
       flops: operations for one image as the paper counts them; None if not counted.
       files: name of each model file in the folder -> its hex SHA-256; empty for a run.
       check: how the export compares with the Keras network, see :mod:`han_tf.inference.checking`; empty for a run.
+      probes: images and their features, which the export has to give wherever it is opened, see
+        :mod:`han_tf.inference.probes`; empty for a run, and for exports of earlier versions.
       han_tf_version: of the package that wrote the card.
       created: when, UTC.
     """
@@ -71,6 +73,7 @@ class ModelCard:
     created: str
     files: Mapping[str, str] = field(default_factory=dict)
     check: Mapping[str, Any] = field(default_factory=dict)
+    probes: Mapping[str, Any] = field(default_factory=dict)
 
     def save(self, folder: Union[str, os.PathLike]) -> None:
         """Writes the card into ``folder``, as JSON and to be read by people.
@@ -118,6 +121,12 @@ class ModelCard:
                 f"| accuracy on {self.check['dataset']} | {_percent(self.check['accuracy'])}; "
                 f"the Keras network {_percent(self.check['keras_accuracy'])} |"
             )
+        if self.probes:
+            lines.append(
+                f"| checked on | {self.probes['processor']}; wherever the model is opened, the cosine to the Keras "
+                f"features of {len(self.probes['images'])} probe images must be {self.probes['least_cosine']:.6f} or "
+                f"more, and is {self.probes['cosine']:.6f} there |"
+            )
         if self.files:
             lines += ["", "| file | SHA-256 |", "|---|---|"]
             lines += [f"| {name} | `{digest}` |" for name, digest in sorted(self.files.items())]
@@ -150,6 +159,7 @@ def read_card(folder: Union[str, os.PathLike]) -> ModelCard:
     version = values.pop("version", None)
     if version != VERSION:
         raise UserError(f"{path}: version is {version!r}, expected {VERSION}; export the run anew")
+    values.setdefault("probes", {})  # which exports of earlier versions lack
     for entry in fields(ModelCard):
         if entry.name not in values:
             raise UserError(f"{path}: no entry {entry.name!r}, expected those of version {VERSION}")
@@ -188,6 +198,7 @@ def _check_values(path: Path, values: Mapping[str, Any]) -> None:
             "names in the folder and their SHA-256",
         ),
         "check": (isinstance(values["check"], dict), "an object"),
+        "probes": (isinstance(values["probes"], dict), "an object"),
     }
     for name in ("format", "precision", "model", "dataset", "split", "licence", "han_tf_version", "created"):
         checks[name] = (isinstance(values[name], str), "a string")

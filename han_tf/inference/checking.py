@@ -1,14 +1,11 @@
 """How the features of an exported network compare with the original's."""
 
-import time
-from statistics import median
 from typing import Any, Optional
 
 import numpy as np
 
 from han_tf.inference.exporters import BFLOAT16, FLOAT16, FLOAT32, INT8
 from han_tf.inference.feature_files import FeatureSet
-from han_tf.inference.runtimes import Runtime
 from han_tf.report import evaluate_features
 
 LARGEST_LOSS = {FLOAT32: 0.1, FLOAT16: 0.1, BFLOAT16: 0.1, INT8: 0.5}
@@ -19,8 +16,6 @@ LEAST_COSINE = {FLOAT32: 0.9999, FLOAT16: 0.999, BFLOAT16: 0.99, INT8: 0.9}
 
 LARGEST_NORM_ERROR = 0.01
 """How far the norm of a branch's part may be from 1."""
-
-TIMED_IMAGES = 256
 
 
 def compare(expected: np.ndarray, found: np.ndarray, branches: int) -> dict[str, float]:
@@ -69,20 +64,3 @@ def shortcomings(check: dict[str, Any], precision: str) -> Optional[str]:
         if loss > LARGEST_LOSS[precision]:
             return f"loses {loss:.2f} points of mAP, expected at most {LARGEST_LOSS[precision]}"
     return None
-
-
-def images_per_second(runtime: Runtime, images: np.ndarray, repeats: int = 5) -> float:
-    """Returns how many decoded images the runtime embeds in a second, the median of some measurements.
-
-    Args:
-      runtime: what embeds.
-      images: ``[n, height, width, 3]`` uint8, n ≥ 1; repeated to :data:`TIMED_IMAGES`.
-      repeats: number of measurements, after one that is not counted.
-    """
-    images = np.resize(images, (TIMED_IMAGES, *images.shape[1:]))
-    seconds = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        runtime.embed(images)
-        seconds.append(time.perf_counter() - start)
-    return TIMED_IMAGES / median(seconds[1:])

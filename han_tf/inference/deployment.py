@@ -100,7 +100,9 @@ class GatheredCrop(tf.keras.layers.Layer):
         """
         size, width = lines.shape[1:]
         first = tf.floor(origin)
-        fraction = (origin - first)[..., None]
+        # TFLite's int8 leaves this operation in float. The difference of the two, quantised, would abort where every
+        # origin is a whole number, as before the regions have moved: its scale is 0.
+        fraction = (tf.math.floormod(origin, 1.0) if not self.flat else origin - first)[..., None]
         near = first[..., None] + tf.range(length, dtype=origin.dtype)
         total = 0.0
         for position, weight in ((near, 1 - fraction), (near + 1, fraction)):

@@ -15,31 +15,18 @@ import tensorflow as tf
 from han_tf.data.reading import ImageReader
 from han_tf.data.records import Record
 from han_tf.errors import UserError
+from han_tf.files import locked
+from han_tf.inference import probes
 from han_tf.inference.card import CARD, hash_files
-from han_tf.inference.checking import accuracy, compare, images_per_second, shortcomings
+from han_tf.inference.checking import accuracy, compare, shortcomings
 from han_tf.inference.deployment import deployment_function
 from han_tf.inference.exporters import INT8, exporter
-from han_tf.inference.extractor import FeatureExtractor
 from han_tf.inference.feature_files import FeatureSet
+from han_tf.inference.measuring import Comparison, Measured, measure, measure_apart
 from han_tf.inference.runs import create_network, load_run
 from han_tf.inference.runtimes.keras import KerasRun, card_of
 
 CALIBRATION_IMAGES = 300
-
-
-class Comparison(NamedTuple):
-    """What exports are checked with.
-
-    Attributes:
-      images: ``[n, height, width, 3]`` uint8, on which the features are compared and the speed is measured.
-      query, gallery: records whose ranking is compared; empty for no ranking.
-      name: of their data set.
-    """
-
-    images: np.ndarray
-    query: Sequence[Record] = ()
-    gallery: Sequence[Record] = ()
-    name: str = ""
 
 
 class Exported(NamedTuple):
@@ -90,19 +77,30 @@ class Export:
         # Kept, since the run may still be training: its checkpoint can be another one by the time of an export.
         self._config, self._weights = run.config, run.model.get_weights()
         self.card = card_of(run)
-        self.original = self._measured(KerasRun(run.model))
+        self._paths = [record.path for record in (*comparison.query, *comparison.gallery)]
+        self._probes = probes.draw(self.card.input_size)
+        original = KerasRun(run.model)
+        self.original = measure(original, comparison.images, self._probes, self._paths, self.card.input_size)
+        self.accuracy = self._accuracy(self.original)
         if self.card.accuracy is None and comparison.name == f"{self.card.dataset} {self.card.split}".rstrip():
-            self.card = dataclasses.replace(self.card, accuracy=self.original.accuracy)
+            self.card = dataclasses.replace(self.card, accuracy=self.accuracy)
 
     def export(self, format_name: str, precision: str, parent: Path) -> Exported:
         """Writes and checks one model; it is kept as ``parent/FORMAT-PRECISION`` if it passes.
 
         Raises:
-          UserError: it cannot be written, or int8 cannot be calibrated.
+          UserError: it cannot be converted, run or written, or int8 cannot be calibrated.
         """
         target = parent / f"{format_name}-{precision}"
+        with locked(parent / f".{target.name}.lock"):
+            return self._export(format_name, precision, target)
+
+    def _export(self, format_name: str, precision: str, target: Path) -> Exported:
+        parent = target.parent
+        # What was left by an export that was killed: whoever still works on one holds the lock.
+        for folder in parent.glob(f".{target.name}.*.*"):
+            shutil.rmtree(folder, ignore_errors=True)
         try:
-            parent.mkdir(parents=True, exist_ok=True)
             temporary = Path(tempfile.mkdtemp(dir=parent, prefix=f".{target.name}.", suffix=".tmp"))
             temporary.chmod(parent.stat().st_mode)  # others may read the model where they may read what is beside it
         except OSError as error:
@@ -110,7 +108,13 @@ class Export:
         try:
             images = self._calibration_images() if precision == INT8 else None
             writer = exporter(format_name)
-            writer.export(self._function(writer.FLAT), temporary, precision, images)
+            try:
+                writer.export(self._function(writer.FLAT), temporary, precision, images)
+            except (UserError, OSError):
+                raise
+            except Exception as error:  # each converter has exceptions of its own
+                reason = " ".join(str(error).split())[:300] or type(error).__name__
+                raise UserError(f"cannot be converted ({reason})") from error
             card = dataclasses.replace(
                 self.card,
                 format=format_name,
@@ -119,20 +123,21 @@ class Export:
                 created=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
             )
             card.save(temporary)
-            found = self._measured(FeatureExtractor(temporary))
+            found = measure_apart(temporary, self.comparison.images, self._probes, self._paths)
             check = self._check(found)
             failure = shortcomings(check, precision)
+            if failure is None and not np.isfinite(found.probes).all():
+                failure = "its features of the probe images are not finite"
             size = sum((temporary / name).stat().st_size for name in card.files) / 1e6
             if failure is None:
-                dataclasses.replace(card, check=check).save(temporary)
+                proof = probes.entry(self._probes, self.original.probes, found.probes, precision)
+                dataclasses.replace(card, check=check, probes=proof).save(temporary)
                 _replace(target, temporary)
             return Exported(format_name, precision, size, found.images_per_second, check, failure, target)
         except OSError as error:
             raise UserError(f"cannot write {target}: {error.strerror or error}") from error
         finally:
-            # This one, and what was left by an export that was killed.
-            for folder in parent.glob(f".{target.name}.*"):
-                shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
 
     def _function(self, flat: bool) -> tf.types.experimental.ConcreteFunction:
         if flat not in self._functions:
@@ -152,36 +157,24 @@ class Export:
         records = [self._calibration[round(index)] for index in chosen]
         return np.concatenate([batch for batch, _ in ImageReader(records, self.card.input_size, skip_bad_images=True)])
 
-    def _measured(self, runtime: Union[KerasRun, FeatureExtractor]) -> "_Measured":
-        speed = images_per_second(runtime, self.comparison.images)
-        query, gallery = self.comparison.query, self.comparison.gallery
-        if not query:
-            return _Measured(runtime.embed(self.comparison.images), speed, None)
-        parts = []
-        for records in (query, gallery):
-            kept: list[int] = []
-            features = []
-            for images, indices in ImageReader(records, self.card.input_size, skip_bad_images=True):
-                features.append(runtime.embed(images))
-                kept.extend(indices)
-            parts.append(FeatureSet.of(np.concatenate(features), [records[index] for index in kept]))
-        joined = np.concatenate([part.features for part in parts])
-        # What is not finite cannot be ranked.
-        return _Measured(joined, speed, accuracy(*parts) if np.isfinite(joined).all() else None)
+    def _accuracy(self, found: Measured) -> Optional[dict[str, float]]:
+        """Returns rank-1 and mAP; None if no ranking is compared, or a feature is not finite and cannot be ranked."""
+        if not self._paths or not np.isfinite(found.features).all():
+            return None
+        records, queries = (*self.comparison.query, *self.comparison.gallery), len(self.comparison.query)
+        parts = (found.kept < queries, found.kept >= queries)
+        return accuracy(
+            *(FeatureSet.of(found.features[part], [records[index] for index in found.kept[part]]) for part in parts)
+        )
 
-    def _check(self, found: "_Measured") -> dict[str, Any]:
+    def _check(self, found: Measured) -> dict[str, Any]:
         check: dict[str, Any] = compare(self.original.features, found.features, len(self.card.branch_names))
-        if found.accuracy is not None:
+        reached = self._accuracy(found)
+        if reached is not None:
             check["dataset"] = self.comparison.name
-            check["accuracy"] = found.accuracy
-            check["keras_accuracy"] = self.original.accuracy
+            check["accuracy"] = reached
+            check["keras_accuracy"] = self.accuracy
         return check
-
-
-class _Measured(NamedTuple):
-    features: np.ndarray
-    images_per_second: float
-    accuracy: Optional[dict[str, float]]
 
 
 def _replace(target: Path, temporary: Path) -> None:

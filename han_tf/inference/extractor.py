@@ -1,14 +1,17 @@
 """Features from images with any model: a training run, or what han_tf.export made of one."""
 
 import os
+import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, Optional, Union
 
 import numpy as np
 
 from han_tf.data.reading import BadImage, ImageReader, Source, checked_pixels, resize
 from han_tf.errors import UserError
-from han_tf.inference.runtimes import open_runtime
+from han_tf.inference.probes import prove
+from han_tf.inference.runtimes import KERAS, open_runtime
 
 
 class FeatureExtractor:
@@ -35,7 +38,8 @@ class FeatureExtractor:
       format, precision: of the model, as the card says.
 
     Raises:
-      UserError: there is no model, it is damaged or of another version, or what runs it is not installed.
+      UserError: there is no model, it is damaged or of another version, what runs it is not installed, or an export
+        gives other features for its probe images here than its card allows.
     """
 
     def __init__(
@@ -52,6 +56,10 @@ class FeatureExtractor:
         self.batch_size = batch_size
         self.white_level = white_level
         self.card, self._runtime = open_runtime(path, threads)
+        if self.card.probes:
+            prove(Path(path), self.card, self._runtime)
+        elif self.card.format != KERAS:
+            print(f"note: {path}: an export without probe images, which cannot prove itself here", file=sys.stderr)
         self.checksum = self.card.checksum
         self.feature_dim = self.card.feature_dim
         self.input_size = self.card.input_size

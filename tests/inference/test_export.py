@@ -1,21 +1,27 @@
 """A trained network is exported, checked, and kept only if it still does what it did."""
 
+import base64
 import dataclasses
+import io
 import json
 import shutil
 import stat
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 
 from han_tf import export
 from han_tf.cli import run
 from han_tf.data import load_dataset
 from han_tf.errors import UserError
-from han_tf.inference import checking, exporters
+from han_tf.files import locked
+from han_tf.inference import checking, exporters, probes
 from han_tf.inference.card import CARD, READABLE, read_card
+from han_tf.inference.deployment import INPUT, OUTPUT
 from han_tf.inference.export import Comparison, Export, _replace
 from han_tf.inference.exporters import FORMATS, INT8, check_supported
 from han_tf.inference.extractor import FeatureExtractor
@@ -91,9 +97,76 @@ def test_the_table_keeps_earlier_exports_of_the_same_network(tmp_path):
     assert export._earlier(tmp_path, "a", rows[:1]) == []
 
 
+def names(folder):
+    """What lies in a folder, but for the lock files, which are empty."""
+    found = [path for path in folder.iterdir() if path.suffix != ".lock" or path.stat().st_size]
+    return sorted(path.name for path in found)
+
+
 def test_nothing_else_is_left(exported):
     """Nor what an export that was killed had left, see the fixture."""
-    assert sorted(path.name for path in exported.iterdir()) == ["exports.json", "saved_model-float32", "tflite-float32"]
+    assert names(exported) == ["exports.json", "saved_model-float32", "tflite-float32"]
+
+
+def test_a_card_proves_its_export(exported, tiny_run):
+    """The Keras features of the card's probe images are the run's, and the model is held to them."""
+    folder = exported / "tflite-float32"
+    card = read_card(folder)
+    found = card.probes
+    images = np.stack([np.asarray(Image.open(io.BytesIO(base64.b64decode(text)))) for text in found["images"]])
+    assert images.shape == (probes.PROBES, 48, 32, 3)
+    assert len(np.unique(images.reshape(len(images), -1), axis=0)) == probes.PROBES
+    expected = FeatureExtractor(tiny_run).embed(images)
+    stored = np.frombuffer(base64.b64decode(found["features"]), "<f4").reshape(probes.PROBES, -1)
+    np.testing.assert_allclose(stored, expected, atol=1e-5)
+    assert 1 - 1e-6 < found["cosine"] < 1 + 1e-6
+    assert found["least_cosine"] == 1 - 1e-5
+    assert found["processor"] == probes.processor()
+    assert f"checked on | {found['processor']}" in (folder / READABLE).read_text()
+
+
+def test_one_export_leaves_the_unfinished_one_of_another_alone(tiny_run, tmp_path, monkeypatch):
+    """While a model is written its lock is held, without which nobody clears away its folder."""
+    (tmp_path / f".{FAST}-float32.dead.tmp").mkdir()
+    (tmp_path / ".tflite-float32.live.tmp").mkdir()
+
+    def fail(function, folder, *arguments):
+        held = (pytest.raises(UserError, match="held"), locked(tmp_path / f".{FAST}-float32.lock", "held"))
+        with held[0], held[1]:
+            pass
+        (folder / "half").touch()
+        assert names(tmp_path) == sorted([folder.name, ".tflite-float32.live.tmp"])
+        raise RuntimeError("no\nmore")
+
+    monkeypatch.setattr(exporters.exporter(FAST), "export", fail)
+    exports = Export(tiny_run, "last", Comparison(np.zeros([1, 48, 32, 3], np.uint8)), None)
+    with pytest.raises(UserError, match=r"^cannot be converted \(no more\)$"):
+        exports.export(FAST, "float32", tmp_path)
+    assert names(tmp_path) == [".tflite-float32.live.tmp"]
+
+
+def test_two_commands_keep_each_others_rows(tmp_path, monkeypatch):
+    """The second one comes while the first has read the table and not yet written it."""
+    report = {"checksum": "a"}
+    rows = [{"format": name, "precision": "float32"} for name in ("onnx", "tflite")]
+    for row in rows:
+        (tmp_path / f"{row['format']}-float32").mkdir()
+        (tmp_path / f"{row['format']}-float32" / CARD).write_text("{}")
+    second = threading.Thread(target=lambda: export._write(tmp_path, report, rows[1:]))
+    read = export._earlier
+
+    def earlier(*arguments):
+        found = read(*arguments)
+        if second.ident is None:
+            second.start()
+            second.join(1)  # it waits for the first, or has written by then
+        return found
+
+    monkeypatch.setattr(export, "_earlier", earlier)
+    export._write(tmp_path, report, rows[:1])
+    second.join()
+    written = json.loads((tmp_path / export.TABLE).read_text())["exports"]
+    assert sorted(row["format"] for row in written) == ["onnx", "tflite"]
 
 
 def test_what_was_made_is_not_made_again(exported, tiny_run, tmp_path, capsys, spoiled):
@@ -114,7 +187,7 @@ def test_what_was_made_is_not_made_again(exported, tiny_run, tmp_path, capsys, s
     assert command(*arguments, "--format", FAST, "--noaccuracy") == 1
 
 
-def test_what_was_made_of_this_network_and_compared_on_these_images(exported):
+def test_what_was_made_of_this_network_and_compared_on_these_images(exported, tmp_path):
     folder = exported / "saved_model-float32"
     checksum = read_card(folder).checksum
     assert export._is_made(folder, checksum, Comparison(()))
@@ -122,6 +195,11 @@ def test_what_was_made_of_this_network_and_compared_on_these_images(exported):
     assert not export._is_made(folder, checksum, Comparison((), "query", "gallery", "msmt17"))
     assert not export._is_made(folder, "0" * 64, Comparison(()))
     assert not export._is_made(exported / "onnx-float32", checksum, Comparison(()))
+    earlier = shutil.copytree(folder, tmp_path / "earlier")  # of a version whose cards had no probes
+    values = json.loads((earlier / CARD).read_text())
+    assert export._is_made(earlier, checksum, Comparison(()))
+    (earlier / CARD).write_text(json.dumps({**values, "probes": {}}))
+    assert not export._is_made(earlier, checksum, Comparison(()))
 
 
 @pytest.fixture
@@ -180,22 +258,24 @@ def test_an_unknown_accuracy_is_measured_on_the_runs_own_data_set_alone(changing
     images = np.zeros([1, 48, 32, 3], np.uint8)
     for name, known in (("market1501", True), ("msmt17", False)):
         made = Export(folder, "last", Comparison(images, dataset.query, dataset.gallery, name), None)
-        assert made.card.accuracy == (made.original.accuracy if known else None)
+        assert (made.accuracy is not None, made.card.accuracy) == (True, made.accuracy if known else None)
 
 
 @pytest.fixture
 def spoiled(monkeypatch):
-    """Lets the exported features be those of other images."""
+    """Lets what is exported add noise to the features."""
 
     def spoil(amount):
-        original = FeatureExtractor.embed
-        noise = np.random.default_rng(0)
+        original = Export._function
 
-        def embed(extractor, images):
-            features = original(extractor, images)
-            return features + amount * noise.normal(size=features.shape).astype(np.float32)
+        def function(exports, flat):
+            right = original(exports, flat)
+            noise = np.random.default_rng(0).normal(size=exports.card.feature_dim).astype(np.float32)
+            signature = tf.TensorSpec([None, *exports.card.input_size, 3], tf.uint8, name=INPUT)
+            wrong = tf.function(lambda images: {OUTPUT: right(images=images)[OUTPUT] + amount * noise}, [signature])
+            return wrong.get_concrete_function()
 
-        monkeypatch.setattr(FeatureExtractor, "embed", embed)
+        monkeypatch.setattr(Export, "_function", function)
 
     return spoil
 
@@ -212,7 +292,7 @@ def test_what_differs_is_not_kept(tiny_run, tmp_path, capsys, spoiled):
     assert "not kept" in captured.out
     assert [path.name for path in old.iterdir()] == [CARD]
     assert (old / CARD).read_text() == "{}"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["exports.json", old.name]
+    assert names(tmp_path) == ["exports.json", old.name]
 
 
 def test_features_that_are_not_finite_are_told(tiny_run, tmp_path, capsys, spoiled):
@@ -223,19 +303,29 @@ def test_features_that_are_not_finite_are_told(tiny_run, tmp_path, capsys, spoil
     assert "mAP" in keras
     assert "mAP" not in row
     assert row["failure"] == "its features are not finite"
-    assert [path.name for path in tmp_path.iterdir()] == [export.TABLE]
+    assert names(tmp_path) == [export.TABLE]
 
 
 def test_an_export_that_fails_does_not_stop_the_others(tiny_run, tmp_path, capsys, monkeypatch):
-    def fail(*_):
-        raise UserError("cannot be made today")
+    """The converter itself fails, as it does for what it cannot convert, with an exception of its own."""
+    original, calls = Export._function, []
 
-    monkeypatch.setattr(exporters.exporter("tflite"), "export", fail)
+    def function(exports, flat):
+        calls.append(flat)
+        if len(calls) > 1:
+            return original(exports, flat)
+        signature = tf.TensorSpec([None, *exports.card.input_size, 3], tf.uint8, name=INPUT)
+        unknown = tf.function(lambda images: {OUTPUT: tf.py_function(np.float32, [images], tf.float32)}, [signature])
+        return unknown.get_concrete_function()
+
+    monkeypatch.setattr(Export, "_function", function)
     assert command("--run", tiny_run, "--format", "tflite,saved_model", "--output", tmp_path, "--noaccuracy") == 1
-    assert capsys.readouterr().err == "error: not kept: tflite in float32: cannot be made today\n"
+    error = capsys.readouterr().err
+    assert error.startswith("error: not kept: tflite in float32: cannot be converted (")
+    assert error.count("\n") == 1
     rows = json.loads((tmp_path / export.TABLE).read_text())["exports"]
     assert [row["format"] for row in rows] == ["keras", "saved_model"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["exports.json", "saved_model-float32"]
+    assert names(tmp_path) == ["exports.json", "saved_model-float32"]
 
 
 def test_a_lost_accuracy_is_told():

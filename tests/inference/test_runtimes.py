@@ -15,9 +15,11 @@ from han_tf.data import load_dataset
 from han_tf.errors import UserError
 from han_tf.inference import runtimes
 from han_tf.inference.card import CARD, hash_files
+from han_tf.inference.deployment import deployment_function
 from han_tf.inference.export import Comparison, Export
 from han_tf.inference.exporters import FORMATS
 from han_tf.inference.extractor import FeatureExtractor
+from han_tf.models import create_model
 
 SIZE = (48, 32)
 
@@ -98,6 +100,15 @@ def test_tflite_int8_is_near_the_keras_network(export, tmp_path):
     assert found.failure is None or "the norm of a branch is off 1 by" in found.failure
 
 
+def test_tflite_int8_of_an_untrained_network_does_not_abort(images, tmp_path):
+    """Its regions start at whole pixels: how far they are between two pixels is 0 for every image."""
+    writer = importlib.import_module("han_tf.inference.exporters.tflite")
+    function = deployment_function(create_model("han_small", input_size=SIZE), writer.FLAT)
+    writer.export(function, tmp_path, "int8", images[:8])
+    code = "import sys; import tensorflow as tf; tf.lite.Interpreter(sys.argv[1]).allocate_tensors()"
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path / "model.tflite")], check=False).returncode == 0
+
+
 @pytest.mark.parametrize("pair", [("tflite", "float32"), ("onnx", "float32"), ("openvino", "float32")], ids="-".join)
 def test_several_threads_share_one_model(pair, folders, images, expected):
     extractor = FeatureExtractor(folders(*pair), threads=2)
@@ -114,6 +125,30 @@ def test_several_threads_share_one_model(pair, folders, images, expected):
     for number, (whole, part) in enumerate(found):
         np.testing.assert_allclose(whole, expected, atol=1e-5)
         np.testing.assert_allclose(part, expected[number : number + 2], atol=1e-5)
+
+
+def _int8_weights(name, folder):
+    if name == "onnx":
+        import onnx
+
+        graph = onnx.load(folder / "model.onnx").graph
+        tensors = [onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer]
+    else:
+        import openvino
+
+        nodes = openvino.Core().read_model(folder / "model.xml").get_ordered_ops()
+        tensors = [node.get_data() for node in nodes if node.get_type_name() == "Constant"]
+    return [tensor for tensor in tensors if tensor.dtype == np.int8 and tensor.ndim >= 4]
+
+
+@pytest.mark.parametrize("name", ["onnx", "openvino"])
+def test_two_products_of_8_bits_fit_in_16(name, folders):
+    """Processors without VNNI add two products of an activation, at most 255, and a weight with saturation."""
+    weights = _int8_weights(name, folders(name, "int8"))
+    assert len(weights) > 30
+    largest = max(int(np.abs(weight.astype(int)).max()) for weight in weights)
+    assert largest > 32
+    assert 2 * 255 * largest < 2**15
 
 
 @pytest.mark.parametrize("name", ["onnx", "openvino"])

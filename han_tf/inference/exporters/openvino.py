@@ -71,6 +71,7 @@ def quantised(model: openvino.Model, images: np.ndarray) -> openvino.Model:
       images: to calibrate with, ``[n, height, width, 3]`` uint8.
     """
     import nncf
+    from nncf.quantization.advanced_parameters import OverflowFix
     from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 
     left_out = [node.get_friendly_name() for node in model.get_ordered_ops() if not _may_be_quantised(node)]
@@ -80,9 +81,11 @@ def quantised(model: openvino.Model, images: np.ndarray) -> openvino.Model:
         preset=nncf.QuantizationPreset.MIXED,
         subset_size=len(images),
         ignored_scope=nncf.IgnoredScope(names=left_out, validate=False),
-        # The default range is the mean of the images' largest values, which cuts off unusual images.
         advanced_parameters=nncf.AdvancedQuantizationParameters(
-            activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX
+            # Processors without VNNI add two 8-bit products in 16 bits; with weights of 7 bits the sum fits.
+            overflow_fix=OverflowFix.ENABLE,
+            # The default range is the mean of the images' largest values, which cuts off unusual images.
+            activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX,
         ),
     )
     _share_quantised(result)

@@ -1,7 +1,9 @@
 """Runs an OpenVINO model; needs no TensorFlow."""
 
+import contextlib
 import queue
 import threading
+from collections import deque
 from pathlib import Path
 from typing import Any, Optional
 
@@ -56,32 +58,44 @@ class OpenVINOModel:
         """Maps images to features, see :class:`han_tf.inference.runtimes.Runtime`."""
         size = next((size for size in BATCHES if len(images) <= 2 * size), BATCHES[-1])
         free = self._compiled(size)
-        running: list[tuple[int, int, Any]] = []
+        running: deque[tuple[int, Any]] = deque()
         parts = []
 
         def finish() -> None:
-            count, request = running.pop(0)
-            request.wait()
-            parts.append(request.get_output_tensor().data[:count].copy())
-            free.put(request)
+            count, request = running.popleft()
+            try:
+                request.wait()
+                parts.append(request.get_output_tensor().data[:count].copy())
+            finally:
+                free.put(request)
 
-        for start in range(0, len(images), size):
-            batch = images[start : start + size]
-            count = len(batch)
-            if count < size:
-                batch = np.concatenate([batch, np.zeros((size - count, *batch.shape[1:]), np.uint8)])
-            # With others waiting for requests, one's own have to be given back first.
-            while True:
+        try:
+            for start in range(0, len(images), size):
+                batch = images[start : start + size]
+                count = len(batch)
+                if count < size:
+                    batch = np.concatenate([batch, np.zeros((size - count, *batch.shape[1:]), np.uint8)])
+                # With others waiting for requests, one's own have to be given back first.
+                while True:
+                    try:
+                        request = free.get(block=not running)
+                        break
+                    except queue.Empty:
+                        finish()
                 try:
-                    request = free.get(block=not running)
-                    break
-                except queue.Empty:
+                    request.set_input_tensor(openvino.Tensor(batch, shared_memory=True))
+                    request.start_async()
+                except BaseException:
+                    free.put(request)
+                    raise
+                running.append((count, request))
+            while running:
+                finish()
+        finally:
+            # After a failure the others still read their batches.
+            while running:
+                with contextlib.suppress(Exception):
                     finish()
-            request.set_input_tensor(openvino.Tensor(batch, shared_memory=True))
-            request.start_async()
-            running.append((count, request))
-        while running:
-            finish()
         return np.concatenate(parts)
 
     def _compiled(self, size: int) -> queue.SimpleQueue:
