@@ -4,6 +4,7 @@ Without --run it takes the newest run of --dataset and --split. Reports CMC at r
 both definitions and mINP, for the joint, the global and the local feature. Re-ranking, query expansion and database
 augmentation add rows: each of them alone, and all together. --verification, --camera_pairs and --plots show more.
 The run keeps the results of its last network on its own data as evaluation.json, all others under names of their own.
+Several data sets, --dataset market1501,dukemtmc or those a run was trained on, are evaluated each by itself.
 
 The features of other networks are evaluated from NumPy archives with the arrays features, pids and camids, and given
 distances together with archives that hold pids and camids. In place of an archive may stand a folder that
@@ -18,16 +19,17 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
 from absl import flags
 
 from han_tf import cli as command_line
-from han_tf.data import DATASETS, JUNK_PID, load_dataset
+from han_tf.data import DATASETS, JUNK_PID, ReIDDataset, load_dataset
+from han_tf.data.joined import named_datasets
 from han_tf.errors import UserError
 from han_tf.files import write_json
-from han_tf.inference.runs import CHECKPOINTS, LoadedRun, find_run, load_run
+from han_tf.inference.runs import CHECKPOINTS, LoadedRun, data_of, find_run, load_run
 from han_tf.training import environment
 
 with command_line.deferred_imports(__name__):
@@ -40,7 +42,12 @@ SUBSETS = ("query", "gallery", "multi_query")
 PER_QUERY_FORMATS = (".csv", ".npz")
 
 FLAGS = command_line.new_flags()
-flags.DEFINE_string("dataset", "", f"Data set: {', '.join(DATASETS)}; the run's own if empty.", flag_values=FLAGS)
+flags.DEFINE_string(
+    "dataset",
+    "",
+    f"Data set: {', '.join(DATASETS)}; or several, separated by commas; the run's own if empty.",
+    flag_values=FLAGS,
+)
 flags.DEFINE_string(
     "split", "", "Protocol variant, e.g. detected (of CUHK03, if no data set is named).", flag_values=FLAGS
 )
@@ -174,14 +181,35 @@ def main(values: flags.FlagValues) -> None:
                 found = subset.features.shape[1]
                 raise UserError(f"{path}: features have dimension {found}, expected {expected} as in {paths[0]}")
         origin = {"features": [str(path) for path in paths]}
-        branches = tuple(values.branches)
-        output = values.output
-    else:
-        if values.positional:
-            raise UserError(f"unexpected argument {values.positional[0]!r}: files go with --features")
-        subsets, origin, run = _features_of_run(values)
-        branches = run.model.branch_names
+        _evaluate(values, subsets, origin, tuple(values.branches), values.output, plots)
+        return
+    if values.positional:
+        raise UserError(f"unexpected argument {values.positional[0]!r}: files go with --features")
+    run, dataset = _run_and_data(values)
+    datasets = dataset.separate()
+    for flag in ("output", "per_query", "plots", "save_features"):
+        if values[flag].value and len(datasets) > 1:
+            raise UserError(
+                f"--{flag} {values[flag].value} is for the results of one data set, but there are {len(datasets)}: "
+                f"expected --dataset to name one of {', '.join(part.name for part in datasets)}"
+            )
+    for part in datasets:
+        if len(datasets) > 1:
+            print(f"\n{part.name} {part.split}".rstrip() + ":")
+        subsets, origin = _features_of_run(values, run, part)
         output = values.output or str(run.run_dir / _result_name(origin, values.checkpoint))
+        _evaluate(values, subsets, origin, run.model.branch_names, output, plots)
+
+
+def _evaluate(
+    values: flags.FlagValues,
+    subsets: Mapping[str, FeatureSet],
+    origin: dict[str, Any],
+    branches: Sequence[str],
+    output: str,
+    plots: Optional[ModuleType],
+) -> None:
+    """Evaluates the features of one data set, prints what is found and writes the files that are wanted."""
     methods = _methods(values, subsets, branches)
     if values.save_features:
         for name, features in subsets.items():
@@ -271,29 +299,34 @@ def _methods(
     return methods
 
 
-def _features_of_run(values: flags.FlagValues) -> tuple[dict[str, FeatureSet], dict, LoadedRun]:
-    # Only CUHK03 has the splits "detected" and "labelled", so the split alone says which data set is meant.
-    split = next((e.spellings[values.split] for e in DATASETS.values() if values.split in e.spellings), values.split)
-    if values.dataset and values.dataset not in DATASETS:
-        raise UserError(f"unknown dataset {values.dataset!r}, expected one of {', '.join(DATASETS)}")
-    candidates = [values.dataset] if values.dataset else list(DATASETS)
-    named = [name for name in candidates if split and split in DATASETS[name].splits]
-    if split and not named:
-        known = [f"{known} ({name})" for name in candidates for known in DATASETS[name].splits if known]
-        what = f"dataset {values.dataset!r} has no" if values.dataset else "no dataset has a"
-        raise UserError(f"{what} split {values.split!r}, expected {', '.join(known) or 'no --split'}")
-    dataset_name = values.dataset or (named[0] if named else "")
+def _run_and_data(values: flags.FlagValues) -> tuple[LoadedRun, ReIDDataset]:
+    """Returns the run, and the data that is named or else the run's own, from where the run had it if it had it."""
+    names, split = [part.name for part in named_datasets(values.dataset)], values.split
+    if len(names) == 1:
+        # Only CUHK03 has the splits "detected" and "labelled", so the split alone says which data set is meant.
+        split = next((entry.spellings[split] for entry in DATASETS.values() if split in entry.spellings), split)
+        if values.dataset and values.dataset not in DATASETS:
+            raise UserError(f"unknown dataset {values.dataset!r}, expected one of {', '.join(DATASETS)}")
+        candidates = [values.dataset] if values.dataset else list(DATASETS)
+        named = [name for name in candidates if split and split in DATASETS[name].splits]
+        if split and not named:
+            known = [f"{known} ({name})" for name in candidates for known in DATASETS[name].splits if known]
+            what = f"dataset {values.dataset!r} has no" if values.dataset else "no dataset has a"
+            raise UserError(f"{what} split {values.split!r}, expected {', '.join(known) or 'no --split'}")
+        names = [values.dataset or (named[0] if named else "")]
+    run_dir = values.run or find_run(values.runs_dir, ",".join(names) or None, split or None)
+    run = load_run(run_dir, values.checkpoint)
+    own = [data_of(run.config, name) for name in names]
+    folders, splits = (",".join(getattr(part, field) for part in own) for field in ("data_dir", "split"))
+    return run, load_dataset(",".join(part.name for part in own), values.data_dir or folders or None, split or splits)
+
+
+def _features_of_run(
+    values: flags.FlagValues, run: LoadedRun, dataset: ReIDDataset
+) -> tuple[dict[str, FeatureSet], dict[str, Any]]:
+    """Returns the features of a data set's images, and what the report tells of where they come from."""
     from han_tf.inference.features import feature_set  # imports TensorFlow, which saved features do without
 
-    run_dir = values.run or find_run(values.runs_dir, dataset_name or None, split or None)
-    run = load_run(run_dir, values.checkpoint)
-    name = dataset_name or run.config["dataset"]
-    same = name == run.config["dataset"]
-    dataset = load_dataset(
-        name,
-        values.data_dir or (run.config["data_dir"] if same else "") or None,
-        split or (run.config["split"] if same else ""),
-    )
     for sentence in dataset.notes + dataset.differences:
         print(f"note: {dataset.name}: {sentence}")
     subsets = {
@@ -309,7 +342,7 @@ def _features_of_run(values: flags.FlagValues) -> tuple[dict[str, FeatureSet], d
         "split": dataset.split,
         "differences": list(dataset.differences),
     }
-    return subsets, origin, run
+    return subsets, origin
 
 
 def _feature_paths(values: flags.FlagValues) -> list[Path]:

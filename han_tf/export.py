@@ -27,7 +27,7 @@ from han_tf.errors import UserError
 from han_tf.files import locked, write_json
 from han_tf.inference.card import CARD, read_card, verify_files
 from han_tf.inference.exporters import FLOAT32, FORMATS, INT8, PRECISIONS, check_supported
-from han_tf.inference.runs import CHECKPOINTS, find_run, read_config
+from han_tf.inference.runs import CHECKPOINTS, data_of, find_run, read_config
 from han_tf.training import environment
 
 with command_line.deferred_imports(__name__):
@@ -75,6 +75,7 @@ def main(values: flags.FlagValues) -> None:
     if dataset is None:
         comparison = Comparison(_drawn_images(input_size))
     else:
+        dataset = dataset.separate()[0]
         records = (dataset.query + dataset.gallery)[:: max(1, len(dataset.gallery) // COMPARED_IMAGES)]
         ranked = (dataset.query, dataset.gallery) if values.accuracy else ((), ())
         name = f"{dataset.name} {dataset.split}".rstrip()
@@ -172,15 +173,10 @@ def _pairs(formats: list[str], precisions: list[str]) -> list[tuple[str, str]]:
 
 def _dataset(values: flags.FlagValues, config: dict[str, Any]) -> Optional[ReIDDataset]:
     """Returns the data set to compare on: the one that is named, or the run's own; None if that is not there."""
-    name = values.dataset or config["dataset"]
-    same = name == config["dataset"]
+    own = data_of(config, values.dataset)
     asked = values.dataset or values.data_dir or values.split
     try:
-        dataset = load_dataset(
-            name,
-            values.data_dir or (config["data_dir"] if same else "") or None,
-            values.split or (config["split"] if same else ""),
-        )
+        dataset = load_dataset(own.name, values.data_dir or own.data_dir or None, values.split or own.split)
     except UserError as error:
         if asked:
             raise

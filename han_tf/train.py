@@ -71,9 +71,24 @@ LOCK = ".lock"
 FLAGS = command_line.new_flags()
 _DEFAULT = TrainConfig()
 
-flags.DEFINE_string("dataset", _DEFAULT.dataset, f"Data set: {', '.join(DATASETS)}.", flag_values=FLAGS)
-flags.DEFINE_string("split", _DEFAULT.split, "Protocol variant; its default if empty.", flag_values=FLAGS)
-flags.DEFINE_string("data_dir", _DEFAULT.data_dir, "Data folder; datasets/NAME if empty.", flag_values=FLAGS)
+flags.DEFINE_string(
+    "dataset",
+    _DEFAULT.dataset,
+    f"Data set: {', '.join(DATASETS)}; or several, separated by commas: the people and cameras of each stay apart.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_string(
+    "split",
+    _DEFAULT.split,
+    "Protocol variant; its default if empty. Of several data sets one for each.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_string(
+    "data_dir",
+    _DEFAULT.data_dir,
+    "Data folder; datasets/NAME if empty. Of several data sets one for each, separated by commas.",
+    flag_values=FLAGS,
+)
 flags.DEFINE_string("runs_dir", "runs", "Where runs are kept.", flag_values=FLAGS)
 flags.DEFINE_string("run_dir", "", "This run's folder; named after the settings if empty.", flag_values=FLAGS)
 flags.DEFINE_enum("model", _DEFAULT.model, list(MODELS), "Network (Tables 1 and 12).", flag_values=FLAGS)
@@ -242,15 +257,23 @@ def config_of(values: flags.FlagValues) -> TrainConfig:
 
 
 def evaluate_network(
-    model: ReIDNetwork, dataset: ReIDDataset, skip_bad_images: bool, multi_query: bool = True
+    model: ReIDNetwork, dataset: ReIDDataset, skip_bad_images: bool, whole: bool = True
 ) -> dict[str, Any]:
-    """Returns the report on ``model``: all three features; multi-query where it is wanted and there are images."""
-    left_out = ("train",) if multi_query else ("train", "multi_query")
-    subsets = {name: records for name, records in dataset.subsets().items() if name not in left_out}
+    """Returns the report on ``model``: all three features.
+
+    Of joined data sets each is evaluated by itself: the report is that on the first, and ``others`` holds those on the
+    others. If it is not to be ``whole``, multi-query and the other data sets are left out, which take most of the time.
+    """
+    first, *others = dataset.separate()
+    left_out = ("train",) if whole else ("train", "multi_query")
+    subsets = {name: records for name, records in first.subsets().items() if name not in left_out}
     features = (
         feature_set(model, records, skip_bad_images=skip_bad_images, progress=None) for records in subsets.values()
     )
-    return to_json(evaluate_features(*features, branches=model.branch_names), curves=False)
+    report = to_json(evaluate_features(*features, branches=model.branch_names), curves=False)
+    if whole and others:
+        report["others"] = [{**_described(part), **evaluate_network(model, part, skip_bad_images)} for part in others]
+    return report
 
 
 def baseline_rows(config: TrainConfig, dataset: ReIDDataset) -> list[dict[str, Any]]:
@@ -271,10 +294,11 @@ def main(values: flags.FlagValues) -> None:
     """Trains as the flags say."""
     config = config_of(values)
     dataset = load_dataset(config.dataset, config.data_dir or None, config.split)
-    check_training(dataset)
-    config = dataclasses.replace(config, split=dataset.split)
-    for sentence in dataset.notes + dataset.differences:
-        print(f"note: {dataset.name}: {sentence}")
+    config = dataclasses.replace(config, dataset=dataset.name, split=dataset.split)
+    for part in dataset.separate():
+        check_training(part)
+        for sentence in part.notes + part.differences:
+            print(f"note: {part.name}: {sentence}")
     if RECIPES[config.recipe]:
         told = ", ".join(f"--{name} {getattr(config, name)}" for name in RECIPES[config.recipe])
         print(f"recipe {config.recipe}: {told}")
@@ -308,7 +332,7 @@ def train(config: TrainConfig, dataset: ReIDDataset, run_dir: Path, strategy: tf
         config,
         run_dir,
         data,
-        # The many images of multi-query evaluation are worth their time at the end alone.
+        # Multi-query evaluation and further data sets are worth their time at the end alone.
         evaluate=lambda model: evaluate_network(model, dataset, config.skip_bad_images, trainer.finished),
         scalars=scalars,
         panel=None if panel is None else lambda model: attention_panels(model, panel),
@@ -325,9 +349,8 @@ def train(config: TrainConfig, dataset: ReIDDataset, run_dir: Path, strategy: tf
 
     last = trainer.history[-1]
     report = {
-        "dataset": dataset.name,
-        "split": dataset.split,
-        "differences": list(dataset.differences),
+        **_described(dataset.separate()[0]),
+        "trained_on": {"dataset": dataset.name, "split": dataset.split},
         "model": config.model,
         "epochs": config.epochs,
         **last["evaluation"],
@@ -336,8 +359,9 @@ def train(config: TrainConfig, dataset: ReIDDataset, run_dir: Path, strategy: tf
     if dataset.name == "synthetic":
         report["results"] += baseline_rows(config, dataset)
     write_json(run_dir / METRICS, report)
-    print(f"\n{config.model} on {dataset.name} {dataset.split}".rstrip() + f", {config.epochs} epochs:")
-    print(table(report))
+    for tested in (report, *report.get("others", ())):
+        print(f"\n{config.model} on {tested['dataset']} {tested['split']}".rstrip() + f", {config.epochs} epochs:")
+        print(table(tested))
     complaints = report["attention"]["complaints"]
     for complaint in complaints[:SHOWN_COMPLAINTS]:
         print(f"warning: {complaint}")
@@ -348,6 +372,11 @@ def train(config: TrainConfig, dataset: ReIDDataset, run_dir: Path, strategy: tf
         save_png(run_dir / "attention.png", attention_sheet(panel, levels))
         print(f"attention: {run_dir / 'attention.png'} (make tensorboard shows it over training)")
     print(f"numbers: {run_dir / METRICS}")
+
+
+def _described(dataset: ReIDDataset) -> dict[str, Any]:
+    """Returns what a report tells of the data it is on."""
+    return {"dataset": dataset.name, "split": dataset.split, "differences": list(dataset.differences)}
 
 
 def _opened(records: Sequence[Record]) -> Iterator[Image.Image]:

@@ -16,7 +16,7 @@ from absl import flags
 from han_tf import cli as command_line
 from han_tf.data import JUNK_PID, Record, load_dataset
 from han_tf.errors import UserError
-from han_tf.inference.runs import CHECKPOINTS, LoadedRun, find_run, load_run
+from han_tf.inference.runs import CHECKPOINTS, LoadedRun, data_of, find_run, load_run
 
 with command_line.deferred_imports(__name__):
     import numpy as np
@@ -37,8 +37,14 @@ FLAGS = command_line.new_flags()
 
 flags.DEFINE_string("run", "", "Folder of the run; the newest in --runs_dir if empty.", flag_values=FLAGS)
 flags.DEFINE_string("runs_dir", "runs", "Where runs are kept.", flag_values=FLAGS)
-flags.DEFINE_string("dataset", "", "Newest run of this data set only; of any if empty.", flag_values=FLAGS)
-flags.DEFINE_string("split", "", "Newest run of this protocol variant only.", flag_values=FLAGS)
+flags.DEFINE_string(
+    "dataset",
+    "",
+    "Whose images to show, and of whose runs the newest is taken without --run; if empty, the run's own data set (of "
+    "several the first), and any run.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_string("split", "", "Protocol variant, as --dataset.", flag_values=FLAGS)
 flags.DEFINE_enum("checkpoint", "last", list(CHECKPOINTS), "Which network of the run.", flag_values=FLAGS)
 flags.DEFINE_string("data_dir", "", "Data folder; that of the run if empty.", flag_values=FLAGS)
 flags.DEFINE_string("out", "", "Folder for the pictures; that of the run if empty.", flag_values=FLAGS)
@@ -119,8 +125,9 @@ def main(values: flags.FlagValues) -> None:
     if values.positional:
         records = tuple(Record(path, JUNK_PID, 0) for path in values.positional)
     else:
-        data_dir = values.data_dir or run.config["data_dir"] or None
-        dataset = load_dataset(run.config["dataset"], data_dir, run.config["split"])
+        own = data_of(run.config, values.dataset)
+        data_dir, split = values.data_dir or own.data_dir or None, values.split or own.split
+        dataset = load_dataset(own.name, data_dir, split).separate()[0]
         records = spread(dataset.query, values.queries)
     shown = load_images(records, run.model.input_size, skip_bad_images=values.skip_bad_images)
     levels = attend(run.model, shown.images)

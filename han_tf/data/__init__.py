@@ -5,6 +5,7 @@
 Record(path='.../bounding_box_train/0002_c1s1_000451_03.jpg', pid=2, camid=1)
 """
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Optional
@@ -14,6 +15,7 @@ from han_tf.data.cuhk03 import SPLITS as CUHK03_SPLITS
 from han_tf.data.cuhk03 import read_cuhk03
 from han_tf.data.dukemtmc import read_dukemtmc
 from han_tf.data.folders import PathLike
+from han_tf.data.joined import joined, named_datasets
 from han_tf.data.market1501 import read_market1501
 from han_tf.data.msmt17 import read_msmt17
 from han_tf.data.records import (
@@ -91,13 +93,22 @@ def load_dataset(name: str, data_dir: Optional[PathLike] = None, split: str = ""
     """Reads a data set and checks that training and testing on it make sense.
 
     Args:
-      name: a key of :data:`DATASETS`.
-      data_dir: the data set's folder or its parent; the entry's ``data_dir`` if None.
-      split: one of the entry's ``splits``; ``""`` is the default one.
+      name: a key of :data:`DATASETS`; or several, separated by commas, which are joined (:mod:`han_tf.data.joined`).
+      data_dir: the data set's folder or its parent; the entry's ``data_dir`` if None. Of several the folders in the
+        same order, separated by commas; the entry's where one is empty.
+      split: one of the entry's ``splits``; ``""`` is the default one. Of several as for ``data_dir``.
 
     Raises:
-      UserError: the name or the split is unknown, or the files are not as the data set's README says.
+      UserError: the name or the split is unknown, or the files are not as the data set's README says; or there is
+        another number of folders or splits than of names.
     """
+    datasets = named_datasets(name, "" if data_dir is None else os.fspath(data_dir), split)
+    if len(datasets) == 1:
+        return _load_dataset(name, data_dir, split)
+    return joined([_load_dataset(part.name, part.data_dir or None, part.split) for part in datasets])
+
+
+def _load_dataset(name: str, data_dir: Optional[PathLike], split: str) -> ReIDDataset:
     if name not in DATASETS:
         raise UserError(f"unknown dataset {name!r}, expected one of {', '.join(DATASETS)}")
     entry = DATASETS[name]

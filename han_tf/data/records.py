@@ -39,6 +39,7 @@ class ReIDDataset:
         empty where the data set has none.
       differences: what differs from the published counts, one sentence each; empty if nothing does.
       notes: things met on the way that a reader of results should know (e.g. files left out).
+      parts: the data sets that this one joins, see :mod:`han_tf.data.joined`; empty if it joins none.
     """
 
     name: str
@@ -50,6 +51,11 @@ class ReIDDataset:
     multi_query: tuple[Record, ...] = ()
     differences: tuple[str, ...] = ()
     notes: tuple[str, ...] = field(default=())
+    parts: tuple["ReIDDataset", ...] = ()
+
+    def separate(self) -> tuple["ReIDDataset", ...]:
+        """Returns the data sets that have a protocol of their own: the joined ones, or this one."""
+        return self.parts or (self,)
 
     def subsets(self) -> dict[str, tuple[Record, ...]]:
         """Returns the non-empty subsets by name."""
@@ -67,6 +73,9 @@ class ReIDDataset:
         Paths count from :attr:`root` on, so the data set may be moved; the size is the file's, in bytes.
         """
         digest = hashlib.sha256()
+        if self.parts:
+            digest.update("".join(part.fingerprint(*subsets) for part in self.parts).encode())
+            return digest.hexdigest()
         for subset in subsets:
             for path, pid, camid in getattr(self, subset):
                 size = os.path.getsize(path) if os.path.exists(path) else "missing"

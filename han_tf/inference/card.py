@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Optional, Union
 
+from han_tf.data.joined import SEPARATOR
 from han_tf.errors import UserError
 from han_tf.files import sha256_of, write_json
 
@@ -28,6 +29,12 @@ LICENCES = {
 RESEARCH_ONLY = "research use only: the training images are licensed for research only"
 """The terms for networks trained on any other data set."""
 
+
+def licence_of(dataset: str) -> str:
+    """Returns the terms for networks trained on a data set, or on several whose names are separated by commas."""
+    return "; ".join(dict.fromkeys(LICENCES.get(name, RESEARCH_ONLY) for name in dataset.split(SEPARATOR)))
+
+
 _HEX = frozenset("0123456789abcdef")
 
 
@@ -43,10 +50,11 @@ class ModelCard:
       input_size: height and width of the images, in pixels.
       feature_dim: dimension of the feature.
       branch_names: whose equally wide parts, each of unit norm, the feature joins.
-      dataset, split: what it was trained on.
+      dataset, split: what it was trained on; of several data sets the names, separated by commas.
       licence: terms of the training data, which go over to the network.
       schedule: epochs, batch size, loss and learning rate of the training; ``epochs_done`` when the network was saved.
-      accuracy: rank-1 and mAP (fractions) of the joint feature after the training, single query; None if not known.
+      accuracy: rank-1 and mAP (fractions) of the joint feature after the training, single query, on the
+        first of several data sets; None if not known.
       flops: operations for one image as the paper counts them; None if not counted.
       files: name of each model file in the folder -> its hex SHA-256; empty for a run.
       check: how the export compares with the Keras network, see :mod:`han_tf.inference.checking`; empty for a run.
@@ -90,6 +98,7 @@ class ModelCard:
     def describe(self) -> str:
         """Returns the card in Markdown."""
         trained_on = f"{self.dataset} {self.split}".rstrip()
+        on_which = f" on {self.dataset.split(SEPARATOR)[0]}" * (SEPARATOR in self.dataset)
         height, width = self.input_size
         branches = ", ".join(self.branch_names)
         lines = [
@@ -105,7 +114,7 @@ class ModelCard:
             f"| training data | {trained_on} |",
             f"| terms | {self.licence} |",
             f"| schedule | {', '.join(f'{name} {value}' for name, value in self.schedule.items())} |",
-            f"| accuracy of the network | {_percent(self.accuracy)} |",
+            f"| accuracy of the network{on_which} | {_percent(self.accuracy)} |",
             f"| FLOPs per image | {'not counted' if self.flops is None else f'{self.flops:.4g}'}, a multiply-add "
             "counted as two |",
             f"| checksum of the network | `{self.checksum}` |",

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Optional, Union
 
+from han_tf.data.joined import NamedDataset, named_datasets
 from han_tf.errors import UserError
 from han_tf.models import create_model
 
@@ -82,6 +83,20 @@ def find_run(runs_dir: Union[str, os.PathLike], dataset: Optional[str] = None, s
         train = "make train" + (f" DATASET={dataset}" if dataset else "") + (f" SPLIT={split}" if split else "")
         raise UserError(f"no {what + ' ' if what else ''}run with a checkpoint in {runs_dir}: {train} makes one")
     return max(found)[1]
+
+
+def data_of(config: Mapping[str, Any], name: str = "") -> NamedDataset:
+    """Returns the data set ``name`` with the folder and the split that a run had it in; without these if it had not.
+
+    Args:
+      config: the run's settings.
+      name: of a data set, or of one of those that were joined; if empty, all that the run was trained on.
+    """
+    trained_on = NamedDataset(config["dataset"], config["data_dir"], config["split"])
+    for own in (trained_on, *named_datasets(*trained_on)):
+        if name in ("", own.name):
+            return own
+    return NamedDataset(name)
 
 
 def create_network(settings: Mapping[str, Any], num_classes: int = 0, weights: str = "") -> "ReIDNetwork":

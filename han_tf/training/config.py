@@ -81,9 +81,9 @@ class TrainConfig:
     """A training run; the defaults are the paper's (Sec. 4, Implementation Details).
 
     Attributes:
-      dataset: registry name of the data set.
-      split: its protocol variant; ``""`` for its default.
-      data_dir: where its files are; ``""`` for the default folder.
+      dataset: registry name of the data set; or of several, separated by commas, to train on the people of all.
+      split: its protocol variant; ``""`` for its default. Of several data sets as many, separated by commas.
+      data_dir: where its files are; ``""`` for the default folder. Of several as for ``split``.
       recipe: a key of :data:`RECIPES`, whose settings :meth:`of_recipe` puts in the place of the defaults.
       model: registry name of the network.
       input_height, input_width: image size, in pixels.
@@ -243,9 +243,9 @@ class TrainConfig:
         """
         told = {name: value for name, value in self.changes().items() if name not in (*NAMED, *NEUTRAL, "model_args")}
         told.update(self.model_args)
-        split = f"-{self.split}" if self.split else ""
+        data = (self.dataset + (f"-{self.split}" if self.split else "")).replace(",", "+")
         changed = "".join(f"-{name}_{_short(value)}" for name, value in told.items())
-        return f"{self.dataset}{split}-{self.model}{changed}-{self.epochs}epochs-seed{self.seed}"
+        return f"{data}-{self.model}{changed}-{self.epochs}epochs-seed{self.seed}"
 
     def changes(self) -> dict[str, Any]:
         """Returns the settings that are neither the defaults nor the recipe's, as JSON holds them; and the recipe."""

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from han_tf import __version__
-from han_tf.inference.card import LICENCES, RESEARCH_ONLY, ModelCard
+from han_tf.inference.card import ModelCard, licence_of
 from han_tf.inference.features import inference_function
 from han_tf.inference.runs import CHECKPOINTS, SWITCHES, LoadedRun, load_run
 from han_tf.inference.runtimes import KERAS, limit_tensorflow
@@ -68,7 +68,7 @@ def card_of(run: LoadedRun) -> ModelCard:
         branch_names=tuple(model.branch_names),
         dataset=config["dataset"],
         split=config["split"],
-        licence=LICENCES.get(config["dataset"], RESEARCH_ONLY),
+        licence=licence_of(config["dataset"]),
         schedule=schedule,
         accuracy=_accuracy(run.run_dir / METRICS) if finished else None,
         flops=total(part_costs(model, model.parts(), model.input_size)).paper_flops,
