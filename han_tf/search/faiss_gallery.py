@@ -11,11 +11,21 @@ from typing import Any, NamedTuple, Optional, Union
 import numpy as np
 
 from han_tf.errors import UserError
-from han_tf.metrics.checks import default_threads, squared_norms
+from han_tf.metrics.checks import check_count, default_threads, squared_norms
 from han_tf.search.approximate import KINDS, ApproximateIndex, read_index
 from han_tf.search.choice import ENGINES, FLAT_BYTES, choose_engine
 from han_tf.search.exact import ExactSearch, error_bound, import_faiss, nearest, squared_distances
-from han_tf.search.gallery import UNKNOWN, Columns, Entry, Filters, Gallery, Progress, check_ids, stored_threshold
+from han_tf.search.gallery import (
+    NO_FILTERS,
+    UNKNOWN,
+    Columns,
+    Entry,
+    Filters,
+    Gallery,
+    Progress,
+    check_ids,
+    stored_threshold,
+)
 from han_tf.search.guard import Guard
 from han_tf.search.store import State, Store, sync_folder
 
@@ -298,11 +308,19 @@ class FaissGallery(Gallery):
         chosen = alive[np.unique(np.linspace(0, len(alive) - 1, min(limit, len(alive))).astype(np.int64))]
         return list(self.store.entries(labels.ids[chosen].tolist()).values())
 
-    def page(self, limit: int, after: int = -1) -> list[Entry]:  # noqa: D102
-        labels = self.store.state.labels
-        ids = np.sort(labels.ids[labels.alive & (labels.ids > after)])[:limit].tolist()
-        entries = self.store.entries(set(ids))
-        return [entries[id] for id in ids if id in entries]
+    def page(self, limit: int, after: int = -1, filters: Filters = NO_FILTERS) -> list[Entry]:  # noqa: D102
+        state, limit = self.store.state, check_count(limit, "limit", 1)
+        passing = _passing(state, filters)
+        start = int(np.searchsorted(state.labels.ids, after, "right"))
+        rows = np.arange(start, len(state.vectors)) if passing is None else start + np.flatnonzero(passing[start:])
+        ids = state.labels.ids[rows[:limit]].tolist()
+        found = self.store.entries(ids)
+        return [found[id] for id in ids if id in found]
+
+    def count(self, filters: Filters = NO_FILTERS) -> int:  # noqa: D102
+        state = self.store.state
+        passing = _passing(state, filters)
+        return len(state.vectors) if passing is None else int(passing.sum())
 
     def cameras(self) -> list[int]:  # noqa: D102
         labels = self.store.state.labels

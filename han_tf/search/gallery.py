@@ -130,6 +130,9 @@ class Filters:
         return passed
 
 
+NO_FILTERS = Filters()
+
+
 class Hit(NamedTuple):
     """An entry that a search found, and its L2 distance to the query (re-ranked: see :meth:`Gallery.search`)."""
 
@@ -375,8 +378,12 @@ class Gallery(ABC):
         """Returns some entries for a first look, ``limit`` of them or all."""
 
     @abstractmethod
-    def page(self, limit: int, after: int = -1) -> list[Entry]:
-        """Returns the first ``limit`` entries with ids greater than ``after``, by rising id; fewer at the end."""
+    def page(self, limit: int, after: int = -1, filters: Filters = NO_FILTERS) -> list[Entry]:
+        """Returns the ``limit`` entries that pass, or fewer, whose ids are the next greater ones than ``after``."""
+
+    @abstractmethod
+    def count(self, filters: Filters = NO_FILTERS) -> int:
+        """Returns how many entries pass."""
 
     @abstractmethod
     def cameras(self) -> list[int]:
@@ -403,7 +410,7 @@ class Gallery(ABC):
         queries: Any,
         k: int = 10,
         *,
-        filters: Filters = Filters(),
+        filters: Filters = NO_FILTERS,
         threshold: Optional[float] = None,
         rerank: bool = False,
         checksum: Optional[str] = None,

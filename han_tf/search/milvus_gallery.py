@@ -11,6 +11,7 @@ import os
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Optional, Union
 from urllib.parse import unquote
@@ -19,8 +20,19 @@ import numpy as np
 
 from han_tf.errors import UserError
 from han_tf.files import lock
+from han_tf.metrics.checks import check_count
 from han_tf.search.exact import SPARE, error_bound, nearest
-from han_tf.search.gallery import UNKNOWN, Columns, Entry, Filters, Gallery, Progress, check_ids, stored_threshold
+from han_tf.search.gallery import (
+    NO_FILTERS,
+    UNKNOWN,
+    Columns,
+    Entry,
+    Filters,
+    Gallery,
+    Progress,
+    check_ids,
+    stored_threshold,
+)
 
 FORMAT = 1
 COLLECTION = "gallery"
@@ -251,8 +263,7 @@ class MilvusGallery(Gallery):
         return self._settings["calibration"]
 
     def __len__(self) -> int:
-        with self._errors():
-            return self._query(self.address.collection, ["count(*)"], "")[0]["count(*)"]
+        return self.count()
 
     def _add(self, columns: Columns, gone: Optional[np.ndarray] = None, bulk: bool = False) -> np.ndarray:
         n = len(columns.features)
@@ -281,16 +292,18 @@ class MilvusGallery(Gallery):
     def note_source(self, name: str, done: int, rows: int) -> None:
         """Does nothing: many processes may add at once."""
 
-    def _rows_where(self, expression: str) -> Iterator[dict[str, Any]]:
-        """Yields the rows that fit, by rising id."""
-        last = -1
+    def _rows_where(self, expression: str, last: int = -1, at_once: int = ROWS_AT_ONCE) -> Iterator[dict[str, Any]]:
+        """Yields the rows that fit, by rising id from behind ``last``, of which ``at_once`` are asked for at a time."""
+        at_once = min(at_once, ROWS_AT_ONCE)
         while True:
+            terms = " and ".join(term for term in (expression, f"id > {last}") if term)
             with self._errors():
-                rows = self._query(self.address.collection, FIELDS, f"{expression} and id > {last}", limit=ROWS_AT_ONCE)
-            yield from sorted(rows, key=lambda row: row["id"])
-            if len(rows) < ROWS_AT_ONCE:
+                rows = self._query(self.address.collection, FIELDS, terms, limit=at_once)
+            rows = sorted(rows, key=lambda row: row["id"])
+            yield from rows
+            if len(rows) < at_once:
                 return
-            last = max(row["id"] for row in rows)
+            last = rows[-1]["id"]
 
     def _upsert(self, ids: np.ndarray, columns: Columns) -> None:
         step = max(1, REQUEST_BYTES // (4 * self.dimension))
@@ -335,10 +348,13 @@ class MilvusGallery(Gallery):
         (hits,) = self._request(origin, min(limit, MOST_HITS), "", FIELDS)
         return [_entry({"id": hit["id"], **hit["entity"]}) for hit in hits]
 
-    def page(self, limit: int, after: int = -1) -> list[Entry]:  # noqa: D102
+    def page(self, limit: int, after: int = -1, filters: Filters = NO_FILTERS) -> list[Entry]:  # noqa: D102
+        limit = check_count(limit, "limit", 1)
+        return [_entry(row) for row in islice(self._rows_where(_expression(filters), after, limit), limit)]
+
+    def count(self, filters: Filters = NO_FILTERS) -> int:  # noqa: D102
         with self._errors():
-            rows = self._query(self.address.collection, FIELDS, f"id > {after}", limit=limit)
-        return [_entry(row) for row in sorted(rows, key=lambda row: row["id"])]
+            return self._query(self.address.collection, ["count(*)"], _expression(filters))[0]["count(*)"]
 
     def cameras(self) -> list[int]:  # noqa: D102
         found: set[int] = set()

@@ -133,6 +133,25 @@ def test_filters_are_exact(gallery):
             agrees(pairs(hits), plain.search(query, 9, filters))
 
 
+def test_entries_page_by_page_and_counted(gallery):
+    plain = filled(gallery)
+    gone = [image.entry.id for image in plain.images[100:160]]
+    gallery.delete(gone)
+    plain.delete(gone)
+    for filters in [Filters(), *FILTERS]:
+        expected = [image.entry for image in plain.images if passes(image.entry, filters)]
+        assert gallery.count(filters) == len(expected)
+        pages, after = [], -1
+        while page := gallery.page(97, after, filters):
+            pages.append(page)
+            after = page[-1].id
+        assert sum(pages, []) == expected  # noqa: RUF017
+        assert {len(page) for page in pages[:-1]} <= {97}
+    assert len(gallery.page(10_000)) == gallery.count() == len(gallery) == 540
+    with pytest.raises(UserError, match="limit is 0"):
+        gallery.page(0)
+
+
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_history_ends_like_the_slow_gallery(data, tmp_path_factory):
