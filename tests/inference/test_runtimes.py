@@ -138,14 +138,17 @@ def _int8_weights(name, folder):
 
         nodes = openvino.Core().read_model(folder / "model.xml").get_ordered_ops()
         tensors = [node.get_data() for node in nodes if node.get_type_name() == "Constant"]
-    return [tensor for tensor in tensors if tensor.dtype == np.int8 and tensor.ndim >= 4]
+    return [tensor for tensor in tensors if tensor.dtype == np.int8 and tensor.ndim >= 4 and tensor.shape[-3] > 1]
 
 
 @pytest.mark.parametrize("name", ["onnx", "openvino"])
 def test_two_products_of_8_bits_fit_in_16(name, folders):
-    """Processors without VNNI add two products of an activation, at most 255, and a weight with saturation."""
+    """Processors without VNNI add two products of an activation, at most 255, and a weight with saturation.
+
+    They belong to two input channels; depthwise convolutions have one, and OpenVINO adds their products in 32 bits.
+    """
     weights = _int8_weights(name, folders(name, "int8"))
-    assert len(weights) > 30
+    assert len(weights) > 20
     largest = max(int(np.abs(weight.astype(int)).max()) for weight in weights)
     assert largest > 32
     assert 2 * 255 * largest < 2**15
