@@ -67,12 +67,13 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10,<3.14",
     packages=find_packages(include=["han_tf", "han_tf.*"]),
-    package_data={"han_tf": ["py.typed"], "han_tf.serve": ["page/*"]},
+    package_data={"han_tf": ["py.typed"], "han_tf.serve": ["page/*"], "han_tf.weights": ["*/*"]},
     install_requires=[
         "absl-py>=1.4",
         "matplotlib>=3.7",  # curves and colour maps
         "numpy>=1.25",
         "pillow>=10",
+        "safetensors>=0.4",  # the networks that come with the package
         "scipy>=1.10",  # sparse re-ranking; CUHK03's protocol files (MATLAB v5)
         "tensorboard>=2.15",
         f"tensorflow>=2.15,<2.16{OLD}",

@@ -1,10 +1,11 @@
 """Search drawn pedestrians in the browser: a gallery, a service and queries to try, from what make train left.
 
-  make train && make demo
+  make demo
 
-Trains nothing and downloads nothing. The newest finished run on the embedded data set embeds that set's gallery;
-people that are in neither training nor gallery are drawn anew, to choose the threshold by and to ask for in vain.
-All of it is kept in the run's folder, under demo/, and used again.
+Trains nothing and downloads nothing. The newest finished run on the embedded data set embeds that set's gallery, or,
+where there is none, the network that comes with the package. People that are in neither training nor gallery are drawn
+anew, to choose the threshold by and to ask for in vain. All of it is kept under demo/ in the run's folder, or in
+runs/han_small-synthetic, and used again.
 """
 
 import json
@@ -22,6 +23,7 @@ from han_tf.data import DISTRACTOR_PID, JUNK_PID, Record, ReIDDataset, load_data
 from han_tf.errors import UserError
 from han_tf.files import write_json
 from han_tf.inference.runs import CONFIG, read_config
+from han_tf.weights import output_folder, resolve, shipped_names
 
 with command_line.deferred_imports(__name__):
     import numpy as np
@@ -34,6 +36,9 @@ with command_line.deferred_imports(__name__):
     from han_tf.inference.runtimes.keras import METRICS
 
 DATASET = "synthetic"
+
+SHIPPED = "han_small-synthetic"
+"""The network that stands in where nothing has been trained."""
 
 STRANGERS = 80
 """People drawn to choose the threshold by: 3 in 4 of them; the others say how well it holds."""
@@ -73,7 +78,7 @@ def main(values: flags.FlagValues) -> None:
     config = read_config(run_dir)
     dataset = load_dataset(DATASET, config["data_dir"] or None)
     extractor = FeatureExtractor(run_dir)
-    folder = run_dir / "demo"
+    folder = output_folder(run_dir) / "demo"
     made = prepare(folder, dataset, extractor)
     service = open_service(
         open_gallery(folder / "gallery", writable=True),
@@ -97,18 +102,20 @@ def main(values: flags.FlagValues) -> None:
 
 
 def newest_finished_run(runs_dir: str) -> Path:
-    """Returns the run on the embedded data set that ended last.
+    """Returns the run on the embedded data set that ended last, or the network that comes with the package.
 
     Raises:
-      UserError: there is none.
+      UserError: there is neither.
     """
     ended = []
     for results in Path(runs_dir).glob(f"*/{METRICS}"):
         if (results.parent / CONFIG).is_file() and read_config(results.parent)["dataset"] == DATASET:
             ended.append((results.stat().st_mtime_ns, results.parent))
-    if not ended:
-        raise UserError(f"no finished run on the {DATASET} data set in {runs_dir}: make train makes one")
-    return max(ended)[1]
+    if ended:
+        return max(ended)[1]
+    if SHIPPED in shipped_names():
+        return resolve(SHIPPED)
+    raise UserError(f"no finished run on the {DATASET} data set in {runs_dir}: make train makes one")
 
 
 def prepare(folder: Path, dataset: ReIDDataset, extractor: FeatureExtractor) -> dict[str, Any]:

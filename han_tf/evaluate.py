@@ -31,6 +31,7 @@ from han_tf.errors import UserError
 from han_tf.files import write_json
 from han_tf.inference.runs import CHECKPOINTS, LoadedRun, data_of, find_run, load_run
 from han_tf.training import environment
+from han_tf.weights import output_folder
 
 with command_line.deferred_imports(__name__):
     from han_tf.inference.feature_files import FeatureSet, load_features, save_features
@@ -53,7 +54,13 @@ flags.DEFINE_string(
 )
 flags.DEFINE_string("data_dir", "", "Data folder; that of the run if empty.", flag_values=FLAGS)
 flags.DEFINE_string("runs_dir", "runs", "Where runs are kept.", flag_values=FLAGS)
-flags.DEFINE_string("run", "", "The run's folder; the newest that fits if empty.", flag_values=FLAGS)
+flags.DEFINE_string(
+    "run",
+    "",
+    "The run's folder, or the name of a network that comes with the package; the newest run that fits if empty.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_alias("weights", "run", flag_values=FLAGS)
 flags.DEFINE_enum("checkpoint", "last", list(CHECKPOINTS), "Which network of the run.", flag_values=FLAGS)
 flags.DEFINE_boolean("skip_bad_images", False, "Leave out unreadable images.", flag_values=FLAGS)
 flags.DEFINE_string("features", "", "Saved features: query.npz, then gallery.npz; or their folder.", flag_values=FLAGS)
@@ -197,7 +204,7 @@ def main(values: flags.FlagValues) -> None:
         if len(datasets) > 1:
             print(f"\n{part.name} {part.split}".rstrip() + ":")
         subsets, origin = _features_of_run(values, run, part)
-        output = values.output or str(run.run_dir / _result_name(origin, values.checkpoint))
+        output = values.output or str(output_folder(run.run_dir) / _result_name(origin, values.checkpoint))
         _evaluate(values, subsets, origin, run.model.branch_names, output, plots)
 
 

@@ -29,6 +29,7 @@ from han_tf.inference.card import CARD, read_card, verify_files
 from han_tf.inference.exporters import FLOAT32, FORMATS, INT8, PRECISIONS, check_supported
 from han_tf.inference.runs import CHECKPOINTS, data_of, find_run, read_config
 from han_tf.training import environment
+from han_tf.weights import output_folder, resolve
 
 with command_line.deferred_imports(__name__):
     import numpy as np
@@ -58,7 +59,7 @@ flags.DEFINE_boolean("overwrite", False, "Make again what an earlier export has 
 def main(values: flags.FlagValues) -> None:
     """Exports as the flags say."""
     pairs = _pairs(values.format, values.precision)
-    run_dir = Path(values.run or find_run(values.runs_dir, values.dataset or None, values.split or None))
+    run_dir = resolve(values.run or find_run(values.runs_dir, values.dataset or None, values.split or None))
     config = read_config(run_dir)
     input_size = (config["input_height"], config["input_width"])
     dataset = _dataset(values, config)
@@ -83,7 +84,7 @@ def main(values: flags.FlagValues) -> None:
     export = Export(run_dir, values.checkpoint, comparison, calibration)
     print(f"run: {run_dir}: {export.card.model}, checksum {export.card.checksum[:16]}")
 
-    parent = Path(values.output or run_dir / "exports")
+    parent = Path(values.output or output_folder(run_dir) / "exports")
     rows, failures = [_keras_row(export)], []
     report = {
         "run": str(run_dir),

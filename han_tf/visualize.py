@@ -17,6 +17,7 @@ from han_tf import cli as command_line
 from han_tf.data import JUNK_PID, Record, load_dataset
 from han_tf.errors import UserError
 from han_tf.inference.runs import CHECKPOINTS, LoadedRun, data_of, find_run, load_run
+from han_tf.weights import output_folder
 
 with command_line.deferred_imports(__name__):
     import numpy as np
@@ -120,7 +121,7 @@ def main(values: flags.FlagValues) -> None:
         values.run or find_run(values.runs_dir, values.dataset or None, values.split or None), values.checkpoint
     )
     print(f"network: {run.checkpoint}")
-    out = Path(values.out) if values.out else run.run_dir
+    out = Path(values.out) if values.out else output_folder(run.run_dir)
 
     if values.positional:
         records = tuple(Record(path, JUNK_PID, 0) for path in values.positional)

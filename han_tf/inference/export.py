@@ -76,6 +76,7 @@ class Export:
         run = load_run(run_dir, checkpoint)
         # Kept, since the run may still be training: its checkpoint can be another one by the time of an export.
         self._config, self._weights = run.config, run.model.get_weights()
+        self._classes = run.model.num_classes
         self.card = card_of(run)
         self._paths = [record.path for record in (*comparison.query, *comparison.gallery)]
         self._probes = probes.draw(self.card.input_size)
@@ -141,7 +142,7 @@ class Export:
 
     def _function(self, flat: bool) -> tf.types.experimental.ConcreteFunction:
         if flat not in self._functions:
-            model = create_network(self._config, self._config["num_classes"])
+            model = create_network(self._config, self._classes)
             model.set_weights(self._weights)
             self._functions[flat] = deployment_function(model, flat)
         return self._functions[flat]

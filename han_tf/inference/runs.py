@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Optional, Union
 from han_tf.data.joined import NamedDataset, named_datasets
 from han_tf.errors import UserError
 from han_tf.models import create_model
+from han_tf.weights import ARRAYS, is_stored, read_arrays, resolve
 
 if TYPE_CHECKING:
     from han_tf.models.network import ReIDNetwork
@@ -33,7 +34,7 @@ class LoadedRun(NamedTuple):
       model: the trained network.
       config: the run's settings.
       run_dir: its folder.
-      checkpoint: path prefix of the checkpoint that was read.
+      checkpoint: path prefix of the checkpoint that was read, or path of the stored weights.
     """
 
     model: "ReIDNetwork"
@@ -43,12 +44,12 @@ class LoadedRun(NamedTuple):
 
 
 def read_config(run_dir: Union[str, os.PathLike]) -> dict[str, Any]:
-    """Returns the settings of a run.
+    """Returns the settings of a run, or of a shipped network by its name.
 
     Raises:
       UserError: the folder holds no run, or the file is damaged.
     """
-    path = Path(run_dir) / CONFIG
+    path = resolve(run_dir) / CONFIG
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -128,21 +129,27 @@ def load_run(run_dir: Union[str, os.PathLike], which: str = "last") -> LoadedRun
     """Loads the network of a run.
 
     Args:
-      run_dir: the run's folder.
+      run_dir: the run's folder, one that ``han_tf.weights`` stored, or the name of a network that comes with the
+        package; stored ones have no classifiers.
       which: ``last``, as papers report; or ``best``, by mAP in the evaluations during training, which looks at
         the test set; the last one where there was no evaluation.
 
     Raises:
       UserError: there is no such run, or its checkpoint is missing, damaged or another model's.
     """
-    run_dir = Path(run_dir)
+    run_dir = resolve(run_dir)
     config = read_config(run_dir)
     from han_tf.models.checkpoints import Checkpoints  # imports TensorFlow, which finding a run does without
+    from han_tf.models.transfer import take_over
 
+    stored = is_stored(run_dir)
     try:
-        model = create_network(config, config["num_classes"])
+        model = create_network(config, 0 if stored else config["num_classes"])
     except UserError as error:
         raise UserError(f"{run_dir / CONFIG}: {error}") from error
+    if stored:
+        take_over(model, read_arrays(run_dir), str(run_dir))
+        return LoadedRun(model, config, run_dir, str(run_dir / ARRAYS))
     checkpoints = Checkpoints(run_dir / CHECKPOINTS[which], 1, model=model)
     if which == "best" and checkpoints.latest is None:
         checkpoints = Checkpoints(run_dir / CHECKPOINTS["last"], 1, model=model)

@@ -2,10 +2,12 @@
 
 import importlib
 import inspect
+import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from han_tf.errors import UserError
+from han_tf.weights import read_arrays, resolve, shipped_names
 
 if TYPE_CHECKING:
     from han_tf.models.network import ReIDNetwork
@@ -51,13 +53,24 @@ MODELS = {
 def create_model(name: str, **arguments: Any) -> "ReIDNetwork":
     """Returns the network called ``name``, built, with ``arguments`` over its own.
 
+    ``weights="market1501"`` gives it the weights that come with the package, where it has such
+    (``python -m han_tf.weights`` lists them); MobileNet and ResNet50 take a file of ImageNet weights there.
+
     Raises:
-      UserError: there is no such network, or an argument does not fit.
+      UserError: there is no such network, an argument does not fit, or the shipped weights are damaged.
     """
     if name not in MODELS:
         raise UserError(f"model {name!r} does not exist, expected one of {', '.join(MODELS)}")
     factory = MODELS[name].load()
     _, *known = inspect.signature(factory.__init__).parameters
+    shipped = f"{name}-{arguments.get('weights')}"
+    if shipped in shipped_names():
+        del arguments["weights"]
+        return _with_shipped_weights(name, shipped, arguments)
+    if "weights" in arguments and "weights" not in known:
+        own = [found.removeprefix(f"{name}-") for found in shipped_names() if found.startswith(f"{name}-")]
+        expected = f"one of {', '.join(own)}" if own else "none: no weights of it come with the package"
+        raise UserError(f"model {name} has no weights {arguments['weights']!r}, expected {expected}")
     unknown = sorted(set(arguments) - set(known))
     if unknown:
         raise UserError(f"model {name} has no argument {unknown[0]!r}, expected some of {', '.join(known)}")
@@ -67,6 +80,22 @@ def create_model(name: str, **arguments: Any) -> "ReIDNetwork":
         raise UserError(f"model {name}: {error}") from error
     # A checkpoint can then be compared with the variables before it is read.
     model.make_variables()
+    return model
+
+
+def _with_shipped_weights(name: str, shipped: str, arguments: Mapping[str, Any]) -> "ReIDNetwork":
+    """Returns a network with the weights that come with the package, made as it was trained but for ``arguments``."""
+    from han_tf.models.transfer import take_over
+
+    folder = resolve(shipped)
+    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    trained = {
+        "input_size": (settings["input_height"], settings["input_width"]),
+        "feature_dim": settings["feature_dim"],
+        **settings.get("model_args", {}),
+    }
+    model = create_model(name, **{**trained, **arguments})
+    take_over(model, read_arrays(folder), shipped)
     return model
 
 

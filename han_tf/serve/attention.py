@@ -66,7 +66,8 @@ class AttentionModel:
             levels = model.branches(images, training=False).attention
             # The mean over channels is all that is drawn of a soft map, and 1/128 or less of its size.
             return [
-                (None if soft is None else tf.reduce_mean(soft, -1, keepdims=True), boxes) for soft, _, boxes in levels
+                (None if level.soft is None else tf.reduce_mean(level.soft, -1, keepdims=True), level.boxes)
+                for level in levels
             ]
 
         self._attend = attend

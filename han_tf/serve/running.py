@@ -24,6 +24,7 @@ from han_tf.serve.limits import Limits
 from han_tf.serve.server import server_config
 from han_tf.serve.service import Example, Service
 from han_tf.serve.store import Store
+from han_tf.weights import resolve, shipped_names
 
 FORMATS = ("openvino", "onnx", "saved_model", "tflite")
 PRECISIONS = ("float32", "bfloat16", "float16", "int8")
@@ -127,6 +128,10 @@ def find_model(runs_dir: Union[str, os.PathLike], checksum: str) -> str:
             loaded = load_run(run)
             if network_checksum(loaded.model, loaded.config) == checksum:
                 return str(run)
+    for name in shipped_names():
+        loaded = load_run(name)
+        if network_checksum(loaded.model, loaded.config) == checksum:
+            return name
     raise UserError(
         f"{runs_dir}: no model {checksum[:12]}…, which made the index's features; expected --model with its run's "
         "folder or one of its exports"
@@ -139,10 +144,8 @@ def _last_change(run: Path) -> float:
 
 def run_of(model: Union[str, os.PathLike]) -> Optional[str]:
     """Returns the folder of the run that a model is, or that it was exported into; None if it is neither."""
-    return next(
-        (str(folder) for folder in (Path(model), *Path(model).absolute().parents[:3]) if (folder / CONFIG).is_file()),
-        None,
-    )
+    folders = (resolve(model), *Path(model).absolute().parents[:3])
+    return next((str(folder) for folder in folders if (folder / CONFIG).is_file()), None)
 
 
 def folders_of(gallery: Gallery, is_copy: Callable[[str], bool]) -> list[str]:

@@ -35,6 +35,7 @@ from han_tf.training.devices import (
 )
 from han_tf.training.losses import TripletLoss, decayed_kernels, identity_loss, weight_penalty
 from han_tf.training.schedule import learning_rate
+from han_tf.weights import is_stored, read_about
 
 HISTORY = "history.json"
 ENVIRONMENT = "environment.json"
@@ -486,6 +487,9 @@ def _of_source(run: LoadedRun) -> dict[str, Any]:
     told = {
         name: run.config[name] for name in ("dataset", "recipe", "input_height", "input_width") if name in run.config
     }
+    if is_stored(run.run_dir):
+        about = read_about(run.run_dir)
+        return {**told, **{name: about[name] for name in ("epochs", "commit", "init_from") if name in about}}
     try:
         history = json.loads((run.run_dir / HISTORY).read_text(encoding="utf-8"))
         before = json.loads((run.run_dir / ENVIRONMENT).read_text(encoding="utf-8"))

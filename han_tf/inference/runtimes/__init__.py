@@ -17,6 +17,7 @@ import numpy as np
 from han_tf.cores import usable_cores
 from han_tf.errors import UserError
 from han_tf.inference.card import CARD, ModelCard, read_card, verify_files
+from han_tf.weights import resolve, shipped_names
 
 KERAS = "keras"
 """The format of a training run's folder."""
@@ -57,10 +58,10 @@ RUNTIMES = {
 
 
 def open_runtime(path: Union[str, os.PathLike], threads: Optional[int] = None) -> tuple[ModelCard, Runtime]:
-    """Opens a training run's folder or that of an exported model.
+    """Opens a training run's folder, that of an exported model, or a network that comes with the package.
 
     Args:
-      path: the folder.
+      path: the folder, or the network's name.
       threads: how many the runtime computes with; as many as there are cores if None.
 
     Returns:
@@ -70,12 +71,12 @@ def open_runtime(path: Union[str, os.PathLike], threads: Optional[int] = None) -
       UserError: the folder holds neither; a file is missing, damaged, changed or of another version; the format is
         unknown, or the package that runs it is not installed.
     """
-    folder = Path(path)
+    folder = resolve(path)
     if not (folder / CARD).exists():
         if not (folder / RUN_CONFIG).exists():
             raise UserError(
                 f"{folder}: neither {RUN_CONFIG} nor {CARD} in it, expected the folder of a training run or of an "
-                "exported model"
+                f"exported model, or one of {', '.join(shipped_names())}"
             )
         from han_tf.inference.runtimes import keras
 

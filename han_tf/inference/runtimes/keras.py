@@ -17,6 +17,7 @@ from han_tf.inference.runs import CHECKPOINTS, SWITCHES, LoadedRun, load_run
 from han_tf.inference.runtimes import KERAS, limit_tensorflow
 from han_tf.models.costs import part_costs, total
 from han_tf.models.network import ReIDNetwork
+from han_tf.weights import accuracy, is_stored
 
 METRICS = "metrics.json"
 """What training found, in the run's folder."""
@@ -70,7 +71,7 @@ def card_of(run: LoadedRun) -> ModelCard:
         split=config["split"],
         licence=licence_of(config["dataset"]),
         schedule=schedule,
-        accuracy=_accuracy(run.run_dir / METRICS) if finished else None,
+        accuracy=accuracy(run.run_dir) if finished else None,
         flops=total(part_costs(model, model.parts(), model.input_size)).paper_flops,
         han_tf_version=__version__,
         created=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -103,6 +104,8 @@ def _epochs_done(run: LoadedRun) -> Optional[int]:
 
     A checkpoint is called after the steps until then; how many make an epoch the last one tells, by what it counts.
     """
+    if is_stored(run.run_dir):
+        return run.config["epochs"]  # only runs that have ended are stored
     try:
         last = tf.train.latest_checkpoint(str(run.run_dir / CHECKPOINTS["last"]))
         reader = tf.train.load_checkpoint(last)
@@ -116,12 +119,3 @@ def _epochs_done(run: LoadedRun) -> Optional[int]:
 
 def _steps(checkpoint: str) -> int:
     return int(checkpoint.rpartition("-")[2])
-
-
-def _accuracy(path: Path) -> Optional[dict[str, float]]:
-    """Returns what training found for the joint feature; None where it has not ended or left something else."""
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))["results"]
-        return {name: float(results[0][name]) for name in ("rank-1", "mAP")}
-    except (OSError, ValueError, LookupError, TypeError):
-        return None

@@ -1,0 +1,130 @@
+"""Trained networks that come with the package: one folder each, which is read like the folder of a training run.
+
+A folder holds ``config.json`` and ``metrics.json`` as training left them; ``about.json``, which says what the weights
+are and what they may be used for; and ``weights.safetensors``, a format that executes nothing: matrices in float16,
+vectors in float32, without classifiers. ``python -m han_tf.weights`` lists them, and makes such a folder of a run.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Optional, Union
+
+from han_tf.errors import UserError
+from han_tf.files import atomic_open, write_json
+
+if TYPE_CHECKING:
+    import numpy as np
+
+HERE = Path(__file__).parent
+ABOUT, ARRAYS = "about.json", "weights.safetensors"
+
+PROBE_IMAGES, PROBE_FEATURES = "probe/images", "probe/features"
+"""Arrays beside the weights: drawn images, ``[n, *input_size, 3]`` uint8, and what the network makes of them."""
+
+
+def shipped_names() -> list[str]:
+    """Returns the names of the networks that come with the package: ``han_small-market1501``, …"""
+    return sorted(path.parent.name for path in HERE.glob(f"*/{ABOUT}"))
+
+
+def resolve(path: Union[str, os.PathLike]) -> Path:
+    """Returns ``path`` if it exists, else the folder of the shipped network of this name, if there is one."""
+    path = Path(path)
+    return HERE / path if not path.exists() and str(path) in shipped_names() else path
+
+
+def is_stored(folder: Union[str, os.PathLike]) -> bool:
+    """Says whether a folder holds stored weights instead of a training run's checkpoints."""
+    return (Path(folder) / ARRAYS).is_file()
+
+
+def output_folder(folder: Union[str, os.PathLike]) -> Path:
+    """Returns where results on a network go: its run's folder; ``runs/NAME`` for one that comes with the package."""
+    folder = Path(folder)
+    return Path("runs") / folder.name if folder.parent == HERE else folder
+
+
+def read_about(folder: Union[str, os.PathLike]) -> dict[str, Any]:
+    """Returns what is to be known of stored weights: ``sha256``, ``bytes``, ``licence``, ``recipe``, ``epochs``, …
+
+    Raises:
+      UserError: it is missing or damaged.
+    """
+    path = Path(folder) / ABOUT
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}, expected what python -m han_tf.weights writes") from error
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}), expected what python -m han_tf.weights writes") from error
+    if not isinstance(about, dict) or not isinstance(about.get("sha256"), str):
+        raise UserError(f"{path}: no entry sha256, expected what python -m han_tf.weights writes")
+    return about
+
+
+def read_arrays(folder: Union[str, os.PathLike]) -> dict[str, "np.ndarray"]:
+    """Returns stored weights by the names of checkpoints, and the probes, as they are stored.
+
+    Raises:
+      UserError: the file is missing, damaged, or another one than ``about.json`` says.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    path = Path(folder) / ARRAYS
+    expected = read_about(folder)["sha256"]
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}, expected the weights that {ABOUT} tells of") from error
+    found = hashlib.sha256(data).hexdigest()
+    if found != expected:
+        raise UserError(f"{path}: damaged or changed, SHA-256 is {found}, expected {expected} as in {ABOUT}")
+    try:
+        return load(data)
+    except SafetensorError as error:
+        raise UserError(f"{path}: {error}, expected safetensors") from error
+
+
+def write_arrays(
+    folder: Union[str, os.PathLike],
+    weights: Mapping[str, "np.ndarray"],
+    probes: Mapping[str, "np.ndarray"],
+    about: Mapping,
+) -> None:
+    """Writes weights, and what is to be known of them, into ``folder``: matrices in float16, vectors in float32.
+
+    Raises:
+      UserError: a matrix has values that float16 cannot hold; a file cannot be written.
+    """
+    import numpy as np
+    from safetensors.numpy import save
+
+    folder = Path(folder)
+    stored = {name: compact(value) for name, value in weights.items()}
+    for name, value in stored.items():
+        if not np.isfinite(value).all():
+            raise UserError(f"{name} has values that are not finite in {value.dtype}, expected a trained network")
+    data = save({**stored, **{name: np.ascontiguousarray(value) for name, value in probes.items()}})
+    with atomic_open(folder / ARRAYS) as stream:
+        stream.write(data)
+    write_json(folder / ABOUT, {**about, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()})
+
+
+def compact(value: "np.ndarray") -> "np.ndarray":
+    """Returns a weight as it is stored: float16 from two dimensions on, float32 below (batch norm, biases)."""
+    import numpy as np
+
+    return np.ascontiguousarray(value, np.float16 if np.ndim(value) >= 2 else np.float32)
+
+
+def accuracy(folder: Union[str, os.PathLike]) -> Optional[dict[str, float]]:
+    """Returns rank-1 and mAP (fractions, joint feature, single query) that training found; None if not known."""
+    try:
+        first = json.loads((Path(folder) / "metrics.json").read_text(encoding="utf-8"))["results"][0]
+        return {name: float(first[name]) for name in ("rank-1", "mAP")}
+    except (OSError, ValueError, LookupError, TypeError):
+        return None

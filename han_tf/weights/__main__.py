@@ -1,0 +1,123 @@
+"""List the trained networks that come with the package, or store the network of a run like one of them.
+
+  python -m han_tf.weights
+  python -m han_tf.weights --store runs/NAME --output han_small-market1501
+
+A stored folder can be named wherever a run's folder can: --run, --model, --init_from.
+"""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from han_tf import cli as command_line
+from han_tf import weights
+from han_tf.errors import UserError
+from han_tf.files import write_json
+
+PROBES = 4
+"""Drawn images whose features are stored beside the weights."""
+
+FLAGS = command_line.new_flags()
+flags.DEFINE_string("store", "", "Folder of a finished run whose network is to be stored.", flag_values=FLAGS)
+flags.DEFINE_string("output", "", "Where to; a name alone is a folder of the package.", flag_values=FLAGS)
+flags.DEFINE_string("checkpoint", "last", "Which network of the run: last or best.", flag_values=FLAGS)
+
+
+def main(values: flags.FlagValues) -> None:
+    """Lists or stores as the flags say."""
+    if values.store:
+        if not values.output:
+            raise UserError("--store without --output, expected the name of the stored network")
+        output = Path(values.output)
+        store(values.store, weights.HERE / output if output.parent == Path() else output, values.checkpoint)
+        return
+    for name in weights.shipped_names():
+        print(describe(weights.HERE / name))
+
+
+def describe(folder: Path) -> str:
+    """Returns a paragraph on stored weights."""
+    about, found = weights.read_about(folder), weights.accuracy(folder) or {}
+    shown = ", ".join(f"{name} {value:.1%}" for name, value in found.items()) or "accuracy not known"
+    return (
+        f"{folder.name}\n  {about['model']} on {about['dataset']}, recipe {about['recipe']}, {about['epochs']} epochs"
+        f"{_before(about)}: {shown}\n  {about['bytes'] / 1e6:.1f} MB, sha256 {about['sha256']}\n  {about['licence']}"
+    )
+
+
+def _before(about: dict[str, Any]) -> str:
+    stages = []
+    source = about.get("init_from")
+    while source:
+        stages.append(f"{source.get('epochs')} at {source.get('input_height')}×{source.get('input_width')}")
+        source = source.get("init_from")
+    return f" after {', '.join(stages)}" if stages else ""
+
+
+def store(run_dir: str, folder: Path, checkpoint: str) -> None:
+    """Stores the network of a finished run, and checks that its features survive.
+
+    Raises:
+      UserError: there is no finished run, or it cannot be written.
+    """
+    import numpy as np
+
+    from han_tf.data.reading import resize
+    from han_tf.data.synthetic import SyntheticPedestrians
+    from han_tf.inference.card import LICENCES, RESEARCH_ONLY
+    from han_tf.inference.features import inference_function
+    from han_tf.inference.runs import load_run
+    from han_tf.models.transfer import named_variables
+
+    run = load_run(run_dir, checkpoint)
+    try:
+        metrics = json.loads((run.run_dir / "metrics.json").read_text(encoding="utf-8"))
+        made_with = json.loads((run.run_dir / "environment.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{run.run_dir}: {error}, expected a run that has ended") from error
+    config = {**run.config, "data_dir": "", "init_from": Path(run.config.get("init_from", "")).name}
+    people = SyntheticPedestrians()
+    frames = [frame for frame in people.frames() if frame.subset == "query"][::PROBES][:PROBES]
+    drawn = [np.asarray(people.draw(frame).image)[None] for frame in frames]
+    images = np.concatenate([resize(image, run.model.input_size) for image in drawn])
+    features = inference_function(run.model)(images).numpy()
+    about = {
+        "model": config["model"],
+        "dataset": config["dataset"],
+        "recipe": config.get("recipe", "paper"),
+        "epochs": config["epochs"],
+        "licence": LICENCES.get(config["dataset"], RESEARCH_ONLY),
+        "commit": made_with.get("commit"),
+        **({"init_from": made_with["init_from"]} if "init_from" in made_with else {}),
+    }
+    arrays = {name: variable.numpy() for name, variable in named_variables(run.model, classifiers=False).items()}
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        write_json(temporary / "config.json", config)
+        write_json(temporary / "metrics.json", metrics)
+        weights.write_arrays(temporary, arrays, {}, about)
+        stored = inference_function(load_run(temporary).model)(images).numpy()
+        probes = {weights.PROBE_IMAGES: images, weights.PROBE_FEATURES: stored}
+        weights.write_arrays(temporary, arrays, probes, about)
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    print(f"{describe(folder)}\n  features differ from the run's by at most {np.abs(stored - features).max():.1e}")
+
+
+def cli() -> None:
+    """Runs the command line."""
+    sys.exit(command_line.run(main, FLAGS, __doc__))
+
+
+if __name__ == "__main__":
+    cli()

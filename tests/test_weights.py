@@ -1,0 +1,129 @@
+"""The networks that come with the package, and storing one: features survive, damage is noticed."""
+
+import json
+
+import numpy as np
+import pytest
+
+from han_tf import FeatureExtractor, weights
+from han_tf.cli import run
+from han_tf.data import load_dataset
+from han_tf.errors import UserError
+from han_tf.inference.features import feature_set, inference_function
+from han_tf.inference.runs import load_run
+from han_tf.models import create_model
+from han_tf.models.transfer import named_variables
+from han_tf.report import evaluate_features
+from han_tf.weights import __main__ as command
+
+SHIPPED = weights.shipped_names()
+
+
+def test_there_are_some():
+    assert "han_small-synthetic" in SHIPPED
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+class TestShipped:
+    def test_features_are_those_it_was_stored_with(self, name):
+        arrays = weights.read_arrays(weights.HERE / name)
+        extractor = FeatureExtractor(name)
+        features = extractor.embed(arrays[weights.PROBE_IMAGES])
+        np.testing.assert_allclose(features, arrays[weights.PROBE_FEATURES], atol=2e-4)
+        network, _, trained_on = name.partition("-")
+        same = create_model(network, weights=trained_on)(arrays[weights.PROBE_IMAGES])
+        np.testing.assert_allclose(same, features, atol=2e-4)
+        assert extractor.card.accuracy == weights.accuracy(weights.HERE / name)
+
+    def test_it_is_small_and_says_what_it_may_be_used_for(self, name):
+        folder = weights.HERE / name
+        about = weights.read_about(folder)
+        assert (folder / weights.ARRAYS).stat().st_size == about["bytes"] <= 5e6
+        assert ("research use only" in about["licence"]) == (about["dataset"] != "synthetic")
+        assert not any("classifier" in array for array in weights.read_arrays(folder))
+
+    def test_it_tells_drawn_people_apart(self, name, drawn):
+        """Chance is about one in the number of people."""
+        model = load_run(name).model
+        features = [feature_set(model, records, progress=None) for records in (drawn.query, drawn.gallery)]
+        joint = evaluate_features(*features)[0]["result"]
+        chance = 1 / len({record.pid for record in drawn.gallery})
+        assert joint.cmc[0] > 5 * chance
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    """Forty drawn people, of whom no network has seen any."""
+    from han_tf.data.synthetic import SyntheticPedestrians, generate
+
+    root = tmp_path_factory.mktemp("drawn") / "data"
+    people = SyntheticPedestrians(
+        seed=11,
+        train_identities=2,
+        test_identities=40,
+        images_per_camera=2,
+        multi_query_per_camera=0,
+        distractors=0,
+        junk=0,
+    )
+    generate(root, people, layout="market1501")
+    return load_dataset("market1501", root)
+
+
+def call(*arguments):
+    return run(command.main, command.FLAGS, command.__doc__, ["weights", *map(str, arguments)])
+
+
+def test_all_are_listed(capsys):
+    assert call() == 0
+    listed = capsys.readouterr().out
+    for name in SHIPPED:
+        assert f"{name}\n" in listed
+        assert weights.read_about(weights.HERE / name)["sha256"] in listed
+
+
+def test_a_run_is_stored_and_read_like_one(tiny_run, tmp_path, capsys):
+    folder = tmp_path / "mine"
+    assert call(f"--store={tiny_run}", f"--output={folder}") == 0
+    assert "features differ from the run's by at most" in capsys.readouterr().out
+    ours, theirs = load_run(folder), load_run(tiny_run)
+    values = {name: variable.numpy() for name, variable in named_variables(theirs.model, classifiers=False).items()}
+    for name, variable in named_variables(ours.model).items():
+        np.testing.assert_array_equal(variable, weights.compact(values[name]), err_msg=name)
+    images = np.random.default_rng(0).integers(0, 256, (3, *ours.model.input_size, 3), np.uint8)
+    features = [inference_function(loaded.model)(images).numpy() for loaded in (ours, theirs)]
+    np.testing.assert_allclose(*features, atol=5e-3)
+    settings = json.loads((folder / "config.json").read_text())
+    assert settings["data_dir"] == ""
+
+
+def test_damage_is_noticed(tiny_run, tmp_path):
+    folder = tmp_path / "mine"
+    call(f"--store={tiny_run}", f"--output={folder}")
+    path = folder / weights.ARRAYS
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"weights.safetensors: damaged or changed, SHA-256 is .*, expected .* as in"):
+        load_run(folder)
+    path.unlink()
+    (folder / weights.ABOUT).write_text("{")
+    with pytest.raises(UserError, match=r"about.json: not JSON"):
+        weights.read_arrays(folder)
+
+
+def test_a_run_that_has_not_ended_is_not_stored(tiny_run, tmp_path, capsys):
+    import shutil
+
+    other = shutil.copytree(tiny_run, tmp_path / "run")
+    (other / "metrics.json").unlink()
+    assert call(f"--store={other}", f"--output={tmp_path / 'mine'}") == 1
+    assert "expected a run that has ended" in capsys.readouterr().err
+    assert not (tmp_path / "mine").exists()
+
+
+def test_weights_that_there_are_none_of():
+    with pytest.raises(UserError, match=r"model han_small has no weights 'mars', expected one of .*synthetic"):
+        create_model("han_small", weights="mars")
+    with pytest.raises(UserError, match="model han_large has no weights 'mars', expected none"):
+        create_model("han_large", weights="mars")
