@@ -18,14 +18,15 @@ class SpatialAttention(tf.keras.layers.Layer):
     that learns the scale at which S meets the channel attention.
 
     Batch norm and ReLU follow both convolutions (caption of Fig. 2). With a single filter, a ReLU that dies leaves the
-    level's map flat. Both kernels start positive and even, so that S starts as the smoothed mean activation: where the
-    block responds, there is attention. With a random start the sign is random, too, and half of the maps start as
-    edges or as the background.
+    level's map flat. With a random start it is chance whether a map starts as edges, as the foreground or as the
+    background. Here S starts as the smoothed mean activation turned round, high where the block responds little: all
+    three levels stay alive, and the global branch learns quickly. Started the other way round, attention amplifies
+    what is large already, and the global branch hardly learns (experiments/notes/spatial_start.md).
     """
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
-        even = tf.keras.initializers.Constant(1 / 3)  # of norm 1, as the scale
+        even = tf.keras.initializers.Constant(-1 / 3)  # of norm 1, as the scale
         self.conv = ConvBNReLU(1, 3, 2, kernel_initializer=even, name="conv")
         self.scale = ConvBNReLU(1, kernel_initializer="ones", name="scale")
 

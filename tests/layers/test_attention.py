@@ -144,11 +144,10 @@ def test_soft_attention_off_leaves_the_input_as_it_is(features):
     np.testing.assert_array_equal(attention.attended, features)
 
 
-def test_spatial_attention_starts_where_the_features_are_large(features):
-    """An untrained S over a batch in training mode rises with the mean activation, smoothed over 3×3."""
-    layer = SpatialAttention()
-    spatial = layer(features, training=True).numpy()[..., 0]
+def test_spatial_attention_starts_where_the_features_are_small(features):
+    """An untrained S over a batch in training mode falls with the mean activation, smoothed over 3×3."""
+    spatial = SpatialAttention()(features, training=True).numpy()[..., 0]
     mean = features.numpy().mean(axis=-1, keepdims=True)
     smoothed = tf.image.resize(tf.nn.avg_pool2d(mean, 3, 2, "SAME"), (20, 8)).numpy()[..., 0]
-    above = np.maximum(smoothed - smoothed.mean(), 0)
-    assert np.corrcoef(spatial.ravel(), above.ravel())[0, 1] > 0.9
+    below = np.maximum(smoothed.mean() - smoothed, 0)
+    assert np.corrcoef(spatial.ravel(), below.ravel())[0, 1] > 0.9
