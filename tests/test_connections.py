@@ -1,4 +1,4 @@
-"""Commands, and the packages that report their use, open no connection by themselves."""
+"""No command opens a connection by itself, to report its use or for anything else."""
 
 import json
 import os
@@ -65,12 +65,19 @@ def watched(tmp_path):
 
 
 def test_commands_open_no_connection(watched, tiny_data, tiny_run, tmp_path):
-    run, data = f"--run={tiny_run}", f"--data_dir={tiny_data}"
+    pytest.importorskip("openvino")
+    pytest.importorskip("nncf")
+    run, data, model = f"--run={tiny_run}", f"--data_dir={tiny_data}", f"--model={tmp_path}/exports/openvino-int8"
     size = ("--input_height=48", "--input_width=32")
     commands = [
         ("han_tf.train", "--dataset=market1501", data, f"--run_dir={tmp_path}/run", "--epochs=1", *size),
         ("han_tf.evaluate", run, f"--output={tmp_path}/evaluation.json"),
         ("han_tf.visualize", run, f"--out={tmp_path}"),
+        ("han_tf.flops", "--model=han_small"),
+        ("han_tf.export", run, "--format=openvino", "--precision=int8", "--noaccuracy", f"--output={tmp_path}/exports"),
+        ("han_tf.extract", str(tiny_data / "bounding_box_test"), "--names=market1501", model, f"--out={tmp_path}/out"),
+        ("han_tf.index", f"--index={tmp_path}/index", f"{tmp_path}/out"),
+        ("han_tf.search.__main__", f"--index={tmp_path}/index", "--id=1"),
     ]
     assert watched(RUN, json.dumps(commands)) == []
 

@@ -25,6 +25,10 @@ TILE_VALUES = 2**20
 PLAIN_TILE_VALUES = 2**24
 """The same where nothing is converted."""
 
+COLLAPSED, SAMPLED = 1000, 256
+"""Products are float64 where the median distance of 256 pairs is less than 1000 float32 error bounds: exact values of
+all the pairs that float32 cannot tell apart would take longer."""
+
 UNIT = 2.0**-24
 """Greatest relative error of one float32 rounding."""
 
@@ -119,7 +123,7 @@ class FeatureDistances(DistanceSource):
     """L2 distances between the rows of two feature matrices.
 
     The exact value is the squared distance Σ (q − g)² in float64. The fast one is ‖q‖² + ‖g‖² − 2 q·g in
-    float32, from a matrix product.
+    float32, from a matrix product; in float64 where features lie so close together that float32 tells few apart.
 
     Args:
       query: features ``[n_query, d]``; may be memory-mapped; float32 is fastest.
@@ -138,6 +142,10 @@ class FeatureDistances(DistanceSource):
         self.gallery_norms = squared_norms(self.gallery, names[1])
         self.shape = (len(query), len(gallery))
         self.dtype = np.dtype(np.float32)
+        rng = np.random.default_rng(0)
+        sample = self.exact(*(rng.integers(0, count, SAMPLED) for count in self.shape))
+        if np.median(sample) < COLLAPSED * np.median(self.margins(slice(0, len(query)), slice(0, len(gallery)))):
+            self.dtype = np.dtype(np.float64)
 
     def among_all(self) -> "FeatureDistances":
         """Returns the distances among all images, the queries first and then the gallery."""
@@ -156,22 +164,22 @@ class FeatureDistances(DistanceSource):
         return narrowed
 
     def raw(self, rows: slice, columns: slice, buffer: np.ndarray) -> np.ndarray:
-        """Returns −2 q·g, float32 ``[rows, columns]``, in ``buffer``."""
-        query = self.query[rows].astype(np.float32)
+        """Returns −2 q·g, ``[rows, columns]``, in ``buffer``."""
+        query = self.query[rows].astype(self.dtype)
         query *= -2
         out = buffer[: len(query) * (columns.stop - columns.start)].reshape(len(query), -1)
-        as_it_is = isinstance(self.gallery, np.ndarray) and self.gallery.dtype == np.float32
+        as_it_is = isinstance(self.gallery, np.ndarray) and self.gallery.dtype == self.dtype
         tile = max(256, (PLAIN_TILE_VALUES if as_it_is else TILE_VALUES) // query.shape[1])
         for start in range(columns.start, columns.stop, tile):
             stop = min(start + tile, columns.stop)
-            gallery = np.ascontiguousarray(self.gallery[start:stop], np.float32)
+            gallery = np.ascontiguousarray(self.gallery[start:stop], self.dtype)
             np.matmul(query, gallery.T, out=out[:, start - columns.start : stop - columns.start])
         return out
 
     def finish(self, raw: np.ndarray, rows: slice, columns: slice) -> np.ndarray:
         """Adds both squared norms in place."""
-        raw += self.gallery_norms[columns].astype(np.float32)
-        raw += self.query_norms[rows].astype(np.float32)[:, None]
+        raw += self.gallery_norms[columns].astype(self.dtype)
+        raw += self.query_norms[rows].astype(self.dtype)[:, None]
         return raw
 
     def margins(self, rows: slice, columns: slice, careful: bool = False) -> np.ndarray:
@@ -180,10 +188,14 @@ class FeatureDistances(DistanceSource):
         A float32 sum of d products errs by at most d·u·‖q‖‖g‖. Roundings do not conspire, so that
         8·√d·u·‖q‖‖g‖ is already beyond any plausible error (Higham & Mary 2019, λ = 8); ``careful`` returns
         the former. Rounding the features, the norms and the two sums adds a few roundings more, and values
-        so small that their product underflows add up to one float32 denormal each.
+        so small that their product underflows add up to one float32 denormal each. Beside float64 products the
+        error of the exact value's own sum counts, too.
         """
         d = self.query.shape[1]
         terms = d if careful else min(d, 8 * np.sqrt(d))
+        if self.dtype == np.float64:
+            reach = np.sqrt(self.query_norms[rows]) + np.sqrt(self.gallery_norms[columns].max())
+            return 2.0**-53 * (terms / 2 + 6 + d) * reach**2 + 2 * d * np.finfo(np.float64).tiny
         reach = np.sqrt(self.query_norms[rows]) + np.sqrt(self.gallery_norms[columns].max())
         return UNIT * (terms / 2 + 6) * reach**2 + 2 * d * DENORMAL
 

@@ -28,17 +28,42 @@ def hard_features(kind, rng):
 
 @pytest.mark.parametrize("kind", ["constant", "far", "tiny", "uneven", "plain"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_fast_values_are_within_the_margins(kind, dtype):
+@pytest.mark.parametrize("product", [np.float32, np.float64])
+def test_fast_values_are_within_the_margins(kind, dtype, product):
     query, gallery = (part.astype(dtype) for part in hard_features(kind, np.random.default_rng(0)))
     source = FeatureDistances(query, gallery)
+    source.dtype = np.dtype(product)
     rows, columns = slice(0, 40), slice(0, 60)
-    fast = source.finish(source.raw(rows, columns, np.empty(2400, np.float32)), rows, columns).astype(np.float64)
+    fast = source.finish(source.raw(rows, columns, source.workspace(2400)), rows, columns).astype(np.float64)
     exact = source.exact(*(index.ravel() for index in np.indices(fast.shape))).reshape(fast.shape)
     np.testing.assert_allclose(exact, reference.squared_distances(query, gallery), rtol=1e-13)
     errors = np.abs(fast - exact).max(axis=1)
     assert (errors <= source.margins(rows, columns, careful=True)).all()
     if kind != "constant":
         assert (errors <= source.margins(rows, columns)).all()
+
+
+def test_few_exact_values_are_needed_of_collapsed_features(monkeypatch):
+    """All images within 1e-3 of each other: in float32 all of them would have to be computed pair by pair."""
+    rng = np.random.default_rng(0)
+    middle = rng.standard_normal(256) / 16
+    asked = []
+
+    def counted(self, rows, columns, exact=FeatureDistances.exact):
+        asked.append(len(rows))
+        return exact(self, rows, columns)
+
+    monkeypatch.setattr(FeatureDistances, "exact", counted)
+    counts = []
+    for features in (middle + 3e-5 * rng.standard_normal((1040, 256)), rng.standard_normal((1040, 256))):
+        features = features.astype(np.float32)
+        source = FeatureDistances(features[:40], features[40:])
+        asked.clear()
+        found, _, _ = nearest(source, 10, memory_mb=16, threads=1)
+        counts.append(sum(asked))
+        exact = reference.squared_distances(features[:40], features[40:])
+        np.testing.assert_array_equal(found, np.argsort(exact, axis=1, kind="stable")[:, :10])
+    assert counts[0] < 2 * counts[1]
 
 
 def test_dense_gives_l2_distances():

@@ -286,8 +286,8 @@ def test_a_collapsed_network_costs_each_pair_once(people, monkeypatch):
     labels = [rng.integers(0, most, n) for most in (people, 4) for n in (n_query, n_gallery)]
     pairs = []
     exact = FeatureDistances.exact
-    monkeypatch.setattr(FeatureDistances, "exact", lambda *arguments: pairs.append(exact(*arguments)) or pairs[-1])
     source = FeatureDistances(np.ones((n_query, 8), np.float32), np.ones((n_gallery, 8), np.float32))
+    monkeypatch.setattr(FeatureDistances, "exact", lambda *arguments: pairs.append(exact(*arguments)) or pairs[-1])
     tracemalloc.start()
     result = evaluate_distances(source, *labels, topk=0, memory_mb=16, threads=2)
     peak = tracemalloc.get_traced_memory()[1]
