@@ -74,6 +74,9 @@ def sensible(draw, cases):
     return case
 
 
+NEEDS_AN_ANSWER = ("/feedback", "/gallery/batch")
+"""A verdict is taken on an answer that was given, and several images come as files beside their rows."""
+
 WITHOUT_PARAMETERS = ("/feedback.csv", "/overview", "/examples", "/healthz", "/metrics", "/compact")
 
 
@@ -99,5 +102,5 @@ def test_nothing_breaks(description, method, path, mode):
         case.validate_response(response, checks=CHECKS)
 
     ask()
-    if mode == schemathesis.GenerationMode.POSITIVE and "examples" not in path:
+    if mode == schemathesis.GenerationMode.POSITIVE and "examples" not in path and path not in NEEDS_AN_ANSWER:
         assert any(status < 300 for status in seen), seen
