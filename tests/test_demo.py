@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 
-from han_tf import demo
+from han_tf import demo, weights
 from han_tf.cli import run
 from han_tf.data import load_dataset
 from han_tf.data.records import Record
@@ -107,7 +107,9 @@ def test_the_newest_finished_run(tmp_path, tiny_run):
     assert demo.newest_finished_run(tmp_path).name == "new"
 
 
-def test_without_a_run_it_is_said_in_one_line(tmp_path, capsys):
+def test_without_a_run_the_network_of_the_package_stands_in(tmp_path, capsys, monkeypatch):
+    assert demo.newest_finished_run(tmp_path) == weights.HERE / "han_small-synthetic"
+    monkeypatch.setattr(demo, "SHIPPED", "none")
     assert run(demo.main, demo.FLAGS, demo.__doc__, ["demo", f"--runs_dir={tmp_path}"]) == 1
     line = capsys.readouterr().err
     assert line == f"error: no finished run on the synthetic data set in {tmp_path}: make train makes one\n"
