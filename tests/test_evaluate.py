@@ -659,7 +659,7 @@ class TestWrongInput:
         ("made", "found"), [(None, "no such folder"), ("file", "a file"), ("folder", "no bounding")]
     )
     def test_an_unreadable_data_folder(self, capsys, tmp_path, monkeypatch, tiny_run, made, found):
-        monkeypatch.setattr("han_tf.inference.runs.Checkpoints.restore", lambda self, partial: "checkpoint")
+        monkeypatch.setattr("han_tf.models.checkpoints.Checkpoints.restore", lambda self, partial: "checkpoint")
         data = tmp_path / "data"
         if made == "file":
             data.touch()
