@@ -45,6 +45,7 @@ with command_line.deferred_imports(__name__):
     from han_tf.models.network import ReIDNetwork
     from han_tf.report import evaluate_features, scalars, table, to_json
     from han_tf.training.devices import (
+        check_precision,
         chief_first,
         create_strategy,
         is_chief,
@@ -310,6 +311,7 @@ def main(values: flags.FlagValues) -> None:
     taken = f"another process trains in {run_dir}, expected one at a time; give another --run_dir"
     with restarted_when_a_worker_is_lost(config.strategy):
         strategy = create_strategy(config.strategy)
+        check_precision(config.precision)
         with locked(run_dir / LOCK, taken) if is_chief(strategy) else nullcontext():
             train(config, dataset, run_dir, strategy)
             mean_over_workers(strategy, 0)  # those that are still at work take one that leaves for lost

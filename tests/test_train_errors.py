@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+import tensorflow as tf
 from PIL import Image
 
 from han_tf import train
@@ -88,6 +89,12 @@ def write_csv(tiny_data, tmp_path):
 )
 def test_flags(check, arguments, named):
     check(arguments, named, status=2)
+
+
+@pytest.mark.skipif(bool(tf.config.list_physical_devices("GPU")), reason="a GPU computes in float16")
+def test_float16_needs_a_gpu(check, tiny_data):
+    arguments = ["--dataset=market1501", f"--data_dir={tiny_data}", "--precision=mixed_float16"]
+    check(arguments, "--precision mixed_float16, but no GPU is here; expected float32 or mixed_bfloat16")
 
 
 def test_data_sets(check, tmp_path, tiny_data):

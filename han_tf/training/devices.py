@@ -132,6 +132,12 @@ def check_agreement(strategy: tf.distribute.Strategy, state: Any, what: str) -> 
         raise UserError(f"the workers differ in {what}, expected the same")
 
 
+def check_precision(precision: str) -> None:
+    """Raises UserError for float16 without a GPU: processors are slow in it, and on some TensorFlow crashes."""
+    if precision == "mixed_float16" and not tf.config.list_physical_devices("GPU"):
+        raise UserError(f"--precision {precision}, but no GPU is here; expected float32 or mixed_bfloat16")
+
+
 @contextmanager
 def computing(precision: str, synchronised: bool) -> Iterator[None]:
     """Makes the networks that are made in the block compute in ``precision``; their weights are float32 all the same.

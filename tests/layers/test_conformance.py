@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from han_tf import layers
-from han_tf.layers import attention, blocks, crop, groups, units
+from han_tf.layers import attention, blocks, crop, groups, norm, units
 from han_tf.models.network import FeatureHead
 
 MAP = (20, 8, 32)
@@ -42,6 +42,7 @@ LAYERS = {
     "GroupConv": (lambda: groups.GroupConv(16, 3, 4), [MAP], True),
     "LearnedGroupConv": (lambda: groups.LearnedGroupConv(16, 4, 2), [MAP], True),
     "IndexedGroupConv": (lambda: groups.IndexedGroupConv(16, 4, 2), [MAP], True),
+    "SynchronisedBatchNorm": (norm.SynchronisedBatchNorm, [MAP], True),
     "FeatureHead": (lambda: FeatureHead(16), [(32,)], True),
 }
 

@@ -102,5 +102,5 @@ def test_the_name_of_a_run_tells_the_file(mobilenet_file):
 
 
 def test_han_has_no_such_weights(mobilenet_file):
-    with pytest.raises(UserError, match="model han_small has no argument 'weights'"):
+    with pytest.raises(UserError, match="model han_small has no weights '"):
         create_network(TrainConfig().to_dict(), weights=str(mobilenet_file))
