@@ -3,17 +3,14 @@
   python -m experiments.report
   python -m experiments.report --output elsewhere/RESULTS.md
 
-Every number comes from a JSON. Prose stands in experiments/notes, one file per result or experiment, and takes its
-numbers from the JSONs, too: {{NAME:path.to.entry:format}}, e.g. {{market1501-…-seed0:history.7.loss:.2f}}. Prose on an
-experiment says which results it was written for; when there are others, this command asks to read it again.
+Every number comes from a JSON. Prose stands in experiments/notes, one file per section or result, and takes its
+numbers from the JSONs, too: {{NAME:path.to.entry:format}}, e.g. {{market1501-…-seed0:history.7.loss:.2f}}.
 """
 
-import hashlib
-import json
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Optional
 from urllib.parse import quote
@@ -21,30 +18,33 @@ from urllib.parse import quote
 from absl import flags
 
 from experiments import schema, tables
-from experiments.plan import duration
-from experiments.results import HERE, RESULTS, Result, command_of, load_results
-from experiments.tables import machine_name, markdown_table, settings_in_words, short_commit
+from experiments.plan import family
+from experiments.results import HERE, RESULTS, Result, load_results, score
+from experiments.tables import machine_name, markdown_table, scientific, settings_in_words, short_commit
 from han_tf import cli as command_line
 from han_tf.errors import UserError
 from han_tf.files import atomic_open
-from han_tf.training.config import TrainConfig
 
 with command_line.deferred_imports(__name__):
     from experiments import plots
 
 NOTES = HERE / "notes"
-SCALES = ("full", "synthetic")
-"""What is reported; the smallest scale says only that the code runs."""
-
-METRICS = {"rank-1": "rank-1", "rank-5": "rank-5", "rank-10": "rank-10", "rank-20": "rank-20", "mAP": "mAP"}
-METRICS.update(mAP_trapezoid="mAP (trapezoid)", mINP="mINP")
-
-_METHODS = {"augmented": "database augmentation", "expanded": "query expansion", "reranked": "re-ranking"}
 
 EXACT_MILLION = "rerank-million, exact"
 """How the case begins that approximate neighbours are compared with."""
 
-_WRITTEN_FOR = re.compile(r"<!-- written for (\w+) -->\n")
+_SCORES = (
+    ("rank-1", "joint", "single", False, "rank-1"),
+    ("mAP", "joint", "single", False, "mAP"),
+    ("multi-query", "joint", "multi", False, "rank-1"),
+    ("mAP", "joint", "multi", False, "mAP"),
+    ("re-ranked", "joint", "single", True, "rank-1"),
+    ("mAP", "joint", "single", True, "mAP"),
+    ("global", "global", "single", False, "rank-1"),
+    ("local", "local", "single", False, "rank-1"),
+)
+"""The columns of the first tables: title, then what :func:`experiments.results.score` is asked for."""
+
 _PLACEHOLDER = re.compile(r"\{\{([^:{}]+):([^:{}]+)(?::([^{}]*))?\}\}")
 
 FLAGS = command_line.new_flags()
@@ -71,169 +71,146 @@ class Report:
 
     def text(self) -> str:
         """Returns the whole report; its pictures are :meth:`draw`'s."""
-        sections = [_INTRODUCTION]
-        experiments = [schema.load(name) for name in schema.names()]
-        missing = []
-        for experiment in experiments:
-            section = self._experiment(experiment)
-            if section:
-                sections.append(section)
-            else:
-                missing.append(f"- {tables.heading(experiment)}: `make {experiment.name}`")
-        if missing:
-            sections.append("\n".join(["## Not run yet", "", *missing]))
+        sections = [_INTRODUCTION, *self._accuracy(), *self._further_notes(), *self._costs()]
+        sections += filter(None, map(self._experiment, map(schema.load, schema.names())))
         for heading, kind, render in (
-            ("Runs in full", "training", self._training),
             ("Speed of the networks", "bench", _bench),
             ("Speed of the exported models", "runtimes", _runtimes),
             ("Speed of the metrics", "metrics_bench", self._metrics_bench),
             ("Search", "index_bench", _index_bench),
             ("The service under load", "service_bench", _service_bench),
         ):
-            found = [result for result in self.results if result["kind"] == kind]
+            found = self._of_kind(kind)
             if found:
                 parts = [self._with_note(result.name, render(result)) for result in found]
-                sections.append("\n\n".join([f"## {heading}", *([_RUNS] if kind == "training" else []), *parts]))
-        sections += self._further_notes()
-        sections.append(self._sources())
+                sections.append("\n\n".join([f"## {heading}", *parts]))
         return "\n\n".join(sections) + "\n"
-
-    def _metrics_bench(self, result: Result) -> str:
-        exact = [
-            other
-            for other in self.results
-            if other["kind"] == "metrics_bench" and any(f["case"].startswith(EXACT_MILLION) for f in other["figures"])
-        ]
-        return _metrics_bench(result, exact[-1] if exact else None)
-
-    def stale_notes(self) -> dict[Path, str]:
-        """Returns the prose on experiments whose results are others by now -> the mark of those there are."""
-        stale = {}
-        for experiment in map(schema.load, schema.names()):
-            path = self.notes_dir / f"{experiment.name}.md"
-            if path.exists() and not isinstance(experiment, schema.Statistics):
-                mark = self._mark(experiment)
-                found = _WRITTEN_FOR.match(path.read_text(encoding="utf-8"))
-                if found is None or found[1] != mark:
-                    stale[path] = mark
-        return stale
-
-    def _mark(self, experiment: schema.Experiment) -> str:
-        """Returns a word that changes with the numbers of the experiment's tables."""
-        numbers = []
-        for scale in SCALES:
-            for group in tables.groups(experiment, scale, self.results, least_rows=_least_rows(experiment, scale)):
-                for row, column in sorted(group.cells):
-                    scores = [group.numbers(experiment, row, column, metric) for metric in schema.METRICS]
-                    numbers.append([scale, group.epochs, group.model, row, column, scores])
-        return hashlib.sha256(json.dumps(numbers).encode()).hexdigest()[:8]
 
     def draw(self) -> None:
         """Draws the pictures that the report shows, into the folder ``figures`` beside it."""
         for experiment in map(schema.load, schema.names()):
-            if not isinstance(experiment, schema.Statistics):
-                for scale in SCALES:
-                    least = _least_rows(experiment, scale)
-                    plots.draw(experiment, scale, self.results, self.output.parent / "figures", least)
+            if self._groups(experiment):
+                plots.draw(experiment, "full", self.results, self.output.parent / "figures", least_rows=2)
 
     def link(self, name: str, text: str = "") -> str:
         """Returns the Markdown link to a result, called ``text`` or else by its name."""
         folder = os.path.relpath(self.results_dir, self.output.parent)
         return f"[{text or name}]({quote(folder)}/{quote(name, safe='+')}.json)"
 
-    def _experiment(self, experiment: schema.AnyExperiment) -> str:
-        """Returns an experiment's section; empty if it has no result of its own."""
-        if isinstance(experiment, schema.Statistics):
-            if not any(result["kind"] == "statistics" for result in self.results):
-                return ""
-            return self._with_note(experiment.name, f"## {tables.render(experiment, '', self.results, self.link)}")
-        parts = []
-        for scale in SCALES:
-            least = _least_rows(experiment, scale)
-            if tables.groups(experiment, scale, self.results, least_rows=least):
-                text = tables.render(experiment, scale, self.results, self.link, least_rows=least)
-                _, _, body = text.partition("\n\n")
-                parts.append(body)
-                for name in plots.pictures(experiment, scale, self.results, least):
-                    parts.append(f"![{tables.heading(experiment)}](figures/{quote(name)})")
-        if experiment.sheet:
-            sheets = sorted(plots.folder_of(self.results_dir).glob(f"{experiment.name}-*.png"))
-            folder = os.path.relpath(plots.folder_of(self.results_dir), self.output.parent)
-            parts += [f"![{sheet.stem}]({quote(folder)}/{quote(sheet.name)})" for sheet in sheets]
-        costs_only = experiment.flops and not experiment.trains
-        if not parts and costs_only and any(result["kind"] == "network" for result in self.results):
-            _, _, body = tables.render(experiment, "full", self.results, self.link).partition("\n\n")
-            parts.append(body)
-        if not parts:
-            return ""
-        command = f"`make {experiment.name}`, or with `DATASET={experiment.columns[0].dataset}`."
-        return self._with_note(experiment.name, "\n\n".join([f"## {tables.heading(experiment)}", command, *parts]))
+    def _of_kind(self, kind: str) -> list[Result]:
+        return [result for result in self.results if result["kind"] == kind]
 
-    def _training(self, result: Result) -> str:
+    def _accuracy(self) -> list[str]:
+        """Returns a table of all trainings on real people beside the paper's HANs, and one of those on drawn people."""
+        trainings = self._of_kind("training")
+        head = ["training", "data set", *(title for title, *_ in _SCORES)]
+        sections = []
+        for name, heading, mine in (
+            ("accuracy", "Accuracy on real people", [r for r in trainings if r["settings"]["dataset"] != "synthetic"]),
+            ("embedded", "Accuracy on drawn people", [r for r in trainings if r["settings"]["dataset"] == "synthetic"]),
+        ):
+            mine = sorted(mine, key=lambda result: score(result, *_SCORES[1][1:]) or 0, reverse=True)
+            lines = [self._scores(result) for result in mine]
+            if name == "accuracy" and mine:
+                lines = [*_published(), *lines]
+            if lines:
+                apart = [f"- {self.link(r.name)}: {r['apart']}." for r in mine if "apart" in r.data]
+                sections.append(
+                    self._with_note(name, "\n\n".join([f"## {heading}", markdown_table(head, lines, 2), *apart]))
+                )
+        return sections
+
+    def _scores(self, result: Result) -> list[str]:
         settings = result["settings"]
-        lines = []
-        for row in result["results"]:
-            method = [called for name, called in _METHODS.items() if row.get(name)]
-            numbers = [f"{100 * row[metric]:.1f}" if metric in row else tables.NONE for metric in METRICS]
-            lines.append([row["feature"], row["query"], ", ".join(method) or "plain", *numbers])
-        counts = result["counts"]
-        text = [f"### {result.name}"]
-        if "apart" in result.data:
-            text.append(f"In no table: {result['apart']}.")
+        numbers = [score(result, *wanted) for _, *wanted in _SCORES]
         where = " ".join(filter(None, (settings["dataset"], settings["split"])))
-        made = f"{settings['model']} on {where}, {settings_in_words(settings)}, seed {settings['seed']}"
-        if settings["epochs"] != TrainConfig().epochs:
-            made += f" (the paper: {TrainConfig().epochs} epochs)"
-        trained = f"{result['train_images']:,} training images, " if result.get("train_images") else ""
-        text.append(f"{made}. {trained}{_counts(counts)}")
-        text.append(f"`{result.get('command') or command_of(settings)}`")
-        text.append(f"{self._origin(result)}{_effort(result)}")
-        text += [f"- {difference}" for difference in result.get("differences", [])]
-        text.append(markdown_table(["feature", "query", "method", *METRICS.values()], lines, left=3))
-        text += [_regions(result["regions"])] if "largest_mean" in (result.get("regions") or {}) else []
-        return "\n\n".join(text)
+        told = f"{settings['model']}, {settings_in_words(settings)}"
+        return [self.link(result.name, told), where, *(tables.NONE if n is None else f"{n:.1f}" for n in numbers)]
 
-    def _origin(self, result: Result) -> str:
-        text = f"{self.link(result.name)}: commit {short_commit(result.get('commit'))}"
-        if result.get("evaluation_commit"):
-            text += f", evaluated at {short_commit(result['evaluation_commit'])}"
-        return f"{text}; {result['date'][:10]}; {machine_name(result.get('machine'))}."
+    def _costs(self) -> list[str]:
+        """Returns the networks' costs beside those that the paper prints."""
+        printed: dict[str, str] = {}
+        for experiment in map(schema.load, schema.names()):
+            for row in getattr(experiment, "rows", ()) if isinstance(experiment, schema.Experiment) else ():
+                if row.settings is not None and row.flops:
+                    printed.setdefault(row.settings["model"], row.flops)
+        lines = []
+        counted = self._of_kind("network")
+        for result in counted:
+            model = result["settings"]["model"]
+            ours, paper = result["flops"] if family(model) == "han" else result["macs"], printed.get(model, tables.NONE)
+            error = f" ({ours / float(paper) - 1:+.1%})" if family(model) == "han" else ""
+            speed = result.get("images_per_second")
+            lines.append(
+                [
+                    self.link(result.name, model),
+                    f"{scientific(ours)} / {paper}{error}",
+                    scientific(result["macs"]),
+                    f"{result['parameters']:,}",
+                    tables.NONE if speed is None else f"{speed:.0f}",
+                ]
+            )
+        if not lines:
+            return []
+        head = ["network", "FLOPs / the paper's", "multiply-adds", "parameters", "img/s"]
+        parts = ["## What the networks cost", markdown_table(head, lines), f"{tables.made(*counted)}."]
+        return [self._with_note("costs", "\n\n".join(parts))]
+
+    def _groups(self, experiment: schema.AnyExperiment) -> list[tables.Group]:
+        """Returns the schedules under which a table's rows can be compared: all, or those of several trainings."""
+        if isinstance(experiment, schema.Statistics):
+            return []
+        own = sum(row.settings is not None for row in experiment.rows)
+        found = tables.groups(experiment, "full", self.results, least_rows=2)
+        return [g for g in found if len(g.results()) > 1 or len({row for row, _ in g.cells}) == own]
+
+    def _experiment(self, experiment: schema.AnyExperiment) -> str:
+        """Returns an experiment's section; empty if it has no result that says something."""
+        if isinstance(experiment, schema.Statistics):
+            shown = bool(self._of_kind("statistics"))
+        else:
+            shown = bool(self._groups(experiment))
+        if not shown:
+            return ""
+        text = tables.render(experiment, "full", self.results, self.link, least_rows=2)
+        pictures = plots.pictures(experiment, "full", self.results, least_rows=2)
+        drawn = [f"![{tables.heading(experiment)}](figures/{quote(name)})" for name in pictures]
+        return self._with_note(experiment.name, "\n\n".join([f"## {text}", *drawn]))
+
+    def _metrics_bench(self, result: Result) -> str:
+        exact = [
+            r for r in self._of_kind("metrics_bench") if any(f["case"].startswith(EXACT_MILLION) for f in r["figures"])
+        ]
+        return _metrics_bench(result, exact[-1] if exact else None)
 
     def _with_note(self, name: str, text: str) -> str:
         path = self.notes_dir / f"{name}.md"
         if not path.exists():
             return text
-        prose = _WRITTEN_FOR.sub("", path.read_text(encoding="utf-8"), count=1).strip()
-        return f"{text}\n\n{fill(prose, self.results, str(path))}"
+        return f"{text}\n\n{fill(path.read_text(encoding='utf-8').strip(), self.results, str(path))}"
 
     def _further_notes(self) -> list[str]:
-        """Returns the notes that are about no single result or experiment; they begin with a heading of their own."""
-        known = {*(result.name for result in self.results), *schema.names()}
+        """Returns the notes that are about no single section; they begin with a heading of their own."""
+        known = {*SECTIONS, *(result.name for result in self.results), *schema.names()}
         paths = sorted(path for path in self.notes_dir.glob("*.md") if path.stem not in known)
         return [fill(path.read_text(encoding="utf-8").strip(), self.results, str(path)) for path in paths]
 
-    def _sources(self) -> str:
-        lines = []
-        for result in self.results:
-            settings = result.get("settings", {})
-            told = settings_in_words(settings) if result["kind"] == "training" else ""
-            lines.append(
-                [
-                    self.link(result.name),
-                    result["kind"].replace("_", " "),
-                    told,
-                    short_commit(result.get("commit")),
-                    machine_name(result.get("machine")),
-                    (result.get("date") or "")[:10],
-                ]
-            )
-        head = ["result", "kind", "setting", "commit", "machine", "date"]
-        return f"## All results\n\n{markdown_table(head, lines, left=len(head))}"
+
+SECTIONS = ("accuracy", "embedded", "costs")
+"""Sections of the report that a note may be on, beside those of results and experiments."""
 
 
-def _least_rows(experiment: schema.Experiment, scale: str) -> int:
-    """Returns of how many rows a table needs results: one row on drawn people compares with nothing."""
-    return 1 if scale == "full" or experiment.sheet else 2
+def _published() -> Iterable[list[str]]:
+    """Yields the rows of the paper's HANs on Market-1501."""
+    rows = {row.name: row.published for row in schema.load("table3").rows}
+    halves = {row.feature: row.published[0][0] for row in schema.load("table8").rows}
+    for size in ("Small", "Medium", "Large"):
+        single, multi = rows[f"HAN ({size})"]
+        reranked, _ = rows[f"HAN ({size}), re-ranked"]
+        branches = [halves["global"], halves["local"]] if size == "Large" else [None, None]
+        numbers = [*single, *multi, *reranked, *branches]
+        told = [tables.NONE if number is None else f"{number:.1f}" for number in numbers]
+        yield [f"**the paper's HAN ({size})**, 300 epochs", "market1501", *told]
 
 
 def fill(text: str, results: Sequence[Result], where: str) -> str:
@@ -263,39 +240,10 @@ def fill(text: str, results: Sequence[Result], where: str) -> str:
 
 _INTRODUCTION = """# Measured results
 
-Built by `python -m experiments.report` from the JSON files in [results](results); do not edit it, every number in it is
-one of theirs. [README.md](README.md) says how to run an experiment and how to add a result. Accuracies are in percent;
-"mAP" is the mean precision at the hits, "mAP (trapezoid)" that of Market-1501's MATLAB code. Tables that hold results
-of several commits say so. Networks trained on the real data sets are for research only."""
-
-_RUNS = "Every training with all its numbers, those included that stand in no table of the paper."
-
-
-def _counts(counts: dict[str, int]) -> str:
-    return (
-        f"{counts['queries']:,} queries, {counts['gallery'] - counts['junk']:,} gallery images "
-        f"({counts['distractors']:,} of them distractors), {counts['junk']:,} junk images not ranked."
-    )
-
-
-def _effort(result: Result) -> str:
-    told = []
-    if result.get("seconds"):
-        told.append(f"{duration(result['seconds'])} of training")
-    if result.get("images_per_second"):
-        told.append(f"{result['images_per_second']:.0f} img/s")
-    if result.get("peak_mb"):
-        told.append(f"at most {result['peak_mb']:.0f} MiB of memory")
-    return f" {', '.join(told)}." if told else ""
-
-
-def _regions(regions: dict[str, Any]) -> str:
-    count = sum(map(len, regions["mean"]))
-    return (
-        f"Hard attention over the training images of the last epoch: {regions['saturated']} of {count} regions "
-        f"saturated; largest mean |θ| {regions['largest_mean']:.2f}; every region's deviation over images is at "
-        f"least {regions['least_deviation']:.3f} along one axis."
-    )
+`python -m experiments.report` builds this page from the JSON files in [results](results); every number on it is one of
+theirs. They also hold each result's settings, command, commit and machine. Accuracies are in percent; mAP is the mean
+precision at the hits. [README.md](README.md) says how to run an experiment and how to add a result. Networks trained on
+real data sets are for research only."""
 
 
 def _bench(result: Result) -> str:
@@ -473,10 +421,6 @@ def main(values: flags.FlagValues) -> None:
     with atomic_open(output) as stream:
         stream.write(text.encode("utf-8"))
     print(f"written to {output}")
-    for path, mark in report.stale_notes().items():
-        print(
-            f"note: {path} was written for other results: read it again, then begin it with <!-- written for {mark} -->"
-        )
 
 
 def cli() -> None:

@@ -11,7 +11,7 @@ import pytest
 from experiments import plots, schema, tables
 from experiments import record as record_command
 from experiments import report as report_command
-from experiments.report import NOTES, Report, fill
+from experiments.report import NOTES, SECTIONS, Report, fill
 from experiments.results import HERE, RESULTS, Result, command_of, flags_of, load_results, score
 from han_tf.cli import run
 from han_tf.errors import UserError
@@ -224,41 +224,9 @@ def test_no_number_in_prose_is_typed_by_hand():
     for path in NOTES.glob("*.md"):
         without = re.sub(r"\{\{.*?\}\}|`.*?`", "", path.read_text(encoding="utf-8"))
         assert re.findall(r"\d+\.\d+|\d+ ?%", without) == [], path.name
-    known = {*(result.name for result in load_results(RESULTS)), *schema.names()}
+    known = {*SECTIONS, *(result.name for result in load_results(RESULTS)), *schema.names()}
     for path in NOTES.glob("*.md"):
         assert path.stem in known or path.read_text(encoding="utf-8").startswith("## "), path.name
-
-
-def test_prose_on_other_results_is_stale(tmp_path, capsys):
-    results, notes = tmp_path / "results", tmp_path / "notes"
-    results.mkdir()
-    notes.mkdir()
-    arguments = [f"--results_dir={results}", f"--notes_dir={notes}", f"--output={tmp_path / 'RESULTS.md'}"]
-
-    def report():
-        assert run(report_command.main, report_command.FLAGS, report_command.__doc__, ["report", *arguments]) == 0
-        return capsys.readouterr().out
-
-    def measured(rank1):
-        found = training(rank1=rank1)
-        (results / f"{found.name}.json").write_text(json.dumps(found.data))
-
-    measured(0.9)
-    (notes / "table9.md").write_text("All is well.\n")
-    (mark,) = re.findall(
-        r"table9.md was written for other results: .* begin it with (<!-- written for \w+ -->)", report()
-    )
-    (notes / "table9.md").write_text(f"{mark}\nAll is well.\n")
-    assert "written for" not in report()
-    text = (tmp_path / "RESULTS.md").read_text()
-    assert "All is well." in text
-    assert mark not in text
-    measured(0.8)
-    assert f"{notes / 'table9.md'} was written for other results" in report()
-
-
-def test_prose_in_the_repository_is_on_the_results_there_are():
-    assert not Report(load_results(RESULTS), NOTES, HERE / "RESULTS.md", RESULTS).stale_notes()
 
 
 def test_the_report_in_the_repository_is_the_one_its_results_give():
@@ -270,7 +238,8 @@ def test_the_report_in_the_repository_is_the_one_its_results_give():
 
 
 def test_report_command(tmp_path, capsys):
-    for result in (training(), training(hard=False), training(apart="stopped early", seed=7), network()):
+    drawn = training(dataset="synthetic", rank1=0.5)
+    for result in (training(), training(hard=False), training(apart="stopped early", seed=7), network(), drawn):
         (tmp_path / "results").mkdir(exist_ok=True)
         (tmp_path / "results" / f"{result.name}.json").write_text(json.dumps(result.data))
     (tmp_path / "notes").mkdir()
@@ -279,12 +248,25 @@ def test_report_command(tmp_path, capsys):
     arguments.append(f"--output={tmp_path / 'RESULTS.md'}")
     assert run(report_command.main, report_command.FLAGS, report_command.__doc__, ["report", *arguments]) == 0
     text = (tmp_path / "RESULTS.md").read_text()
-    section = text[text.index("## Table 9: ") : text.index("## Table 11: ")]
-    assert "Said of 2,000,000 parameters." in section
-    assert "In no table: stopped early." in text
-    assert "- Table 2: Data statistics: `make table2`" in text
-    assert text.count("abacus, 2 cores, 16 GiB") > 4
-    assert capsys.readouterr().out.splitlines()[0] == f"written to {tmp_path / 'RESULTS.md'}"
+    sections = {section.splitlines()[0]: section for section in text.split("\n## ")}
+    real, people = sections["Accuracy on real people"], sections["Accuracy on drawn people"]
+    published = cells(real, "**the paper's HAN (Small)**, 300 epochs")
+    assert published[1:] == ["market1501", "89.4", "73.2", "93.2", "80.8", "91.2", "85.5", "–", "–"]
+    assert cells(real, f"[han_large, 300 epochs, hard False](results/{training(hard=False).name}.json)")[2] == "90.0"
+    assert f"results/{training(apart='stopped early', seed=7).name}.json): stopped early." in real
+    assert "synthetic" not in real
+    assert "| 50.0 | 75.0 |" in people
+    assert cells(sections["What the networks cost"], "[han_large](results/network-han_large-160x64.json)")[1:] == [
+        "7.06e8 / 7.01e8 (+0.7%)",
+        "3.50e8",
+        "2,000,000",
+        "–",
+    ]
+    (ablation,) = (section for heading, section in sections.items() if heading.startswith("Table 9: "))
+    assert "Said of 2,000,000 parameters." in ablation
+    # One row of a table compares with nothing.
+    assert not any(heading.startswith(("Table 12: ", "Table 3: ")) for heading in sections)
+    assert capsys.readouterr().out.splitlines() == [f"written to {tmp_path / 'RESULTS.md'}"]
 
 
 @pytest.mark.parametrize(
