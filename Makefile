@@ -92,10 +92,11 @@ report: $(READY)  ## build experiments/RESULTS.md from the results in experiment
 test: $(READY)  ## run the tests
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
-lint: $(READY)  ## check style, format and types
+lint: $(READY)  ## check style, format, types and the order of the rooms
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 audit: $(READY)  ## compare the installed packages with known holes, where the data can be reached
 	$(BIN)/python .ci/audit

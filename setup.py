@@ -84,10 +84,10 @@ setup(
     extras_require={
         **EXTRAS,
         "test": [*TEST, *ALL],
-        "lint": ["mypy>=1.11", "pip-audit>=2.7", "ruff>=0.6"],
+        "lint": ["import-linter>=2.6", "mypy>=1.11", "pip-audit>=2.7", "ruff>=0.6"],
     },
     entry_points={
-        "console_scripts": [f"han-{name}=han_tf.cli:script" for name in COMMANDS],
+        "console_scripts": [f"han-{name}=han_tf.common.cli:script" for name in COMMANDS],
     },
     classifiers=[
         "Development Status :: 4 - Beta",

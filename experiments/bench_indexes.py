@@ -27,13 +27,13 @@ from absl import flags
 from tqdm import tqdm
 
 from experiments.bench_metrics import Size, make, product_flops
-from han_tf import cli as command_line
-from han_tf.errors import UserError
-from han_tf.files import write_json
+from han_tf.common import cli as command_line
+from han_tf.common.errors import UserError
+from han_tf.common.files import write_json
 from han_tf.metrics.checks import default_threads
+from han_tf.runs import environment
 from han_tf.search import Gallery, create_gallery
 from han_tf.search.faiss_gallery import FaissGallery
-from han_tf.training import environment
 
 SIZES = {"100000x256": (100_000, 256), "100000x1024": (100_000, 1_024)}
 SIZES |= {"1000000x256": (1_000_000, 256), "1000000x1024": (1_000_000, 1_024)}

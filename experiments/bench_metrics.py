@@ -21,9 +21,9 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from han_tf import cli as command_line
-from han_tf.errors import UserError
-from han_tf.files import write_json
+from han_tf.common import cli as command_line
+from han_tf.common.errors import UserError
+from han_tf.common.files import write_json
 from han_tf.metrics import (
     FaissNeighbours,
     FeatureDistances,
@@ -34,7 +34,7 @@ from han_tf.metrics import (
     verify,
 )
 from han_tf.metrics.blocks import slices
-from han_tf.training import environment
+from han_tf.runs import environment
 
 PRODUCT_SIZE = 4096
 STATED_PRODUCT = 330e9

@@ -11,8 +11,8 @@ import sys
 
 from absl import flags
 
-from han_tf import cli as command_line
-from han_tf.files import write_json
+from han_tf.common import cli as command_line
+from han_tf.common.files import write_json
 from han_tf.models import MODELS, create_deployed
 
 with command_line.deferred_imports(__name__):
@@ -21,8 +21,8 @@ with command_line.deferred_imports(__name__):
 
     from experiments.results import stamp
     from han_tf import bench
-    from han_tf.inference.features import inference_function
     from han_tf.models.costs import part_costs, total
+    from han_tf.models.network import inference_function
 
 FLAGS = command_line.new_flags()
 flags.DEFINE_enum("model", "han_small", list(MODELS), "Network.", flag_values=FLAGS)

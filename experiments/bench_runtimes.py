@@ -26,19 +26,19 @@ from typing import Any
 
 from absl import flags
 
-from han_tf import cli as command_line
-from han_tf.errors import UserError
-from han_tf.files import write_json
-from han_tf.inference.card import CARD, read_card
-from han_tf.inference.runs import find_run
-from han_tf.training import environment
+from han_tf.common import cli as command_line
+from han_tf.common.errors import UserError
+from han_tf.common.files import write_json
+from han_tf.runs import environment
+from han_tf.runs.card import CARD, read_card
+from han_tf.runs.folder import find_run
 
 with command_line.deferred_imports(__name__):
     import numpy as np
     from PIL import Image
 
     from experiments.bench_metrics import PRODUCT_SIZE, STATED_PRODUCT
-    from han_tf.inference.extractor import FeatureExtractor
+    from han_tf.features.extractor import FeatureExtractor
 
 FILES = 512
 FILE_SIZE = (64, 128)

@@ -15,8 +15,8 @@ import numpy as np
 from absl import flags
 
 from experiments.results import stamp
-from han_tf import cli as command_line
-from han_tf.files import write_json
+from han_tf.common import cli as command_line
+from han_tf.common.files import write_json
 from han_tf.metrics import FeatureDistances
 from han_tf.metrics.checks import default_threads
 from han_tf.metrics.nearest import nearest

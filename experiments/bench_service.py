@@ -27,12 +27,12 @@ from absl import flags
 from PIL import Image
 
 from experiments.bench_metrics import product_flops
-from han_tf import cli as command_line
-from han_tf.cores import usable_cores
-from han_tf.errors import UserError
-from han_tf.files import write_json
+from han_tf.common import cli as command_line
+from han_tf.common.errors import UserError
+from han_tf.common.files import write_json
+from han_tf.common.processes import usable_cores
+from han_tf.runs import environment
 from han_tf.search import create_gallery, open_gallery
-from han_tf.training import environment
 
 MIX = {"search": 60, "search_by_id": 15, "embed": 10, "image": 5, "add": 6, "delete": 4}
 """Requests in a hundred."""
@@ -167,8 +167,8 @@ def _picture(seed: int) -> bytes:
 
 def _untrained_run(folder: Path) -> str:
     """Makes what looks like the run of a HAN Small that was never trained, and returns its folder."""
-    from han_tf.inference.runs import CHECKPOINTS, CONFIG, create_network
-    from han_tf.models.checkpoints import Checkpoints
+    from han_tf.runs.checkpoints import Checkpoints
+    from han_tf.runs.folder import CHECKPOINTS, CONFIG, create_network
 
     settings = {
         "dataset": "synthetic",
@@ -187,7 +187,7 @@ def _untrained_run(folder: Path) -> str:
 
 
 def _fill(path: Path, images: int, model: str) -> int:
-    from han_tf.inference.extractor import FeatureExtractor
+    from han_tf.features.extractor import FeatureExtractor
 
     extractor = FeatureExtractor(model)
     rng = np.random.default_rng(0)

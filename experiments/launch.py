@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Optional
 
 from experiments.results import HERE
-from han_tf import cli
-from han_tf.errors import Stopped, UserError
-from han_tf.files import lock
-from han_tf.processes import end_with_parent
+from han_tf.common import cli
+from han_tf.common.errors import Stopped, UserError
+from han_tf.common.files import lock
+from han_tf.common.processes import end_with_parent
 
 POLL_SECONDS = 0.2
 LOG_INTERVAL = "30"

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple, Optional
 
 from experiments.results import HISTORY, Result, identity, read_json, score
 from experiments.schema import METRICS, AnyExperiment, Column, Experiment, Row, Statistics
+from han_tf.common.errors import UserError
 from han_tf.data import DATASETS, load_dataset
 from han_tf.data.synthetic import SyntheticPedestrians
-from han_tf.errors import UserError
 from han_tf.training.config import TrainConfig
 
 TINY = {

@@ -26,8 +26,8 @@ from experiments.results import (
     training_result,
     write_result,
 )
-from han_tf import cli as command_line
-from han_tf.errors import UserError
+from han_tf.common import cli as command_line
+from han_tf.common.errors import UserError
 from han_tf.training.config import TrainConfig
 
 FLAGS = command_line.new_flags()

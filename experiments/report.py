@@ -21,9 +21,9 @@ from experiments import schema, tables
 from experiments.plan import family
 from experiments.results import HERE, RESULTS, Result, load_results, score
 from experiments.tables import machine_name, markdown_table, scientific, settings_in_words, short_commit
-from han_tf import cli as command_line
-from han_tf.errors import UserError
-from han_tf.files import atomic_open
+from han_tf.common import cli as command_line
+from han_tf.common.errors import UserError
+from han_tf.common.files import atomic_open
 
 with command_line.deferred_imports(__name__):
     from experiments import plots

@@ -10,9 +10,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Optional, Union
 
-from han_tf.errors import UserError
-from han_tf.files import write_json
-from han_tf.training import environment
+from han_tf.common.errors import UserError
+from han_tf.common.files import write_json
+from han_tf.runs import environment
 from han_tf.training.config import DEFAULTS, NEUTRAL, OF_DATA, TrainConfig
 
 HERE = Path(__file__).parent

@@ -53,12 +53,12 @@ from experiments.results import (
     training_result,
     write_result,
 )
-from han_tf import cli as command_line
+from han_tf.common import cli as command_line
+from han_tf.common.errors import UserError
+from han_tf.common.files import atomic_open
 from han_tf.data import DATASETS, JUNK_PID, load_dataset
 from han_tf.data.synthetic import SyntheticPedestrians, generate, is_current
-from han_tf.errors import UserError
-from han_tf.files import atomic_open
-from han_tf.training.environment import machine
+from han_tf.runs.environment import machine
 
 with command_line.deferred_imports(__name__):
     from experiments import plots

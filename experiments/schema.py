@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Optional, Union
 
-from han_tf.errors import UserError
+from han_tf.common.errors import UserError
 
 CONFIGS = Path(__file__).parent / "configs"
 

@@ -18,7 +18,7 @@ if "tensorflow" not in sys.modules:
 def __getattr__(name: str) -> Any:
     # On demand: a command that needs no features starts without what they need.
     if name == "FeatureExtractor":
-        from han_tf.inference.extractor import FeatureExtractor
+        from han_tf.features.extractor import FeatureExtractor
 
         return FeatureExtractor
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -16,12 +16,12 @@ from typing import Any
 
 from absl import flags
 
-from han_tf import cli as command_line
+from han_tf.common import cli as command_line
+from han_tf.common.files import write_json
 from han_tf.data.records import Record
 from han_tf.data.sampling import ShuffledImages
-from han_tf.files import write_json
 from han_tf.models import MODELS, create_model
-from han_tf.training import environment
+from han_tf.runs import environment
 from han_tf.training.config import TrainConfig
 
 with command_line.deferred_imports(__name__):
@@ -32,8 +32,8 @@ with command_line.deferred_imports(__name__):
 
     from han_tf.data.pipeline import LoadedImages, load_images, training_batches
     from han_tf.data.reading import ImageReader
-    from han_tf.inference.features import inference_function
     from han_tf.models.costs import part_costs, total
+    from han_tf.models.network import inference_function
     from han_tf.training.loop import Trainer
 
 PRODUCT_SIZE = 4096

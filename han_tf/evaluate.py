@@ -24,20 +24,28 @@ from typing import Any, Optional
 import numpy as np
 from absl import flags
 
-from han_tf import cli as command_line
+from han_tf.common import cli as command_line
+from han_tf.common.errors import UserError
+from han_tf.common.files import write_json
 from han_tf.data import DATASETS, JUNK_PID, ReIDDataset, load_dataset
 from han_tf.data.joined import named_datasets
-from han_tf.errors import UserError
-from han_tf.files import write_json
-from han_tf.inference.runs import CHECKPOINTS, LoadedRun, data_of, find_run, load_run
-from han_tf.training import environment
+from han_tf.runs import environment
+from han_tf.runs.folder import CHECKPOINTS, LoadedRun, data_of, find_run, load_run
 from han_tf.weights import output_folder
 
 with command_line.deferred_imports(__name__):
-    from han_tf.inference.feature_files import FeatureSet, load_features, save_features
+    from han_tf.evaluation.report import (
+        camera_table,
+        evaluate_features,
+        row_name,
+        score,
+        table,
+        to_json,
+        verification_table,
+    )
+    from han_tf.features.archives import FeatureSet, load_features, save_features
     from han_tf.metrics import MatrixDistances, check_normalised
     from han_tf.metrics.verification import REPORTED_FPR
-    from han_tf.report import camera_table, evaluate_features, row_name, score, table, to_json, verification_table
 
 SUBSETS = ("query", "gallery", "multi_query")
 PER_QUERY_FORMATS = (".csv", ".npz")
@@ -332,7 +340,7 @@ def _features_of_run(
     values: flags.FlagValues, run: LoadedRun, dataset: ReIDDataset
 ) -> tuple[dict[str, FeatureSet], dict[str, Any]]:
     """Returns the features of a data set's images, and what the report tells of where they come from."""
-    from han_tf.inference.features import feature_set  # imports TensorFlow, which saved features do without
+    from han_tf.features.keras import feature_set  # imports TensorFlow, which saved features do without
 
     for sentence in dataset.notes + dataset.differences:
         print(f"note: {dataset.name}: {sentence}")

@@ -21,14 +21,14 @@ from typing import Any, Optional
 from absl import flags
 
 from han_tf import __version__
-from han_tf import cli as command_line
+from han_tf.common import cli as command_line
+from han_tf.common.errors import UserError
+from han_tf.common.files import locked, write_json
 from han_tf.data import ReIDDataset, load_dataset
-from han_tf.errors import UserError
-from han_tf.files import locked, write_json
-from han_tf.inference.card import CARD, read_card, verify_files
-from han_tf.inference.exporters import FLOAT32, FORMATS, INT8, PRECISIONS, check_supported
-from han_tf.inference.runs import CHECKPOINTS, data_of, find_run, read_config
-from han_tf.training import environment
+from han_tf.deploy.exporters import FLOAT32, FORMATS, INT8, PRECISIONS, check_supported
+from han_tf.runs import environment
+from han_tf.runs.card import CARD, read_card, verify_files
+from han_tf.runs.folder import CHECKPOINTS, data_of, find_run, read_config
 from han_tf.weights import output_folder, resolve
 
 with command_line.deferred_imports(__name__):
@@ -36,7 +36,7 @@ with command_line.deferred_imports(__name__):
 
     from han_tf.data.reading import ImageReader
     from han_tf.data.synthetic import SyntheticPedestrians, generate
-    from han_tf.inference.export import Comparison, Export, Exported
+    from han_tf.deploy.writing import Comparison, Export, Exported
 
 ALL = "all"
 TABLE = "exports.json"

@@ -30,18 +30,18 @@ from typing import Any
 
 from absl import flags
 
-from han_tf import cli as command_line
+from han_tf.common import cli as command_line
+from han_tf.common.errors import Stopped, UserError
 from han_tf.data import DATASETS, load_dataset
 from han_tf.data.folders import passed_note
 from han_tf.data.image_lists import NAMES, ImageList, list_images, listed_records
-from han_tf.errors import Stopped, UserError
-from han_tf.inference import extraction
-from han_tf.inference.runs import find_run
-from han_tf.inference.runtimes import GPU_FORMATS
+from han_tf.features import job as extraction
+from han_tf.runs.folder import find_run
+from han_tf.runtimes import GPU_FORMATS
 
 with command_line.deferred_imports(__name__):
-    from han_tf.inference.extractor import FeatureExtractor
-    from han_tf.inference.ray_extraction import check_cluster, extract_with_ray, model_card
+    from han_tf.features.extractor import FeatureExtractor
+    from han_tf.features.ray_job import check_cluster, extract_with_ray, model_card
 
 SUBSETS = ("train", "query", "gallery", "multi_query")
 

@@ -13,7 +13,7 @@ from typing import NamedTuple, Optional
 
 from absl import flags
 
-from han_tf import cli as command_line
+from han_tf.common import cli as command_line
 from han_tf.models import MODELS, create_deployed
 
 with command_line.deferred_imports(__name__):

@@ -26,13 +26,14 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from han_tf import cli as command_line
-from han_tf.errors import UserError
-from han_tf.inference.feature_files import FeatureSet
+from han_tf.common import cli as command_line
+from han_tf.common.errors import UserError
+from han_tf.features.archives import FeatureSet
+from han_tf.search.address import Address
 from han_tf.search.calibration import Calibration, calibrate_pair, calibrate_search, calibrate_search_within
 from han_tf.search.choice import ENGINES
-from han_tf.search.gallery import Gallery, create_gallery, gallery_exists, open_gallery
-from han_tf.search.milvus_gallery import Address
+from han_tf.search.gallery import Gallery
+from han_tf.search.opening import create_gallery, gallery_exists, open_gallery
 from han_tf.search.sources import FeatureSource, add_source, open_source
 
 FLAGS = command_line.new_flags()
@@ -188,7 +189,7 @@ def _origin(facts: Optional[dict[str, Any]]) -> str:
 def _given_checksum(values: flags.FlagValues) -> Optional[str]:
     if not values.model:
         return values.checksum or None
-    from han_tf.inference.extractor import FeatureExtractor
+    from han_tf.features.extractor import FeatureExtractor
 
     found = FeatureExtractor(values.model).checksum
     if values.checksum and values.checksum != found:

@@ -15,12 +15,12 @@ from typing import Any
 
 from absl import flags
 
-from han_tf import cli as command_line
+from han_tf.common import cli as command_line
+from han_tf.common.files import locked, write_json
 from han_tf.data import DATASETS, Record, ReIDDataset, load_dataset
 from han_tf.data.records import check_training
-from han_tf.files import locked, write_json
-from han_tf.inference.runs import create_network
 from han_tf.models import MODELS
+from han_tf.runs.folder import create_network
 from han_tf.training.config import (
     LOSSES,
     MINING,
@@ -40,10 +40,10 @@ with command_line.deferred_imports(__name__):
     from han_tf.data.pipeline import load_images
     from han_tf.data.reading import decode_image
     from han_tf.data.synthetic.baseline import histogram_features
-    from han_tf.inference.feature_files import FeatureSet
-    from han_tf.inference.features import feature_set
+    from han_tf.evaluation.report import evaluate_features, scalars, table, to_json
+    from han_tf.features.archives import FeatureSet
+    from han_tf.features.keras import feature_set
     from han_tf.models.network import ReIDNetwork
-    from han_tf.report import evaluate_features, scalars, table, to_json
     from han_tf.training.devices import (
         check_precision,
         chief_first,

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from absl import flags
 
-from han_tf import cli as command_line
+from han_tf.common import cli as command_line
+from han_tf.common.errors import UserError
 from han_tf.data import JUNK_PID, Record, load_dataset
-from han_tf.errors import UserError
-from han_tf.inference.runs import CHECKPOINTS, LoadedRun, data_of, find_run, load_run
+from han_tf.runs.folder import CHECKPOINTS, LoadedRun, data_of, find_run, load_run
 from han_tf.weights import output_folder
 
 with command_line.deferred_imports(__name__):
@@ -24,8 +24,8 @@ with command_line.deferred_imports(__name__):
     from PIL import Image
 
     from han_tf.data.pipeline import load_images
-    from han_tf.inference.feature_files import FeatureSet, load_features
-    from han_tf.inference.features import feature_set
+    from han_tf.features.archives import FeatureSet, load_features
+    from han_tf.features.keras import feature_set
     from han_tf.metrics import evaluate
     from han_tf.viz.attention import attend, attention_sheet
     from han_tf.viz.drawing import save_png

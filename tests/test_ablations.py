@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from han_tf import cli, evaluate, train, visualize
-from han_tf.inference.runs import SWITCHES, load_run
+from han_tf import evaluate, train, visualize
+from han_tf.common import cli
+from han_tf.runs.folder import SWITCHES, load_run
 from tests.conftest import TINY_SIZE
 
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from han_tf import bench
-from han_tf.cli import run
+from han_tf.common.cli import run
 from han_tf.models import MODELS, Entry
 from han_tf.models.han import HAN
-from han_tf.training import environment
+from han_tf.runs import environment
 
 
 def test_figures_of_one_network(tmp_path, capsys, monkeypatch):

@@ -33,7 +33,7 @@ sys.addaudithook(watch)
 
 RUN = """
 import importlib, json, sys
-from han_tf import cli
+from han_tf.common import cli
 for module, *arguments in json.loads(sys.argv[1]):
     command = importlib.import_module(module)
     print(module, flush=True)
@@ -84,7 +84,7 @@ def test_commands_open_no_connection(watched, tiny_data, tiny_run, tmp_path):
 
 def test_a_connection_would_have_been_noticed(watched):
     pytest.importorskip("openvino_telemetry")
-    quiet = "from han_tf.inference.quiet_openvino import openvino; "
+    quiet = "from han_tf.runtimes.quiet_openvino import openvino; "
     assert watched(quiet + "import nncf") == []
     assert watched("import openvino")
 
@@ -93,6 +93,6 @@ def test_who_has_opted_in_reports(watched):
     pytest.importorskip("openvino_telemetry")
     consent = "from openvino_telemetry.utils.opt_in_checker import ConsentCheckResult, OptInChecker; "
     consent += "assert OptInChecker().update_result(ConsentCheckResult.{}); "
-    quiet = "from han_tf.inference.quiet_openvino import openvino"
+    quiet = "from han_tf.runtimes.quiet_openvino import openvino"
     assert watched(consent.format("DECLINED") + quiet) == []
     assert watched(consent.format("ACCEPTED") + quiet)

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from han_tf import demo, weights
-from han_tf.cli import run
+from han_tf.common.cli import run
 from han_tf.data import load_dataset
 from han_tf.data.records import Record
 from han_tf.data.synthetic import SyntheticPedestrians
-from han_tf.inference.extractor import FeatureExtractor
+from han_tf.features.extractor import FeatureExtractor
 from han_tf.search import open_gallery
 
 

@@ -17,10 +17,10 @@ from PIL import Image
 
 import han_tf.metrics.plots
 from han_tf import evaluate
-from han_tf.cli import run
+from han_tf.common.cli import run
 from han_tf.data import DATASETS, load_dataset
-from han_tf.inference.feature_files import FeatureSet, load_features, save_features
-from han_tf.report import METHODS, camera_table, evaluate_features, table, verification_table
+from han_tf.evaluation.report import METHODS, camera_table, evaluate_features, table, verification_table
+from han_tf.features.archives import FeatureSet, load_features, save_features
 
 
 def call(*arguments):
@@ -384,7 +384,8 @@ class TestFeaturesFromFiles:
 
 INTERRUPTED = """
 import os, sys
-from han_tf import evaluate, files
+from han_tf import evaluate
+from han_tf.common import files
 from han_tf.metrics import FeatureDistances
 
 number, moment = int(sys.argv.pop()), sys.argv.pop()
@@ -659,7 +660,7 @@ class TestWrongInput:
         ("made", "found"), [(None, "no such folder"), ("file", "a file"), ("folder", "no bounding")]
     )
     def test_an_unreadable_data_folder(self, capsys, tmp_path, monkeypatch, tiny_run, made, found):
-        monkeypatch.setattr("han_tf.models.checkpoints.Checkpoints.restore", lambda self, partial: "checkpoint")
+        monkeypatch.setattr("han_tf.runs.checkpoints.Checkpoints.restore", lambda self, partial: "checkpoint")
         data = tmp_path / "data"
         if made == "file":
             data.touch()

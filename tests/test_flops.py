@@ -5,7 +5,7 @@ import re
 import pytest
 
 from han_tf import flops
-from han_tf.cli import run
+from han_tf.common.cli import run
 
 
 def printed(capsys, *arguments):

@@ -6,11 +6,11 @@ import shutil
 import pytest
 
 from han_tf import evaluate, train, visualize
-from han_tf.cli import run
+from han_tf.common.cli import run
 from han_tf.data import load_dataset
 from han_tf.data.synthetic import SyntheticPedestrians, generate
-from han_tf.inference.runs import data_of, read_config
-from han_tf.inference.runtimes.keras import card_of, load_run
+from han_tf.runs.folder import data_of, read_config
+from han_tf.runtimes.keras import card_of, load_run
 from tests.conftest import TINY_SIZE
 
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from han_tf import files
+from han_tf.common import files
 
 KERAS_2_ALONE = pytest.mark.skipif(sys.version_info < (3, 12), reason="TensorFlow 2.15 has no Keras 3")
 
@@ -41,7 +41,7 @@ for module in pkgutil.walk_packages(han_tf.__path__, "han_tf."):
 def test_no_module_outside_the_service_imports_what_windows_does_not_have():
     out, complaint = python(WITHOUT_POSIX)
     assert complaint == ""
-    assert {"han_tf.metrics", "han_tf.files", "han_tf.search.store", "han_tf.training.loop"} <= set(out.split())
+    assert {"han_tf.metrics", "han_tf.common.files", "han_tf.search.store", "han_tf.training.loop"} <= set(out.split())
 
 
 def test_locks_on_windows(tmp_path, monkeypatch):

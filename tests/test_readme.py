@@ -36,6 +36,15 @@ def test_paths_that_contributors_are_told_exist():
     assert [name for name in named if not (ROOT / name).exists()] == []
 
 
+def test_the_rooms_are_told_in_the_order_that_is_checked():
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    layers = re.findall(r'^    "han_tf\.(\w+)",$', text, re.MULTILINE)
+    told = re.findall(r"^\| `han_tf/(\w+)` \|", TEXT, re.MULTILINE)
+    assert told == layers[::-1]
+    folders = {path.parent.name for path in (ROOT / "han_tf").glob("*/__init__.py")}
+    assert folders == set(told)
+
+
 def test_the_citation_is_of_this_version():
     assert f"\nversion: {__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
 

@@ -12,9 +12,9 @@ import tensorflow as tf
 from PIL import Image
 
 from han_tf import train
-from han_tf.cli import run
+from han_tf.common.cli import run
+from han_tf.common.files import locked
 from han_tf.data import load_dataset
-from han_tf.files import locked
 from tests.conftest import TINY_SIZE
 
 

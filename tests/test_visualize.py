@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from han_tf import cli as command_line
 from han_tf import visualize
+from han_tf.common import cli as command_line
 from han_tf.data import Record, load_dataset
-from han_tf.inference.feature_files import save_features
-from han_tf.inference.features import feature_set
-from han_tf.inference.runs import load_run
+from han_tf.features.archives import save_features
+from han_tf.features.keras import feature_set
 from han_tf.models import create_model
-from han_tf.models.checkpoints import Checkpoints
+from han_tf.runs.checkpoints import Checkpoints
+from han_tf.runs.folder import load_run
 from han_tf.viz.ranked import QUERY, RIGHT, WRONG, ranked_sheet
 
 PEOPLE = (11, 12, 13)

@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 
 from han_tf import FeatureExtractor, weights
-from han_tf.cli import run
+from han_tf.common.cli import run
+from han_tf.common.errors import UserError
 from han_tf.data import load_dataset
-from han_tf.errors import UserError
-from han_tf.inference.features import feature_set, inference_function
-from han_tf.inference.runs import load_run
+from han_tf.evaluation.report import evaluate_features
+from han_tf.features.keras import feature_set
 from han_tf.models import create_model
+from han_tf.models.network import inference_function
 from han_tf.models.transfer import named_variables
-from han_tf.report import evaluate_features
+from han_tf.runs.folder import load_run
 from han_tf.weights import __main__ as command
 
 SHIPPED = weights.shipped_names()

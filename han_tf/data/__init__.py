@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Optional
 
+from han_tf.common.errors import UserError
 from han_tf.data.csv_dataset import read_csv
 from han_tf.data.cuhk03 import SPLITS as CUHK03_SPLITS
 from han_tf.data.cuhk03 import read_cuhk03
@@ -26,7 +27,6 @@ from han_tf.data.records import (
     check_protocol,
 )
 from han_tf.data.synthetic_dataset import read_synthetic
-from han_tf.errors import UserError
 
 __all__ = [
     "DATASETS",

@@ -10,10 +10,10 @@ import os
 from collections import Counter
 from pathlib import Path
 
+from han_tf.common.errors import UserError
 from han_tf.data.folders import PathLike
 from han_tf.data.records import Record, ReIDDataset, parse_label
 from han_tf.data.tables import read_table
-from han_tf.errors import UserError
 
 COLUMNS = ("path", "pid", "camid", "subset")
 SUBSETS = ("train", "query", "gallery", "multi_query")

@@ -26,11 +26,11 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from han_tf.common.errors import UserError
 from han_tf.data.counts import Counts, differences
 from han_tf.data.folders import PathLike, image_stem, search_folder
 from han_tf.data.market1501 import read_subsets
 from han_tf.data.records import Record, ReIDDataset
-from han_tf.errors import UserError
 
 SPLITS = ("detected", "labelled")
 PUBLISHED = {

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Optional, Union
 
+from han_tf.common.errors import UserError
 from han_tf.data.records import Record, check_label
-from han_tf.errors import UserError
 
 PathLike = Union[str, os.PathLike]
 

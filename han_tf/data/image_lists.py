@@ -22,12 +22,12 @@ from typing import Any, Optional, Union
 
 import numpy as np
 
+from han_tf.common.errors import UserError
+from han_tf.common.files import sha256_of
 from han_tf.data import dukemtmc, market1501
 from han_tf.data.folders import SUFFIXES, count_passed, image_stem, is_image, is_regular_file
 from han_tf.data.records import Record, check_label, parse_label
 from han_tf.data.tables import read_table
-from han_tf.errors import UserError
-from han_tf.files import sha256_of
 
 UNKNOWN = np.iinfo(np.int64).min
 """Stands for an unknown pid or camid in int64 arrays, as NaN does for an unknown time."""

@@ -14,10 +14,10 @@ import re
 from pathlib import Path
 from typing import NamedTuple, Optional
 
+from han_tf.common.errors import UserError
 from han_tf.data.counts import Counts, differences
 from han_tf.data.folders import PathLike, find_folder, image_stem
 from han_tf.data.records import Record, ReIDDataset, check_label
-from han_tf.errors import UserError
 
 TRAIN_OFFSET = 1
 TEST_OFFSET = 10_001

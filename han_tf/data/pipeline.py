@@ -11,11 +11,11 @@ from typing import Optional, Union
 import numpy as np
 import tensorflow as tf
 
+from han_tf.common.files import atomic_open, write_json
 from han_tf.data.augmentation import augment
 from han_tf.data.reading import ImageReader
 from han_tf.data.records import Record
 from han_tf.data.sampling import PeopleAndImages, ShuffledImages
-from han_tf.files import atomic_open, write_json
 
 
 @dataclass(frozen=True)

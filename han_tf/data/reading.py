@@ -13,11 +13,11 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from han_tf.cores import usable_cores
+from han_tf.common.errors import UserError
+from han_tf.common.processes import usable_cores
 from han_tf.data.depth import Depth
 from han_tf.data.folders import FILE_FORMATS
 from han_tf.data.records import Record
-from han_tf.errors import UserError
 
 
 class BadImage(NamedTuple):

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from han_tf.errors import UserError
+from han_tf.common.errors import UserError
 
 JUNK_PID = -1
 """Person id of junk images (bad detections): never ranked, for any query."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Union
 
-from han_tf.errors import UserError
+from han_tf.common.errors import UserError
 
 
 def read_table(

@@ -8,7 +8,7 @@ import os
 
 import tensorflow as tf
 
-from han_tf.errors import UserError
+from han_tf.common.errors import UserError
 
 SWITCH = "TF_USE_LEGACY_KERAS"
 

@@ -5,8 +5,8 @@ from typing import Any, Optional
 
 import numpy as np
 
-from han_tf.cores import usable_cores
-from han_tf.errors import UserError
+from han_tf.common.errors import UserError
+from han_tf.common.processes import usable_cores
 
 ROWS = 256
 """Rows that are checked at a time, so that a check needs little memory beside a memory-mapped array."""

@@ -13,7 +13,7 @@ from typing import Any, Union
 
 import numpy as np
 
-from han_tf.errors import UserError
+from han_tf.common.errors import UserError
 from han_tf.metrics.checks import check_features, squared_norms
 
 PAIRS = 64

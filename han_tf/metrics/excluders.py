@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from han_tf.errors import UserError
+from han_tf.common.errors import UserError
 from han_tf.metrics.checks import check_camids, check_labels
 
 JUNK_PID = -1

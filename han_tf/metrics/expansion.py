@@ -4,7 +4,7 @@ from typing import Any, Optional
 
 import numpy as np
 
-from han_tf.errors import UserError
+from han_tf.common.errors import UserError
 from han_tf.metrics.checks import (
     LEAST_MEMORY,
     ROWS,

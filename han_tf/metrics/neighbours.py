@@ -4,7 +4,7 @@ from typing import Any, Optional, Protocol
 
 import numpy as np
 
-from han_tf.errors import UserError
+from han_tf.common.errors import UserError
 from han_tf.metrics.checks import check_count
 from han_tf.metrics.distances import PAIRS, FeatureDistances
 from han_tf.metrics.nearest import nearest

@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from han_tf.errors import UserError
-from han_tf.files import atomic_open
+from han_tf.common.errors import UserError
+from han_tf.common.files import atomic_open
 from han_tf.metrics.ranking import RECALL_LEVELS, RankingResult
 from han_tf.metrics.verification import VerificationResult
 

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple, Optional, Union
 
 import numpy as np
 
-from han_tf.errors import UserError
-from han_tf.files import atomic_open, write_npz
+from han_tf.common.errors import UserError
+from han_tf.common.files import atomic_open, write_npz
 from han_tf.metrics.blocks import bracket, sweep, trusted_margins
 from han_tf.metrics.checks import check_count, check_memory, default_threads
 from han_tf.metrics.distances import DistanceSource, FeatureDistances, MatrixDistances

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Optional
 import numpy as np
 from tqdm import tqdm
 
-from han_tf.errors import UserError
+from han_tf.common.errors import UserError
 from han_tf.metrics.blocks import slices
 from han_tf.metrics.checks import check_count, check_memory, default_threads
 from han_tf.metrics.distances import UNIT, DistanceSource, FeatureDistances

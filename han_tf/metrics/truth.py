@@ -6,7 +6,7 @@ from typing import Any, Optional
 
 import numpy as np
 
-from han_tf.errors import UserError
+from han_tf.common.errors import UserError
 from han_tf.metrics.checks import check_camids, check_labels
 from han_tf.metrics.excluders import JUNK_PID, Excluder, junk, same_pid_and_camera
 

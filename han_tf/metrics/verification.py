@@ -17,7 +17,7 @@ from typing import Any, Optional, Union
 
 import numpy as np
 
-from han_tf.errors import UserError
+from han_tf.common.errors import UserError
 from han_tf.metrics.blocks import sweep, trusted_margins
 from han_tf.metrics.checks import check_memory, default_threads
 from han_tf.metrics.distances import DistanceSource, MatrixDistances

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from han_tf.errors import UserError
+from han_tf.common.errors import UserError
 from han_tf.weights import read_arrays, resolve, shipped_names
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import Optional, Union
 
 import tensorflow as tf
 
-from han_tf.errors import UserError
+from han_tf.common.errors import UserError
 from han_tf.layers.norm import with_own_batch_norm
 from han_tf.models.baseline import Baseline
 from han_tf.models.network import IMAGE_DEVIATION, IMAGE_MEAN

@@ -5,7 +5,7 @@ from typing import Optional
 
 import tensorflow as tf
 
-from han_tf.errors import UserError
+from han_tf.common.errors import UserError
 from han_tf.layers.groups import GroupConv, IndexedGroupConv, LearnedGroupConv, channel_shuffle
 from han_tf.layers.norm import batch_norm
 from han_tf.layers.units import KERNEL_INITIALIZER

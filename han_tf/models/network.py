@@ -213,3 +213,11 @@ def unit_features(branches: Branches) -> dict[str, tf.Tensor]:
 def joint_feature(branches: Branches) -> tf.Tensor:
     """L2-normalises each branch's feature and joins them in their order: ``[batch, feature_dim]`` (Sec. 3.4)."""
     return tf.concat(list(unit_features(branches).values()), axis=-1)
+
+
+def inference_function(model: ReIDNetwork) -> tf.types.experimental.GenericFunction:
+    """Returns the network's inference graph for batches of any size, traced once per network."""
+    if getattr(model, "_inference", None) is None:
+        signature = tf.TensorSpec([None, *model.input_size, 3], tf.uint8)
+        model._inference = tf.function(lambda images: model(images, training=False), [signature])
+    return model._inference

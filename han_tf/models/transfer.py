@@ -7,7 +7,7 @@ from typing import Union
 import numpy as np
 import tensorflow as tf
 
-from han_tf.errors import UserError
+from han_tf.common.errors import UserError
 from han_tf.models.network import ReIDNetwork
 
 

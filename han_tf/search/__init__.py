@@ -3,6 +3,7 @@
 README.md beside this file shows how. The engines' packages are imported when a gallery is made or opened.
 """
 
-from han_tf.search.gallery import Entry, Filters, Gallery, Hit, create_gallery, open_gallery
+from han_tf.search.gallery import Entry, Filters, Gallery, Hit
+from han_tf.search.opening import create_gallery, open_gallery
 
 __all__ = ["Entry", "Filters", "Gallery", "Hit", "create_gallery", "open_gallery"]

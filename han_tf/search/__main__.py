@@ -18,11 +18,12 @@ from typing import Any, Optional
 import numpy as np
 from absl import flags
 
-from han_tf import cli as command_line
+from han_tf.common import cli as command_line
+from han_tf.common.errors import UserError
+from han_tf.common.files import read_npz
 from han_tf.data.image_lists import parse_time
-from han_tf.errors import UserError
-from han_tf.files import read_npz
-from han_tf.search.gallery import Filters, Gallery, Hit, open_gallery
+from han_tf.search.gallery import Filters, Gallery, Hit
+from han_tf.search.opening import open_gallery
 
 FLAGS = command_line.new_flags()
 flags.DEFINE_string("index", "", "The gallery: a folder, or an address of Milvus.", flag_values=FLAGS)
@@ -94,7 +95,7 @@ def _queries(values: flags.FlagValues, gallery: Gallery) -> tuple[list[str], np.
         return [paths[i] if named and paths[i] else f"row {i}" for i in range(len(features))], features
     if not values.model:
         raise UserError("no --model, expected the folder of the run or export whose features the gallery holds")
-    from han_tf.inference.extractor import FeatureExtractor
+    from han_tf.features.extractor import FeatureExtractor
 
     extractor = FeatureExtractor(values.model)
     gallery.check_model(extractor.checksum)

@@ -17,7 +17,7 @@ from typing import Any, Optional
 
 import numpy as np
 
-from han_tf.errors import UserError
+from han_tf.common.errors import UserError
 from han_tf.search.exact import import_faiss
 
 VARIANCE = 0.99

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple, Optional
 
 import numpy as np
 
-from han_tf.errors import UserError
-from han_tf.inference.feature_files import FeatureSet
+from han_tf.common.errors import UserError
+from han_tf.features.archives import FeatureSet
 from han_tf.metrics import FeatureDistances, same_pid_and_camera, verify
 from han_tf.metrics.nearest import nearest
 from han_tf.search.gallery import UNKNOWN, Gallery

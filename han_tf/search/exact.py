@@ -27,7 +27,7 @@ def import_faiss() -> Any:
     try:
         import faiss
     except ImportError as error:
-        from han_tf.errors import UserError
+        from han_tf.common.errors import UserError
 
         raise UserError(f"this gallery needs FAISS ({error}), expected: pip install 'han-tf[search]'") from error
     return faiss

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Optional, Union
 
 import numpy as np
 
-from han_tf.errors import UserError
+from han_tf.common.errors import UserError
 from han_tf.metrics.checks import check_count, default_threads, squared_norms
 from han_tf.search.approximate import KINDS, ApproximateIndex, read_index
 from han_tf.search.choice import ENGINES, FLAT_BYTES, choose_engine

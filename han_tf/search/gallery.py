@@ -7,12 +7,12 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Optional, Union
+from typing import Any, NamedTuple, Optional
 
 import numpy as np
 
+from han_tf.common.errors import UserError
 from han_tf.data.records import DISTRACTOR_PID
-from han_tf.errors import UserError
 from han_tf.metrics import rerank as k_reciprocal
 from han_tf.metrics.checks import check_count, check_features, squared_norms
 
@@ -543,97 +543,6 @@ class Gallery(ABC):
         features = np.ascontiguousarray(check_features(features, name, self.dimension), np.float32)
         squared_norms(features, name)
         return features
-
-
-def create_gallery(
-    path: Union[str, os.PathLike],
-    dimension: int,
-    checksum: str,
-    engine: str = "auto",
-    *,
-    collection: Optional[str] = None,
-    **options: Any,
-) -> Gallery:
-    """Makes an empty gallery and opens it for writing.
-
-    Args:
-      path: a folder that is made or is empty; or, for Milvus, an address like ``http://host:19530`` or the file of
-        a Milvus Lite, whose name ends in ``.db``, with ``#collection`` if it is not called ``gallery``.
-      dimension: of the features.
-      checksum: of the model that makes them.
-      engine: ``auto``; ``milvus`` goes with its addresses; ``flat``, ``hnsw`` or ``ivfpq`` in a folder, see
-        :func:`han_tf.search.choice.choose_engine`.
-      collection: the same as what follows the ``#``.
-      **options: of the engine, see :meth:`han_tf.search.faiss_gallery.FaissGallery.create` and
-        :meth:`han_tf.search.milvus_gallery.MilvusGallery.create`.
-
-    Raises:
-      UserError: there is a gallery already; it cannot be written or reached; a bad argument.
-    """
-    from han_tf.search.milvus_gallery import Address, MilvusGallery
-
-    check_count(dimension, "dimension", 1)
-    address = Address.of(path, collection)
-    if engine == "milvus" and address is None:
-        raise UserError(f"{os.fspath(path)!r} is no address of Milvus, expected http://HOST:PORT or a file NAME.db")
-    if address is None:
-        from han_tf.search.faiss_gallery import FaissGallery
-
-        return FaissGallery.create(path, dimension, checksum, engine, **options)
-    if engine not in ("auto", "milvus"):
-        raise UserError(f"engine is {engine!r}, expected milvus at {address}")
-    return MilvusGallery.create(address, dimension, checksum, **options)
-
-
-def open_gallery(
-    path: Union[str, os.PathLike],
-    checksum: Optional[str] = None,
-    *,
-    collection: Optional[str] = None,
-    writable: bool = False,
-    **options: Any,
-) -> Gallery:
-    """Opens a gallery.
-
-    Args:
-      path, collection: as of :func:`create_gallery`.
-      checksum: of the model whose features will be searched for; compared with the gallery's if given.
-      writable: take the right to change a folder now instead of with the first change. One process has it at a time.
-      **options: ``threads`` of a search in a folder, ``token`` of a cluster of Milvus.
-
-    Raises:
-      UserError: there is no gallery, it is damaged, of another version or of another model; somebody else writes.
-    """
-    from han_tf.search.milvus_gallery import Address, MilvusGallery
-
-    address = Address.of(path, collection)
-    if address is None:
-        from han_tf.search.faiss_gallery import FaissGallery
-
-        gallery: Gallery = FaissGallery(path, writable=writable, **options)
-    else:
-        gallery = MilvusGallery(address, **options)
-    try:
-        gallery.check_model(checksum)
-    except UserError:
-        gallery.close()
-        raise
-    return gallery
-
-
-def gallery_exists(path: Union[str, os.PathLike], *, collection: Optional[str] = None) -> bool:
-    """Returns whether there is a gallery at ``path``, whole or damaged.
-
-    Raises:
-      UserError: an address of Milvus that is not reachable.
-    """
-    from han_tf.search.milvus_gallery import Address, MilvusGallery
-    from han_tf.search.store import DATABASE
-
-    address = Address.of(path, collection)
-    if address is None:
-        return os.path.exists(os.path.join(path, DATABASE))
-    return MilvusGallery.exists(address)
 
 
 def check_threshold(threshold: float) -> float:

@@ -13,14 +13,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, Optional, Union
-from urllib.parse import unquote
+from typing import Any, Optional
 
 import numpy as np
 
-from han_tf.errors import UserError
-from han_tf.files import lock
+from han_tf.common.errors import UserError
+from han_tf.common.files import lock
 from han_tf.metrics.checks import check_count
+from han_tf.search.address import Address
 from han_tf.search.exact import SPARE, error_bound, nearest
 from han_tf.search.gallery import (
     NO_FILTERS,
@@ -35,7 +35,6 @@ from han_tf.search.gallery import (
 )
 
 FORMAT = 1
-COLLECTION = "gallery"
 TOKEN = "MILVUS_TOKEN"
 """Variable of the environment that holds the token, or user:password, where none is given."""
 
@@ -76,49 +75,6 @@ INDEXES: dict[str, tuple[dict[str, Any], Callable[[int], dict[str, Any]]]] = {
 """Milvus's index types that keep float32: parameters of building, and of a search for k hits."""
 
 FIELDS = ["id", "path", "pid", "camid", "time"]
-
-
-class Address(NamedTuple):
-    """Where a gallery is.
-
-    As text it holds no token, and so can be shown.
-
-    Attributes:
-      uri: an http(s) address or a file of Milvus Lite.
-      collection: its name.
-      token: ``user:password`` or a token that stood in the address, before an ``@``; empty if none did.
-    """
-
-    uri: str
-    collection: str
-    token: str = ""
-
-    @classmethod
-    def of(cls, path: Union[str, os.PathLike], collection: Optional[str] = None) -> Optional["Address"]:
-        """Returns the address that ``path`` is, with the collection after a ``#``; None if it is a folder's."""
-        uri, token = os.fspath(path), ""
-        remote = uri.startswith(("http://", "https://"))
-        if remote:
-            scheme, _, rest = uri.partition("://")
-            token, _, host = rest.rpartition("@")  # a password may hold any sign, a # or an @ too
-            uri, token = f"{scheme}://{host}", unquote(token)
-        uri, _, named = uri.partition("#")
-        if not remote and not uri.endswith(".db"):
-            return None
-        name = collection or named or COLLECTION
-        if not name.isidentifier() or not name.isascii():
-            raise UserError(f"collection is {name!r}, expected letters, digits and underscores")
-        return cls(uri, name, token)  # type: ignore[call-arg]  # the alias below hides the fields from mypy
-
-    @property
-    def local(self) -> bool:
-        """Whether it is a file."""
-        return self.uri.endswith(".db") and "://" not in self.uri
-
-    def __str__(self) -> str:
-        return f"{self.uri}#{self.collection}"
-
-    __repr__ = __str__
 
 
 class MilvusGallery(Gallery):

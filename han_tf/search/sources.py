@@ -10,10 +10,10 @@ from typing import NamedTuple, Optional, Union
 
 import numpy as np
 
+from han_tf.common.errors import UserError
 from han_tf.data.records import DISTRACTOR_PID, JUNK_PID
-from han_tf.errors import UserError
-from han_tf.inference.feature_files import load_features
-from han_tf.inference.feature_shards import MANIFEST, FeatureBatch, FeatureShards
+from han_tf.features.archives import load_features
+from han_tf.features.shards import MANIFEST, FeatureBatch, FeatureShards
 from han_tf.metrics.checks import GREATEST_NORM
 from han_tf.search.gallery import UNKNOWN, Entry, Gallery, Progress
 
@@ -116,7 +116,7 @@ class ParquetSource(FeatureSource):
 
 
 class ArchiveSource(FeatureSource):
-    """An ``.npz`` with features, pids, camids and perhaps paths, see :mod:`han_tf.inference.feature_files`."""
+    """An ``.npz`` with features, pids, camids and perhaps paths, see :mod:`han_tf.features.archives`."""
 
     def __init__(self, path: Path):
         super().__init__()

@@ -25,8 +25,8 @@ from typing import Any, NamedTuple, Optional, Union
 
 import numpy as np
 
-from han_tf.errors import UserError
-from han_tf.files import lock
+from han_tf.common.errors import UserError
+from han_tf.common.files import lock
 from han_tf.search.gallery import UNKNOWN, Columns, Entry
 
 DATABASE = "gallery.sqlite"

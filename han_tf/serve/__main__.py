@@ -14,8 +14,8 @@ from typing import Optional, Union
 
 from absl import flags
 
-from han_tf import cli as command_line
-from han_tf.errors import UserError
+from han_tf.common import cli as command_line
+from han_tf.common.errors import UserError
 from han_tf.serve.access import Access, read_token
 from han_tf.serve.limits import Limits
 
@@ -162,7 +162,7 @@ def state_folder(index: Union[str, Path]) -> str:
       UserError: the index is at an address.
     """
     if "://" in str(index):
-        from han_tf.search.milvus_gallery import Address  # as text it shows no password
+        from han_tf.search.address import Address  # as text it shows no password
 
         index = Address.of(index) or index
         raise UserError(f"--index {index} is an address, expected --state with a folder for feedback and added images")

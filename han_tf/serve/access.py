@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from http.cookies import CookieError, SimpleCookie
 from pathlib import Path
 
-from han_tf.errors import UserError
+from han_tf.common.errors import UserError
 
 VARIABLE = "HAN_TF_TOKEN"
 """The environment variable that may hold the token."""

@@ -8,9 +8,9 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from han_tf.errors import UserError
-from han_tf.inference.runs import LoadedRun, load_run
-from han_tf.inference.runtimes.keras import network_checksum
+from han_tf.common.errors import UserError
+from han_tf.runs.folder import LoadedRun, load_run
+from han_tf.runtimes.keras import network_checksum
 from han_tf.serve.images import encode
 from han_tf.serve.limits import Refusal
 from han_tf.viz.attention import heat_overlay, region_overlay, relative_attention

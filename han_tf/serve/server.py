@@ -9,7 +9,7 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from han_tf.errors import UserError
+from han_tf.common.errors import UserError
 from han_tf.serve.limits import RETRY_AFTER, Limits
 
 BACKLOG = 512

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple, Optional, Union
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
+from han_tf.common.errors import UserError
 from han_tf.data.reading import resize
-from han_tf.errors import UserError
-from han_tf.inference.extractor import FeatureExtractor
+from han_tf.features.extractor import FeatureExtractor
 from han_tf.search import Entry, Filters, Gallery, Hit
 from han_tf.serve.attention import AttentionModel, Kind, draw_overlay
 from han_tf.serve.batching import Batcher, Pool

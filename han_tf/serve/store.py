@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Optional, Union
 
-from han_tf.errors import UserError
-from han_tf.files import atomic_open
+from han_tf.common.errors import UserError
+from han_tf.common.files import atomic_open
 from han_tf.search.store import sync_folder
 
 COLUMNS = ("time", "query", "hit", "verdict", "distance", "image", "gallery")

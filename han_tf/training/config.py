@@ -9,7 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from han_tf.errors import UserError
+from han_tf.common.errors import UserError
 from han_tf.training.schedule import PAPER_DROPS
 
 NEUTRAL = (

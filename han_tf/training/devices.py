@@ -16,7 +16,7 @@ from zlib import crc32
 
 import tensorflow as tf
 
-from han_tf.errors import UserError
+from han_tf.common.errors import UserError
 from han_tf.layers.norm import synchronised_batch_norm
 
 CLUSTER = "TF_CONFIG"

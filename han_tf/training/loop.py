@@ -12,16 +12,16 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
+from han_tf.common.errors import Stopped, UserError
+from han_tf.common.files import write_json
 from han_tf.data.augmentation import AUGMENTATIONS
 from han_tf.data.pipeline import LoadedImages, training_batches
 from han_tf.data.sampling import PeopleAndImages, ShuffledImages
-from han_tf.errors import Stopped, UserError
-from han_tf.files import write_json
-from han_tf.inference.runs import CHECKPOINTS, CONFIG, LoadedRun, create_network, load_run, read_config
-from han_tf.models.checkpoints import Checkpoints
 from han_tf.models.network import Branches, ReIDNetwork, unit_features
 from han_tf.models.transfer import named_variables, take_over
-from han_tf.training import environment
+from han_tf.runs import environment
+from han_tf.runs.checkpoints import Checkpoints
+from han_tf.runs.folder import CHECKPOINTS, CONFIG, LoadedRun, create_network, load_run, read_config
 from han_tf.training.attention import AttentionStatistics, LevelStatistics, level_statistics
 from han_tf.training.config import CROSS_ENTROPY, LOSSES, NEUTRAL, OF_DATA, TRIPLET, TrainConfig
 from han_tf.training.devices import (

@@ -8,7 +8,7 @@ from typing import Union
 import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
-from han_tf.files import atomic_open
+from han_tf.common.files import atomic_open
 
 INK = (28, 28, 32)
 FAINT = (118, 118, 126)

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional, Union
 
-from han_tf.errors import UserError
-from han_tf.files import atomic_open, write_json
+from han_tf.common.errors import UserError
+from han_tf.common.files import atomic_open, write_json
 
 if TYPE_CHECKING:
     import numpy as np

@@ -14,10 +14,10 @@ from typing import Any
 
 from absl import flags
 
-from han_tf import cli as command_line
 from han_tf import weights
-from han_tf.errors import UserError
-from han_tf.files import write_json
+from han_tf.common import cli as command_line
+from han_tf.common.errors import UserError
+from han_tf.common.files import write_json
 
 PROBES = 4
 """Drawn images whose features are stored beside the weights."""
@@ -69,10 +69,10 @@ def store(run_dir: str, folder: Path, checkpoint: str) -> None:
 
     from han_tf.data.reading import resize
     from han_tf.data.synthetic import SyntheticPedestrians
-    from han_tf.inference.card import LICENCES, RESEARCH_ONLY
-    from han_tf.inference.features import inference_function
-    from han_tf.inference.runs import load_run
+    from han_tf.models.network import inference_function
     from han_tf.models.transfer import named_variables
+    from han_tf.runs.card import LICENCES, RESEARCH_ONLY
+    from han_tf.runs.folder import load_run
 
     run = load_run(run_dir, checkpoint)
     try:

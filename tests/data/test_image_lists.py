@@ -12,9 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from han_tf.common.errors import UserError
 from han_tf.data import Record
 from han_tf.data.image_lists import UNKNOWN, list_images, listed_records, parse_time
-from han_tf.errors import UserError
 
 
 def touch(folder, *names):

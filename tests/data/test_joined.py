@@ -2,10 +2,10 @@
 
 import pytest
 
+from han_tf.common.errors import UserError
 from han_tf.data import Record, ReIDDataset, load_dataset
 from han_tf.data.joined import NamedDataset, joined, named_datasets
 from han_tf.data.synthetic import SyntheticPedestrians, generate
-from han_tf.errors import UserError
 
 
 def made(name, split="", multi_query=True, shift=0):

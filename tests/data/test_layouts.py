@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from han_tf.common.errors import UserError
 from han_tf.data import load_dataset
 from han_tf.data.synthetic.images import LabelledImage
 from han_tf.data.synthetic.layouts import LAYOUTS, write_layout
-from han_tf.errors import UserError
 
 _READERS = {
     "market1501": ("market1501", ""),

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from han_tf.common.errors import UserError
 from han_tf.data import Record, reading
 from han_tf.data.augmentation import augment
 from han_tf.data.pipeline import load_images, training_batches
 from han_tf.data.reading import ImageReader, decode_image, resize
 from han_tf.data.sampling import PeopleAndImages, ShuffledImages
-from han_tf.errors import UserError
 
 SIZE = (24, 12)
 RNG_SEED = 5

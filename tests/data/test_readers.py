@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from han_tf.common.errors import UserError
 from han_tf.data import (
     DATASETS,
     Record,
@@ -28,7 +29,6 @@ from han_tf.data import (
 from han_tf.data.counts import Counts, count, differences
 from han_tf.data.folders import SUFFIXES, image_stem
 from han_tf.data.records import check_training
-from han_tf.errors import UserError
 
 
 def touch(root, *paths):

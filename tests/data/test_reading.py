@@ -13,9 +13,9 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from han_tf.common.errors import UserError
 from han_tf.data import Record, reading
 from han_tf.data.reading import ImageReader, checked_pixels, decode_image, resize
-from han_tf.errors import UserError
 
 
 @pytest.mark.parametrize("size", [(160, 64), (24, 12), (9, 200), (1, 1), (77, 31)])
@@ -172,5 +172,5 @@ def test_leaving_early_ends_the_threads(monkeypatch):
 
 
 def test_no_tensorflow_is_imported():
-    code = "import sys, han_tf.data.reading, han_tf.inference.extractor; sys.exit('tensorflow' in sys.modules)"
+    code = "import sys, han_tf.data.reading, han_tf.features.extractor; sys.exit('tensorflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

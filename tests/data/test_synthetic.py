@@ -8,6 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from han_tf.common.errors import UserError
 from han_tf.data.records import DISTRACTOR_PID, JUNK_PID
 from han_tf.data.synthetic import SyntheticPedestrians
 from han_tf.data.synthetic.body import Pose, figure
@@ -15,7 +16,6 @@ from han_tf.data.synthetic.camera import CAMERAS
 from han_tf.data.synthetic.drawing import Canvas, Light
 from han_tf.data.synthetic.generator import FIRST_TEST_PID, FIRST_TRAIN_PID
 from han_tf.data.synthetic.identity import LOOK_ALIKE_ATTRIBUTES, LOOK_ALIKE_SHARE, contrast, is_look_alike
-from han_tf.errors import UserError
 
 SMALL = {"train_identities": 3, "test_identities": 2, "distractors": 3, "junk": 7}
 

@@ -10,9 +10,9 @@ import time
 
 import pytest
 
+from han_tf.common.errors import UserError
 from han_tf.data.synthetic import LAYOUTS, SyntheticPedestrians, draw_once, generate, is_current, store
 from han_tf.data.synthetic.__main__ import cli
-from han_tf.errors import UserError
 
 TINY = {
     "train_identities": 2,

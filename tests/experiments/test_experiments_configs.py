@@ -9,8 +9,8 @@ from experiments.plan import SCALES, make_plan, selected_rows, settings_for, sho
 from experiments.plots import published_flops
 from experiments.results import identity
 from han_tf import train
+from han_tf.common.errors import UserError
 from han_tf.data import DATASETS, cuhk03, dukemtmc, market1501, msmt17
-from han_tf.errors import UserError
 from han_tf.models import MODELS
 from han_tf.training.config import TrainConfig
 

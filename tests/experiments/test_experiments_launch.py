@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from experiments.launch import claimed, in_child
-from han_tf.errors import Stopped, UserError
+from han_tf.common.errors import Stopped, UserError
 
 COMMAND = """
 import os, signal, sys, time

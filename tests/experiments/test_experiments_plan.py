@@ -18,9 +18,9 @@ from experiments.plan import (
     training_data,
 )
 from experiments.results import identity, settings_of
+from han_tf.common.errors import UserError
 from han_tf.data import load_dataset
 from han_tf.data.synthetic import SyntheticPedestrians
-from han_tf.errors import UserError
 from han_tf.training.config import NEUTRAL, TrainConfig
 from tests.experiments.made_results import MACHINE, network, training
 

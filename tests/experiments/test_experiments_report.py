@@ -13,8 +13,8 @@ from experiments import record as record_command
 from experiments import report as report_command
 from experiments.report import NOTES, SECTIONS, Report, fill
 from experiments.results import HERE, RESULTS, Result, command_of, flags_of, load_results, score
-from han_tf.cli import run
-from han_tf.errors import UserError
+from han_tf.common.cli import run
+from han_tf.common.errors import UserError
 from han_tf.training.config import TrainConfig
 from tests.experiments.made_results import network, training
 

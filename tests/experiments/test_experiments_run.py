@@ -19,8 +19,8 @@ from experiments import run as runner
 from experiments import schema
 from experiments.launch import claimed, in_child
 from experiments.results import load_results, training_result
-from han_tf.cli import run
-from han_tf.errors import Stopped, UserError
+from han_tf.common.cli import run
+from han_tf.common.errors import Stopped, UserError
 from han_tf.training.config import TrainConfig
 from tests.experiments.made_results import training
 

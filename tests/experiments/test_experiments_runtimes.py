@@ -7,9 +7,9 @@ import pytest
 
 from experiments import record, report
 from experiments.bench_runtimes import bars, exports_of, table
-from han_tf.cli import run
-from han_tf.errors import UserError
-from han_tf.inference.extractor import FeatureExtractor
+from han_tf.common.cli import run
+from han_tf.common.errors import UserError
+from han_tf.features.extractor import FeatureExtractor
 
 PRODUCT = 165e9
 """Half of what the bars are stated for."""

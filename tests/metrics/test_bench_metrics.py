@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments import bench_metrics as bench
-from han_tf.cli import run
+from han_tf.common.cli import run
 from han_tf.metrics import FaissNeighbours, FeatureDistances, exact_neighbours
 
 SMALL = bench.Size(queries=20, gallery=400, dimension=32, people=12, matching=150, cameras=3)

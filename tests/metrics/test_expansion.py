@@ -4,7 +4,7 @@ import metrics_reference as reference
 import numpy as np
 import pytest
 
-from han_tf.errors import UserError
+from han_tf.common.errors import UserError
 from han_tf.metrics import check_normalised, database_augmentation, normalise, pool_multi_query, query_expansion
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from han_tf.errors import UserError
+from han_tf.common.errors import UserError
 from han_tf.metrics import (
     FeatureDistances,
     MatrixDistances,

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_ranking import cut, problems, random_problem
 
-from han_tf.errors import UserError
+from han_tf.common.errors import UserError
 from han_tf.metrics import FeatureDistances, verification, verify
 
 WANTED = (1, 0.5, 0.1, 0.03, 1e-3)

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from han_tf.errors import UserError
-from han_tf.inference.runs import create_network
+from han_tf.common.errors import UserError
 from han_tf.models import create_model
+from han_tf.runs.folder import create_network
 from han_tf.training.config import TrainConfig
 
 SIZE = (64, 32)

@@ -5,14 +5,15 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from han_tf import cli, flops, visualize
-from han_tf.errors import UserError
-from han_tf.inference.runs import LoadedRun
+from han_tf import flops, visualize
+from han_tf.common import cli
+from han_tf.common.errors import UserError
 from han_tf.models import MODELS, create_model
 from han_tf.models.applications import MobileNet, ResNet50
 from han_tf.models.condensenet import CondenseNet
 from han_tf.models.costs import Cost, part_costs, total
 from han_tf.models.shufflenet import ShuffleNet
+from han_tf.runs.folder import LoadedRun
 from han_tf.viz.attention import attention_panels
 
 SIZE = (64, 32)

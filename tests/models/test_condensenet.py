@@ -9,13 +9,13 @@ import pytest
 import tensorflow as tf
 
 from han_tf import models
+from han_tf.common.errors import Stopped, UserError
 from han_tf.data.pipeline import LoadedImages
 from han_tf.data.records import Record
-from han_tf.errors import Stopped, UserError
-from han_tf.inference.runs import load_run
 from han_tf.models import Entry, create_deployed, create_model
 from han_tf.models.condensenet import GROUP_LASSO, CondenseNet
 from han_tf.models.costs import part_costs
+from han_tf.runs.folder import load_run
 from han_tf.training.config import TrainConfig
 from han_tf.training.loop import Trainer
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from han_tf.errors import UserError
+from han_tf.common.errors import UserError
 from han_tf.layers.units import DepthwiseUnit, InceptionA, InceptionB, ResidualUnit
 from han_tf.models import MODELS, create_model
 from han_tf.models.han import HAN

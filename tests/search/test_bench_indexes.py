@@ -5,7 +5,7 @@ import json
 import pytest
 
 from experiments import bench_indexes
-from han_tf.cli import run
+from han_tf.common.cli import run
 
 
 @pytest.fixture

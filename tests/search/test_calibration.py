@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from search_helpers import CHECKSUM
 
-from han_tf.errors import UserError
-from han_tf.inference.feature_files import FeatureSet
+from han_tf.common.errors import UserError
+from han_tf.features.archives import FeatureSet
 from han_tf.search import create_gallery
 from han_tf.search.calibration import accepted_rate, calibrate_pair, calibrate_search, calibrate_search_within
 from han_tf.search.gallery import UNKNOWN

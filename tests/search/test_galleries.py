@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from search_helpers import CHECKSUM, PlainGallery, clustered, labels, passes
 
-from han_tf.errors import UserError
+from han_tf.common.errors import UserError
 from han_tf.metrics import rerank
 from han_tf.search import Entry, Filters, create_gallery, open_gallery
 from han_tf.search import faiss_gallery as faiss_engine

@@ -9,11 +9,11 @@ import pytest
 from search_helpers import CHECKSUM, clustered, labels
 
 from han_tf import index
-from han_tf.cli import run
+from han_tf.common.cli import run
+from han_tf.common.errors import UserError
 from han_tf.data.image_lists import UNKNOWN
-from han_tf.errors import UserError
-from han_tf.inference.feature_files import FeatureSet, save_features
-from han_tf.inference.feature_shards import FeatureBatch, Manifest, write_manifest, write_shard
+from han_tf.features.archives import FeatureSet, save_features
+from han_tf.features.shards import FeatureBatch, Manifest, write_manifest, write_shard
 from han_tf.search import __main__ as search
 from han_tf.search import open_gallery
 from han_tf.search import sources as feature_sources
@@ -265,7 +265,7 @@ def test_searching_for_an_entry_with_filters_as_json(call, tmp_path, shards):
 
 
 def test_searching_for_images(call, tmp_path, tiny_run, tiny_data, monkeypatch):
-    from han_tf.inference import extractor as module
+    from han_tf.features import extractor as module
 
     images = sorted((tiny_data / "bounding_box_test").glob("*.jpg"))[:12]
     loaded = {str(tiny_run): module.FeatureExtractor(tiny_run)}  # once: that takes seconds

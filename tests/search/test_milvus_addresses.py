@@ -8,11 +8,11 @@ import pytest
 from search_helpers import CHECKSUM, clustered, labels
 
 from han_tf import index
-from han_tf.cli import run
-from han_tf.errors import UserError
+from han_tf.common.cli import run
+from han_tf.common.errors import UserError
 from han_tf.search import Filters, create_gallery, milvus_gallery, open_gallery
 from han_tf.search import __main__ as search
-from han_tf.search.milvus_gallery import Address
+from han_tf.search.address import Address
 
 DIMENSION = 16
 
@@ -122,7 +122,8 @@ def test_a_file_belongs_to_one_process(tmp_path):
     with create_gallery(path, DIMENSION, CHECKSUM):
         process = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True)
     assert process.stderr.splitlines()[-1] == (
-        f"han_tf.errors.UserError: {path}: another process has this file of Milvus Lite open, expected one at a time"
+        f"han_tf.common.errors.UserError: {path}: another process has this file of Milvus Lite open, "
+        "expected one at a time"
     )
 
 

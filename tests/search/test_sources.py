@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from search_helpers import CHECKSUM, clustered
 
+from han_tf.common.errors import UserError
 from han_tf.data.image_lists import UNKNOWN
-from han_tf.errors import UserError
-from han_tf.inference.feature_files import FeatureSet, save_features
-from han_tf.inference.feature_shards import FeatureBatch, Manifest, write_manifest, write_shard
+from han_tf.features.archives import FeatureSet, save_features
+from han_tf.features.shards import FeatureBatch, Manifest, write_manifest, write_shard
 from han_tf.search import create_gallery, open_gallery
 from han_tf.search.sources import Added, add_source, open_source
 

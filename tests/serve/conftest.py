@@ -3,7 +3,7 @@
 import pytest
 
 from han_tf.data import load_dataset
-from han_tf.inference.extractor import FeatureExtractor
+from han_tf.features.extractor import FeatureExtractor
 from han_tf.search import create_gallery
 from han_tf.serve.attention import AttentionModel
 from han_tf.serve.service import Service

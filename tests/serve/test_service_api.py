@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from han_tf.common.errors import UserError
 from han_tf.data.reading import decode_image
-from han_tf.errors import UserError
 from han_tf.search import create_gallery, open_gallery
 from han_tf.serve import service as service_module
 from han_tf.serve.access import Access
@@ -477,7 +477,7 @@ def test_attention_is_drawn_over_the_whole_image(shared, query, kind):
 
 def test_attention_is_that_of_the_network(shared, tiny_run, tiny_set):
     from han_tf.data.reading import resize
-    from han_tf.inference.runs import load_run
+    from han_tf.runs.folder import load_run
     from han_tf.viz.attention import attend, heat_overlay, relative_attention
 
     image = resize(decode_image(tiny_set.gallery[2].path), (48, 32))

@@ -3,7 +3,7 @@
 import asyncio
 
 from experiments import bench_service
-from han_tf.cli import run
+from han_tf.common.cli import run
 from han_tf.search import open_gallery
 from tests.serve.serving import on_socket
 

@@ -16,8 +16,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from han_tf.cli import run
-from han_tf.errors import UserError
+from han_tf.common.cli import run
+from han_tf.common.errors import UserError
 from han_tf.search import create_gallery, open_gallery
 from han_tf.serve import __main__ as command
 from han_tf.serve.limits import Limits

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from han_tf.errors import UserError
+from han_tf.common.errors import UserError
 from han_tf.serve.store import COLUMNS, Store
 from tests.serve.serving import encoded, noise
 

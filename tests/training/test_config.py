@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from han_tf.errors import UserError
+from han_tf.common.errors import UserError
 from han_tf.training.config import (
     LOSSES,
     MINING,

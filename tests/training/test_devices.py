@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 
-from han_tf.errors import UserError
+from han_tf.common.errors import UserError
 from han_tf.training.devices import CLUSTER, create_strategy
 from tests.conftest import TINY_SIZE
 
@@ -30,7 +30,7 @@ tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfigur
 
 from han_tf.data import load_dataset
 from han_tf.data.pipeline import load_images
-from han_tf.errors import Stopped, UserError
+from han_tf.common.errors import Stopped, UserError
 from han_tf.training.config import TrainConfig
 from han_tf.training.loop import Trainer
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from han_tf.common.errors import Stopped, UserError
 from han_tf.data import load_dataset
 from han_tf.data.pipeline import LoadedImages, load_images
-from han_tf.errors import Stopped, UserError
-from han_tf.inference.runs import load_run
 from han_tf.models import create_model
 from han_tf.models.transfer import named_variables, take_over
+from han_tf.runs.folder import load_run
 from han_tf.training.config import TrainConfig
 from han_tf.training.loop import Trainer
 

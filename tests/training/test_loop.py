@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from han_tf.common.errors import Stopped, UserError
 from han_tf.data import load_dataset
 from han_tf.data.pipeline import load_images
-from han_tf.errors import Stopped, UserError
-from han_tf.inference.runs import load_run
-from han_tf.report import scalars
+from han_tf.evaluation.report import scalars
+from han_tf.runs.folder import load_run
 from han_tf.training.config import TrainConfig
 from han_tf.training.loop import Trainer, _stop_signals
 from tests.conftest import TINY_SIZE
@@ -394,7 +394,7 @@ def test_a_disk_that_is_full_costs_no_earlier_checkpoint(tiny_data, tmp_path):
     """The file size limit stands in for the disk: the second run's checkpoints are too large for it."""
     arguments = ["--dataset=market1501", f"--data_dir={tiny_data}", f"--run_dir={tmp_path}", *TINY_SIZE, "--epochs=2"]
     limited = (
-        "import resource, sys; from han_tf import train; from han_tf.cli import run;"
+        "import resource, sys; from han_tf import train; from han_tf.common.cli import run;"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20));"
         "sys.exit(run(train.main, train.FLAGS, '', sys.argv))"
     )

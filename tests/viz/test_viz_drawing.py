@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from han_tf.errors import UserError
+from han_tf.common.errors import UserError
 from han_tf.viz.drawing import fitted, font, new_sheet, save_png
 
 

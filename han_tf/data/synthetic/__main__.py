@@ -12,9 +12,9 @@ from typing import Optional
 
 from absl import flags
 
-from han_tf import cli as command_line
+from han_tf.common import cli as command_line
+from han_tf.common.errors import UserError
 from han_tf.data.synthetic import LAYOUTS, SyntheticPedestrians, generate
-from han_tf.errors import UserError
 
 _HELP = {
     "seed": "Seed of everything: people, cameras' scenes, poses, faults.",

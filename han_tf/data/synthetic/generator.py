@@ -9,6 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from han_tf.common.errors import UserError
+from han_tf.common.processes import end_with_parent
 from han_tf.data.records import DISTRACTOR_PID, JUNK_PID
 from han_tf.data.synthetic.body import ARMS, Pose, figure
 from han_tf.data.synthetic.camera import CAMERAS, Camera, expose, light_of
@@ -16,8 +18,6 @@ from han_tf.data.synthetic.drawing import Canvas, Shape, Tube
 from han_tf.data.synthetic.identity import Identity, choose, draw_identity, identity_of
 from han_tf.data.synthetic.images import LabelledImage
 from han_tf.data.synthetic.scenery import SCENE_SCALE, SCENE_SIZE, THING_SCALE, THING_VARIANTS, THINGS, scene, thing
-from han_tf.errors import UserError
-from han_tf.processes import end_with_parent
 
 GENERATOR_VERSION = 1
 """Raised whenever the same arguments give other pixels."""

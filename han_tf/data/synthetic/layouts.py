@@ -25,6 +25,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from han_tf.common.errors import UserError
+from han_tf.common.files import atomic_open
 from han_tf.data.csv_dataset import COLUMNS, FILE_NAME
 from han_tf.data.cuhk03 import CUHK03Name, require_h5py
 from han_tf.data.cuhk03 import format_name as format_cuhk03
@@ -37,8 +39,6 @@ from han_tf.data.msmt17 import MSMT17Name
 from han_tf.data.msmt17 import format_name as format_msmt17
 from han_tf.data.records import DISTRACTOR_PID
 from han_tf.data.synthetic.images import LabelledImage
-from han_tf.errors import UserError
-from han_tf.files import atomic_open
 
 _PAIRS = 5
 _SLOTS = 5  # images per person and view

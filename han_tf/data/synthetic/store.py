@@ -9,11 +9,11 @@ from typing import Any, Optional, Union
 
 from tqdm import tqdm
 
-from han_tf.cores import usable_cores
+from han_tf.common.errors import UserError
+from han_tf.common.files import locked, write_json
+from han_tf.common.processes import usable_cores
 from han_tf.data.synthetic.generator import GENERATOR_VERSION, SyntheticPedestrians
 from han_tf.data.synthetic.layouts import LAYOUTS, write_layout
-from han_tf.errors import UserError
-from han_tf.files import locked, write_json
 
 DESCRIPTION = "synthetic.json"
 """File in the data set's folder that says which arguments and which generator made it."""

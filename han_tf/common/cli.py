@@ -1,0 +1,229 @@
+"""What every command line shares: flags in, one call, a report or one line of error out.
+
+Each command declares its flags in an ``absl.flags.FlagValues`` of its own, so that several commands
+can be imported into one process. What takes long to import stands in a ``with deferred_imports(__name__)`` block
+and is imported when the flags are right. Exit status: 0 done, 1 the input was wrong or the output could not be
+written, 2 the command line was wrong, 128 + n stopped by signal n.
+"""
+
+import builtins
+import importlib
+import io
+import logging
+import math
+import os
+import runpy
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Optional
+
+from absl import flags
+
+from han_tf import __version__
+from han_tf.common.errors import Stopped, UserError
+
+# TensorFlow logs dozens of lines about drivers that a CPU has no use for; it reads this when it is imported,
+# which the command lines do after this module. What goes wrong still raises.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# A checkpoint that does not fit brings hundreds of warnings, too, beside the one line that says so.
+logging.getLogger("tensorflow").setLevel(logging.ERROR)
+
+
+def new_flags() -> flags.FlagValues:
+    """Returns an empty set of flags that already knows ``--help`` and ``--version``."""
+    values = flags.FlagValues()
+    flags.DEFINE_boolean("help", False, "Show these flags and exit.", short_name="h", flag_values=values)
+    flags.DEFINE_boolean("version", False, "Show the version and exit.", flag_values=values)
+    return values
+
+
+@contextmanager
+def deferred_imports(importer: str) -> Iterator[None]:
+    """Lets a command answer ``--help`` and typing errors before it imports what takes seconds.
+
+    In a module that runs as a program, the ``from ... import ...`` and ``import ...`` statements of the block bind
+    placeholders, which :func:`run` replaces once it has parsed the flags. A module that is imported by another one
+    imports at once. From the block on, Ctrl-C ends the program with one line until its ``main`` is called.
+
+    Args:
+      importer: ``__name__`` of the module.
+    """
+    if importer != "__main__":
+        yield
+        return
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _leave)
+    real_import = builtins.__import__
+
+    def defer(
+        name: str, caller: Optional[Mapping[str, Any]] = None, local: Any = None, names: Any = (), level: int = 0
+    ) -> Any:
+        if caller is None or caller.get("__name__") != "__main__":
+            return real_import(name, caller, local, names, level)
+        return _Deferred(name)
+
+    builtins.__import__ = defer
+    try:
+        yield
+    finally:
+        builtins.__import__ = real_import
+
+
+class _Deferred:
+    """Stands for a module, or for what is to be imported from it."""
+
+    def __init__(self, module: str, name: str = ""):
+        self.__module, self.__name = module, name
+
+    def __getattr__(self, name: str) -> "_Deferred":
+        if name.startswith("__"):  # what Python itself asks for
+            raise AttributeError(name)
+        return _Deferred(self.__module, name)
+
+    def __call__(self, *_: Any, **__: Any) -> Any:
+        raise RuntimeError(f"{self.__module}.{self.__name} is not imported before the flags are parsed")
+
+    @staticmethod
+    def resolve(names: dict[str, Any]) -> None:
+        """Imports what the values of ``names`` stand for, and puts it in their place."""
+        for bound, value in list(names.items()):
+            if isinstance(value, _Deferred):
+                module = importlib.import_module(value.__module)
+                if not value.__name:
+                    names[bound] = module
+                elif hasattr(module, value.__name):
+                    names[bound] = getattr(module, value.__name)
+                else:
+                    names[bound] = importlib.import_module(f"{value.__module}.{value.__name}")
+
+
+def _leave(number: int, _: object) -> None:
+    """Ends the program at once: while packages are imported there is nothing to save, and they may swallow errors."""
+    os.write(2, b"interrupted\n")
+    os._exit(128 + number)
+
+
+def script() -> None:
+    """Runs the command that the program is named after: ``han-train`` does what ``python -m han_tf.train`` does."""
+    name = Path(sys.argv[0]).stem.removeprefix("han-")
+    runpy.run_module(f"han_tf.{name}", run_name="__main__", alter_sys=True)
+
+
+def run(
+    main: Callable[[flags.FlagValues], None],
+    values: flags.FlagValues,
+    description: str,
+    argv: Optional[Sequence[str]] = None,
+    positional: Optional[str] = None,
+) -> int:
+    """Parses ``argv``, calls ``main`` with the flags and returns the exit status.
+
+    Args:
+      main: takes the parsed flags; positional arguments, if allowed, are in ``values.positional``.
+      values: the command's flags, from :func:`new_flags`.
+      description: the command's docstring; printed by ``--help``.
+      argv: the command line, program name first; ``sys.argv`` if None.
+      positional: what positional arguments are called, where the command takes any.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        # Terminals that know no Greek, and names of files that are no UTF-8.
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        status = _run(main, values, description, list(sys.argv if argv is None else argv), positional)
+        sys.stdout.flush()
+        return status
+    except OSError:
+        error = _output_error()
+        if error is None:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes when it ends
+        if isinstance(error, BrokenPipeError):  # its reader has seen enough
+            return 141  # 128 + SIGPIPE, as the shell has it
+        print(f"error: cannot write to standard output: {error.strerror}", file=sys.stderr)
+        return 1
+
+
+def _output_error() -> Optional[OSError]:
+    """Returns what is wrong with standard output, None if it can be written; writes an empty line where it can."""
+    try:
+        sys.stdout.flush()
+        os.write(sys.stdout.fileno(), b"\n")  # without a buffer, nothing is left to flush of what failed
+    except io.UnsupportedOperation:  # no file
+        return None
+    except OSError as error:
+        return error
+    return None
+
+
+def _run(
+    main: Callable[[flags.FlagValues], None],
+    values: flags.FlagValues,
+    description: str,
+    argv: Sequence[str],
+    positional: Optional[str],
+) -> int:
+    values.unparse_flags()  # a second call in one process starts from the defaults again
+    try:
+        try:
+            rest = values(argv)[1:]
+        except flags.IllegalFlagValueError:
+            # A flag that must be given is missed only by those who want more than help.
+            if not (values.is_parsed() and (values.help or values.version)):
+                raise
+        if values.help:
+            print(f"{(description or '').strip()}\n\nFlags:\n{values.get_help(include_special_flags=False)}")
+            return 0
+        if values.version:
+            print(f"han-tf {__version__}")
+            return 0
+        if rest and positional is None:
+            raise flags.Error(f"takes no positional arguments, got {rest[0]!r}")
+        for name, value in values.flag_values_dict().items():
+            # NaN is neither below a lower bound nor above an upper one.
+            if isinstance(value, float) and not math.isfinite(value):
+                raise flags.Error(f"flag --{name}={value}: expected a finite number")
+    except flags.Error as error:
+        print(f"usage error: {' '.join(str(error).split())} (--help lists the flags)", file=sys.stderr)
+        return 2
+    values.__dict__["positional"] = rest
+    try:
+        _Deferred.resolve(getattr(main, "__globals__", {}))
+        if signal.getsignal(signal.SIGINT) is _leave:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        with _unwound_by_sigterm():
+            main(values)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except Stopped as stop:
+        print(stop, file=sys.stderr)
+        return 128 + stop.signal
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+@contextmanager
+def _unwound_by_sigterm() -> Iterator[None]:
+    """Lets SIGTERM end the process only after what stands in ``finally`` clauses, as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    came: list[int] = []
+
+    def unwind(number: int, _: object) -> None:
+        came.append(number)
+        sys.exit(128 + number)
+
+    signal.signal(signal.SIGTERM, unwind)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if came:
+            signal.raise_signal(signal.SIGTERM)

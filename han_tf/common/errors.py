@@ -1,0 +1,21 @@
+"""The exceptions that end a command with one line instead of a traceback."""
+
+
+class UserError(Exception):
+    """Something about the input is wrong; the message is one line.
+
+    It names the file or value, what was found and what was expected. Command lines print it
+    without a traceback and exit with status 1 (see :mod:`han_tf.common.cli`).
+    """
+
+
+class Stopped(Exception):
+    """A signal asked the work to stop, and it has saved where it was.
+
+    Attributes:
+      signal: the number of the signal; command lines exit with 128 more.
+    """
+
+    def __init__(self, message: str, signal_number: int):
+        super().__init__(message)
+        self.signal = signal_number

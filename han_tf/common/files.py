@@ -1,0 +1,239 @@
+"""Writing files so that a reader never sees half of one, and reading arrays without loading them."""
+
+import errno
+import hashlib
+import json
+import math
+import os
+import secrets
+import stat
+import struct
+import sys
+import time
+import zipfile
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, Optional, Union
+
+import numpy as np
+
+from han_tf.common.errors import UserError
+
+CHECKED_BYTES = 2**20
+"""Bytes of a file whose checksum is computed at a time."""
+
+_LOCAL_HEADER = struct.Struct("<26xHH")
+"""What stands before a file in a zip archive, of which only the lengths of name and extra field matter here."""
+
+
+@contextmanager
+def atomic_open(path: Union[str, os.PathLike]) -> Iterator[BinaryIO]:
+    """Opens a temporary file beside ``path`` for binary writing; renames it to ``path`` on success.
+
+    The folder is made if need be. When the block raises, ``path`` stays as it was. A file that is replaced passes on
+    its permissions; of a symbolic link the file it leads to is replaced.
+
+    Raises:
+      UserError: the folder or the file cannot be written (no permission, disk full, ...), or ``path`` is a device, a
+        named pipe or a socket.
+    """
+    temporary = None
+    try:
+        target = Path(os.path.realpath(path))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            mode = os.stat(path).st_mode
+        except FileNotFoundError:
+            mode = None
+        if mode is not None and not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise UserError(f"cannot write {path}: a device, named pipe or socket, expected a file or nothing there")
+        temporary = target.parent / f".{target.name}.{secrets.token_hex(8)}.tmp"
+        with temporary.open("x+b") as stream:
+            if mode is not None and stat.S_IMODE(mode) != stat.S_IMODE(os.fstat(stream.fileno()).st_mode):
+                os.chmod(temporary, stat.S_IMODE(mode))
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, target)
+        _sync_folder(target.parent)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        if temporary is not None and os.path.exists(temporary):
+            os.unlink(temporary)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Waits until the names in ``folder`` are on disk; without it a power cut may bring an old file back."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except PermissionError:
+        return  # Windows opens no folders, and one that may be written to need not be readable
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some shared file systems cannot
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def sha256_of(path: Union[str, os.PathLike]) -> str:
+    """Returns the SHA-256 of a file's bytes, 64 hexadecimal digits.
+
+    Raises:
+      OSError: it cannot be read.
+    """
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while block := stream.read(CHECKED_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+LOCKED_BYTE, LOCK_SECONDS = 2**30, 0.1
+"""On Windows: which byte of a lock file is locked, one that nobody reads; seconds between two tries."""
+
+
+def lock(file: int, wait: bool = False) -> bool:
+    """Locks an open file until it is closed, against other processes that lock it.
+
+    Args:
+      file: its descriptor.
+      wait: whether to wait while another process holds the lock.
+
+    Returns:
+      Whether this process holds it now.
+
+    Raises:
+      OSError: the file system has no locks.
+    """
+    if sys.platform == "win32":
+        import msvcrt
+
+        while True:
+            os.lseek(file, LOCKED_BYTE, os.SEEK_SET)
+            try:
+                msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
+                return True
+            except PermissionError:
+                if not wait:
+                    return False
+            finally:
+                os.lseek(file, 0, os.SEEK_SET)
+            time.sleep(LOCK_SECONDS)
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    return True
+
+
+@contextmanager
+def locked(path: Union[str, os.PathLike], taken: Optional[str] = None) -> Iterator[None]:
+    """Holds the lock file ``path`` for as long as the block runs; the file stays, empty.
+
+    Args:
+      path: the file; its folder is made if need be.
+      taken: what to say if another process holds the lock; None to wait for it.
+
+    Raises:
+      UserError: another process holds the lock, or the file cannot be written.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stream = path.open("w")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    with stream:
+        try:
+            held = lock(stream.fileno(), wait=taken is None)
+        except OSError:
+            held = True  # a file system without locks, as some shared ones are
+        if not held:
+            raise UserError(taken)
+        yield
+
+
+def write_json(path: Union[str, os.PathLike], value: Any) -> None:
+    """Writes ``value`` as indented JSON to ``path``, whole or not at all."""
+    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
+    with atomic_open(path) as stream:
+        stream.write(text.encode("utf-8"))
+
+
+def write_npz(path: Union[str, os.PathLike], **arrays: np.ndarray) -> None:
+    """Writes ``arrays`` to ``path`` as ``numpy.savez`` does, whole or not at all.
+
+    Raises:
+      UserError: it cannot be written.
+      ValueError: an array holds Python objects.
+    """
+    # Should the disk be full, numpy.savez leaves an open archive that complains on stderr when it is collected.
+    with atomic_open(path) as stream, zipfile.ZipFile(stream, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
+
+
+def read_npz(
+    path: Union[str, os.PathLike], names: Collection[str], mapped: Collection[str] = ()
+) -> dict[str, np.ndarray]:
+    """Reads arrays from what :func:`write_npz` or ``numpy.savez`` wrote.
+
+    Args:
+      path: the archive.
+      names: the arrays to read; those it does not hold are left out.
+      mapped: those of ``names`` to map into memory, read-only, instead of loading them. All their bytes are
+        read once, block by block, to compare the checksum. What is compressed is loaded all the same.
+
+    Raises:
+      UserError: the file cannot be read, is no such archive, is damaged, or an array holds Python objects.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as stream, zipfile.ZipFile(stream) as archive:
+            members = {name: info for name in names for info in archive.filelist if info.filename == f"{name}.npy"}
+            return {
+                name: _mapped(archive, stream, info)
+                if name in mapped and info.compress_type == zipfile.ZIP_STORED
+                else _loaded(archive, info)
+                for name, info in members.items()
+            }
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}, expected a NumPy archive (.npz)") from error
+    except Exception as error:  # a damaged archive raises what zlib, zipfile, tokenize or NumPy happen to
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path}: no NumPy archive (.npz) of plain arrays ({reason})") from error
+
+
+def _loaded(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
+    with archive.open(info) as member:
+        array = np.lib.format.read_array(member, allow_pickle=False)
+        if member.read(1):  # at the end of the member the checksum is compared
+            raise ValueError(f"{info.filename} goes on after its array")
+        return array
+
+
+def _mapped(archive: zipfile.ZipFile, stream: BinaryIO, info: zipfile.ZipInfo) -> np.ndarray:
+    with archive.open(info) as member:
+        version = np.lib.format.read_magic(member)
+        if version not in ((1, 0), (2, 0)):
+            raise ValueError(f"{info.filename} has format version {version}, expected (1, 0) or (2, 0)")
+        read_header = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}[version[0]]
+        shape, fortran_order, dtype = read_header(member)
+        if dtype.hasobject:
+            raise ValueError("Object arrays cannot be loaded when allow_pickle=False")
+        header_bytes, array_bytes = member.tell(), math.prod(shape) * dtype.itemsize
+        if header_bytes + array_bytes != info.file_size:
+            found = info.file_size - header_bytes
+            raise ValueError(f"{info.filename} holds {found} bytes, expected {array_bytes} for its shape {shape}")
+        while member.read(CHECKED_BYTES):
+            pass
+    stream.seek(info.header_offset)
+    start = info.header_offset + _LOCAL_HEADER.size + sum(_LOCAL_HEADER.unpack(stream.read(_LOCAL_HEADER.size)))
+    return np.memmap(stream, dtype, "r", start + header_bytes, shape, "F" if fortran_order else "C")

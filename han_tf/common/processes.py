@@ -1,0 +1,21 @@
+"""Processes that this one starts, and the cores there are for them."""
+
+import ctypes
+import os
+import signal
+import sys
+
+_PR_SET_PDEATHSIG = 1
+
+
+def end_with_parent() -> None:
+    """Called in a new process: it gets SIGTERM when its parent ends, in whatever way. Only Linux can do that."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def usable_cores() -> int:
+    """Returns how many cores this process may use: containers and ``taskset`` often grant fewer than there are."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

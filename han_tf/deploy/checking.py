@@ -1,0 +1,66 @@
+"""How the features of an exported network compare with the original's."""
+
+from typing import Any, Optional
+
+import numpy as np
+
+from han_tf.deploy.exporters import BFLOAT16, FLOAT16, FLOAT32, INT8
+from han_tf.evaluation.report import evaluate_features
+from han_tf.features.archives import FeatureSet
+
+LARGEST_LOSS = {FLOAT32: 0.1, FLOAT16: 0.1, BFLOAT16: 0.1, INT8: 0.5}
+"""Precision -> points of mAP that an export may lose."""
+
+LEAST_COSINE = {FLOAT32: 0.9999, FLOAT16: 0.999, BFLOAT16: 0.99, INT8: 0.9}
+"""Precision -> what the mean cosine between an export's features and the original's must reach."""
+
+LARGEST_NORM_ERROR = 0.01
+"""How far the norm of a branch's part may be from 1."""
+
+
+def compare(expected: np.ndarray, found: np.ndarray, branches: int) -> dict[str, float]:
+    """Compares features row by row.
+
+    Args:
+      expected, found: ``[n, d]`` float32.
+      branches: number of equally wide parts that should be of unit norm each.
+
+    Returns:
+      ``images`` (n), ``largest_difference`` of any number, ``least_cosine`` and ``mean_cosine`` between rows, and
+      ``norm_error``, how far the norm of any part of ``found`` is from 1.
+    """
+    norms = np.linalg.norm(expected, axis=1) * np.linalg.norm(found, axis=1)
+    cosines = np.einsum("nd,nd->n", expected, found) / np.maximum(norms, np.finfo(np.float32).tiny)
+    return {
+        "images": len(expected),
+        "largest_difference": float(np.abs(expected - found).max()),
+        "least_cosine": float(cosines.min()),
+        "mean_cosine": float(cosines.mean()),
+        "norm_error": float(np.abs(np.linalg.norm(found.reshape(len(found), branches, -1), axis=2) - 1).max()),
+    }
+
+
+def accuracy(query: FeatureSet, gallery: FeatureSet) -> dict[str, float]:
+    """Returns rank-1 and mAP of the joint feature, fractions."""
+    result = evaluate_features(query, gallery, topk=0)[0]["result"]
+    return {"rank-1": float(result.rank(1)), "mAP": float(result.mAP)}
+
+
+def shortcomings(check: dict[str, Any], precision: str) -> Optional[str]:
+    """Says in what an export falls short of the original, in one line; None if in nothing.
+
+    Args:
+      check: what :func:`compare` returned, and ``accuracy`` and ``keras_accuracy`` if they were measured.
+      precision: of the export.
+    """
+    if not np.isfinite(check["largest_difference"]):
+        return "its features are not finite"
+    if check["norm_error"] > LARGEST_NORM_ERROR:
+        return f"the norm of a branch is off 1 by {check['norm_error']:.3f}, expected at most {LARGEST_NORM_ERROR}"
+    if check["mean_cosine"] < LEAST_COSINE[precision]:
+        return f"mean cosine to the Keras features is {check['mean_cosine']:.4f}, expected {LEAST_COSINE[precision]}"
+    if "accuracy" in check:
+        loss = 100 * (check["keras_accuracy"]["mAP"] - check["accuracy"]["mAP"])
+        if loss > LARGEST_LOSS[precision]:
+            return f"loses {loss:.2f} points of mAP, expected at most {LARGEST_LOSS[precision]}"
+    return None

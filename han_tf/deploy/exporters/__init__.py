@@ -1,0 +1,111 @@
+"""What writes a network's files: one small file for each format, all with the face of :class:`Exporter`."""
+
+import contextlib
+import importlib
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, Optional, Protocol
+
+import numpy as np
+
+from han_tf.common.errors import UserError
+from han_tf.runtimes import require
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+FLOAT32, FLOAT16, BFLOAT16, INT8 = "float32", "float16", "bfloat16", "int8"
+PRECISIONS = (FLOAT32, FLOAT16, BFLOAT16, INT8)
+
+
+class Exporter(Protocol):
+    """A module that writes one format.
+
+    Attributes:
+      FLAT: how it wants the crop, see :class:`han_tf.deploy.graph.GatheredCrop`.
+    """
+
+    FLAT: bool
+
+    def export(
+        self,
+        function: "tf.types.experimental.ConcreteFunction",
+        folder: Path,
+        precision: str,
+        images: Optional[np.ndarray],
+    ) -> None:
+        """Writes the model's files.
+
+        Args:
+          function: what :func:`han_tf.deploy.graph.deployment_function` returns.
+          folder: an empty folder.
+          precision: one that the format has.
+          images: training images to calibrate int8 with, ``[n, height, width, 3]`` uint8; None for other precisions.
+        """
+
+
+class Entry(NamedTuple):
+    """A format.
+
+    Attributes:
+      precisions: those that it can be exported in.
+      packages: what has to be installed beside TensorFlow.
+      int8_packages: what int8 needs beyond these.
+    """
+
+    precisions: tuple[str, ...]
+    packages: tuple[str, ...] = ()
+    int8_packages: tuple[str, ...] = ()
+
+
+FORMATS = {
+    # TensorFlow has no kernels for other precisions on CPUs.
+    "saved_model": Entry((FLOAT32,)),
+    "tflite": Entry((FLOAT32, FLOAT16, INT8)),
+    # ONNX Runtime would compute float16 and bfloat16 by converting every map to float32.
+    "onnx": Entry((FLOAT32, INT8), ("tf2onnx", "onnxruntime")),
+    "openvino": Entry((FLOAT32, FLOAT16, BFLOAT16, INT8), ("openvino",), ("nncf",)),
+}
+"""Format -> in what precisions it can be had."""
+
+
+def check_supported(format_name: str, precision: str) -> None:
+    """Raises UserError if there is no such export, a package that it needs is not installed, or it cannot run here."""
+    precisions = FORMATS[format_name].precisions
+    if precision not in precisions:
+        raise UserError(f"{format_name} cannot be exported in {precision}, expected {' or '.join(precisions)}")
+    entry = FORMATS[format_name]
+    for package in entry.packages + (entry.int8_packages if precision == INT8 else ()):
+        require(package, f"export to {format_name} in {precision}")
+    if (format_name, precision) == ("openvino", BFLOAT16):
+        from han_tf.runtimes.openvino import has_bfloat16
+
+        if not has_bfloat16():
+            raise UserError(
+                f"export to {format_name} in {precision} cannot be checked: this processor has no bfloat16, expected "
+                "one with AVX-512 BF16 or AMX"
+            )
+
+
+def exporter(format_name: str) -> Exporter:
+    """Returns what writes a format."""
+    return importlib.import_module(f"{__name__}.{format_name}")
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps what converters print, in C++ too, off the terminal; what they raise comes through."""
+    sys.stdout.flush(), sys.stderr.flush()
+    kept = [os.dup(descriptor) for descriptor in (1, 2)]
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            for descriptor in (1, 2):
+                os.dup2(nowhere.fileno(), descriptor)
+        yield
+    finally:
+        sys.stdout.flush(), sys.stderr.flush()
+        for descriptor, original in zip((1, 2), kept):
+            os.dup2(original, descriptor)
+            os.close(original)

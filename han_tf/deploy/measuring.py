@@ -1,0 +1,149 @@
+"""Features and speed of an exported model, found in a process of its own, which a crashing runtime ends alone.
+
+    python -m han_tf.deploy.measuring MODEL JOB
+
+The process imports TensorFlow only for the formats that TensorFlow runs.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+import numpy as np
+
+from han_tf.common.errors import UserError
+from han_tf.common.files import read_npz, write_json, write_npz
+from han_tf.common.processes import end_with_parent
+from han_tf.data.reading import ImageReader
+from han_tf.data.records import Record
+from han_tf.runtimes import Runtime, open_runtime
+from han_tf.runtimes.probes import embed
+
+TIMED_IMAGES = 256
+
+_IMAGES, _PATHS, _FOUND = "images.npz", "paths.json", "found.npz"
+"""Files of a job."""
+
+
+class Comparison(NamedTuple):
+    """What exports are checked with.
+
+    Attributes:
+      images: ``[n, height, width, 3]`` uint8, on which the features are compared and the speed is measured.
+      query, gallery: records whose ranking is compared; empty for no ranking.
+      name: of their data set.
+    """
+
+    images: np.ndarray
+    query: Sequence[Record] = ()
+    gallery: Sequence[Record] = ()
+    name: str = ""
+
+
+class Measured(NamedTuple):
+    """What a model does with a :class:`Comparison`.
+
+    Attributes:
+      features: ``[m, d]`` float32, of the queries and the gallery, or of the images if there are none.
+      kept: int64 ``[m]``, which of the records they are of; those that cannot be decoded are left out.
+      images_per_second: decoded images.
+      probes: ``[p, d]`` float32, features of the probe images.
+    """
+
+    features: np.ndarray
+    kept: np.ndarray
+    images_per_second: float
+    probes: np.ndarray
+
+
+def measure(
+    runtime: Runtime, images: np.ndarray, probes: np.ndarray, paths: Sequence[str], size: Sequence[int]
+) -> Measured:
+    """Runs a model.
+
+    Args:
+      runtime: what embeds.
+      images, probes: ``[n, *size, 3]`` uint8.
+      paths: of the image files whose features are wanted; those of ``images`` if empty.
+      size: height and width of the model's images.
+    """
+    speed = images_per_second(runtime, images)
+    if not paths:
+        return Measured(runtime.embed(images), np.arange(len(images)), speed, embed(runtime, probes))
+    features, kept = [], []
+    for batch, indices in ImageReader(paths, size, skip_bad_images=True):
+        features.append(runtime.embed(batch))
+        kept.append(indices)
+    return Measured(np.concatenate(features), np.concatenate(kept), speed, embed(runtime, probes))
+
+
+def measure_apart(folder: Path, images: np.ndarray, probes: np.ndarray, paths: Sequence[str]) -> Measured:
+    """Does with the exported model in ``folder`` what :func:`measure` does, in another process.
+
+    Raises:
+      UserError: the model cannot be run, or the process was ended, by a crash of the runtime for example.
+    """
+    root = str(Path(__file__).parents[2])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
+    with tempfile.TemporaryDirectory() as job:
+        write_npz(Path(job) / _IMAGES, images=images, probes=probes)
+        write_json(Path(job) / _PATHS, list(paths))
+        command = [sys.executable, "-m", __name__, str(folder), job]
+        done = subprocess.run(
+            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace"
+        )
+        if done.returncode:
+            said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1].strip()[:300]
+            if done.returncode < 0:
+                raise UserError(f"the process that ran it was ended by {_signal_name(-done.returncode)}: {said}")
+            raise UserError(said)
+        found = read_npz(Path(job) / _FOUND, Measured._fields)
+    return Measured(**{**found, "images_per_second": float(found["images_per_second"])})
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def images_per_second(runtime: Runtime, images: np.ndarray, repeats: int = 5) -> float:
+    """Returns how many decoded images the runtime embeds in a second, the median of some measurements.
+
+    Args:
+      runtime: what embeds.
+      images: ``[n, height, width, 3]`` uint8, n ≥ 1; repeated to :data:`TIMED_IMAGES`.
+      repeats: number of measurements, after one that is not counted.
+    """
+    images = np.resize(images, (TIMED_IMAGES, *images.shape[1:]))
+    seconds = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        runtime.embed(images)
+        seconds.append(time.perf_counter() - start)
+    return TIMED_IMAGES / median(seconds[1:])
+
+
+def _main(folder: str, job: str) -> None:
+    end_with_parent()
+    given = read_npz(Path(job) / _IMAGES, ("images", "probes"))
+    paths = json.loads((Path(job) / _PATHS).read_text(encoding="utf-8"))
+    card, runtime = open_runtime(folder)
+    found = measure(runtime, given["images"], given["probes"], paths, card.input_size)
+    write_npz(Path(job) / _FOUND, **found._asdict())
+
+
+if __name__ == "__main__":
+    try:
+        _main(*sys.argv[1:])
+    except UserError as error:
+        sys.exit(str(error))

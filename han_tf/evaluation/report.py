@@ -1,0 +1,305 @@
+"""From features to a report: the benchmarks' protocols, with and without what may improve a ranking."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Optional
+
+from han_tf.common.errors import UserError
+from han_tf.data.records import JUNK_PID
+from han_tf.features.archives import FeatureSet, branch_features
+from han_tf.metrics import (
+    DistanceSource,
+    FeatureDistances,
+    database_augmentation,
+    evaluate_distances,
+    normalise,
+    pool_multi_query,
+    query_expansion,
+    rerank,
+    verify,
+)
+
+SINGLE, MULTI = "single", "multi"
+"""Query types: one image each, or all of a person's images from one camera pooled (Table 3)."""
+
+METHODS = {"augmented": "DBA", "expanded": "QE", "reranked": "re-ranked"}
+"""What may be done to the joint feature's ranking, in this order → what tables call it."""
+
+COLUMNS = {
+    "rank-1": "rank-1",
+    "rank-5": "rank-5",
+    "rank-10": "rank-10",
+    "rank-20": "rank-20",
+    "mAP": "mAP",
+    "mAP_trapezoid": "mAP (trapezoid)",
+    "mINP": "mINP",
+}
+"""Numbers of a result that tables show → the columns' heads."""
+
+CURVES = ("cmc", "precision_recall", "camera_pairs", "roc_fpr", "roc_tpr")
+ALONE = "queries_without_multi_query"
+COUNTS = ("queries", "gallery", "junk", "distractors", "queries_without_match")
+
+
+def evaluate_features(
+    query: FeatureSet,
+    gallery: FeatureSet,
+    multi_query: Optional[FeatureSet] = None,
+    *,
+    branches: Sequence[str] = (),
+    augmented: Optional[Mapping[str, Any]] = None,
+    expanded: Optional[Mapping[str, Any]] = None,
+    reranked: Optional[Mapping[str, Any]] = None,
+    wanted_fpr: Sequence[float] = (),
+    topk: int = 10,
+    memory_mb: int = 1024,
+    progress: bool = False,
+) -> list[dict[str, Any]]:
+    """Evaluates features under the benchmark's protocol.
+
+    First come the plain rows. Each of the methods ``augmented``, ``expanded`` and ``reranked`` that is asked for adds
+    rows of the joint feature with it alone; if there are several, further ones with all of them: queries expanded by
+    the augmented gallery, and the outcome re-ranked. Junk (pid −1) takes no part in any of it. Pooled multi-query
+    features are normalised before they are expanded.
+
+    Beside ``memory_mb``, the methods hold a copy of the gallery's features if junk lies between other images, and
+    another one if it is augmented.
+
+    Args:
+      query, gallery: what to match.
+      multi_query: further boxes of the query people; gives the multi-query rows as well.
+      branches: what the equally wide parts of the feature are called, in order; two or more get plain
+        single-query rows of their own (Table 8), and each part must be of unit norm where the methods want that.
+      augmented: neighbours and alpha of :func:`han_tf.metrics.database_augmentation`; None for no such rows.
+      expanded: neighbours and alpha of :func:`han_tf.metrics.query_expansion`; None for no such rows.
+      reranked: k1, k2 and lambda_value of :func:`han_tf.metrics.rerank`; None for no such rows.
+      wanted_fpr, topk, memory_mb, progress: as for :func:`score`.
+
+    Returns:
+      Rows as :func:`score` makes them; ``feature`` is "joint" or a branch. The top-k lists of rows with a method count
+      the gallery images without junk. The plain multi-query row has ``queries_without_multi_query`` as well: so many
+      queries have no boxes and keep their own feature.
+
+    Raises:
+      UserError: what the metrics refuse: shapes that do not fit, no query with a match, ...; or no query has
+        multi-query boxes.
+    """
+    shared = {"memory_mb": memory_mb, "progress": progress}
+    options = {"wanted_fpr": wanted_fpr, "topk": topk, **shared}
+    queries = {SINGLE: query.features}
+    if multi_query is not None:
+        queries[MULTI], alone = pool_multi_query(
+            multi_query.features, multi_query.pids, multi_query.camids, query.features, query.pids, query.camids
+        )
+        if alone == len(query.pids):
+            raise UserError(
+                f"none of the {alone} queries has a multi-query image, expected images of a query's pid and camera"
+            )
+    rows = []
+    query_parts = branch_features(query.features, branches)
+    for name, gallery_part in branch_features(gallery.features, branches).items():
+        rows.append(score(FeatureDistances(query_parts[name], gallery_part), query, gallery, name, **options))
+    if MULTI in queries:
+        source = FeatureDistances(queries[MULTI], gallery.features)
+        rows.append(score(source, query, gallery, query_type=MULTI, **options))
+        rows[-1][ALONE] = alone
+
+    wanted = {"augmented": augmented, "expanded": expanded, "reranked": reranked}
+    wanted = {name: settings for name, settings in wanted.items() if settings is not None}
+    combinations = [(name,) for name in wanted] + [tuple(wanted)] * (len(wanted) > 1)
+    kept = gallery.where(gallery.pids != JUNK_PID) if wanted else gallery
+    normed = {**shared, "parts": max(1, len(branches))}
+    images = {False: kept.features}
+    if "augmented" in wanted:
+        images[True] = database_augmentation(kept.features, **wanted["augmented"], **normed)
+    for methods in combinations:
+        database = images["augmented" in methods]
+        for query_type, features in queries.items():
+            if "expanded" in methods:
+                if query_type == MULTI:
+                    features = normalise(features, normed["parts"])
+                features = query_expansion(features, database, **wanted["expanded"], **normed)
+            if "reranked" in methods:
+                source = rerank(features, database, **wanted["reranked"], **shared)
+            else:
+                source = FeatureDistances(features, database)
+            rows.append(score(source, query, kept, query_type=query_type, methods=methods, **options))
+    return rows
+
+
+def score(
+    source: DistanceSource,
+    query: FeatureSet,
+    gallery: FeatureSet,
+    feature: str = "joint",
+    query_type: str = SINGLE,
+    methods: Sequence[str] = (),
+    *,
+    wanted_fpr: Sequence[float] = (),
+    topk: int = 10,
+    memory_mb: int = 1024,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Evaluates distances under the benchmark's protocol.
+
+    Args:
+      source: the distances.
+      query, gallery: whose labels to use.
+      feature: what to call the feature.
+      query_type: "single" or "multi".
+      methods: the keys of :data:`METHODS` that made the distances.
+      wanted_fpr: false-positive rates to verify at; none for no verification.
+      topk: length of the per-query lists of nearest images.
+      memory_mb: memory for distances, in MiB.
+      progress: whether to show progress bars.
+
+    Returns:
+      ``feature``, ``query`` (the type), each key of :data:`METHODS` with whether it is in use, ``result``, a
+      :class:`han_tf.metrics.RankingResult`, and ``verification``, a :class:`han_tf.metrics.VerificationResult`, if
+      asked for.
+
+    Raises:
+      UserError: what :func:`han_tf.metrics.evaluate_distances` and :func:`han_tf.metrics.verify` refuse.
+    """
+    labels = (query.pids, gallery.pids, query.camids, gallery.camids)
+    shared = {"memory_mb": memory_mb, "progress": progress}
+    row = {"feature": feature, "query": query_type, **{name: name in methods for name in METHODS}}
+    row["result"] = evaluate_distances(source, *labels, topk=topk, **shared)
+    if len(wanted_fpr):
+        row["verification"] = verify(source, *labels, wanted_fpr=wanted_fpr, **shared)
+    return row
+
+
+def to_json(rows: Iterable[Mapping[str, Any]], curves: bool = True) -> dict[str, Any]:
+    """Returns the rows of :func:`evaluate_features` and their counts as JSON holds them.
+
+    ``curves`` says whether CMC, precision–recall, ROC and the table of camera pairs are in.
+    """
+    rows = list(rows)
+    left_out = COUNTS if curves else (*COUNTS, *CURVES)
+
+    def numbers(result: Any) -> dict[str, Any]:
+        return {name: value for name, value in result.to_dict().items() if name not in left_out}
+
+    results = []
+    for row in rows:
+        results.append({name: row[name] for name in ("feature", "query", *METHODS)})
+        results[-1].update(numbers(row["result"]))
+        if "verification" in row:
+            results[-1]["verification"] = numbers(row["verification"])
+    counts = {name: getattr(rows[0]["result"], name) for name in COUNTS}
+    for row in rows:
+        if ALONE in row:
+            counts[ALONE] = row[ALONE]
+    return {"counts": counts, "results": results}
+
+
+def table(report: Mapping[str, Any]) -> str:
+    """Returns the report of :func:`to_json` as a table in percent, with the counts underneath.
+
+    If the report holds ``methods``, the settings that :func:`evaluate_features` had of each, they are told as well.
+    """
+    lines = [
+        [*_names(row), *(_percent(row[name]) if name in row else "-" for name in COLUMNS)] for row in report["results"]
+    ]
+    counts = report["counts"]
+    alone = counts.get(ALONE, 0)
+    return "\n".join(
+        [
+            _aligned(["feature", "query", "method", *COLUMNS.values()], lines),
+            f"{counts['queries']:,} queries, {counts['gallery'] - counts['junk']:,} gallery images "
+            f"({counts['distractors']:,} of them distractors) and {counts['junk']:,} junk, not ranked; "
+            f"{counts['queries_without_match']:,} queries without a match, left out",
+            *([f"multi: {alone:,} queries have no further images and stand as they are"] if alone else []),
+            *(_explained(name, settings) for name, settings in report.get("methods", {}).items()),
+        ]
+    )
+
+
+def verification_table(report: Mapping[str, Any], false_accept_rate: Optional[float] = None) -> str:
+    """Returns equal error rates and true-positive rates of a report that holds verification, in percent.
+
+    Args:
+      report: from :func:`to_json`.
+      false_accept_rate: one of the wanted rates, for which the thresholds of distance are shown, too.
+    """
+    head, lines = ["feature", "query", "method", "EER", "at distance"], []
+    for row in report["results"]:
+        verification = row["verification"]
+        points = {point["wanted_fpr"]: point for point in verification["operating_points"]}
+        lines.append([*_names(row), _percent(verification["equal_error_rate"])])
+        lines[-1].append(_distance(verification["equal_error_threshold"]))
+        lines[-1] += ["*" * (point["fpr"] == 0) + _percent(point["tpr"]) for point in points.values()]
+        if false_accept_rate is not None:
+            lines[-1].append(_distance(points[false_accept_rate]["threshold"]))
+    head += [f"TPR@{rate:g}" for rate in points]
+    if false_accept_rate is not None:
+        head.append(f"threshold@{false_accept_rate:g}")
+    note = f"{verification['genuine_pairs']:,} genuine and {verification['impostor_pairs']:,} impostor pairs; "
+    note += "EER: equal error rate; TPR@x: genuine pairs accepted where at most the share x of the impostors is"
+    if any(cell.startswith("*") for line in lines for cell in line):
+        note += " (*: no impostor is)"
+    return "\n".join([_aligned(head, lines), note])
+
+
+def camera_table(row: Mapping[str, Any]) -> str:
+    """Returns the camera pairs of one row of a report, in percent."""
+    lines = [
+        [*map(str, (pair["query_camid"], pair["gallery_camid"])), f"{pair['queries']:,}"]
+        + [_percent(pair[name]) for name in ("rank1", "mAP")]
+        for pair in row["camera_pairs"]
+    ]
+    head = ["query camera", "gallery camera", "queries", "rank-1", "mAP"]
+    return f"{row_name(row)}, each gallery camera by itself:\n{_aligned(head, lines, left=0)}"
+
+
+def row_name(row: Mapping[str, Any]) -> str:
+    """Returns what to call a row where it stands for itself, e.g. "joint, multi-query, DBA + re-ranked"."""
+    feature, query_type, method = _names(row)
+    return feature + ", multi-query" * (query_type == MULTI) + f", {method}" * (method != "plain")
+
+
+def scalars(report: Mapping[str, Any]) -> dict[str, float]:
+    """Returns rank-1 and mAP of every row by name, the joint single-query ones as ``rank-1`` and ``mAP``."""
+    numbers = {}
+    for row in report["results"]:
+        words = [row["feature"]] * (row["feature"] != "joint") + [row["query"]] * (row["query"] != SINGLE)
+        prefix = "/".join([*words, *(name for name in METHODS if row.get(name))])
+        for name in ("rank-1", "mAP"):
+            numbers[f"{prefix}/{name}" if prefix else name] = row[name]
+    return numbers
+
+
+def _names(row: Mapping[str, Any]) -> list[str]:
+    """Returns what the first three columns of the tables hold."""
+    methods = [called for name, called in METHODS.items() if row.get(name)]
+    return [row["feature"], row["query"], " + ".join(methods) or "plain"]
+
+
+def _explained(method: str, settings: Mapping[str, Any]) -> str:
+    if method == "reranked":
+        explanation = "k-reciprocal, " + ", ".join(f"{name} {value:g}" for name, value in settings.items())
+    else:
+        what = "each gallery image" if method == "augmented" else "each query"
+        weights = f"weighted by similarity^{settings['alpha']:g}" if settings["alpha"] else "equally weighted"
+        explanation = f"{what} averaged with the {settings['neighbours']} gallery images nearest to it, {weights}"
+    return f"{METHODS[method]}: {explanation}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def _distance(threshold: Optional[float]) -> str:
+    return "any" if threshold is None else f"{threshold:#.4g}"
+
+
+def _aligned(head: Sequence[str], lines: Sequence[Sequence[str]], left: int = 3) -> str:
+    """Returns a table whose first ``left`` columns are aligned to the left and the others to the right."""
+    widths = [max(map(len, column)) for column in zip(head, *lines)]
+
+    def line(cells: Sequence[str]) -> str:
+        aligned = [cell.ljust(w) if i < left else cell.rjust(w) for i, (cell, w) in enumerate(zip(cells, widths))]
+        return "  ".join(aligned).rstrip()
+
+    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
+    return "\n".join([line(head), rule, *map(line, lines)])

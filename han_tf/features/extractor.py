@@ -1,0 +1,173 @@
+"""Features from images with any model: a training run, or what han_tf.export made of one."""
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Optional, Union
+
+import numpy as np
+
+from han_tf.common.errors import UserError
+from han_tf.data.reading import BadImage, ImageReader, Source, checked_pixels, resize
+from han_tf.runtimes import KERAS, open_runtime
+from han_tf.runtimes.probes import prove
+
+
+class FeatureExtractor:
+    """Maps images of people to features; one class for all formats.
+
+        extractor = FeatureExtractor("runs/market1501-han_small-300epochs-seed0/exports/openvino-int8")
+        features = extractor(["a.jpg", "b.jpg"])  # [2, 1024] float32
+
+    Images of other sizes are resized as in training. While the network runs on one batch, other threads decode and
+    resize the next ones. May be called from several threads at once.
+
+    Args:
+      path: a training run's folder, or that of an exported model.
+      threads: how many the network runs with, and how many decode; as many as there are cores if None.
+      batch_size: images per call of the network.
+      white_level: what becomes white of deep grey files, see :class:`han_tf.data.depth.Depth`; their format's if None.
+
+    Attributes:
+      card: what the network is, see :class:`han_tf.runs.card.ModelCard`.
+      checksum: hex SHA-256 of the network, the same for a run and all its exports.
+      feature_dim: dimension of a feature.
+      input_size: height and width that images are resized to.
+      branch_names: whose equally wide parts, each of unit norm, make up a feature.
+      format, precision: of the model, as the card says.
+
+    Raises:
+      UserError: there is no model, it is damaged or of another version, what runs it is not installed, or an export
+        gives other features for its probe images here than its card allows.
+    """
+
+    def __init__(
+        self,
+        path: Union[str, os.PathLike],
+        *,
+        threads: Optional[int] = None,
+        batch_size: int = 64,
+        white_level: Optional[float] = None,
+    ):
+        if batch_size < 1 or (threads is not None and threads < 1):
+            raise UserError(f"batch_size is {batch_size} and threads {threads}, expected at least 1")
+        self.threads = threads
+        self.batch_size = batch_size
+        self.white_level = white_level
+        self.card, self._runtime = open_runtime(path, threads)
+        if self.card.probes:
+            prove(Path(path), self.card, self._runtime)
+        elif self.card.format != KERAS:
+            print(f"note: {path}: an export without probe images, which cannot prove itself here", file=sys.stderr)
+        self.checksum = self.card.checksum
+        self.feature_dim = self.card.feature_dim
+        self.input_size = self.card.input_size
+        self.branch_names = self.card.branch_names
+        self.format = self.card.format
+        self.precision = self.card.precision
+
+    def embed(self, images: np.ndarray) -> np.ndarray:
+        """Runs the network once, without resizing.
+
+        Args:
+          images: ``[n, *input_size, 3]`` uint8, RGB.
+
+        Returns:
+          ``[n, feature_dim]`` float32.
+
+        Raises:
+          UserError: the images have another shape or dtype.
+        """
+        images = np.asarray(images)
+        if images.dtype != np.uint8 or images.shape[1:] != (*self.input_size, 3):
+            raise UserError(
+                f"images are {images.dtype} {list(images.shape)}, expected uint8 [n, {self.input_size[0]}, "
+                f"{self.input_size[1]}, 3]"
+            )
+        if not len(images):
+            return np.empty([0, self.feature_dim], np.float32)
+        return self._runtime.embed(np.ascontiguousarray(images))
+
+    def __call__(self, images: Any, *, skip_bad_images: bool = False, progress: Optional[str] = None) -> np.ndarray:
+        """Returns the features of images.
+
+        Args:
+          images: paths, records, or arrays of different sizes, ``[height, width, 3]``, in any mixture; an array
+            ``[n, height, width, 3]``; or a ``tf.data.Dataset`` of such batches, which may come as tuples that begin
+            with them. Arrays are uint8 or float, RGB in [0, 255].
+          skip_bad_images: leave out files that cannot be decoded, and their rows, instead of raising.
+          progress: what the progress bar is called; None for no bar.
+
+        Returns:
+          ``[n, feature_dim]`` float32, in the order of the images.
+
+        Raises:
+          UserError: an image cannot be decoded, or an array is no image.
+        """
+        if hasattr(images, "as_numpy_iterator"):
+            parts = [self._of_batch(batch) for batch in images.as_numpy_iterator()]
+        elif isinstance(images, np.ndarray) and images.ndim == 4:
+            parts = [
+                self._of_batch(images[start : start + self.batch_size])
+                for start in range(0, len(images), self.batch_size)
+            ]
+        else:
+            parts = [features for features, _ in self.stream(images, skip_bad_images, progress)]
+        return np.concatenate([np.empty([0, self.feature_dim], np.float32), *parts])
+
+    def stream(
+        self, images: Sequence[Source], skip_bad_images: bool = False, progress: Optional[str] = None
+    ) -> "FeatureStream":
+        """Returns the features of images batch by batch, decoded in parallel with the network.
+
+        Args:
+          images: paths, records, or arrays ``[height, width, 3]``.
+          skip_bad_images, progress: as for a call of the extractor.
+        """
+        if isinstance(images, (str, bytes, os.PathLike)) or not isinstance(images, (Sequence, np.ndarray)):
+            raise UserError(f"images are {str(images)[:80]!r}, expected a sequence of paths or arrays")
+        return FeatureStream(self, images, skip_bad_images, progress)
+
+    def _of_batch(self, batch: Any) -> np.ndarray:
+        """Returns the features of a batch of any size, ``[n, height, width, 3]``, or of one that begins a tuple."""
+        pixels = np.asarray(batch[0] if isinstance(batch, (tuple, list)) else batch)
+        if pixels.ndim != 4:
+            raise UserError(f"a batch has shape {list(pixels.shape)}, expected [n, height, width, 3]")
+        return self.embed(resize(checked_pixels(pixels), self.input_size))
+
+
+class FeatureStream:
+    """The features of many images, batch by batch.
+
+    Iterating yields ``(features, kept)``: ``[m, feature_dim]`` float32, and the indices of the images they belong to,
+    int64 ``[m]``. While the network runs, the next batches are decoded.
+    """
+
+    def __init__(
+        self,
+        extractor: FeatureExtractor,
+        images: Sequence[Source],
+        skip_bad_images: bool = False,
+        progress: Optional[str] = None,
+    ):
+        self._extractor = extractor
+        self._reader = ImageReader(
+            images,
+            extractor.input_size,
+            extractor.batch_size,
+            skip_bad_images,
+            progress,
+            extractor.threads,
+            extractor.white_level,
+        )
+
+    @property
+    def bad_images(self) -> list[BadImage]:
+        """What was left out so far, and why."""
+        return self._reader.bad_images
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        if len(self._reader.records):
+            for images, kept in self._reader:
+                yield self._extractor.embed(images), kept

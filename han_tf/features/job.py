@@ -1,0 +1,514 @@
+"""Features of any number of images into a folder of Parquet files, in a way that survives being stopped.
+
+The list of images is cut into shards, which are made one by one and appear whole (:mod:`.feature_shards`). Whoever
+starts again finds which are there and makes the others: no row is lost and none is there twice. Shards whose image
+files have changed since, and those of another list if it is to replace the old one, are set aside in a folder of their
+own, from where rows of images that are the same are taken over.
+"""
+
+import bisect
+import csv
+import io
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple, Optional, Protocol, Union
+
+import numpy as np
+from tqdm import tqdm
+
+from han_tf.common import files
+from han_tf.common.errors import UserError
+from han_tf.data.image_lists import ImageList
+from han_tf.data.reading import BadImage, ImageReader
+from han_tf.features.extractor import FeatureExtractor
+from han_tf.features.shards import (
+    MANIFEST,
+    FeatureBatch,
+    Manifest,
+    ShardSummary,
+    content_checksum,
+    import_pyarrow,
+    read_contents,
+    read_manifest,
+    read_shard,
+    read_summary,
+    shard_path,
+    write_manifest,
+    write_shard,
+)
+
+SHARD_IMAGES = 8192
+"""Images per shard if nothing is said: 32 MiB of 1,024-D features, seconds to minutes of work."""
+
+BAD_IMAGES = "bad_images.csv"
+"""Lists the images that could not be read, with columns path and reason."""
+
+LOCK = ".lock"
+
+_LISTED = ("images", "fingerprint", "shard_images")
+"""Of a manifest, what an update may change."""
+
+ASIDE = "previous-"
+"""What the names of folders with earlier shards begin with."""
+
+SHARDS = "part-*.parquet"
+"""What the shards' names have in common."""
+
+
+class Model(Protocol):
+    """What identifies the features of a network: a feature extractor, or the card of a model."""
+
+    checksum: str
+    feature_dim: int
+    branch_names: tuple[str, ...]
+    format: str
+    precision: str
+
+
+class Part(NamedTuple):
+    """One of ``parts`` processes that share the shards: it makes those whose number leaves ``part - 1``."""
+
+    part: int
+    parts: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Part":
+        """Reads ``2/8``; ``""`` is all.
+
+        Raises:
+          UserError: it is no such pair, or not from 1 to the number of parts.
+        """
+        match = re.fullmatch("([0-9]{1,6})/([0-9]{1,6})", text or "1/1")
+        found = cls(*map(int, match.groups())) if match else cls(0, 0)
+        if not 1 <= found.part <= found.parts:
+            raise UserError(f"--part is {text!r}, expected one such as 2/8: from 1/8 to 8/8")
+        return found
+
+    def holds(self, shard: int) -> bool:
+        """Returns whether the shard is one of this part."""
+        return shard % self.parts == self.part - 1
+
+
+WHOLE = Part(1, 1)
+
+
+class Plan(NamedTuple):
+    """What there is to do.
+
+    Attributes:
+      manifest: what the folder is to hold.
+      pending: numbers of the shards that are to be made, in order.
+      notes: sentences about what was found in the folder.
+    """
+
+    manifest: Manifest
+    pending: tuple[int, ...]
+    notes: tuple[str, ...]
+
+
+class Extracted(NamedTuple):
+    """What the finished folder holds."""
+
+    rows: int
+    bad_images: int
+
+
+@contextmanager
+def locked(folder: Union[str, os.PathLike], part: Part = WHOLE) -> Iterator[None]:
+    """Makes ``folder`` if need be and keeps others out of it: all other extractions, or those of the same part.
+
+    Raises:
+      UserError: another one is at work there, or the folder cannot be written to.
+    """
+    taken = f"{folder}: another extraction is writing to it, expected to be alone there"
+    folder = Path(folder)
+    with ExitStack() as stack:
+        if part == WHOLE:
+            stack.enter_context(files.locked(folder / LOCK, taken))
+            for other in sorted(folder.glob(f"{LOCK}-*")):
+                stack.enter_context(files.locked(other, taken))
+        else:
+            own = f"{folder}: another process makes part {part.part}/{part.parts} there, expected to be alone with it"
+            stack.enter_context(files.locked(folder / f"{LOCK}-{part.part}-{part.parts}", own))
+        yield
+
+
+@contextmanager
+def planning(folder: Union[str, os.PathLike], part: Part) -> Iterator[None]:
+    """Lets one part after the other :func:`plan`; nothing to do for the whole, which is alone anyway."""
+    with ExitStack() as stack:
+        if part != WHOLE:
+            stack.enter_context(files.locked(Path(folder) / LOCK))
+        yield
+
+
+def plan(
+    folder: Union[str, os.PathLike],
+    images: ImageList,
+    model: Model,
+    shard_images: Optional[int] = None,
+    overwrite: bool = False,
+    *,
+    update: bool = False,
+    white_level: float = 0.0,
+    part: Part = WHOLE,
+) -> Plan:
+    """Finds out what is to be made and writes the manifest of a new folder; the folder should be :func:`locked`.
+
+    What is left of writers that were killed is removed. Shards that are there are read and their checksums compared;
+    damaged ones are to be made again, and those of which an image file is not what it was.
+
+    Args:
+      folder: where the features go.
+      images: what to extract features of.
+      model: by what.
+      shard_images: images per shard; as in the folder, or :data:`SHARD_IMAGES` in a new one, if None.
+      overwrite: remove what an earlier extraction has left there, whatever it is.
+      update: let this list take the place of the folder's; features of images that are the same stay.
+      white_level: what becomes white of deep grey images; 0 for what their format says.
+      part: whose shards are looked at.
+
+    Raises:
+      UserError: the folder is another list's or network's, of another format or precision, or divided in another
+        way; it cannot be written to; or holds Parquet files, but no manifest.
+    """
+    folder = Path(folder)
+    import_pyarrow()  # not only when the first shard is to be written
+    left = [path for name in (SHARDS, MANIFEST, BAD_IMAGES) for path in folder.glob(f".{name}.*.tmp")]
+    _remove([path for path in left if part == WHOLE or part.holds(_number(path))])
+    if overwrite:
+        # The manifest last: as long as it stands, nobody takes what is left of the old shards for new ones.
+        _remove([*folder.glob(SHARDS), folder / BAD_IMAGES])
+        _remove_aside(folder)
+        _remove([folder / MANIFEST])
+    wanted = Manifest(
+        model.checksum,
+        model.feature_dim,
+        tuple(model.branch_names),
+        images.fingerprint(),
+        len(images),
+        shard_images or SHARD_IMAGES,
+        model.format,
+        model.precision,
+        white_level,
+    )
+    if not (folder / MANIFEST).exists():
+        strays = sorted(folder.glob(SHARDS))
+        if strays:
+            raise UserError(
+                f"{folder}: holds {strays[0].name} but no {MANIFEST}, expected an empty folder or --overwrite"
+            )
+        write_manifest(folder, wanted)
+        return Plan(wanted, tuple(filter(part.holds, range(wanted.shards))), ())
+    manifest = read_manifest(folder)
+    untold = [name for name in ("model_format", "precision") if not getattr(manifest, name)]  # as in older ones
+    if update:
+        if not shard_images:
+            wanted = replace(wanted, shard_images=manifest.shard_images)
+        _check_same(folder, manifest, wanted, ignored=[*_LISTED, *untold])
+        if any(getattr(manifest, name) != getattr(wanted, name) for name in _LISTED):
+            _set_aside(folder, manifest, folder.glob(SHARDS))
+            write_manifest(folder, wanted)
+            manifest = wanted
+    else:
+        _check_same(folder, manifest, wanted, ignored=untold if shard_images else ["shard_images", *untold])
+    pending, notes, older = [], [], 0
+    own = list(filter(part.holds, range(manifest.shards)))
+    for number in tqdm(own, "checking", unit="shard", delay=2, leave=False):
+        path = shard_path(folder, number)
+        if not path.exists():
+            pending.append(number)
+            continue
+        try:
+            read_shard(folder, manifest, number)
+            content = read_summary(folder, manifest, number).content
+        except UserError as error:
+            notes.append(str(error))
+            pending.append(number)
+            continue
+        looked_at = images.part(*manifest.bounds(number))
+        older += not content
+        if content and content != content_checksum(looked_at.paths, looked_at.contents):
+            notes.append(f"{path}: image files are not what they were, their features are made again")
+            _set_aside(folder, manifest, [path])
+            pending.append(number)
+    if older:
+        notes.append(f"{older} of {len(own)} files do not tell what the image files held: changes are not noticed")
+    return Plan(manifest, tuple(pending), tuple(notes))
+
+
+def _number(path: Path) -> int:
+    """Returns the number of the shard that a temporary file is to become; -1 for other files."""
+    match = re.match(r"\.part-([0-9]+)\.parquet\.", path.name)
+    return int(match.group(1)) if match else -1
+
+
+def extract_shards(
+    extractor: FeatureExtractor,
+    images: ImageList,
+    folder: Union[str, os.PathLike],
+    manifest: Manifest,
+    shards: Sequence[int],
+    progress: Callable[[int], object] = lambda images: None,
+) -> list[str]:
+    """Makes shards: decoding, network and writing run side by side, across the borders of shards.
+
+    Memory holds the features of three shards at most. A feature that is not finite makes its image a bad one. Rows that
+    were set aside are taken over if their image file is the same.
+
+    Args:
+      extractor: the network of the manifest.
+      images: those of ``shards`` alone, in order.
+      folder: where the shards go.
+      manifest: what the folder holds.
+      shards: their numbers, rising.
+      progress: is called with a number of images when so many more were looked at.
+
+    Returns:
+      Sentences on what was made of the images, see :attr:`han_tf.data.depth.Depth.notes`.
+
+    Raises:
+      UserError: a shard cannot be written, or an image file cannot be read though it was there when it was listed.
+    """
+    aside = _Aside(folder, images)
+    left = np.flatnonzero(~aside.known)
+    missing = BadImage("", "No such file")
+    sources = [images.paths[row] if images.contents[row] else missing for row in left]
+    reader = ImageReader(
+        sources,
+        extractor.input_size,
+        extractor.batch_size,
+        threads=extractor.threads,
+        white_level=manifest.white_level or None,
+    )
+    # Only the last shard of the list may be shorter than the others, and it comes last here, too.
+    starts = range(0, len(images), manifest.shard_images)
+    written: Optional[Future[None]] = None
+    with ThreadPoolExecutor(1, thread_name_prefix="write") as writer:
+        batches = _embedded(extractor, reader, [images.paths[row] for row in left])
+        rest: tuple[np.ndarray, dict[int, str]] = np.empty([0, extractor.feature_dim], np.float32), {}
+        for number, start in zip(shards, starts):
+            part = images.part(start, start + manifest.shard_images)
+            features = np.empty([len(part), extractor.feature_dim], np.float32)
+            known = aside.known[start : start + len(part)]
+            aside.take(features, start)
+            progress(int(known.sum()))
+            rows = np.flatnonzero(~known)
+            reasons: dict[int, str] = {}
+            filled = 0
+            while filled < len(rows):
+                if not len(rest[0]):
+                    rest = next(batches)
+                taken = min(len(rest[0]), len(rows) - filled)
+                features[rows[filled : filled + taken]] = rest[0][:taken]
+                reasons.update({int(rows[filled + row]): reason for row, reason in rest[1].items() if row < taken})
+                rest = rest[0][taken:], {row - taken: reason for row, reason in rest[1].items() if row >= taken}
+                filled += taken
+                progress(taken)
+            if written is not None:
+                written.result()
+            written = writer.submit(_write, folder, manifest, number, part, features, reasons)
+        if written is not None:
+            written.result()
+    return reader.depth.notes
+
+
+def extract_locally(
+    extractor: FeatureExtractor, images: ImageList, folder: Union[str, os.PathLike], work: Plan
+) -> list[str]:
+    """Makes the pending shards in this process, with a progress bar over all images.
+
+    Returns:
+      Sentences, as :func:`extract_shards` does.
+
+    Raises:
+      UserError: as :func:`extract_shards` does.
+    """
+    bounds = [work.manifest.bounds(number) for number in work.pending]
+    pending = sum(end - start for start, end in bounds)
+    if not pending:
+        return []
+    left = images.take(np.concatenate([np.arange(start, end) for start, end in bounds]))
+    with tqdm(total=len(images), initial=len(images) - pending, desc="features", unit="img", smoothing=0.1) as bar:
+        return extract_shards(extractor, left, folder, work.manifest, work.pending, bar.update)
+
+
+def missing_shards(folder: Union[str, os.PathLike], manifest: Manifest) -> int:
+    """Returns how many shards are not there yet."""
+    return sum(not shard_path(folder, number).exists() for number in range(manifest.shards))
+
+
+def finish(folder: Union[str, os.PathLike], manifest: Manifest, max_bad_images: float = 1.0) -> Extracted:
+    """Checks that every shard is there, lists the bad images and removes what was set aside.
+
+    Args:
+      folder: where the shards are.
+      manifest: what the folder holds.
+      max_bad_images: largest share of images that may be bad.
+
+    Raises:
+      UserError: a shard is missing or is not this extraction's; none of the images could be read, or too few; or the
+        list of bad images cannot be written.
+    """
+    folder = Path(folder)
+    summaries = [read_summary(folder, manifest, number) for number in range(manifest.shards)]
+    done = Extracted(sum(summary.rows for summary in summaries), sum(len(summary.bad_images) for summary in summaries))
+    path = folder / BAD_IMAGES
+    if done.bad_images:
+        _write_bad_images(path, summaries)
+    else:
+        _remove([path])
+    _remove_aside(folder)
+    if not done.rows:
+        raise UserError(f"none of the {manifest.images} images could be read, expected at least one; see {path}")
+    if done.bad_images > max_bad_images * manifest.images:
+        raise UserError(
+            f"{done.bad_images} of {manifest.images} images could not be read, expected at most {max_bad_images:.1%}; "
+            f"see {path}; the other features are there, and --max_bad_images takes more"
+        )
+    return done
+
+
+class _Aside:
+    """The rows of shards that were set aside, as far as their images are those of a list.
+
+    Attributes:
+      known: ``[n]`` bool, which images of the list have one.
+    """
+
+    def __init__(self, folder: Union[str, os.PathLike], images: ImageList):
+        self.known = np.zeros(len(images), bool)
+        self._files: list[tuple[Path, Manifest, int]] = []
+        # Per image the file, by its place in the list, and the row.
+        self._places = np.zeros([len(images), 2], np.int64)
+        for aside in sorted(Path(folder).glob(f"{ASIDE}*")) if len(images) else []:
+            with suppress(UserError):
+                manifest = read_manifest(aside)
+                for number in range(manifest.shards):
+                    if shard_path(aside, number).exists():
+                        with suppress(UserError):  # a damaged one is of no use
+                            self._look(aside, manifest, number, images)
+
+    def _look(self, folder: Path, manifest: Manifest, number: int, images: ImageList) -> None:
+        summary = read_summary(folder, manifest, number)
+        start = bisect.bisect_left(images.paths, summary.first)
+        end = bisect.bisect_right(images.paths, summary.last) if summary.last else len(images)
+        if start >= end:
+            return
+        rows = {pair: row for row, pair in enumerate(zip(*read_contents(folder, manifest, number)))}
+        for image in range(start, end):
+            row = rows.get((images.paths[image], images.contents[image]))
+            if row is not None and not self.known[image]:
+                self.known[image] = True
+                self._places[image] = len(self._files), row
+        self._files.append((folder, manifest, number))
+
+    def take(self, features: np.ndarray, start: int) -> None:
+        """Fills in the features of the images from ``start`` on that have one."""
+        known = np.flatnonzero(self.known[start : start + len(features)])
+        places = self._places[start + known]
+        for file in np.unique(places[:, 0]):
+            of_file = places[:, 0] == file
+            features[known[of_file]] = read_shard(*self._files[file]).features[places[of_file, 1]]
+
+
+def _set_aside(folder: Path, manifest: Manifest, shards: Iterable[Path]) -> None:
+    """Moves shards to where :class:`_Aside` finds them; may be done again if it was interrupted."""
+    aside = folder / f"{ASIDE}{manifest.fingerprint[:16]}-{manifest.shard_images}"
+    write_manifest(aside, manifest)
+    try:
+        for path in shards:
+            os.replace(path, aside / path.name)
+    except OSError as error:
+        raise UserError(f"cannot move {path} to {aside}: {error.strerror or error}") from error
+
+
+def _remove_aside(folder: Path) -> None:
+    for aside in folder.glob(f"{ASIDE}*"):
+        try:
+            shutil.rmtree(aside)
+        except OSError as error:
+            raise UserError(f"cannot remove {aside}: {error.strerror or error}") from error
+
+
+def _embedded(
+    extractor: FeatureExtractor, reader: ImageReader, paths: Sequence[str]
+) -> Iterator[tuple[np.ndarray, dict[int, str]]]:
+    """Yields, per batch, features (arbitrary for bad images) and why some images are bad, by row."""
+    for pixels, start, found in reader.batches():
+        reasons = {index - start: reason for index, reason in found.items()}
+        for row in range(len(pixels)):
+            try:
+                paths[start + row].encode()
+            except UnicodeEncodeError:
+                reasons[row] = "the path is not UTF-8, which Parquet wants"
+        whole = np.array([row not in reasons for row in range(len(pixels))])
+        features = np.zeros([len(pixels), extractor.feature_dim], np.float32)
+        features[whole] = extractor.embed(pixels if whole.all() else pixels[whole])
+        for row in np.flatnonzero(~np.isfinite(features).all(axis=1)):
+            reasons[int(row)] = "the network's feature of it is not finite"
+        yield features, reasons
+
+
+def _write(
+    folder: Union[str, os.PathLike],
+    manifest: Manifest,
+    number: int,
+    images: ImageList,
+    features: np.ndarray,
+    reasons: dict[int, str],
+) -> None:
+    rows = FeatureBatch(features, images.pids, images.camids, images.times, np.array(images.paths, object))
+    whole = np.array([row not in reasons for row in range(len(images))])
+    if reasons:
+        rows = FeatureBatch(*(values[whole] for values in rows))
+    bad = [BadImage(images.paths[row], reason) for row, reason in sorted(reasons.items())]
+    contents = [images.contents[row] for row in np.flatnonzero(whole)]
+    write_shard(folder, manifest, number, rows, bad, contents, content_checksum(images.paths, images.contents))
+
+
+def _check_same(folder: Path, found: Manifest, wanted: Manifest, ignored: Sequence[str]) -> None:
+    phrases = {
+        "model": "features of model {}",
+        "feature_dim": "features of dimension {}",
+        "branch_names": "features of the branches {}",
+        "model_format": "features of a model in format {}",
+        "precision": "features of a model in {}",
+        "images": "features of {} images",
+        "fingerprint": "features of another list of images, with the fingerprint {}",
+        "shard_images": "shards of {} images",
+        "white_level": "features with the white level {}",
+    }
+    for name, phrase in phrases.items():
+        values = getattr(found, name), getattr(wanted, name)
+        if values[0] != values[1] and name not in ignored:
+            raise UserError(
+                f"{folder}: holds {phrase.format(values[0])}, expected {values[1]}; "
+                "give another --out, or --overwrite to make it anew"
+                + ("; --update keeps the features of images that are the same" if name in _LISTED else "")
+            )
+
+
+def _write_bad_images(path: Path, summaries: Sequence[ShardSummary]) -> None:
+    with files.atomic_open(path) as stream:
+        # Paths that are not UTF-8 come out as the bytes that they are on disk.
+        text = io.TextIOWrapper(stream, "utf-8", "surrogateescape", newline="", write_through=True)
+        writer = csv.writer(text)
+        writer.writerow(BadImage._fields)
+        for summary in summaries:
+            writer.writerows(summary.bad_images)
+        text.detach()
+
+
+def _remove(paths: Sequence[Path]) -> None:
+    for path in paths:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot remove {path}: {error.strerror or error}") from error

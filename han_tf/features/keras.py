@@ -1,0 +1,50 @@
+"""A Keras network's features of images."""
+
+from collections.abc import Sequence
+from typing import Any, Optional
+
+import numpy as np
+
+from han_tf.data.reading import ImageReader
+from han_tf.data.records import Record
+from han_tf.features.archives import FeatureSet
+from han_tf.models.network import ReIDNetwork, inference_function
+
+
+def extract_features(
+    model: ReIDNetwork,
+    records: Sequence[Record],
+    *,
+    batch_size: int = 64,
+    skip_bad_images: bool = False,
+    progress: Optional[str] = "features",
+) -> tuple[np.ndarray, tuple[Record, ...]]:
+    """Returns the features of the images of ``records``.
+
+    Args:
+      model: the network.
+      records: what to read, decode and embed.
+      batch_size: images per forward pass.
+      skip_bad_images: leave out files that cannot be decoded instead of raising.
+      progress: what the progress bar is called; None for no bar.
+
+    Returns:
+      ``[n, feature_dim]`` float32, the branches' parts side by side, each of unit norm; and the ``n``
+      records they belong to: all of them, unless bad images were skipped.
+
+    Raises:
+      UserError: an image cannot be decoded.
+    """
+    embed = inference_function(model)
+    reader = ImageReader(records, model.input_size, batch_size, skip_bad_images, progress)
+    features = np.empty([len(records), model.feature_dim], np.float32)
+    kept: list[int] = []
+    for images, indices in reader:
+        features[len(kept) : len(kept) + len(images)] = embed(images)
+        kept.extend(indices)
+    return features[: len(kept)], tuple(records[index] for index in kept)
+
+
+def feature_set(model: ReIDNetwork, records: Sequence[Record], **options: Any) -> FeatureSet:
+    """Returns :func:`extract_features` of ``records`` with their labels."""
+    return FeatureSet.of(*extract_features(model, records, **options))

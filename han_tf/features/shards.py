@@ -1,0 +1,454 @@
+"""Features of many images on disk: a folder of Parquet files and the manifest that says what they are.
+
+``part-00000.parquet``, ``part-00001.parquet``, … hold one row per image, in the order of the images' paths:
+
+======= ====================================== ======================================================
+path    string                                 the image file, absolute
+pid     int64, null where unknown              the person
+camid   int64, null where unknown              the camera
+time    float64, null where unknown            seconds since 1970, UTC
+feature fixed_size_list<float32>[feature_dim]  the branches' parts side by side, each of unit norm
+model   string (dictionary)                    checksum of the network
+content string                                 size and time of the image file, or its checksum (see
+                                               :class:`.image_lists.ImageList`); older files lack the column
+======= ====================================== ======================================================
+
+Each file is complete in itself: its metadata name the list of images and the network it belongs to, its place in
+the list, a checksum of what the image files held, and the images that could not be read; its pages carry checksums. It
+is written under a temporary name and renamed, so a file of that name is whole, or was damaged later. ``manifest.json``
+is written before the first of them.
+"""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple, Optional, Union
+
+import numpy as np
+
+from han_tf import __version__
+from han_tf.common.errors import UserError
+from han_tf.common.files import atomic_open, write_json
+from han_tf.data.image_lists import UNKNOWN
+from han_tf.data.reading import BadImage
+
+MANIFEST = "manifest.json"
+
+FORMAT = 1
+"""Raised when a reader of the old format could not read the new one."""
+
+METADATA = b"han_tf"
+"""The key of a file's own metadata (JSON) beside ``han_tf_version``, ``feature_dim`` and ``branch_names``."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What the files of a folder have in common.
+
+    Attributes:
+      model: checksum of the network, 64 hexadecimal digits.
+      feature_dim: numbers per feature.
+      branch_names: names of its equally wide parts.
+      fingerprint: of the list of images: their paths, pids, camids and times in order.
+      images: length of the list.
+      shard_images: images per file; the last may have fewer.
+      model_format, precision: of the model, as its card says; empty where a manifest is older than they are.
+      white_level: what became white of deep grey images, see :class:`han_tf.data.depth.Depth`; 0 for their format's.
+      han_tf: version that wrote the manifest.
+    """
+
+    model: str
+    feature_dim: int
+    branch_names: tuple[str, ...]
+    fingerprint: str
+    images: int
+    shard_images: int
+    model_format: str = ""
+    precision: str = ""
+    white_level: float = 0.0
+    han_tf: str = __version__
+
+    @property
+    def shards(self) -> int:
+        """How many files there are when all is done."""
+        return math.ceil(self.images / self.shard_images)
+
+    def bounds(self, number: int) -> tuple[int, int]:
+        """Returns where the images of a file start in the list, and where they end (exclusive)."""
+        return number * self.shard_images, min((number + 1) * self.shard_images, self.images)
+
+
+class FeatureBatch(NamedTuple):
+    """Some rows.
+
+    Attributes:
+      features: ``[n, feature_dim]`` float32; read-only when it comes from a file, as the other numbers do.
+      pids, camids: ``[n]`` int64; :data:`han_tf.data.image_lists.UNKNOWN` where not known (null in the files).
+      times: ``[n]`` float64, seconds since 1970, UTC; NaN where not known.
+      paths: ``[n]`` objects, strings.
+    """
+
+    features: np.ndarray
+    pids: np.ndarray
+    camids: np.ndarray
+    times: np.ndarray
+    paths: np.ndarray
+
+
+class ShardSummary(NamedTuple):
+    """What a file says of itself.
+
+    Attributes:
+      rows: how many it holds.
+      bad_images: in the order of the list.
+      content: :func:`content_checksum` of the files its images were; empty where a file is older than that.
+      first, last: the paths of the first and the last row; empty where there is none.
+    """
+
+    rows: int
+    bad_images: tuple[BadImage, ...]
+    content: str = ""
+    first: str = ""
+    last: str = ""
+
+
+class FeatureShards:
+    """A finished folder of features. Iterating yields one :class:`FeatureBatch` per file, in order.
+
+    Args:
+      folder: where the files are.
+
+    Attributes:
+      manifest: what the files have in common.
+
+    Raises:
+      UserError: there is no such folder, a file is missing or damaged, or belongs to other images or another
+        network. What only the data themselves can tell is raised when they are read: a checksum that is wrong,
+        another network in a row, a feature without a number.
+    """
+
+    def __init__(self, folder: Union[str, os.PathLike]):
+        self.folder = Path(folder)
+        self.manifest = read_manifest(self.folder)
+        shards = range(self.manifest.shards)
+        missing = [number for number in shards if not shard_path(self.folder, number).exists()]
+        if missing:
+            raise UserError(
+                f"{self.folder}: {len(shards) - len(missing)} of {len(shards)} files are there "
+                f"({shard_path(self.folder, missing[0]).name} is not), expected all; python -m han_tf.extract goes on"
+            )
+        self._summaries = [read_summary(self.folder, self.manifest, number) for number in shards]
+
+    def __len__(self) -> int:
+        return sum(summary.rows for summary in self._summaries)
+
+    def __iter__(self) -> Iterator[FeatureBatch]:
+        for number in range(self.manifest.shards):
+            yield read_shard(self.folder, self.manifest, number)
+
+    @property
+    def bad_images(self) -> tuple[BadImage, ...]:
+        """The images that could not be read and have no row."""
+        return tuple(bad for summary in self._summaries for bad in summary.bad_images)
+
+
+def shard_path(folder: Union[str, os.PathLike], number: int) -> Path:
+    """Returns the name of a file."""
+    return Path(folder) / f"part-{number:05d}.parquet"
+
+
+def write_manifest(folder: Union[str, os.PathLike], manifest: Manifest) -> None:
+    """Writes ``manifest.json``, whole or not at all.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    write_json(Path(folder) / MANIFEST, {"format": FORMAT, **asdict(manifest), "shards": manifest.shards})
+
+
+def read_manifest(folder: Union[str, os.PathLike]) -> Manifest:
+    """Reads what :func:`write_manifest` wrote.
+
+    Raises:
+      UserError: there is none, it is damaged or of another format.
+    """
+    path = Path(folder) / MANIFEST
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}, expected a folder that python -m han_tf.extract wrote") from error
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}), expected the manifest of a folder of features") from error
+    version = found.get("format") if isinstance(found, dict) else None
+    if version != FORMAT:
+        raise UserError(f"{path}: format {version!r}, expected {FORMAT}, as python -m han_tf.extract writes it")
+    values: dict[str, Any] = {}
+    for name, kind in Manifest.__annotations__.items():
+        value = found.get(name, _LATER.get(name))
+        if name == "branch_names":
+            fits = isinstance(value, list) and all(isinstance(branch, str) for branch in value)
+            value = tuple(value) if fits else value
+        elif kind is float:
+            fits = type(value) in (int, float) and 0 <= value < math.inf
+        else:
+            fits = type(value) is kind and (kind is str or value > 0)
+        if not fits:
+            raise UserError(f"{path}: {name} is {value!r}, expected what python -m han_tf.extract writes there")
+        values[name] = value
+    return Manifest(**values)
+
+
+_LATER = {"model_format": "", "precision": "", "white_level": 0.0}
+"""What older manifests lack -> what stands for it."""
+
+
+def content_checksum(paths: Sequence[str], contents: Sequence[str]) -> str:
+    """Returns 64 hexadecimal digits that tell what image files held, in any order."""
+    digest = hashlib.sha256()
+    for path, content in sorted(zip(paths, contents)):
+        digest.update(os.fsencode(path) + f"\0{content}\n".encode())
+    return digest.hexdigest()
+
+
+def write_shard(
+    folder: Union[str, os.PathLike],
+    manifest: Manifest,
+    number: int,
+    rows: FeatureBatch,
+    bad_images: Sequence[BadImage] = (),
+    contents: Optional[Sequence[str]] = None,
+    content: str = "",
+) -> None:
+    """Writes one file, whole or not at all.
+
+    Args:
+      folder: where to.
+      manifest: what the folder holds.
+      number: which of its files.
+      rows: the images of the list from ``manifest.bounds(number)`` that could be read, in order.
+      bad_images: the others.
+      contents: what the files of ``rows`` held; None if nobody knows.
+      content: :func:`content_checksum` of all of them, the bad ones, too.
+
+    Raises:
+      UserError: the file cannot be written.
+      ValueError: rows and bad images together are more or fewer than the file is to have, or the features
+        have another dimension.
+    """
+    arrow, parquet = import_pyarrow()
+    start, end = manifest.bounds(number)
+    expected = (end - start - len(bad_images), manifest.feature_dim)
+    if rows.features.shape != expected:
+        raise ValueError(f"features have the shape {rows.features.shape}, expected {expected}")
+    features = np.ascontiguousarray(rows.features, np.float32)
+    # Without room for nulls, which no feature has, Parquet files are read twice as fast.
+    vector = arrow.list_(arrow.field("element", arrow.float32(), nullable=False), manifest.feature_dim)
+    checksums = arrow.DictionaryArray.from_arrays(np.zeros(len(features), np.int32), arrow.array([manifest.model]))
+    columns = {
+        "path": arrow.array(list(rows.paths), arrow.string()),
+        "pid": arrow.array(rows.pids, arrow.int64(), mask=rows.pids == UNKNOWN),
+        "camid": arrow.array(rows.camids, arrow.int64(), mask=rows.camids == UNKNOWN),
+        "time": arrow.array(rows.times, arrow.float64(), mask=np.isnan(rows.times)),
+        "feature": arrow.FixedSizeListArray.from_arrays(arrow.array(features.reshape(-1)), type=vector),
+        "model": checksums,
+    }
+    if contents is not None:
+        columns["content"] = arrow.array(list(contents), arrow.string())
+    ends = dict(zip(("first_path", "last_path"), (rows.paths[0], rows.paths[-1]))) if len(rows.paths) else {}
+    metadata = {
+        "han_tf_version": __version__,
+        "feature_dim": str(manifest.feature_dim),
+        "branch_names": json.dumps(manifest.branch_names),
+        METADATA: json.dumps({**_place(manifest, number), "bad_images": bad_images, "content": content, **ends}),
+    }
+    known = {"path", "feature", "model", "content"}  # in every row
+    schema = arrow.schema(
+        [arrow.field(name, column.type, nullable=name not in known) for name, column in columns.items()], metadata
+    )
+    table = arrow.Table.from_arrays(list(columns.values()), schema=schema)
+    with atomic_open(shard_path(folder, number)) as stream:
+        parquet.write_table(
+            table,
+            stream,
+            row_group_size=manifest.shard_images,
+            use_dictionary=["model"],
+            # Random digits do not get smaller, and statistics say nothing about them.
+            compression={**dict.fromkeys(columns, "zstd"), "feature.list.element": "none"},
+            write_statistics=["path", "pid", "camid", "time"],
+            write_page_checksum=True,
+        )
+
+
+def read_summary(folder: Union[str, os.PathLike], manifest: Manifest, number: int) -> ShardSummary:
+    """Returns what a file says of itself, without reading its rows.
+
+    Raises:
+      UserError: the file is missing or damaged, or belongs to other images or another network.
+    """
+    with _ShardFile(folder, manifest, number) as file:
+        return file.summary
+
+
+def read_shard(folder: Union[str, os.PathLike], manifest: Manifest, number: int) -> FeatureBatch:
+    """Returns the rows of a file; the features are a view of what Arrow read.
+
+    Raises:
+      UserError: the file is missing or damaged, or belongs to other images or another network.
+    """
+    with _ShardFile(folder, manifest, number) as file:
+        return file.read()
+
+
+def read_contents(folder: Union[str, os.PathLike], manifest: Manifest, number: int) -> tuple[list[str], list[str]]:
+    """Returns the paths of a file's rows and what the image files held; none if the file is older than that.
+
+    Raises:
+      UserError: as :func:`read_shard` does.
+    """
+    with _ShardFile(folder, manifest, number) as file:
+        return file.read_contents()
+
+
+def import_pyarrow() -> tuple[ModuleType, ModuleType]:
+    """Returns ``pyarrow`` and ``pyarrow.parquet``.
+
+    Raises:
+      UserError: they are not installed.
+    """
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise UserError(f"Parquet files need pyarrow ({error}), expected: pip install 'han-tf[extract]'") from error
+    return pyarrow, parquet
+
+
+class _ShardFile:
+    """An open file whose metadata and columns are as they should be."""
+
+    def __init__(self, folder: Union[str, os.PathLike], manifest: Manifest, number: int):
+        self._arrow, parquet = import_pyarrow()
+        self.path = shard_path(folder, number)
+        self.manifest = manifest
+        try:
+            self._file = parquet.ParquetFile(self.path, page_checksum_verification=True)
+        except FileNotFoundError as error:
+            raise UserError(f"{self.path}: no such file, expected Parquet") from error
+        except (OSError, ValueError, self._arrow.ArrowException) as error:
+            raise self._damaged(error) from error
+        try:
+            self.summary = self._check_metadata(number)
+            self._check_columns()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> "_ShardFile":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._file.close()
+
+    def read(self) -> FeatureBatch:
+        try:
+            table = self._file.read([*_EXPECTED]).combine_chunks()
+        except (OSError, ValueError, self._arrow.ArrowException) as error:
+            raise self._damaged(error) from error
+        models = set(table.column("model").unique().to_pylist())
+        if models - {self.manifest.model}:
+            other = (models - {self.manifest.model}).pop()
+            raise UserError(f"{self.path}: features of model {other}, expected {self.manifest.model}")
+        for name in ("path", "feature"):
+            if table.column(name).null_count:
+                raise UserError(f"{self.path}: {table.column(name).null_count} rows have no {name}, expected none")
+        width = self.manifest.feature_dim
+        # An empty table has a column without a chunk.
+        features = [chunk.flatten() for chunk in table.column("feature").chunks]
+        if any(chunk.null_count for chunk in features):
+            raise UserError(f"{self.path}: a feature lacks a number, expected {width} in each")
+        arrays = [chunk.to_numpy(zero_copy_only=True).reshape(-1, width) for chunk in features]
+        (joined,) = arrays or [np.empty([0, width], np.float32)]
+        return FeatureBatch(  # type: ignore[call-arg]  # two arrays are unpacked
+            joined,
+            *(table.column(name).fill_null(UNKNOWN).to_numpy() for name in ("pid", "camid")),
+            table.column("time").fill_null(math.nan).to_numpy(),
+            table.column("path").to_numpy(),
+        )
+
+    def read_contents(self) -> tuple[list[str], list[str]]:
+        if "content" not in self._file.schema_arrow.names:
+            return [], []
+        try:
+            table = self._file.read(["path", "content"])
+        except (OSError, ValueError, self._arrow.ArrowException) as error:
+            raise self._damaged(error) from error
+        return table.column("path").to_pylist(), table.column("content").to_pylist()
+
+    def _check_metadata(self, number: int) -> ShardSummary:
+        place = _place(self.manifest, number)
+        try:
+            found = json.loads((self._file.schema_arrow.metadata or {})[METADATA])
+            bad_images = tuple(BadImage(path, reason) for path, reason in found["bad_images"])
+            values = {name: found[name] for name in place}
+            told = [str(found.get(name, "")) for name in ("content", "first_path", "last_path")]
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{self.path}: not written by python -m han_tf.extract, expected one of its files"
+            ) from error
+        for name, expected in place.items():
+            if values[name] != expected:
+                raise UserError(
+                    f"{self.path}: {name} is {values[name]!r}, expected {expected!r} as in {MANIFEST}: "
+                    "it belongs to another extraction"
+                )
+        rows = self._file.metadata.num_rows
+        if rows + len(bad_images) != place["images"]:
+            raise UserError(
+                f"{self.path}: {rows} rows and {len(bad_images)} bad images, expected {place['images']} together"
+            )
+        return ShardSummary(rows, bad_images, *told)
+
+    def _check_columns(self) -> None:
+        schema = self._file.schema_arrow
+        types = self._arrow.types
+        for name, expected in _EXPECTED.items():
+            found = schema.field(name).type if name in schema.names else None
+            if name == "feature":
+                expected = f"fixed_size_list<float32>[{self.manifest.feature_dim}]"
+                fits = (
+                    found is not None
+                    and types.is_fixed_size_list(found)
+                    and types.is_float32(found.value_type)
+                    and found.list_size == self.manifest.feature_dim
+                )
+            else:
+                plain = found.value_type if found is not None and types.is_dictionary(found) else found
+                fits = str(plain).removeprefix("large_") == expected
+            if not fits:
+                what = "no column" if found is None else f"column of {found}"
+                raise UserError(f"{self.path}: {what} {name}, expected {expected}")
+
+    def _damaged(self, error: Exception) -> UserError:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        return UserError(f"{self.path}: damaged or no Parquet ({reason}); python -m han_tf.extract makes it again")
+
+
+_EXPECTED = {"path": "string", "pid": "int64", "camid": "int64", "time": "double", "feature": "", "model": "string"}
+"""Columns -> their types in Arrow's words."""
+
+
+def _place(manifest: Manifest, number: int) -> dict[str, Any]:
+    """Returns what ties a file to its folder."""
+    start, end = manifest.bounds(number)
+    return {
+        "model": manifest.model,
+        "fingerprint": manifest.fingerprint,
+        "shard": number,
+        "first": start,
+        "images": end - start,
+    }

@@ -1,0 +1,248 @@
+"""The model card: what a network is, what it was trained on and what it may be used for."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Optional, Union
+
+from han_tf.common.errors import UserError
+from han_tf.common.files import sha256_of, write_json
+from han_tf.data.joined import SEPARATOR
+
+CARD = "card.json"
+"""The card's name in the folder of an exported model."""
+
+KIND = "han_tf model"
+VERSION = 1
+"""What a card says it is; an exported model of another version is refused."""
+
+READABLE = "MODEL_CARD.md"
+
+LICENCES = {
+    "synthetic": "none needed: the training images are drawn by han_tf (Apache-2.0) and show no real people",
+    "csv": "that of the owner of the training images, who decides on the use of networks trained on them",
+}
+"""Data set -> terms for networks trained on it."""
+
+RESEARCH_ONLY = "research use only: the training images are licensed for research only"
+"""The terms for networks trained on any other data set."""
+
+
+def licence_of(dataset: str) -> str:
+    """Returns the terms for networks trained on a data set, or on several whose names are separated by commas."""
+    return "; ".join(dict.fromkeys(LICENCES.get(name, RESEARCH_ONLY) for name in dataset.split(SEPARATOR)))
+
+
+_HEX = frozenset("0123456789abcdef")
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What is to be known of a network before its features are used.
+
+    Attributes:
+      format: ``keras`` for a run's folder, else the format of the export.
+      precision: ``float32``, ``float16``, ``bfloat16`` or ``int8``: in what the convolutions are computed.
+      checksum: hex SHA-256 of the network, see :func:`network_checksum`; a run and all its exports have the same.
+      model: registry name of the network.
+      input_size: height and width of the images, in pixels.
+      feature_dim: dimension of the feature.
+      branch_names: whose equally wide parts, each of unit norm, the feature joins.
+      dataset, split: what it was trained on; of several data sets the names, separated by commas.
+      licence: terms of the training data, which go over to the network.
+      schedule: epochs, batch size, loss and learning rate of the training; ``epochs_done`` when the network was saved.
+      accuracy: rank-1 and mAP (fractions) of the joint feature after the training, single query, on the
+        first of several data sets; None if not known.
+      flops: operations for one image as the paper counts them; None if not counted.
+      files: name of each model file in the folder -> its hex SHA-256; empty for a run.
+      check: how the export compares with the Keras network, see :mod:`han_tf.deploy.checking`; empty for a run.
+      probes: images and their features, which the export has to give wherever it is opened, see
+        :mod:`han_tf.runtimes.probes`; empty for a run, and for exports of earlier versions.
+      han_tf_version: of the package that wrote the card.
+      created: when, UTC.
+    """
+
+    format: str
+    precision: str
+    checksum: str
+    model: str
+    input_size: tuple[int, int]
+    feature_dim: int
+    branch_names: tuple[str, ...]
+    dataset: str
+    split: str
+    licence: str
+    schedule: Mapping[str, Any]
+    accuracy: Optional[Mapping[str, float]]
+    flops: Optional[int]
+    han_tf_version: str
+    created: str
+    files: Mapping[str, str] = field(default_factory=dict)
+    check: Mapping[str, Any] = field(default_factory=dict)
+    probes: Mapping[str, Any] = field(default_factory=dict)
+
+    def save(self, folder: Union[str, os.PathLike]) -> None:
+        """Writes the card into ``folder``, as JSON and to be read by people.
+
+        Raises:
+          UserError: it cannot be written.
+        """
+        write_json(Path(folder) / CARD, {"kind": KIND, "version": VERSION, **asdict(self)})
+        try:
+            (Path(folder) / READABLE).write_text(self.describe(), encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"cannot write {Path(folder) / READABLE}: {error.strerror or error}") from error
+
+    def describe(self) -> str:
+        """Returns the card in Markdown."""
+        trained_on = f"{self.dataset} {self.split}".rstrip()
+        on_which = f" on {self.dataset.split(SEPARATOR)[0]}" * (SEPARATOR in self.dataset)
+        height, width = self.input_size
+        branches = ", ".join(self.branch_names)
+        lines = [
+            f"# {self.model}, {self.format}, {self.precision}",
+            "",
+            f"Person re-identification: RGB images of people, uint8 [n, {height}, {width}, 3], to features, float32 "
+            f"[n, {self.feature_dim}]. Their parts ({branches}) are of unit norm each; features are compared by L2 "
+            "distance. Normalisation of the pixels is part of the model; other image sizes are resized bilinearly "
+            "without antialiasing, which `han_tf.FeatureExtractor` does.",
+            "",
+            "| | |",
+            "|---|---|",
+            f"| training data | {trained_on} |",
+            f"| terms | {self.licence} |",
+            f"| schedule | {', '.join(f'{name} {value}' for name, value in self.schedule.items())} |",
+            f"| accuracy of the network{on_which} | {_percent(self.accuracy)} |",
+            f"| FLOPs per image | {'not counted' if self.flops is None else f'{self.flops:.4g}'}, a multiply-add "
+            "counted as two |",
+            f"| checksum of the network | `{self.checksum}` |",
+            f"| made by | han_tf {self.han_tf_version}, {self.created} |",
+        ]
+        if self.check:
+            lines.append(
+                f"| against the Keras network | features differ by at most {self.check['largest_difference']:.2g}, "
+                f"least cosine {self.check['least_cosine']:.6f}, on {self.check['images']} images |"
+            )
+        if "accuracy" in self.check:
+            lines.append(
+                f"| accuracy on {self.check['dataset']} | {_percent(self.check['accuracy'])}; "
+                f"the Keras network {_percent(self.check['keras_accuracy'])} |"
+            )
+        if self.probes:
+            lines.append(
+                f"| checked on | {self.probes['processor']}; wherever the model is opened, the cosine to the Keras "
+                f"features of {len(self.probes['images'])} probe images must be {self.probes['least_cosine']:.6f} or "
+                f"more, and is {self.probes['cosine']:.6f} there |"
+            )
+        if self.files:
+            lines += ["", "| file | SHA-256 |", "|---|---|"]
+            lines += [f"| {name} | `{digest}` |" for name, digest in sorted(self.files.items())]
+        return "\n".join(lines) + "\n"
+
+
+def _percent(accuracy: Optional[Mapping[str, float]]) -> str:
+    if not accuracy:
+        return "not known"
+    return ", ".join(f"{name} {100 * value:.2f} %" for name, value in accuracy.items())
+
+
+def read_card(folder: Union[str, os.PathLike]) -> ModelCard:
+    """Reads the card of an exported model.
+
+    Raises:
+      UserError: there is none, or it is damaged, of something else or of another version.
+    """
+    path = Path(folder) / CARD
+    expected = "expected the folder of an exported model (python -m han_tf.export makes one)"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}, {expected}") from error
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({' '.join(str(error).split())}), {expected}") from error
+    kind = values.pop("kind", None) if isinstance(values, dict) else None
+    if kind != KIND:
+        raise UserError(f"{path}: kind is {kind!r}, expected {KIND!r}")
+    version = values.pop("version", None)
+    if version != VERSION:
+        raise UserError(f"{path}: version is {version!r}, expected {VERSION}; export the run anew")
+    values.setdefault("probes", {})  # which exports of earlier versions lack
+    for entry in fields(ModelCard):
+        if entry.name not in values:
+            raise UserError(f"{path}: no entry {entry.name!r}, expected those of version {VERSION}")
+    unknown = sorted(set(values) - {entry.name for entry in fields(ModelCard)})
+    if unknown:
+        raise UserError(f"{path}: unknown entry {unknown[0]!r}, expected those of version {VERSION}")
+    _check_values(path, values)
+    values["input_size"] = tuple(values["input_size"])
+    values["branch_names"] = tuple(values["branch_names"])
+    return ModelCard(**values)
+
+
+def _check_values(path: Path, values: Mapping[str, Any]) -> None:
+    """Raises UserError if an entry that is computed with cannot be what it should be."""
+
+    def positive(value: Any) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+    def is_digest(value: Any) -> bool:
+        return isinstance(value, str) and len(value) == 64 and set(value) <= _HEX
+
+    size, names, files = values["input_size"], values["branch_names"], values["files"]
+    checks = {
+        "checksum": (is_digest(values["checksum"]), "64 hexadecimal digits"),
+        "input_size": (
+            isinstance(size, list) and len(size) == 2 and all(map(positive, size)),
+            "height and width in pixels",
+        ),
+        "feature_dim": (positive(values["feature_dim"]), "a positive integer"),
+        "branch_names": (
+            isinstance(names, list) and bool(names) and all(isinstance(name, str) for name in names),
+            "a list of names",
+        ),
+        "files": (
+            isinstance(files, dict) and all(map(is_digest, files.values())) and all(map(_inside, files)),
+            "names in the folder and their SHA-256",
+        ),
+        "check": (isinstance(values["check"], dict), "an object"),
+        "probes": (isinstance(values["probes"], dict), "an object"),
+    }
+    for name in ("format", "precision", "model", "dataset", "split", "licence", "han_tf_version", "created"):
+        checks[name] = (isinstance(values[name], str), "a string")
+    for name, (holds, expected) in checks.items():
+        if not holds:
+            raise UserError(f"{path}: {name} is {str(values[name])[:80]!r}, expected {expected}")
+
+
+def _inside(name: str) -> bool:
+    """Says whether a file of this name lies in the folder itself or below it."""
+    path = Path(name)
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
+
+
+def hash_files(folder: Union[str, os.PathLike]) -> dict[str, str]:
+    """Returns the hex SHA-256 of every file below ``folder`` but the card itself, by its path from there."""
+    folder = Path(folder)
+    return {
+        str(path.relative_to(folder)): sha256_of(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.relative_to(folder) not in (Path(CARD), Path(READABLE))
+    }
+
+
+def verify_files(folder: Union[str, os.PathLike], card: ModelCard) -> None:
+    """Compares the files of an exported model with the checksums of its card.
+
+    Raises:
+      UserError: a file is missing or has changed.
+    """
+    for name, expected in card.files.items():
+        path = Path(folder) / name
+        try:
+            found = sha256_of(path)
+        except OSError as error:
+            raise UserError(f"{path}: {error.strerror or error}, expected a file that {CARD} names") from error
+        if found != expected:
+            raise UserError(f"{path}: damaged or changed, SHA-256 is {found}, expected {expected} as in {CARD}")

@@ -1,0 +1,83 @@
+"""Checkpoints that survive a kill at any moment, and tell what is wrong with them."""
+
+import os
+from pathlib import Path
+from typing import Optional, Union
+
+import tensorflow as tf
+
+from han_tf.common.errors import UserError
+
+
+class Checkpoints:
+    """The newest few checkpoints of one folder.
+
+    TensorFlow writes a checkpoint's files under temporary names and points to it only when they are
+    whole, so an interrupted save leaves the previous checkpoint in place.
+
+    Args:
+      folder: where they are kept.
+      keep: how many.
+      **objects: what they hold.
+
+    Raises:
+      UserError: there are checkpoints, but which one is the newest cannot be read.
+    """
+
+    def __init__(self, folder: Union[str, os.PathLike], keep: int, **objects: tf.Module):
+        self.folder = Path(folder)
+        self.checkpoint = tf.train.Checkpoint(**objects)
+        listing = self.folder / "checkpoint"
+        try:
+            self.manager = tf.train.CheckpointManager(self.checkpoint, str(folder), keep)
+            damaged = self.latest is None and listing.exists()
+        except ValueError:
+            damaged = True
+        if damaged:
+            raise UserError(f"{listing}: damaged, expected the name of the newest checkpoint")
+
+    @property
+    def latest(self) -> Optional[str]:
+        """Path prefix of the newest checkpoint, or None."""
+        return self.manager.latest_checkpoint
+
+    def save(self, number: int) -> None:
+        """Saves a checkpoint under ``number``.
+
+        Raises:
+          UserError: it cannot be written (disk full, no permission); earlier checkpoints remain.
+        """
+        try:
+            self.manager.save(checkpoint_number=number)
+        except (tf.errors.OpError, OSError) as error:
+            raise UserError(
+                f"cannot write a checkpoint to {self.folder}: {_first_line(error)}; kept {self.latest or 'none'}"
+            ) from error
+
+    def restore(self, partial: bool = False) -> str:
+        """Restores the newest checkpoint and returns its path prefix.
+
+        Args:
+          partial: whether the checkpoint may hold more than what is restored here.
+
+        Raises:
+          UserError: there is none, it is damaged, or it belongs to another model.
+        """
+        path = self.latest
+        if path is None:
+            raise UserError(f"{self.folder}: no checkpoint found, expected one of a training run")
+        try:
+            status = self.checkpoint.restore(path)
+            if partial:
+                status.assert_existing_objects_matched().expect_partial()
+            else:
+                status.assert_consumed()
+        except (tf.errors.OpError, OSError, IndexError) as error:  # IndexError: TensorFlow read less than it expected
+            raise UserError(f"{path}: damaged or incomplete checkpoint ({_first_line(error)})") from error
+        except (AssertionError, ValueError) as error:
+            raise UserError(f"{path}: checkpoint of another model ({_first_line(error)})") from error
+        return path
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

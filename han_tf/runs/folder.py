@@ -1,0 +1,156 @@
+"""Finding training runs and loading their networks."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Optional, Union
+
+from han_tf.common.errors import UserError
+from han_tf.data.joined import NamedDataset, named_datasets
+from han_tf.models import create_model
+from han_tf.weights import ARRAYS, is_stored, read_arrays, resolve
+
+if TYPE_CHECKING:
+    from han_tf.models.network import ReIDNetwork
+
+CONFIG = "config.json"
+"""What a run was made of, see :class:`han_tf.training.config.TrainConfig`."""
+
+SETTINGS = ("dataset", "split", "data_dir", "model", "num_classes", "input_height", "input_width", "feature_dim")
+"""What a run's config.json tells at least."""
+
+SWITCHES = ("spatial", "channel", "hard", "interaction")
+"""What an ablation switches off (Tables 9 and 10); on where a run's config.json does not tell."""
+
+CHECKPOINTS = {"last": "checkpoints", "best": "best"}
+"""Which network of a run -> the folder of its checkpoint."""
+
+
+class LoadedRun(NamedTuple):
+    """The network of a training run.
+
+    Attributes:
+      model: the trained network.
+      config: the run's settings.
+      run_dir: its folder.
+      checkpoint: path prefix of the checkpoint that was read, or path of the stored weights.
+    """
+
+    model: "ReIDNetwork"
+    config: dict[str, Any]
+    run_dir: Path
+    checkpoint: str
+
+
+def read_config(run_dir: Union[str, os.PathLike]) -> dict[str, Any]:
+    """Returns the settings of a run, or of a shipped network by its name.
+
+    Raises:
+      UserError: the folder holds no run, or the file is damaged.
+    """
+    path = resolve(run_dir) / CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}, expected the folder of a training run") from error
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}), expected the settings of a training run") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: a JSON {type(config).__name__}, expected the settings of a training run")
+    for name in SETTINGS:
+        if name not in config:
+            raise UserError(f"{path}: no setting {name!r}, expected the settings of a training run")
+    return config
+
+
+def find_run(runs_dir: Union[str, os.PathLike], dataset: Optional[str] = None, split: Optional[str] = None) -> Path:
+    """Returns the folder of the newest run in ``runs_dir``, of one data set and split if given.
+
+    The newest is the one whose checkpoint was written last.
+
+    Raises:
+      UserError: there is none.
+    """
+    found = []
+    for config_path in Path(runs_dir).glob(f"*/{CONFIG}"):
+        run_dir = config_path.parent
+        states = [state for name in CHECKPOINTS.values() for state in (run_dir / name).glob("checkpoint")]
+        config = read_config(run_dir) if states else {}
+        if states and dataset in (None, config["dataset"]) and split in (None, config["split"]):
+            found.append((max(state.stat().st_mtime_ns for state in states), run_dir))
+    if not found:
+        what = " ".join(word for word in (dataset, split) if word)
+        train = "make train" + (f" DATASET={dataset}" if dataset else "") + (f" SPLIT={split}" if split else "")
+        raise UserError(f"no {what + ' ' if what else ''}run with a checkpoint in {runs_dir}: {train} makes one")
+    return max(found)[1]
+
+
+def data_of(config: Mapping[str, Any], name: str = "") -> NamedDataset:
+    """Returns the data set ``name`` with the folder and the split that a run had it in; without these if it had not.
+
+    Args:
+      config: the run's settings.
+      name: of a data set, or of one of those that were joined; if empty, all that the run was trained on.
+    """
+    trained_on = NamedDataset(config["dataset"], config["data_dir"], config["split"])
+    for own in (trained_on, *named_datasets(*trained_on)):
+        if name in ("", own.name):
+            return own
+    return NamedDataset(name)
+
+
+def create_network(settings: Mapping[str, Any], num_classes: int = 0, weights: str = "") -> "ReIDNetwork":
+    """Returns the untrained network that a run's settings describe.
+
+    Args:
+      settings: those of :class:`han_tf.training.config.TrainConfig`, as config.json holds them.
+      num_classes: number of training identities; 0 for a network without classifiers.
+      weights: file of the weights that training is to start from; ``""`` for random ones, also where a checkpoint
+        will be read, which holds all that came from the file.
+
+    Raises:
+      UserError: there is no such network, or it cannot be made so.
+    """
+    # A network without attention has no such switches, so only what is off is said.
+    off = {name: False for name in SWITCHES if not settings.get(name, True)}
+    return create_model(
+        settings["model"],
+        num_classes=num_classes,
+        input_size=(settings["input_height"], settings["input_width"]),
+        feature_dim=settings["feature_dim"],
+        **off,
+        **settings.get("model_args", {}),
+        **({"weights": weights} if weights else {}),
+    )
+
+
+def load_run(run_dir: Union[str, os.PathLike], which: str = "last") -> LoadedRun:
+    """Loads the network of a run.
+
+    Args:
+      run_dir: the run's folder, one that ``han_tf.weights`` stored, or the name of a network that comes with the
+        package; stored ones have no classifiers.
+      which: ``last``, as papers report; or ``best``, by mAP in the evaluations during training, which looks at
+        the test set; the last one where there was no evaluation.
+
+    Raises:
+      UserError: there is no such run, or its checkpoint is missing, damaged or another model's.
+    """
+    run_dir = resolve(run_dir)
+    config = read_config(run_dir)
+    from han_tf.models.transfer import take_over
+    from han_tf.runs.checkpoints import Checkpoints  # imports TensorFlow, which finding a run does without
+
+    stored = is_stored(run_dir)
+    try:
+        model = create_network(config, 0 if stored else config["num_classes"])
+    except UserError as error:
+        raise UserError(f"{run_dir / CONFIG}: {error}") from error
+    if stored:
+        take_over(model, read_arrays(run_dir), str(run_dir))
+        return LoadedRun(model, config, run_dir, str(run_dir / ARRAYS))
+    checkpoints = Checkpoints(run_dir / CHECKPOINTS[which], 1, model=model)
+    if which == "best" and checkpoints.latest is None:
+        checkpoints = Checkpoints(run_dir / CHECKPOINTS["last"], 1, model=model)
+    return LoadedRun(model, config, run_dir, checkpoints.restore(partial=True))

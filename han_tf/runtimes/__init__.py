@@ -1,0 +1,135 @@
+"""What runs a network: one small file for each format, all with the face of :class:`Runtime`.
+
+A runtime's module is imported when a model of its format is opened, so that nobody needs the packages of the
+others; those for ONNX and OpenVINO do without TensorFlow.
+"""
+
+import contextlib
+import importlib
+import importlib.util
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple, Optional, Protocol, Union
+
+import numpy as np
+
+from han_tf.common.errors import UserError
+from han_tf.common.processes import usable_cores
+from han_tf.runs.card import CARD, ModelCard, read_card, verify_files
+from han_tf.weights import resolve, shipped_names
+
+KERAS = "keras"
+"""The format of a training run's folder."""
+
+GPU_FORMATS = (KERAS, "saved_model")
+"""Formats that TensorFlow runs, on a GPU if there is one; the others run on the processor."""
+
+RUN_CONFIG = "config.json"
+
+
+class Runtime(Protocol):
+    """A network that is ready to run; may be called from several threads at once."""
+
+    def embed(self, images: np.ndarray) -> np.ndarray:
+        """Maps ``[n, height, width, 3]`` uint8 of the card's ``input_size``, n ≥ 1, to ``[n, feature_dim]`` float32."""
+
+
+class Entry(NamedTuple):
+    """A runtime and what it needs.
+
+    Attributes:
+      module: below this package; it has a function ``open_model(folder, card, threads)`` that returns a
+        :class:`Runtime` and raises whatever the runtime does for a file that it cannot use.
+      package: what has to be installed beside TensorFlow; ``""`` for nothing.
+    """
+
+    module: str
+    package: str = ""
+
+
+RUNTIMES = {
+    "saved_model": Entry("saved_model"),
+    "tflite": Entry("tflite"),
+    "onnx": Entry("onnx", "onnxruntime"),
+    "openvino": Entry("openvino", "openvino"),
+}
+"""Format of an export -> what runs it."""
+
+
+def open_runtime(path: Union[str, os.PathLike], threads: Optional[int] = None) -> tuple[ModelCard, Runtime]:
+    """Opens a training run's folder, that of an exported model, or a network that comes with the package.
+
+    Args:
+      path: the folder, or the network's name.
+      threads: how many the runtime computes with; as many as there are cores if None.
+
+    Returns:
+      The model's card and what runs it.
+
+    Raises:
+      UserError: the folder holds neither; a file is missing, damaged, changed or of another version; the format is
+        unknown, or the package that runs it is not installed.
+    """
+    folder = resolve(path)
+    if not (folder / CARD).exists():
+        if not (folder / RUN_CONFIG).exists():
+            raise UserError(
+                f"{folder}: neither {RUN_CONFIG} nor {CARD} in it, expected the folder of a training run or of an "
+                f"exported model, or one of {', '.join(shipped_names())}"
+            )
+        from han_tf.runtimes import keras
+
+        return keras.open_run(folder, threads)
+    card = read_card(folder)
+    if card.format not in RUNTIMES:
+        raise UserError(f"{folder / CARD}: format is {card.format!r}, expected one of {', '.join(RUNTIMES)}")
+    verify_files(folder, card)
+    entry = RUNTIMES[card.format]
+    require(entry.package, f"a model in format {card.format}")
+    module = importlib.import_module(f"{__name__}.{entry.module}")
+    try:
+        return card, module.open_model(folder, card, threads)
+    except UserError:
+        raise
+    except Exception as error:  # each runtime has exceptions of its own
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise UserError(f"{folder}: {card.format} cannot run this model ({reason}); export the run anew") from error
+
+
+def require(package: str, what: str) -> None:
+    """Raises UserError, with the line that installs it, if ``package`` is named and missing; ``what`` needs it."""
+    if package and importlib.util.find_spec(package) is None:
+        raise UserError(f"{what} needs {package}, which is not installed: pip install 'han-tf[export]'")
+
+
+def model_file(folder: Path, card: ModelCard, suffix: str) -> str:
+    """Returns the path of the one file of a model with this suffix.
+
+    Raises:
+      UserError: the card names none, or several.
+    """
+    names = [name for name in card.files if name.endswith(suffix)]
+    if len(names) != 1:
+        raise UserError(f"{folder / CARD}: names {len(names)} files {suffix}, expected one")
+    return str(folder / names[0])
+
+
+def cores(threads: Optional[int]) -> int:
+    """Returns ``threads``, or the number of cores this process may use if it is None."""
+    return threads or usable_cores()
+
+
+def limit_tensorflow(threads: Optional[int]) -> None:
+    """Has TensorFlow compute with so many threads, if any are said. It takes the number before it first computes."""
+    if threads is not None:
+        import tensorflow as tf
+
+        with contextlib.suppress(RuntimeError):
+            tf.config.threading.set_intra_op_parallelism_threads(threads)
+            tf.config.threading.set_inter_op_parallelism_threads(threads)
+
+
+def in_batches(images: np.ndarray, size: int) -> Sequence[np.ndarray]:
+    """Returns views of ``images``, ``size`` rows each; the last one may have fewer."""
+    return [images[start : start + size] for start in range(0, len(images), size)]

@@ -1,0 +1,120 @@
+"""Runs the network of a training run with TensorFlow."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Optional
+
+import numpy as np
+import tensorflow as tf
+
+from han_tf import __version__
+from han_tf.models.costs import part_costs, total
+from han_tf.models.network import ReIDNetwork, inference_function
+from han_tf.runs.card import ModelCard, licence_of
+from han_tf.runs.folder import CHECKPOINTS, SWITCHES, LoadedRun, load_run
+from han_tf.runtimes import KERAS, limit_tensorflow
+from han_tf.weights import accuracy, is_stored
+
+METRICS = "metrics.json"
+"""What training found, in the run's folder."""
+
+VALUE = ".ATTRIBUTES/VARIABLE_VALUE"
+"""How TensorFlow's checkpoints call what a variable holds."""
+
+SCHEDULE = ("epochs", "batch_size", "loss", "lr", "seed")
+
+
+class KerasRun:
+    """A network of ours, run by TensorFlow.
+
+    Args:
+      model: the network.
+    """
+
+    def __init__(self, model: ReIDNetwork):
+        # Traced here, not by whichever of several threads comes first.
+        self._embed = inference_function(model).get_concrete_function()
+
+    def embed(self, images: np.ndarray) -> np.ndarray:
+        """Maps images to features, see :class:`han_tf.runtimes.Runtime`."""
+        return self._embed(tf.constant(images)).numpy()
+
+
+def open_run(folder: Path, threads: Optional[int], checkpoint: str = "last") -> tuple[ModelCard, KerasRun]:
+    """Opens a training run's folder, see :func:`han_tf.runtimes.open_runtime`."""
+    limit_tensorflow(threads)
+    run = load_run(folder, checkpoint)
+    return card_of(run), KerasRun(run.model)
+
+
+def card_of(run: LoadedRun) -> ModelCard:
+    """Returns the card of a run's network."""
+    config, model = run.config, run.model
+    epochs_done = _epochs_done(run)
+    schedule = {name: config[name] for name in SCHEDULE if name in config}
+    if epochs_done is not None:
+        schedule = {"epochs_done": epochs_done, **schedule}
+    finished = epochs_done is not None and epochs_done == config.get("epochs")
+    return ModelCard(
+        format=KERAS,
+        precision="float32",
+        checksum=network_checksum(model, config),
+        model=config["model"],
+        input_size=tuple(model.input_size),
+        feature_dim=model.feature_dim,
+        branch_names=tuple(model.branch_names),
+        dataset=config["dataset"],
+        split=config["split"],
+        licence=licence_of(config["dataset"]),
+        schedule=schedule,
+        accuracy=accuracy(run.run_dir) if finished else None,
+        flops=total(part_costs(model, model.parts(), model.input_size)).paper_flops,
+        han_tf_version=__version__,
+        created=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+    )
+
+
+def network_checksum(model: ReIDNetwork, settings: Mapping[str, Any]) -> str:
+    """Returns the hex SHA-256 of what decides on the features: the weights, and the settings that shape the network.
+
+    The classifiers are left out. Features of networks with the same checksum can be compared.
+
+    Args:
+      model: the network, as it was trained.
+      settings: those of the run.
+    """
+    shape = {name: settings[name] for name in ("model", "input_height", "input_width", "feature_dim")}
+    shape.update({name: False for name in SWITCHES if not settings.get(name, True)})
+    digest = hashlib.sha256(json.dumps(shape, sort_keys=True).encode())
+    classifiers = [getattr(model, f"{name}_classifier", None) for name in model.branch_names]
+    left_out = {id(weight) for layer in classifiers if layer is not None for weight in layer.weights}
+    for weight in model.weights:
+        if id(weight) not in left_out:
+            digest.update(f"{weight.dtype.name}{list(weight.shape)}".encode())
+            digest.update(np.ascontiguousarray(weight.numpy()).tobytes())
+    return digest.hexdigest()
+
+
+def _epochs_done(run: LoadedRun) -> Optional[int]:
+    """Returns after how many whole epochs the network was saved; None if the run's checkpoints do not tell.
+
+    A checkpoint is called after the steps until then; how many make an epoch the last one tells, by what it counts.
+    """
+    if is_stored(run.run_dir):
+        return run.config["epochs"]  # only runs that have ended are stored
+    try:
+        last = tf.train.latest_checkpoint(str(run.run_dir / CHECKPOINTS["last"]))
+        reader = tf.train.load_checkpoint(last)
+        epochs, batches = (int(reader.get_tensor(f"{name}/{VALUE}")) for name in ("epoch", "batch"))
+        if not epochs:
+            return 0
+        return int(_steps(run.checkpoint) * epochs // (_steps(last) - batches))
+    except (tf.errors.OpError, ValueError, TypeError):
+        return None
+
+
+def _steps(checkpoint: str) -> int:
+    return int(checkpoint.rpartition("-")[2])

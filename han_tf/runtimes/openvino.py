@@ -1,0 +1,120 @@
+"""Runs an OpenVINO model; needs no TensorFlow."""
+
+import contextlib
+import queue
+import threading
+from collections import deque
+from pathlib import Path
+from typing import Any, Optional
+
+import numpy as np
+
+from han_tf.common.errors import UserError
+from han_tf.runs.card import ModelCard
+from han_tf.runtimes import cores, model_file
+from han_tf.runtimes.quiet_openvino import openvino
+
+BATCHES = (1, 4, 16)
+"""Sizes that the model is compiled for. 16 are enough for the products, and few enough for the maps to stay in the
+cache; the smaller ones are for those who have few images and wait."""
+
+HINTS = {"float32": "f32", "float16": "f32", "bfloat16": "bf16", "int8": "bf16"}
+"""Precision of a model -> in what OpenVINO computes what is not quantised; float16 is how the weights are kept."""
+
+
+def has_bfloat16() -> bool:
+    """Says whether OpenVINO can compute in bfloat16 on this processor."""
+    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+class OpenVINOModel:
+    """An OpenVINO model, compiled for fixed batches, which is faster than one for any.
+
+    On a single image all threads work; of larger batches each thread runs one of its own. What is not of a compiled
+    size is filled up. The largest size is compiled at once, the others when they are first needed.
+
+    Args:
+      path: of the model's XML file.
+      precision: see :data:`HINTS`.
+      threads: how many compute.
+    """
+
+    def __init__(self, path: str, precision: str, threads: int):
+        self._core = openvino.Core()
+        self._model = self._core.read_model(path)
+        hint = HINTS[precision]
+        if hint == "bf16" and not has_bfloat16():
+            if precision == "bfloat16":
+                raise UserError(f"{path}: this processor has no bfloat16, expected one with AVX-512 BF16 or AMX")
+            hint = "f32"
+        self._settings = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": threads}
+        self._threads = threads
+        self._requests: dict[int, queue.SimpleQueue] = {}
+        self._lock = threading.Lock()
+        # What is wrong with the model shows now, not at the first image.
+        self._compiled(BATCHES[-1])
+
+    def embed(self, images: np.ndarray) -> np.ndarray:
+        """Maps images to features, see :class:`han_tf.runtimes.Runtime`."""
+        size = next((size for size in BATCHES if len(images) <= 2 * size), BATCHES[-1])
+        free = self._compiled(size)
+        running: deque[tuple[int, Any]] = deque()
+        parts = []
+
+        def finish() -> None:
+            count, request = running.popleft()
+            try:
+                request.wait()
+                parts.append(request.get_output_tensor().data[:count].copy())
+            finally:
+                free.put(request)
+
+        try:
+            for start in range(0, len(images), size):
+                batch = images[start : start + size]
+                count = len(batch)
+                if count < size:
+                    batch = np.concatenate([batch, np.zeros((size - count, *batch.shape[1:]), np.uint8)])
+                # With others waiting for requests, one's own have to be given back first.
+                while True:
+                    try:
+                        request = free.get(block=not running)
+                        break
+                    except queue.Empty:
+                        finish()
+                try:
+                    request.set_input_tensor(openvino.Tensor(batch, shared_memory=True))
+                    request.start_async()
+                except BaseException:
+                    free.put(request)
+                    raise
+                running.append((count, request))
+            while running:
+                finish()
+        finally:
+            # After a failure the others still read their batches.
+            while running:
+                with contextlib.suppress(Exception):
+                    finish()
+        return np.concatenate(parts)
+
+    def _compiled(self, size: int) -> queue.SimpleQueue:
+        """Returns the free requests of the model for batches of ``size``."""
+        with self._lock:
+            if size not in self._requests:
+                model = self._model.clone()
+                model.reshape([size, *model.input(0).get_partial_shape()[1:]])
+                streams = 1 if size == 1 else self._threads
+                settings = {**self._settings, "NUM_STREAMS": streams}
+                compiled = self._core.compile_model(model, "CPU", settings)
+                self._requests[size] = queue.SimpleQueue()
+                for _ in range(2 * streams):
+                    self._requests[size].put(compiled.create_infer_request())
+            return self._requests[size]
+
+
+def open_model(folder: Path, card: ModelCard, threads: Optional[int]) -> OpenVINOModel:
+    """Opens an OpenVINO model, see :class:`han_tf.runtimes.Entry`."""
+    if card.precision not in HINTS:
+        raise UserError(f"{folder}: precision is {card.precision!r}, expected one of {', '.join(HINTS)}")
+    return OpenVINOModel(model_file(folder, card, ".xml"), card.precision, cores(threads))

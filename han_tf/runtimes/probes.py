@@ -1,0 +1,113 @@
+"""Drawn images and a network's features of them, by which an export proves itself wherever it is opened.
+
+The same file gives other features where a processor lacks an instruction or a runtime has another kernel.
+"""
+
+import base64
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from han_tf.common.errors import UserError
+from han_tf.data.reading import resize
+from han_tf.runs.card import CARD, ModelCard
+from han_tf.runs.environment import machine
+from han_tf.runtimes import Runtime
+
+PROBES = 4
+
+_BATCH = 16
+"""Images per call: OpenVINO's models are compiled for so many when they are opened, and for fewer only on demand."""
+
+SLACK = 2
+"""How many times as far from 1 as where it was exported a cosine may be."""
+
+LEAST_DISTANCE = {"float32": 1e-5, "float16": 1e-4, "bfloat16": 1e-3, "int8": 1e-2}
+"""Precision -> how far from 1 the cosine may be in any case; a tenth of what an export's check allows."""
+
+
+def draw(size: Sequence[int]) -> np.ndarray:
+    """Returns drawn pedestrians, always the same, ``[PROBES, *size, 3]`` uint8."""
+    from han_tf.data.synthetic import SyntheticPedestrians  # whoever opens a model needs no drawing
+
+    people = SyntheticPedestrians(train_identities=PROBES, test_identities=2, distractors=0, junk=0)
+    first = {frame.pid: frame for frame in reversed(people.frames()) if frame.subset == "train"}
+    return np.stack([resize(np.asarray(people.draw(frame).image), size) for frame in first.values()])
+
+
+def embed(runtime: Runtime, images: np.ndarray) -> np.ndarray:
+    """Returns the features of the probe images, float32, one row each."""
+    return runtime.embed(np.resize(images, (_BATCH, *images.shape[1:])))[: len(images)]
+
+
+def entry(images: np.ndarray, expected: np.ndarray, found: np.ndarray, precision: str) -> dict[str, Any]:
+    """Returns the card's entry ``probes``.
+
+    Args:
+      images: ``[n, height, width, 3]`` uint8.
+      expected, found: ``[n, d]`` float32, features of the Keras network and of the export.
+      precision: of the export.
+    """
+    cosine = least_cosine(expected, found)
+    return {
+        "images": [_encoded(image) for image in images],
+        "features": base64.b64encode(expected.astype("<f4").tobytes()).decode(),
+        "cosine": cosine,
+        "least_cosine": 1 - max(SLACK * (1 - cosine), LEAST_DISTANCE[precision]),
+        "processor": processor(),
+    }
+
+
+def prove(folder: Path, card: ModelCard, runtime: Runtime) -> None:
+    """Compares the features that a model gives here for its probe images with those that its card holds.
+
+    Raises:
+      UserError: they differ by more than the card allows, or the card's entry is damaged.
+    """
+    try:
+        images = np.stack([_decoded(text, card.input_size) for text in card.probes["images"]])
+        expected = np.frombuffer(base64.b64decode(card.probes["features"], validate=True), "<f4")
+        expected = expected.reshape(len(images), card.feature_dim)
+        least, there = float(card.probes["least_cosine"]), str(card.probes["processor"])
+    except Exception as error:  # Pillow raises what its decoders happen to
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{folder / CARD}: probes are damaged ({reason}); export the run anew") from error
+    cosine = least_cosine(expected, embed(runtime, images))
+    if not cosine >= least:  # which NaN is not
+        raise UserError(
+            f"{folder}: on this processor, {processor()}, this {card.format} model in {card.precision} gives wrong "
+            f"features: their cosine to those of its card's probe images is {cosine:.6f}, expected at least "
+            f"{least:.6f}, as on {there}; export the run anew here"
+        )
+
+
+def processor() -> str:
+    """Returns the name of this machine's processor and its instruction sets."""
+    here = machine()
+    sets = " ".join(here["instruction_sets"])
+    return f"{here['processor'] or 'unknown'} ({sets or 'instruction sets unknown'})"
+
+
+def least_cosine(expected: np.ndarray, found: np.ndarray) -> float:
+    """Returns the smallest cosine between rows; NaN if a number is not finite."""
+    if not np.isfinite(found).all():
+        return float("nan")
+    norms = np.linalg.norm(expected, axis=1) * np.linalg.norm(found, axis=1)
+    return float((np.einsum("nd,nd->n", expected, found) / np.maximum(norms, np.finfo(np.float32).tiny)).min())
+
+
+def _encoded(pixels: np.ndarray) -> str:
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG", optimize=True)
+    return base64.b64encode(stream.getvalue()).decode()
+
+
+def _decoded(text: str, size: Sequence[int]) -> np.ndarray:
+    with Image.open(io.BytesIO(base64.b64decode(text, validate=True)), formats=["PNG"]) as image:
+        if (image.size, image.mode) != (tuple(size)[::-1], "RGB"):  # judged by the header, before it is decoded
+            raise ValueError(f"an image is {image.mode} {image.width}x{image.height}")
+        return np.asarray(image)

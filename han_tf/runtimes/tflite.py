@@ -1,0 +1,57 @@
+"""Runs a TFLite model, one interpreter for each thread."""
+
+import queue
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Optional
+
+import numpy as np
+import tensorflow as tf
+
+from han_tf.runs.card import ModelCard
+from han_tf.runtimes import cores, in_batches, model_file
+
+BATCH = 8
+"""Images per call of an interpreter: enough for its products, few enough for its maps to stay in the cache."""
+
+
+class TFLiteModel:
+    """A TFLite model.
+
+    An interpreter computes in one thread, and each thread has its own: that is faster than one with many threads.
+
+    Args:
+      path: of the model.
+      threads: number of interpreters.
+    """
+
+    def __init__(self, path: str, threads: int):
+        content = Path(path).read_bytes()
+        self._free: queue.SimpleQueue = queue.SimpleQueue()
+        for _ in range(threads):
+            interpreter = tf.lite.Interpreter(model_content=content, num_threads=1)
+            interpreter.allocate_tensors()
+            self._free.put(interpreter)
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="tflite")
+
+    def embed(self, images: np.ndarray) -> np.ndarray:
+        """Maps images to features, see :class:`han_tf.runtimes.Runtime`."""
+        return np.concatenate(list(self._pool.map(self._embed_batch, in_batches(images, BATCH))))
+
+    def _embed_batch(self, images: np.ndarray) -> np.ndarray:
+        interpreter = self._free.get()
+        try:
+            details = interpreter.get_input_details()[0]
+            if tuple(details["shape"]) != images.shape:
+                interpreter.resize_tensor_input(details["index"], images.shape)
+                interpreter.allocate_tensors()
+            interpreter.set_tensor(details["index"], images)
+            interpreter.invoke()
+            return interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+        finally:
+            self._free.put(interpreter)
+
+
+def open_model(folder: Path, card: ModelCard, threads: Optional[int]) -> TFLiteModel:
+    """Opens a TFLite model, see :class:`han_tf.runtimes.Entry`."""
+    return TFLiteModel(model_file(folder, card, ".tflite"), cores(threads))

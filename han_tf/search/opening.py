@@ -1,0 +1,101 @@
+"""Galleries by their place: made, opened, looked for. An engine's packages are imported when one of its is meant."""
+
+import os
+from typing import Any, Optional, Union
+
+from han_tf.common.errors import UserError
+from han_tf.metrics.checks import check_count
+from han_tf.search.address import Address
+from han_tf.search.gallery import Gallery
+
+
+def create_gallery(
+    path: Union[str, os.PathLike],
+    dimension: int,
+    checksum: str,
+    engine: str = "auto",
+    *,
+    collection: Optional[str] = None,
+    **options: Any,
+) -> Gallery:
+    """Makes an empty gallery and opens it for writing.
+
+    Args:
+      path: a folder that is made or is empty; or, for Milvus, an address like ``http://host:19530`` or the file of
+        a Milvus Lite, whose name ends in ``.db``, with ``#collection`` if it is not called ``gallery``.
+      dimension: of the features.
+      checksum: of the model that makes them.
+      engine: ``auto``; ``milvus`` goes with its addresses; ``flat``, ``hnsw`` or ``ivfpq`` in a folder, see
+        :func:`han_tf.search.choice.choose_engine`.
+      collection: the same as what follows the ``#``.
+      **options: of the engine, see :meth:`han_tf.search.faiss_gallery.FaissGallery.create` and
+        :meth:`han_tf.search.milvus_gallery.MilvusGallery.create`.
+
+    Raises:
+      UserError: there is a gallery already; it cannot be written or reached; a bad argument.
+    """
+    check_count(dimension, "dimension", 1)
+    address = Address.of(path, collection)
+    if engine == "milvus" and address is None:
+        raise UserError(f"{os.fspath(path)!r} is no address of Milvus, expected http://HOST:PORT or a file NAME.db")
+    if address is None:
+        from han_tf.search.faiss_gallery import FaissGallery
+
+        return FaissGallery.create(path, dimension, checksum, engine, **options)
+    if engine not in ("auto", "milvus"):
+        raise UserError(f"engine is {engine!r}, expected milvus at {address}")
+    from han_tf.search.milvus_gallery import MilvusGallery
+
+    return MilvusGallery.create(address, dimension, checksum, **options)
+
+
+def open_gallery(
+    path: Union[str, os.PathLike],
+    checksum: Optional[str] = None,
+    *,
+    collection: Optional[str] = None,
+    writable: bool = False,
+    **options: Any,
+) -> Gallery:
+    """Opens a gallery.
+
+    Args:
+      path, collection: as of :func:`create_gallery`.
+      checksum: of the model whose features will be searched for; compared with the gallery's if given.
+      writable: take the right to change a folder now instead of with the first change. One process has it at a time.
+      **options: ``threads`` of a search in a folder, ``token`` of a cluster of Milvus.
+
+    Raises:
+      UserError: there is no gallery, it is damaged, of another version or of another model; somebody else writes.
+    """
+    address = Address.of(path, collection)
+    if address is None:
+        from han_tf.search.faiss_gallery import FaissGallery
+
+        gallery: Gallery = FaissGallery(path, writable=writable, **options)
+    else:
+        from han_tf.search.milvus_gallery import MilvusGallery
+
+        gallery = MilvusGallery(address, **options)
+    try:
+        gallery.check_model(checksum)
+    except UserError:
+        gallery.close()
+        raise
+    return gallery
+
+
+def gallery_exists(path: Union[str, os.PathLike], *, collection: Optional[str] = None) -> bool:
+    """Returns whether there is a gallery at ``path``, whole or damaged.
+
+    Raises:
+      UserError: an address of Milvus that is not reachable.
+    """
+    from han_tf.search.store import DATABASE
+
+    address = Address.of(path, collection)
+    if address is None:
+        return os.path.exists(os.path.join(path, DATABASE))
+    from han_tf.search.milvus_gallery import MilvusGallery
+
+    return MilvusGallery.exists(address)

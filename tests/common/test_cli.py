@@ -1,0 +1,327 @@
+"""What every command line shares."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from importlib import metadata
+
+import pytest
+from absl import flags
+
+from experiments.results import HERE
+from han_tf import __version__, bench, demo, evaluate, export, extract, index, train, visualize
+from han_tf import flops as flops_command
+from han_tf.common.cli import new_flags, run
+from han_tf.common.errors import Stopped, UserError
+from han_tf.search import __main__ as search
+from han_tf.serve import __main__ as serve
+
+COMMANDS = [train, evaluate, visualize, flops_command, bench, export, extract, index, search, serve, demo]
+
+PROGRAMS = [
+    *(module.__name__.removesuffix(".__main__") for module in COMMANDS),
+    "han_tf.data.synthetic",
+    *(f"experiments.{path.stem}" for path in sorted(HERE.glob("*.py")) if "FLAGS = " in path.read_text("utf-8")),
+]
+"""What ``python -m`` runs."""
+
+LIGHT = {"absl", "defusedxml", "experiments", "han_tf", "numpy", "PIL", "tqdm"}
+"""Packages that take a fraction of a second to import; Pillow brings defusedxml along where it is installed."""
+
+
+class Command:
+    """A command with one flag of each kind; ``calls`` holds what each call of it was given."""
+
+    def __init__(self, size=3, result=None):
+        self.flags = new_flags()
+        flags.DEFINE_integer("size", size, "How large.", 1, flag_values=self.flags)
+        flags.DEFINE_float("rate", 0.5, "How fast.", 0, 1, flag_values=self.flags)
+        flags.DEFINE_enum("colour", "red", ["red", "blue"], "Which colour.", flag_values=self.flags)
+        flags.DEFINE_boolean("loud", False, "Whether to be loud.", flag_values=self.flags)
+        flags.DEFINE_string("name", "", "What it is called.", flag_values=self.flags)
+        self.result = result
+        self.calls = []
+
+    def main(self, values):
+        names = ("size", "rate", "colour", "loud", "name", "positional")
+        self.calls.append({name: getattr(values, name) for name in names})
+        if self.result is not None:
+            raise self.result
+
+    def __call__(self, *arguments, **options):
+        return run(self.main, self.flags, "\nDoes it.\n", ["command", *arguments], **options)
+
+
+DEFAULTS = {"size": 3, "rate": 0.5, "colour": "red", "loud": False, "name": "", "positional": []}
+
+
+def test_flags_reach_the_command(capsys):
+    command = Command()
+    assert command("--size=4", "--rate", "0.25", "--loud", "--colour=blue", "--name=a b") == 0
+    assert command.calls == [{"size": 4, "rate": 0.25, "colour": "blue", "loud": True, "name": "a b", "positional": []}]
+    assert capsys.readouterr() == ("", "")
+
+
+def test_help_needs_no_other_flag(capsys):
+    command = Command()
+    flags.DEFINE_string("index", "", "Where.", flag_values=command.flags)
+    flags.register_validator("index", bool, "expected a folder", flag_values=command.flags)
+    assert command("--help") == 0
+    assert capsys.readouterr().out.startswith("Does it.")
+    assert command() == 2
+    assert capsys.readouterr().err == "usage error: flag --index=: expected a folder (--help lists the flags)\n"
+    assert command("--size=x", "--help") == 2
+
+
+def test_positional_arguments_only_where_they_are_allowed():
+    command = Command()
+    assert command("a", "--size=4", "b", positional="files") == 0
+    assert command.calls[0]["positional"] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("exception", "status", "line"),
+    [
+        (UserError("a.png: no image"), 1, "error: a.png: no image"),
+        (Stopped("saved in runs/x", signal.SIGTERM), 143, "saved in runs/x"),
+        (Stopped("saved in runs/x", signal.SIGINT), 130, "saved in runs/x"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_what_ends_a_command_is_one_line_and_a_status(capsys, exception, status, line):
+    assert Command(result=exception)() == status
+    assert capsys.readouterr() == ("", line + "\n")
+
+
+def test_sigterm_ends_a_command_after_its_finally_clauses():
+    code = (
+        "import os, signal, sys, time; from han_tf.common.cli import new_flags, run\n"
+        "def main(_):\n"
+        "    try:\n"
+        "        try:\n            os.kill(os.getpid(), signal.SIGTERM); time.sleep(30)\n"
+        "        except Exception:\n            print('swallowed', flush=True)\n"
+        "    finally:\n        print('cleaned up', flush=True)\n"
+        "sys.exit(run(main, new_flags(), '', ['command']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGTERM, "cleaned up\n", "")
+
+
+def test_a_command_leaves_the_handler_of_sigterm_as_it_was():
+    def another(number: int, frame: object) -> None: ...
+
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        for handler in (signal.SIG_DFL, another):
+            signal.signal(signal.SIGTERM, handler)
+            assert Command()() == 0
+            assert signal.getsignal(signal.SIGTERM) == handler
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_bug_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError):
+        Command(result=ZeroDivisionError())()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--no_such_flag=1"], "no_such_flag"),
+        (["--size=large"], "--size=large"),
+        (["--size=0"], "--size=0"),
+        (["--size=2.5"], "--size=2.5"),
+        (["--size"], "size"),
+        (["--rate=1.01"], "--rate=1.01"),
+        (["--rate=nan"], "--rate=nan"),
+        (["--rate=fast"], "--rate=fast"),
+        (["--colour=pink"], "--colour=pink"),
+        (["--loud=perhaps"], "--loud=perhaps"),
+        (["stray.jpg"], "'stray.jpg'"),
+        (["--flagfile=nowhere/flags.txt"], "nowhere/flags.txt"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line_and_status_2(capsys, arguments, named):
+    command = Command()
+    assert command(*arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("usage error: ")
+    assert err.count("\n") == 1
+    assert named in err
+    assert "--help" in err
+    assert command.calls == []
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_goes_to_stdout(capsys, flag):
+    command = Command()
+    assert command(flag) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert out.startswith("Does it.\n")
+    for word in ("--size", "How large.", "--[no]loud", "<red|blue>", "(default: '0.5')"):
+        assert word in out
+    assert command.calls == []
+
+
+@pytest.mark.parametrize("first", [["--size=9", "--loud", "--name=x"], ["--help"], ["--rate=1", "--size=none"]])
+def test_a_second_call_starts_from_the_defaults(first):
+    command = Command()
+    command(*first)
+    assert command() == 0
+    assert command.calls[-1] == DEFAULTS
+
+
+def test_flags_of_two_commands_do_not_clash():
+    first, second = Command(), Command(size=7)
+    assert first("--size=4", "--name=first") == second() == 0
+    assert second.calls == [{**DEFAULTS, "size": 7}]
+    assert train.FLAGS["dataset"].default == "synthetic"
+    assert evaluate.FLAGS["dataset"].default == ""
+    assert "dataset" not in flags.FLAGS
+
+
+@pytest.mark.parametrize("module", COMMANDS, ids=lambda module: module.__name__)
+def test_every_command_tells_its_flags(capsys, monkeypatch, module):
+    monkeypatch.setattr(sys, "argv", ["command", "--help"])
+    with pytest.raises(SystemExit) as stop:
+        module.cli()
+    assert stop.value.code == 0
+    out, err = capsys.readouterr()
+    assert out.startswith(module.__doc__.strip())
+    assert err == ""
+    own = module.FLAGS.get_flags_for_module(module.__name__)
+    assert own
+    for flag in own:
+        assert f"{flag.name}: " in out
+
+
+@pytest.mark.parametrize("module", COMMANDS, ids=lambda module: module.__name__)
+def test_every_command_refuses_unknown_flags(capsys, monkeypatch, module):
+    monkeypatch.setattr(sys, "argv", ["command", "--no_such_flag"])
+    with pytest.raises(SystemExit) as stop:
+        module.cli()
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_help_imports_nothing_that_takes_long(program):
+    code = (
+        "import json, runpy, sys; before = set(sys.modules); sys.argv = ['command', '--help']\n"
+        f"try:\n    runpy.run_module({program!r}, run_name='__main__', alter_sys=True)\n"
+        "except SystemExit as stop:\n    print(stop.code, json.dumps(sorted(set(sys.modules) - before)), sep='\\n')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    *shown, status, imported = done.stdout.splitlines()
+    assert (status, done.stderr) == ("0", "")
+    assert "Flags:" in shown
+    # A package has a file; Cython adds modules that have none.
+    packages = {name.partition(".")[0] for name in json.loads(imported)} - {"cython_runtime"}
+    heavy = {name for name in packages if not name.startswith("_")} - LIGHT - set(sys.stdlib_module_names)
+    assert not heavy
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_wrong_flags_and_version_are_answered_without_tensorflow(program, tmp_path):
+    (tmp_path / "tensorflow.py").write_text("raise SystemExit('imported')")
+    for arguments, expected in ((["--nosuchflag"], (2, "")), (["--version"], (0, f"han-tf {__version__}\n"))):
+        done = launch(program, *arguments, path=tmp_path)
+        out, err = done.communicate()
+        assert (done.returncode, out) == expected
+        assert err.count("\n") == (expected[0] > 0), err
+
+
+def launch(program, *arguments, path=None, **options):
+    """Starts a command; ``path`` is where it looks for packages first."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, filter(None, [path, HERE.parent])))}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "encoding": "utf-8"}
+    environment.update(options.pop("variables", {}))
+    return subprocess.Popen(
+        [sys.executable, "-m", program, *arguments], env=environment, **{**pipes, **options}, cwd=HERE.parent
+    )
+
+
+def test_the_version_is_that_of_the_package():
+    assert metadata.version("han-tf") == __version__
+
+
+def test_the_installed_programs_run_the_commands():
+    code = "import sys; from han_tf.common.cli import script; sys.argv = ['/usr/bin/han-%s', '--help']; script()"
+    for name in ("flops", "search"):
+        done = subprocess.run([sys.executable, "-c", code % name], capture_output=True, text=True)
+        as_module = launch(f"han_tf.{name}", "--help").communicate()[0]
+        assert (done.returncode, done.stderr, done.stdout) == (0, "", as_module)
+        assert len(as_module) > 500
+
+
+@pytest.mark.parametrize("swallowed", [False, True])
+def test_ctrl_c_while_packages_are_imported_is_one_line(tmp_path, swallowed):
+    """Some packages turn a KeyboardInterrupt into an error of their own."""
+    waiting = "print('importing', flush=True)\nimport time\ntry: time.sleep(60)\n"
+    waiting += f"except BaseException: raise {'ImportError' if swallowed else ''}\n"
+    (tmp_path / "tensorflow.py").write_text(waiting)
+    command = launch("han_tf.flops", path=tmp_path)
+    assert command.stdout.readline() == "importing\n"
+    command.send_signal(signal.SIGINT)
+    assert command.communicate() == ("", "interrupted\n")
+    assert command.returncode == 130
+
+
+def test_a_reader_that_has_seen_enough_ends_a_command_quietly():
+    for variables in ({}, {"PYTHONUNBUFFERED": "1"}):
+        reading, writing = os.pipe()
+        os.close(reading)
+        command = launch("han_tf.train", "--help", stdout=writing, variables=variables)
+        os.close(writing)
+        assert command.communicate()[1] == ""
+        assert command.returncode == 141
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+def test_a_full_disk_behind_standard_output_is_one_line():
+    for variables in ({}, {"PYTHONUNBUFFERED": "1"}):
+        with open("/dev/full", "w") as full:
+            command = launch("han_tf.train", "--help", stdout=full, variables=variables)
+            assert command.communicate()[1] == "error: cannot write to standard output: No space left on device\n"
+        assert command.returncode == 1
+
+
+def test_a_terminal_without_greek_shows_help_all_the_same():
+    command = launch("han_tf.train", "--help", encoding="latin-1", variables={"PYTHONIOENCODING": "latin-1"})
+    out, err = command.communicate()
+    assert (command.returncode, err) == (0, "")
+    assert "\\u03bb" in out
+    assert "·" in out
+
+
+def test_an_error_of_the_system_in_a_command_keeps_its_traceback(capsys):
+    with pytest.raises(FileNotFoundError):
+        Command(result=FileNotFoundError("a.png"))()
+
+
+def test_deferred_imports_are_what_imports_are(tmp_path):
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package/__init__.py").write_text("value = 1")
+    (tmp_path / "package/part.py").write_text("value = 2")
+    (tmp_path / "program.py").write_text(
+        "import sys; from typing import Optional; from han_tf.common.cli import deferred_imports, new_flags, run\n"
+        "with deferred_imports(__name__):\n"
+        "    import package\n    import package as same\n    from package import part, value as one\n"
+        "    from package.part import value\n"
+        "    assert ('package' in sys.modules) == (__name__ != '__main__')\n"
+        "def main(values: Optional[part]): print(same is package, package.value, part.value, one, value)\n"
+        "if __name__ == '__main__':\n"
+        "    try: value()\n"
+        "    except RuntimeError as error: print(error)\n"
+        "    sys.exit(run(main, new_flags(), '', ['program']))\n"
+        "main(None)"
+    )
+    out, err = launch("program", path=tmp_path).communicate()
+    assert (out, err) == ("package.part.value is not imported before the flags are parsed\nTrue 1 2 1 2\n", "")
+    done = subprocess.run([sys.executable, "-c", "import program"], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("True 1 2 1 2\n", "")

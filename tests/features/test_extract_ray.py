@@ -1,0 +1,362 @@
+"""Extraction on Ray: two nodes, one of which dies; what cannot be reached is one line, soon."""
+
+import contextlib
+import os
+import pickle
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from han_tf.common.errors import UserError
+from han_tf.data.image_lists import list_images
+from han_tf.features import ray_job as ray_extraction
+from han_tf.features.extractor import FeatureExtractor
+from han_tf.features.job import extract_shards, finish, plan
+from han_tf.features.ray_job import ShardMaker, extract_with_ray
+from han_tf.features.shards import FeatureShards, Manifest, shard_path
+
+IMAGES = 40
+SHARD_IMAGES = 2
+PATIENCE = 240
+"""Seconds after which a test gives up waiting for the cluster; it takes ten or twenty on a quiet machine."""
+
+QUICK = {
+    "health_check_initial_delay_ms": 500,
+    "health_check_period_ms": 500,
+    "health_check_timeout_ms": 2000,
+    "health_check_failure_threshold": 3,
+}
+"""Ray notices after seconds, not after half a minute, that a node is gone."""
+
+
+@pytest.fixture
+def images(tiny_data, tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for path in sorted((tiny_data / "bounding_box_train").glob("*.jpg"))[:IMAGES]:
+        shutil.copy(path, folder)
+    assert len(list(folder.iterdir())) == IMAGES
+    return folder
+
+
+def call(images, tiny_run, out, *arguments):
+    """Starts the command in a process of its own."""
+    command = [sys.executable, "-m", "han_tf.extract", str(images), f"--model={tiny_run}", f"--out={out}"]
+    command += [f"--shard_images={SHARD_IMAGES}", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(condition, process):
+    """Returns the first true value of ``condition()``; fails if the process ends before."""
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        value = condition()
+        if value:
+            return value
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    pytest.fail(f"nothing within {PATIENCE} s")
+
+
+def assert_rows(out, images, extractor):
+    """Every image has one row, with the feature that the model gives it without Ray."""
+    paths = [path for batch in FeatureShards(out) for path in batch.paths]
+    assert paths == sorted(str(path) for path in images.iterdir())
+    features = np.concatenate([batch.features for batch in FeatureShards(out)])
+    np.testing.assert_allclose(features, extractor(paths), atol=2e-6)
+
+
+@pytest.fixture(scope="module")
+def extractor(tiny_run):
+    return FeatureExtractor(tiny_run)
+
+
+@pytest.fixture(scope="module")
+def card(extractor):
+    return extractor.card
+
+
+STALL = """
+import builtins, os
+whole = builtins.open
+def waiting(path, *arguments, **options):
+    if path == os.environ["STALLED_IMAGE"] and os.path.exists(os.environ["STALLED_BY"]):
+        whole(os.environ["STALLED_BY"], "rb").read(1)
+    return whole(path, *arguments, **options)
+builtins.open = waiting
+"""
+"""Lets whoever opens an image wait for a named pipe as long as there is one; runs at the start of every Python."""
+
+
+@pytest.fixture
+def stalled(images, tmp_path, monkeypatch):
+    """The pipe that whoever reads the first image waits for."""
+    site, pipe = tmp_path / "site", tmp_path / "pipe"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(STALL)
+    os.mkfifo(pipe)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (str(site), os.environ.get("PYTHONPATH")))))
+    monkeypatch.setenv("STALLED_IMAGE", str(min(images.iterdir())))
+    monkeypatch.setenv("STALLED_BY", str(pipe))
+    return pipe
+
+
+@pytest.fixture
+def two_nodes(stalled, monkeypatch):
+    """A cluster on 127.0.0.1: a head that computes nothing, and two nodes of a core each."""
+    monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # read when Ray is imported: 127.0.0.1 only
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    pytest.importorskip("ray", reason="needs Ray: pip install 'han-tf[ray]'")
+    from ray.cluster_utils import Cluster
+
+    store = {"object_store_memory": 80 * 2**20, "include_dashboard": False}
+    cluster = Cluster(True, head_node_args={"num_cpus": 0, "_system_config": QUICK, **store})
+    try:
+        yield cluster, [cluster.add_node(num_cpus=1, **store) for _ in range(2)]
+    finally:
+        cluster.shutdown()
+
+
+def reader_of(path, node):
+    """Returns the id of a process of the node that has the file open, or None."""
+    (raylet,) = node.all_processes["raylet"]
+    children = Path(f"/proc/{raylet.process.pid}/task/{raylet.process.pid}/children").read_text().split()
+    for child in children:
+        with contextlib.suppress(OSError):
+            for descriptor in os.scandir(f"/proc/{child}/fd"):
+                with contextlib.suppress(OSError):
+                    if os.readlink(descriptor.path) == str(path):
+                        return int(child)
+    return None
+
+
+def test_a_node_that_dies_costs_no_row(two_nodes, stalled, images, tiny_run, extractor, tmp_path):
+    """The node is killed while an image lets it wait in the middle of the first shard; the other one goes on."""
+    cluster, nodes = two_nodes
+    out = tmp_path / "out"
+    pipe = os.open(stalled, os.O_RDWR)
+    process = call(images, tiny_run, out, f"--ray={cluster.address}")
+    try:
+        wait_for(lambda: len(list(out.glob("part-*.parquet"))) >= 5, process)
+        assert not shard_path(out, 0).exists()
+        ((node, reader),) = [(node, pid) for node in nodes if (pid := reader_of(stalled, node))]
+        stalled.unlink()
+        finished = {path: path.stat().st_mtime_ns for path in out.glob("part-*.parquet")}
+        cluster.remove_node(node, allow_graceful=False)
+        wait_for(lambda: not Path(f"/proc/{reader}").exists(), process)
+        text, errors = process.communicate(timeout=PATIENCE)
+    finally:
+        process.kill()
+        os.close(pipe)
+    assert process.returncode == 0, errors
+    assert "note: machines of the cluster that were lost: 1; others have done their part\n" in text
+    assert f"{IMAGES} rows in {IMAGES // SHARD_IMAGES} files written to {out}\n" in text
+    assert "(raylet)" not in text + errors
+    assert all(path.stat().st_mtime_ns == mtime for path, mtime in finished.items())
+    assert_rows(out, images, extractor)
+
+
+def test_a_local_ray_does_what_is_left(images, tiny_run, extractor, tmp_path):
+    pytest.importorskip("ray", reason="needs Ray: pip install 'han-tf[ray]'")
+    out = tmp_path / "out"
+    listed = list_images([str(images)])
+    work = plan(out, listed, extractor.card, SHARD_IMAGES)
+    made = range(3, len(work.pending))
+    for number in made:
+        extract_shards(extractor, listed.part(*work.manifest.bounds(number)), out, work.manifest, [number])
+    finished = {path: path.stat().st_mtime_ns for path in out.glob("part-*.parquet")}
+    assert len(finished) == len(made)
+    process = call(images, tiny_run, out, "--ray=local", "--actors=1")
+    text, errors = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, errors
+    assert f"{len(made)} of {len(work.pending)} files are there" in text
+    assert [line for line in errors.replace("\r", "\n").split("\n") if line.strip() and "%|" not in line] == []
+    assert all(path.stat().st_mtime_ns == mtime for path, mtime in finished.items())
+    assert_rows(out, images, extractor)
+
+
+class TestShardMaker:
+    """What runs in the actors, without Ray."""
+
+    @pytest.fixture(autouse=True)
+    def loaded(self, extractor, tiny_run, monkeypatch):
+        """The tiny run is not loaded anew each time."""
+
+        def load(path, **options):
+            return extractor if path == str(tiny_run) else FeatureExtractor(path, **options)
+
+        monkeypatch.setattr(ray_extraction, "FeatureExtractor", load)
+
+    @pytest.fixture
+    def work(self, images, card, tmp_path):
+        listed = list_images([str(images)])
+        manifest = plan(tmp_path / "out", listed, card, 25).manifest
+        rows = [
+            {"shard": number, "images": pickle.dumps(listed.part(*manifest.bounds(number)))}
+            for number in range(manifest.shards)
+        ]
+        return str(tmp_path / "out"), manifest, rows
+
+    def test_makes_each_shard_once(self, work, images, tiny_run, extractor):
+        out, manifest, rows = work
+        maker = ShardMaker(str(tiny_run), out, manifest, 1, 7)
+        assert [maker(row) for row in rows] == [
+            {"shard": 0, "images": 25, "problem": ""},
+            {"shard": 1, "images": 15, "problem": ""},
+        ]
+        assert finish(out, manifest) == (IMAGES, 0)
+        assert_rows(out, images, extractor)
+        before = [shard_path(out, number).stat().st_mtime_ns for number in range(2)]
+        shard_path(out, 1).write_bytes(b"half")
+        assert [maker(row)["problem"] for row in rows] == ["", ""]
+        after = [shard_path(out, number).stat().st_mtime_ns for number in range(2)]
+        assert after[0] == before[0]
+        assert after[1] != before[1]
+        assert_rows(out, images, extractor)
+
+    def test_makes_no_bad_images_of_those_that_it_cannot_see(self, work, images, tiny_run, tmp_path):
+        """As a machine does that lacks the disk which the others have."""
+        out, manifest, rows = work
+        images.rename(tmp_path / "elsewhere")
+        maker = ShardMaker(str(tiny_run), out, manifest, 1, 7)
+        for row in rows:
+            problem = maker(row)["problem"]
+            assert problem.startswith(f"{socket.gethostname()}: {images}/")
+            assert "cannot be read (No such file or directory)" in problem
+        assert not list(Path(out).glob("part*"))
+        (tmp_path / "elsewhere").rename(images)
+        assert [maker(row)["problem"] for row in rows] == ["", ""]
+        assert finish(out, manifest) == (IMAGES, 0)
+
+    def test_says_in_one_line_what_is_wrong(self, work, tiny_run, tmp_path):
+        out, manifest, (row, _) = work
+        other = Manifest(**{**manifest.__dict__, "model": "0" * 64})
+        (tmp_path / "file").touch()
+        for arguments, words in (
+            ((str(tmp_path / "no"), out, manifest), f"{tmp_path}/no: neither config.json nor card.json in it"),
+            ((str(tiny_run), out, other), f"checksum {manifest.model}, expected {'0' * 64}"),
+            ((str(tiny_run), str(tmp_path / "file"), manifest), f"cannot write {tmp_path}/file"),
+        ):
+            summary = ShardMaker(*arguments, 1, 64)(row)
+            assert summary["problem"].startswith(f"{socket.gethostname()}: ")
+            assert words in summary["problem"]
+            assert "\n" not in summary["problem"]
+        assert not list(Path(out).glob("part*"))
+
+
+@pytest.fixture
+def refused(images, tiny_run, card, tmp_path):
+    """Returns a function that takes an address and returns the line that says what is wrong with it."""
+    listed = list_images([str(images)])
+    work = plan(tmp_path / "out", listed, card)
+
+    def message(address):
+        with pytest.raises(UserError) as raised:
+            extract_with_ray(address, tiny_run, listed, tmp_path / "out", work)
+        assert "\n" not in str(raised.value)
+        return str(raised.value)
+
+    return message
+
+
+@pytest.mark.parametrize(
+    "address", ["here", "ray://127.0.0.1:10001", "127.0.0.1", "127.0.0.1:", ":6379", "a:0", "a:99999"]
+)
+def test_addresses_that_are_none(refused, address):
+    assert refused(address) == f"--ray {address}: expected HOST:PORT of the cluster's head, auto or local"
+
+
+def test_nobody_there(refused):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    assert refused(address) == (
+        f"Ray at {address} cannot be reached (Connection refused), expected HOST:PORT of a cluster's head"
+    )
+    assert "no.such.host.invalid:6379 cannot be reached" in refused("no.such.host.invalid:6379")
+
+
+def test_somebody_else_there(refused, monkeypatch):
+    pytest.importorskip("ray", reason="needs Ray: pip install 'han-tf[ray]'")
+    monkeypatch.setattr(ray_extraction, "ANSWER_SECONDS", 5)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        assert refused(address).startswith(f"Ray at {address} cannot be used (no answer within 5 s)")
+
+
+def test_without_ray_the_line_that_installs_it_is_shown(refused, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert "pip install 'han-tf[ray]'" in refused("local")
+
+
+def cluster(*machines):
+    """A made-up Ray with what each machine has, and one that is lost."""
+    nodes = [{"NodeID": str(number), "Alive": True, "Resources": has} for number, has in enumerate(machines)]
+    lost = {"NodeID": "lost", "Alive": False, "Resources": {"CPU": 64, "GPU": 8}}
+    return SimpleNamespace(nodes=lambda: [*nodes, lost])
+
+
+@pytest.mark.parametrize(
+    ("machines", "cpus", "gpu", "room"),
+    [
+        ([{"CPU": 4.0}, {"CPU": 4.0}], 1, True, 8),
+        ([{"CPU": 4.0}, {"CPU": 4.0}], 3, True, 2),
+        ([{"CPU": 4.0}, {"CPU": 4.0}], 8, True, "at most 4 cores on a machine, expected one with at least 8"),
+        ([{"CPU": 4.0, "GPU": 1.0}, {"CPU": 4.0}], 2, True, 1),
+        ([{"CPU": 4.0, "GPU": 1.0}, {"CPU": 4.0}], 2, False, 4),
+        ([{"CPU": 1.0, "GPU": 1.0}, {"CPU": 4.0}], 2, True, "expected one with at least 2 and a GPU"),
+        ([{}], 1, True, "at most 0 cores on a machine, expected one with at least 1"),
+    ],
+)
+def test_each_actor_has_to_fit_into_a_machine(machines, cpus, gpu, room):
+    ray = cluster(*machines)
+    needs = ray_extraction._needs(ray, cpus, gpu)
+    if isinstance(room, int):
+        assert ray_extraction._checked_room(ray, "head:6379", needs) == room
+    else:
+        with pytest.raises(UserError, match=f"^Ray at head:6379: .*{room}$"):
+            ray_extraction._checked_room(ray, "head:6379", needs)
+
+
+class TestWatch:
+    """What is said about a cluster that has lost its head, or all others; a made-up Ray stands for it."""
+
+    @pytest.fixture
+    def watched(self, monkeypatch):
+        monkeypatch.setattr(ray_extraction, "WATCH_SECONDS", 0.02)
+
+        def watch(port, cores):
+            context = SimpleNamespace(gcs_address=f"127.0.0.1:{port}")
+            ray = SimpleNamespace(get_runtime_context=lambda: context, nodes=cluster({"CPU": cores}).nodes)
+            return ray_extraction._watched(ray, "head:6379", {"CPU": 1})
+
+        return watch
+
+    def test_without_a_head_it_ends_in_one_line(self, watched):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        lost = r"^Ray at head:6379: the head of the cluster was lost; finished files stay"
+        with pytest.raises(UserError, match=lost), watched(port, 1):
+            time.sleep(PATIENCE)
+
+    def test_ctrl_c_stays_what_it_is(self, watched):
+        head = socket.create_server(("127.0.0.1", 0))
+        with head, pytest.raises(KeyboardInterrupt), watched(head.getsockname()[1], 1):
+            signal.raise_signal(signal.SIGINT)
+
+    @pytest.mark.parametrize("cores", [0, 1])
+    def test_without_machines_it_says_once_that_it_waits(self, watched, cores, capsys):
+        with socket.create_server(("127.0.0.1", 0)) as head, watched(head.getsockname()[1], cores):
+            for _ in range(3):
+                head.accept()[0].close()
+        expected = "note: no machine of head:6379 has room for an actor; waiting for one\n"
+        assert capsys.readouterr().err == (expected if not cores else "")

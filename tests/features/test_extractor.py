@@ -1,0 +1,180 @@
+"""One class extracts features with any model, from whatever images come in."""
+
+import shutil
+import threading
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+import han_tf
+from han_tf.common.errors import UserError
+from han_tf.data import Record
+from han_tf.features.extractor import FeatureExtractor
+from han_tf.features.keras import extract_features
+from han_tf.runs.folder import load_run
+
+SIZE = (48, 32)
+
+
+@pytest.fixture(scope="module")
+def extractor(tiny_run):
+    return han_tf.FeatureExtractor(tiny_run, batch_size=3)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Seven images, each of another size."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path_factory.mktemp("images")
+    paths = []
+    for number in range(7):
+        paths.append(folder / f"{number}.png")
+        shape = (30 + 11 * number, 20 + 5 * number, 3)
+        Image.fromarray(rng.integers(0, 256, shape, np.uint8)).save(paths[-1])
+    return paths
+
+
+@pytest.fixture(scope="module")
+def expected(tiny_run, files):
+    records = [Record(str(path), 1, 1) for path in files]
+    return extract_features(load_run(tiny_run).model, records, progress=None)[0]
+
+
+def pixels(files):
+    return [np.asarray(Image.open(path)) for path in files]
+
+
+def test_it_says_what_it_is(extractor):
+    assert (extractor.format, extractor.precision) == ("keras", "float32")
+    assert (extractor.feature_dim, extractor.input_size) == (1024, SIZE)
+    assert extractor.branch_names == ("global", "local")
+    assert len(extractor.checksum) == 64
+    card = extractor.card
+    assert (card.model, card.dataset, card.schedule["epochs"]) == ("han_small", "market1501", 2)
+    assert "research use only" in card.licence
+    assert 0 <= card.accuracy["mAP"] <= 1
+    assert card.flops > 1e6
+
+
+def test_paths_records_and_arrays_give_the_same(extractor, files, expected):
+    for images in (files, [str(path) for path in files], pixels(files)):
+        features = extractor(images)
+        assert features.dtype == np.float32
+        np.testing.assert_allclose(features, expected, atol=1e-5)
+    mixed = [files[0], pixels(files)[1], Record(str(files[2]), 1, 1), pixels(files)[3].astype(np.float64)]
+    np.testing.assert_allclose(extractor(mixed), expected[:4], atol=1e-5)
+
+
+def test_an_array_of_images_of_any_size(extractor):
+    images = np.random.default_rng(1).integers(0, 256, (5, 60, 40, 3), np.uint8)
+    one_by_one = extractor(list(images))
+    np.testing.assert_allclose(extractor(images), one_by_one, atol=1e-5)
+    np.testing.assert_allclose(extractor(images.astype(np.float32)), one_by_one, atol=1e-5)
+
+
+def test_a_tf_data_pipeline(extractor):
+    images = np.random.default_rng(2).integers(0, 256, (5, *SIZE, 3), np.uint8)
+    batches = tf.data.Dataset.from_tensor_slices((images, np.arange(5))).batch(2)
+    expected = extractor.embed(images)
+    np.testing.assert_allclose(extractor(batches), expected, atol=1e-5)
+    np.testing.assert_allclose(extractor(batches.map(lambda images, labels: images)), expected, atol=1e-5)
+
+
+def test_nothing_gives_nothing(extractor):
+    for nothing in ([], np.empty((0, 10, 10, 3), np.uint8)):
+        assert extractor(nothing).shape == (0, 1024)
+    assert extractor.embed(np.empty((0, *SIZE, 3), np.uint8)).shape == (0, 1024)
+
+
+def test_features_come_batch_by_batch(extractor, files, expected):
+    stream = extractor.stream(files)
+    parts = list(stream)
+    assert [kept.tolist() for _, kept in parts] == [[0, 1, 2], [3, 4, 5], [6]]
+    np.testing.assert_allclose(np.concatenate([features for features, _ in parts]), expected, atol=1e-5)
+    assert stream.bad_images == []
+
+
+def test_bad_images_are_left_out_or_named(extractor, files, expected, tmp_path):
+    bad = tmp_path / "bad.jpg"
+    bad.write_bytes(b"no image")
+    images = [files[0], bad, files[1]]
+    with pytest.raises(UserError, match=rf"^{bad}: not a readable image"):
+        extractor(images)
+    np.testing.assert_allclose(extractor(images, skip_bad_images=True), expected[:2], atol=1e-5)
+    stream = extractor.stream(images, skip_bad_images=True)
+    assert [kept.tolist() for _, kept in stream] == [[0, 2]]
+    assert [image.path for image in stream.bad_images] == [str(bad)]
+
+
+@pytest.mark.parametrize(
+    ("images", "line"),
+    [
+        ("a.jpg", "images are 'a.jpg', expected a sequence of paths or arrays"),
+        (7, "images are '7', expected a sequence"),
+        ([np.zeros((4, 4), np.uint8)], r"shape \[4, 4\], expected \[height, width, 3\]"),
+        (np.zeros((2, 48, 32, 3), np.float32) + 0.5, "not scaled to 1"),
+        (["missing.jpg"], r"missing.jpg: cannot be read \(No such file"),
+    ],
+)
+def test_what_are_no_images_is_one_line(extractor, images, line):
+    with pytest.raises(UserError, match=line):
+        extractor(images)
+
+
+@pytest.mark.parametrize("images", [np.zeros((2, 47, 32, 3), np.uint8), np.zeros((2, *SIZE, 3), np.float32)])
+def test_embedding_takes_the_networks_size_alone(extractor, images):
+    with pytest.raises(UserError, match=r"expected uint8 \[n, 48, 32, 3\]"):
+        extractor.embed(images)
+
+
+def test_several_threads_at_once(extractor):
+    images = np.random.default_rng(3).integers(0, 256, (8, *SIZE, 3), np.uint8)
+    expected = extractor.embed(images)
+    found = [None] * 4
+
+    def embed(number):
+        found[number] = extractor.embed(images[2 * number : 2 * number + 2])
+
+    threads = [threading.Thread(target=embed, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    np.testing.assert_allclose(np.concatenate(found), expected, atol=1e-5)
+
+
+def test_the_checksum_is_that_of_the_weights(tiny_run, extractor, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_run, copy)
+    assert FeatureExtractor(copy).checksum == extractor.checksum
+    run = load_run(copy)
+    from han_tf.runtimes.keras import network_checksum
+
+    assert network_checksum(run.model, run.config) == extractor.checksum
+    classifier = run.model.global_classifier.kernel
+    classifier.assign(classifier + 1)
+    assert network_checksum(run.model, run.config) == extractor.checksum
+    assert network_checksum(run.model, {**run.config, "hard": False}) != extractor.checksum
+    stem = run.model.stem.conv.kernel
+    stem.assign(stem * 1.001)
+    assert network_checksum(run.model, run.config) != extractor.checksum
+
+
+def test_a_folder_without_a_model_is_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"neither config.json nor card.json in it, expected the folder"):
+        FeatureExtractor(tmp_path)
+    with pytest.raises(UserError, match=r"neither config\.json nor card\.json"):
+        FeatureExtractor(tmp_path / "missing")
+
+
+@pytest.mark.parametrize("arguments", [{"batch_size": 0}, {"threads": 0}])
+def test_sizes_are_checked(tiny_run, arguments):
+    with pytest.raises(UserError, match="expected at least 1"):
+        FeatureExtractor(tiny_run, **arguments)
+
+
+def test_the_package_has_nothing_else_on_demand():
+    with pytest.raises(AttributeError, match="no attribute 'FeatureExtractors'"):
+        _ = han_tf.FeatureExtractors

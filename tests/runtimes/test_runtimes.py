@@ -1,0 +1,241 @@
+"""Every runtime gives the Keras network's features, in any batch and thread, and refuses damaged files."""
+
+import importlib
+import json
+import shutil
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from han_tf import runtimes
+from han_tf.common.errors import UserError
+from han_tf.data import load_dataset
+from han_tf.deploy.exporters import FORMATS
+from han_tf.deploy.graph import deployment_function
+from han_tf.deploy.writing import Comparison, Export
+from han_tf.features.extractor import FeatureExtractor
+from han_tf.models import create_model
+from han_tf.runs.card import CARD, hash_files
+
+SIZE = (48, 32)
+
+EXPORTS = {
+    # Format and precision -> largest difference to the Keras features, and least cosine.
+    ("saved_model", "float32"): (1e-5, 0.99999),
+    ("tflite", "float32"): (1e-5, 0.99999),
+    ("tflite", "float16"): (2e-3, 0.99999),
+    ("onnx", "float32"): (1e-5, 0.99999),
+    ("onnx", "int8"): (0.3, 0.9),
+    ("openvino", "float32"): (1e-5, 0.99999),
+    ("openvino", "float16"): (2e-3, 0.99999),
+    ("openvino", "bfloat16"): (5e-2, 0.999),
+    ("openvino", "int8"): (0.3, 0.9),
+}
+
+PACKAGES = {"onnx": "onnxruntime", "openvino": "openvino"}
+
+
+@pytest.fixture(scope="module")
+def images():
+    """Nineteen images of different colours: more than a batch of any runtime, and no multiple of one."""
+    colours = np.random.default_rng(1).integers(0, 256, (19, 2, 2, 3), np.uint8)
+    return colours.repeat(SIZE[0] // 2, axis=1).repeat(SIZE[1] // 2, axis=2)
+
+
+@pytest.fixture(scope="module")
+def export(tiny_run, tiny_data, images):
+    return Export(tiny_run, "last", Comparison(images), load_dataset("market1501", tiny_data).train)
+
+
+@pytest.fixture(scope="module")
+def folders(export, tmp_path_factory):
+    """Exports by format and precision, made when first asked for."""
+    parent = tmp_path_factory.mktemp("exports")
+    made = {}
+
+    def folder(name, precision):
+        if (name, precision) not in made:
+            for package in (*FORMATS[name].packages, *(FORMATS[name].int8_packages if precision == "int8" else ())):
+                pytest.importorskip(package)
+            if (name, precision) == ("openvino", "bfloat16"):
+                openvino = importlib.import_module("han_tf.runtimes.openvino")
+                if not openvino.has_bfloat16():
+                    pytest.skip("this processor has no bfloat16")
+            made[name, precision] = export.export(name, precision, parent)
+        return made[name, precision].folder
+
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(export):
+    return export.original.features
+
+
+@pytest.mark.parametrize("pair", EXPORTS, ids="-".join)
+def test_features_are_the_keras_networks(pair, folders, images, expected):
+    extractor = FeatureExtractor(folders(*pair), threads=2)
+    difference, cosine = EXPORTS[pair]
+    found = extractor(images)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, atol=difference)
+    for half in (slice(0, 512), slice(512, 1024)):
+        np.testing.assert_allclose(np.linalg.norm(found[:, half], axis=1), 1, atol=1e-2)
+    assert (found * expected).sum(axis=1).min() / 2 > cosine
+    # A batch of another size gives the same; what it is filled up with does not show.
+    for count in (1, 3, 5, 17):
+        np.testing.assert_allclose(extractor.embed(images[:count]), found[:count], atol=max(difference / 5, 1e-5))
+
+
+def test_tflite_int8_is_near_the_keras_network(export, tmp_path):
+    """It quantises the features as well; with a network as small as this their norms may be off by too much."""
+    found = export.export("tflite", "int8", tmp_path)
+    assert found.check["least_cosine"] > 0.9
+    assert found.check["largest_difference"] < 0.3
+    assert found.check["norm_error"] < 0.03
+    assert found.failure is None or "the norm of a branch is off 1 by" in found.failure
+
+
+def test_tflite_int8_of_an_untrained_network_does_not_abort(images, tmp_path):
+    """Its regions start at whole pixels: how far they are between two pixels is 0 for every image."""
+    writer = importlib.import_module("han_tf.deploy.exporters.tflite")
+    function = deployment_function(create_model("han_small", input_size=SIZE), writer.FLAT)
+    writer.export(function, tmp_path, "int8", images[:8])
+    code = "import sys; import tensorflow as tf; tf.lite.Interpreter(sys.argv[1]).allocate_tensors()"
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path / "model.tflite")], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("pair", [("tflite", "float32"), ("onnx", "float32"), ("openvino", "float32")], ids="-".join)
+def test_several_threads_share_one_model(pair, folders, images, expected):
+    extractor = FeatureExtractor(folders(*pair), threads=2)
+    found = [None] * 6
+
+    def embed(number):
+        found[number] = [extractor.embed(images), extractor.embed(images[number : number + 2])]
+
+    threads = [threading.Thread(target=embed, args=(number,)) for number in range(len(found))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for number, (whole, part) in enumerate(found):
+        np.testing.assert_allclose(whole, expected, atol=1e-5)
+        np.testing.assert_allclose(part, expected[number : number + 2], atol=1e-5)
+
+
+def _int8_weights(name, folder):
+    if name == "onnx":
+        import onnx
+
+        graph = onnx.load(folder / "model.onnx").graph
+        tensors = [onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer]
+    else:
+        import openvino
+
+        nodes = openvino.Core().read_model(folder / "model.xml").get_ordered_ops()
+        tensors = [node.get_data() for node in nodes if node.get_type_name() == "Constant"]
+    return [tensor for tensor in tensors if tensor.dtype == np.int8 and tensor.ndim >= 4 and tensor.shape[-3] > 1]
+
+
+@pytest.mark.parametrize("name", ["onnx", "openvino"])
+def test_two_products_of_8_bits_fit_in_16(name, folders):
+    """Processors without VNNI add two products of an activation, at most 255, and a weight with saturation.
+
+    They belong to two input channels; depthwise convolutions have one, and OpenVINO adds their products in 32 bits.
+    """
+    weights = _int8_weights(name, folders(name, "int8"))
+    assert len(weights) > 20
+    largest = max(int(np.abs(weight.astype(int)).max()) for weight in weights)
+    assert largest > 32
+    assert 2 * 255 * largest < 2**15
+
+
+@pytest.mark.parametrize("name", ["onnx", "openvino"])
+def test_no_tensorflow_is_needed(name, folders):
+    code = (
+        "import sys; import han_tf; import numpy as np\n"
+        f"x = han_tf.FeatureExtractor({str(folders(name, 'float32'))!r}, threads=1)\n"
+        "assert x([np.zeros((60, 30, 3), np.uint8)]).shape == (1, 1024)\n"
+        "sys.exit(3 * ('tensorflow' in sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.fixture(params=FORMATS)
+def copied(request, folders, tmp_path):
+    """A copy of an export in each format, to be damaged."""
+    folder = tmp_path / request.param
+    shutil.copytree(folders(request.param, "float32"), folder)
+    return folder
+
+
+def rewrite(folder, **entries):
+    values = json.loads((folder / CARD).read_text())
+    (folder / CARD).write_text(json.dumps({**values, **entries}))
+
+
+def largest_file(folder):
+    files = [folder / name for name in json.loads((folder / CARD).read_text())["files"]]
+    return max(files, key=lambda path: path.stat().st_size)
+
+
+def test_a_changed_byte_is_one_line(copied):
+    path = largest_file(copied)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=rf"^{path}: damaged or changed, SHA-256 is") as raised:
+        FeatureExtractor(copied)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_missing_file_is_one_line(copied):
+    path = largest_file(copied)
+    path.unlink()
+    with pytest.raises(UserError, match=rf"^{path}: No such file"):
+        FeatureExtractor(copied)
+
+
+def test_files_of_another_kind_are_one_line(copied):
+    """The checksums fit, but the runtime cannot read what they are of."""
+    for name in json.loads((copied / CARD).read_text())["files"]:
+        (copied / name).write_bytes(b"something else entirely" * 10)
+    rewrite(copied, files=hash_files(copied))
+    with pytest.raises(UserError, match=r"cannot run this model \(.*\); export the run anew") as raised:
+        FeatureExtractor(copied)
+    assert "\n" not in str(raised.value)
+
+
+def test_another_version_or_format_is_one_line(copied):
+    rewrite(copied, version=0)
+    with pytest.raises(UserError, match="version is 0, expected 1; export the run anew"):
+        FeatureExtractor(copied)
+    rewrite(copied, version=1, format="caffe")
+    with pytest.raises(UserError, match="format is 'caffe', expected one of saved_model, tflite, onnx, openvino"):
+        FeatureExtractor(copied)
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_a_missing_package_is_named_with_its_install_line(name, folders, monkeypatch):
+    folder = folders(name, "float32")
+    found = runtimes.importlib.util.find_spec
+    monkeypatch.setattr(
+        runtimes.importlib.util, "find_spec", lambda package: None if package == PACKAGES[name] else found(package)
+    )
+    with pytest.raises(UserError, match=rf"needs {PACKAGES[name]}, .*pip install 'han-tf\[export\]'"):
+        FeatureExtractor(folder)
+
+
+def test_threads_limit_both_pools_of_tensorflow(monkeypatch):
+    asked = {}
+    for pool in ("intra", "inter"):
+        setter = f"set_{pool}_op_parallelism_threads"
+        monkeypatch.setattr(tf.config.threading, setter, lambda threads, pool=pool: asked.update({pool: threads}))
+    runtimes.limit_tensorflow(None)
+    assert not asked
+    runtimes.limit_tensorflow(3)
+    assert asked == {"intra": 3, "inter": 3}
