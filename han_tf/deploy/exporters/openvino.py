@@ -1,12 +1,15 @@
 """OpenVINO IR: model.xml and model.bin."""
 
+import tempfile
 from pathlib import Path
 from typing import Any, Optional
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 from han_tf.deploy.exporters import FLOAT32, INT8, quiet
+from han_tf.deploy.graph import OUTPUT
 from han_tf.runtimes.quiet_openvino import openvino, opset13
 
 FLAT = True
@@ -16,8 +19,11 @@ def export(
     function: tf.types.experimental.ConcreteFunction, folder: Path, precision: str, images: Optional[np.ndarray]
 ) -> None:
     """Writes the model, see :class:`han_tf.deploy.exporters.Exporter`."""
-    with quiet():
-        model = openvino.convert_model(function)
+    with tempfile.TemporaryDirectory() as temporary, quiet():
+        # A file, since OpenVINO up to 2026.4 takes a function in memory before Python 3.13 alone.
+        graph = convert_variables_to_constants_v2(function).graph
+        model = openvino.convert_model(tf.io.write_graph(graph, temporary, "graph.pb", as_text=False))
+        model.output().get_tensor().set_names({OUTPUT})
         if precision == INT8:
             model = quantised(model, images)
             _keep_as_float16(model)

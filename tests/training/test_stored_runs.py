@@ -1,0 +1,83 @@
+"""A run that one version of TensorFlow has begun opens in the others, and goes on there.
+
+Stored are the first of two epochs, and the features after each where the run began. ``python
+tests/training/test_stored_runs.py`` stores a run of the TensorFlow it is called with.
+"""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from han_tf.data.pipeline import LoadedImages
+from han_tf.data.records import Record
+from han_tf.models.network import inference_function
+from han_tf.runs.folder import CHECKPOINTS, CONFIG, load_run
+from han_tf.training.config import TrainConfig
+from han_tf.training.loop import Trainer
+
+STORED = sorted(Path(__file__).with_name("stored_runs").iterdir())
+PEOPLE, IMAGES, HEIGHT, WIDTH = 4, 4, 48, 32
+
+
+def images():
+    """Returns patterns, ``[16, 48, 32, 3]`` uint8, by arithmetic alone: a generator of random numbers may change."""
+    index, y, x, channel = np.ogrid[: PEOPLE * IMAGES, :HEIGHT, :WIDTH, :3]
+    person, image = np.divmod(index, IMAGES)
+    return ((y * (7 + 3 * person) + x * (5 + person) + 83 * channel + 19 * image * (x > y)) % 256).astype(np.uint8)
+
+
+def train(run_dir):
+    """Trains for two epochs, or for what is left of them."""
+    records = tuple(Record(f"{index}.jpg", index // IMAGES, 0) for index in range(PEOPLE * IMAGES))
+    config = TrainConfig(
+        dataset="market1501",
+        epochs=2,
+        batch_size=8,
+        lr=0.01,
+        input_height=HEIGHT,
+        input_width=WIDTH,
+        feature_dim=32,
+        model_args={"stem_width": 8, "widths": [16, 16]},
+    )
+    Trainer(config, run_dir, LoadedImages(images(), records), fingerprints={"train": "a", "test": "b"}).run()
+
+
+def features(run_dir):
+    return inference_function(load_run(run_dir).model)(images()).numpy()
+
+
+@pytest.mark.parametrize("stored", STORED, ids=lambda folder: folder.name)
+class TestStored:
+    def test_its_features_are_those_it_had(self, stored):
+        with np.load(stored / "features.npz") as expected:
+            np.testing.assert_allclose(features(stored), expected["first"], atol=1e-5)
+
+    def test_it_goes_on(self, stored, tmp_path):
+        run_dir = shutil.copytree(stored, tmp_path / "run")
+        train(run_dir)
+        with np.load(stored / "features.npz") as expected:
+            np.testing.assert_allclose(features(run_dir), expected["second"], atol=1e-3)
+            assert abs(expected["second"] - expected["first"]).max() > 0.05
+
+
+def store():
+    """Stores a run of this TensorFlow."""
+    folder = Path(__file__).parent / "stored_runs" / f"tensorflow-{tf.__version__}"
+    train(folder)
+    second = features(folder)
+    checkpoints = folder / CHECKPOINTS["last"]
+    first, last = tf.train.get_checkpoint_state(str(checkpoints)).all_model_checkpoint_paths
+    for path in Path(last).parent.glob(f"{Path(last).name}.*"):
+        path.unlink()
+    tf.compat.v1.train.update_checkpoint_state(str(checkpoints), first, [first])
+    np.savez(folder / "features.npz", first=features(folder), second=second)
+    for path in folder.iterdir():
+        if path.name not in (CONFIG, checkpoints.name, "features.npz"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+if __name__ == "__main__":
+    store()
