@@ -105,13 +105,7 @@ flags.DEFINE_float(
     1,
     flag_values=FLAGS,
 )
-flags.DEFINE_float(
-    "white_level",
-    0,
-    "What becomes white of grey images of more than 8 bits, such as 4095; what their format says if 0.",
-    0,
-    flag_values=FLAGS,
-)
+command_line.define_white_level(FLAGS)
 flags.DEFINE_boolean("overwrite", False, "Remove the features of an earlier extraction in --out.", flag_values=FLAGS)
 
 for _flag, _other, _together in (

@@ -41,6 +41,17 @@ def new_flags() -> flags.FlagValues:
     return values
 
 
+def define_white_level(values: flags.FlagValues) -> None:
+    """Adds ``--white_level``, see :class:`han_tf.data.depth.Depth`; 0 stands for None."""
+    flags.DEFINE_float(
+        "white_level",
+        0,
+        "What becomes white of grey images of more than 8 bits, such as 4095; what their format says if 0.",
+        0,
+        flag_values=values,
+    )
+
+
 @contextmanager
 def deferred_imports(importer: str) -> Iterator[None]:
     """Lets a command answer ``--help`` and typing errors before it imports what takes seconds.

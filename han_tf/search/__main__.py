@@ -6,12 +6,14 @@
 
 --index is a folder or an address of Milvus, as python -m han_tf.index made it. --model is a training run or an export,
 the one whose features the gallery holds. Hits beyond the gallery's threshold are left out; where none is left, the
-answer is "not in the gallery". Times are seconds since 1970, UTC, or ISO 8601 (UTC if they name no zone).
+answer is "not in the gallery". --white_level is that which the gallery's images were extracted with. Times are seconds
+since 1970, UTC, or ISO 8601 (UTC if they name no zone).
 """
 
 import json
 import math
 import sys
+from contextlib import redirect_stdout
 from datetime import datetime, timezone
 from typing import Any, Optional
 
@@ -39,6 +41,7 @@ flags.DEFINE_float("threshold", None, "Greatest distance; the gallery's own if n
 flags.DEFINE_boolean("any_distance", False, "Leave out nobody, however far.", flag_values=FLAGS)
 flags.DEFINE_boolean("rerank", False, "Sort the nearest anew by k-reciprocal re-ranking.", flag_values=FLAGS)
 flags.DEFINE_boolean("json", False, "Print JSON.", flag_values=FLAGS)
+command_line.define_white_level(FLAGS)
 flags.register_validator("index", bool, "expected the folder or address of a gallery", flag_values=FLAGS)
 flags.register_multi_flags_validator(
     ["threshold", "any_distance"],
@@ -97,9 +100,10 @@ def _queries(values: flags.FlagValues, gallery: Gallery) -> tuple[list[str], np.
         raise UserError("no --model, expected the folder of the run or export whose features the gallery holds")
     from han_tf.features.extractor import FeatureExtractor
 
-    extractor = FeatureExtractor(values.model)
+    extractor = FeatureExtractor(values.model, white_level=values.white_level or None)
     gallery.check_model(extractor.checksum)
-    return list(values.positional), extractor(values.positional)
+    with redirect_stdout(sys.stderr):  # for notes: standard output may be JSON
+        return list(values.positional), extractor(values.positional)
 
 
 def _plain(hits: list[Hit]) -> list[dict[str, Any]]:

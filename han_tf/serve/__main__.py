@@ -50,6 +50,7 @@ flags.DEFINE_list(
     flag_values=FLAGS,
 )
 flags.DEFINE_integer("threads", None, "Threads of the network; one per core if not given.", 1, flag_values=FLAGS)
+command_line.define_white_level(FLAGS)
 flags.DEFINE_float(
     "max_upload_mb", DEFAULTS.upload_bytes / 2**20, "Largest request, MiB.", 0.01, 1024, flag_values=FLAGS
 )
@@ -102,19 +103,21 @@ def main(values: flags.FlagValues) -> None:
         if not address.is_loopback:
             print(f"warning: {exposed(str(address), access)}", file=sys.stderr, flush=True)
         from han_tf.search import open_gallery
-        from han_tf.serve.running import address_of, open_service, serve
+        from han_tf.serve.running import address_of, open_service, serve, starting
 
-        service = open_service(
-            open_gallery(values.index, writable=not values.read_only),
-            model=values.model or None,
-            attention=values.attention or None,
-            runs_dir=values.runs_dir,
-            state=state,
-            read_only=values.read_only,
-            image_roots=values.images,
-            threads=values.threads,
-            limits=limits,
-        )
+        with starting():
+            service = open_service(
+                open_gallery(values.index, writable=not values.read_only),
+                model=values.model or None,
+                attention=values.attention or None,
+                runs_dir=values.runs_dir,
+                state=state,
+                read_only=values.read_only,
+                image_roots=values.images,
+                threads=values.threads,
+                white_level=values.white_level or None,
+                limits=limits,
+            )
         print(service.describe())
         ready = f"ready: {address_of(bound)} (Ctrl-C stops)"
         serve(service, bound, hosts, lambda: print(ready, flush=True), access=access)

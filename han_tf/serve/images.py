@@ -5,11 +5,12 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import NamedTuple, Optional
 
 import numpy as np
 from PIL import Image
 
+from han_tf.data.depth import Depth
 from han_tf.data.folders import FILE_FORMATS
 from han_tf.data.reading import FORMATS, upright_pixels
 from han_tf.serve.limits import Refusal
@@ -31,7 +32,9 @@ class Size(NamedTuple):
     height: int
 
 
-def decode_upload(data: bytes, max_pixels: int, of_file: bool = False) -> np.ndarray:
+def decode_upload(
+    data: bytes, max_pixels: int, of_file: bool = False, white_level: Optional[float] = None
+) -> np.ndarray:
     """Decodes an uploaded image.
 
     The size that the header claims and the scans of a JPEG are checked before anything is decoded. The pixels are
@@ -41,6 +44,7 @@ def decode_upload(data: bytes, max_pixels: int, of_file: bool = False) -> np.nda
       data: the file's bytes.
       max_pixels: largest width times height.
       of_file: whether it is a file of the gallery: those may be TIFF or GIF, too, and have more frames than the first.
+      white_level: what becomes white of deep grey images, see :class:`han_tf.data.depth.Depth`.
 
     Returns:
       ``[height, width, 3]`` uint8, RGB.
@@ -50,7 +54,7 @@ def decode_upload(data: bytes, max_pixels: int, of_file: bool = False) -> np.nda
         or in more than :data:`MAX_SCANS` scans.
     """
     with _opened(data, max_pixels, of_file) as image:
-        return upright_pixels(image)
+        return upright_pixels(image, Depth(white_level))
 
 
 def work_of(data: bytes, max_pixels: int, of_file: bool = False) -> int:

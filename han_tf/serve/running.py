@@ -37,6 +37,18 @@ FEW_FOLDERS = 20
 """So many are taken one by one."""
 
 
+@contextmanager
+def starting() -> Iterator[None]:
+    """Turns whatever goes wrong while a service starts into one line, a UserError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"the service cannot start: {type(error).__name__}: {reason}") from error
+
+
 def open_service(
     gallery: Gallery,
     *,
@@ -48,6 +60,7 @@ def open_service(
     read_only: bool = False,
     image_roots: Sequence[str] = (),
     threads: Optional[int] = None,
+    white_level: Optional[float] = None,
     limits: Limits = Limits(),  # noqa: B008 - frozen
     examples: Sequence[Example] = (),
 ) -> Service:
@@ -63,6 +76,7 @@ def open_service(
       read_only: whether nothing is written there.
       image_roots: folders from which images may be shown; those the gallery's images lie in if empty.
       threads: threads of the network.
+      white_level: what becomes white of deep grey images, see :class:`han_tf.data.depth.Depth`.
       limits, examples: see :class:`Service`.
 
     Raises:
@@ -75,7 +89,7 @@ def open_service(
                 raise UserError(f"{root}: no such folder, expected one that holds images of the gallery")
         if extractor is None:
             model = model or find_model(runs_dir, gallery.checksum)
-            extractor = FeatureExtractor(model, threads=threads)
+            extractor = FeatureExtractor(model, threads=threads, white_level=white_level)
         gallery.check_model(extractor.checksum)
         run = attention or (run_of(model) if model else None)
         drawing = None
@@ -176,13 +190,11 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: Optional[list[socket.socket]] = None) -> None:
         try:
-            await self._service.start()
-        except Exception as error:
+            with starting():
+                await self._service.start()
+        except UserError:
             await self._service.close()
-            if isinstance(error, UserError):
-                raise
-            reason = " ".join(str(error).split())[:300]
-            raise UserError(f"the service cannot start: {type(error).__name__}: {reason}") from error
+            raise
         await super().startup(sockets)
         self._ready()
 

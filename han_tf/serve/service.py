@@ -267,7 +267,8 @@ class Service:
         """Returns what ``use`` makes of the pixels of an image; see :func:`han_tf.serve.images.decode_upload`."""
         work = await self._decode(work_of, data, self.limits.pixels, of_file)
         pool = self._decode_large if work >= LARGE_WORK else self._decode
-        return await pool(lambda: use(decode_upload(data, self.limits.pixels, of_file)), weight=-(-work // WORK_UNIT))
+        options = self.limits.pixels, of_file, self.extractor.white_level
+        return await pool(lambda: use(decode_upload(data, *options)), weight=-(-work // WORK_UNIT))
 
     async def embed(self, picture: Picture) -> np.ndarray:
         """Returns the feature of a picture, float32 ``[d]``."""

@@ -31,6 +31,8 @@ from han_tf.features.extractor import FeatureExtractor
 from han_tf.features.keras import extract_features
 from han_tf.features.shards import FeatureShards, shard_path
 from han_tf.runs.folder import load_run
+from han_tf.search import __main__ as search
+from han_tf.search import create_gallery
 
 SHARD_IMAGES = 20
 
@@ -501,6 +503,24 @@ def test_a_white_level_is_part_of_what_features_are(command, tmp_path):
     status, _, (line,) = command(folder)
     assert status == 1
     assert "holds features with the white level 4095.0, expected 0" in line
+
+
+def test_a_search_takes_a_white_level_too(tiny_run, tmp_path, capsys):
+    pixels = np.random.default_rng(0).integers(0, 4096, (48, 32)).astype(np.uint16)
+    Image.fromarray(pixels).save(tmp_path / "deep.png")
+    Image.fromarray((pixels // 16).astype(np.uint8)).save(tmp_path / "plain.png")
+    with create_gallery(tmp_path / "index", _loaded(tiny_run).feature_dim, _loaded(tiny_run).checksum) as gallery:
+        gallery.add(_loaded(tiny_run)([tmp_path / "plain.png"]), paths=["plain.png"])
+    arguments = [f"--index={tmp_path / 'index'}", f"--model={tiny_run}", "--json", str(tmp_path / "deep.png")]
+
+    def distance(*more):
+        argv = ["search", *arguments, *more]
+        assert run(search.main, search.FLAGS, search.__doc__, argv, positional="images") == 0
+        captured = capsys.readouterr()
+        assert "note: 1 images of more than 8 bits per pixel" in captured.err
+        return json.loads(captured.out)["queries"][0]["hits"][0]["distance"]
+
+    assert distance("--white_level=4095") < 1e-5 < distance()
 
 
 def test_no_readable_image_at_all_is_an_error(command, images, tmp_path):

@@ -166,6 +166,17 @@ def test_a_start_that_fails_is_one_line(make_service, tmp_path, monkeypatch, cap
     assert capsys.readouterr().err == ""
 
 
+def test_a_model_that_cannot_be_opened_is_one_line(make_index, tmp_path, tiny_run, monkeypatch, capsys):
+    def broken(*_, **__):
+        raise RuntimeError("out of\nthreads")
+
+    make_index(tmp_path / "index").close()
+    monkeypatch.setattr("han_tf.serve.running.FeatureExtractor", broken)
+    line = refused(capsys, f"--index={tmp_path}/index", f"--model={tiny_run}", "--port=0")
+    assert line == "error: the service cannot start: RuntimeError: out of threads\n"
+    open_gallery(tmp_path / "index", writable=True).close()  # nobody holds it
+
+
 # ------------------------------------------------------------------------------------------------ stopping
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
+from han_tf.data.depth import Depth
 from han_tf.data.reading import decode_image
 from han_tf.serve.images import decode_upload, encode
 from han_tf.serve.limits import Refusal
@@ -91,6 +92,14 @@ def test_pixels_are_those_that_training_reads(image, tmp_path):
     path = tmp_path / "image.png"
     image.save(path)
     np.testing.assert_array_equal(decode_upload(path.read_bytes(), PIXELS), decode_image(str(path)))
+
+
+def test_a_white_level_is_that_of_files(tmp_path):
+    path = tmp_path / "image.png"
+    Image.fromarray(noise()[..., 0].astype(np.uint16) * 16).save(path)
+    plain = np.repeat(noise()[..., :1], 3, axis=2)
+    np.testing.assert_array_equal(decode_upload(path.read_bytes(), PIXELS, white_level=4095), plain)
+    np.testing.assert_array_equal(decode_image(str(path), Depth(4095)), plain)
 
 
 @pytest.mark.parametrize(
