@@ -79,6 +79,7 @@ class Report:
             ("Speed of the metrics", "metrics_bench", self._metrics_bench),
             ("Search", "index_bench", _index_bench),
             ("The service under load", "service_bench", _service_bench),
+            ("Statistics of batch norm", "norm", _norm),
         ):
             found = self._of_kind(kind)
             if found:
@@ -403,6 +404,19 @@ def _service_bench(result: Result) -> str:
             markdown_table(["requests", "answered", "p50", "p99", "answers"], lines),
             f"Memory of the service at the start, half-way and at the end: {memory['start']:.0f}, "
             f"{memory['middle']:.0f} and {memory['end']:.0f} MiB.",
+        ]
+    )
+
+
+def _norm(result: Result) -> str:
+    lines = [[f["statistics"], f"{100 * f['rank-1']:.1f}", f"{100 * f['mAP']:.1f}"] for f in result["figures"]]
+    height, width = result["input_size"]
+    return "\n\n".join(
+        [
+            f"### {result.name}",
+            f"`python -m experiments.bench_norm` on {result['model']}, {result['dataset']}, {height}×{width}, "
+            f"{result['epochs']} epochs; {result['batches']} batches of training images. {_measured(result)}",
+            markdown_table(["statistics", "rank-1", "mAP"], lines),
         ]
     )
 

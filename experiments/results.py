@@ -28,6 +28,7 @@ KINDS = (
     "runtimes",
     "index_bench",
     "service_bench",
+    "norm",
 )
 """What a result is of: a training and its evaluation; FLOPs and speed of a network; search time by feature
 dimension; counts of a data set; the output of ``han_tf.bench``, ``experiments.bench_metrics`` and

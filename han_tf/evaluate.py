@@ -34,15 +34,8 @@ from han_tf.runs.folder import CHECKPOINTS, LoadedRun, data_of, find_run, load_r
 from han_tf.weights import output_folder
 
 with command_line.deferred_imports(__name__):
-    from han_tf.evaluation.report import (
-        camera_table,
-        evaluate_features,
-        row_name,
-        score,
-        table,
-        to_json,
-        verification_table,
-    )
+    from han_tf.evaluation.scoring import evaluate_features, score, to_json
+    from han_tf.evaluation.tables import camera_table, row_name, table, verification_table
     from han_tf.features.archives import FeatureSet, load_features, save_features
     from han_tf.metrics import MatrixDistances, check_normalised
     from han_tf.metrics.verification import REPORTED_FPR

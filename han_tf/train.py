@@ -40,7 +40,8 @@ with command_line.deferred_imports(__name__):
     from han_tf.data.pipeline import load_images
     from han_tf.data.reading import decode_image
     from han_tf.data.synthetic.baseline import histogram_features
-    from han_tf.evaluation.report import evaluate_features, scalars, table, to_json
+    from han_tf.evaluation.scoring import evaluate_features, scalars, to_json
+    from han_tf.evaluation.tables import table
     from han_tf.features.archives import FeatureSet
     from han_tf.features.keras import feature_set
     from han_tf.models.network import ReIDNetwork
@@ -52,7 +53,8 @@ with command_line.deferred_imports(__name__):
         mean_over_workers,
         restarted_when_a_worker_is_lost,
     )
-    from han_tf.training.loop import Trainer, check_run_folder
+    from han_tf.training.loop import Trainer
+    from han_tf.training.run_folder import check_run_folder
     from han_tf.viz.attention import attend, attention_panels, attention_sheet
     from han_tf.viz.drawing import save_png
 

@@ -19,7 +19,8 @@ import han_tf.metrics.plots
 from han_tf import evaluate
 from han_tf.common.cli import run
 from han_tf.data import DATASETS, load_dataset
-from han_tf.evaluation.report import METHODS, camera_table, evaluate_features, table, verification_table
+from han_tf.evaluation.scoring import METHODS, evaluate_features
+from han_tf.evaluation.tables import camera_table, table, verification_table
 from han_tf.features.archives import FeatureSet, load_features, save_features
 
 

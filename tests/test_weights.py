@@ -9,7 +9,7 @@ from han_tf import FeatureExtractor, weights
 from han_tf.common.cli import run
 from han_tf.common.errors import UserError
 from han_tf.data import load_dataset
-from han_tf.evaluation.report import evaluate_features
+from han_tf.evaluation.scoring import evaluate_features
 from han_tf.features.keras import feature_set
 from han_tf.models import create_model
 from han_tf.models.network import inference_function

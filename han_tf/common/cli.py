@@ -16,6 +16,7 @@ import runpy
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +25,7 @@ from typing import Any, Optional
 from absl import flags
 
 from han_tf import __version__
-from han_tf.common.errors import Stopped, UserError
+from han_tf.common.errors import Note, Stopped, UserError
 
 # TensorFlow logs dozens of lines about drivers that a CPU has no use for; it reads this when it is imported,
 # which the command lines do after this module. What goes wrong still raises.
@@ -170,6 +171,23 @@ def _output_error() -> Optional[OSError]:
     return None
 
 
+@contextmanager
+def _notes_in_one_line() -> Iterator[None]:
+    """Prints each :class:`~han_tf.common.errors.Note` as one line, for as long as the block runs."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", Note)
+        plain = warnings.formatwarning
+
+        def told(message: Any, category: type[Warning], *where: Any) -> str:
+            return f"note: {message}\n" if issubclass(category, Note) else plain(message, category, *where)
+
+        warnings.formatwarning = told
+        try:
+            yield
+        finally:
+            warnings.formatwarning = plain
+
+
 def _run(
     main: Callable[[flags.FlagValues], None],
     values: flags.FlagValues,
@@ -205,7 +223,7 @@ def _run(
         _Deferred.resolve(getattr(main, "__globals__", {}))
         if signal.getsignal(signal.SIGINT) is _leave:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-        with _unwound_by_sigterm():
+        with _unwound_by_sigterm(), _notes_in_one_line():
             main(values)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

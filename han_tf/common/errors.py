@@ -1,4 +1,4 @@
-"""The exceptions that end a command with one line instead of a traceback."""
+"""The exceptions that end a command with one line instead of a traceback, and what it may say on the way."""
 
 
 class UserError(Exception):
@@ -7,6 +7,10 @@ class UserError(Exception):
     It names the file or value, what was found and what was expected. Command lines print it
     without a traceback and exit with status 1 (see :mod:`han_tf.common.cli`).
     """
+
+
+class Note(UserWarning):
+    """Something that the user should know; the message is one line. Commands print it as ``note: …``."""
 
 
 class Stopped(Exception):

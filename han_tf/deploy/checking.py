@@ -5,7 +5,7 @@ from typing import Any, Optional
 import numpy as np
 
 from han_tf.deploy.exporters import BFLOAT16, FLOAT16, FLOAT32, INT8
-from han_tf.evaluation.report import evaluate_features
+from han_tf.evaluation.scoring import evaluate_features
 from han_tf.features.archives import FeatureSet
 
 LARGEST_LOSS = {FLOAT32: 0.1, FLOAT16: 0.1, BFLOAT16: 0.1, INT8: 0.5}

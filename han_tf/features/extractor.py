@@ -1,30 +1,36 @@
 """Features from images with any model: a training run, or what han_tf.export made of one."""
 
 import os
-import sys
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Optional, Union
 
 import numpy as np
+from PIL import Image
 
-from han_tf.common.errors import UserError
+from han_tf.common.errors import Note, UserError
 from han_tf.data.reading import BadImage, ImageReader, Source, checked_pixels, resize
+from han_tf.data.records import Record
 from han_tf.runtimes import KERAS, open_runtime
 from han_tf.runtimes.probes import prove
+
+TAKEN_AT_ONCE = 16
+"""Batches that are taken from an iterator before they are decoded together."""
 
 
 class FeatureExtractor:
     """Maps images of people to features; one class for all formats.
 
-        extractor = FeatureExtractor("runs/market1501-han_small-300epochs-seed0/exports/openvino-int8")
-        features = extractor(["a.jpg", "b.jpg"])  # [2, 1024] float32
+        with FeatureExtractor("runs/market1501-han_small-300epochs-seed0/exports/openvino-int8") as extractor:
+            features = extractor(["a.jpg", "b.jpg"])  # [2, 1024] float32
 
     Images of other sizes are resized as in training. While the network runs on one batch, other threads decode and
     resize the next ones. May be called from several threads at once.
 
     Args:
-      path: a training run's folder, or that of an exported model.
+      path: a training run's folder, that of an exported model, or the name of a network that comes with the package.
       threads: how many the network runs with, and how many decode; as many as there are cores if None.
       batch_size: images per call of the network.
       white_level: what becomes white of deep grey files, see :class:`han_tf.data.depth.Depth`; their format's if None.
@@ -59,7 +65,7 @@ class FeatureExtractor:
         if self.card.probes:
             prove(Path(path), self.card, self._runtime)
         elif self.card.format != KERAS:
-            print(f"note: {path}: an export without probe images, which cannot prove itself here", file=sys.stderr)
+            warnings.warn(f"{path}: an export without probe images, which cannot prove itself here", Note, stacklevel=2)
         self.checksum = self.card.checksum
         self.feature_dim = self.card.feature_dim
         self.input_size = self.card.input_size
@@ -85,26 +91,50 @@ class FeatureExtractor:
                 f"images are {images.dtype} {list(images.shape)}, expected uint8 [n, {self.input_size[0]}, "
                 f"{self.input_size[1]}, 3]"
             )
+        if self._runtime is None:
+            raise UserError("this extractor is closed, expected an open one")
         if not len(images):
             return np.empty([0, self.feature_dim], np.float32)
         return self._runtime.embed(np.ascontiguousarray(images))
 
-    def __call__(self, images: Any, *, skip_bad_images: bool = False, progress: Optional[str] = None) -> np.ndarray:
+    def __enter__(self) -> "FeatureExtractor":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Lets go of the network; whoever asks for features afterwards gets an error."""
+        self._runtime = None
+
+    def __call__(
+        self,
+        images: Any,
+        *,
+        skip_bad_images: bool = False,
+        bad_images: Optional[list[BadImage]] = None,
+        progress: Optional[str] = None,
+    ) -> np.ndarray:
         """Returns the features of images.
 
         Args:
-          images: paths, records, or arrays of different sizes, ``[height, width, 3]``, in any mixture; an array
-            ``[n, height, width, 3]``; or a ``tf.data.Dataset`` of such batches, which may come as tuples that begin
-            with them. Arrays are uint8 or float, RGB in [0, 255].
+          images: a path, a record, a PIL image or an array ``[height, width, 3]``, or any iterable of these, of
+            different sizes and in any mixture; an array ``[n, height, width, 3]``; or a ``tf.data.Dataset`` of such
+            batches, which may come as tuples that begin with them. Arrays are uint8 or float, RGB in [0, 255].
           skip_bad_images: leave out files that cannot be decoded, and their rows, instead of raising.
-          progress: what the progress bar is called; None for no bar.
+          bad_images: a list that gets an entry for each one that was left out: its name, and why.
+          progress: what the progress bar is called; None for no bar. An iterator has none.
 
         Returns:
-          ``[n, feature_dim]`` float32, in the order of the images.
+          ``[n, feature_dim]`` float32, in the order of the images; of a single image ``[1, feature_dim]``.
 
         Raises:
-          UserError: an image cannot be decoded, or an array is no image.
+          UserError: an image cannot be decoded, or is of another type.
         """
+        if isinstance(images, (str, os.PathLike, Record, Image.Image)) or (
+            isinstance(images, np.ndarray) and images.ndim == 3
+        ):
+            images = [images]
         if hasattr(images, "as_numpy_iterator"):
             parts = [self._of_batch(batch) for batch in images.as_numpy_iterator()]
         elif isinstance(images, np.ndarray) and images.ndim == 4:
@@ -113,8 +143,24 @@ class FeatureExtractor:
                 for start in range(0, len(images), self.batch_size)
             ]
         else:
-            parts = [features for features, _ in self.stream(images, skip_bad_images, progress)]
+            parts = []
+            for some in self._sequences(images):
+                stream = self.stream(some, skip_bad_images, progress)
+                parts += [features for features, _ in stream]
+                if bad_images is not None:
+                    bad_images += stream.bad_images
         return np.concatenate([np.empty([0, self.feature_dim], np.float32), *parts])
+
+    def _sequences(self, images: Any) -> Iterable[Sequence[Source]]:
+        """Yields what is to be decoded: a sequence as it is, an iterator in parts."""
+        if isinstance(images, (Sequence, np.ndarray)):
+            yield images
+            return
+        if not isinstance(images, Iterable) or isinstance(images, (set, frozenset, dict)):
+            raise UserError(f"images are {_described(images)}, expected paths, arrays or PIL images")
+        iterator = iter(images)
+        while some := list(islice(iterator, TAKEN_AT_ONCE * self.batch_size)):
+            yield some
 
     def stream(
         self, images: Sequence[Source], skip_bad_images: bool = False, progress: Optional[str] = None
@@ -122,11 +168,13 @@ class FeatureExtractor:
         """Returns the features of images batch by batch, decoded in parallel with the network.
 
         Args:
-          images: paths, records, or arrays ``[height, width, 3]``.
+          images: paths, records, PIL images, or arrays ``[height, width, 3]``.
           skip_bad_images, progress: as for a call of the extractor.
         """
         if isinstance(images, (str, bytes, os.PathLike)) or not isinstance(images, (Sequence, np.ndarray)):
-            raise UserError(f"images are {str(images)[:80]!r}, expected a sequence of paths or arrays")
+            raise UserError(f"images are {_described(images)}, expected a sequence of paths, arrays or PIL images")
+        if any(isinstance(image, Image.Image) for image in images):
+            images = [np.asarray(image.convert("RGB")) if isinstance(image, Image.Image) else image for image in images]
         return FeatureStream(self, images, skip_bad_images, progress)
 
     def _of_batch(self, batch: Any) -> np.ndarray:
@@ -171,3 +219,8 @@ class FeatureStream:
         if len(self._reader.records):
             for images, kept in self._reader:
                 yield self._extractor.embed(images), kept
+
+
+def _described(images: Any) -> str:
+    """Returns a value that is no images, in a few words."""
+    return f"{str(images)[:80]!r}" if isinstance(images, (str, bytes, os.PathLike)) else f"a {type(images).__name__}"

@@ -15,8 +15,9 @@ from han_tf.metrics.expansion import (
     query_expansion,
 )
 from han_tf.metrics.neighbours import FaissNeighbours, Neighbours, exact_neighbours
-from han_tf.metrics.ranking import CameraPair, RankingResult, evaluate, evaluate_distances
+from han_tf.metrics.ranking import evaluate, evaluate_distances
 from han_tf.metrics.reranking import RerankedDistances, rerank
+from han_tf.metrics.results import CameraPair, RankingResult
 from han_tf.metrics.verification import VerificationResult, verify
 
 __all__ = [

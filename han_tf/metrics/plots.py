@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 
 from han_tf.common.errors import UserError
 from han_tf.common.files import atomic_open
-from han_tf.metrics.ranking import RECALL_LEVELS, RankingResult
+from han_tf.metrics.results import RankingResult
+from han_tf.metrics.scores import RECALL_LEVELS
 from han_tf.metrics.verification import VerificationResult
 
 FORMATS = ("pdf", "png", "svg")

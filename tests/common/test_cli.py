@@ -325,3 +325,9 @@ def test_deferred_imports_are_what_imports_are(tmp_path):
     assert (out, err) == ("package.part.value is not imported before the flags are parsed\nTrue 1 2 1 2\n", "")
     done = subprocess.run([sys.executable, "-c", "import program"], cwd=tmp_path, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("True 1 2 1 2\n", "")
+
+
+def test_the_package_lists_its_commands():
+    lines = launch("han_tf").communicate()[0].splitlines()
+    listed = {line.split()[0] for line in lines if line.startswith("  ")}
+    assert {module.__name__.removesuffix(".__main__").removeprefix("han_tf.") for module in COMMANDS} <= listed

@@ -8,18 +8,8 @@ import pytest
 
 from han_tf import metrics
 from han_tf.common.errors import UserError
-from han_tf.evaluation.report import (
-    COLUMNS,
-    METHODS,
-    camera_table,
-    evaluate_features,
-    row_name,
-    scalars,
-    score,
-    table,
-    to_json,
-    verification_table,
-)
+from han_tf.evaluation.scoring import METHODS, evaluate_features, scalars, score, to_json
+from han_tf.evaluation.tables import COLUMNS, camera_table, row_name, table, verification_table
 from han_tf.features.archives import FeatureSet
 
 PEOPLE = 6
@@ -233,7 +223,7 @@ def test_a_gallery_without_junk_is_not_copied(subsets, monkeypatch):
     seen = []
     rerank = metrics.rerank
     monkeypatch.setattr(
-        "han_tf.evaluation.report.rerank", lambda q, g, **options: seen.append(g) or rerank(q, g, **options)
+        "han_tf.evaluation.scoring.rerank", lambda q, g, **options: seen.append(g) or rerank(q, g, **options)
     )
     order = np.argsort(gallery.pids, kind="stable")
     for subset in (gallery.where(gallery.pids != -1), gallery.where(order)):

@@ -82,6 +82,27 @@ def test_a_tf_data_pipeline(extractor):
     np.testing.assert_allclose(extractor(batches.map(lambda images, labels: images)), expected, atol=1e-5)
 
 
+def test_one_image_is_one_row(extractor, files, expected):
+    for image in (files[0], str(files[0]), pixels(files)[0], Image.open(files[0])):
+        np.testing.assert_allclose(extractor(image), expected[:1], atol=1e-5)
+
+
+def test_pictures_of_pil_and_iterators(extractor, files, expected, monkeypatch):
+    monkeypatch.setattr(han_tf.features.extractor, "TAKEN_AT_ONCE", 1)
+    mixed = [Image.open(files[0]), *files[1:]]
+    np.testing.assert_allclose(extractor(mixed), expected, atol=1e-5)
+    np.testing.assert_allclose(extractor(iter(mixed)), expected, atol=1e-5)
+    palette = Image.open(files[0]).convert("RGBA")
+    np.testing.assert_allclose(extractor(palette), expected[:1], atol=1e-5)
+
+
+def test_a_closed_extractor_says_so(tiny_run, files):
+    with han_tf.FeatureExtractor(tiny_run) as extractor:
+        assert len(extractor(files[0])) == 1
+    with pytest.raises(UserError, match="this extractor is closed"):
+        extractor(files[0])
+
+
 def test_nothing_gives_nothing(extractor):
     for nothing in ([], np.empty((0, 10, 10, 3), np.uint8)):
         assert extractor(nothing).shape == (0, 1024)
@@ -102,7 +123,10 @@ def test_bad_images_are_left_out_or_named(extractor, files, expected, tmp_path):
     images = [files[0], bad, files[1]]
     with pytest.raises(UserError, match=rf"^{bad}: not a readable image"):
         extractor(images)
-    np.testing.assert_allclose(extractor(images, skip_bad_images=True), expected[:2], atol=1e-5)
+    left_out = []
+    found = extractor(images, skip_bad_images=True, bad_images=left_out)
+    np.testing.assert_allclose(found, expected[:2], atol=1e-5)
+    assert [image.path for image in left_out] == [str(bad)]
     stream = extractor.stream(images, skip_bad_images=True)
     assert [kept.tolist() for _, kept in stream] == [[0, 2]]
     assert [image.path for image in stream.bad_images] == [str(bad)]
@@ -111,8 +135,10 @@ def test_bad_images_are_left_out_or_named(extractor, files, expected, tmp_path):
 @pytest.mark.parametrize(
     ("images", "line"),
     [
-        ("a.jpg", "images are 'a.jpg', expected a sequence of paths or arrays"),
-        (7, "images are '7', expected a sequence"),
+        (b"a.jpg", "expected a sequence of paths, arrays or PIL images"),
+        (7, "images are a int, expected paths, arrays or PIL images"),
+        ({"a.jpg"}, "images are a set, expected paths, arrays or PIL images"),
+        ("missing.jpg", r"missing.jpg: cannot be read \(No such file"),
         ([np.zeros((4, 4), np.uint8)], r"shape \[4, 4\], expected \[height, width, 3\]"),
         (np.zeros((2, 48, 32, 3), np.float32) + 0.5, "not scaled to 1"),
         (["missing.jpg"], r"missing.jpg: cannot be read \(No such file"),

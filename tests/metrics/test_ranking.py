@@ -21,7 +21,7 @@ from han_tf.metrics import (
     evaluate_distances,
     frame_window,
     junk,
-    ranking,
+    places,
     rerank,
     same_group,
     same_pid_and_camera,
@@ -97,9 +97,9 @@ def test_equals_the_slow_ranking(problem, kind, shape, thresholds, threads):
         distances = slow_distances = (10 * squared).astype(dtype)
     with pytest.MonkeyPatch.context() as monkeypatch:
         cut(monkeypatch, *shape)
-        monkeypatch.setattr(ranking, "FEW_MATCHES", thresholds[0])
-        monkeypatch.setattr(ranking, "FEW_VALUES", thresholds[1])
-        monkeypatch.setattr(ranking, "SETTLED_VALUES", thresholds[2])
+        monkeypatch.setattr(places, "FEW_MATCHES", thresholds[0])
+        monkeypatch.setattr(places, "FEW_VALUES", thresholds[1])
+        monkeypatch.setattr(places, "SETTLED_VALUES", thresholds[2])
         expected = reference.scores(slow_distances, *labels, max_rank=7)
         if expected is None:
             with pytest.raises(UserError, match="has a match in the gallery"):

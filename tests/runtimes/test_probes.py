@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from han_tf.common.errors import UserError
+from han_tf.common.errors import Note, UserError
 from han_tf.features.extractor import FeatureExtractor
 from han_tf.runs.card import CARD, READABLE, read_card
 from han_tf.runtimes import probes
@@ -70,14 +70,12 @@ def test_the_bound_follows_from_how_far_off_the_export_is():
     assert probes.entry(images, expected, expected, "int8")["least_cosine"] == pytest.approx(0.99)
 
 
-def test_an_export_without_probes_opens_with_a_note(plain_model, capsys):
+def test_an_export_without_probes_opens_with_a_note(plain_model):
     values = json.loads((plain_model / CARD).read_text())
     del values["probes"]
     (plain_model / CARD).write_text(json.dumps(values))
-    FeatureExtractor(plain_model)
-    captured = capsys.readouterr()
-    assert captured.err.startswith(f"note: {plain_model}: an export without probe images")
-    assert captured.out == ""
+    with pytest.warns(Note, match=f"{plain_model}: an export without probe images"):
+        FeatureExtractor(plain_model)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from han_tf.training.config import (
     parse_drops,
     parse_model_args,
 )
-from han_tf.training.loop import check_run_folder
+from han_tf.training.run_folder import check_run_folder
 
 
 def test_the_default_settings_give_a_short_name():

@@ -14,12 +14,14 @@ import pytest
 import tensorflow as tf
 
 from han_tf.common.errors import Stopped, UserError
+from han_tf.common.processes import stop_signals
 from han_tf.data import load_dataset
 from han_tf.data.pipeline import load_images
-from han_tf.evaluation.report import scalars
+from han_tf.evaluation.scoring import scalars
 from han_tf.runs.folder import load_run
 from han_tf.training.config import TrainConfig
-from han_tf.training.loop import Trainer, _stop_signals
+from han_tf.training.loop import Trainer
+from han_tf.training.step import Step
 from tests.conftest import TINY_SIZE
 
 SIZE = {"input_height": 48, "input_width": 32}
@@ -203,7 +205,7 @@ def test_the_triplet_loss_alone_trains_a_network_without_classifiers(data, tmp_p
 def test_losses_are_summed_over_kinds_and_branches(data, tmp_path, monkeypatch):
     """The loss of both kinds is the sum of the losses of each, on the same batch and weights."""
     # One step each is not worth a graph.
-    monkeypatch.setattr(Trainer, "train_step", Trainer.train_step.python_function)
+    monkeypatch.setattr(Step, "take", Step.take.python_function)
     losses = {}
     for loss in ("cross_entropy", "triplet", "cross_entropy+triplet"):
         people = PEOPLE if "triplet" in loss else {}
@@ -287,7 +289,7 @@ def test_evaluation_keeps_the_best_and_is_not_lost_by_a_kill(data, tmp_path):
 def test_a_closed_terminal_stops_it_unless_nohup_says_not_to(handler, caught):
     before = signal.signal(signal.SIGHUP, handler)
     try:
-        with _stop_signals() as stop:
+        with stop_signals() as stop:
             signal.raise_signal(signal.SIGHUP)
         assert stop == caught
         assert signal.getsignal(signal.SIGHUP) == handler

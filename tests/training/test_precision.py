@@ -16,6 +16,7 @@ from han_tf.runs.folder import load_run
 from han_tf.training.config import TrainConfig
 from han_tf.training.devices import computing
 from han_tf.training.loop import Trainer
+from han_tf.training.step import Step
 
 SETTINGS = {"dataset": "market1501", "input_height": 48, "input_width": 32, "batch_size": 16, "lr": 0.005}
 
@@ -32,7 +33,7 @@ def trainer(run_dir, data, **changes):
 @pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
 def test_a_step_is_that_of_float32_with_fewer_digits(data, tmp_path, monkeypatch, precision):
     # One step each is not worth a graph.
-    monkeypatch.setattr(Trainer, "train_step", Trainer.train_step.python_function)
+    monkeypatch.setattr(Step, "take", Step.take.python_function)
     images, labels = data.images[:16], None
     moved, losses = {}, {}
     for name in ("float32", precision):
@@ -74,7 +75,7 @@ def test_every_network_computes_in_bfloat16(name):
 def test_a_run_in_float16_goes_on_to_the_same_weights(data, tmp_path, monkeypatch, colours):
     """With the scale of the objective, which a checkpoint holds."""
     # Step by step: on some processors TensorFlow crashes in graphs of float16.
-    monkeypatch.setattr(Trainer, "train_step", Trainer.train_step.python_function)
+    monkeypatch.setattr(Step, "take", Step.take.python_function)
     settings = {"model": colours, "precision": "mixed_float16", "lr": 0.001}
     whole = trainer(tmp_path / "whole", data, **settings)
     whole.run()

@@ -1,4 +1,4 @@
-"""From features to a report: the benchmarks' protocols, with and without what may improve a ranking."""
+"""From features to scores: the benchmarks' protocols, with and without what may improve a ranking."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Optional
@@ -23,17 +23,6 @@ SINGLE, MULTI = "single", "multi"
 
 METHODS = {"augmented": "DBA", "expanded": "QE", "reranked": "re-ranked"}
 """What may be done to the joint feature's ranking, in this order → what tables call it."""
-
-COLUMNS = {
-    "rank-1": "rank-1",
-    "rank-5": "rank-5",
-    "rank-10": "rank-10",
-    "rank-20": "rank-20",
-    "mAP": "mAP",
-    "mAP_trapezoid": "mAP (trapezoid)",
-    "mINP": "mINP",
-}
-"""Numbers of a result that tables show → the columns' heads."""
 
 CURVES = ("cmc", "precision_recall", "camera_pairs", "roc_fpr", "roc_tpr")
 ALONE = "queries_without_multi_query"
@@ -193,71 +182,6 @@ def to_json(rows: Iterable[Mapping[str, Any]], curves: bool = True) -> dict[str,
     return {"counts": counts, "results": results}
 
 
-def table(report: Mapping[str, Any]) -> str:
-    """Returns the report of :func:`to_json` as a table in percent, with the counts underneath.
-
-    If the report holds ``methods``, the settings that :func:`evaluate_features` had of each, they are told as well.
-    """
-    lines = [
-        [*_names(row), *(_percent(row[name]) if name in row else "-" for name in COLUMNS)] for row in report["results"]
-    ]
-    counts = report["counts"]
-    alone = counts.get(ALONE, 0)
-    return "\n".join(
-        [
-            _aligned(["feature", "query", "method", *COLUMNS.values()], lines),
-            f"{counts['queries']:,} queries, {counts['gallery'] - counts['junk']:,} gallery images "
-            f"({counts['distractors']:,} of them distractors) and {counts['junk']:,} junk, not ranked; "
-            f"{counts['queries_without_match']:,} queries without a match, left out",
-            *([f"multi: {alone:,} queries have no further images and stand as they are"] if alone else []),
-            *(_explained(name, settings) for name, settings in report.get("methods", {}).items()),
-        ]
-    )
-
-
-def verification_table(report: Mapping[str, Any], false_accept_rate: Optional[float] = None) -> str:
-    """Returns equal error rates and true-positive rates of a report that holds verification, in percent.
-
-    Args:
-      report: from :func:`to_json`.
-      false_accept_rate: one of the wanted rates, for which the thresholds of distance are shown, too.
-    """
-    head, lines = ["feature", "query", "method", "EER", "at distance"], []
-    for row in report["results"]:
-        verification = row["verification"]
-        points = {point["wanted_fpr"]: point for point in verification["operating_points"]}
-        lines.append([*_names(row), _percent(verification["equal_error_rate"])])
-        lines[-1].append(_distance(verification["equal_error_threshold"]))
-        lines[-1] += ["*" * (point["fpr"] == 0) + _percent(point["tpr"]) for point in points.values()]
-        if false_accept_rate is not None:
-            lines[-1].append(_distance(points[false_accept_rate]["threshold"]))
-    head += [f"TPR@{rate:g}" for rate in points]
-    if false_accept_rate is not None:
-        head.append(f"threshold@{false_accept_rate:g}")
-    note = f"{verification['genuine_pairs']:,} genuine and {verification['impostor_pairs']:,} impostor pairs; "
-    note += "EER: equal error rate; TPR@x: genuine pairs accepted where at most the share x of the impostors is"
-    if any(cell.startswith("*") for line in lines for cell in line):
-        note += " (*: no impostor is)"
-    return "\n".join([_aligned(head, lines), note])
-
-
-def camera_table(row: Mapping[str, Any]) -> str:
-    """Returns the camera pairs of one row of a report, in percent."""
-    lines = [
-        [*map(str, (pair["query_camid"], pair["gallery_camid"])), f"{pair['queries']:,}"]
-        + [_percent(pair[name]) for name in ("rank1", "mAP")]
-        for pair in row["camera_pairs"]
-    ]
-    head = ["query camera", "gallery camera", "queries", "rank-1", "mAP"]
-    return f"{row_name(row)}, each gallery camera by itself:\n{_aligned(head, lines, left=0)}"
-
-
-def row_name(row: Mapping[str, Any]) -> str:
-    """Returns what to call a row where it stands for itself, e.g. "joint, multi-query, DBA + re-ranked"."""
-    feature, query_type, method = _names(row)
-    return feature + ", multi-query" * (query_type == MULTI) + f", {method}" * (method != "plain")
-
-
 def scalars(report: Mapping[str, Any]) -> dict[str, float]:
     """Returns rank-1 and mAP of every row by name, the joint single-query ones as ``rank-1`` and ``mAP``."""
     numbers = {}
@@ -267,39 +191,3 @@ def scalars(report: Mapping[str, Any]) -> dict[str, float]:
         for name in ("rank-1", "mAP"):
             numbers[f"{prefix}/{name}" if prefix else name] = row[name]
     return numbers
-
-
-def _names(row: Mapping[str, Any]) -> list[str]:
-    """Returns what the first three columns of the tables hold."""
-    methods = [called for name, called in METHODS.items() if row.get(name)]
-    return [row["feature"], row["query"], " + ".join(methods) or "plain"]
-
-
-def _explained(method: str, settings: Mapping[str, Any]) -> str:
-    if method == "reranked":
-        explanation = "k-reciprocal, " + ", ".join(f"{name} {value:g}" for name, value in settings.items())
-    else:
-        what = "each gallery image" if method == "augmented" else "each query"
-        weights = f"weighted by similarity^{settings['alpha']:g}" if settings["alpha"] else "equally weighted"
-        explanation = f"{what} averaged with the {settings['neighbours']} gallery images nearest to it, {weights}"
-    return f"{METHODS[method]}: {explanation}"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}"
-
-
-def _distance(threshold: Optional[float]) -> str:
-    return "any" if threshold is None else f"{threshold:#.4g}"
-
-
-def _aligned(head: Sequence[str], lines: Sequence[Sequence[str]], left: int = 3) -> str:
-    """Returns a table whose first ``left`` columns are aligned to the left and the others to the right."""
-    widths = [max(map(len, column)) for column in zip(head, *lines)]
-
-    def line(cells: Sequence[str]) -> str:
-        aligned = [cell.ljust(w) if i < left else cell.rjust(w) for i, (cell, w) in enumerate(zip(cells, widths))]
-        return "  ".join(aligned).rstrip()
-
-    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
-    return "\n".join([line(head), rule, *map(line, lines)])

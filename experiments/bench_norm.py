@@ -1,0 +1,113 @@
+"""Compare the statistics that batch norm may use in a trained network, by rank-1 and mAP of single queries.
+
+  python -m experiments.bench_norm --run runs/NAME --output FILE
+
+Each rule normalises the same network: ``running``, the moving averages as training left them; ``averaged``, plain means
+over batches of training images; ``momentum 0.9``, the moving averages that this momentum would have, after more of the
+same batches; ``batch``, the statistics of each batch of test images by itself. No weight changes.
+"""
+
+import sys
+
+import numpy as np
+from absl import flags
+
+from experiments.results import stamp
+from han_tf.common import cli as command_line
+from han_tf.common.errors import UserError
+from han_tf.common.files import write_json
+from han_tf.data import load_dataset
+from han_tf.data.records import Record
+from han_tf.runs.folder import data_of, load_run
+
+with command_line.deferred_imports(__name__):
+    import tensorflow as tf
+
+    from han_tf.data.pipeline import load_images
+    from han_tf.data.reading import ImageReader
+    from han_tf.evaluation.scoring import evaluate_features
+    from han_tf.features.archives import FeatureSet
+    from han_tf.models.network import ReIDNetwork
+
+BATCH = 32
+
+FLAGS = command_line.new_flags()
+flags.DEFINE_string("run", "", "Folder of the run.", flag_values=FLAGS)
+flags.DEFINE_string("data_dir", "", "Data folder; that of the run if empty.", flag_values=FLAGS)
+flags.DEFINE_integer("batches", 64, "Batches of training images that are looked at.", 2, flag_values=FLAGS)
+flags.DEFINE_integer("seed", 0, "Seed of their choice.", 0, flag_values=FLAGS)
+flags.DEFINE_string("output", "", "JSON file for the figures.", flag_values=FLAGS)
+
+
+def norms(model: ReIDNetwork) -> list[tf.keras.layers.BatchNormalization]:
+    """Returns the batch norm layers of a network."""
+    return [layer for layer in model.submodules if isinstance(layer, tf.keras.layers.BatchNormalization)]
+
+
+def look_at(model: ReIDNetwork, batches: np.ndarray, momentum: float = 0.0) -> None:
+    """Passes batches, ``[n, batch, height, width, 3]`` uint8, through the network; its moving averages follow.
+
+    Args:
+      model: the network.
+      batches: training images.
+      momentum: of the moving averages; 0 for plain means over all batches.
+    """
+    for number, images in enumerate(batches):
+        for layer in norms(model):
+            layer.momentum = momentum or number / (number + 1)
+        model(images, training=True)
+
+
+def score(model: ReIDNetwork, query: list[Record], gallery: list[Record], training: bool) -> dict[str, float]:
+    """Returns rank-1 and mAP, fractions, of features with moving averages, or with those of each batch itself."""
+    for layer in norms(model):
+        layer.momentum = 1.0  # nothing is learned from test images
+    embed = tf.function(lambda images: model(images, training=training), reduce_retracing=True)
+
+    def features(records: list[Record]) -> FeatureSet:
+        # In random order, so that a batch is no person's alone.
+        order = np.random.default_rng(0).permutation(len(records))
+        chosen = [records[index] for index in order]
+        found = [embed(images).numpy() for images, _ in ImageReader(chosen, model.input_size, BATCH)]
+        return FeatureSet.of(np.concatenate(found), chosen)
+
+    result = evaluate_features(features(query), features(gallery), topk=0)[0]["result"]
+    return {"rank-1": float(result.rank(1)), "mAP": float(result.mAP)}
+
+
+def main(values: flags.FlagValues) -> None:
+    """Measures as the flags say."""
+    if not values.run:
+        raise UserError("no --run, expected the folder of a training run")
+    run = load_run(values.run)
+    named = data_of(run.config)
+    dataset = load_dataset(named.name, values.data_dir or named.data_dir or None, named.split)
+    images = load_images(dataset.train, run.model.input_size, progress="training images").images
+    chosen = np.random.default_rng(values.seed).permutation(len(images))[: values.batches * BATCH]
+    batches = images[chosen[: len(chosen) // BATCH * BATCH]].reshape(-1, BATCH, *images.shape[1:])
+    figures = []
+    for rule in ("running", "batch", "averaged", "momentum 0.9"):
+        if rule == "averaged":
+            look_at(run.model, batches)
+        elif rule == "momentum 0.9":
+            look_at(run.model, batches, 0.9)
+        scores = score(run.model, list(dataset.query), list(dataset.gallery), training=rule == "batch")
+        figures.append({"statistics": rule, **scores})
+        print(f"{rule}: rank-1 {scores['rank-1']:.1%}, mAP {scores['mAP']:.1%}", flush=True)
+    if values.output:
+        epochs = run.config.get("epochs")
+        told = {"model": run.config["model"], "dataset": run.config["dataset"], "epochs": epochs}
+        size = list(run.model.input_size)
+        write_json(
+            values.output,
+            {"kind": "norm", **told, "input_size": size, "batches": len(batches), "figures": figures, **stamp()},
+        )
+
+
+def cli() -> None:
+    """Runs the command line."""
+    sys.exit(command_line.run(main, FLAGS, __doc__))
+
+
+if __name__ == "__main__":
+    cli()

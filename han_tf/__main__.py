@@ -1,0 +1,26 @@
+"""List the commands: python -m han_tf."""
+
+import ast
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+
+def commands() -> dict[str, str]:
+    """Returns the commands, ``python -m han_tf.NAME``, and the first line of what each says of itself."""
+    files = {path.stem: path for path in HERE.glob("[!_]*.py")}
+    files |= {path.parent.name: path for path in HERE.glob("*/__main__.py")}
+    files["data.synthetic"] = HERE / "data" / "synthetic" / "__main__.py"
+    texts = {name: ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) for name, path in files.items()}
+    return {name: texts[name].splitlines()[0] for name in sorted(texts)}
+
+
+def main() -> None:
+    """Prints the list."""
+    print("python -m han_tf.COMMAND --help lists the flags of a command.\n")
+    for name, line in commands().items():
+        print(f"  {name:<16}{line}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""AP by both definitions, INP and precision–recall curves from the places of the matches."""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+RECALL_LEVELS = np.linspace(0, 1, 101)
+"""Recall levels of the precision–recall curve."""
+
+
+class Scores:
+    """Scores of the groups that matches fall into.
+
+    Args:
+      groups: int64 ``[matches]``; which ranking a match is in, e.g. that of which query.
+      places: int64 ``[matches]``; its place there, from 1.
+
+    Attributes:
+      groups: int64 ``[groups]``; the distinct groups, rising.
+      matches, first: int64 ``[groups]``; number of matches, and the first one's place.
+      ap, ap_trapezoid, inp: float64 ``[groups]``.
+    """
+
+    def __init__(self, groups: np.ndarray, places: np.ndarray):
+        order = np.lexsort((places, groups))
+        self.places = places[order]
+        self.groups, self.starts, self.matches = np.unique(groups[order], return_index=True, return_counts=True)
+        self.first = self.places[self.starts]
+        self.ap, self.ap_trapezoid, self.inp = np.empty((3, len(self.groups)))
+        for chosen, place, precision in self._by_length():
+            length = place.shape[1]
+            hits = np.arange(1, length + 1)
+            # Just before a match at place p there is one hit less among p − 1 images; MATLAB's code starts at 1.
+            previous = np.where(place > 1, (hits - 1) / np.maximum(place - 1, 1), 1.0)
+            # Added one by one, as a plain loop does, so that a reader's loop gives the same last digit.
+            self.ap[chosen] = np.cumsum(precision, axis=1)[:, -1] / length
+            self.ap_trapezoid[chosen] = np.cumsum((previous + precision) / 2, axis=1)[:, -1] / length
+            self.inp[chosen] = length / place[:, -1]
+
+    def precision_recall(self) -> np.ndarray:
+        """Returns the mean over groups of the best precision at each recall level or beyond, float64 ``[101]``."""
+        curves = np.empty((len(self.groups), len(RECALL_LEVELS)))
+        for chosen, place, precision in self._by_length():
+            best_from = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+            # 0.07 · 100 is a little more than 7, yet needs no eighth hit.
+            hits = np.ceil(RECALL_LEVELS * place.shape[1] - 1e-9).astype(int)
+            curves[chosen] = best_from[:, np.maximum(hits, 1) - 1]
+        return curves.mean(axis=0)
+
+    def _by_length(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Yields groups with equally many matches: which, their places and the precision there, a row each."""
+        for length in np.unique(self.matches):
+            chosen = np.flatnonzero(self.matches == length)
+            place = self.places[self.starts[chosen, None] + np.arange(length)]
+            yield chosen, place, np.arange(1, length + 1) / place
+
+
+def mean(values: np.ndarray) -> float:
+    """Returns the correctly rounded mean, whatever the order of ``values``."""
+    return math.fsum(values) / len(values)

@@ -1,0 +1,79 @@
+"""What is seen of a training while it runs: a bar, and TensorBoard's curves and pictures."""
+
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Optional
+
+import numpy as np
+import tensorflow as tf
+from tqdm import tqdm
+
+TENSORBOARD = "tensorboard"
+
+
+class Progress:
+    """The bar over all steps of a run, and the writer of its TensorBoard files.
+
+    Args:
+      run_dir: the run's folder; None to write nothing.
+      total: number of steps of the whole run.
+      done: how many of them are done.
+    """
+
+    def __init__(self, run_dir: Optional[Path], total: int, done: int):
+        self.bar = tqdm(total=total, initial=done, unit="step", dynamic_ncols=True, smoothing=0.05)
+        self.writer = (
+            tf.summary.create_noop_writer()
+            if run_dir is None
+            else tf.summary.create_file_writer(str(run_dir / TENSORBOARD))
+        )
+
+    def __enter__(self) -> "Progress":
+        self._stack = ExitStack()
+        self._stack.enter_context(self.writer.as_default())
+        self._stack.enter_context(self.bar)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.writer.flush()
+        self._stack.close()
+
+    def start_epoch(self, number: int, epochs: int) -> None:
+        """Shows which epoch, counted from 1, begins."""
+        self.bar.set_description(f"epoch {number}/{epochs}", refresh=False)
+        self.started, self.seen = time.perf_counter(), 0
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the epoch began, here."""
+        return time.perf_counter() - self.started
+
+    @property
+    def images_per_second(self) -> float:
+        """Speed since then."""
+        return self.seen / self.seconds
+
+    def step(self, means: Mapping[str, tf.keras.metrics.Mean], images: int) -> None:
+        """Shows that a step on so many images is done, and the epoch's means until now."""
+        self.seen += images
+        shown = [f"loss {means['loss'].result():.3f}"]
+        accuracies = [mean.result() for name, mean in means.items() if name.endswith("_accuracy")]
+        if accuracies:
+            shown.append("acc " + "/".join(f"{accuracy:.1%}" for accuracy in accuracies))
+        shown.append(f"{self.images_per_second:.0f} img/s")
+        self.bar.set_postfix_str(", ".join(shown), refresh=False)
+        self.bar.update()
+
+
+def draw_scalars(numbers: Mapping[str, float], step: int) -> None:
+    """Adds a point to each named curve of TensorBoard."""
+    for name, value in numbers.items():
+        tf.summary.scalar(name, value, step)
+
+
+def draw_pictures(pictures: Mapping[str, np.ndarray], step: int) -> None:
+    """Adds pictures, ``[n, height, width, 3]`` uint8 each, to TensorBoard."""
+    for name, images in pictures.items():
+        tf.summary.image(name, images, step, max_outputs=len(images))

@@ -1,0 +1,169 @@
+"""A training run on disk: its settings, checkpoints and history, and how it goes on from them."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from han_tf.common.errors import UserError
+from han_tf.common.files import write_json
+from han_tf.models.transfer import named_variables, take_over
+from han_tf.runs import environment
+from han_tf.runs.checkpoints import Checkpoints
+from han_tf.runs.folder import CHECKPOINTS, CONFIG, LoadedRun, load_run, read_config
+from han_tf.training.config import OF_DATA, TrainConfig
+from han_tf.weights import is_stored, read_about
+
+HISTORY = "history.json"
+ENVIRONMENT = "environment.json"
+
+
+class RunFolder:
+    """The folder of one run; opening it brings the run's state to where an earlier process left it.
+
+    Args:
+      config: the run.
+      path: the folder; holds nothing, or a run of the same settings.
+      state: what a checkpoint holds, by name: ``model``, ``optimizer``, the counts ``epoch`` and ``batch``, means.
+      found: ``num_classes``, ``num_images`` and ``replicas`` of this process.
+      fingerprints: of the images to ``train`` and to ``test`` on.
+      writes: whether this process writes files; of several workers one does.
+
+    Attributes:
+      history: a row for each epoch that is done.
+      checkpoints: the newest states.
+      best: the network of the best evaluation.
+
+    Raises:
+      UserError: the folder holds another run or one of other training images, or its checkpoint cannot be read.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        path: Path,
+        state: Mapping[str, Any],
+        found: Mapping[str, int],
+        fingerprints: Mapping[str, str],
+        writes: bool = True,
+    ):
+        self.config = config
+        self.path = path
+        self.state = state
+        self.fingerprints = fingerprints
+        self.writes = writes
+        self.history: list[dict[str, Any]] = []
+        self.checkpoints = Checkpoints(path / CHECKPOINTS["last"], config.keep_checkpoints, **state)
+        self.best = Checkpoints(path / CHECKPOINTS["best"], 1, model=state["model"])
+        self._open(found)
+
+    def save(self, step: int) -> None:
+        """Writes history and state as they are after so many steps."""
+        if self.writes:
+            write_json(self.path / HISTORY, self.history)
+            self.checkpoints.save(step)
+
+    def add_evaluation(self, evaluation: Mapping[str, Any], is_best: bool, step: int) -> None:
+        """Puts an evaluation beside the last epoch's row, and keeps its network if it is the best so far."""
+        if is_best:
+            self.best.save(step)
+        self.history[-1]["evaluation"] = evaluation
+        write_json(self.path / HISTORY, self.history)
+
+    def _open(self, found: Mapping[str, Any]) -> None:
+        check_run_folder(self.config, self.path)
+        replicas = found["replicas"]
+        fingerprints = self.fingerprints
+        if (self.path / CONFIG).exists():
+            saved = read_config(self.path)
+            for name in ("num_classes", "num_images"):
+                number = found[name]
+                if saved.get(name) != number:
+                    raise UserError(
+                        f"{self.path} holds a run with {name} {saved.get(name)}, the training set has {number} now; "
+                        "give another --run_dir, or the same images to go on with that run"
+                    )
+            before = saved.get("replicas", replicas)
+            if before != replicas and not self.config.sync_batch_norm:
+                raise UserError(
+                    f"{self.path} holds a run whose batch norm saw a part of a batch on each of {before} devices, "
+                    f"there are {replicas} now; give another --run_dir, or as many devices to go on with that run"
+                )
+            # An earlier version's run tells none.
+            fingerprints = saved.get("fingerprints", fingerprints)
+        same = {name: fingerprints.get(name, digits) == digits for name, digits in self.fingerprints.items()}
+        if not same.get("train", True):
+            raise UserError(
+                f"{self.path} holds a run whose training images had other names, labels or sizes; "
+                "give another --run_dir, or the same images to go on with that run"
+            )
+        if self.checkpoints.latest is not None:
+            path = self.checkpoints.restore()
+            try:
+                history = json.loads((self.path / HISTORY).read_text(encoding="utf-8"))
+            except (OSError, ValueError):
+                tqdm.write(f"warning: {self.path / HISTORY} is missing or damaged; earlier epochs are not in it")
+                history = []
+            # What the file lacks has been trained all the same.
+            lost = [{"epoch": epoch} for epoch in range(len(history) + 1, int(self.state["epoch"]) + 1)]
+            self.history = history[: int(self.state["epoch"])] + lost
+            if not same.get("test", True):
+                tqdm.write("note: the test images are others now; earlier evaluations are dropped")
+                for row in self.history:
+                    row.pop("evaluation", None)
+                if self.writes:
+                    write_json(self.path / HISTORY, self.history)
+            tqdm.write(f"going on from {path}: epoch {int(self.state['epoch'])}, step {int(self.state['batch'])}")
+        else:
+            made_with = environment.describe()
+            if self.config.init_from:
+                made_with["init_from"] = self._start_from(Path(self.config.init_from))
+            if self.writes:
+                write_json(self.path / ENVIRONMENT, made_with)
+        # Last, so that a kill before here leaves the fingerprints that the history fits.
+        told = {**self.config.to_dict(), **found, "fingerprints": self.fingerprints}
+        if self.writes:
+            write_json(self.path / CONFIG, told)
+
+    def _start_from(self, source: Path) -> dict[str, Any]:
+        """Takes over the weights of another run; returns what is to be told of it."""
+        run = load_run(source)
+        same = self.fingerprints.get("train") == (run.config.get("fingerprints") or {}).get("train")
+        if self.config.init_classifiers and not (same and self.fingerprints):
+            raise UserError(
+                f"--init_classifiers, but {source} was trained on other images: expected the same; without it, the "
+                "classifiers start anew"
+            )
+        take_over(self.state["model"], named_variables(run.model), str(source), self.config.init_classifiers)
+        tqdm.write(
+            f"starting from {run.checkpoint}" + ("" if self.config.init_classifiers else ", but the classifiers")
+        )
+        return _of_source(run)
+
+
+def _of_source(run: LoadedRun) -> dict[str, Any]:
+    """Returns what environment.json tells of the run that another one starts from, and of the one before it."""
+    told = {
+        name: run.config[name] for name in ("dataset", "recipe", "input_height", "input_width") if name in run.config
+    }
+    if is_stored(run.run_dir):
+        about = read_about(run.run_dir)
+        return {**told, **{name: about[name] for name in ("epochs", "commit", "init_from") if name in about}}
+    try:
+        history = json.loads((run.run_dir / HISTORY).read_text(encoding="utf-8"))
+        before = json.loads((run.run_dir / ENVIRONMENT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return told  # They are for people; the network is all there.
+    told.update(epochs=len(history), commit=before.get("commit"))
+    return {**told, **({"init_from": before["init_from"]} if "init_from" in before else {})}
+
+
+def check_run_folder(config: TrainConfig, run_dir: Path) -> None:
+    """Raises UserError if ``run_dir`` holds a run that cannot go on with the settings ``config``."""
+    path = Path(run_dir) / CONFIG
+    if path.exists():
+        saved = read_config(run_dir)
+        settings = {name: value for name, value in saved.items() if name not in OF_DATA}
+        config.check_resumable(TrainConfig.from_dict(settings, str(path)), str(run_dir))
