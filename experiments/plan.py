@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
-from experiments.results import HISTORY, Result, identity, read_json, score
+from experiments.results import HISTORY, Result, identity, score
 from experiments.schema import METRICS, AnyExperiment, Column, Experiment, Row, Statistics
 from han_tf.common.errors import UserError
+from han_tf.common.files import read_json
 from han_tf.data import DATASETS, load_dataset
 from han_tf.data.synthetic import SyntheticPedestrians
 from han_tf.training.config import TrainConfig
@@ -426,7 +427,7 @@ def free_disk_mb(folder: Path) -> float:
 def epochs_done(run_dir: Path) -> int:
     """Returns how many epochs of a run are finished, by its history; 0 if there is none."""
     path = run_dir / HISTORY
-    return len(read_json(path)) if path.exists() else 0
+    return len(read_json(path, "the history of a training run")) if path.exists() else 0
 
 
 def duration(seconds: Optional[float]) -> str:

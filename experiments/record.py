@@ -21,13 +21,13 @@ from experiments.results import (
     RESULTS,
     identity,
     load_results,
-    read_json,
     stamp,
     training_result,
     write_result,
 )
 from han_tf.common import cli as command_line
 from han_tf.common.errors import UserError
+from han_tf.common.files import read_json
 from han_tf.training.config import TrainConfig
 
 FLAGS = command_line.new_flags()
@@ -45,7 +45,7 @@ def result_of(path: Path) -> tuple[str, dict[str, Any]]:
     if path.is_dir():
         result = training_result(path)
         return TrainConfig.from_dict(result["settings"], str(path / CONFIG)).run_name(), result
-    figures = read_json(path)
+    figures = read_json(path, "a run's folder or a benchmark's figures")
     if isinstance(figures, dict) and {"networks", "product_flops"} <= set(figures):
         kind = "bench"
     elif isinstance(figures, dict) and "runtimes" in figures:

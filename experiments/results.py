@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Optional, Union
 
 from han_tf.common.errors import UserError
-from han_tf.common.files import write_json
+from han_tf.common.files import read_json, write_json
 from han_tf.runs import environment
 from han_tf.training.config import DEFAULTS, NEUTRAL, OF_DATA, TrainConfig
 
@@ -38,6 +38,8 @@ dimension; counts of a data set; the output of ``han_tf.bench``, ``experiments.b
 CONFIG, HISTORY, ENVIRONMENT = "config.json", "history.json", "environment.json"
 METRICS, EVALUATION = "metrics.json", "evaluation.json"
 
+EXPECTED = "results as the runner writes them"
+
 _METHODS = ("reranked", "expanded", "augmented")
 
 
@@ -61,20 +63,6 @@ class Result:
         return self.data.get(key, default)
 
 
-def read_json(path: Union[str, os.PathLike]) -> Any:
-    """Returns what a JSON file holds.
-
-    Raises:
-      UserError: it cannot be read, or is no JSON.
-    """
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}, expected a JSON file") from error
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}), expected results as the runner writes them") from error
-
-
 def load_results(folder: Union[str, os.PathLike]) -> list[Result]:
     """Returns all results of ``folder`` by name; none if there is no such folder.
 
@@ -83,7 +71,7 @@ def load_results(folder: Union[str, os.PathLike]) -> list[Result]:
     """
     results = []
     for path in sorted(Path(folder).glob("*.json")):
-        data = read_json(path)
+        data = read_json(path, EXPECTED)
         kind = data.get("kind") if isinstance(data, dict) else None
         if kind not in KINDS:
             raise UserError(
@@ -166,13 +154,16 @@ def training_result(run_dir: Union[str, os.PathLike], peak_mb: Optional[float] =
       UserError: the folder holds no finished run.
     """
     run_dir = Path(run_dir)
-    config = read_json(run_dir / CONFIG)
-    trained = read_json(run_dir / METRICS)
-    evaluated = read_json(run_dir / EVALUATION) if (run_dir / EVALUATION).exists() else trained
+
+    def read(name: str, otherwise: Any = None) -> Any:
+        path = run_dir / name
+        return read_json(path, "a finished training run") if otherwise is None or path.exists() else otherwise
+
+    config, trained = read(CONFIG), read(METRICS)
+    evaluated = read(EVALUATION, trained)
     if not _of_the_same(evaluated, trained):
         evaluated = trained
-    history = read_json(run_dir / HISTORY) if (run_dir / HISTORY).exists() else []
-    made_with = read_json(run_dir / ENVIRONMENT) if (run_dir / ENVIRONMENT).exists() else {}
+    history, made_with = read(HISTORY, []), read(ENVIRONMENT, {})
     made_with.pop("command", None)
     speeds = [row["images_per_second"] for row in history if "images_per_second" in row]
 

@@ -48,14 +48,13 @@ from experiments.results import (
     flags_of,
     identity,
     load_results,
-    read_json,
     stamp,
     training_result,
     write_result,
 )
 from han_tf.common import cli as command_line
 from han_tf.common.errors import UserError
-from han_tf.common.files import atomic_open
+from han_tf.common.files import atomic_open, read_json
 from han_tf.data import DATASETS, JUNK_PID, load_dataset
 from han_tf.data.synthetic import SyntheticPedestrians, generate, is_current
 from han_tf.runs.environment import machine
@@ -440,7 +439,7 @@ def _is_trained(run_dir: Path, training: Training) -> bool:
     """Tells whether ``run_dir`` holds this training, finished; han_tf.train says what is wrong if it holds another."""
     if not (run_dir / METRICS).exists() or not (run_dir / CONFIG).exists():
         return False
-    return identity(read_json(run_dir / CONFIG)) == training.identity
+    return identity(read_json(run_dir / CONFIG, "the settings of a training run")) == training.identity
 
 
 def _has_network(results: Sequence[Result], network: tuple[str, int, int], speed: bool) -> bool:

@@ -166,6 +166,24 @@ def write_json(path: Union[str, os.PathLike], value: Any) -> None:
         stream.write(text.encode("utf-8"))
 
 
+def read_json(path: Union[str, os.PathLike], expected: str) -> Any:
+    """Returns what a JSON file holds.
+
+    Args:
+      path: the file.
+      expected: what it should be, for the error: "the settings of a training run".
+
+    Raises:
+      UserError: it cannot be read, or is no JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}, expected {expected}") from error
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({' '.join(str(error).split())}), expected {expected}") from error
+
+
 def write_npz(path: Union[str, os.PathLike], **arrays: np.ndarray) -> None:
     """Writes ``arrays`` to ``path`` as ``numpy.savez`` does, whole or not at all.
 

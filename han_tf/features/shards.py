@@ -33,7 +33,7 @@ import numpy as np
 
 from han_tf import __version__
 from han_tf.common.errors import UserError
-from han_tf.common.files import atomic_open, write_json
+from han_tf.common.files import atomic_open, read_json, write_json
 from han_tf.data.image_lists import UNKNOWN
 from han_tf.data.reading import BadImage
 
@@ -178,12 +178,7 @@ def read_manifest(folder: Union[str, os.PathLike]) -> Manifest:
       UserError: there is none, it is damaged or of another format.
     """
     path = Path(folder) / MANIFEST
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}, expected a folder that python -m han_tf.extract wrote") from error
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}), expected the manifest of a folder of features") from error
+    found = read_json(path, "the manifest of a folder of features, as python -m han_tf.extract writes it")
     version = found.get("format") if isinstance(found, dict) else None
     if version != FORMAT:
         raise UserError(f"{path}: format {version!r}, expected {FORMAT}, as python -m han_tf.extract writes it")

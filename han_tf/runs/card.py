@@ -1,6 +1,5 @@
 """The model card: what a network is, what it was trained on and what it may be used for."""
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -8,7 +7,7 @@ from pathlib import Path
 from typing import Any, Optional, Union
 
 from han_tf.common.errors import UserError
-from han_tf.common.files import sha256_of, write_json
+from han_tf.common.files import read_json, sha256_of, write_json
 from han_tf.data.joined import SEPARATOR
 
 CARD = "card.json"
@@ -155,13 +154,7 @@ def read_card(folder: Union[str, os.PathLike]) -> ModelCard:
       UserError: there is none, or it is damaged, of something else or of another version.
     """
     path = Path(folder) / CARD
-    expected = "expected the folder of an exported model (python -m han_tf.export makes one)"
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}, {expected}") from error
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({' '.join(str(error).split())}), {expected}") from error
+    values = read_json(path, "the folder of an exported model (python -m han_tf.export makes one)")
     kind = values.pop("kind", None) if isinstance(values, dict) else None
     if kind != KIND:
         raise UserError(f"{path}: kind is {kind!r}, expected {KIND!r}")

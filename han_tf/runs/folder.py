@@ -1,12 +1,12 @@
 """Finding training runs and loading their networks."""
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Optional, Union
 
 from han_tf.common.errors import UserError
+from han_tf.common.files import read_json
 from han_tf.data.joined import NamedDataset, named_datasets
 from han_tf.models import create_model
 from han_tf.weights import ARRAYS, is_stored, read_arrays, resolve
@@ -50,12 +50,7 @@ def read_config(run_dir: Union[str, os.PathLike]) -> dict[str, Any]:
       UserError: the folder holds no run, or the file is damaged.
     """
     path = resolve(run_dir) / CONFIG
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}, expected the folder of a training run") from error
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}), expected the settings of a training run") from error
+    config = read_json(path, "the settings of a training run")
     if not isinstance(config, dict):
         raise UserError(f"{path}: a JSON {type(config).__name__}, expected the settings of a training run")
     for name in SETTINGS:

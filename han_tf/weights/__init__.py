@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional, Union
 
 from han_tf.common.errors import UserError
-from han_tf.common.files import atomic_open, write_json
+from han_tf.common.files import atomic_open, read_json, write_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,12 +54,7 @@ def read_about(folder: Union[str, os.PathLike]) -> dict[str, Any]:
       UserError: it is missing or damaged.
     """
     path = Path(folder) / ABOUT
-    try:
-        about = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}, expected what python -m han_tf.weights writes") from error
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}), expected what python -m han_tf.weights writes") from error
+    about = read_json(path, "what python -m han_tf.weights writes")
     if not isinstance(about, dict) or not isinstance(about.get("sha256"), str):
         raise UserError(f"{path}: no entry sha256, expected what python -m han_tf.weights writes")
     return about

@@ -356,7 +356,10 @@ def test_a_benchmark_is_recorded(tmp_path, figures, kind):
     assert result["commit"] == figures.get("environment", {}).get("commit", result["commit"])
 
 
-@pytest.mark.parametrize(("content", "words"), [("{}", "neither a run's folder nor"), (None, "expected a JSON file")])
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [("{}", "neither a run's folder nor"), (None, "expected a run's folder or a benchmark's figures")],
+)
 def test_what_is_no_result_is_not_recorded(tmp_path, capsys, content, words):
     path = tmp_path / "odd.json"
     if content is not None:

@@ -133,7 +133,7 @@ class TestReadConfig:
         assert message_of(find_run, tmp_path) == message
 
     def test_no_run(self, tmp_path):
-        expected = f"{tmp_path}/no/config.json: No such file or directory, expected the folder of a training run"
+        expected = f"{tmp_path}/no/config.json: No such file or directory, expected the settings of a training run"
         assert message_of(read_config, tmp_path / "no") == expected
         assert message_of(load_run, tmp_path / "no") == expected
 
