@@ -5,7 +5,7 @@ file shows how. Curves are drawn by :mod:`han_tf.metrics.plots`, which is not im
 who draw none.
 """
 
-from han_tf.metrics.distances import DistanceSource, FeatureDistances, MatrixDistances
+from han_tf.metrics.distances import DistanceSource, FeatureDistances, MatrixDistances, pairwise_distances
 from han_tf.metrics.excluders import Excluder, distractors, frame_window, junk, same_group, same_pid_and_camera
 from han_tf.metrics.expansion import (
     check_normalised,
@@ -40,6 +40,7 @@ __all__ = [
     "frame_window",
     "junk",
     "normalise",
+    "pairwise_distances",
     "pool_multi_query",
     "query_expansion",
     "rerank",

@@ -29,6 +29,9 @@ COLLAPSED, SAMPLED = 1000, 256
 """Products are float64 where the median distance of 256 pairs is less than 1000 float32 error bounds: exact values of
 all the pairs that float32 cannot tell apart would take longer."""
 
+METRICS = ("euclidean", "cosine")
+"""What :func:`pairwise_distances` can compute."""
+
 UNIT = 2.0**-24
 """Greatest relative error of one float32 rounding."""
 
@@ -263,3 +266,31 @@ class MatrixDistances(DistanceSource):
     def exact(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         """Returns the matrix's own values, in their own dtype."""
         return self.values[rows, columns].astype(self.dtype)
+
+
+def pairwise_distances(query: Any, gallery: Any, metric: str = "euclidean") -> np.ndarray:
+    """Returns the distance of every pair, float32 ``[n_query, n_gallery]``.
+
+    Args:
+      query: features ``[n_query, d]``.
+      gallery: features ``[n_gallery, d]``.
+      metric: ``euclidean`` for L2 distances, ``cosine`` for 1 − cos, in [0, 2].
+
+    Raises:
+      UserError: the metric is unknown; features that do not fit, are not finite, or have no direction (cosine).
+    """
+    if metric not in METRICS:
+        raise UserError(f"metric is {metric!r}, expected one of {', '.join(METRICS)}")
+    source = FeatureDistances(query, gallery)
+    if metric == "cosine":
+        units = []
+        for features, norms, name in (
+            (source.query, source.query_norms, "query"),
+            (source.gallery, source.gallery_norms, "gallery"),
+        ):
+            if not norms.all():
+                raise UserError(f"{name} feature {int(np.argmin(norms))} is all 0, expected a direction")
+            units.append(np.asarray(features, np.float64) / np.sqrt(norms)[:, None])
+        source = FeatureDistances(*units)
+    distances = source.dense(slice(0, source.shape[0])).astype(np.float32)
+    return distances**2 / 2 if metric == "cosine" else distances  # of unit vectors

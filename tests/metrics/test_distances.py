@@ -7,8 +7,10 @@ import sys
 import metrics_reference as reference
 import numpy as np
 import pytest
+from scipy.spatial import distance
 
-from han_tf.metrics import FeatureDistances
+from han_tf.common.errors import UserError
+from han_tf.metrics import FeatureDistances, pairwise_distances
 from han_tf.metrics.distances import Stacked
 from han_tf.metrics.nearest import nearest
 
@@ -148,3 +150,20 @@ def test_same_digits_whatever_the_blas_does():
     if len({product for _, product in digests}) == 1:
         pytest.skip("the products do not differ here, so there is nothing to hide")
     assert len({digest for digest, _ in digests}) == 1
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_pairwise_distances_are_those_of_scipy(metric):
+    rng = np.random.default_rng(4)
+    query, gallery = rng.standard_normal((5, 16)).astype(np.float32), 3 * rng.standard_normal((9, 16))
+    found = pairwise_distances(query, gallery, metric)
+    assert (found.dtype, found.shape) == (np.float32, (5, 9))
+    np.testing.assert_allclose(found, distance.cdist(query, gallery, metric), atol=2e-5)
+
+
+def test_pairwise_distances_refuse_what_has_none():
+    features = np.eye(3, 4, dtype=np.float32)
+    with pytest.raises(UserError, match="metric is 'l1', expected one of euclidean, cosine"):
+        pairwise_distances(features, features, "l1")
+    with pytest.raises(UserError, match="gallery feature 1 is all 0, expected a direction"):
+        pairwise_distances(features, features * [[1], [0], [1]], "cosine")
