@@ -167,8 +167,9 @@ def _picture(seed: int) -> bytes:
 
 def _untrained_run(folder: Path) -> str:
     """Makes what looks like the run of a HAN Small that was never trained, and returns its folder."""
+    from han_tf.common.run_files import CONFIG
     from han_tf.runs.checkpoints import Checkpoints
-    from han_tf.runs.folder import CHECKPOINTS, CONFIG, create_network
+    from han_tf.runs.folder import CHECKPOINTS, create_network
 
     settings = {
         "dataset": "synthetic",

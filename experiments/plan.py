@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
-from experiments.results import HISTORY, Result, identity, score
+from experiments.results import Result, identity, score
 from experiments.schema import METRICS, AnyExperiment, Column, Experiment, Row, Statistics
 from han_tf.common.errors import UserError
 from han_tf.common.files import read_json
+from han_tf.common.run_files import HISTORY
 from han_tf.data import DATASETS, load_dataset
 from han_tf.data.synthetic import SyntheticPedestrians
 from han_tf.training.config import TrainConfig

@@ -12,6 +12,7 @@ from typing import Any, Optional, Union
 
 from han_tf.common.errors import UserError
 from han_tf.common.files import read_json, write_json
+from han_tf.common.run_files import CONFIG, ENVIRONMENT, EVALUATION, HISTORY, METRICS
 from han_tf.runs import environment
 from han_tf.training.config import DEFAULTS, NEUTRAL, OF_DATA, TrainConfig
 
@@ -33,10 +34,6 @@ KINDS = (
 """What a result is of: a training and its evaluation; FLOPs and speed of a network; search time by feature
 dimension; counts of a data set; the output of ``han_tf.bench``, ``experiments.bench_metrics`` and
 ``experiments.bench_runtimes``, of ``experiments.bench_indexes`` and of ``experiments.bench_service``."""
-
-# The files of a run; the modules that define these names import TensorFlow, which the runner can do without.
-CONFIG, HISTORY, ENVIRONMENT = "config.json", "history.json", "environment.json"
-METRICS, EVALUATION = "metrics.json", "evaluation.json"
 
 EXPECTED = "results as the runner writes them"
 

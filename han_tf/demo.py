@@ -21,8 +21,9 @@ from absl import flags
 from han_tf.common import cli as command_line
 from han_tf.common.errors import UserError
 from han_tf.common.files import write_json
+from han_tf.common.run_files import CONFIG, METRICS
 from han_tf.data import DISTRACTOR_PID, JUNK_PID, Record, ReIDDataset, load_dataset
-from han_tf.runs.folder import CONFIG, read_config
+from han_tf.runs.folder import read_config
 from han_tf.weights import output_folder, resolve, shipped_names
 
 with command_line.deferred_imports(__name__):
@@ -33,7 +34,6 @@ with command_line.deferred_imports(__name__):
     from han_tf.data.synthetic.generator import GENERATOR_VERSION, Frame
     from han_tf.features.archives import FeatureSet
     from han_tf.features.extractor import FeatureExtractor
-    from han_tf.runtimes.keras import METRICS
 
 DATASET = "synthetic"
 

@@ -17,6 +17,7 @@ from absl import flags
 
 from han_tf.common import cli as command_line
 from han_tf.common.files import locked, write_json
+from han_tf.common.run_files import METRICS
 from han_tf.data import DATASETS, Record, ReIDDataset, load_dataset
 from han_tf.data.records import check_training
 from han_tf.models import MODELS
@@ -65,7 +66,6 @@ In a short training only the time at the first rate counts, so that it drops lat
 """
 
 SHOWN_COMPLAINTS = 6
-METRICS = "metrics.json"
 """The trained network's results, in the run's folder."""
 
 LOCK = ".lock"

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from han_tf.common.errors import UserError
+from han_tf.common.run_files import CONFIG
 from han_tf.weights import read_arrays, resolve, shipped_names
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def _with_shipped_weights(name: str, shipped: str, arguments: Mapping[str, Any])
     from han_tf.models.transfer import take_over
 
     folder = resolve(shipped)
-    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     trained = {
         "input_size": (settings["input_height"], settings["input_width"]),
         "feature_dim": settings["feature_dim"],

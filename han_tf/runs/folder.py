@@ -7,15 +7,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Optional, Union
 
 from han_tf.common.errors import UserError
 from han_tf.common.files import read_json
+from han_tf.common.run_files import CONFIG
 from han_tf.data.joined import NamedDataset, named_datasets
 from han_tf.models import create_model
 from han_tf.weights import ARRAYS, is_stored, read_arrays, resolve
 
 if TYPE_CHECKING:
     from han_tf.models.network import ReIDNetwork
-
-CONFIG = "config.json"
-"""What a run was made of, see :class:`han_tf.training.config.TrainConfig`."""
 
 SETTINGS = ("dataset", "split", "data_dir", "model", "num_classes", "input_height", "input_width", "feature_dim")
 """What a run's config.json tells at least."""

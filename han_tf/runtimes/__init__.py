@@ -16,6 +16,7 @@ import numpy as np
 
 from han_tf.common.errors import UserError
 from han_tf.common.processes import usable_cores
+from han_tf.common.run_files import CONFIG
 from han_tf.runs.card import CARD, ModelCard, read_card, verify_files
 from han_tf.weights import resolve, shipped_names
 
@@ -24,8 +25,6 @@ KERAS = "keras"
 
 GPU_FORMATS = (KERAS, "saved_model")
 """Formats that TensorFlow runs, on a GPU if there is one; the others run on the processor."""
-
-RUN_CONFIG = "config.json"
 
 
 class Runtime(Protocol):
@@ -73,9 +72,9 @@ def open_runtime(path: Union[str, os.PathLike], threads: Optional[int] = None) -
     """
     folder = resolve(path)
     if not (folder / CARD).exists():
-        if not (folder / RUN_CONFIG).exists():
+        if not (folder / CONFIG).exists():
             raise UserError(
-                f"{folder}: neither {RUN_CONFIG} nor {CARD} in it, expected the folder of a training run or of an "
+                f"{folder}: neither {CONFIG} nor {CARD} in it, expected the folder of a training run or of an "
                 f"exported model, or one of {', '.join(shipped_names())}"
             )
         from han_tf.runtimes import keras

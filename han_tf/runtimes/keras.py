@@ -18,9 +18,6 @@ from han_tf.runs.folder import CHECKPOINTS, SWITCHES, LoadedRun, load_run
 from han_tf.runtimes import KERAS, limit_tensorflow
 from han_tf.weights import accuracy, is_stored
 
-METRICS = "metrics.json"
-"""What training found, in the run's folder."""
-
 VALUE = ".ATTRIBUTES/VARIABLE_VALUE"
 """How TensorFlow's checkpoints call what a variable holds."""
 

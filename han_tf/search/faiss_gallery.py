@@ -1,6 +1,5 @@
 """The embedded engine: a folder, searched with FAISS."""
 
-import hashlib
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple, Optional, Union
 import numpy as np
 
 from han_tf.common.errors import UserError
+from han_tf.common.files import sha256_of
 from han_tf.metrics.checks import check_count, default_threads, squared_norms
 from han_tf.search.approximate import KINDS, ApproximateIndex, read_index
 from han_tf.search.choice import ENGINES, FLAT_BYTES, choose_engine
@@ -617,7 +617,7 @@ class FaissGallery(Gallery):
             return None
         path = self.folder / snapshot["file"]
         try:
-            found = _sha256(path)
+            found = sha256_of(path)
         except OSError as error:
             raise UserError(f"{path}: {error.strerror or error}, expected the gallery's index") from error
         if found != snapshot["sha256"]:
@@ -650,7 +650,7 @@ class FaissGallery(Gallery):
                 os.fsync(stream.fileno())
             snapshot = {
                 "file": name,
-                "sha256": _sha256(temporary),
+                "sha256": sha256_of(temporary),
                 "kind": index.kind,
                 "rows": index.rows,
                 "trained": trained,
@@ -722,11 +722,3 @@ def _bytes(folder: Path) -> int:
         with suppress(FileNotFoundError):  # another process has just replaced it
             size += path.stat().st_size
     return size
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as stream:
-        while block := stream.read(HASHED_BYTES):
-            digest.update(block)
-    return digest.hexdigest()

@@ -12,9 +12,10 @@ from typing import Optional, Union
 import uvicorn
 
 from han_tf.common.errors import UserError
+from han_tf.common.run_files import CONFIG
 from han_tf.features.extractor import FeatureExtractor
 from han_tf.runs.card import CARD, read_card
-from han_tf.runs.folder import CHECKPOINTS, CONFIG, load_run
+from han_tf.runs.folder import CHECKPOINTS, load_run
 from han_tf.runtimes.keras import network_checksum
 from han_tf.search import Gallery
 from han_tf.serve.access import Access

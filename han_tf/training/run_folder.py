@@ -9,15 +9,13 @@ from tqdm import tqdm
 
 from han_tf.common.errors import UserError
 from han_tf.common.files import write_json
+from han_tf.common.run_files import CONFIG, ENVIRONMENT, HISTORY
 from han_tf.models.transfer import named_variables, take_over
 from han_tf.runs import environment
 from han_tf.runs.checkpoints import Checkpoints
-from han_tf.runs.folder import CHECKPOINTS, CONFIG, LoadedRun, load_run, read_config
+from han_tf.runs.folder import CHECKPOINTS, LoadedRun, load_run, read_config
 from han_tf.training.config import OF_DATA, TrainConfig
 from han_tf.weights import is_stored, read_about
-
-HISTORY = "history.json"
-ENVIRONMENT = "environment.json"
 
 
 class RunFolder:

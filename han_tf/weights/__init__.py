@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Optional, Union
 
 from han_tf.common.errors import UserError
 from han_tf.common.files import atomic_open, read_json, write_json
+from han_tf.common.run_files import METRICS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -119,7 +120,7 @@ def compact(value: "np.ndarray") -> "np.ndarray":
 def accuracy(folder: Union[str, os.PathLike]) -> Optional[dict[str, float]]:
     """Returns rank-1 and mAP (fractions, joint feature, single query) that training found; None if not known."""
     try:
-        first = json.loads((Path(folder) / "metrics.json").read_text(encoding="utf-8"))["results"][0]
+        first = json.loads((Path(folder) / METRICS).read_text(encoding="utf-8"))["results"][0]
         return {name: float(first[name]) for name in ("rank-1", "mAP")}
     except (OSError, ValueError, LookupError, TypeError):
         return None

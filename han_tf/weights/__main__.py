@@ -18,6 +18,7 @@ from han_tf import weights
 from han_tf.common import cli as command_line
 from han_tf.common.errors import UserError
 from han_tf.common.files import write_json
+from han_tf.common.run_files import CONFIG, ENVIRONMENT, METRICS
 
 PROBES = 4
 """Drawn images whose features are stored beside the weights."""
@@ -76,8 +77,8 @@ def store(run_dir: str, folder: Path, checkpoint: str) -> None:
 
     run = load_run(run_dir, checkpoint)
     try:
-        metrics = json.loads((run.run_dir / "metrics.json").read_text(encoding="utf-8"))
-        made_with = json.loads((run.run_dir / "environment.json").read_text(encoding="utf-8"))
+        metrics = json.loads((run.run_dir / METRICS).read_text(encoding="utf-8"))
+        made_with = json.loads((run.run_dir / ENVIRONMENT).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{run.run_dir}: {error}, expected a run that has ended") from error
     config = {**run.config, "data_dir": "", "init_from": Path(run.config.get("init_from", "")).name}
@@ -99,8 +100,8 @@ def store(run_dir: str, folder: Path, checkpoint: str) -> None:
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        write_json(temporary / "config.json", config)
-        write_json(temporary / "metrics.json", metrics)
+        write_json(temporary / CONFIG, config)
+        write_json(temporary / METRICS, metrics)
         weights.write_arrays(temporary, arrays, {}, about)
         stored = inference_function(load_run(temporary).model)(images).numpy()
         probes = {weights.PROBE_IMAGES: images, weights.PROBE_FEATURES: stored}
