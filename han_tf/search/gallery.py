@@ -39,6 +39,9 @@ batches differs by less, another precision by more."""
 
 COMPARED_AT_ONCE = 4096
 
+DELETED_AT_ONCE = 10_000
+"""Entries that :meth:`Gallery.delete_where` deletes in one go."""
+
 ADDED_AT_ONCE = 2**22
 """Most rows of one call of ``add``: a transaction holds all their labels."""
 
@@ -373,6 +376,19 @@ class Gallery(ABC):
     def delete(self, ids: Sequence[int]) -> int:
         """Deletes the entries ``ids`` and returns how many of them there were; on disk when it returns."""
 
+    def delete_where(self, filters: Filters) -> int:
+        """Deletes the entries that pass, for example those before a time; returns how many there were.
+
+        Raises:
+          UserError: the filters let everything pass.
+        """
+        if not filters:
+            raise UserError("these filters let every entry pass, expected a camera or a time")
+        deleted = 0
+        while entries := self.page(DELETED_AT_ONCE, filters=filters):
+            deleted += self.delete([entry.id for entry in entries])
+        return deleted
+
     @abstractmethod
     def some(self, limit: int) -> list[Entry]:
         """Returns some entries for a first look, ``limit`` of them or all."""
@@ -439,6 +455,49 @@ class Gallery(ABC):
           UserError: queries that do not fit, another model's queries, ``k`` below 1, a threshold that is NaN
             or negative; the gallery is closed.
         """
+        found = self._hits(queries, k, filters, threshold, rerank, checksum)
+        entries = self._entries({int(id) for ids, _ in found for id in ids})
+        # Between the search and now another thread may have deleted an entry: it is no hit any more.
+        return [
+            [Hit(entries[id], distance) for id, distance in zip(ids.tolist(), distances.tolist()) if id in entries]
+            for ids, distances in found
+        ]
+
+    def search_ids(
+        self,
+        queries: Any,
+        k: int = 10,
+        *,
+        filters: Filters = NO_FILTERS,
+        threshold: Optional[float] = None,
+        rerank: bool = False,
+        checksum: Optional[str] = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Does what :meth:`search` does, for many queries at once.
+
+        Returns:
+          The hits' ids, int64 ``[n, k]``, and distances, float64 ``[n, k]``, nearest first; −1 and infinity where there
+          are no more.
+
+        Raises:
+          UserError: as :meth:`search`.
+        """
+        found = self._hits(queries, k, filters, threshold, rerank, checksum)
+        ids, distances = np.full((len(found), k), -1, np.int64), np.full((len(found), k), np.inf)
+        for row, (hits, values) in enumerate(found):
+            ids[row, : len(hits)], distances[row, : len(hits)] = hits, values
+        return ids, distances
+
+    def _hits(
+        self,
+        queries: Any,
+        k: int,
+        filters: Filters,
+        threshold: Optional[float],
+        rerank: bool,
+        checksum: Optional[str],
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Returns ids and distances of each query's hits, see :meth:`search`."""
         self._check_open()
         self.check_model(checksum)
         none = np.shape(queries) in ((0,), (0, self.dimension))
@@ -457,12 +516,7 @@ class Gallery(ABC):
             if rerank and len(ids):
                 ids, distances = self._reranked(query, ids)
             found.append((ids[:k], distances[:k]))
-        entries = self._entries({int(id) for ids, _ in found for id in ids})
-        # Between the search and now another thread may have deleted an entry: it is no hit any more.
-        return [
-            [Hit(entries[id], distance) for id, distance in zip(ids.tolist(), distances.tolist()) if id in entries]
-            for ids, distances in found
-        ]
+        return found
 
     @abstractmethod
     def _search(self, queries: np.ndarray, k: int, filters: Filters) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -219,6 +219,31 @@ def test_deleted_images_are_gone_and_their_ids_are_not_given_again(gallery):
             ask([ids[1], ids[0]])
 
 
+def test_what_passes_a_filter_is_deleted(gallery, monkeypatch):
+    monkeypatch.setattr("han_tf.search.gallery.DELETED_AT_ONCE", 50)
+    plain = filled(gallery)
+    old = Filters(before=40.0)
+    left = [image.entry for image in plain.images if not passes(image.entry, old)]
+    assert gallery.delete_where(old) == 600 - len(left) > 100
+    assert gallery.page(1000) == left
+    assert gallery.delete_where(old) == 0
+    with pytest.raises(UserError, match="let every entry pass, expected a camera or a time"):
+        gallery.delete_where(Filters())
+    assert len(gallery) == len(left)
+
+
+def test_ids_and_distances_are_those_of_the_hits(gallery):
+    filled(gallery, 40)
+    queries, few = clustered(3, DIMENSION, 5), Filters(cameras=(1, 2))
+    ids, distances = gallery.search_ids(queries, 30, filters=few)
+    assert (ids.shape, ids.dtype, distances.shape) == ((3, 30), np.int64, (3, 30))
+    for row, hits in enumerate(gallery.search(queries, 30, filters=few)):
+        assert 0 < len(hits) < 30
+        assert ids[row].tolist() == [hit.entry.id for hit in hits] + [-1] * (30 - len(hits))
+        assert distances[row].tolist() == [hit.distance for hit in hits] + [np.inf] * (30 - len(hits))
+    assert gallery.search_ids(np.empty((0, DIMENSION)), 5)[0].shape == (0, 5)
+
+
 def test_compaction_changes_no_answer(gallery):
     plain = filled(gallery)
     ids = [image.entry.id for image in plain.images]
