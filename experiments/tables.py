@@ -3,6 +3,7 @@
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import permutations
+from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
 from experiments.plan import SCALES, ShownColumn, family, network_of, settings_for, shown_columns
@@ -400,9 +401,26 @@ def _statistics(experiment: Statistics, results: Sequence[Result], link: Link) -
 
 
 def settings_in_words(settings: Mapping[str, Any]) -> str:
-    """Returns what of a training's settings is not the paper's, e.g. ``12 epochs, hard False``."""
+    """Returns what of a training's settings is not the paper's, e.g. ``12 epochs, 80×32, hard False``.
+
+    Of a recipe that is not the paper's only the name is told, and what differs from it.
+    """
+    of_recipe = TrainConfig.of_recipe(settings.get("recipe", TrainConfig.recipe)).to_dict()
     changed = {name: value for name, value in changed_settings(settings).items() if name != "epochs"}
-    return ", ".join([f"{settings['epochs']} epochs", *(f"{name} {value}" for name, value in changed.items())])
+    told = [f"{settings['epochs']} epochs"]
+    if "recipe" in changed:
+        told.append(f"recipe {changed.pop('recipe')}")
+    if "input_height" in changed or "input_width" in changed:
+        told.append(f"{settings['input_height']}×{settings['input_width']}")
+    for name, value in changed.items():
+        if name == "init_from":
+            told.append(f"from {Path(value).name}")
+        elif name == "lr_drops":
+            if value != list(of_recipe[name]):
+                told.append(f"drops at {', '.join(f'{drop:.2g}' for drop in value)}" if value else "no drops")
+        elif name not in ("input_height", "input_width") and value != of_recipe.get(name):
+            told.append(f"{name} {value}")
+    return ", ".join(told)
 
 
 def _beside(ours: Sequence[float], paper: Optional[float]) -> str:
