@@ -9,6 +9,7 @@ import logging
 import logging.config
 import os
 import secrets
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -38,8 +39,11 @@ FORMAT = 1
 TOKEN = "MILVUS_TOKEN"
 """Variable of the environment that holds the token, or user:password, where none is given."""
 
-SETTINGS = "settings"
-"""The key of the gallery's own settings."""
+SETTINGS, CREATION = "settings", "creation "
+"""The key of the gallery's own settings; what the keys of those who make one begin with."""
+
+SETTLED_SECONDS, CREATED_SECONDS = 3.0, 60.0
+"""How long a process that makes a gallery waits for others; and how long others wait for one that has begun."""
 
 NO_TIME = -1e300
 """Stands for a time that is not known."""
@@ -141,7 +145,7 @@ class MilvusGallery(Gallery):
         client = _connect(address, token)
         try:
             with _milvus_errors(str(address)):
-                cls._make(client, address, dimension, checksum, index)
+                cls._make(client, address, dimension, checksum, index, 0 if address.local else SETTLED_SECONDS)
         finally:
             client.close()
         return cls(address, token)
@@ -159,34 +163,42 @@ class MilvusGallery(Gallery):
             client.close()
 
     @staticmethod
-    def _make(client: Any, address: Address, dimension: int, checksum: str, index: str) -> None:
-        from pymilvus import DataType
+    def _make(client: Any, address: Address, dimension: int, checksum: str, index: str, settled: float) -> None:
+        """Makes the collections of a new gallery; of several processes at once one does, and the others are refused.
 
+        Milvus has no locks. So each says in the collection of settings that it will, waits until whoever looked
+        before that must have said so, too, and goes on if its word is the least.
+
+        Args:
+          client, address, dimension, checksum, index: as of :meth:`create`.
+          settled: how long to wait, in seconds.
+        """
         name, settings_name = address.collection, f"{address.collection}_settings"
+        already = UserError(f"{address}: there is a gallery already, expected a new collection")
+        if not client.has_collection(settings_name):
+            if client.has_collection(name):
+                raise UserError(f"{address}: there is a collection of another kind, expected a new one")
+            try:
+                _make_settings(client, settings_name)
+            except Exception:
+                if not client.has_collection(settings_name):  # another one has just made the same
+                    raise
+        own, end = f"{CREATION}{secrets.token_hex(8)}", time.monotonic() + CREATED_SECONDS
+        while not _read_settings(client, settings_name) and (before := _creations(client, settings_name)):
+            if not settled or time.monotonic() > end:
+                break  # they were interrupted
+            time.sleep(settled / 4)
         if _read_settings(client, settings_name):
-            raise UserError(f"{address}: there is a gallery already, expected a new collection")
-        for leftover in (name, settings_name):  # of a creation that was interrupted
-            if client.has_collection(leftover):
-                if leftover == name and not client.has_collection(settings_name):
-                    raise UserError(f"{address}: there is a collection of another kind, expected a new one")
-                client.drop_collection(leftover)
-        settings = client.create_schema(auto_id=False, enable_dynamic_field=False)
-        settings.add_field("key", DataType.VARCHAR, is_primary=True, max_length=64)
-        settings.add_field("value", DataType.VARCHAR, max_length=65_535)
-        settings.add_field("unused", DataType.FLOAT_VECTOR, dim=2)  # Milvus wants one in every collection
-        parameters = client.prepare_index_params()
-        parameters.add_index("unused", index_type="FLAT", metric_type="L2")
-        client.create_collection(settings_name, schema=settings, index_params=parameters, consistency_level="Strong")
-        entries = client.create_schema(auto_id=False, enable_dynamic_field=False)
-        entries.add_field("id", DataType.INT64, is_primary=True)
-        entries.add_field("feature", DataType.FLOAT_VECTOR, dim=dimension)
-        entries.add_field("path", DataType.VARCHAR, max_length=65_535)
-        entries.add_field("pid", DataType.INT64)
-        entries.add_field("camid", DataType.INT64)
-        entries.add_field("time", DataType.DOUBLE)
-        parameters = client.prepare_index_params()
-        parameters.add_index("feature", index_type=index, metric_type="L2", params=INDEXES[index][0])
-        client.create_collection(name, schema=entries, index_params=parameters, consistency_level="Strong")
+            raise already
+        client.upsert(settings_name, _settings_row(own, {}))
+        time.sleep(settled)
+        if min(_creations(client, settings_name) - before) != own:
+            raise UserError(f"{address}: another process makes a gallery there, expected one at a time")
+        if _read_settings(client, settings_name):
+            raise already
+        if client.has_collection(name):
+            client.drop_collection(name)  # of a creation that was interrupted
+        _make_entries(client, name, dimension, index)
         value = {
             "format": FORMAT,
             "identity": secrets.token_hex(8),
@@ -197,6 +209,7 @@ class MilvusGallery(Gallery):
             "calibration": None,
         }
         client.upsert(settings_name, _settings_row(SETTINGS, value))
+        client.delete(settings_name, ids=sorted({own, *before}))
 
     @property
     def dimension(self) -> int:  # noqa: D102
@@ -521,6 +534,39 @@ def _read_settings(client: Any, name: str) -> list[dict[str, Any]]:
         return []
     client.load_collection(name)
     return client.query(name, f'key == "{SETTINGS}"', output_fields=["value"], consistency_level="Strong")
+
+
+def _creations(client: Any, name: str) -> set[str]:
+    """Returns the keys of those who make a gallery, or were interrupted."""
+    rows = client.query(name, f'key like "{CREATION}%"', output_fields=["key"], consistency_level="Strong")
+    return {row["key"] for row in rows}
+
+
+def _make_settings(client: Any, name: str) -> None:
+    from pymilvus import DataType
+
+    schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
+    schema.add_field("key", DataType.VARCHAR, is_primary=True, max_length=64)
+    schema.add_field("value", DataType.VARCHAR, max_length=65_535)
+    schema.add_field("unused", DataType.FLOAT_VECTOR, dim=2)  # Milvus wants one in every collection
+    parameters = client.prepare_index_params()
+    parameters.add_index("unused", index_type="FLAT", metric_type="L2")
+    client.create_collection(name, schema=schema, index_params=parameters, consistency_level="Strong")
+
+
+def _make_entries(client: Any, name: str, dimension: int, index: str) -> None:
+    from pymilvus import DataType
+
+    schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
+    schema.add_field("id", DataType.INT64, is_primary=True)
+    schema.add_field("feature", DataType.FLOAT_VECTOR, dim=dimension)
+    schema.add_field("path", DataType.VARCHAR, max_length=65_535)
+    schema.add_field("pid", DataType.INT64)
+    schema.add_field("camid", DataType.INT64)
+    schema.add_field("time", DataType.DOUBLE)
+    parameters = client.prepare_index_params()
+    parameters.add_index("feature", index_type=index, metric_type="L2", params=INDEXES[index][0])
+    client.create_collection(name, schema=schema, index_params=parameters, consistency_level="Strong")
 
 
 def _settings_row(key: str, value: dict[str, Any]) -> list[dict[str, Any]]:

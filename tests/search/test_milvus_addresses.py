@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -68,30 +69,79 @@ def test_names_of_collections(name):
         Address.of("http://host", name)
 
 
-def test_the_same_code_serves_an_address(tmp_path):
-    """A server of Milvus Lite stands for the cluster; two clients share its gallery."""
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """Address of a server of Milvus Lite, which stands for a cluster."""
     from milvus_lite.adapter.grpc.server import start_server_in_thread
 
+    monkeypatch.setattr(milvus_gallery, "SETTLED_SECONDS", 1.0)
     server, database, port = start_server_in_thread(data_dir=str(tmp_path / "data"), host="127.0.0.1", port=0)
-    try:
-        features, known = clustered(300, DIMENSION), labels(300)
-        path = f"http://127.0.0.1:{port}#people"
-        with create_gallery(path, DIMENSION, CHECKSUM) as first, open_gallery(path, CHECKSUM) as second:
-            assert first.location == second.location == path
-            ids = first.add(features, **known)
-            np.testing.assert_array_equal(second.features(ids[:5]), features[:5])
-            (hits,) = second.search(features[:1], 4, filters=Filters(cameras=(1, 2)))
-            assert {hit.entry.camid for hit in hits} <= {1, 2}
-            assert second.delete(ids[:100]) == 100
-            assert len(first) == 200
-            more = second.add(features[:3])
-            assert [hits[0].entry.id for hits in first.search(features[:3], 1)] == more.tolist()
-            assert ids.max() < 2**53
-        with pytest.raises(UserError, match=f"http://127.0.0.1:{port}#others: no gallery here"):
-            open_gallery(f"http://127.0.0.1:{port}#others")
-    finally:
-        server.stop(grace=0)
-        database.close()
+    yield f"http://127.0.0.1:{port}"
+    server.stop(grace=0)
+    database.close()
+
+
+def test_the_same_code_serves_an_address(server):
+    """Two clients share a gallery."""
+    features, known = clustered(300, DIMENSION), labels(300)
+    path = f"{server}#people"
+    with create_gallery(path, DIMENSION, CHECKSUM) as first, open_gallery(path, CHECKSUM) as second:
+        assert first.location == second.location == path
+        ids = first.add(features, **known)
+        np.testing.assert_array_equal(second.features(ids[:5]), features[:5])
+        (hits,) = second.search(features[:1], 4, filters=Filters(cameras=(1, 2)))
+        assert {hit.entry.camid for hit in hits} <= {1, 2}
+        assert second.delete(ids[:100]) == 100
+        assert len(first) == 200
+        more = second.add(features[:3])
+        assert [hits[0].entry.id for hits in first.search(features[:3], 1)] == more.tolist()
+        assert ids.max() < 2**53
+    with pytest.raises(UserError, match=f"{server}#others: no gallery here"):
+        open_gallery(f"{server}#others")
+
+
+def test_one_of_several_at_once_makes_a_gallery(server):
+    address, made, refused = Address.of(f"{server}#people"), [], []
+    client = milvus_gallery._connect(address, None)  # which all clients of a process share
+    together = threading.Barrier(3)
+
+    def make(checksum):
+        together.wait()
+        try:
+            milvus_gallery.MilvusGallery._make(client, address, DIMENSION, checksum, "FLAT", 1.0)
+            made.append(checksum)
+        except UserError as error:
+            refused.append(str(error))
+
+    threads = [threading.Thread(target=make, args=(letter * 64,)) for letter in "abc"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all("another process makes a gallery" in line or "a gallery already" in line for line in refused), refused
+    assert len(refused) == 2
+    with open_gallery(str(address)) as gallery:
+        assert [gallery.checksum] == made
+        assert len(gallery.add(clustered(50, DIMENSION))) == len(gallery) == 50
+
+
+def test_a_gallery_is_made_where_somebody_was_interrupted(server, monkeypatch):
+    monkeypatch.setattr(milvus_gallery, "CREATED_SECONDS", 2.0)
+    path, make_entries = f"{server}#people", milvus_gallery._make_entries
+
+    def interrupted(*arguments):
+        make_entries(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(milvus_gallery, "_make_entries", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        create_gallery(path, DIMENSION, CHECKSUM)
+    monkeypatch.setattr(milvus_gallery, "_make_entries", make_entries)
+    with create_gallery(path, 2 * DIMENSION, CHECKSUM) as gallery:
+        assert gallery.dimension == 2 * DIMENSION
+        assert len(gallery.add(clustered(5, 2 * DIMENSION))) == 5
+    with pytest.raises(UserError, match="there is a gallery already"):
+        create_gallery(path, DIMENSION, CHECKSUM)
 
 
 def test_an_addition_that_fails_is_taken_back(tmp_path, monkeypatch):
