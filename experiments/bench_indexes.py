@@ -24,12 +24,12 @@ from typing import Any
 
 import numpy as np
 from absl import flags
-from tqdm import tqdm
 
 from experiments.bench_metrics import Size, make, product_flops
 from han_tf.common import cli as command_line
 from han_tf.common.errors import UserError
 from han_tf.common.files import write_json
+from han_tf.common.progress import progress_bar
 from han_tf.metrics.checks import default_threads
 from han_tf.runs import environment
 from han_tf.search import Gallery, create_gallery
@@ -72,7 +72,7 @@ def build(folder: Path, size: str, engine: str) -> Path:
         np.save(folder / size / "query.npy", problem.query)
         with create_gallery(gallery_folder, dimension, "bench", "flat") as gallery, _Clock() as clock:
             _, pids, _, camids = problem.labels
-            for start in tqdm(range(0, rows, CHUNK), f"{size} add", unit_scale=CHUNK):
+            for start in progress_bar(range(0, rows, CHUNK), f"{size} add", unit_scale=CHUNK):
                 part = slice(start, start + CHUNK)
                 paths = [f"{i}.jpg" for i in range(*part.indices(rows))]
                 gallery.add(problem.gallery[part], paths=paths, pids=pids[part], camids=camids[part])
@@ -83,7 +83,10 @@ def build(folder: Path, size: str, engine: str) -> Path:
         gallery_folder.mkdir(parents=True)
         shutil.copy(flat / "gallery.sqlite", gallery_folder)
         os.link(flat / "vectors-0.f32", gallery_folder / "vectors-0.f32")
-        with FaissGallery(gallery_folder, writable=True) as gallery, tqdm(total=rows, desc=f"{size} {engine}") as bar:
+        with (
+            FaissGallery(gallery_folder, writable=True) as gallery,
+            progress_bar(total=rows, desc=f"{size} {engine}") as bar,
+        ):
 
             def progress(done: int, _: int) -> None:
                 bar.update(done - bar.n)

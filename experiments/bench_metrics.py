@@ -19,11 +19,11 @@ from typing import Any, NamedTuple, Optional
 
 import numpy as np
 from absl import flags
-from tqdm import tqdm
 
 from han_tf.common import cli as command_line
 from han_tf.common.errors import UserError
 from han_tf.common.files import write_json
+from han_tf.common.progress import progress_bar
 from han_tf.metrics import (
     FaissNeighbours,
     FeatureDistances,
@@ -161,7 +161,7 @@ class EveryPairOnce:
         buffer = np.empty(self.block**2, np.float32)
         todo = [(first, second) for first in starts for second in starts if second >= first]
         with ThreadPoolExecutor(threads) as pool:
-            for first, second in tqdm(todo, "every pair once", unit="block", disable=not progress):
+            for first, second in progress_bar(todo, "every pair once", unit="block", disable=not progress):
                 rows, columns = slice(first, min(first + self.block, n)), slice(second, min(second + self.block, n))
                 shape = rows.stop - first, columns.stop - second
                 products = np.matmul(

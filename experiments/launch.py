@@ -19,8 +19,6 @@ from han_tf.common.files import lock
 from han_tf.common.processes import end_with_parent
 
 POLL_SECONDS = 0.2
-LOG_INTERVAL = "30"
-"""Seconds between two lines of a progress bar in a log."""
 
 
 def in_child(
@@ -56,7 +54,6 @@ def in_child(
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]),
         "PYTHONUNBUFFERED": "1",
-        "TQDM_MININTERVAL": LOG_INTERVAL,
     }
 
     def hand_on(number: int, _: object) -> None:

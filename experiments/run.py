@@ -55,6 +55,7 @@ from experiments.results import (
 from han_tf.common import cli as command_line
 from han_tf.common.errors import UserError
 from han_tf.common.files import atomic_open, read_json
+from han_tf.common.progress import progress_bar
 from han_tf.data import DATASETS, JUNK_PID, load_dataset
 from han_tf.data.synthetic import SyntheticPedestrians, generate, is_current
 from han_tf.runs.environment import machine
@@ -392,7 +393,7 @@ class _Progress:
     def __init__(self, total: float, finished: int):
         self.number = finished
         self.before = self.weight = 0.0
-        self.bar = tqdm(
+        self.bar = progress_bar(
             total=total,
             bar_format="{desc}{percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}",
             dynamic_ncols=True,

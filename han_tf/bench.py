@@ -18,6 +18,7 @@ from absl import flags
 
 from han_tf.common import cli as command_line
 from han_tf.common.files import write_json
+from han_tf.common.progress import progress_bar
 from han_tf.data.records import Record
 from han_tf.data.sampling import ShuffledImages
 from han_tf.models import MODELS, create_model
@@ -28,7 +29,6 @@ with command_line.deferred_imports(__name__):
     import numpy as np
     import tensorflow as tf
     from PIL import Image
-    from tqdm import tqdm
 
     from han_tf.data.pipeline import LoadedImages, load_images, training_batches
     from han_tf.data.reading import ImageReader
@@ -126,7 +126,7 @@ def main(values: flags.FlagValues) -> None:
         pipeline = pipeline_rates(records, data, values.batch_size, values.repeats)
         networks = {
             name: network_rates(name, data, values.batch_size, values.repeats, folder)
-            for name in tqdm(dict.fromkeys(values.model), desc="networks", unit="network")
+            for name in progress_bar(dict.fromkeys(values.model), desc="networks", unit="network")
         }
     product = (before + product_flops(values.repeats)) / 2
 

@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from han_tf.common import cli as command_line
 from han_tf.common.errors import UserError
+from han_tf.common.progress import progress_bar
 from han_tf.features.archives import FeatureSet
 from han_tf.search.address import Address
 from han_tf.search.calibration import Calibration, calibrate_pair, calibrate_search, calibrate_search_within
@@ -216,7 +217,7 @@ class _Bar:
 
     def show(self, done: int, total: int) -> None:
         if self.bar is None:
-            self.bar = tqdm(total=total, desc=self.label, unit="img", unit_scale=True)
+            self.bar = progress_bar(total=total, desc=self.label, unit="img", unit_scale=True)
         self.bar.update(done - self.bar.n)
 
     def __exit__(self, *_: object) -> None:

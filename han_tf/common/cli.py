@@ -26,6 +26,7 @@ from absl import flags
 
 from han_tf import __version__
 from han_tf.common.errors import Note, Stopped, UserError
+from han_tf.common.progress import set_quiet
 
 # TensorFlow logs dozens of lines about drivers that a CPU has no use for; it reads this when it is imported,
 # which the command lines do after this module. What goes wrong still raises.
@@ -35,10 +36,11 @@ logging.getLogger("tensorflow").setLevel(logging.ERROR)
 
 
 def new_flags() -> flags.FlagValues:
-    """Returns an empty set of flags that already knows ``--help`` and ``--version``."""
+    """Returns an empty set of flags that already knows ``--help``, ``--version`` and ``--quiet``."""
     values = flags.FlagValues()
     flags.DEFINE_boolean("help", False, "Show these flags and exit.", short_name="h", flag_values=values)
     flags.DEFINE_boolean("version", False, "Show the version and exit.", flag_values=values)
+    flags.DEFINE_boolean("quiet", False, "Show no progress.", flag_values=values)
     return values
 
 
@@ -219,6 +221,7 @@ def _run(
         print(f"usage error: {' '.join(str(error).split())} (--help lists the flags)", file=sys.stderr)
         return 2
     values.__dict__["positional"] = rest
+    set_quiet(values.quiet)
     try:
         _Deferred.resolve(getattr(main, "__globals__", {}))
         if signal.getsignal(signal.SIGINT) is _leave:

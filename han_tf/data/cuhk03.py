@@ -24,9 +24,9 @@ from typing import Any, NamedTuple, Optional
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from han_tf.common.errors import UserError
+from han_tf.common.progress import progress_bar
 from han_tf.data.counts import Counts, differences
 from han_tf.data.folders import PathLike, image_stem, search_folder
 from han_tf.data.market1501 import read_subsets
@@ -191,7 +191,7 @@ def _images(file: Any, cells: Any) -> Iterator[tuple[CUHK03Name, np.ndarray]]:
         for pair, references in enumerate(pairs, start=1)
         for pid, idx in itertools.product(range(1, references.shape[1] + 1), range(1, references.shape[0] + 1))
     ]
-    for pair, pid, idx in tqdm(slots, desc=f"extracting {cells.name.strip('/')} images", unit="cell"):
+    for pair, pid, idx in progress_bar(slots, desc=f"extracting {cells.name.strip('/')} images", unit="cell"):
         cell = file[pairs[pair - 1][idx - 1, pid - 1]]
         # An empty matrix is stored as the vector of its dimensions.
         if cell.attrs.get("MATLAB_empty", 0) or cell.ndim < 3:

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from han_tf.common.errors import UserError
 from han_tf.common.processes import usable_cores
+from han_tf.common.progress import progress_bar
 from han_tf.data.depth import Depth
 from han_tf.data.folders import FILE_FORMATS
 from han_tf.data.records import Record
@@ -240,7 +241,9 @@ class ImageReader:
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         self.depth, self.bad_images = Depth(self.depth.white_level), []
-        with tqdm(total=len(self.records), desc=self.progress, unit="img", disable=self.progress is None) as bar:
+        with progress_bar(
+            total=len(self.records), desc=self.progress, unit="img", disable=self.progress is None
+        ) as bar:
             for images, start, reasons in self.batches():
                 for index, reason in sorted(reasons.items()):
                     bad = BadImage(path_of(self.records[index]), reason)

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import NamedTuple, Optional, Protocol, Union
 
 import numpy as np
-from tqdm import tqdm
 
 from han_tf.common import files
 from han_tf.common.errors import UserError
+from han_tf.common.progress import progress_bar
 from han_tf.data.image_lists import ImageList
 from han_tf.data.reading import BadImage, ImageReader
 from han_tf.features.extractor import FeatureExtractor
@@ -220,7 +220,7 @@ def plan(
         _check_same(folder, manifest, wanted, ignored=untold if shard_images else ["shard_images", *untold])
     pending, notes, older = [], [], 0
     own = list(filter(part.holds, range(manifest.shards)))
-    for number in tqdm(own, "checking", unit="shard", delay=2, leave=False):
+    for number in progress_bar(own, "checking", unit="shard", delay=2, leave=False):
         path = shard_path(folder, number)
         if not path.exists():
             pending.append(number)
@@ -335,7 +335,9 @@ def extract_locally(
     if not pending:
         return []
     left = images.take(np.concatenate([np.arange(start, end) for start, end in bounds]))
-    with tqdm(total=len(images), initial=len(images) - pending, desc="features", unit="img", smoothing=0.1) as bar:
+    with progress_bar(
+        total=len(images), initial=len(images) - pending, desc="features", unit="img", smoothing=0.1
+    ) as bar:
         return extract_shards(extractor, left, folder, work.manifest, work.pending, bar.update)
 
 

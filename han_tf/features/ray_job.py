@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from han_tf.common.errors import UserError
 from han_tf.common.processes import usable_cores
+from han_tf.common.progress import progress_bar
 from han_tf.data.image_lists import ImageList
 from han_tf.features.extractor import FeatureExtractor
 from han_tf.features.job import Plan, extract_shards
@@ -112,7 +113,7 @@ def extract_with_ray(
                 num_gpus=needs.get("GPU", 0),
             )
             done = len(images) - sum(end - start for start, end in map(work.manifest.bounds, work.pending))
-            with tqdm(total=len(images), initial=done, desc="features", unit="img", smoothing=0.1) as bar:
+            with progress_bar(total=len(images), initial=done, desc="features", unit="img", smoothing=0.1) as bar:
                 for summary in shards.iter_rows():
                     if summary["problem"]:
                         raise UserError(summary["problem"])

@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Optional
 
 import numpy as np
-from tqdm import tqdm
 
+from han_tf.common.progress import progress_bar
 from han_tf.metrics.checks import HELD_BYTES
 from han_tf.metrics.distances import DistanceSource
 
@@ -72,7 +72,7 @@ def sweep(
     height, width = block_shape(source, memory_mb, threads)
     buffer = source.workspace(height * width)
     with ThreadPoolExecutor(threads) as pool:
-        for block in tqdm(slices(0, n_query, height), desc=label, unit="block", disable=label is None):
+        for block in progress_bar(slices(0, n_query, height), desc=label, unit="block", disable=label is None):
             stripes = slices(block.start, block.stop, STRIPE_ROWS)
             states = list(pool.map(prepare, stripes))
             for part in slices(0, n_gallery, width):

@@ -23,9 +23,9 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, Optional
 
 import numpy as np
-from tqdm import tqdm
 
 from han_tf.common.errors import UserError
+from han_tf.common.progress import progress_bar
 from han_tf.metrics.blocks import slices
 from han_tf.metrics.checks import check_count, check_memory, default_threads
 from han_tf.metrics.distances import UNIT, DistanceSource, FeatureDistances
@@ -207,7 +207,7 @@ def _vectors(
     blocks = slices(0, n, max(1, SET_COMPARISONS // (lists.shape[1] ** 2 * half.shape[1])))
     half_reciprocal = np.concatenate([_reciprocal(half, rows) for rows in blocks])
     lengths, all_members, all_weights = [], [], []
-    for rows in tqdm(blocks, desc="reciprocal sets", unit="block", disable=not progress):
+    for rows in progress_bar(blocks, desc="reciprocal sets", unit="block", disable=not progress):
         # Whoever is not reciprocal becomes −1, which equals no image.
         own = np.where(_reciprocal(lists, rows), lists[rows], -1)
         others = np.where(half_reciprocal[own] & (own >= 0)[:, :, None], half[own], -1)

@@ -8,7 +8,8 @@ from typing import Optional
 
 import numpy as np
 import tensorflow as tf
-from tqdm import tqdm
+
+from han_tf.common.progress import progress_bar
 
 TENSORBOARD = "tensorboard"
 
@@ -23,7 +24,7 @@ class Progress:
     """
 
     def __init__(self, run_dir: Optional[Path], total: int, done: int):
-        self.bar = tqdm(total=total, initial=done, unit="step", dynamic_ncols=True, smoothing=0.05)
+        self.bar = progress_bar(total=total, initial=done, unit="step", dynamic_ncols=True, smoothing=0.05)
         self.writer = (
             tf.summary.create_noop_writer()
             if run_dir is None

@@ -7,11 +7,10 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, Optional, Union
 
-from tqdm import tqdm
-
 from han_tf.common.errors import UserError
 from han_tf.common.files import locked, write_json
 from han_tf.common.processes import usable_cores
+from han_tf.common.progress import progress_bar
 from han_tf.data.synthetic.generator import GENERATOR_VERSION, SyntheticPedestrians
 from han_tf.data.synthetic.layouts import LAYOUTS, write_layout
 
@@ -49,7 +48,7 @@ def generate(
     try:
         unfinished.mkdir(parents=True)
         with closing(pedestrians.images(workers or usable_cores())) as images:  # type: ignore[type-var]  # of a generator
-            bar = tqdm(images, total=len(pedestrians), desc=f"drawing {root.name}", unit="image")
+            bar = progress_bar(images, total=len(pedestrians), desc=f"drawing {root.name}", unit="image")
             write_layout(layout, unfinished, bar)
         write_json(unfinished / DESCRIPTION, _description(pedestrians, layout))
         _check_replaceable(root)
