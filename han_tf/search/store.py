@@ -44,6 +44,9 @@ CREATE TABLE entries (
 PATH_INDEX = "CREATE INDEX IF NOT EXISTS entries_path ON entries (path)"
 """Made when entries are first asked for by their paths."""
 
+DATABASE_ERRORS = (sqlite3.Error, UnicodeDecodeError)
+"""What SQLite raises; Python cannot decode all of what it says of a damaged file."""
+
 BUSY_SECONDS = 30
 """How long another process's commit is waited for."""
 
@@ -157,7 +160,7 @@ class Store:
                 raise
         except OSError as error:
             raise UserError(f"cannot write {folder}: {error.strerror or error}") from error
-        except sqlite3.Error as error:
+        except DATABASE_ERRORS as error:
             raise UserError(f"cannot write {folder / DATABASE}: {error}") from error
         return cls(folder, lock_file)
 
@@ -359,11 +362,11 @@ class Store:
             except BaseException as error:
                 if database.in_transaction:
                     database.execute("ROLLBACK")
-                elif committing and not isinstance(error, sqlite3.Error):
+                elif committing and not isinstance(error, DATABASE_ERRORS):
                     # An interrupt while the disk confirmed is raised when it has.
                     self.settings = {**self.settings, **settings}
                     self.load()
-                if isinstance(error, sqlite3.Error):
+                if isinstance(error, DATABASE_ERRORS):
                     raise UserError(f"cannot write {self.folder / DATABASE}: {error}") from error
                 raise
             self.settings = {**self.settings, **settings}
@@ -484,7 +487,7 @@ class Store:
     def _reading_errors(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.Error as error:
+        except DATABASE_ERRORS as error:
             raise UserError(f"{self.folder / DATABASE}: {error}, expected a gallery's database") from error
 
     @contextmanager

@@ -3,7 +3,6 @@
 import asyncio
 import hashlib
 import math
-import sqlite3
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -18,6 +17,7 @@ from han_tf.common.errors import UserError
 from han_tf.data.reading import resize
 from han_tf.features.extractor import FeatureExtractor
 from han_tf.search import Entry, Filters, Gallery, Hit
+from han_tf.search.store import DATABASE_ERRORS
 from han_tf.serve.attention import AttentionModel, Kind, draw_overlay
 from han_tf.serve.batching import Batcher, Pool
 from han_tf.serve.images import decode_upload, encode, work_of
@@ -599,6 +599,6 @@ async def _told(call: Any, what: str) -> Any:
         return await call
     except Refusal:
         raise
-    except (UserError, OSError, sqlite3.Error) as error:
+    except (UserError, OSError, *DATABASE_ERRORS) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         raise Refusal(503, f"the gallery cannot be {what} at the moment; the service's log says why") from error

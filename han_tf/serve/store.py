@@ -14,7 +14,7 @@ from typing import Optional, Union
 
 from han_tf.common.errors import UserError
 from han_tf.common.files import atomic_open
-from han_tf.search.store import sync_folder
+from han_tf.search.store import DATABASE_ERRORS, sync_folder
 
 COLUMNS = ("time", "query", "hit", "verdict", "distance", "image", "gallery")
 """Of the exported verdicts: seconds since 1970 UTC; ``sha256:…`` of an uploaded image or ``id:…`` of an entry; the
@@ -86,7 +86,7 @@ class Store:
                 raise UserError(f"{self.path}: version {version}, expected {_VERSION}, of this service's own file")
         except OSError as error:
             raise UserError(f"cannot write {error.filename or self.folder}: {error.strerror or error}") from error
-        except sqlite3.Error as error:
+        except DATABASE_ERRORS as error:
             raise UserError(f"{self.path}: {error}, expected a database of this service that can be written") from error
 
     def _make_tables(self) -> None:

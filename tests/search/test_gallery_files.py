@@ -542,6 +542,17 @@ def test_a_damaged_database_is_said_in_one_line(path, column):
         open_gallery(path)
 
 
+def test_a_database_whose_damage_is_no_text_is_said_in_one_line(path):
+    with create_gallery(path, DIMENSION, CHECKSUM) as gallery:
+        gallery.add(clustered(3, DIMENSION))
+    database = path / "gallery.sqlite"
+    schema, damaged = b"CREATE TABLE entries (", b"CREATE TABLE entries \x8f"  # which SQLite quotes in what it says
+    assert database.read_bytes().count(schema) == 1
+    database.write_bytes(database.read_bytes().replace(schema, damaged))
+    with pytest.raises(UserError, match=f"{database}: .*expected a gallery's database"):
+        open_gallery(path)
+
+
 def test_no_room_on_the_disk(path, tmp_path):
     """A limit on the size of files stands for a full disk: writing beyond it fails."""
     built(path, "flat", 300)

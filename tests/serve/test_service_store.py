@@ -209,6 +209,15 @@ def test_a_folder_that_cannot_be_used(tmp_path):
         Store(tmp_path / "state")
 
 
+def test_a_damaged_database(tmp_path):
+    Store(tmp_path).close()
+    path, schema = tmp_path / "service.sqlite", b"CREATE TABLE names ("
+    assert path.read_bytes().count(schema) == 1
+    path.write_bytes(path.read_bytes().replace(schema, b"CREATE TABLE names \x8f"))
+    with pytest.raises(UserError, match=f"{path}: .*expected a database of this service"):
+        Store(tmp_path)
+
+
 def test_a_database_of_another_version(tmp_path):
     Store(tmp_path / "state").close()
     with sqlite3.connect(tmp_path / "state" / "service.sqlite") as database:
