@@ -24,7 +24,7 @@ DATA_FLAGS = $(if $(DATA_DIR),--data_dir $(DATA_DIR)) $(if $(SPLIT),--split $(SP
 EXPERIMENTS := $(basename $(notdir $(wildcard experiments/configs/*.py)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train evaluate export demo test lint audit format tensorboard visualize flops bench experiments report
+.PHONY: help setup train evaluate export demo test lint audit format tensorboard visualize flops bench experiments report chaos
 .PHONY: constraints clean
 .PHONY: $(EXPERIMENTS)
 
@@ -85,6 +85,9 @@ experiments: $(READY)  ## list the paper's tables and figures; each is a target:
 
 $(EXPERIMENTS): $(READY)
 	$(BIN)/python -m experiments.run $@ $(if $(filter synthetic,$(DATASET)),,--dataset $(DATASET)) $(DATA_FLAGS) $(ARGS)
+
+chaos: $(READY)  ## kill, damage and load what there is, and see whether anything is lost (up to an hour)
+	$(BIN)/python -m experiments.chaos $(ARGS)
 
 report: $(READY)  ## build experiments/RESULTS.md from the results in experiments/results
 	$(BIN)/python -m experiments.report $(ARGS)

@@ -107,7 +107,7 @@ class Load:
     def __init__(self, host: str, port: int, gallery: int):
         self._address = host, port
         self._gallery = gallery
-        self._pictures = [_picture(seed) for seed in range(PICTURES)]
+        self._pictures = [make_picture(seed) for seed in range(PICTURES)]
         self.seconds: dict[tuple[str, int], list[float]] = {}
         self.added: set[int] = set()
         self.broken = 0
@@ -157,7 +157,8 @@ class Load:
         connection.close()
 
 
-def _picture(seed: int) -> bytes:
+def make_picture(seed: int) -> bytes:
+    """Returns a JPEG of coarse noise."""
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 256, (16, 8, 3), np.uint8))
     stream = io.BytesIO()

@@ -51,12 +51,12 @@ def result_of(path: Path) -> tuple[str, dict[str, Any]]:
     elif isinstance(figures, dict) and "runtimes" in figures:
         kind = "runtimes"
     elif isinstance(figures, dict) and "figures" in figures:
-        marks = {"recall_at_10": "index_bench", "statuses": "service_bench"}
+        marks = {"recall_at_10": "index_bench", "faults": "chaos", "statuses": "service_bench"}
         kind = next((marks[m] for m in marks if any(m in f for f in figures["figures"])), "metrics_bench")
     else:
         raise UserError(
             f"{path}: neither a run's folder nor a benchmark's figures, expected the output of han_tf.train, "
-            "han_tf.bench or of experiments.bench_metrics, bench_runtimes, bench_indexes or bench_service"
+            "han_tf.bench or of experiments.bench_metrics, bench_runtimes, bench_indexes, bench_service or chaos"
         )
     made_with = figures.pop("environment", {})
     made_with.pop("command", None)

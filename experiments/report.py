@@ -79,6 +79,7 @@ class Report:
             ("Speed of the metrics", "metrics_bench", self._metrics_bench),
             ("Search", "index_bench", _index_bench),
             ("The service under load", "service_bench", _service_bench),
+            ("Kills, faults and damaged inputs", "chaos", _chaos),
             ("Statistics of batch norm", "norm", _norm),
         ):
             found = self._of_kind(kind)
@@ -419,6 +420,36 @@ def _norm(result: Result) -> str:
             markdown_table(["statistics", "rank-1", "mAP"], lines),
         ]
     )
+
+
+def _chaos(result: Result) -> str:
+    def rows(part: str, names: Sequence[str]) -> list[list[str]]:
+        figures = [figure for figure in result["figures"] if figure["part"] == part]
+        return [
+            [figure["case"], *(f"{figure.get(name, 0):,}" for name in names), f"{len(figure['faults']):,}"]
+            for figure in figures
+        ]
+
+    disturbed = ["kill", "disk full", "EIO, write", "EIO, read", "compared", *("lost", "doubled", "differing")]
+    skipped = f"{result['skipped']}. " if result["skipped"] else ""
+    parts = [
+        f"### {result.name}",
+        f"`make chaos`, seed {result['seed']}, {result['minutes']:.0f} min without the load. {skipped}"
+        f"{_measured(result)}",
+    ]
+    if kills := rows("kills", [*disturbed, "unreadable"]):
+        parts.append(markdown_table(["disturbed", *disturbed, "unreadable", "other faults"], kills))
+    if fuzz := rows("fuzz", ["inputs", "read", "refused", "peak_mb"]):
+        parts.append(markdown_table(["damaged", "inputs", "read", "refused", "MiB more, at most", "faults"], fuzz))
+    for load in (figure for figure in result["figures"] if figure["part"] == "load" and "statuses" in figure):
+        memory = load["memory_mb"]
+        answers = ", ".join(f"{count:,} × {status}" for status, count in sorted(load["statuses"].items()))
+        parts.append(
+            f"{load['clients']} clients for {load['seconds'] / 60:.0f} min (load average {load['load_average']:.0f}): "
+            f"{answers}, {len(load['faults'])} faults. Memory of the service at the start, half-way and at the end: "
+            f"{memory['start']:.0f}, {memory['middle']:.0f} and {memory['end']:.0f} MiB."
+        )
+    return "\n\n".join(parts)
 
 
 def _measured(result: Result) -> str:

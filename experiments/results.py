@@ -29,11 +29,12 @@ KINDS = (
     "runtimes",
     "index_bench",
     "service_bench",
+    "chaos",
     "norm",
 )
 """What a result is of: a training and its evaluation; FLOPs and speed of a network; search time by feature
-dimension; counts of a data set; the output of ``han_tf.bench``, ``experiments.bench_metrics`` and
-``experiments.bench_runtimes``, of ``experiments.bench_indexes`` and of ``experiments.bench_service``."""
+dimension; counts of a data set; the output of ``han_tf.bench`` and of the modules of ``experiments`` that are called
+``bench_metrics``, ``bench_runtimes``, ``bench_indexes``, ``bench_service`` and ``chaos``."""
 
 EXPECTED = "results as the runner writes them"
 

@@ -324,6 +324,19 @@ def test_search_and_service_are_reported(tmp_path):
     assert "540, 538 and 539 MiB" in text
 
 
+def test_kills_and_damaged_inputs_are_reported(tmp_path):
+    kills = {"part": "kills", "case": "training", "kill": 1000, "disk full": 8, "EIO, write": 6, "EIO, read": 5}
+    kills |= {"compared": 9, "lost": 0, "doubled": 1, "differing": 2, "unreadable": 3, "faults": ["a", "b"]}
+    fuzz = {"part": "fuzz", "case": "images", "inputs": 3000, "read": 700, "refused": 2300, "peak_mb": 18, "faults": []}
+    load = {"part": "load", "case": "load", "clients": 64, "seconds": 300, "load_average": 7.2, "faults": []}
+    load |= {"statuses": {"200": 4197, "503": 2}, "memory_mb": {"start": 540, "middle": 538, "end": 539}}
+    result = {"kind": "chaos", "seed": 4, "skipped": "", "minutes": 29.7, "figures": [kills, fuzz, load]}
+    text = Report([Result("fire", result)], tmp_path, tmp_path / "RESULTS.md", tmp_path).text()
+    assert cells(text, "training")[1:] == ["1,000", "8", "6", "5", "9", "0", "1", "2", "3", "2"]
+    assert cells(text, "images")[1:] == ["3,000", "700", "2,300", "18", "0"]
+    assert "64 clients for 5 min (load average 7): 4,197 × 200, 2 × 503, 0 faults." in text
+
+
 def test_approximate_neighbours_stand_beside_exact_ones(tmp_path):
     def figures(kind, mean_ap):
         case = f"rerank-million, {kind}, re-ranking and all metrics"
@@ -345,6 +358,7 @@ def test_approximate_neighbours_stand_beside_exact_ones(tmp_path):
         ({"figures": []}, "metrics_bench"),
         ({"figures": [{"case": "a", "recall_at_10": 1.0}]}, "index_bench"),
         ({"figures": [{"case": "all", "statuses": {"200": 1}}, {"case": "b"}]}, "service_bench"),
+        ({"figures": [{"case": "load", "statuses": {"200": 1}, "faults": []}]}, "chaos"),
     ],
 )
 def test_a_benchmark_is_recorded(tmp_path, figures, kind):

@@ -1,0 +1,1 @@
+"""Kills, faults, damaged inputs and load: whether anything is lost, doubled, unreadable or left without an answer."""

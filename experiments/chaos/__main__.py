@@ -1,0 +1,118 @@
+"""Kills, failing disks, damaged inputs and load: is anything lost, doubled, unreadable or left without an answer?
+
+  python -m experiments.chaos [--rounds 100] [--inputs 10000] [--load_minutes 30] [--output FILE]
+
+Training, export, extraction, indexing and the service under writes are killed at random moments and writes, and their
+disk is full or gives EIO; what is there at the end is compared with undisturbed ones. Damaged images, MATLAB files,
+archives, Parquet, CSV, checkpoints, weights, cards, galleries and HTTP requests are read in processes of bounded
+memory. Clients put load on the service. Fails if anything was lost, or ended in a traceback, a hang or a 5xx but 503.
+The same --seed makes the same choices. Linux alone.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from experiments.chaos.process import load_faults
+from han_tf.common import cli as command_line
+from han_tf.common.errors import UserError
+from han_tf.common.files import write_json
+from han_tf.runs import environment
+
+PARTS = ("kills", "fuzz", "load")
+FLAT_SHARE, FLAT_MB = 0.1, 64
+"""Memory is flat if the second half of the load adds no more than so large a share, or so many MiB."""
+
+SHOWN = 5
+"""Faults of one kind that are printed; the JSON holds all."""
+
+FLAGS = command_line.new_flags()
+flags.DEFINE_list("parts", [*PARTS], f"What to do: {', '.join(PARTS)}.", flag_values=FLAGS)
+flags.DEFINE_integer("rounds", 100, "Kills of each command.", 0, flag_values=FLAGS)
+flags.DEFINE_integer("inputs", 10_000, "Damaged inputs.", 0, flag_values=FLAGS)
+flags.DEFINE_float("minutes", 30, "For all but the load; then no more kills.", 0.1, flag_values=FLAGS)
+flags.DEFINE_float("load_minutes", 30, "How long the clients ask.", 0.1, flag_values=FLAGS)
+flags.DEFINE_integer("clients", 64, "How many of them.", 1, flag_values=FLAGS)
+flags.DEFINE_integer("seed", 0, "Of all choices.", 0, flag_values=FLAGS)
+flags.DEFINE_string("kept", "", "Folder for inputs that end or stop their reader.", flag_values=FLAGS)
+flags.DEFINE_string("output", "", "JSON file for the figures.", flag_values=FLAGS)
+
+
+def main(values: flags.FlagValues) -> None:
+    """Does the parts that the flags name, and reports."""
+    unknown = sorted(set(values.parts) - set(PARTS))
+    if unknown:
+        raise UserError(f"--parts {unknown[0]!r}, expected some of {', '.join(PARTS)}")
+    with tempfile.TemporaryDirectory(prefix="chaos-") as temporary:
+        root = Path(temporary).resolve()
+        report = {"environment": environment.describe(), "seed": values.seed, "skipped": load_faults(root)}
+        if report["skipped"]:
+            print(f"note: {report['skipped']}")
+        begun, figures = time.monotonic(), []
+        report["figures"] = figures
+        for figure in _figures(values, root, begun + 60 * values.minutes):
+            shown = figure["faults"][:SHOWN]
+            print(json.dumps({**figure, "faults": len(figure["faults"])}), *shown, sep="\n", flush=True)
+            figures.append(figure)
+            if figure["part"] != "load":
+                report["minutes"] = (time.monotonic() - begun) / 60
+    if values.output:
+        write_json(values.output, report)
+    wrong = sum(len(figure["faults"]) for figure in figures)
+    if wrong:
+        raise UserError(f"{wrong} times something went wrong that should not, see above")
+
+
+def _figures(values: flags.FlagValues, root: Path, end: float) -> Iterator[dict[str, Any]]:
+    """Yields what happened: in which part, to what, how often, and what went wrong as ``faults``."""
+    if set(values.parts) & {"kills", "fuzz"}:
+        from experiments.chaos.fuzz import fuzz
+        from experiments.chaos.kills import MODEL, disturb, prepare
+        from experiments.chaos.service import disturb_service
+
+        works = prepare(root)
+        if "fuzz" in values.parts:
+            for figure in fuzz(root, values.inputs, values.seed, values.kept):
+                yield {"part": "fuzz", **figure}
+        if "kills" in values.parts:
+            # The quickest first: what they leave of the time is the others'.
+            calls = [partial(disturb, work, root) for work in reversed(works)]
+            calls.insert(1, partial(disturb_service, root / "exports" / MODEL, root))
+            for left, call in zip(range(len(calls), 0, -1), calls):
+                yield {"part": "kills", **call(values.rounds, (end - time.monotonic()) / left, values.seed)}
+    if "load" in values.parts:
+        yield {"part": "load", **_load(values, root)}
+
+
+def _load(values: flags.FlagValues, root: Path) -> dict[str, Any]:
+    output = root / "load.json"
+    command = [sys.executable, "-m", "experiments.bench_service", f"--seconds={60 * values.load_minutes}"]
+    ended = subprocess.run(
+        [*command, f"--clients={values.clients}", f"--output={output}"], stderr=subprocess.PIPE, text=True
+    )
+    faults = [ended.stderr[-1000:]] if ended.returncode else []
+    if not output.exists():
+        return {"case": "load", "faults": faults or ["no figures"]}
+    whole = json.loads(output.read_text())["figures"][0]
+    memory = whole["memory_mb"]
+    if memory["end"] > max((1 + FLAT_SHARE) * memory["middle"], memory["middle"] + FLAT_MB):
+        faults.append(f"memory grows: {memory}")
+    return {**whole, "case": "load", "load_average": os.getloadavg()[0], "faults": faults}
+
+
+def cli() -> None:
+    """Runs the command line."""
+    sys.exit(command_line.run(main, FLAGS, __doc__))
+
+
+if __name__ == "__main__":
+    cli()

@@ -1,0 +1,220 @@
+"""Commands that are killed, or whose disk fails, again and again: what they leave is what undisturbed ones leave."""
+
+import json
+import shutil
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments.chaos import process
+from experiments.chaos.process import Ended, Fault, result_of, start, wait
+from han_tf import export, extract, index, train
+from han_tf.common import cli
+from han_tf.common.files import write_npz
+from han_tf.data.synthetic import SyntheticPedestrians, generate
+from han_tf.features.extractor import FeatureExtractor
+from han_tf.features.shards import FeatureShards
+from han_tf.runs.card import read_card, verify_files
+from han_tf.search import open_gallery
+
+KINDS = {process.KILL: "kill", process.FULL: "disk full", process.BROKEN: "EIO, write", process.UNREADABLE: "EIO, read"}
+SHARES = {process.KILL: 0.8, process.FULL: 0.08, process.BROKEN: 0.06, process.UNREADABLE: 0.06}
+"""How often what happens; half of the kills come at a moment, half at a write."""
+
+DIMENSION, ROWS = 64, 3000
+MODEL = "onnx-float32"
+
+
+class Work(NamedTuple):
+    """A command that is disturbed.
+
+    Attributes:
+      name: what it is called.
+      command: runs it to the end in a folder; returns the exit status.
+      rows: reads what it has made there: pairs of a key, and numbers that belong to it.
+      tolerance: by which the numbers may differ from those of an undisturbed command.
+    """
+
+    name: str
+    command: Callable[[Path], int]
+    rows: Callable[[Path], Iterable[tuple[str, Any]]]
+    tolerance: float = 0.0
+
+
+def prepare(root: Path) -> list[Work]:
+    """Draws people, trains a small network on them, exports it, and returns what is to be disturbed."""
+    data, run, exports, features = root / "data", root / "run", root / "exports", root / "features.npz"
+    log = root / "log"
+    people = SyntheticPedestrians(
+        train_identities=8, test_identities=4, train_images_per_camera=2, images_per_camera=2, distractors=6, junk=3
+    )
+    result_of(lambda: generate(data, people, layout="market1501") and None, log)
+    rng = np.random.default_rng(0)
+    labels = {"pids": rng.integers(1, 50, ROWS), "camids": rng.integers(1, 7, ROWS)}
+    paths = np.array([f"{row}.jpg" for row in range(ROWS)])
+    write_npz(features, features=rng.standard_normal((ROWS, DIMENSION)).astype(np.float32), paths=paths, **labels)
+    model = exports / MODEL
+    works = [
+        Work("training", partial(_train, data), _weights),
+        Work("export", partial(_export, run), _exports, 1e-5),
+        Work("extraction", partial(extract_features, model, data), _features, 1e-5),
+        Work("indexing", partial(_index, features), _entries),
+    ]
+    for work, folder in ((works[0], run), (works[1], exports)):
+        ended = wait(start(partial(work.command, folder), log, folder), log)
+        if ended.status:
+            raise RuntimeError(f"{work.name}: status {ended.status}: {ended.said}")
+    return works
+
+
+def run_command(module: Any, *arguments: Any, positional: str = "") -> int:
+    """Runs a module's command line and returns its exit status."""
+    argv = [module.__name__, *map(str, arguments)]
+    return cli.run(module.main, module.FLAGS, module.__doc__, argv, positional or None)
+
+
+def _train(data: Path, folder: Path) -> int:
+    import tensorflow as tf
+
+    # What makes graphs quicker takes longer here than the whole training.
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+    without = [f"--no{part}" for part in ("spatial", "channel", "hard", "interaction")]
+    size = ["--input_height=48", "--input_width=32", "--epochs=4"]
+    return run_command(train, "--dataset=market1501", f"--data_dir={data}", f"--run_dir={folder}", *size, *without)
+
+
+def _weights(folder: Path) -> Iterable[tuple[str, Any]]:
+    import tensorflow as tf
+
+    reader = tf.train.load_checkpoint(str(folder / "checkpoints"))
+    for name in reader.get_variable_to_shape_map():
+        if reader.get_variable_to_dtype_map()[name] != tf.string:
+            yield name, reader.get_tensor(name)
+
+
+def _export(run: Path, folder: Path) -> int:
+    return run_command(export, f"--run={run}", f"--output={folder}", "--format=onnx", "--noaccuracy")
+
+
+def _exports(folder: Path) -> Iterable[tuple[str, Any]]:
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 48, 32, 3), np.uint8)
+    for model in folder.glob("[!.]*/"):
+        verify_files(model, read_card(model))
+        yield model.name, FeatureExtractor(model, threads=1).embed(pixels)
+    for row in json.loads((folder / "exports.json").read_text())["exports"]:
+        yield f"row of {row['format']}", 0
+
+
+def extract_features(model: Path, data: Path, folder: Path) -> int:
+    """Extracts the features of the images below ``data``; returns the exit status."""
+    arguments = (data, f"--model={model}", f"--out={folder}", "--shard_images=16", "--threads=1")
+    return run_command(extract, *arguments, positional="images")
+
+
+def _features(folder: Path) -> Iterable[tuple[str, Any]]:
+    for batch in FeatureShards(folder):
+        yield from zip(batch.paths.tolist(), batch.features)
+
+
+def _index(features: Path, folder: Path) -> int:
+    return run_command(index, features, f"--index={folder}", "--checksum=chaos", "--engine=hnsw", positional="features")
+
+
+def _entries(folder: Path) -> Iterable[tuple[str, Any]]:
+    with open_gallery(folder) as gallery:
+        entries = gallery.page(10 * ROWS)
+        features = gallery.features([entry.id for entry in entries])
+        hits = gallery.search(features[:20], 1)
+        found = [hit[0].entry.id == entry.id for hit, entry in zip(hits, entries)]
+        yield "stored rows that find themselves", sum(found)
+        for entry, feature in zip(entries, features):
+            yield entry.path, np.array([*feature, entry.pid, entry.camid])
+
+
+def compare(expected: list[tuple[str, Any]], found: list[tuple[str, Any]], tolerance: float) -> dict[str, int]:
+    """Counts the rows that are lost, those that are there too often, and those that hold other numbers."""
+    wanted, there = Counter(key for key, _ in expected), Counter(key for key, _ in found)
+    values = dict(expected)
+    differing = [
+        key for key, value in found if key in values and not np.allclose(value, values[key], 0, tolerance, True)
+    ]
+    counts = {"lost": wanted - there, "doubled": there - wanted}
+    return {**{name: sum(count.values()) for name, count in counts.items()}, "differing": len(differing)}
+
+
+def disturb(work: Work, root: Path, rounds: int, seconds: float, seed: int) -> dict[str, Any]:
+    """Disturbs a command until it was killed ``rounds`` times, or ``seconds`` are over, and starts it again each time.
+
+    Returns:
+      How often what happened, what differed where the command had come to its end, and what else was wrong.
+    """
+    rng, log, base = np.random.default_rng(seed), root / "log", root / work.name
+    begun = time.monotonic()
+    plain = wait(start(partial(work.command, base), log, base), log)
+    counts: Counter[str] = Counter()
+    faults: list[str] = []
+    if plain.status:
+        return {"case": work.name, "faults": [f"undisturbed: status {plain.status}: {plain.said[-500:]}"]}
+    expected = result_of(lambda: list(work.rows(base)), log)
+    folder, finished = root / f"{work.name}-0", 0
+    while counts["kill"] < rounds and time.monotonic() < begun + seconds:
+        fault, after = chosen(rng, plain)
+        ended = wait(start(partial(work.command, folder), log, folder, fault), log, after)
+        counts["kill" if ended.status == -signal.SIGKILL else KINDS[fault.kind] if fault.kind > 1 else "too late"] += 1
+        faults += complaints(work.name, fault, ended)
+        if ended.status == 0:
+            finished += 1
+            counts.update(_compared(work, expected, folder, log, faults))
+            shutil.rmtree(folder)
+            folder = root / f"{work.name}-{finished}"
+    last = wait(start(partial(work.command, folder), log, folder), log)
+    faults += complaints(work.name, Fault(), last)
+    counts.update(_compared(work, expected, folder, log, faults))
+    return figures(work.name, counts, finished + 1, faults, time.monotonic() - begun, len(expected))
+
+
+def chosen(rng: np.random.Generator, plain: Ended) -> tuple[Fault, Any]:
+    """Returns a fault and after how many seconds the command is killed, None for not at all."""
+    kind = int(rng.choice(list(SHARES), p=list(SHARES.values()))) if any(plain.calls) else process.KILL
+    if kind == process.KILL and (rng.random() < 0.5 or not any(plain.calls)):
+        return Fault(), rng.uniform(0, plain.seconds)
+    return Fault(kind, int(rng.integers(max(1, plain.calls[kind == process.UNREADABLE])))), None
+
+
+def complaints(name: str, fault: Fault, ended: Ended) -> list[str]:
+    """Returns what is wrong with how a command ended: one line of error at most, no traceback, no other signal."""
+    refused = ended.status == 1 and "error: " in ended.said and "Traceback" not in ended.said
+    if ended.status in (0, -signal.SIGKILL) or (refused and fault.kind > process.KILL):
+        return []
+    return [
+        f"{name}, {KINDS.get(fault.kind, 'no fault')} from call {fault.after}: {ended.status}: {ended.said[-1500:]}"
+    ]
+
+
+def _compared(work: Work, expected: Any, folder: Path, log: Path, faults: list[str]) -> dict[str, int]:
+    try:
+        return compare(expected, result_of(lambda: list(work.rows(folder)), log), work.tolerance)
+    except RuntimeError as error:
+        faults.append(f"{work.name}: not readable: {error}")
+        return {"unreadable": 1}
+
+
+def figures(name: str, counts: Counter, finished: int, faults: list[str], seconds: float, rows: int) -> dict[str, Any]:
+    """Returns what a result holds about a disturbed command."""
+    wrong = {what: counts[what] for what in ("lost", "doubled", "differing", "unreadable")}
+    disturbed = {what: counts[what] for what in KINDS.values()}
+    return {
+        "case": name,
+        **disturbed,
+        "compared": finished,
+        "rows": rows,
+        **wrong,
+        "seconds": seconds,
+        "faults": faults,
+    }

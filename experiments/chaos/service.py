@@ -1,0 +1,210 @@
+"""The service under writes, killed and on a failing disk: what it has confirmed is there, once, and nothing else is."""
+
+import http.client
+import json
+import os
+import re
+import signal
+import threading
+import time
+from collections import Counter
+from functools import partial
+from pathlib import Path
+from typing import Any, Optional
+
+import numpy as np
+
+from experiments.bench_service import PICTURES, form, make_picture
+from experiments.chaos import process
+from experiments.chaos.kills import KINDS, chosen, complaints, figures, run_command
+from experiments.chaos.process import Ended, Fault, result_of, start, wait
+from han_tf.data.reading import decode_image
+from han_tf.runs.card import read_card
+from han_tf.search import create_gallery, open_gallery
+from han_tf.serve import __main__ as serve
+
+WRITERS, WRITING_SECONDS, ENTRIES = 3, 1.5, 100
+CAMERAS = 1000
+
+
+class Writers:
+    """Clients that add, correct and delete, and know what was confirmed.
+
+    Attributes:
+      cameras: pid of each image, one of its own -> the cameras that it may have by now; none if it was deleted.
+      unsure: pids of those whose addition or deletion was not answered.
+      wrong: answers that should not be.
+    """
+
+    def __init__(self) -> None:
+        self.cameras: dict[int, set[int]] = {}
+        self.unsure: set[int] = set()
+        self.wrong: list[str] = []
+        self.confirmed = 0
+        self._ids: dict[int, int] = {}
+        self._pictures = [make_picture(number) for number in range(PICTURES)]
+
+    def run(self, port: int, seconds: float, seed: int) -> None:
+        """Writes until the service is gone, for so many seconds at most."""
+        end, first = time.monotonic() + seconds, (max(self.cameras, default=0) // WRITERS + 1) * WRITERS
+        threads = [
+            threading.Thread(target=self._write, args=(port, end, first + n, np.random.default_rng([seed, n])))
+            for n in range(WRITERS)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    def _write(self, port: int, end: float, new: int, rng: np.random.Generator) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        own = [pid for pid in list(self._ids) if pid % WRITERS == new % WRITERS and pid not in self.unsure]
+        try:
+            while time.monotonic() < end:
+                step = rng.choice(["add", "correct", "delete"]) if own else "add"
+                pid = new if step == "add" else own[int(rng.integers(len(own)))]
+                if step == "correct":
+                    self._correct(connection, pid, int(rng.integers(1, CAMERAS)))
+                    continue
+                self.unsure.add(pid)
+                if step == "add":
+                    new += WRITERS
+                    self.cameras[pid] = {1}
+                    body, kind = form(self._pictures[pid % PICTURES], pid=pid, camid=1)
+                    answer = self._ask(connection, "POST", "/gallery", body, kind)
+                    if answer is not None:
+                        self._ids[pid] = answer["id"]
+                        own.append(pid)
+                else:
+                    own.remove(pid)
+                    answer = self._ask(connection, "DELETE", f"/gallery/{self._ids.pop(pid)}")
+                    if answer is not None:
+                        self.cameras[pid] = set()
+                if answer is not None:
+                    self.unsure.remove(pid)
+        except (OSError, http.client.HTTPException):
+            pass  # the service is gone
+        finally:
+            connection.close()
+
+    def _correct(self, connection: http.client.HTTPConnection, pid: int, camera: int) -> None:
+        self.cameras[pid].add(camera)
+        body = json.dumps({"camid": camera}).encode()
+        if self._ask(connection, "PATCH", f"/gallery/{self._ids[pid]}", body, "application/json") is not None:
+            self.cameras[pid] = {camera}
+
+    def _ask(
+        self, connection: http.client.HTTPConnection, method: str, path: str, body: bytes = b"", kind: str = ""
+    ) -> Any:
+        """Returns what was answered with success, None if it was not done."""
+        connection.request(method, path, body, {"Content-Type": kind} if kind else {})
+        answer = connection.getresponse()
+        said = answer.read()
+        if answer.status >= 300:
+            self.wrong += [f"{method} {path}: {answer.status} {said[:200]!r}"] * (answer.status != 503)
+            return None
+        self.confirmed += 1
+        return json.loads(said)
+
+
+def audit(folder: Path, writers: Writers) -> dict[str, set[int]]:
+    """Compares gallery and pictures with what the writers know; returns pids by what is wrong about them."""
+    with open_gallery(folder / "index") as gallery:
+        entries = [entry for entry in gallery.page(10**6) if entry.pid in writers.cameras]
+        len(gallery.features([entry.id for entry in entries]))
+    times = Counter(entry.pid for entry in entries)
+    sure = {pid: bool(cameras) for pid, cameras in writers.cameras.items() if pid not in writers.unsure}
+    wrong = {
+        "lost": {pid for pid, there in sure.items() if there and not times[pid]},
+        "doubled": {pid for pid in times if times[pid] > 1 or not sure.get(pid, True)},
+        "differing": {e.pid for e in entries if sure.get(e.pid, True) and e.camid not in writers.cameras[e.pid]},
+        "unreadable": set(),
+    }
+    for entry in entries:
+        try:
+            decode_image(str(folder / "state" / entry.path))
+        except Exception:
+            wrong["unreadable"].add(entry.pid)
+    return wrong
+
+
+def start_service(model: Path, folder: Path, log: Path, fault: Fault = Fault(), *more: str) -> int:  # noqa: B008
+    """Starts a service over the gallery in ``folder``, which is made if need be; returns its process id."""
+    if not folder.exists():
+        result_of(partial(_make, model, folder), log)
+    arguments = [f"--index={folder / 'index'}", f"--state={folder / 'state'}", f"--model={model}"]
+    call = partial(run_command, serve, *arguments, "--port=0", "--threads=1", *more)
+    log.unlink(missing_ok=True)
+    return start(call, log, folder, fault)
+
+
+def _make(model: Path, folder: Path) -> None:
+    card = read_card(model)
+    folder.mkdir()
+    with create_gallery(folder / "index", card.feature_dim, card.checksum) as gallery:
+        features = np.random.default_rng(0).standard_normal((ENTRIES, card.feature_dim)).astype(np.float32)
+        gallery.add(features / np.linalg.norm(features, axis=1, keepdims=True))
+
+
+def port_of(service: int, log: Path, seconds: float = 60) -> Optional[int]:
+    """Waits until the service answers and returns its port; None if it ends before, or does not answer in time."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if log.exists() and (match := re.search(r"ready: http://[\d.]+:(\d+)", log.read_text(errors="replace"))):
+            return int(match[1])
+        if os.waitid(os.P_PID, service, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            return None
+        time.sleep(0.005)
+    return None
+
+
+def disturb_service(model: Path, root: Path, rounds: int, seconds: float, seed: int) -> dict[str, Any]:
+    """Disturbs a service as :func:`experiments.chaos.kills.disturb` does a command, while clients write."""
+    rng, log, folder, writers = np.random.default_rng(seed), root / "log", root / "service", Writers()
+    counts: Counter[str] = Counter()
+    faults: list[str] = []
+    begun = time.monotonic()
+    plain, number = Ended(0, "", (0, 0), 0.0), 0
+    while counts["kill"] < rounds and time.monotonic() < begun + seconds:
+        # The first round is ended by Ctrl-C, and says how many calls and seconds the others may take.
+        fault, after = chosen(rng, plain) if number else (Fault(), None)
+        begun_round = time.monotonic()
+        service = start_service(model, folder, log, fault)
+        if after is not None:
+            timer = threading.Timer(after, os.kill, (service, signal.SIGKILL))
+            timer.start()
+        port = port_of(service, log)
+        if port:
+            writers.run(port, WRITING_SECONDS, number + seed)
+        if after is not None:
+            timer.join()
+        os.kill(service, signal.SIGKILL if number else signal.SIGINT)
+        ended = wait(service, log)
+        if number:
+            counts["kill" if fault.kind <= process.KILL else KINDS[fault.kind]] += 1
+            faults += complaints("service", fault, ended)
+        else:
+            plain = ended._replace(seconds=time.monotonic() - begun_round)
+            faults += [] if ended.status == 130 else [f"service, Ctrl-C: {ended.status}: {ended.said}"]
+        if "Traceback" in ended.said:
+            faults.append(f"service, {KINDS.get(fault.kind, 'no fault')}: {ended.said[-1500:]}")
+        for what, pids in result_of(partial(audit, folder, writers), log).items():
+            counts[what] += len(pids)
+            faults += [f"service, round {number}, {fault}, {after}: {what}: {sorted(pids)}"] if pids else []
+            for pid in pids:
+                writers.cameras.pop(pid, None)
+        number += 1
+    service = start_service(model, folder, log)  # sweeps what is left of additions that came to nothing
+    port_of(service, log)
+    os.kill(service, signal.SIGTERM)
+    wait(service, log)
+    counts["orphans"] = result_of(partial(_orphans, folder), log)
+    faults += writers.wrong
+    made = figures("service", counts, number, faults, time.monotonic() - begun, len(writers.cameras))
+    return {**made, "writes confirmed": writers.confirmed, "pictures without entries": counts["orphans"]}
+
+
+def _orphans(folder: Path) -> int:
+    with open_gallery(folder / "index") as gallery:
+        kept = {Path(entry.path).name for entry in gallery.page(10**6) if entry.path}
+    return sum(path.name not in kept for path in (folder / "state" / "images").iterdir())
