@@ -111,7 +111,7 @@ format: $(READY)  ## put the code in the project's format
 constraints: $(READY)  ## resolve both constraints files anew from constraints*.in
 	$(BIN)/python -m pip install --quiet uv
 	for python in 3.10 3.12; do name=constraints-py$$(echo $$python | tr -d .); \
-	  $(BIN)/uv pip compile --quiet --universal --python-version $$python --fork-strategy fewest --no-annotate \
+	  $(BIN)/uv pip compile --quiet --upgrade --universal --python-version $$python --fork-strategy fewest --no-annotate \
 	  --custom-compile-command 'make constraints' $$name.in --output-file $$name.txt || exit; done
 
 clean:  ## remove the environment and caches; runs and data stay
