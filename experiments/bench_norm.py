@@ -14,7 +14,6 @@ from absl import flags
 
 from experiments.results import stamp
 from han_tf.common import cli as command_line
-from han_tf.common.errors import UserError
 from han_tf.common.files import write_json
 from han_tf.data import load_dataset
 from han_tf.data.records import Record
@@ -33,6 +32,7 @@ BATCH = 32
 
 FLAGS = command_line.new_flags()
 flags.DEFINE_string("run", "", "Folder of the run.", flag_values=FLAGS)
+flags.register_validator("run", bool, "expected the folder of a training run", flag_values=FLAGS)
 flags.DEFINE_string("data_dir", "", "Data folder; that of the run if empty.", flag_values=FLAGS)
 flags.DEFINE_integer("batches", 64, "Batches of training images that are looked at.", 2, flag_values=FLAGS)
 flags.DEFINE_integer("seed", 0, "Seed of their choice.", 0, flag_values=FLAGS)
@@ -77,8 +77,6 @@ def score(model: ReIDNetwork, query: list[Record], gallery: list[Record], traini
 
 def main(values: flags.FlagValues) -> None:
     """Measures as the flags say."""
-    if not values.run:
-        raise UserError("no --run, expected the folder of a training run")
     run = load_run(values.run)
     named = data_of(run.config)
     dataset = load_dataset(named.name, values.data_dir or named.data_dir or None, named.split)

@@ -127,23 +127,14 @@ flags.DEFINE_string(
 )
 flags.DEFINE_integer("topk", 10, "Nearest images per query in --per_query.", 0, flag_values=FLAGS)
 
-
-def _check_pair(flag: str, other: str, together: bool, reason: str, wanted: Any = None) -> None:
-    """Refuses ``flag`` without ``other`` (or its value ``wanted``) if they go ``together``, with it if they do not."""
-
-    def check(values: Mapping[str, Any]) -> bool:
-        has_other = values[other] != FLAGS[other].default if wanted is None else values[other] == wanted
-        if values[flag] != FLAGS[flag].default and has_other != together:
-            raise flags.ValidationError(reason)
-        return True
-
-    flags.register_multi_flags_validator([flag, other], check, flag_values=FLAGS)
-
-
 for _flag in ("run", "runs_dir", "checkpoint", "dataset", "split", "data_dir", "skip_bad_images"):
-    _check_pair(_flag, "features", False, f"features from files are no run's, expected them without --{_flag}")
+    command_line.check_pair(
+        FLAGS, _flag, "features", False, f"features from files are no run's, expected them without --{_flag}"
+    )
 for _flag in ("rerank", "query_expansion", "database_augmentation", "branches", "save_features"):
-    _check_pair(_flag, "distances", False, f"--{_flag} needs features, expected --features without --distances")
+    command_line.check_pair(
+        FLAGS, _flag, "distances", False, f"--{_flag} needs features, expected --features without --distances"
+    )
 for _flag, _other in (
     ("branches", "features"),
     ("distances", "features"),
@@ -154,8 +145,10 @@ for _flag, _other in (
     ("dba_alpha", "database_augmentation"),
     ("topk", "per_query"),
 ):
-    _check_pair(_flag, _other, True, f"--{_flag} means nothing without --{_other}")
-_check_pair("qe_alpha", "query_expansion", True, "--qe_alpha means nothing without --query_expansion=alpha", "alpha")
+    command_line.check_pair(FLAGS, _flag, _other)
+command_line.check_pair(
+    FLAGS, "qe_alpha", "query_expansion", True, "--qe_alpha means nothing without --query_expansion=alpha", "alpha"
+)
 flags.register_validator(
     "per_query",
     lambda path: not path or Path(path).suffix in PER_QUERY_FORMATS,

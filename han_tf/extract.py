@@ -24,9 +24,7 @@ a process of its own; whichever is last finishes the folder.
 import signal
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from absl import flags
 
@@ -47,6 +45,7 @@ SUBSETS = ("train", "query", "gallery", "multi_query")
 
 FLAGS = command_line.new_flags()
 flags.DEFINE_string("out", "", "Folder for the features.", flag_values=FLAGS)
+flags.register_validator("out", bool, "expected a folder for the features", flag_values=FLAGS)
 flags.DEFINE_string("model", "", "Folder of a run or an exported model; the newest run if empty.", flag_values=FLAGS)
 flags.DEFINE_string("runs_dir", "runs", "Where runs are kept.", flag_values=FLAGS)
 flags.DEFINE_string(
@@ -120,22 +119,11 @@ for _flag, _other, _together in (
     ("overwrite", "part", False),
     ("update", "overwrite", False),
 ):
-
-    def _check(values: Mapping[str, Any], flag: str = _flag, other: str = _other, together: bool = _together) -> bool:
-        return values[flag] == FLAGS[flag].default or bool(values[other]) == together
-
-    flags.register_multi_flags_validator(
-        [_flag, _other],
-        _check,
-        f"--{_flag} means nothing {'without' if _together else 'with'} --{_other}",
-        flag_values=FLAGS,
-    )
+    command_line.check_pair(FLAGS, _flag, _other, _together)
 
 
 def main(values: flags.FlagValues) -> None:
     """Extracts as the flags say."""
-    if not values.out:
-        raise UserError("no --out, expected a folder for the features")
     part = extraction.Part.parse(values.part)
     images = _images(values)
     if images.duplicates:

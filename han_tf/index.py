@@ -64,17 +64,13 @@ flags.DEFINE_float("threshold", None, "Set the threshold to this distance.", 0, 
 flags.DEFINE_boolean("nothreshold", False, "Remove the threshold.", flag_values=FLAGS)
 flags.register_validator("index", bool, "expected a folder or an address for the gallery", flag_values=FLAGS)
 for _flag in ("per_pair", "within"):
-    flags.register_multi_flags_validator(
-        ["calibrate", _flag],
-        lambda values: bool(values["calibrate"]) or not any(values[name] for name in values if name != "calibrate"),
-        f"--{_flag} means nothing without --calibrate",
-        flag_values=FLAGS,
-    )
-flags.register_multi_flags_validator(
-    ["per_pair", "within"],
-    lambda values: not (values["per_pair"] and values["within"]),
+    command_line.check_pair(FLAGS, _flag, "calibrate")
+command_line.check_pair(
+    FLAGS,
+    "per_pair",
+    "within",
+    False,
     "--per_pair takes all pairs of validation images anyway, expected it without --within",
-    flag_values=FLAGS,
 )
 flags.register_multi_flags_validator(
     ["threshold", "nothreshold", "calibrate"],

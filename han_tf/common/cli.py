@@ -44,6 +44,30 @@ def new_flags() -> flags.FlagValues:
     return values
 
 
+def check_pair(
+    values: flags.FlagValues, flag: str, other: str, together: bool = True, reason: str = "", wanted: Any = None
+) -> None:
+    """Refuses the flag ``flag`` without ``other`` (or its value ``wanted``), or with it if they do not go ``together``.
+
+    Args:
+      values: the command's flags.
+      flag, other: names; a flag is given if its value is not the default.
+      together: whether ``flag`` means something with ``other`` alone, or without it alone.
+      reason: the line of error; made of the names if empty.
+      wanted: the value that ``other`` must have; any but the default if None.
+    """
+
+    def check(given: Mapping[str, Any]) -> bool:
+        has_other = given[other] != values[other].default if wanted is None else given[other] == wanted
+        if given[flag] != values[flag].default and has_other != together:
+            raise flags.ValidationError(
+                reason or f"--{flag} means nothing {'without' if together else 'with'} --{other}"
+            )
+        return True
+
+    flags.register_multi_flags_validator([flag, other], check, flag_values=values)
+
+
 def define_white_level(values: flags.FlagValues) -> None:
     """Adds ``--white_level``, see :class:`han_tf.data.depth.Depth`; 0 stands for None."""
     flags.DEFINE_float(

@@ -26,14 +26,14 @@ PROBES = 4
 FLAGS = command_line.new_flags()
 flags.DEFINE_string("store", "", "Folder of a finished run whose network is to be stored.", flag_values=FLAGS)
 flags.DEFINE_string("output", "", "Where to; a name alone is a folder of the package.", flag_values=FLAGS)
+command_line.check_pair(FLAGS, "store", "output")
+command_line.check_pair(FLAGS, "output", "store")
 flags.DEFINE_string("checkpoint", "last", "Which network of the run: last or best.", flag_values=FLAGS)
 
 
 def main(values: flags.FlagValues) -> None:
     """Lists or stores as the flags say."""
     if values.store:
-        if not values.output:
-            raise UserError("--store without --output, expected the name of the stored network")
         output = Path(values.output)
         store(values.store, weights.HERE / output if output.parent == Path() else output, values.checkpoint)
         return

@@ -668,7 +668,6 @@ def test_a_full_disk_is_one_line_and_goes_on_later(command, images, finished):
         (["--dataset=market"], "unknown dataset 'market'"),
         (["--dataset=market1501", "--data_dir={data}", "--subset=multi_query"], ""),
         (["{images}", "--model={images}"], "expected the folder of a training run or of an exported model"),
-        (["{images}", "--out="], "no --out, expected a folder"),
         (["{images}", "--out={file}"], "cannot write"),
         (["{images}", "--out={file}/x"], "cannot write"),
     ],
@@ -690,6 +689,7 @@ def test_what_does_not_fit_is_one_line(command, images, tiny_data, tmp_path, arg
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["--out="], "expected a folder for the features"),
         (["--shard_images=0"], "--shard_images=0"),
         (["--shard_images=70000"], "--shard_images=70000"),
         (["--batch_size=0"], "--batch_size=0"),
