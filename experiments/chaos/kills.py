@@ -54,7 +54,7 @@ def prepare(root: Path) -> list[Work]:
     people = SyntheticPedestrians(
         train_identities=8, test_identities=4, train_images_per_camera=2, images_per_camera=2, distractors=6, junk=3
     )
-    result_of(lambda: generate(data, people, layout="market1501") and None, log)
+    result_of(partial(generate, data, people, layout="market1501"), log)
     rng = np.random.default_rng(0)
     labels = {"pids": rng.integers(1, 50, ROWS), "camids": rng.integers(1, 7, ROWS)}
     paths = np.array([f"{row}.jpg" for row in range(ROWS)])

@@ -114,7 +114,7 @@ def audit(folder: Path, writers: Writers) -> dict[str, set[int]]:
         len(gallery.features([entry.id for entry in entries]))
     times = Counter(entry.pid for entry in entries)
     sure = {pid: bool(cameras) for pid, cameras in writers.cameras.items() if pid not in writers.unsure}
-    wrong = {
+    wrong: dict[str, set[int]] = {
         "lost": {pid for pid, there in sure.items() if there and not times[pid]},
         "doubled": {pid for pid in times if times[pid] > 1 or not sure.get(pid, True)},
         "differing": {e.pid for e in entries if sure.get(e.pid, True) and e.camid not in writers.cameras[e.pid]},
