@@ -65,8 +65,8 @@ def main(values: flags.FlagValues) -> None:
             figures.append(figure)
             if figure["part"] != "load":
                 report["minutes"] = (time.monotonic() - begun) / 60
-    if values.output:
-        write_json(values.output, report)
+            if values.output:  # after each: what stops this program leaves the others' figures
+                write_json(values.output, report)
     wrong = sum(len(figure["faults"]) for figure in figures)
     if wrong:
         raise UserError(f"{wrong} times something went wrong that should not, see above")

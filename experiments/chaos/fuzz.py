@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -363,7 +364,7 @@ def _ask_damaged(root: Path, inputs: int, seed: int) -> dict[str, Any]:
     for number in range(inputs):
         rng = np.random.default_rng([seed, 100, number])
         valid, other = (requests[int(place)] for place in rng.integers(len(requests), size=2))
-        status = _ask(port, damage(valid, other, rng))
+        status = _ask(port, _damaged_request(valid, other, rng))
         statuses[status] += 1
         if status not in ("2", "3", "4", "503", "closed", "waits"):
             faults.append(f"http {number} of seed {seed}: {status}")
@@ -382,6 +383,15 @@ def _ask_damaged(root: Path, inputs: int, seed: int) -> dict[str, Any]:
         "seconds": time.monotonic() - begun,
         "faults": faults,
     }
+
+
+def _damaged_request(valid: bytes, other: bytes, rng: np.random.Generator) -> bytes:
+    """Damages a request, or its body alone: with a head that fits, more of them get past the door."""
+    head, _, body = valid.partition(b"\r\n\r\n")
+    if not body or rng.random() < 0.5:
+        return damage(valid, other, rng)
+    body = damage(body, other, rng)
+    return re.sub(rb"Content-Length: \d+", b"Content-Length: %d" % len(body), head) + b"\r\n\r\n" + body
 
 
 def _ask(port: int, request: bytes) -> str:
