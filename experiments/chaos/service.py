@@ -118,14 +118,14 @@ def audit(folder: Path, writers: Writers) -> dict[str, set[int]]:
         "lost": {pid for pid, there in sure.items() if there and not times[pid]},
         "doubled": {pid for pid in times if times[pid] > 1 or not sure.get(pid, True)},
         "differing": {e.pid for e in entries if sure.get(e.pid, True) and e.camid not in writers.cameras[e.pid]},
+        "unreadable": set(),
     }
-    unreadable = set()
     for entry in entries:
         try:
             decode_image(str(folder / "state" / entry.path))
         except Exception:
-            unreadable.add(entry.pid)
-    return {**wrong, "unreadable": unreadable}
+            wrong["unreadable"].add(entry.pid)
+    return wrong
 
 
 def start_service(model: Path, folder: Path, log: Path, fault: Fault = Fault(), *more: str) -> int:  # noqa: B008
