@@ -141,7 +141,8 @@ def _read_damaged(kind: Kind, samples: Path, root: Path, inputs: int, seed: list
 def _read_many(kind: Kind, samples: Path, damaged: Path, numbers: range, seed: list[int], progress: Path) -> None:
     """Reads damaged copies and writes a line about each: read, refused or fault, and MiB of memory at most."""
     chosen = sorted(samples.iterdir())
-    kind.read(chosen[0])  # what is imported or built once is no input's memory
+    # What is imported or built once is no input's memory. A copy, since reading may write beside what is read.
+    kind.read(_copy(chosen[0], damaged))
     before = process.memory_bytes("VmRSS")
     process.bound_memory(MEMORY_BYTES)
     with progress.open("a", buffering=1) as lines:
@@ -161,15 +162,18 @@ def _read_many(kind: Kind, samples: Path, damaged: Path, numbers: range, seed: l
             lines.write(f"{what} {more}\n")
 
 
-def _damaged_copy(sample: Path, other: Path, folder: Path, rng: np.random.Generator) -> Path:
+def _copy(sample: Path, folder: Path) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
+    copy = folder / sample.name
+    return Path(shutil.copy(sample, copy) if sample.is_file() else shutil.copytree(sample, copy))
+
+
+def _damaged_copy(sample: Path, other: Path, folder: Path, rng: np.random.Generator) -> Path:
+    copy = _copy(sample, folder)
     if sample.is_file():
-        copy = folder / sample.name
         copy.write_bytes(damage(sample.read_bytes(), other.read_bytes(), rng))
         return copy
-    copy = folder / sample.name
-    shutil.copytree(sample, copy)
     files = sorted(path for path in copy.rglob("*") if path.is_file() and path.stat().st_size)
     chosen, spliced = (files[int(place)] for place in rng.integers(len(files), size=2))
     chosen.write_bytes(damage(chosen.read_bytes(), spliced.read_bytes(), rng))
