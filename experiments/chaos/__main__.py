@@ -55,6 +55,7 @@ def main(values: flags.FlagValues) -> None:
     with tempfile.TemporaryDirectory(prefix="chaos-") as temporary:
         root = Path(temporary).resolve()
         report = {"environment": environment.describe(), "seed": values.seed, "skipped": load_faults(root)}
+        report["minutes"] = 0.0
         if report["skipped"]:
             print(f"note: {report['skipped']}")
         begun, figures = time.monotonic(), []
