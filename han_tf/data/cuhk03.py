@@ -30,6 +30,7 @@ from han_tf.common.progress import progress_bar
 from han_tf.data.counts import Counts, differences
 from han_tf.data.folders import PathLike, image_stem, search_folder
 from han_tf.data.market1501 import read_subsets
+from han_tf.data.reading import MAX_PIXELS
 from han_tf.data.records import Record, ReIDDataset
 
 SPLITS = ("detected", "labelled")
@@ -163,7 +164,7 @@ def extract_images(mat: Path, split: str) -> Path:
         with h5py.File(mat, "r") as file:
             for name, image in _images(file, file[_SPELLINGS[split][0]]):
                 _save_png(partial / f"{format_name(name)}.png", image)
-    except (OSError, KeyError, ValueError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, IndexError, RuntimeError, MemoryError) as error:
         # These are what h5py raises on files that are cut off, damaged or of another structure.
         raise UserError(
             f"{mat}: unreadable ({' '.join(str(error).split())}), expected CUHK03's MATLAB v7.3 (HDF5) file"
@@ -196,7 +197,7 @@ def _images(file: Any, cells: Any) -> Iterator[tuple[CUHK03Name, np.ndarray]]:
         # An empty matrix is stored as the vector of its dimensions.
         if cell.attrs.get("MATLAB_empty", 0) or cell.ndim < 3:
             continue
-        if cell.shape[0] != 3 or cell.dtype != np.uint8:
+        if cell.shape[0] != 3 or cell.dtype != np.uint8 or cell.size > 3 * MAX_PIXELS:
             raise ValueError(f"image {cell.name} has shape {cell.shape} and type {cell.dtype}")
         yield CUHK03Name(pair, pid, 1 if idx <= 5 else 2, idx), cell[()].transpose(2, 1, 0)
 

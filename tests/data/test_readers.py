@@ -555,7 +555,14 @@ def _grey_image(path):
         cells[0, 0] = file.create_dataset("grey", data=np.zeros((1, 4, 4), np.uint8)).ref
 
 
-@pytest.mark.parametrize("damage", [_scramble, _cut, _empty, _without_key, _not_cells, _grey_image])
+def _huge_image(path):
+    with h5py.File(path, "r+") as file:
+        cells = file[file["detected"][0, 0]]
+        huge = file.create_dataset("huge", (3, 10_000, 10_000), np.uint8, chunks=True)  # of which nothing is stored
+        cells[0, 0] = huge.ref
+
+
+@pytest.mark.parametrize("damage", [_scramble, _cut, _empty, _without_key, _not_cells, _grey_image, _huge_image])
 def test_cuhk03_damaged_mat(tmp_path, damage):
     cuhk03_protocol(cuhk03_mat(tmp_path))
     damage(tmp_path / "cuhk-03.mat")
