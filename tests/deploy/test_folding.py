@@ -88,7 +88,7 @@ def test_the_exported_graph_gives_the_features(switches, flat):
     function = deployment_function(model, flat)
     for count in (1, 3):
         found = function(images=tf.constant(images()[:count]))["features"]
-        np.testing.assert_allclose(found, expected[:count], atol=1e-5)
+        np.testing.assert_allclose(found, expected[:count], rtol=0, atol=1e-4)  # of unit norm
 
 
 @pytest.mark.parametrize("flat", [False, True])
