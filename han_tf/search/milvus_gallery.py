@@ -78,6 +78,9 @@ INDEXES: dict[str, tuple[dict[str, Any], Callable[[int], dict[str, Any]]]] = {
 }
 """Milvus's index types that keep float32: parameters of building, and of a search for k hits."""
 
+APPEARS_SECONDS = 3.0
+"""How long another process may take to make the collection that this one could not make."""
+
 FIELDS = ["id", "path", "pid", "camid", "time"]
 
 
@@ -181,8 +184,12 @@ class MilvusGallery(Gallery):
             try:
                 _make_settings(client, settings_name)
             except Exception:
-                if not client.has_collection(settings_name):  # another one has just made the same
-                    raise
+                # Another one may be making the same, which then soon is there.
+                end = time.monotonic() + APPEARS_SECONDS
+                while not client.has_collection(settings_name):
+                    if time.monotonic() > end:
+                        raise
+                    time.sleep(0.1)
         own, end = f"{CREATION}{secrets.token_hex(8)}", time.monotonic() + CREATED_SECONDS
         while not _read_settings(client, settings_name) and (before := _creations(client, settings_name)):
             if not settled or time.monotonic() > end:

@@ -269,7 +269,7 @@ def test_searching_for_images(call, tmp_path, tiny_run, tiny_data, monkeypatch):
 
     images = sorted((tiny_data / "bounding_box_test").glob("*.jpg"))[:12]
     loaded = {str(tiny_run): module.FeatureExtractor(tiny_run)}  # once: that takes seconds
-    monkeypatch.setattr(module, "FeatureExtractor", loaded.__getitem__)
+    monkeypatch.setattr(module, "FeatureExtractor", lambda path, **_: loaded[path])
     features = loaded[str(tiny_run)](images)
     ones = np.arange(12)
     archive = tmp_path / "gallery.npz"
