@@ -81,7 +81,8 @@ def _opened(data: bytes, max_pixels: int, of_file: bool) -> Iterator[Image.Image
                 _check_size(Size(*image.size), max_pixels)
                 # A JPEG of several pictures (MPO) is what phones write: the first one is the picture.
                 if not of_file and getattr(image, "is_animated", False) and image.format != "MPO":
-                    raise Refusal(422, f"the image has {image.n_frames} frames, expected one")
+                    frames = getattr(image, "n_frames", 1)
+                    raise Refusal(422, f"the image has {frames} frames, expected one")
                 if image.format in ("JPEG", "MPO"):
                     _check_scans(data)
                 yield image
