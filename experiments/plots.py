@@ -27,34 +27,28 @@ def folder_of(results_dir: Union[str, os.PathLike]) -> Path:
     return Path(results_dir).parent / "figures"
 
 
-def pictures(experiment: AnyExperiment, scale: str, results: Sequence[Result], least_rows: int = 1) -> dict[str, Group]:
+def pictures(
+    experiment: AnyExperiment, scale: str, results: Sequence[Result], comparable: bool = False
+) -> dict[str, Group]:
     """Returns the pictures that an experiment has: file name -> the results it shows, one for each schedule.
 
     Args:
-      experiment, scale, results, least_rows: see :func:`experiments.tables.groups`.
+      experiment, scale, results, comparable: see :func:`experiments.tables.groups`.
     """
     if isinstance(experiment, Statistics) or not experiment.picture:
         return {}
     return {
         f"{experiment.name}-{scale}-{group.epochs}epochs.png": group
-        for group in groups(experiment, scale, results, least_rows=least_rows)
+        for group in groups(experiment, scale, results, comparable=comparable)
     }
 
 
 def draw(
-    experiment: AnyExperiment, scale: str, results: Sequence[Result], folder: Path, least_rows: int = 1
+    experiment: AnyExperiment, scale: str, results: Sequence[Result], folder: Path, comparable: bool = False
 ) -> list[Path]:
-    """Draws an experiment's :func:`pictures` into ``folder`` and returns the files.
-
-    Args:
-      experiment: a table or figure.
-      scale: a key of :data:`experiments.plan.SCALES`.
-      results: all there are.
-      folder: where the pictures go.
-      least_rows: see :func:`experiments.tables.groups`.
-    """
+    """Draws an experiment's :func:`pictures` into ``folder`` and returns the files."""
     written = []
-    for name, group in pictures(experiment, scale, results, least_rows).items():
+    for name, group in pictures(experiment, scale, results, comparable).items():
         written.append(Path(folder) / name)
         save_figure(PICTURES[experiment.picture](experiment, scale, group, results), written[-1])
     return written

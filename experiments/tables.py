@@ -2,14 +2,14 @@
 
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import permutations
+from itertools import permutations, product
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
 from experiments.plan import SCALES, ShownColumn, family, network_of, settings_for, shown_columns
 from experiments.results import Result, changed_settings, identity, score
 from experiments.schema import METRICS, AnyExperiment, Experiment, Row, Statistics
-from han_tf.training.config import TrainConfig
+from han_tf.training.config import DEFAULTS, TrainConfig
 
 NONE = "–"
 """A number that is not there."""
@@ -17,7 +17,7 @@ NONE = "–"
 SHOWN_PAIRS = 4
 """Of so many pairs of rows in another order than the paper's, each is named."""
 
-PUBLISHED_EPOCHS = TrainConfig().epochs
+PUBLISHED_EPOCHS = DEFAULTS["epochs"]
 
 Link = Callable[[str, str], str]
 """Called with a result's name and what to call it; returns what the text shows."""
@@ -58,7 +58,7 @@ class Group(NamedTuple):
 
 
 def groups(
-    experiment: Experiment, scale: str, results: Sequence[Result], model: str = "", least_rows: int = 1
+    experiment: AnyExperiment, scale: str, results: Sequence[Result], model: str = "", comparable: bool = False
 ) -> list[Group]:
     """Returns the results that belong into a table, by number of epochs, the most first.
 
@@ -69,36 +69,43 @@ def groups(
       scale: a key of :data:`experiments.plan.SCALES`.
       results: all there are.
       model: the network that stands in for the table's one; ``""`` for the table's own, if there is any result of it.
-      least_rows: groups with results of fewer rows are left out.
+      comparable: leave out the schedules under which nothing can be compared: with one row, or one training that does
+        not give all rows.
     """
+    if isinstance(experiment, Statistics):
+        return []
+    own = sum(row.settings is not None for row in experiment.rows)
+    trainings = [result for result in results if result["kind"] == "training" and "apart" not in result.data]
 
     def of(model: str) -> list[Group]:
-        found = _groups(experiment, scale, results, model)
-        return [group for group in found if len({row for row, _ in group.cells}) >= least_rows]
+        found = []
+        for group in _groups(experiment, scale, trainings, model):
+            rows = {row for row, _ in group.cells}
+            if not comparable or (len(rows) > 1 and (len(group.results()) > 1 or len(rows) == own)):
+                found.append(group)
+        return found
 
     found = of(model)
     if found or model or not experiment.model or experiment.sheet:
         return found
-    models = {result["settings"]["model"] for result in results if result["kind"] == "training"}
+    models = {result["settings"]["model"] for result in trainings}
     related = sorted(model for model in models if family(model) == family(experiment.model))
     return [group for model in related for group in of(model)]
 
 
-def _groups(experiment: Experiment, scale: str, results: Iterable[Result], model: str) -> list[Group]:
+def _groups(experiment: Experiment, scale: str, trainings: Iterable[Result], model: str) -> list[Group]:
     by_settings: dict[tuple, list[Result]] = {}
-    for result in results:
-        if result["kind"] == "training" and "apart" not in result.data:
-            by_settings.setdefault(_without_schedule(result["settings"]), []).append(result)
+    for result in trainings:
+        by_settings.setdefault(_without_schedule(result["settings"]), []).append(result)
     shown = shown_columns(experiment, scale)
     found: dict[int, dict[tuple[int, int], list[Result]]] = {}
-    for row_index, row in enumerate(experiment.rows):
-        for column_index, (column, _) in enumerate(shown):
-            if row.settings is None:
-                continue
-            for result in by_settings.get(_without_schedule(settings_for(row, column, scale, model)), ()):
-                if score(result, row.feature, column.query, row.reranked, METRICS[0]) is not None:
-                    cells = found.setdefault(result["settings"]["epochs"], {})
-                    cells.setdefault((row_index, column_index), []).append(result)
+    for (row_index, row), (column_index, (column, _)) in product(enumerate(experiment.rows), enumerate(shown)):
+        if row.settings is None:
+            continue
+        for result in by_settings.get(_without_schedule(settings_for(row, column, scale, model)), ()):
+            if score(result, row.feature, column.query, row.reranked, METRICS[0]) is not None:
+                cells = found.setdefault(result["settings"]["epochs"], {})
+                cells.setdefault((row_index, column_index), []).append(result)
     made = []
     for epochs, cells in sorted(found.items(), reverse=True):
         used = sorted({column for _, column in cells})
@@ -113,7 +120,7 @@ def render(
     results: Sequence[Result],
     link: Link = unlinked,
     model: str = "",
-    least_rows: int = 1,
+    comparable: bool = False,
 ) -> str:
     """Returns an experiment's tables, one per schedule, with what has to be known to read them.
 
@@ -121,18 +128,16 @@ def render(
 
     Args:
       experiment: a table or figure.
-      scale: a key of :data:`experiments.plan.SCALES`.
-      results: all there are.
+      scale, results, model, comparable: see :func:`groups`.
       link: how the text names a result.
-      model, least_rows: see :func:`groups`.
     """
-    head = f"{heading(experiment)}\n\n"
     if isinstance(experiment, Statistics):
-        return head + _statistics(experiment, results, link)
-    found = groups(experiment, scale, results, model, least_rows) or [
-        Group(0, model, shown_columns(experiment, scale), {})
-    ]
-    return head + "\n\n".join(_render_group(experiment, scale, group, results, link) for group in found)
+        parts = [_statistics(experiment, results, link)]
+    else:
+        found = groups(experiment, scale, results, model, comparable)
+        found = found or [Group(0, model, shown_columns(experiment, scale), {})]
+        parts = [_render_group(experiment, scale, group, results, link) for group in found]
+    return "\n\n".join([heading(experiment), *parts])
 
 
 def heading(experiment: AnyExperiment) -> str:
@@ -166,7 +171,7 @@ def order_agreement(names: Sequence[str], ours: Sequence[Sequence[float]], their
       ours: their numbers, one per seed.
       theirs: the paper's.
     """
-    pairs, several, clear, clearly_agree, against = 0, 0, 0, 0, []
+    pairs, several, clear, against = 0, False, [], []
     for better, worse in permutations(range(len(names)), 2):
         if theirs[better] <= theirs[worse]:
             continue
@@ -174,25 +179,17 @@ def order_agreement(names: Sequence[str], ours: Sequence[Sequence[float]], their
         if statistics.mean(ours[better]) <= statistics.mean(ours[worse]):
             against.append(f"{names[better]} not above {names[worse]}")
         if max(len(ours[better]), len(ours[worse])) > 1:
-            above, below = min(ours[better]) > max(ours[worse]), max(ours[better]) < min(ours[worse])
-            several += 1
-            clear += above or below
-            clearly_agree += above
+            several = True
+            if min(ours[better]) > max(ours[worse]) or max(ours[better]) < min(ours[worse]):
+                clear.append(min(ours[better]) > max(ours[worse]))
     if not pairs:
         return "the paper has no order"
     text = f"{pairs - len(against)} of {pairs} pairs of rows in the paper's order"
-    if not several:
-        text += ", one seed each"
-    elif clear:
-        text += f"; of the {clear} in which the seeds do not overlap, {clearly_agree}"
-    else:
-        text += f"; in {'all' if several == pairs else several} of them the seeds overlap"
+    text += f"; of the {len(clear)} in which the seeds do not overlap, {sum(clear)}" if several else ", one seed each"
     if len(against) > SHOWN_PAIRS:
         order = sorted(range(len(names)), key=lambda index: -statistics.mean(ours[index]))
-        text += f" (ours from the best down: {', '.join(names[index] for index in order)})"
-    elif against:
-        text += f" (against it: {'; '.join(against)})"
-    return text
+        return f"{text} (ours from the best down: {', '.join(names[index] for index in order)})"
+    return text + (f" (against it: {'; '.join(against)})" if against else "")
 
 
 def origin(results: Sequence[Result], link: Link = unlinked) -> str:
@@ -256,60 +253,36 @@ def networks_by_name(results: Iterable[Result]) -> dict[tuple[str, int, int], Re
 
 
 def _render_group(experiment: Experiment, scale: str, group: Group, results: Sequence[Result], link: Link) -> str:
-    drawn = SCALES[scale].dataset is not None
-    measured = networks_by_name(results)
-    costs = {}
-    for index, row in enumerate(experiment.rows):
-        if row.settings is not None and experiment.flops:
-            settings = {**TrainConfig().to_dict(), **settings_for(row, group.columns[0].column, scale)}
-            costs[index] = measured.get(network_of(settings))
-
-    head = [""]
-    for column, published in group.columns:
-        paper = experiment.columns[published].title
-        if drawn:
-            head += [f"{column.title}: R1", "mAP", f"paper, {paper}: R1", "mAP"]
-        else:
-            head += [f"{paper}: R1", "mAP"]
+    rows = [
+        (n, row) for n, row in enumerate(experiment.rows) if row.settings is not None or SCALES[scale].dataset is None
+    ]
+    head, lines = [""], [[row.name] for _, row in rows]
+    for column in range(len(group.columns)):
+        head += _score_head(experiment, scale, group.columns[column])
+        for line, (index, _) in zip(lines, rows):
+            line += _score_cells(experiment, scale, group, index, column)
+    measured: dict[str, Result] = {}
     if experiment.flops:
-        head += ["FLOPs", "multiply-adds", "parameters"]
-    if experiment.speed:
-        head.append("img/s")
-    searches = {row["dimension"]: row for r in results if r["kind"] == "search" for row in r["dimensions"]}
+        head += ["FLOPs", "multiply-adds", "parameters", *(["img/s"] if experiment.speed else [])]
+        networks = networks_by_name(results)
+        for line, (_, row) in zip(lines, rows):
+            cost = None
+            if row.settings is not None:
+                settings = {**DEFAULTS, **settings_for(row, group.columns[0].column, scale)}
+                cost = networks.get(network_of(settings))
+            line += _cost_cells(row, cost, experiment.speed)
+            measured.update({cost.name: cost} if cost else {})
     if experiment.search:
         head += ["bytes per identity", "search, ms per query"]
+        searches = [result for result in results if result["kind"] == "search"]
+        times = {found["dimension"]: found for result in searches for found in result["dimensions"]}
+        for line, (_, row) in zip(lines, rows):
+            found = times.get(row.settings["feature_dim"])
+            told = [f"{found['bytes_per_identity']:,}", f"{1e3 * found['seconds_per_query']:.3f}"] if found else None
+            line += told or [NONE, NONE]
+        measured.update({result.name: result for result in searches})
 
-    lines = []
-    for index, row in enumerate(experiment.rows):
-        if drawn and row.settings is None:
-            continue
-        line = [row.name]
-        for column, (_, published) in enumerate(group.columns):
-            paper = row.published[published] or (None, None)
-            ours = [group.numbers(experiment, index, column, metric) for metric in METRICS]
-            if drawn:
-                line += [_bold(mean_and_deviation(numbers)) for numbers in ours]
-                line += [NONE if number is None else f"{number:.1f}" for number in paper]
-            elif row.settings is None:
-                line += [NONE if number is None else f"{number:.1f}" for number in paper]
-            else:
-                line += [_beside(numbers, number) for numbers, number in zip(ours, paper)]
-        if experiment.flops:
-            line += _cost_cells(row, costs.get(index))
-        if experiment.speed:
-            cost = costs.get(index)
-            line.append(f"{cost['images_per_second']:.0f}" if cost and "images_per_second" in cost.data else NONE)
-        if experiment.search:
-            search = searches.get(row.settings["feature_dim"])
-            line += (
-                [f"{search['bytes_per_identity']:,}", f"{1e3 * search['seconds_per_query']:.3f}"]
-                if search
-                else [NONE] * 2
-            )
-        lines.append(line)
-
-    text = [_setting(experiment, scale, group), markdown_table(head, lines)]
-    text += _agreements(experiment, group)
+    text = [_setting(experiment, scale, group), markdown_table(head, lines), *_agreements(experiment, group)]
     if experiment.flops:
         text.append(
             "FLOPs of HAN: ours / the paper's, a multiply-add counted as two operations and batch norm included. Those "
@@ -317,12 +290,34 @@ def _render_group(experiment: Experiment, scale: str, group: Group, results: Seq
         )
     if group.cells:
         text.append(origin(group.results(), link))
-    measured_apart = list({cost.name: cost for cost in costs.values() if cost is not None}.values())
-    if experiment.search:
-        measured_apart += [result for result in results if result["kind"] == "search"]
-    if measured_apart:
-        text.append(f"Costs: {_named(measured_apart, link)}. {made(*measured_apart)}.")
+    if measured:
+        text.append(f"Costs: {_named(measured.values(), link)}. {made(*measured.values())}.")
     return "\n\n".join(text)
+
+
+def _score_head(experiment: Experiment, scale: str, shown: ShownColumn) -> list[str]:
+    paper = experiment.columns[shown.published].title
+    if SCALES[scale].dataset is None:
+        return [f"{paper}: R1", "mAP"]
+    return [f"{shown.column.title}: R1", "mAP", f"paper, {paper}: R1", "mAP"]
+
+
+def _score_cells(experiment: Experiment, scale: str, group: Group, index: int, column: int) -> list[str]:
+    """Returns a row's cells of a column: rank-1 and mAP, ours and the paper's."""
+    row = experiment.rows[index]
+    paper = row.published[group.columns[column].published] or (None, None)
+    quoted = [NONE if number is None else f"{number:.1f}" for number in paper]
+    if row.settings is None:
+        return quoted
+    ours = [group.numbers(experiment, index, column, metric) for metric in METRICS]
+    told = [_bold(mean_and_deviation(numbers)) for numbers in ours]
+    if SCALES[scale].dataset is not None:
+        return [*told, *quoted]
+    cells = []
+    for mine, theirs, numbers, number in zip(told, quoted, ours, paper):
+        known = numbers and number is not None
+        cells.append(f"{mine} / {theirs}" + (f" ({statistics.mean(numbers) - number:+.1f})" if known else ""))
+    return cells
 
 
 def _setting(experiment: Experiment, scale: str, group: Group) -> str:
@@ -363,16 +358,18 @@ def _agreements(experiment: Experiment, group: Group) -> list[str]:
     return ["\n".join(sentences)] if sentences else []
 
 
-def _cost_cells(row: Row, cost: Optional[Result]) -> list[str]:
+def _cost_cells(row: Row, cost: Optional[Result], speed: bool) -> list[str]:
+    """Returns a row's cells on FLOPs, multiply-adds and parameters, and images per second if asked for."""
     if row.settings is None:
-        return [row.flops or NONE, "", ""]
+        return [row.flops or NONE, "", "", *([""] if speed else [])]
     if cost is None:
-        return [f"{NONE} / {row.flops}", NONE, NONE]
+        return [f"{NONE} / {row.flops}", *[NONE] * (3 if speed else 2)]
+    ours, difference = cost["macs"], ""
     if family(row.settings["model"]) == "han":
-        ours = f"{_bold(scientific(cost['flops']))} / {row.flops} ({cost['flops'] / float(row.flops) - 1:+.1%})"
-    else:
-        ours = f"{_bold(scientific(cost['macs']))} / {row.flops}"
-    return [ours, scientific(cost["macs"]), f"{cost['parameters']:,}"]
+        ours, difference = cost["flops"], f" ({cost['flops'] / float(row.flops) - 1:+.1%})"
+    rate = cost.get("images_per_second")
+    told = [f"{_bold(scientific(ours))} / {row.flops}{difference}", scientific(cost["macs"]), f"{cost['parameters']:,}"]
+    return told + ([NONE if rate is None else f"{rate:.0f}"] if speed else [])
 
 
 def _statistics(experiment: Statistics, results: Sequence[Result], link: Link) -> str:
@@ -421,11 +418,6 @@ def settings_in_words(settings: Mapping[str, Any]) -> str:
         elif name not in ("input_height", "input_width") and value != of_recipe.get(name):
             told.append(f"{name} {value}")
     return ", ".join(told)
-
-
-def _beside(ours: Sequence[float], paper: Optional[float]) -> str:
-    text = f"{_bold(mean_and_deviation(ours))} / {NONE if paper is None else f'{paper:.1f}'}"
-    return f"{text} ({statistics.mean(ours) - paper:+.1f})" if ours and paper is not None else text
 
 
 def _bold(text: str) -> str:
