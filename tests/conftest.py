@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import subprocess
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # Two cores run the suite; one test's graph should not wait for another's threads.
@@ -29,6 +30,19 @@ from han_tf.runtimes import probes
 # The same examples in every run: what fails here fails everywhere.
 hypothesis.settings.register_profile("seeded", derandomize=True)
 hypothesis.settings.load_profile("seeded")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error):
+    """Names the signal, or the exit status, that ended a worker of pytest-xdist, which xdist itself does not."""
+    process = getattr(node.gateway._io, "popen", None)
+    if error and process is not None:
+        try:
+            status = process.wait(5)
+        except subprocess.TimeoutExpired:
+            status = "none, it still runs"
+        print(f"\nworker {node.gateway.id} ended with status {status}", flush=True)
+
 
 PLAIN_SIZE = (48, 32)
 """Of the images of :func:`plain_model`."""

@@ -19,6 +19,7 @@ from han_tf.data.folders import PathLike
 from han_tf.data.joined import joined, named_datasets
 from han_tf.data.market1501 import read_market1501
 from han_tf.data.msmt17 import read_msmt17
+from han_tf.data.occluded_reid import read_occluded_reid
 from han_tf.data.records import (
     DISTRACTOR_PID,
     JUNK_PID,
@@ -83,6 +84,9 @@ DATASETS: dict[str, DatasetEntry] = {
     ),
     "msmt17": DatasetEntry(
         read_msmt17, "datasets/msmt17", "MSMT17 V1 or V2: 4,101 people, 15 cameras", splits=("", "trainval")
+    ),
+    "occluded_reid": DatasetEntry(
+        read_occluded_reid, "datasets/occluded_reid", "Occluded-REID: 200 people, occluded and whole; evaluation only"
     ),
     "csv": DatasetEntry(read_csv, "datasets/own", "your own data, described by a CSV file", multi_query=True),
 }

@@ -25,6 +25,7 @@ from han_tf.data import (
     load_dataset,
     market1501,
     msmt17,
+    occluded_reid,
 )
 from han_tf.data.counts import Counts, count, differences
 from han_tf.data.folders import SUFFIXES, image_stem
@@ -58,12 +59,14 @@ _NAMES = {
         msmt17.MSMT17Name, _number, _number, st.integers(1, 99), st.from_regex(r"[\w.]+", fullmatch=True)
     ),
     cuhk03: st.builds(cuhk03.CUHK03Name, st.integers(1, 5), st.integers(0, 999), st.integers(1, 2), st.integers(0, 99)),
+    occluded_reid: st.builds(occluded_reid.OccludedName, _number, _number),
 }
 _STEMS = {
     market1501: r"(-1|[0-9]{4})_c[1-9]s[1-9]_[0-9]{6}_[0-9]{2}",
     dukemtmc: r"[0-9]{4}_c[1-9]_f[0-9]{7}",
     msmt17: r"[0-9]{4}_[0-9]{3}_[0-9]{2}_0303morning_[0-9]{4}_[0-9]",
     cuhk03: r"[1-5]_[0-9]{3}_[12]_[0-9]{2}",
+    occluded_reid: r"[0-9]{3}_[0-9]{2}",
 }
 _MODULES = pytest.mark.parametrize("module", _NAMES, ids=lambda module: module.__name__.rsplit(".", 1)[-1])
 
@@ -301,6 +304,41 @@ def test_duke_does_not_take_market_names(tmp_path):
     touch(duke_tree(tmp_path), "query/0001_c1s1_001051_00.jpg")
     with raises("0001_c1s1_001051_00.jpg: the file name does not fit, expected one like 0005_c2_f0046985.jpg"):
         load_dataset("dukemtmc", tmp_path)
+
+
+# --- Occluded-REID -------------------------------------------------------------------------------
+
+
+def test_occluded_reid_has_queries_and_gallery_alone(tmp_path):
+    root = tmp_path / "Occluded_REID"
+    touch(root / "occluded_body_images", "001/001_01.tif", "002/002_05.tif", "002/Thumbs.db", ".git/x.tif")
+    touch(root / "whole_body_images", "001/001_01.tif", "001/001_02.tif", "010/010_01.tif")
+    dataset = load_dataset("occluded_reid", tmp_path)
+    assert dataset.train == ()
+    assert labels(dataset.query) == [(1, 1), (2, 1)]
+    assert labels(dataset.gallery) == [(1, 2), (1, 2), (10, 2)]
+    assert "query: 2 images, published 1,000" in dataset.differences
+    with raises("occluded_reid in .*: no train images found"):
+        check_training(dataset)
+
+
+def test_occluded_reid_of_200_people_is_as_published(tmp_path):
+    names = [f"{pid:03}/{pid:03}_{index:02}.tif" for pid in range(1, 201) for index in range(1, 6)]
+    for folder in ("occluded_body_images", "whole_body_images"):
+        touch(tmp_path / folder, *names)
+    assert load_dataset("occluded_reid", tmp_path).differences == ()
+
+
+def test_occluded_reid_may_lie_flat_and_refuses_a_wrong_folder_or_name(tmp_path):
+    for folder in ("occluded_body_images", "whole_body_images"):
+        touch(tmp_path / folder, "001_01.tif", "002_01.tif")
+    assert labels(load_dataset("occluded_reid", tmp_path).gallery) == [(1, 2), (2, 2)]
+    touch(tmp_path / "whole_body_images", "002/001_03.tif")
+    with raises("002/001_03.tif: an image of person 1, expected one of 002, as its folder"):
+        load_dataset("occluded_reid", tmp_path)
+    touch(tmp_path / "occluded_body_images", "001/001_c1_05.tif")
+    with raises("001_c1_05.tif: the file name does not fit, expected one like 001_01.tif"):
+        load_dataset("occluded_reid", tmp_path)
 
 
 # --- MSMT17 --------------------------------------------------------------------------------------

@@ -1,0 +1,88 @@
+"""Occluded-REID (Zhuo et al., ICME 2018): 200 people, each five times occluded and five times whole; evaluation only.
+
+The images lie in one folder for each person, ``occluded_body_images/001/001_01.tif`` and
+``whole_body_images/001/001_01.tif``. The names hold no cameras. The occluded images are the queries and count as seen
+by camera 1, the others are the gallery and count as seen by camera 2, so that all images of a person are matches.
+"""
+
+import re
+from pathlib import Path
+from typing import NamedTuple, Optional
+
+from han_tf.common.errors import UserError
+from han_tf.data.counts import Counts, differences
+from han_tf.data.folders import PathLike, find_folder, read_folder
+from han_tf.data.records import Record, ReIDDataset
+
+PUBLISHED = {
+    "query": Counts(images=1_000, identities=200, cameras=1),
+    "gallery": Counts(images=1_000, identities=200, cameras=1),
+}
+
+FOLDERS = {"query": "occluded_body_images", "gallery": "whole_body_images"}
+"""Subset -> its folder."""
+
+CAMERAS = {"query": 1, "gallery": 2}
+"""Subset -> the camera that its images count as seen by."""
+
+_NAME = re.compile(r"(\d+)_(\d+)")
+
+
+class OccludedName(NamedTuple):
+    """The fields of a file name."""
+
+    pid: int
+    index: int
+
+
+def parse_name(stem: str) -> Optional[OccludedName]:
+    """Returns the fields of a file name without extension, or None if it does not fit."""
+    match = _NAME.fullmatch(stem)
+    return OccludedName(*map(int, match.groups())) if match else None
+
+
+def format_name(name: OccludedName) -> str:
+    """Returns the file name without extension; the inverse of :func:`parse_name`."""
+    return f"{name.pid:03d}_{name.index:02d}"
+
+
+def read_occluded_reid(data_dir: PathLike, split: str = "") -> ReIDDataset:
+    """Reads Occluded-REID.
+
+    Args:
+      data_dir: the folder with ``occluded_body_images`` and ``whole_body_images``, or its parent.
+      split: only ``""``: the set has one protocol.
+
+    Raises:
+      UserError: a folder is missing, an image's name does not fit, or an image lies in another person's folder.
+    """
+    root = find_folder(data_dir, "occludedreid", tuple(FOLDERS.values()))
+    notes = ["no training images: for evaluation only"]
+    subsets = {subset: _read_subset(root / folder, CAMERAS[subset], notes) for subset, folder in FOLDERS.items()}
+    return ReIDDataset(
+        name="occluded_reid",
+        split=split,
+        root=str(root),
+        train=(),
+        **subsets,
+        differences=differences(subsets, PUBLISHED),
+        notes=tuple(notes),
+    )
+
+
+def _read_subset(folder: Path, camid: int, notes: list[str]) -> tuple[Record, ...]:
+    """Returns the images in people's folders, or those in ``folder`` itself where there are none."""
+
+    def pid_and_camid(stem: str) -> Optional[tuple[int, int]]:
+        name = parse_name(stem)
+        return (name.pid, camid) if name else None
+
+    people = sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
+    records = [record for person in people for record in read_folder(person, pid_and_camid, "001_01.tif", notes)]
+    for record in records:
+        person = Path(record.path).parent.name
+        if person.isdecimal() and int(person) != record.pid:
+            raise UserError(f"{record.path}: an image of person {record.pid}, expected one of {person}, as its folder")
+    if not people:
+        records.extend(read_folder(folder, pid_and_camid, "001_01.tif", notes))
+    return tuple(records)
