@@ -51,7 +51,7 @@ COMMON_SECONDS = 3.2
 
 FLAGS = command_line.new_flags()
 flags.DEFINE_integer("memory_mb", 1024, "Memory for distances, MiB.", 16, flag_values=FLAGS)
-flags.DEFINE_alias("memory", "memory_mb", flag_values=FLAGS)
+command_line.old_name(FLAGS, "memory", "memory_mb")
 flags.DEFINE_integer("repeats", 3, "Measurements of the short cases; the best counts.", 1, flag_values=FLAGS)
 flags.DEFINE_string("output", "", "JSON file for the figures.", flag_values=FLAGS)
 

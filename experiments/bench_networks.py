@@ -1,6 +1,6 @@
 """Count a network's FLOPs and parameters and, if asked, measure how many images per second it embeds.
 
-  python -m experiments.bench_networks --model han_small --speed --output FILE
+  python -m experiments.bench_networks --arch han_small --speed --output FILE
 
 The speed is the median of several measurements, of a batch that lies in memory. Nothing else should be running; the
 load that was found is noted. How it compares with this machine's own matrix product, han_tf.bench tells.
@@ -25,7 +25,8 @@ with command_line.deferred_imports(__name__):
     from han_tf.models.network import inference_function
 
 FLAGS = command_line.new_flags()
-flags.DEFINE_enum("model", "han_small", list(MODELS), "Network.", flag_values=FLAGS)
+flags.DEFINE_enum("arch", "han_small", list(MODELS), "Network.", flag_values=FLAGS)
+command_line.old_name(FLAGS, "model", "arch")
 flags.DEFINE_integer("input_height", 160, "Image height, pixels.", 32, flag_values=FLAGS)
 flags.DEFINE_integer("input_width", 64, "Image width, pixels.", 32, flag_values=FLAGS)
 flags.DEFINE_boolean("speed", False, "Measure images per second, too.", flag_values=FLAGS)
@@ -44,22 +45,22 @@ def images_per_second(model: tf.keras.Model, batch_size: int, repeats: int) -> f
 def main(values: flags.FlagValues) -> None:
     """Counts and measures as the flags say."""
     input_size = (values.input_height, values.input_width)
-    model = create_deployed(values.model, input_size=input_size)
+    model = create_deployed(values.arch, input_size=input_size)
     cost = total(part_costs(model, model.parts(), input_size))
     figures = {
         "kind": "network",
-        "settings": {"model": values.model, "input_height": input_size[0], "input_width": input_size[1]},
+        "settings": {"model": values.arch, "input_height": input_size[0], "input_width": input_size[1]},
         "macs": cost.macs,
         "norm_macs": cost.norm_macs,
         "flops": cost.paper_flops,
         "parameters": cost.parameters,
     }
-    print(f"{values.model}: {cost.macs:.4g} multiply-adds, {cost.paper_flops:.4g} FLOPs as the paper counts them")
+    print(f"{values.arch}: {cost.macs:.4g} multiply-adds, {cost.paper_flops:.4g} FLOPs as the paper counts them")
     if values.speed:
         figures["load"] = round(os.getloadavg()[0], 2)
         figures["batch_size"] = values.batch_size
         figures["images_per_second"] = images_per_second(model, values.batch_size, values.repeats)
-        print(f"{values.model}: {figures['images_per_second']:.0f} img/s")
+        print(f"{values.arch}: {figures['images_per_second']:.0f} img/s")
     if values.output:
         write_json(values.output, {**figures, **stamp()})
 

@@ -1,6 +1,6 @@
 """Measure the formats and precisions that a run was exported in, beside the run itself: size, speed, accuracy.
 
-  python -m han_tf.export --run RUN --format all --precision all
+  python -m han_tf.export --model RUN --format all --precision all
   python -m experiments.bench_runtimes --run RUN
 
 Each rate is the median of several measurements: of images that are decoded already, of JPEG files of Market-1501's
@@ -113,7 +113,7 @@ def exports_of(run_dir: Path, exports: Path) -> list[Path]:
         else:
             print(f"note: left out: {path.parent} is of another network than {run_dir}")
     if not folders:
-        raise UserError(f"{exports}: no models of this run, expected some: python -m han_tf.export --run {run_dir}")
+        raise UserError(f"{exports}: no models of this run, expected some: python -m han_tf.export --model {run_dir}")
     return folders
 
 

@@ -24,7 +24,7 @@ from han_tf.metrics.nearest import nearest
 TOPK = 10
 
 FLAGS = command_line.new_flags()
-flags.DEFINE_multi_integer("dimension", [1024], "Feature dimensions.", 2, flag_values=FLAGS)
+command_line.define_list(FLAGS, "dimension", [1024], "Feature dimensions.", flags.IntegerParser(2))
 flags.DEFINE_integer("queries", 3_368, "Queries.", 1, flag_values=FLAGS)
 flags.DEFINE_integer("gallery", 15_913, "Features to search.", TOPK, flag_values=FLAGS)
 flags.DEFINE_integer("repeats", 5, "Measurements per dimension; the median counts.", 1, flag_values=FLAGS)

@@ -1,9 +1,9 @@
 """Put load on the search service: clients that search, embed, add and delete; how fast it answers, in what memory.
 
-  python -m experiments.bench_service [--run DIR]
+  python -m experiments.bench_service [--model DIR]
 
 Starts ``python -m han_tf.serve`` as a process of its own over a gallery of features made from a seed, and the clients
-in this one. Every client waits for its answer before it asks again. Without --run an untrained HAN Small is served,
+in this one. Every client waits for its answer before it asks again. Without --model an untrained HAN Small is served,
 which takes as long. Fails if anything but 2xx and 503 is answered, or if an image that was answered 201 is not in the
 gallery afterwards.
 """
@@ -42,7 +42,8 @@ SIZE = (128, 64)
 """Height and width of the pictures: Market-1501's."""
 
 FLAGS = command_line.new_flags()
-flags.DEFINE_string("run", "", "Run or exported model to serve; an untrained HAN Small if empty.", flag_values=FLAGS)
+flags.DEFINE_string("model", "", "Run or exported model to serve; an untrained HAN Small if empty.", flag_values=FLAGS)
+command_line.old_name(FLAGS, "run", "model")
 flags.DEFINE_integer("clients", 64, "How many ask at a time.", 1, flag_values=FLAGS)
 flags.DEFINE_float("seconds", 60, "How long.", 1, flag_values=FLAGS)
 flags.DEFINE_integer("gallery", 10_000, "Images in the gallery.", 1, flag_values=FLAGS)
@@ -227,7 +228,7 @@ def main(values: flags.FlagValues) -> None:
     """Starts the service, puts load on it and reports."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        model = values.run or _untrained_run(folder / "run")
+        model = values.model or _untrained_run(folder / "run")
         dimension = _fill(folder / "index", values.gallery, model)
         flops = product_flops()
         command = [sys.executable, "-m", "han_tf.serve", f"--index={folder / 'index'}", f"--model={model}", "--port=0"]

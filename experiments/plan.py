@@ -267,11 +267,11 @@ def make_plan(
             continue
         if model and not experiment.model:
             raise UserError(
-                f"--model {model} cannot stand in for the networks of {experiment.name}, which compares them"
+                f"--arch {model} cannot stand in for the networks of {experiment.name}, which compares them"
             )
         if model and family(model) != family(experiment.model):
             raise UserError(
-                f"--model {model} has not the parts that {experiment.name} is about, expected a relative of "
+                f"--arch {model} has not the parts that {experiment.name} is about, expected a relative of "
                 f"{experiment.model}"
             )
         chosen = selected_rows(experiment, scale, rows)

@@ -14,7 +14,7 @@ from han_tf.common.errors import UserError
 from han_tf.common.files import read_json, write_json
 from han_tf.common.run_files import CONFIG, ENVIRONMENT, EVALUATION, HISTORY, METRICS
 from han_tf.runs import environment
-from han_tf.training.config import DEFAULTS, NEUTRAL, OF_DATA, TrainConfig
+from han_tf.training.config import DEFAULTS, NEUTRAL, OF_DATA, TrainConfig, flag_of
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -128,9 +128,10 @@ def flags_of(values: Mapping[str, Any]) -> list[str]:
     usual["recipe"] = DEFAULTS["recipe"]
     always = ("dataset", "model", "epochs", "seed")
     told = []
-    for name, value in values.items():
-        if name in OF_DATA or (name not in always and value == usual.get(name)):
+    for setting, value in values.items():
+        if setting in OF_DATA or (setting not in always and value == usual.get(setting)):
             continue
+        name = flag_of(setting)
         if isinstance(value, Mapping):
             told += [f"--{name}={argument}={json.dumps(given)}" for argument, given in value.items()]
         elif isinstance(value, (list, tuple)):

@@ -83,8 +83,9 @@ flags.DEFINE_list("seeds", ["0"], "Seeds; several give mean ± deviation.", flag
 flags.DEFINE_integer("epochs", None, "Instead of the scale's; the results say so.", 1, flag_values=FLAGS)
 flags.DEFINE_list("rows", [], "Rows to run: names or parts of names.", flag_values=FLAGS)
 flags.DEFINE_string(
-    "model", "", "Network in place of the one of an ablation (Tables 8 to 11), e.g. han_small.", flag_values=FLAGS
+    "arch", "", "Network in place of the one of an ablation (Tables 8 to 11), e.g. han_small.", flag_values=FLAGS
 )
+command_line.old_name(FLAGS, "model", "arch")
 flags.DEFINE_integer("cache_mb", None, "Largest decoded training set kept in memory, MiB.", 0, flag_values=FLAGS)
 flags.DEFINE_string("runs_dir", "runs/experiments", "Where checkpoints, logs and tables go.", flag_values=FLAGS)
 flags.DEFINE_string(
@@ -283,10 +284,10 @@ class Runner:
         # Of a network that was trained for its sheet, the result belongs beside the sheet.
         if is_new or training.result(results) is None:
             # A finished run is not trained further, but asked whether the images are still those that it has seen.
-            arguments = [f"--run_dir={run_dir}", *flags_of(training.config.to_dict())]
+            arguments = [f"--run={run_dir}", *flags_of(training.config.to_dict())]
             peak_mb = self.launch("han_tf.train", arguments, log, poll, (lock,))
             if any(reranked for _, _, reranked in training.wanted):
-                arguments = [f"--run={run_dir}", "--rerank", f"--output={run_dir / EVALUATION}", *self._data_flag()]
+                arguments = [f"--model={run_dir}", "--rerank", f"--output={run_dir / EVALUATION}", *self._data_flag()]
                 self.launch("han_tf.evaluate", arguments, log, poll, (lock,))
             write_result(self.results_dir, training.name, training_result(run_dir, peak_mb if is_new else None))
         if training.sheet:
@@ -294,7 +295,7 @@ class Runner:
 
     def _draw_sheet(self, training: Training, log: Path, lock: int) -> None:
         run_dir, sheet = self.runs_dir / training.name, self._sheet(training)
-        arguments = [f"--run={run_dir}", f"--out={sheet.parent}", *self._data_flag()]
+        arguments = [f"--model={run_dir}", f"--output={sheet.parent}", *self._data_flag()]
         self.launch("han_tf.visualize", arguments, log, None, (lock,))
         if self._kept_sheet(training) != sheet:
             with atomic_open(self._kept_sheet(training)) as stream:
@@ -327,7 +328,7 @@ class Runner:
     def _measure_network(self, network: tuple[str, int, int], speed: bool) -> None:
         model, height, width = network
         name = f"network-{_network_name(network)}"
-        arguments = [f"--model={model}", f"--input_height={height}", f"--input_width={width}"]
+        arguments = [f"--arch={model}", f"--input_height={height}", f"--input_width={width}"]
         if speed:
             arguments += ["--speed", *(["--repeats=3", "--batch_size=4"] if self.scale == "smoke" else [])]
         output = self.results_dir / f"{name}.json"
@@ -504,8 +505,8 @@ def main(values: flags.FlagValues) -> None:
         datasets = _there(experiments)
     if values.positional == ["all"] and datasets:
         experiments = [experiment for experiment in experiments if _about(experiment, datasets)]
-    if values.model and values.model not in schema.models():
-        raise UserError(f"--model {values.model}, expected one of {', '.join(schema.models())}")
+    if values.arch and values.arch not in schema.models():
+        raise UserError(f"--arch {values.arch}, expected one of {', '.join(schema.models())}")
     plan = make_plan(
         experiments,
         scale,
@@ -515,7 +516,7 @@ def main(values: flags.FlagValues) -> None:
         seeds=_seeds(values.seeds),
         epochs=values.epochs,
         rows=values.rows,
-        model=values.model,
+        model=values.arch,
         cache_mb=values.cache_mb,
     )
     runner = Runner(plan, scale, runs_dir, results_dir, data_dir)
@@ -528,8 +529,8 @@ def main(values: flags.FlagValues) -> None:
     failures = runner.run()
     results = runner.results()
     for experiment in experiments:
-        text = tables.render(experiment, scale, results, model=values.model)
-        path = runs_dir / f"{'-'.join(filter(None, (experiment.name, values.model, scale)))}.md"
+        text = tables.render(experiment, scale, results, model=values.arch)
+        path = runs_dir / f"{'-'.join(filter(None, (experiment.name, values.arch, scale)))}.md"
         with atomic_open(path) as stream:
             stream.write(f"{text}\n".encode())
         drawn = plots.draw(experiment, scale, results, runs_dir)

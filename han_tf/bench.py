@@ -43,7 +43,8 @@ BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")
 """Instruction sets with which training in bfloat16 may be worth its measurement."""
 
 FLAGS = command_line.new_flags()
-flags.DEFINE_multi_enum("model", list(MODELS), list(MODELS), "Networks.", flag_values=FLAGS)
+command_line.define_list(FLAGS, "arch", list(MODELS), "Networks.", flags.EnumParser(list(MODELS)))
+command_line.old_name(FLAGS, "model", "arch")
 flags.DEFINE_integer("repeats", 15, "Measurements per figure; the median counts.", 3, flag_values=FLAGS)
 flags.DEFINE_integer("batch_size", 32, "Images per step.", 2, flag_values=FLAGS)
 flags.DEFINE_string("output", "", "JSON file for the figures.", flag_values=FLAGS)
@@ -126,7 +127,7 @@ def main(values: flags.FlagValues) -> None:
         pipeline = pipeline_rates(records, data, values.batch_size, values.repeats)
         networks = {
             name: network_rates(name, data, values.batch_size, values.repeats, folder)
-            for name in progress_bar(dict.fromkeys(values.model), desc="networks", unit="network")
+            for name in progress_bar(dict.fromkeys(values.arch), desc="networks", unit="network")
         }
     product = (before + product_flops(values.repeats)) / 2
 

@@ -23,7 +23,7 @@ from han_tf.common.errors import UserError
 from han_tf.common.files import write_json
 from han_tf.common.run_files import CONFIG, METRICS
 from han_tf.data import DISTRACTOR_PID, JUNK_PID, Record, ReIDDataset, load_dataset
-from han_tf.runs.folder import read_config
+from han_tf.runs.folder import data_of, read_config
 from han_tf.weights import output_folder, resolve, shipped_names
 
 with command_line.deferred_imports(__name__):
@@ -57,6 +57,13 @@ VERSION = 1
 """Raised whenever the same run and data give another demo."""
 
 FLAGS = command_line.new_flags()
+flags.DEFINE_string(
+    "model",
+    "",
+    "A run's folder, or the name of a network that comes with the package; if empty, the newest run on the embedded "
+    "data set that has ended, or the network of the package.",
+    flag_values=FLAGS,
+)
 flags.DEFINE_string("runs_dir", "runs", "Where runs are kept.", flag_values=FLAGS)
 flags.DEFINE_integer("port", 8000, "Port to listen on; 0 for any free one.", 0, 65535, flag_values=FLAGS)
 
@@ -72,11 +79,11 @@ def main(values: flags.FlagValues) -> None:
     from han_tf.serve.server import listen
     from han_tf.serve.service import Example
 
-    run_dir = newest_finished_run(values.runs_dir)
+    run_dir = resolve(values.model) if values.model else newest_finished_run(values.runs_dir)
     bound = listen("127.0.0.1", values.port)
     print(f"run: {run_dir}", flush=True)
     config = read_config(run_dir)
-    dataset = load_dataset(DATASET, config["data_dir"] or None)
+    dataset = load_dataset(DATASET, data_of(config, DATASET).data_dir or None)
     extractor = FeatureExtractor(run_dir)
     folder = output_folder(run_dir) / "demo"
     made = prepare(folder, dataset, extractor)

@@ -1,6 +1,6 @@
 """Evaluate a trained HAN, or features of any network, under a benchmark's protocol.
 
-Without --run it takes the newest run of --dataset and --split. Reports CMC at ranks 1, 5, 10 and 20, mAP under
+Without --model it takes the newest run of --dataset and --split. Reports CMC at ranks 1, 5, 10 and 20, mAP under
 both definitions and mINP, for the joint, the global and the local feature. Re-ranking, query expansion and database
 augmentation add rows: each of them alone, and all together. --verification, --camera_pairs and --plots show more.
 The run keeps the results of its last network on its own data as evaluation.json, all others under names of their own.
@@ -56,12 +56,13 @@ flags.DEFINE_string(
 flags.DEFINE_string("data_dir", "", "Data folder; that of the run if empty.", flag_values=FLAGS)
 flags.DEFINE_string("runs_dir", "runs", "Where runs are kept.", flag_values=FLAGS)
 flags.DEFINE_string(
-    "run",
+    "model",
     "",
-    "The run's folder, or the name of a network that comes with the package; the newest run that fits if empty.",
+    "A run's folder, or the name of a network that comes with the package; the newest run that fits if empty.",
     flag_values=FLAGS,
 )
-flags.DEFINE_alias("weights", "run", flag_values=FLAGS)
+flags.DEFINE_alias("run", "model", flag_values=FLAGS)
+command_line.old_name(FLAGS, "weights", "model")
 flags.DEFINE_enum("checkpoint", "last", list(CHECKPOINTS), "Which network of the run.", flag_values=FLAGS)
 flags.DEFINE_boolean("skip_bad_images", False, "Leave out unreadable images.", flag_values=FLAGS)
 flags.DEFINE_string("features", "", "Saved features: query.npz, then gallery.npz; or their folder.", flag_values=FLAGS)
@@ -110,7 +111,7 @@ flags.DEFINE_string(
     "plots", "", "Folder for cmc.png, precision_recall.png and roc.png; implies --verification.", flag_values=FLAGS
 )
 flags.DEFINE_integer("memory_mb", 1024, "Memory beside the features, MiB.", 16, flag_values=FLAGS)
-flags.DEFINE_alias("memory", "memory_mb", flag_values=FLAGS)
+command_line.old_name(FLAGS, "memory", "memory_mb")
 flags.DEFINE_string("save_features", "", "Folder to save the features in.", flag_values=FLAGS)
 flags.DEFINE_string(
     "output",
@@ -125,9 +126,10 @@ flags.DEFINE_string(
     "File of every query's results and nearest images, .csv or .npz; those of the table's first row.",
     flag_values=FLAGS,
 )
-flags.DEFINE_integer("topk", 10, "Nearest images per query in --per_query.", 0, flag_values=FLAGS)
+flags.DEFINE_integer("k", 10, "Nearest images per query in --per_query.", 0, flag_values=FLAGS)
+command_line.old_name(FLAGS, "topk", "k")
 
-for _flag in ("run", "runs_dir", "checkpoint", "dataset", "split", "data_dir", "skip_bad_images"):
+for _flag in ("model", "runs_dir", "checkpoint", "dataset", "split", "data_dir", "skip_bad_images"):
     command_line.check_pair(
         FLAGS, _flag, "features", False, f"features from files are no run's, expected them without --{_flag}"
     )
@@ -143,7 +145,7 @@ for _flag, _other in (
     ("lambda_value", "rerank"),
     ("qe_k", "query_expansion"),
     ("dba_alpha", "database_augmentation"),
-    ("topk", "per_query"),
+    ("k", "per_query"),
 ):
     command_line.check_pair(FLAGS, _flag, _other)
 command_line.check_pair(
@@ -220,7 +222,7 @@ def _evaluate(
     wanted_fpr = sorted({*REPORTED_FPR, *([] if rate is None else [rate])}, reverse=True)
     options = {
         "wanted_fpr": wanted_fpr if values.verification or values.plots or rate is not None else (),
-        "topk": values.topk,
+        "topk": values.k,
         "memory_mb": values.memory_mb,
         "progress": True,
     }
@@ -315,7 +317,7 @@ def _run_and_data(values: flags.FlagValues) -> tuple[LoadedRun, ReIDDataset]:
             what = f"dataset {values.dataset!r} has no" if values.dataset else "no dataset has a"
             raise UserError(f"{what} split {values.split!r}, expected {', '.join(known) or 'no --split'}")
         names = [values.dataset or (named[0] if named else "")]
-    run_dir = values.run or find_run(values.runs_dir, ",".join(names) or None, split or None)
+    run_dir = values.model or find_run(values.runs_dir, ",".join(names) or None, split or None)
     run = load_run(run_dir, values.checkpoint)
     own = [data_of(run.config, name) for name in names]
     folders, splits = (",".join(getattr(part, field) for part in own) for field in ("data_dir", "split"))

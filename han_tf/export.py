@@ -1,6 +1,6 @@
 """Export a trained network to SavedModel, TFLite, ONNX or OpenVINO, checked before it is kept.
 
-Without --run it takes the newest run, of --dataset and --split if they are given. Each model is a folder with the
+Without --model it takes the newest run, of --dataset and --split if they are given. Each model is a folder with the
 model's files, card.json and MODEL_CARD.md; it takes RGB images as uint8 [n, height, width, 3] and gives features as
 float32 [n, feature_dim]. Its features are compared with the Keras network's on the same images, and its rank-1 and
 mAP with the Keras network's where the data set is there: what loses more than 0.1 points of mAP (int8: 0.5) is not
@@ -45,7 +45,13 @@ COMPARED_IMAGES = 64
 FLAGS = command_line.new_flags()
 flags.DEFINE_list("format", ["openvino"], f"{', '.join(FORMATS)}, several of them, or {ALL}.", flag_values=FLAGS)
 flags.DEFINE_list("precision", [FLOAT32], f"{', '.join(PRECISIONS)}, several, or {ALL}.", flag_values=FLAGS)
-flags.DEFINE_string("run", "", "The run's folder; the newest that fits if empty.", flag_values=FLAGS)
+flags.DEFINE_string(
+    "model",
+    "",
+    "A run's folder, or the name of a network that comes with the package; the newest run that fits if empty.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_alias("run", "model", flag_values=FLAGS)
 flags.DEFINE_string("runs_dir", "runs", "Where runs are kept.", flag_values=FLAGS)
 flags.DEFINE_enum("checkpoint", "last", list(CHECKPOINTS), "Which network of the run.", flag_values=FLAGS)
 flags.DEFINE_string("output", "", "Where the models' folders go; exports in the run if empty.", flag_values=FLAGS)
@@ -59,7 +65,7 @@ flags.DEFINE_boolean("overwrite", False, "Make again what an earlier export has 
 def main(values: flags.FlagValues) -> None:
     """Exports as the flags say."""
     pairs = _pairs(values.format, values.precision)
-    run_dir = resolve(values.run or find_run(values.runs_dir, values.dataset or None, values.split or None))
+    run_dir = resolve(values.model or find_run(values.runs_dir, values.dataset or None, values.split or None))
     config = read_config(run_dir)
     input_size = (config["input_height"], config["input_width"])
     dataset = _dataset(values, config)

@@ -1,13 +1,13 @@
 """Extract the features of any number of images into a folder of Parquet files.
 
-  python -m han_tf.extract IMAGES... --out DIR [--model DIR]
-  python -m han_tf.extract --dataset market1501 --subset gallery --out DIR
+  python -m han_tf.extract IMAGES... --output DIR [--model DIR]
+  python -m han_tf.extract --dataset market1501 --subset gallery --output DIR
 
 IMAGES are folders (with all below them), quoted patterns such as 'cam?/**/*.jpg', images, or CSV files with a column
 path (relative to the CSV file) and, if known, pid, camid and time (seconds since 1970, UTC, or ISO 8601). The model is
 a training run or an export of one; without --model it is the newest run in --runs_dir.
 
---out gets part-00000.parquet, part-00001.parquet, ... with one row per image (path, pid, camid, time, feature, model),
+--output gets part-00000.parquet, part-00001.parquet, … with a row per image (path, pid, camid, time, feature, model),
 manifest.json, and bad_images.csv if some images could not be read. Whatever stops the command, the same command goes on
 where it was; images that have changed since are looked at again. Another list of images is refused there without
 --update, which keeps the features of images that are the same and makes those of new ones. Another model, or another
@@ -17,8 +17,8 @@ An image file that is damaged or no image has no row. One that cannot be read (n
 fails) stops the command, which then goes on where it was.
 
 With --ray the work is shared by the machines of a Ray cluster, or by actors on this one (--ray=local). All of them must
-see the images, the model and --out under the same paths. Any other scheduler does with --part=1/8 to --part=8/8, each
-a process of its own; whichever is last finishes the folder.
+see the images, the model and --output under the same paths. Any other scheduler does with --part=1/8 to --part=8/8,
+each a process of its own; whichever is last finishes the folder.
 """
 
 import signal
@@ -44,8 +44,9 @@ with command_line.deferred_imports(__name__):
 SUBSETS = ("train", "query", "gallery", "multi_query")
 
 FLAGS = command_line.new_flags()
-flags.DEFINE_string("out", "", "Folder for the features.", flag_values=FLAGS)
-flags.register_validator("out", bool, "expected a folder for the features", flag_values=FLAGS)
+flags.DEFINE_string("output", "", "Folder for the features.", flag_values=FLAGS)
+command_line.old_name(FLAGS, "out", "output")
+flags.register_validator("output", bool, "expected a folder for the features", flag_values=FLAGS)
 flags.DEFINE_string("model", "", "Folder of a run or an exported model; the newest run if empty.", flag_values=FLAGS)
 flags.DEFINE_string("runs_dir", "runs", "Where runs are kept.", flag_values=FLAGS)
 flags.DEFINE_string(
@@ -62,7 +63,7 @@ flags.DEFINE_enum("subset", "gallery", SUBSETS, "Which images of the data set.",
 flags.DEFINE_integer(
     "shard_images",
     None,
-    f"Images per Parquet file; as in --out, or {extraction.SHARD_IMAGES} in a new one.",
+    f"Images per Parquet file; as in --output, or {extraction.SHARD_IMAGES} in a new one.",
     1,
     65_536,
     flag_values=FLAGS,
@@ -91,7 +92,7 @@ flags.DEFINE_string(
     "part", "", "Makes only a part of the files, such as 2/8: the second of eight processes.", flag_values=FLAGS
 )
 flags.DEFINE_boolean(
-    "update", False, "Let this list of images take the place of that in --out, whose features stay.", flag_values=FLAGS
+    "update", False, "Let these images take the place of those in --output, whose features stay.", flag_values=FLAGS
 )
 flags.DEFINE_boolean(
     "checksum", False, "Tell changed images by their bytes instead of size and time of change.", flag_values=FLAGS
@@ -105,7 +106,7 @@ flags.DEFINE_float(
     flag_values=FLAGS,
 )
 command_line.define_white_level(FLAGS)
-flags.DEFINE_boolean("overwrite", False, "Remove the features of an earlier extraction in --out.", flag_values=FLAGS)
+flags.DEFINE_boolean("overwrite", False, "Remove the features of an earlier extraction in --output.", flag_values=FLAGS)
 
 for _flag, _other, _together in (
     ("actors", "ray", True),
@@ -131,7 +132,7 @@ def main(values: flags.FlagValues) -> None:
     if images.passed:
         print(f"note: {passed_note(images.passed)}")
     model = values.model or find_run(values.runs_dir)
-    with extraction.locked(values.out, part):
+    with extraction.locked(values.output, part):
         if values.ray:
             card = model_card(model)
         else:
@@ -140,9 +141,9 @@ def main(values: flags.FlagValues) -> None:
         gpu = card.format in GPU_FORMATS
         if values.ray and values.overwrite:
             check_cluster(values.ray, values.actor_cpus, gpu)  # before anything is removed
-        with extraction.planning(values.out, part):
+        with extraction.planning(values.output, part):
             work = extraction.plan(
-                values.out,
+                values.output,
                 images,
                 card,
                 values.shard_images,
@@ -165,7 +166,7 @@ def main(values: flags.FlagValues) -> None:
                     values.ray,
                     model,
                     images,
-                    values.out,
+                    values.output,
                     work,
                     batch_size=values.batch_size,
                     actors=values.actors,
@@ -175,16 +176,16 @@ def main(values: flags.FlagValues) -> None:
                 if lost:
                     print(f"note: machines of the cluster that were lost: {lost}; others have done their part")
             else:
-                for sentence in extraction.extract_locally(extractor, images, values.out, work):
+                for sentence in extraction.extract_locally(extractor, images, values.output, work):
                     print(f"note: {sentence}")
         except KeyboardInterrupt as interrupt:
             raise Stopped("interrupted: finished files stay, the same command goes on", signal.SIGINT) from interrupt
         seconds = time.perf_counter() - start
-        with extraction.planning(values.out, part):
-            missing = extraction.missing_shards(values.out, work.manifest)
-            done = (
-                None if missing and values.part else extraction.finish(values.out, work.manifest, values.max_bad_images)
-            )
+        with extraction.planning(values.output, part):
+            missing = extraction.missing_shards(values.output, work.manifest)
+            done = None
+            if not (missing and values.part):
+                done = extraction.finish(values.output, work.manifest, values.max_bad_images)
     if work.pending:
         looked_at = sum(end - first for first, end in map(work.manifest.bounds, work.pending))
         print(f"{looked_at} images in {seconds:.1f} s, {looked_at / seconds:.0f} img/s")
@@ -192,9 +193,9 @@ def main(values: flags.FlagValues) -> None:
         print(f"part {values.part} is done; {missing} of {work.manifest.shards} files are to come from other parts")
         return
     if done.bad_images:
-        path = Path(values.out) / extraction.BAD_IMAGES
+        path = Path(values.output) / extraction.BAD_IMAGES
         print(f"{done.bad_images} of {len(images)} images could not be read and have no row: {path}")
-    print(f"{done.rows} rows in {work.manifest.shards} files written to {values.out}")
+    print(f"{done.rows} rows in {work.manifest.shards} files written to {values.output}")
 
 
 def _images(values: flags.FlagValues) -> ImageList:

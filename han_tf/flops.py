@@ -45,7 +45,8 @@ PUBLISHED_ELSEWHERE = {"mobilenet": 5.69e8, "shufflenet": 1.40e8, "condensenet":
 """Network -> the figure of Tables 6 and 7, that of its own paper: multiply-adds at 224×224 with 1,000 classes."""
 
 FLAGS = command_line.new_flags()
-flags.DEFINE_multi_enum("model", list(MODELS), list(MODELS), "Networks.", flag_values=FLAGS)
+command_line.define_list(FLAGS, "arch", list(MODELS), "Networks.", flags.EnumParser(list(MODELS)))
+command_line.old_name(FLAGS, "model", "arch")
 flags.DEFINE_integer("input_height", 160, "Image height, pixels.", 32, flag_values=FLAGS)
 flags.DEFINE_integer("input_width", 64, "Image width, pixels.", 32, flag_values=FLAGS)
 
@@ -69,7 +70,7 @@ def report(name: str, costs: dict[str, Cost], published: Optional[Published] = N
 def main(values: flags.FlagValues) -> None:
     """Prints the tables that the flags ask for."""
     input_size = (values.input_height, values.input_width)
-    for name in dict.fromkeys(values.model):
+    for name in dict.fromkeys(values.arch):
         model = create_deployed(name, input_size=input_size)
         published = PUBLISHED.get(name) if input_size == (160, 64) else None
         print(report(name, part_costs(model, model.parts(), input_size), published), end="\n\n")

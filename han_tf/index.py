@@ -49,7 +49,7 @@ flags.DEFINE_enum(
 flags.DEFINE_integer(
     "memory_mb", None, "Memory the index may take, MiB; half of what is free if not given.", 1, flag_values=FLAGS
 )
-flags.DEFINE_alias("memory", "memory_mb", flag_values=FLAGS)
+command_line.old_name(FLAGS, "memory", "memory_mb")
 flags.DEFINE_string("model", "", "Folder of the run or export that made the features.", flag_values=FLAGS)
 flags.DEFINE_string("checksum", "", "That model's checksum, or any name for another network.", flag_values=FLAGS)
 flags.DEFINE_string("milvus_index", "HNSW", "Milvus: index type of a new collection; FLAT is exact.", flag_values=FLAGS)

@@ -29,6 +29,7 @@ from han_tf.training.config import (
     RECIPES,
     STRATEGIES,
     TrainConfig,
+    flag_of,
     parse_drops,
     parse_model_args,
 )
@@ -93,8 +94,10 @@ flags.DEFINE_string(
     flag_values=FLAGS,
 )
 flags.DEFINE_string("runs_dir", "runs", "Where runs are kept.", flag_values=FLAGS)
-flags.DEFINE_string("run_dir", "", "This run's folder; named after the settings if empty.", flag_values=FLAGS)
-flags.DEFINE_enum("model", _DEFAULT.model, list(MODELS), "Network (Tables 1 and 12).", flag_values=FLAGS)
+flags.DEFINE_string("run", "", "This run's folder; named after the settings if empty.", flag_values=FLAGS)
+command_line.old_name(FLAGS, "run_dir", "run")
+flags.DEFINE_enum("arch", _DEFAULT.model, list(MODELS), "Network (Tables 1 and 12).", flag_values=FLAGS)
+command_line.old_name(FLAGS, "model", "arch")
 flags.DEFINE_integer("input_height", _DEFAULT.input_height, "Image height, pixels.", 32, flag_values=FLAGS)
 flags.DEFINE_integer("input_width", _DEFAULT.input_width, "Image width, pixels.", 32, flag_values=FLAGS)
 flags.DEFINE_integer("feature_dim", _DEFAULT.feature_dim, "Feature dimension (Fig. 6).", 2, flag_values=FLAGS)
@@ -104,12 +107,12 @@ flags.DEFINE_boolean("hard", _DEFAULT.hard, "Hard attention; if not, the regions
 flags.DEFINE_boolean(
     "interaction", _DEFAULT.interaction, "Interaction of the branches, eq. (8) (Table 10).", flag_values=FLAGS
 )
-flags.DEFINE_multi_string(
+command_line.define_list(
+    FLAGS,
     "model_args",
     [],
-    "Another argument of the network, for example --model_args regions=6 --model_args widths=[96,192,288]; may be "
-    "given several times.",
-    flag_values=FLAGS,
+    "Other arguments of the network, for example regions=6,widths=[96,192,288].",
+    separator=r",(?=\s*\w+\s*=)",
 )
 flags.DEFINE_string(
     "weights", _DEFAULT.weights, "ImageNet weights (.h5) that MobileNet or ResNet50 starts from.", flag_values=FLAGS
@@ -243,9 +246,9 @@ def config_of(values: flags.FlagValues) -> TrainConfig:
     """Returns the settings that the flags say, with those of ``--recipe`` for flags that are not given."""
     recipe = values.recipe
     settings = {
-        field.name: values[field.name].value
+        field.name: values[flag_of(field.name)].value
         for field in dataclasses.fields(TrainConfig)
-        if field.name not in RECIPES[recipe] or values[field.name].present
+        if field.name not in RECIPES[recipe] or values[flag_of(field.name)].present
     }
     if "lr_drops" in settings:
         settings["lr_drops"] = parse_drops(settings["lr_drops"])
@@ -308,9 +311,9 @@ def main(values: flags.FlagValues) -> None:
     if (config.epochs, config.lr_drops) != (_DEFAULT.epochs, _DEFAULT.lr_drops):
         drops = ", ".join(map(str, drop_epochs(config.epochs, config.lr_drops))) or "no epoch"
         print(f"schedule: {config.epochs} epochs; lr drops after {drops} (the paper: 300, after 100, 200, 250)")
-    run_dir = Path(values.run_dir or Path(values.runs_dir) / config.run_name())
+    run_dir = Path(values.run or Path(values.runs_dir) / config.run_name())
     check_run_folder(config, run_dir)
-    taken = f"another process trains in {run_dir}, expected one at a time; give another --run_dir"
+    taken = f"another process trains in {run_dir}, expected one at a time; give another --run"
     with restarted_when_a_worker_is_lost(config.strategy):
         strategy = create_strategy(config.strategy)
         check_precision(config.precision)

@@ -36,19 +36,26 @@ CELL_SIZE = (192, 96)
 
 FLAGS = command_line.new_flags()
 
-flags.DEFINE_string("run", "", "Folder of the run; the newest in --runs_dir if empty.", flag_values=FLAGS)
+flags.DEFINE_string(
+    "model",
+    "",
+    "A run's folder, or the name of a network that comes with the package; the newest run that fits if empty.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_alias("run", "model", flag_values=FLAGS)
 flags.DEFINE_string("runs_dir", "runs", "Where runs are kept.", flag_values=FLAGS)
 flags.DEFINE_string(
     "dataset",
     "",
-    "Whose images to show, and of whose runs the newest is taken without --run; if empty, the run's own data set (of "
+    "Whose images to show, and of whose runs the newest is taken without --model; if empty, the run's own data set (of "
     "several the first), and any run.",
     flag_values=FLAGS,
 )
 flags.DEFINE_string("split", "", "Protocol variant, as --dataset.", flag_values=FLAGS)
 flags.DEFINE_enum("checkpoint", "last", list(CHECKPOINTS), "Which network of the run.", flag_values=FLAGS)
 flags.DEFINE_string("data_dir", "", "Data folder; that of the run if empty.", flag_values=FLAGS)
-flags.DEFINE_string("out", "", "Folder for the pictures; that of the run if empty.", flag_values=FLAGS)
+flags.DEFINE_string("output", "", "Folder for the pictures; that of the run if empty.", flag_values=FLAGS)
+command_line.old_name(FLAGS, "out", "output")
 flags.DEFINE_integer("queries", 8, "How many queries, evenly spread over all.", 1, flag_values=FLAGS)
 flags.DEFINE_boolean("ranked", False, "Also rank the gallery for these queries.", flag_values=FLAGS)
 flags.DEFINE_string(
@@ -57,7 +64,8 @@ flags.DEFINE_string(
     "Folder of features that han_tf.evaluate --save_features wrote; made now if empty.",
     flag_values=FLAGS,
 )
-flags.DEFINE_integer("topk", 10, "Gallery images per ranked list.", 1, flag_values=FLAGS)
+flags.DEFINE_integer("k", 10, "Gallery images per ranked list.", 1, flag_values=FLAGS)
+command_line.old_name(FLAGS, "topk", "k")
 flags.DEFINE_integer("batch_size", 64, "Images per forward pass over the gallery.", 1, flag_values=FLAGS)
 flags.DEFINE_boolean("skip_bad_images", False, "Leave out unreadable images instead of stopping.", flag_values=FLAGS)
 
@@ -118,10 +126,10 @@ def main(values: flags.FlagValues) -> None:
             "who is right, expected no images"
         )
     run = load_run(
-        values.run or find_run(values.runs_dir, values.dataset or None, values.split or None), values.checkpoint
+        values.model or find_run(values.runs_dir, values.dataset or None, values.split or None), values.checkpoint
     )
     print(f"network: {run.checkpoint}")
-    out = Path(values.out) if values.out else output_folder(run.run_dir)
+    out = Path(values.output) if values.output else output_folder(run.run_dir)
 
     if values.positional:
         records = tuple(Record(path, JUNK_PID, 0) for path in values.positional)
@@ -146,7 +154,7 @@ def main(values: flags.FlagValues) -> None:
     if values.ranked:
         ranked = [record for record in dataset.gallery if record.pid != JUNK_PID]
         lists = ranked_lists(
-            _features(values, run, "query", shown.records), _features(values, run, "gallery", ranked), values.topk
+            _features(values, run, "query", shown.records), _features(values, run, "gallery", ranked), values.k
         )
         title = f"{run.run_dir.name}: {len(lists)} of {len(dataset.query):,} queries"
         _save(out / "ranked.png", ranked_sheet(lists, CELL_SIZE, title))

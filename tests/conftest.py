@@ -72,7 +72,7 @@ def tiny_data(tmp_path_factory):
 def tiny_run(tiny_data, tmp_path_factory):
     """The folder of a finished run of two epochs on :func:`tiny_data`."""
     run_dir = tmp_path_factory.mktemp("runs") / "tiny"
-    arguments = ["--dataset=market1501", f"--data_dir={tiny_data}", f"--run_dir={run_dir}", "--epochs=2", *TINY_SIZE]
+    arguments = ["--dataset=market1501", f"--data_dir={tiny_data}", f"--run={run_dir}", "--epochs=2", *TINY_SIZE]
     assert run(train.main, train.FLAGS, train.__doc__, ["train", *arguments]) == 0
     return run_dir
 

@@ -39,7 +39,7 @@ def test_nobody_complains_about_fixed_regions(run_dir):
 
 
 def test_the_same_command_goes_on_and_another_one_does_not(run_dir, tiny_data, capsys):
-    arguments = ["--dataset=market1501", f"--data_dir={tiny_data}", f"--run_dir={run_dir}", "--epochs=1", *TINY_SIZE]
+    arguments = ["--dataset=market1501", f"--data_dir={tiny_data}", f"--run={run_dir}", "--epochs=1", *TINY_SIZE]
     assert call(train, *arguments, *(f"--no{name}" for name in SWITCHES[:3])) == 1
     assert f"{run_dir} holds a run with --interaction False, this command has True" in capsys.readouterr().err
     assert call(train, *arguments, *(f"--no{name}" for name in SWITCHES)) == 0
@@ -47,11 +47,11 @@ def test_the_same_command_goes_on_and_another_one_does_not(run_dir, tiny_data, c
 
 
 def test_it_is_evaluated_and_drawn(run_dir, tmp_path, capsys):
-    assert call(evaluate, f"--run={run_dir}", f"--output={tmp_path / 'evaluation.json'}") == 0
+    assert call(evaluate, f"--model={run_dir}", f"--output={tmp_path / 'evaluation.json'}") == 0
     assert {row["feature"] for row in json.loads((tmp_path / "evaluation.json").read_text())["results"]} == {
         "joint",
         "global",
         "local",
     }
-    assert call(visualize, f"--run={run_dir}", f"--out={tmp_path}", "--queries=2", positional="IMAGE") == 0
+    assert call(visualize, f"--model={run_dir}", f"--output={tmp_path}", "--queries=2", positional="IMAGE") == 0
     assert (tmp_path / "attention.png").stat().st_size > 1000

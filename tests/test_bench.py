@@ -22,7 +22,7 @@ def test_figures_of_one_network(tmp_path, capsys, monkeypatch):
         return 0.5
 
     monkeypatch.setattr(bench, "seconds", half_a_second)
-    flags = ["--model=shufflenet", "--repeats=3", "--batch_size=4", f"--output={tmp_path / 'figures.json'}"]
+    flags = ["--arch=shufflenet", "--repeats=3", "--batch_size=4", f"--output={tmp_path / 'figures.json'}"]
     assert run(bench.main, bench.FLAGS, bench.__doc__, ["bench", *flags]) == 0
     figures = json.loads((tmp_path / "figures.json").read_text())
     # There are three images, however many a batch might hold.
@@ -46,7 +46,7 @@ def test_bfloat16_is_measured_where_the_processor_has_it(tmp_path, capsys, monke
     monkeypatch.setattr(environment, "machine", lambda: machine)
     flags = ["--repeats=3", "--batch_size=2", f"--output={tmp_path / 'figures.json'}"]
     bench.FLAGS(["bench", *flags])
-    bench.FLAGS.model = ["tiny"]
+    bench.FLAGS.arch = ["tiny"]
     bench.main(bench.FLAGS)
     (rates,) = json.loads((tmp_path / "figures.json").read_text())["networks"].values()
     assert (rates["training"], rates["training_bfloat16"]) == (4, 4)

@@ -67,15 +67,21 @@ def watched(tmp_path):
 def test_commands_open_no_connection(watched, tiny_data, tiny_run, tmp_path):
     pytest.importorskip("openvino")
     pytest.importorskip("nncf")
-    run, data, model = f"--run={tiny_run}", f"--data_dir={tiny_data}", f"--model={tmp_path}/exports/openvino-int8"
+    run, data, model = f"--model={tiny_run}", f"--data_dir={tiny_data}", f"--model={tmp_path}/exports/openvino-int8"
     size = ("--input_height=48", "--input_width=32")
     commands = [
-        ("han_tf.train", "--dataset=market1501", data, f"--run_dir={tmp_path}/run", "--epochs=1", *size),
+        ("han_tf.train", "--dataset=market1501", data, f"--run={tmp_path}/run", "--epochs=1", *size),
         ("han_tf.evaluate", run, f"--output={tmp_path}/evaluation.json"),
-        ("han_tf.visualize", run, f"--out={tmp_path}"),
-        ("han_tf.flops", "--model=han_small"),
+        ("han_tf.visualize", run, f"--output={tmp_path}"),
+        ("han_tf.flops", "--arch=han_small"),
         ("han_tf.export", run, "--format=openvino", "--precision=int8", "--noaccuracy", f"--output={tmp_path}/exports"),
-        ("han_tf.extract", str(tiny_data / "bounding_box_test"), "--names=market1501", model, f"--out={tmp_path}/out"),
+        (
+            "han_tf.extract",
+            str(tiny_data / "bounding_box_test"),
+            "--names=market1501",
+            model,
+            f"--output={tmp_path}/out",
+        ),
         ("han_tf.index", f"--index={tmp_path}/index", f"{tmp_path}/out"),
         ("han_tf.search.__main__", f"--index={tmp_path}/index", "--id=1"),
     ]

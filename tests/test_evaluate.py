@@ -223,7 +223,7 @@ class TestFeaturesFromFiles:
 
     def test_every_query_as_csv(self, saved, subsets, tmp_path, capsys):
         path = tmp_path / "new" / "queries.csv"
-        assert call("--features", saved, f"--per_query={path}", "--topk=3") == 0
+        assert call("--features", saved, f"--per_query={path}", "--k=3") == 0
         assert capsys.readouterr().out.endswith(f"written to {path}\n")
         expected = evaluate_features(*subsets, topk=3)[0]["result"]
         rows = list(csv.DictReader(path.open(encoding="utf-8")))
@@ -237,7 +237,7 @@ class TestFeaturesFromFiles:
 
     def test_every_query_as_npz(self, saved, subsets, tmp_path):
         path = tmp_path / "queries.npz"
-        assert call("--features", saved, f"--per_query={path}", "--topk=3") == 0
+        assert call("--features", saved, f"--per_query={path}", "--k=3") == 0
         expected = evaluate_features(*subsets, topk=3)[0]["result"]
         with np.load(path, allow_pickle=False) as arrays:
             for name in ("ap", "ap_trapezoid", "inp", "first_hit", "matches", "topk_indices", "topk_distances", "cmc"):
@@ -606,7 +606,7 @@ class TestWrongFeatures:
             (("--lambda_value=0.5",), "--lambda_value means nothing without --rerank"),
             (("--qe_k=3",), "--qe_k means nothing without --query_expansion"),
             (("--dba_alpha=3",), "--dba_alpha means nothing without --database_augmentation"),
-            (("--topk=3",), "--topk means nothing without --per_query"),
+            (("--k=3",), "--k means nothing without --per_query"),
             (("--query_expansion=average", "--qe_alpha=2"), "nothing without --query_expansion=alpha"),
             (("--qe_alpha=2",), "nothing without --query_expansion=alpha"),
             (("--query_expansion=mean",), "--query_expansion=mean"),

@@ -24,7 +24,7 @@ def test_published_figures_are_the_papers():
 
 
 def test_one_table_per_network_with_the_published_figure_under_the_sum(capsys):
-    output = printed(capsys, "--model", "han_residual", "--model", "han_small", "--model", "han_residual")
+    output = printed(capsys, "--arch", "han_residual,han_small", "--arch", "han_residual")
     tables = [table.splitlines() for table in output.strip().split("\n\n")]
     assert [table[0].split()[0] for table in tables] == ["han_residual", "han_small"]
     for table, name, figure in zip(tables, ("Table 12", "Table 1"), (1.34e9, 3.68e8)):
@@ -38,6 +38,6 @@ def test_one_table_per_network_with_the_published_figure_under_the_sum(capsys):
 
 
 def test_another_input_size_has_no_published_figure(capsys):
-    output = printed(capsys, "--model", "han_small", "--input_height", "64", "--input_width", "32")
+    output = printed(capsys, "--arch", "han_small", "--input_height", "64", "--input_width", "32")
     assert "total" in output
     assert "Table" not in output

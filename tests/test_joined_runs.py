@@ -99,11 +99,11 @@ def test_each_data_set_is_evaluated_by_itself(run_dir, tiny_data, csv_data, tmp_
 def test_it_goes_on_with_the_same_command(run_dir, arguments, capsys, tmp_path):
     copy = shutil.copytree(run_dir, tmp_path / "run")
     before = (copy / "metrics.json").read_text()
-    assert call(train, *arguments, f"--run_dir={copy}") == 0
+    assert call(train, *arguments, f"--run={copy}") == 0
     assert "going on from" in capsys.readouterr().out
     assert (copy / "metrics.json").read_text() == before
     swapped = [argument.replace("market1501,csv", "csv,market1501") for argument in arguments]
-    assert call(train, *swapped, f"--run_dir={copy}") == 1
+    assert call(train, *swapped, f"--run={copy}") == 1
 
 
 @pytest.mark.parametrize("flag", ["output", "per_query", "plots", "save_features"])
@@ -128,9 +128,8 @@ def test_the_terms_are_those_of_all_data_sets(run_dir):
 
 def test_pictures_are_of_the_named_data_set(run_dir, tmp_path, capsys):
     def shown(*arguments):
-        assert (
-            call(visualize, f"--run={run_dir}", f"--out={tmp_path}", "--queries=2", *arguments, positional="IMAGE") == 0
-        )
+        command = (visualize, f"--run={run_dir}", f"--output={tmp_path}", "--queries=2")
+        assert call(*command, *arguments, positional="IMAGE") == 0
         return (tmp_path / "attention.png").read_bytes()
 
     first = shown()

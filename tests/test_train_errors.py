@@ -33,7 +33,7 @@ def check(capsys, tmp_path):
     """Calls the command, which is to fail with one line that holds the words."""
 
     def call_and_check(arguments, *named, status=1):
-        assert call(f"--run_dir={tmp_path / 'run'}", *arguments) == status
+        assert call(f"--run={tmp_path / 'run'}", *arguments) == status
         (line,) = messages(capsys.readouterr().err)
         assert line.startswith("error: " if status == 1 else "usage error: ")
         for words in named:
@@ -76,7 +76,7 @@ def write_csv(tiny_data, tmp_path):
         (["--epochs=0"], "--epochs=0"),
         (["--epochs=many"], "--epochs=many"),
         (["--batch_size=1"], "--batch_size=1"),
-        (["--model=han_huge"], "--model=han_huge"),
+        (["--arch=han_huge"], "--arch=han_huge"),
         (["--lr=-0.1"], "--lr=-0.1"),
         (["--lr=nan"], "--lr=nan"),
         (["--weight_decay=inf"], "--weight_decay=inf"),
@@ -143,7 +143,7 @@ def test_one_camera_only(check, write_csv):
 
 def test_a_file_in_place_of_the_run_folder(capsys, tmp_path, tiny_data):
     (tmp_path / "run").write_text("precious")
-    arguments = ["--dataset=market1501", f"--data_dir={tiny_data}", f"--run_dir={tmp_path / 'run'}", "--panel_images=0"]
+    arguments = ["--dataset=market1501", f"--data_dir={tiny_data}", f"--run={tmp_path / 'run'}", "--panel_images=0"]
     assert call(*arguments) == 1
     (line,) = messages(capsys.readouterr().err)
     assert line.startswith(f"error: cannot write {tmp_path}/run/.lock: ")
@@ -157,7 +157,7 @@ def test_an_unreadable_image(check, capsys, copied, tmp_path):
     arguments = ["--dataset=market1501", f"--data_dir={copied}", "--epochs=1", "--panel_images=2"]
     check(arguments, f"{bad[0]}: not a readable image (", "--skip_bad_images leaves it out")
 
-    assert call(*arguments, f"--run_dir={tmp_path / 'run'}", "--skip_bad_images") == 0
+    assert call(*arguments, f"--run={tmp_path / 'run'}", "--skip_bad_images") == 0
     out, err = capsys.readouterr()
     assert messages(err) == []
     for path in bad:
@@ -171,7 +171,7 @@ def test_an_unreadable_image(check, capsys, copied, tmp_path):
 def test_a_run_of_other_settings_is_left_alone(capsys, tiny_data, tiny_run, tmp_path):
     folder = shutil.copytree(tiny_run, tmp_path / "run")
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    arguments = ["--dataset=market1501", f"--data_dir={tiny_data}", f"--run_dir={folder}", "--panel_images=0"]
+    arguments = ["--dataset=market1501", f"--data_dir={tiny_data}", f"--run={folder}", "--panel_images=0"]
     assert call(*arguments, "--epochs=3") == 1
     (line,) = messages(capsys.readouterr().err)
     assert line.startswith(f"error: {folder} holds a run with --epochs 2, this command has 3; ")
@@ -181,7 +181,7 @@ def test_a_run_of_other_settings_is_left_alone(capsys, tiny_data, tiny_run, tmp_
 def test_a_run_of_other_images_is_left_alone(capsys, copied, tiny_run, tmp_path):
     """As many, of the same people: only one file has another size. Moving the data set is no such change."""
     folder = shutil.copytree(tiny_run, tmp_path / "run")
-    arguments = ["--dataset=market1501", f"--data_dir={copied}", f"--run_dir={folder}", "--epochs=2"]
+    arguments = ["--dataset=market1501", f"--data_dir={copied}", f"--run={folder}", "--epochs=2"]
     stored = json.loads((folder / "history.json").read_text())
     assert call(*arguments) == 0
     assert json.loads((folder / "history.json").read_text()) == stored
@@ -203,14 +203,14 @@ def test_a_run_of_other_images_is_left_alone(capsys, copied, tiny_run, tmp_path)
 def test_one_process_trains_in_a_folder(check, tiny_data, tmp_path):
     with locked(tmp_path / "run" / ".lock"):
         arguments = ["--dataset=market1501", f"--data_dir={tiny_data}"]
-        check(arguments, f"another process trains in {tmp_path}/run, expected one at a time; give another --run_dir")
+        check(arguments, f"another process trains in {tmp_path}/run, expected one at a time; give another --run")
 
 
 def test_a_damaged_checkpoint_is_not_started_over(capsys, tiny_data, tiny_run, tmp_path):
     folder = shutil.copytree(tiny_run, tmp_path / "run")
     (folder / "checkpoints" / "checkpoint").write_bytes(b"")
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    arguments = ["--dataset=market1501", f"--data_dir={tiny_data}", f"--run_dir={folder}", "--panel_images=0"]
+    arguments = ["--dataset=market1501", f"--data_dir={tiny_data}", f"--run={folder}", "--panel_images=0"]
     assert call(*arguments, "--epochs=2") == 1
     (line,) = messages(capsys.readouterr().err)
     assert line == f"error: {folder}/checkpoints/checkpoint: damaged, expected the name of the newest checkpoint"

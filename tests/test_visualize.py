@@ -123,7 +123,7 @@ def test_average_precision_is_that_of_the_list(features):
 
 def test_newest_run_and_its_queries(folders, tmp_path, capsys):
     runs, _ = folders
-    assert run("--runs_dir", runs, "--out", tmp_path, "--ranked", "--topk", 4, "--queries", 2) == 0
+    assert run("--runs_dir", runs, "--output", tmp_path, "--ranked", "--k", 4, "--queries", 2) == 0
     assert f"written to {tmp_path / 'attention.png'}" in capsys.readouterr().out
     with Image.open(tmp_path / "ranked.png") as image:
         sheet = np.asarray(image)
@@ -146,7 +146,7 @@ def test_saved_features_are_used(folders, features, tmp_path, capsys):
     opposite = gallery._replace(features=-gallery.features)
     save_features(tmp_path / "query.npz", queries.where(np.arange(len(queries.pids))[::-1]))
     save_features(tmp_path / "gallery.npz", opposite.where(np.arange(len(opposite.pids))[::-1]))
-    arguments = ("--runs_dir", runs, "--out", tmp_path, "--features", tmp_path, "--ranked", "--topk", 5)
+    arguments = ("--runs_dir", runs, "--output", tmp_path, "--features", tmp_path, "--ranked", "--k", 5)
     assert run(*arguments) == 0
     lists = visualize.ranked_lists(queries, opposite, 5)
     expected = ranked_sheet(lists, visualize.CELL_SIZE, "tiny: 3 of 3 queries")
@@ -163,7 +163,7 @@ def test_pictures_go_to_the_run_by_default(folders):
     runs, _ = folders
     assert run("--run", runs / "tiny", "--queries", 3) == 0
     two_rows, three_rows = runs / "two", runs / "tiny"
-    assert run("--run", runs / "tiny", "--queries", 2, "--out", two_rows) == 0
+    assert run("--run", runs / "tiny", "--queries", 2, "--output", two_rows) == 0
     narrow, wide = size_of(two_rows / "attention.png"), size_of(three_rows / "attention.png")
     assert wide[0] == narrow[0]
     assert wide[1] - narrow[1] > 2 * 64
@@ -174,7 +174,7 @@ def test_images_of_ones_own_of_any_size(folders, tmp_path):
     runs, _ = folders
     Image.new("L", (50, 90), 70).save(tmp_path / "grey.png")
     Image.new("RGB", (20, 20), (200, 30, 30)).save(tmp_path / "red.jpg")
-    assert run("--run", runs / "tiny", "--out", tmp_path, tmp_path / "grey.png", tmp_path / "red.jpg") == 0
+    assert run("--run", runs / "tiny", "--output", tmp_path, tmp_path / "grey.png", tmp_path / "red.jpg") == 0
     with Image.open(tmp_path / "attention.png") as image:
         sheet = np.asarray(image)
     for colour in ((70, 70, 70), (200, 30, 30)):
@@ -195,13 +195,13 @@ def test_images_of_ones_own_of_any_size(folders, tmp_path):
 )
 def test_mistakes_are_one_line(folders, tmp_path, capsys, arguments, message):
     runs, _ = folders
-    assert run("--runs_dir", runs, "--out", tmp_path, *arguments) == 1
+    assert run("--runs_dir", runs, "--output", tmp_path, *arguments) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith(message)
     assert not list(tmp_path.glob("ranked*"))
 
 
-@pytest.mark.parametrize("flag", ["--queries", "--topk", "--batch_size"])
+@pytest.mark.parametrize("flag", ["--queries", "--k", "--batch_size"])
 def test_counts_start_at_one(flag, capsys):
     assert run(flag, 0) == 2
     assert "usage error" in capsys.readouterr().err

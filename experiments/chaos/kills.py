@@ -86,7 +86,7 @@ def _train(data: Path, folder: Path) -> int:
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
     without = [f"--no{part}" for part in ("spatial", "channel", "hard", "interaction")]
     size = ["--input_height=48", "--input_width=32", "--epochs=4"]
-    return run_command(train, "--dataset=market1501", f"--data_dir={data}", f"--run_dir={folder}", *size, *without)
+    return run_command(train, "--dataset=market1501", f"--data_dir={data}", f"--run={folder}", *size, *without)
 
 
 def _weights(folder: Path) -> Iterable[tuple[str, Any]]:
@@ -99,7 +99,7 @@ def _weights(folder: Path) -> Iterable[tuple[str, Any]]:
 
 
 def _export(run: Path, folder: Path) -> int:
-    return run_command(export, f"--run={run}", f"--output={folder}", "--format=onnx", "--noaccuracy")
+    return run_command(export, f"--model={run}", f"--output={folder}", "--format=onnx", "--noaccuracy")
 
 
 def _exports(folder: Path) -> Iterable[tuple[str, Any]]:
@@ -113,7 +113,7 @@ def _exports(folder: Path) -> Iterable[tuple[str, Any]]:
 
 def extract_features(model: Path, data: Path, folder: Path) -> int:
     """Extracts the features of the images below ``data``; returns the exit status."""
-    arguments = (data, f"--model={model}", f"--out={folder}", "--shard_images=16", "--threads=1")
+    arguments = (data, f"--model={model}", f"--output={folder}", "--shard_images=16", "--threads=1")
     return run_command(extract, *arguments, positional="images")
 
 

@@ -12,6 +12,7 @@ import io
 import logging
 import math
 import os
+import re
 import runpy
 import signal
 import sys
@@ -41,7 +42,46 @@ def new_flags() -> flags.FlagValues:
     flags.DEFINE_boolean("help", False, "Show these flags and exit.", short_name="h", flag_values=values)
     flags.DEFINE_boolean("version", False, "Show the version and exit.", flag_values=values)
     flags.DEFINE_boolean("quiet", False, "Show no progress.", flag_values=values)
+    values.__dict__["old_names"] = {}
     return values
+
+
+def old_name(values: flags.FlagValues, old: str, new: str) -> None:
+    """Lets ``--old`` go on as another name of the flag ``new``; whoever uses it is told the new one."""
+    flags.DEFINE_alias(old, new, flag_values=values)
+    values.__dict__["old_names"][old] = new
+
+
+class _ListFlag(flags.MultiFlag):
+    """See :func:`define_list`."""
+
+    separator = ","
+
+    def _parse(self, arguments: Any) -> list[Any]:
+        if isinstance(arguments, str):
+            arguments = [part.strip() for part in re.split(self.separator, arguments)]
+        return super()._parse(arguments)
+
+
+def define_list(
+    values: flags.FlagValues,
+    name: str,
+    default: Sequence[Any],
+    help: str,
+    parser: Optional[flags.ArgumentParser] = None,
+    separator: str = ",",
+) -> None:
+    """Adds a flag for values that are separated by commas; a flag that is given again adds to them.
+
+    Args:
+      values: the command's flags.
+      name, default, help: of the flag.
+      parser: of one value; they are strings if None.
+      separator: regular expression of what stands between two values.
+    """
+    flag = _ListFlag(parser or flags.ArgumentParser(), flags.ArgumentSerializer(), name, list(default), help)
+    flag.help, flag.separator = help, separator
+    flags.DEFINE_flag(flag, flag_values=values)
 
 
 def check_pair(
@@ -245,6 +285,9 @@ def _run(
         print(f"usage error: {' '.join(str(error).split())} (--help lists the flags)", file=sys.stderr)
         return 2
     values.__dict__["positional"] = rest
+    for old, new in values.__dict__["old_names"].items():
+        if values[old].present:
+            print(f"note: --{old} is now called --{new}", file=sys.stderr)
     set_quiet(values.quiet)
     try:
         _Deferred.resolve(getattr(main, "__globals__", {}))

@@ -492,7 +492,7 @@ def _check_same(folder: Path, found: Manifest, wanted: Manifest, ignored: Sequen
         if values[0] != values[1] and name not in ignored:
             raise UserError(
                 f"{folder}: holds {phrase.format(values[0])}, expected {values[1]}; "
-                "give another --out, or --overwrite to make it anew"
+                "give another --output, or --overwrite to make it anew"
                 + ("; --update keeps the features of images that are the same" if name in _LISTED else "")
             )
 

@@ -278,13 +278,18 @@ class TrainConfig:
             mine, theirs = getattr(self, setting.name), getattr(saved, setting.name)
             if mine != theirs and setting.name not in NEUTRAL:
                 raise UserError(
-                    f"{where} holds a run with --{setting.name} {theirs}, this command has {mine}; "
-                    "give another --run_dir, or the same flags to go on with that run"
+                    f"{where} holds a run with --{flag_of(setting.name)} {theirs}, this command has {mine}; "
+                    "give another --run, or the same flags to go on with that run"
                 )
 
 
 DEFAULTS: Mapping[str, Any] = MappingProxyType(TrainConfig().to_dict())
 """Setting -> what it is unless said otherwise."""
+
+
+def flag_of(setting: str) -> str:
+    """Returns the name of the flag of ``han_tf.train`` that says a setting."""
+    return "arch" if setting == "model" else setting
 
 
 def parse_drops(text: str) -> tuple[float, ...]:

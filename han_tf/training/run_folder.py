@@ -81,13 +81,13 @@ class RunFolder:
                 if saved.get(name) != number:
                     raise UserError(
                         f"{self.path} holds a run with {name} {saved.get(name)}, the training set has {number} now; "
-                        "give another --run_dir, or the same images to go on with that run"
+                        "give another --run, or the same images to go on with that run"
                     )
             before = saved.get("replicas", replicas)
             if before != replicas and not self.config.sync_batch_norm:
                 raise UserError(
                     f"{self.path} holds a run whose batch norm saw a part of a batch on each of {before} devices, "
-                    f"there are {replicas} now; give another --run_dir, or as many devices to go on with that run"
+                    f"there are {replicas} now; give another --run, or as many devices to go on with that run"
                 )
             # An earlier version's run tells none.
             fingerprints = saved.get("fingerprints", fingerprints)
@@ -95,7 +95,7 @@ class RunFolder:
         if not same.get("train", True):
             raise UserError(
                 f"{self.path} holds a run whose training images had other names, labels or sizes; "
-                "give another --run_dir, or the same images to go on with that run"
+                "give another --run, or the same images to go on with that run"
             )
         if self.checkpoints.latest is not None:
             path = self.checkpoints.restore()

@@ -3,7 +3,7 @@
   python -m han_tf.weights
   python -m han_tf.weights --store runs/NAME --output han_small-market1501
 
-A stored folder can be named wherever a run's folder can: --run, --model, --init_from.
+A stored folder can be named wherever a run's folder can: --model, --init_from.
 """
 
 import json

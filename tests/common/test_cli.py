@@ -13,7 +13,7 @@ from absl import flags
 from experiments.results import HERE
 from han_tf import __version__, bench, demo, evaluate, export, extract, index, train, visualize
 from han_tf import flops as flops_command
-from han_tf.common.cli import new_flags, run
+from han_tf.common.cli import define_list, new_flags, old_name, run
 from han_tf.common.errors import Stopped, UserError
 from han_tf.search import __main__ as search
 from han_tf.serve import __main__ as serve
@@ -183,6 +183,77 @@ def test_flags_of_two_commands_do_not_clash():
     assert train.FLAGS["dataset"].default == "synthetic"
     assert evaluate.FLAGS["dataset"].default == ""
     assert "dataset" not in flags.FLAGS
+
+
+@pytest.mark.parametrize("arguments", [["--wide=5"], ["--wide", "5"], ["--flagfile={flagfile}"]])
+def test_an_old_name_goes_on_with_a_note(tmp_path, capsys, arguments):
+    (tmp_path / "flags.txt").write_text("# a comment\n--wide=5\n")
+    command = Command()
+    old_name(command.flags, "wide", "size")
+    assert command(*(argument.format(flagfile=tmp_path / "flags.txt") for argument in arguments)) == 0
+    assert command.calls[-1]["size"] == 5
+    assert capsys.readouterr() == ("", "note: --wide is now called --size\n")
+    assert command("--size=6") == command() == 0
+    assert [call["size"] for call in command.calls[1:]] == [6, 3]
+    assert capsys.readouterr() == ("", "")
+    assert command("--wide=0") == 2
+
+
+OLD_NAMES = {
+    train: {"run_dir": "run", "model": "arch"},
+    evaluate: {"weights": "model", "topk": "k", "memory": "memory_mb"},
+    visualize: {"out": "output", "topk": "k"},
+    extract: {"out": "output"},
+    index: {"memory": "memory_mb"},
+    bench: {"model": "arch"},
+    flops_command: {"model": "arch"},
+}
+
+
+def test_flags_that_earlier_versions_had_are_taken():
+    for module, names in OLD_NAMES.items():
+        for old, new in names.items():
+            value = {"arch": "resnet50", "memory_mb": "99", "k": "7"}.get(new, "x")
+            module.FLAGS[old].parse(value)
+            module.FLAGS.mark_as_parsed()
+            assert str(module.FLAGS[new].value).strip("[]'") == value
+            module.FLAGS.unparse_flags()
+    train.FLAGS(["train", "--model=resnet50"])
+    assert train.config_of(train.FLAGS).model == "resnet50"
+    train.FLAGS.unparse_flags()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], [8]),
+        (["--sizes=1"], [1]),
+        (["--sizes=1,2, 3"], [1, 2, 3]),
+        (["--sizes=1,2", "--sizes=5"], [1, 2, 5]),
+        (["--sizes="], None),
+        (["--sizes=1,"], None),
+        (["--sizes=1,x"], None),
+    ],
+)
+def test_lists_have_commas_and_may_be_repeated(capsys, arguments, expected):
+    values, found = new_flags(), []
+    define_list(values, "sizes", [8], "How large.", flags.IntegerParser(1))
+    for _ in range(2):
+        status = run(lambda given: found.append(given.sizes), values, "", ["command", *arguments])
+        assert status == (2 if expected is None else 0)
+    assert found == ([] if expected is None else [expected] * 2)
+    assert "repeat" not in values.get_help()
+
+
+def test_arguments_of_the_network_may_hold_commas():
+    for arguments in (
+        ["--model_args=regions=6,widths=[96,192], kind = a"],
+        ["--model_args=regions=6", "--model_args", "widths=[96,192],kind=a"],
+    ):
+        train.FLAGS.unparse_flags()
+        train.FLAGS(["train", *arguments])
+        assert train.config_of(train.FLAGS).model_args == {"regions": 6, "widths": [96, 192], "kind": "a"}
+    train.FLAGS.unparse_flags()
 
 
 @pytest.mark.parametrize("module", COMMANDS, ids=lambda module: module.__name__)

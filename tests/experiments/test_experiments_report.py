@@ -390,5 +390,5 @@ def test_what_is_no_result_is_not_recorded(tmp_path, capsys, content, words):
 def test_the_command_of_a_result_gives_its_settings():
     settings = {**TrainConfig().to_dict(), "hard": False, "epochs": 40, "data_dir": "/private"}
     assert command_of(settings) == (
-        "python -m han_tf.train --dataset=synthetic --model=han_small --hard=false --epochs=40 --seed=0"
+        "python -m han_tf.train --dataset=synthetic --arch=han_small --hard=false --epochs=40 --seed=0"
     )

@@ -146,7 +146,7 @@ def test_dry_run_says_what_would_be_done(tmp_path, capsys):
 
 
 def test_another_network_can_stand_in_for_that_of_an_ablation(tmp_path, capsys):
-    assert call("table9", "--rows=no attention", "--model=han_small", "--dry_run", f"--results_dir={tmp_path}") == 0
+    assert call("table9", "--rows=no attention", "--arch=han_small", "--dry_run", f"--results_dir={tmp_path}") == 0
     (line, _) = capsys.readouterr().out.splitlines()
     assert " synthetic-han_small-spatial_False-channel_False-hard_False-" in line
 
@@ -161,12 +161,12 @@ def test_another_network_can_stand_in_for_that_of_an_ablation(tmp_path, capsys):
         (["table9", "--seeds=0,x"], "--seeds is '0,x', expected whole numbers such as 0,1,2"),
         (["table9", "--seeds=1,1"], "--seeds is '1,1', expected different numbers"),
         (["table9", "--scale=smoke", "--dataset=market1501"], "--scale smoke has a drawn data set of its own"),
-        (["table9", "--model=vit"], "--model vit, expected one of condensenet, han_inception, "),
+        (["table9", "--arch=vit"], "--arch vit, expected one of condensenet, han_inception, "),
         (
-            ["table8", "--model=resnet50"],
-            "--model resnet50 has not the parts that table8 is about, expected a relative",
+            ["table8", "--arch=resnet50"],
+            "--arch resnet50 has not the parts that table8 is about, expected a relative",
         ),
-        (["table12", "--model=han_small"], "--model han_small cannot stand in for the networks of table12"),
+        (["table12", "--arch=han_small"], "--arch han_small cannot stand in for the networks of table12"),
         (["table7", "--dataset=market1501,cuhk03", "--data_dir=x"], "--data_dir x is one data set's folder"),
     ],
 )
@@ -230,10 +230,10 @@ def test_the_commands_are_those_of_the_project(prepared, tiny_data):
     run_dir = f"{prepared.runs_dir}/{name}"
     assert [module for module, _ in prepared.launched] == ["han_tf.train", "han_tf.evaluate"]
     assert prepared.launched[0][1] == [
-        *(f"--run_dir={run_dir}", "--dataset=market1501", f"--data_dir={tiny_data}"),
-        *("--model=han_large", "--epochs=300", "--seed=0"),
+        *(f"--run={run_dir}", "--dataset=market1501", f"--data_dir={tiny_data}"),
+        *("--arch=han_large", "--epochs=300", "--seed=0"),
     ]
-    assert prepared.launched[1][1][:2] == [f"--run={run_dir}", "--rerank"]
+    assert prepared.launched[1][1][:2] == [f"--model={run_dir}", "--rerank"]
     # Nothing was trained in truth, so there is nothing to read.
     (failure,) = failures
     assert f"{run_dir}/config.json" in failure
@@ -281,7 +281,7 @@ def test_runners_share_the_work_and_wait_for_each_other_at_the_end(prepared):
     assert taken.wait(30)
     prepared.run()
     thread.join()
-    run_dirs = [f"--run_dir={prepared.runs_dir / training.name}" for training in (*others, first)]
+    run_dirs = [f"--run={prepared.runs_dir / training.name}" for training in (*others, first)]
     assert order == [*run_dirs[:2], "other runner", run_dirs[2]]
 
 
@@ -338,7 +338,7 @@ def test_only_sheets_of_drawn_people_go_to_the_repository(tmp_path, tiny_data, d
 
     def launch(module, arguments, *_):
         assert module == "han_tf.visualize"
-        (out,) = [argument[len("--out=") :] for argument in arguments if argument.startswith("--out=")]
+        (out,) = [argument[len("--output=") :] for argument in arguments if argument.startswith("--output=")]
         Path(out).mkdir()
         (Path(out) / "attention.png").write_bytes(b"picture")
 

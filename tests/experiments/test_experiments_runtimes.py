@@ -78,5 +78,5 @@ def test_models_of_another_network_are_left_out(tiny_run, tmp_path, capsys):
     assert capsys.readouterr().out == (
         f"note: left out: {tmp_path / 'tflite-float32'} is of another network than {tiny_run}\n"
     )
-    with pytest.raises(UserError, match=r"no models of this run, expected some: python -m han_tf.export --run"):
+    with pytest.raises(UserError, match=r"no models of this run, expected some: python -m han_tf.export --model"):
         exports_of(tiny_run, tmp_path / "onnx-int8")

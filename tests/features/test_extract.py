@@ -60,7 +60,7 @@ def command(tiny_run, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(extract, "FeatureExtractor", _extractor)
 
     def call(*arguments, model=tiny_run):
-        arguments = [f"--out={tmp_path / 'out'}", f"--model={model}", *map(str, arguments)]
+        arguments = [f"--output={tmp_path / 'out'}", f"--model={model}", *map(str, arguments)]
         status = run(extract.main, extract.FLAGS, extract.__doc__, ["extract", *arguments], positional="images")
         captured = capsys.readouterr()
         lines = captured.err.replace("\r", "\n").split("\n")
@@ -128,7 +128,7 @@ def test_evaluation_reads_the_folders(command, tiny_data, tmp_path, expected, ca
     """With one row per feature, they are ranked as if evaluation had extracted them itself."""
     folders = [tmp_path / subset for subset in ("query", "gallery")]
     for folder in folders:
-        arguments = ["--dataset=market1501", f"--data_dir={tiny_data}", f"--subset={folder.name}", f"--out={folder}"]
+        arguments = ["--dataset=market1501", f"--data_dir={tiny_data}", f"--subset={folder.name}", f"--output={folder}"]
         assert command(*arguments, "--shard_images=7")[0] == 0
     gallery = load_features(folders[1])
     assert list(gallery.paths) == sorted(expected)
@@ -200,7 +200,7 @@ def test_a_killed_extraction_goes_on_where_it_was(command, tiny_run, tiny_data, 
     out = tmp_path / "out"
     arguments = ["--dataset=market1501", f"--data_dir={tiny_data}", "--shard_images=5"]
     done = subprocess.run(
-        [sys.executable, "-c", KILLED, *arguments, f"--model={tiny_run}", f"--out={out}"], capture_output=True
+        [sys.executable, "-c", KILLED, *arguments, f"--model={tiny_run}", f"--output={out}"], capture_output=True
     )
     assert done.returncode == -signal.SIGKILL
     finished = times_of(out)
@@ -571,11 +571,11 @@ def test_another_list_or_model_or_division_is_refused(command, images, finished,
     before = {path.name: path.read_bytes() for path in finished.iterdir()}
     status, _, (line,) = command(images, "--shard_images=20")
     assert status == 1
-    assert "holds shards of 10 images, expected 20; give another --out, or --overwrite" in line
+    assert "holds shards of 10 images, expected 20; give another --output, or --overwrite" in line
     (images / "zz.jpg").write_bytes(b"")
     status, _, (line,) = command(images)
     assert status == 1
-    assert f"{finished}: holds features of 30 images, expected 31; give another --out" in line
+    assert f"{finished}: holds features of 30 images, expected 31; give another --output" in line
     (images / "zz.jpg").unlink()
     status, _, (line,) = command(images, r"--names=_c(?P<camid>\d)")
     assert status == 1
@@ -668,8 +668,8 @@ def test_a_full_disk_is_one_line_and_goes_on_later(command, images, finished):
         (["--dataset=market"], "unknown dataset 'market'"),
         (["--dataset=market1501", "--data_dir={data}", "--subset=multi_query"], ""),
         (["{images}", "--model={images}"], "expected the folder of a training run or of an exported model"),
-        (["{images}", "--out={file}"], "cannot write"),
-        (["{images}", "--out={file}/x"], "cannot write"),
+        (["{images}", "--output={file}"], "cannot write"),
+        (["{images}", "--output={file}/x"], "cannot write"),
     ],
 )
 def test_what_does_not_fit_is_one_line(command, images, tiny_data, tmp_path, arguments, words):
@@ -689,7 +689,7 @@ def test_what_does_not_fit_is_one_line(command, images, tiny_data, tmp_path, arg
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--out="], "expected a folder for the features"),
+        (["--output="], "expected a folder for the features"),
         (["--shard_images=0"], "--shard_images=0"),
         (["--shard_images=70000"], "--shard_images=70000"),
         (["--batch_size=0"], "--batch_size=0"),

@@ -49,7 +49,7 @@ def images(tiny_data, tmp_path):
 
 def call(images, tiny_run, out, *arguments):
     """Starts the command in a process of its own."""
-    command = [sys.executable, "-m", "han_tf.extract", str(images), f"--model={tiny_run}", f"--out={out}"]
+    command = [sys.executable, "-m", "han_tf.extract", str(images), f"--model={tiny_run}", f"--output={out}"]
     command += [f"--shard_images={SHARD_IMAGES}", *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 

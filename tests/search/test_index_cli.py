@@ -245,9 +245,9 @@ def test_the_threshold_is_chosen_and_used(call, tmp_path, archive):
 def test_searching_for_an_entry_with_filters_as_json(call, tmp_path, shards):
     path = tmp_path / "gallery"
     call(index, "--index", path, shards)
-    cameras = ("--not_camera=1", "--camera=1", "--camera=2")
+    cameras = ("--not_camera=1", "--camera=1,2")
     times = ("--after=1970-01-01T00:00:20", "--before=90")
-    out = call(search, "--index", path, "--id=7", "--id=8", "--k=5", *cameras, *times, "--rerank", "--json")
+    out = call(search, "--index", path, "--id=7,8", "--k=5", *cameras, *times, "--rerank", "--json")
     found = json.loads(out)
     assert [query["query"] for query in found["queries"]] == ["entry 7", "entry 8"]
     known = labels(COUNT)

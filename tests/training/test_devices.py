@@ -138,7 +138,7 @@ def test_two_workers_do_what_one_does_and_one_that_is_killed_goes_on(tiny_data, 
             CLUSTER: json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}}),
         }
         return subprocess.Popen(
-            [*command, f"--run_dir={tmp_path / 'two'}", "--strategy=multi_worker"],
+            [*command, f"--run={tmp_path / 'two'}", "--strategy=multi_worker"],
             env=environment,
             stdout=(tmp_path / f"worker{index}.txt").open("ab"),
             stderr=subprocess.STDOUT,
@@ -159,7 +159,7 @@ def test_two_workers_do_what_one_does_and_one_that_is_killed_goes_on(tiny_data, 
         for worker in workers:
             worker.kill()
     assert "another worker is lost" in (tmp_path / "worker0.txt").read_text()
-    subprocess.run([*command, f"--run_dir={tmp_path / 'one'}"], check=True, capture_output=True)
+    subprocess.run([*command, f"--run={tmp_path / 'one'}"], check=True, capture_output=True)
     one, two = (json.loads((tmp_path / name / "history.json").read_text()) for name in ("one", "two"))
     assert [row["loss"] for row in two] == pytest.approx([row["loss"] for row in one], rel=1e-2)
     assert (tmp_path / "two" / "metrics.json").exists()

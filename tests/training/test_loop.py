@@ -136,7 +136,7 @@ def test_other_batches_go_on_to_the_same_weights(data, tmp_path, colours, change
 
 def test_a_killed_run_goes_on_to_the_same_weights(tiny_data, tmp_path):
     def command(run_dir):
-        arguments = ["--dataset=market1501", f"--data_dir={tiny_data}", f"--run_dir={run_dir}", *TINY_SIZE]
+        arguments = ["--dataset=market1501", f"--data_dir={tiny_data}", f"--run={run_dir}", *TINY_SIZE]
         return [sys.executable, "-m", "han_tf.train", *arguments, "--epochs=3", "--panel_images=0", "--batch_size=16"]
 
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -354,7 +354,7 @@ def test_checkpoints_are_kept_by_count(data, tmp_path):
 
 
 def test_a_run_of_other_settings_is_left_alone(data, unbroken):
-    with pytest.raises(UserError, match=r"holds a run with --lr 0.03, this command has 0.01; give another --run_dir"):
+    with pytest.raises(UserError, match=r"holds a run with --lr 0.03, this command has 0.01; give another --run"):
         Trainer(config(lr=0.01), unbroken, data)
 
 
@@ -394,7 +394,7 @@ def test_settings_that_do_not_matter_may_change(data, unbroken):
 
 def test_a_disk_that_is_full_costs_no_earlier_checkpoint(tiny_data, tmp_path):
     """The file size limit stands in for the disk: the second run's checkpoints are too large for it."""
-    arguments = ["--dataset=market1501", f"--data_dir={tiny_data}", f"--run_dir={tmp_path}", *TINY_SIZE, "--epochs=2"]
+    arguments = ["--dataset=market1501", f"--data_dir={tiny_data}", f"--run={tmp_path}", *TINY_SIZE, "--epochs=2"]
     limited = (
         "import resource, sys; from han_tf import train; from han_tf.common.cli import run;"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20));"
