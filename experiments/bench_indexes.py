@@ -57,7 +57,7 @@ FLAGS = command_line.new_flags()
 flags.DEFINE_string("folder", "", "Where galleries are built and kept.", flag_values=FLAGS)
 flags.DEFINE_boolean("build_only", False, "Build what is missing and measure nothing.", flag_values=FLAGS)
 flags.DEFINE_string("output", "", "JSON file for the figures.", flag_values=FLAGS)
-flags.register_validator("folder", bool, "expected a folder to keep galleries in", flag_values=FLAGS)
+command_line.require(FLAGS, "folder", "a folder to keep galleries in")
 
 
 def build(folder: Path, size: str, engine: str) -> Path:

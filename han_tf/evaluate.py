@@ -44,6 +44,7 @@ SUBSETS = ("query", "gallery", "multi_query")
 PER_QUERY_FORMATS = (".csv", ".npz")
 
 FLAGS = command_line.new_flags()
+command_line.group(FLAGS, "data")
 flags.DEFINE_string(
     "dataset",
     "",
@@ -54,6 +55,7 @@ flags.DEFINE_string(
     "split", "", "Protocol variant, e.g. detected (of CUHK03, if no data set is named).", flag_values=FLAGS
 )
 flags.DEFINE_string("data_dir", "", "Data folder; that of the run if empty.", flag_values=FLAGS)
+command_line.group(FLAGS, "model")
 flags.DEFINE_string("runs_dir", "runs", "Where runs are kept.", flag_values=FLAGS)
 flags.DEFINE_string(
     "model",
@@ -64,7 +66,9 @@ flags.DEFINE_string(
 flags.DEFINE_alias("run", "model", flag_values=FLAGS)
 command_line.old_name(FLAGS, "weights", "model")
 flags.DEFINE_enum("checkpoint", "last", list(CHECKPOINTS), "Which network of the run.", flag_values=FLAGS)
+command_line.group(FLAGS, "data")
 flags.DEFINE_boolean("skip_bad_images", False, "Leave out unreadable images.", flag_values=FLAGS)
+command_line.group(FLAGS, "saved features")
 flags.DEFINE_string("features", "", "Saved features: query.npz, then gallery.npz; or their folder.", flag_values=FLAGS)
 flags.DEFINE_list(
     "branches",
@@ -76,6 +80,7 @@ flags.DEFINE_list(
 flags.DEFINE_string(
     "distances", "", "Distances, queries × gallery images, a .npy file; --features has the labels.", flag_values=FLAGS
 )
+command_line.group(FLAGS, "methods that change the ranking")
 flags.DEFINE_boolean("rerank", False, "Also with k-reciprocal re-ranking.", flag_values=FLAGS)
 flags.DEFINE_integer("k1", 20, "Re-ranking: size of the neighbourhoods.", 1, flag_values=FLAGS)
 flags.DEFINE_integer("k2", 6, "Re-ranking: images averaged over.", 1, flag_values=FLAGS)
@@ -97,6 +102,7 @@ flags.DEFINE_integer(
     flag_values=FLAGS,
 )
 flags.DEFINE_float("dba_alpha", 0.0, "Database augmentation: alpha; 0 is the average.", 0, flag_values=FLAGS)
+command_line.group(FLAGS, "further tables and plots")
 flags.DEFINE_boolean("verification", False, "Also error rates of accepting by a threshold.", flag_values=FLAGS)
 flags.DEFINE_float(
     "false_accept_rate",
@@ -110,8 +116,10 @@ flags.DEFINE_boolean("camera_pairs", False, "Also the table of query and gallery
 flags.DEFINE_string(
     "plots", "", "Folder for cmc.png, precision_recall.png and roc.png; implies --verification.", flag_values=FLAGS
 )
+command_line.group(FLAGS, "computation")
 flags.DEFINE_integer("memory_mb", 1024, "Memory beside the features, MiB.", 16, flag_values=FLAGS)
 command_line.old_name(FLAGS, "memory", "memory_mb")
+command_line.group(FLAGS, "output")
 flags.DEFINE_string("save_features", "", "Folder to save the features in.", flag_values=FLAGS)
 flags.DEFINE_string(
     "output",

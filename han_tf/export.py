@@ -43,8 +43,10 @@ TABLE = "exports.json"
 COMPARED_IMAGES = 64
 
 FLAGS = command_line.new_flags()
+command_line.group(FLAGS, "formats")
 flags.DEFINE_list("format", ["openvino"], f"{', '.join(FORMATS)}, several of them, or {ALL}.", flag_values=FLAGS)
 flags.DEFINE_list("precision", [FLOAT32], f"{', '.join(PRECISIONS)}, several, or {ALL}.", flag_values=FLAGS)
+command_line.group(FLAGS, "model")
 flags.DEFINE_string(
     "model",
     "",
@@ -54,11 +56,14 @@ flags.DEFINE_string(
 flags.DEFINE_alias("run", "model", flag_values=FLAGS)
 flags.DEFINE_string("runs_dir", "runs", "Where runs are kept.", flag_values=FLAGS)
 flags.DEFINE_enum("checkpoint", "last", list(CHECKPOINTS), "Which network of the run.", flag_values=FLAGS)
+command_line.group(FLAGS, "output")
 flags.DEFINE_string("output", "", "Where the models' folders go; exports in the run if empty.", flag_values=FLAGS)
+command_line.group(FLAGS, "data")
 flags.DEFINE_string("dataset", "", "Data set to compare accuracies on; the run's own if empty.", flag_values=FLAGS)
 flags.DEFINE_string("split", "", "Its protocol variant; that of the run if empty.", flag_values=FLAGS)
 flags.DEFINE_string("data_dir", "", "Data folder; that of the run if empty.", flag_values=FLAGS)
 flags.DEFINE_boolean("accuracy", True, "Compare rank-1 and mAP, too.", flag_values=FLAGS)
+command_line.group(FLAGS, "output")
 flags.DEFINE_boolean("overwrite", False, "Make again what an earlier export has left.", flag_values=FLAGS)
 
 

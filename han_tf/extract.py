@@ -46,9 +46,11 @@ SUBSETS = ("train", "query", "gallery", "multi_query")
 FLAGS = command_line.new_flags()
 flags.DEFINE_string("output", "", "Folder for the features.", flag_values=FLAGS)
 command_line.old_name(FLAGS, "out", "output")
-flags.register_validator("output", bool, "expected a folder for the features", flag_values=FLAGS)
+command_line.require(FLAGS, "output", "a folder for the features")
+command_line.group(FLAGS, "model")
 flags.DEFINE_string("model", "", "Folder of a run or an exported model; the newest run if empty.", flag_values=FLAGS)
 flags.DEFINE_string("runs_dir", "runs", "Where runs are kept.", flag_values=FLAGS)
+command_line.group(FLAGS, "data")
 flags.DEFINE_string(
     "names",
     "",
@@ -60,6 +62,7 @@ flags.DEFINE_string("dataset", "", f"Data set instead of IMAGES: {', '.join(DATA
 flags.DEFINE_string("split", "", "The data set's protocol variant.", flag_values=FLAGS)
 flags.DEFINE_string("data_dir", "", "The data set's folder.", flag_values=FLAGS)
 flags.DEFINE_enum("subset", "gallery", SUBSETS, "Which images of the data set.", flag_values=FLAGS)
+command_line.group(FLAGS, "output")
 flags.DEFINE_integer(
     "shard_images",
     None,
@@ -68,10 +71,12 @@ flags.DEFINE_integer(
     65_536,
     flag_values=FLAGS,
 )
+command_line.group(FLAGS, "computation")
 flags.DEFINE_integer("batch_size", 64, "Images per call of the network.", 1, flag_values=FLAGS)
 flags.DEFINE_integer(
     "threads", None, "Threads of the network, and of decoding; all cores if empty.", 1, flag_values=FLAGS
 )
+command_line.group(FLAGS, "several machines")
 flags.DEFINE_string(
     "ray",
     "",
@@ -91,12 +96,14 @@ flags.DEFINE_integer(
 flags.DEFINE_string(
     "part", "", "Makes only a part of the files, such as 2/8: the second of eight processes.", flag_values=FLAGS
 )
+command_line.group(FLAGS, "output")
 flags.DEFINE_boolean(
     "update", False, "Let these images take the place of those in --output, whose features stay.", flag_values=FLAGS
 )
 flags.DEFINE_boolean(
     "checksum", False, "Tell changed images by their bytes instead of size and time of change.", flag_values=FLAGS
 )
+command_line.group(FLAGS, "data")
 flags.DEFINE_float(
     "max_bad_images",
     0.1,
@@ -106,6 +113,7 @@ flags.DEFINE_float(
     flag_values=FLAGS,
 )
 command_line.define_white_level(FLAGS)
+command_line.group(FLAGS, "output")
 flags.DEFINE_boolean("overwrite", False, "Remove the features of an earlier extraction in --output.", flag_values=FLAGS)
 
 for _flag, _other, _together in (
@@ -201,7 +209,7 @@ def main(values: flags.FlagValues) -> None:
 def _images(values: flags.FlagValues) -> ImageList:
     if not values.dataset:
         if not values.positional:
-            raise UserError("no images, expected folders, patterns, CSV files or images, or --dataset")
+            raise command_line.UsageError("no images, expected folders, patterns, CSV files or images, or --dataset")
         return list_images(values.positional, values.names, values.checksum)
     if values.positional:
         raise UserError(f"unexpected argument {values.positional[0]!r}: --dataset stands in place of IMAGES")

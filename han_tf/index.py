@@ -38,6 +38,7 @@ from han_tf.search.opening import create_gallery, gallery_exists, open_gallery
 from han_tf.search.sources import FeatureSource, add_source, open_source
 
 FLAGS = command_line.new_flags()
+command_line.group(FLAGS, "gallery")
 flags.DEFINE_string("index", "", "The gallery: a folder, or an address of Milvus.", flag_values=FLAGS)
 flags.DEFINE_enum(
     "engine",
@@ -50,19 +51,23 @@ flags.DEFINE_integer(
     "memory_mb", None, "Memory the index may take, MiB; half of what is free if not given.", 1, flag_values=FLAGS
 )
 command_line.old_name(FLAGS, "memory", "memory_mb")
+command_line.group(FLAGS, "model")
 flags.DEFINE_string("model", "", "Folder of the run or export that made the features.", flag_values=FLAGS)
 flags.DEFINE_string("checksum", "", "That model's checksum, or any name for another network.", flag_values=FLAGS)
+command_line.group(FLAGS, "gallery")
 flags.DEFINE_string("milvus_index", "HNSW", "Milvus: index type of a new collection; FLAT is exact.", flag_values=FLAGS)
+command_line.group(FLAGS, "changes")
 flags.DEFINE_list("delete", [], "Ids of entries to delete.", flag_values=FLAGS)
 flags.DEFINE_boolean("compact", False, "Give back the space of deleted entries, and rebuild.", flag_values=FLAGS)
 flags.DEFINE_boolean("rebuild", False, "Train and build the index from the start.", flag_values=FLAGS)
+command_line.group(FLAGS, "threshold")
 flags.DEFINE_string("calibrate", "", "Features with pids to choose the threshold by.", flag_values=FLAGS)
 flags.DEFINE_float("false_accept_rate", 0.01, "The rate that is wanted.", 0, 1, flag_values=FLAGS)
 flags.DEFINE_boolean("per_pair", False, "The rate is over pairs of images, not over searches.", flag_values=FLAGS)
 flags.DEFINE_boolean("within", False, "Search among the validation images, not in the gallery.", flag_values=FLAGS)
 flags.DEFINE_float("threshold", None, "Set the threshold to this distance.", 0, flag_values=FLAGS)
 flags.DEFINE_boolean("nothreshold", False, "Remove the threshold.", flag_values=FLAGS)
-flags.register_validator("index", bool, "expected a folder or an address for the gallery", flag_values=FLAGS)
+command_line.require(FLAGS, "index", "a folder or an address for the gallery")
 for _flag in ("per_pair", "within"):
     command_line.check_pair(FLAGS, _flag, "calibrate")
 command_line.check_pair(

@@ -75,6 +75,7 @@ LOCK = ".lock"
 FLAGS = command_line.new_flags()
 _DEFAULT = TrainConfig()
 
+command_line.group(FLAGS, "data")
 flags.DEFINE_string(
     "dataset",
     _DEFAULT.dataset,
@@ -93,9 +94,11 @@ flags.DEFINE_string(
     "Data folder; datasets/NAME if empty. Of several data sets one for each, separated by commas.",
     flag_values=FLAGS,
 )
+command_line.group(FLAGS, "run")
 flags.DEFINE_string("runs_dir", "runs", "Where runs are kept.", flag_values=FLAGS)
 flags.DEFINE_string("run", "", "This run's folder; named after the settings if empty.", flag_values=FLAGS)
 command_line.old_name(FLAGS, "run_dir", "run")
+command_line.group(FLAGS, "network")
 flags.DEFINE_enum("arch", _DEFAULT.model, list(MODELS), "Network (Tables 1 and 12).", flag_values=FLAGS)
 command_line.old_name(FLAGS, "model", "arch")
 flags.DEFINE_integer("input_height", _DEFAULT.input_height, "Image height, pixels.", 32, flag_values=FLAGS)
@@ -114,6 +117,7 @@ command_line.define_list(
     "Other arguments of the network, for example regions=6,widths=[96,192,288].",
     separator=r",(?=\s*\w+\s*=)",
 )
+command_line.group(FLAGS, "weights to start from")
 flags.DEFINE_string(
     "weights", _DEFAULT.weights, "ImageNet weights (.h5) that MobileNet or ResNet50 starts from.", flag_values=FLAGS
 )
@@ -136,6 +140,7 @@ flags.DEFINE_integer(
     0,
     flag_values=FLAGS,
 )
+command_line.group(FLAGS, "training")
 flags.DEFINE_enum(
     "recipe",
     _DEFAULT.recipe,
@@ -171,6 +176,7 @@ flags.DEFINE_float(
     0,
     flag_values=FLAGS,
 )
+command_line.group(FLAGS, "augmentation")
 flags.DEFINE_boolean(
     "horizontal_flip", _DEFAULT.horizontal_flip, "Mirror half of the training images.", flag_values=FLAGS
 )
@@ -186,6 +192,7 @@ flags.DEFINE_boolean(
     "Fill a rectangle of half of the training images with noise.",
     flag_values=FLAGS,
 )
+command_line.group(FLAGS, "optimiser")
 flags.DEFINE_float("lr", _DEFAULT.lr, "Initial learning rate.", 0, flag_values=FLAGS)
 flags.DEFINE_float("lr_decay", _DEFAULT.lr_decay, "Factor of each drop.", 0, 1, flag_values=FLAGS)
 flags.DEFINE_string(
@@ -203,6 +210,7 @@ flags.DEFINE_float(
     0,
     flag_values=FLAGS,
 )
+command_line.group(FLAGS, "computation")
 flags.DEFINE_enum(
     "precision",
     _DEFAULT.precision,
@@ -227,6 +235,7 @@ flags.DEFINE_boolean("xla", _DEFAULT.xla, "Compile the training step with XLA.",
 flags.DEFINE_integer(
     "seed", _DEFAULT.seed, "Seed of the weights and of the images' order.", 0, 2**32 - 1, flag_values=FLAGS
 )
+command_line.group(FLAGS, "checkpoints and evaluations")
 flags.DEFINE_integer(
     "eval_every", _DEFAULT.eval_every, "Epochs between evaluations; 0: six of them.", 0, flag_values=FLAGS
 )
@@ -234,6 +243,7 @@ flags.DEFINE_integer("keep_checkpoints", _DEFAULT.keep_checkpoints, "Newest chec
 flags.DEFINE_integer(
     "panel_images", _DEFAULT.panel_images, "Images whose attention TensorBoard shows.", 0, flag_values=FLAGS
 )
+command_line.group(FLAGS, "data")
 flags.DEFINE_integer(
     "cache_mb", _DEFAULT.cache_mb, "Largest decoded training set kept in memory, MiB.", 0, flag_values=FLAGS
 )

@@ -36,6 +36,7 @@ CELL_SIZE = (192, 96)
 
 FLAGS = command_line.new_flags()
 
+command_line.group(FLAGS, "model")
 flags.DEFINE_string(
     "model",
     "",
@@ -44,6 +45,7 @@ flags.DEFINE_string(
 )
 flags.DEFINE_alias("run", "model", flag_values=FLAGS)
 flags.DEFINE_string("runs_dir", "runs", "Where runs are kept.", flag_values=FLAGS)
+command_line.group(FLAGS, "data")
 flags.DEFINE_string(
     "dataset",
     "",
@@ -52,10 +54,14 @@ flags.DEFINE_string(
     flag_values=FLAGS,
 )
 flags.DEFINE_string("split", "", "Protocol variant, as --dataset.", flag_values=FLAGS)
+command_line.group(FLAGS, "model")
 flags.DEFINE_enum("checkpoint", "last", list(CHECKPOINTS), "Which network of the run.", flag_values=FLAGS)
+command_line.group(FLAGS, "data")
 flags.DEFINE_string("data_dir", "", "Data folder; that of the run if empty.", flag_values=FLAGS)
+command_line.group(FLAGS, "output")
 flags.DEFINE_string("output", "", "Folder for the pictures; that of the run if empty.", flag_values=FLAGS)
 command_line.old_name(FLAGS, "out", "output")
+command_line.group(FLAGS, "pictures")
 flags.DEFINE_integer("queries", 8, "How many queries, evenly spread over all.", 1, flag_values=FLAGS)
 flags.DEFINE_boolean("ranked", False, "Also rank the gallery for these queries.", flag_values=FLAGS)
 flags.DEFINE_string(
@@ -66,7 +72,9 @@ flags.DEFINE_string(
 )
 flags.DEFINE_integer("k", 10, "Gallery images per ranked list.", 1, flag_values=FLAGS)
 command_line.old_name(FLAGS, "topk", "k")
+command_line.group(FLAGS, "computation")
 flags.DEFINE_integer("batch_size", 64, "Images per forward pass over the gallery.", 1, flag_values=FLAGS)
+command_line.group(FLAGS, "data")
 flags.DEFINE_boolean("skip_bad_images", False, "Leave out unreadable images instead of stopping.", flag_values=FLAGS)
 
 

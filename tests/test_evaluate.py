@@ -580,7 +580,7 @@ class TestWrongFeatures:
             *(
                 (("--features=folder", flag), f"expected them without {flag.split('=')[0]}")
                 for flag in (
-                    "--run=a",
+                    "--model=a",
                     "--runs_dir=a",
                     "--checkpoint=best",
                     "--dataset=market1501",

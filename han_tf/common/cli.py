@@ -27,6 +27,7 @@ from absl import flags
 
 from han_tf import __version__
 from han_tf.common.errors import Note, Stopped, UserError
+from han_tf.common.flag_help import GENERAL, help_text
 from han_tf.common.progress import set_quiet
 
 # TensorFlow logs dozens of lines about drivers that a CPU has no use for; it reads this when it is imported,
@@ -36,14 +37,31 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 logging.getLogger("tensorflow").setLevel(logging.ERROR)
 
 
+class UsageError(UserError):
+    """The command line is wrong in a way that its flags alone do not tell: status 2."""
+
+
 def new_flags() -> flags.FlagValues:
     """Returns an empty set of flags that already knows ``--help``, ``--version`` and ``--quiet``."""
     values = flags.FlagValues()
     flags.DEFINE_boolean("help", False, "Show these flags and exit.", short_name="h", flag_values=values)
     flags.DEFINE_boolean("version", False, "Show the version and exit.", flag_values=values)
     flags.DEFINE_boolean("quiet", False, "Show no progress.", flag_values=values)
-    values.__dict__["old_names"] = {}
+    values.__dict__.update(old_names={}, required={}, titles={}, title=GENERAL)
+    group(values, "options")
     return values
+
+
+def group(values: flags.FlagValues, title: str) -> None:
+    """Lets the help list the flags that are defined after this call under ``title``."""
+    for name in values:
+        values.__dict__["titles"].setdefault(name, values.__dict__["title"])
+    values.__dict__["title"] = title
+
+
+def require(values: flags.FlagValues, name: str, expected: str) -> None:
+    """Refuses a command line without the flag ``name``, by saying what is ``expected`` for it."""
+    values.__dict__["required"][name] = expected
 
 
 def old_name(values: flags.FlagValues, old: str, new: str) -> None:
@@ -270,20 +288,24 @@ def _run(
             if not (values.is_parsed() and (values.help or values.version)):
                 raise
         if values.help:
-            print(f"{(description or '').strip()}\n\nFlags:\n{values.get_help(include_special_flags=False)}")
+            group(values, "")
+            told = values.__dict__
+            print(help_text(values, (description or "").strip(), told["titles"], told["required"], told["old_names"]))
             return 0
         if values.version:
             print(f"han-tf {__version__}")
             return 0
         if rest and positional is None:
             raise flags.Error(f"takes no positional arguments, got {rest[0]!r}")
+        for name, expected in values.__dict__["required"].items():
+            if not values[name].value:
+                raise flags.Error(f"--{name} is missing, expected {expected}")
         for name, value in values.flag_values_dict().items():
             # NaN is neither below a lower bound nor above an upper one.
             if isinstance(value, float) and not math.isfinite(value):
                 raise flags.Error(f"flag --{name}={value}: expected a finite number")
     except flags.Error as error:
-        print(f"usage error: {' '.join(str(error).split())} (--help lists the flags)", file=sys.stderr)
-        return 2
+        return _wrong_usage(error)
     values.__dict__["positional"] = rest
     for old, new in values.__dict__["old_names"].items():
         if values[old].present:
@@ -295,6 +317,8 @@ def _run(
             signal.signal(signal.SIGINT, signal.default_int_handler)
         with _unwound_by_sigterm(), _notes_in_one_line():
             main(values)
+    except UsageError as error:
+        return _wrong_usage(error)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -305,6 +329,11 @@ def _run(
         print("interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def _wrong_usage(error: Exception) -> int:
+    print(f"usage error: {' '.join(str(error).split())} (--help lists the flags)", file=sys.stderr)
+    return 2
 
 
 @contextmanager

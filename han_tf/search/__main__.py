@@ -28,22 +28,28 @@ from han_tf.search.gallery import Filters, Gallery, Hit
 from han_tf.search.opening import open_gallery
 
 FLAGS = command_line.new_flags()
+command_line.group(FLAGS, "gallery")
 flags.DEFINE_string("index", "", "The gallery: a folder, or an address of Milvus.", flag_values=FLAGS)
+command_line.group(FLAGS, "what to search for")
 flags.DEFINE_string("model", "", "The run, export or shipped network that embeds the images.", flag_values=FLAGS)
 _ID = flags.IntegerParser()
 command_line.define_list(FLAGS, "id", [], "Search for the images of these entries, which are left out.", _ID)
 flags.DEFINE_string("features", "", "Search for these features, an .npz.", flag_values=FLAGS)
+command_line.group(FLAGS, "hits")
 flags.DEFINE_integer("k", 10, "Hits per query, at most.", 1, 10_000, flag_values=FLAGS)
+command_line.group(FLAGS, "filters")
 command_line.define_list(FLAGS, "camera", [], "From these cameras only.", _ID)
 command_line.define_list(FLAGS, "not_camera", [], "Not from these cameras.", _ID)
 flags.DEFINE_string("after", "", "Taken at this time or later.", flag_values=FLAGS)
 flags.DEFINE_string("before", "", "Taken before this time.", flag_values=FLAGS)
+command_line.group(FLAGS, "hits")
 flags.DEFINE_float("threshold", None, "Greatest distance; the gallery's own if not given.", 0, flag_values=FLAGS)
 flags.DEFINE_boolean("any_distance", False, "Leave out nobody, however far.", flag_values=FLAGS)
 flags.DEFINE_boolean("rerank", False, "Sort the nearest anew by k-reciprocal re-ranking.", flag_values=FLAGS)
 flags.DEFINE_boolean("json", False, "Print JSON.", flag_values=FLAGS)
+command_line.group(FLAGS, "what to search for")
 command_line.define_white_level(FLAGS)
-flags.register_validator("index", bool, "expected the folder or address of a gallery", flag_values=FLAGS)
+command_line.require(FLAGS, "index", "the folder or address of a gallery")
 flags.register_multi_flags_validator(
     ["threshold", "any_distance"],
     lambda values: values["threshold"] is None or not values["any_distance"],
@@ -55,7 +61,7 @@ flags.register_multi_flags_validator(
 def main(values: flags.FlagValues) -> None:
     """Searches as the flags say."""
     if bool(values.positional) + bool(values.id) + bool(values.features) != 1:
-        raise UserError("expected either images, --id or --features to search for")
+        raise command_line.UsageError("expected either images, --id or --features to search for")
     filters = Filters(
         tuple(values.camera), tuple(values.not_camera), _time(values.after, "after"), _time(values.before, "before")
     )
@@ -98,7 +104,7 @@ def _queries(values: flags.FlagValues, gallery: Gallery) -> tuple[list[str], np.
         named = len(paths) == len(features)
         return [paths[i] if named and paths[i] else f"row {i}" for i in range(len(features))], features
     if not values.model:
-        raise UserError("no --model, expected the folder of the run or export whose features the gallery holds")
+        raise command_line.UsageError("--model is missing, expected the run or export whose features the gallery holds")
     from han_tf.features.extractor import FeatureExtractor
 
     extractor = FeatureExtractor(values.model, white_level=values.white_level or None)

@@ -22,7 +22,9 @@ from han_tf.serve.limits import Limits
 DEFAULTS = Limits()
 
 FLAGS = command_line.new_flags()
+command_line.group(FLAGS, "gallery")
 flags.DEFINE_string("index", "", "The gallery: a folder, a Milvus Lite file or an address.", flag_values=FLAGS)
+command_line.group(FLAGS, "model")
 flags.DEFINE_string(
     "model", "", "A run's folder or an exported model; if empty, one in --runs_dir that fits.", flag_values=FLAGS
 )
@@ -30,10 +32,12 @@ flags.DEFINE_string(
     "attention", "", "Run whose network draws attention overlays; the model's own if empty.", flag_values=FLAGS
 )
 flags.DEFINE_string("runs_dir", "runs", "Where runs are kept.", flag_values=FLAGS)
+command_line.group(FLAGS, "gallery")
 flags.DEFINE_list(
     "images", [], "Folders from which the gallery's images may be shown; those it lies in if empty.", flag_values=FLAGS
 )
 flags.DEFINE_string("state", "", "Folder for feedback and added images; INDEX.service if empty.", flag_values=FLAGS)
+command_line.group(FLAGS, "access")
 flags.DEFINE_string("host", "127.0.0.1", "Address to listen on.", flag_values=FLAGS)
 flags.DEFINE_integer("port", 8000, "Port to listen on; 0 for any free one.", 0, 65535, flag_values=FLAGS)
 flags.DEFINE_string(
@@ -49,8 +53,10 @@ flags.DEFINE_list(
     "Names clients may call the service by; needed for a --host of all addresses.",
     flag_values=FLAGS,
 )
+command_line.group(FLAGS, "computation")
 flags.DEFINE_integer("threads", None, "Threads of the network; one per core if not given.", 1, flag_values=FLAGS)
 command_line.define_white_level(FLAGS)
+command_line.group(FLAGS, "limits")
 flags.DEFINE_float(
     "max_upload_mb", DEFAULTS.upload_bytes / 2**20, "Largest request, MiB.", 0.01, 1024, flag_values=FLAGS
 )
@@ -70,13 +76,13 @@ flags.DEFINE_integer("requests", DEFAULTS.requests, "Being answered at a time.",
 flags.DEFINE_float("body_seconds", DEFAULTS.body_seconds, "For a body to arrive.", 0.1, 3600, flag_values=FLAGS)
 flags.DEFINE_float("request_seconds", DEFAULTS.request_seconds, "For an answer.", 0.1, 3600, flag_values=FLAGS)
 
+command_line.require(FLAGS, "index", "the gallery to serve: python -m han_tf.index makes one")
+
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 def main(values: flags.FlagValues) -> None:
     """Serves as the flags say, until a signal."""
-    if not values.index:
-        raise UserError("no --index, expected the gallery to serve: python -m han_tf.index makes one")
     check_installed()
     from han_tf.serve.server import listen
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from absl import flags
 from experiments.results import HERE
 from han_tf import __version__, bench, demo, evaluate, export, extract, index, train, visualize
 from han_tf import flops as flops_command
-from han_tf.common.cli import define_list, new_flags, old_name, run
+from han_tf.common.cli import UsageError, define_list, group, new_flags, old_name, require, run
 from han_tf.common.errors import Stopped, UserError
 from han_tf.search import __main__ as search
 from han_tf.serve import __main__ as serve
@@ -67,11 +68,11 @@ def test_flags_reach_the_command(capsys):
 def test_help_needs_no_other_flag(capsys):
     command = Command()
     flags.DEFINE_string("index", "", "Where.", flag_values=command.flags)
-    flags.register_validator("index", bool, "expected a folder", flag_values=command.flags)
+    require(command.flags, "index", "a folder")
     assert command("--help") == 0
     assert capsys.readouterr().out.startswith("Does it.")
     assert command() == 2
-    assert capsys.readouterr().err == "usage error: flag --index=: expected a folder (--help lists the flags)\n"
+    assert capsys.readouterr().err == "usage error: --index is missing, expected a folder (--help lists the flags)\n"
     assert command("--size=x", "--help") == 2
 
 
@@ -85,6 +86,7 @@ def test_positional_arguments_only_where_they_are_allowed():
     ("exception", "status", "line"),
     [
         (UserError("a.png: no image"), 1, "error: a.png: no image"),
+        (UsageError("no image"), 2, "usage error: no image (--help lists the flags)"),
         (Stopped("saved in runs/x", signal.SIGTERM), 143, "saved in runs/x"),
         (Stopped("saved in runs/x", signal.SIGINT), 130, "saved in runs/x"),
         (KeyboardInterrupt(), 130, "interrupted"),
@@ -163,7 +165,7 @@ def test_help_goes_to_stdout(capsys, flag):
     out, err = capsys.readouterr()
     assert err == ""
     assert out.startswith("Does it.\n")
-    for word in ("--size", "How large.", "--[no]loud", "<red|blue>", "(default: '0.5')"):
+    for word in ("--size", "How large.", "--[no]loud", "one of red, blue", "(default: 0.5)", "--flagfile FILE"):
         assert word in out
     assert command.calls == []
 
@@ -242,7 +244,7 @@ def test_lists_have_commas_and_may_be_repeated(capsys, arguments, expected):
         status = run(lambda given: found.append(given.sizes), values, "", ["command", *arguments])
         assert status == (2 if expected is None else 0)
     assert found == ([] if expected is None else [expected] * 2)
-    assert "repeat" not in values.get_help()
+    assert values["sizes"].help == "How large."
 
 
 def test_arguments_of_the_network_may_hold_commas():
@@ -265,10 +267,59 @@ def test_every_command_tells_its_flags(capsys, monkeypatch, module):
     out, err = capsys.readouterr()
     assert out.startswith(module.__doc__.strip())
     assert err == ""
-    own = module.FLAGS.get_flags_for_module(module.__name__)
-    assert own
-    for flag in own:
-        assert f"{flag.name}: " in out
+    assert ".py:" not in out
+    for name in module.FLAGS:
+        flag = module.FLAGS[name]
+        words = f"  --[no]{name}" if flag.boolean and name not in ("help", "version") else f"  --{name}"
+        old = name in OLD_NAMES.get(module, ())
+        assert bool(re.search(re.escape(words) + r"\b", out)) != (old or name == "h")
+
+
+REQUIRED = [(extract, "output"), (index, "index"), (search, "index"), (serve, "index")]
+
+
+@pytest.mark.parametrize(("module", "name"), REQUIRED, ids=lambda value: getattr(value, "__name__", value))
+def test_a_missing_flag_is_one_line_and_status_2(capsys, monkeypatch, module, name):
+    for arguments in ([], [f"--{name}="]):
+        monkeypatch.setattr(sys, "argv", ["command", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            module.cli()
+        assert stop.value.code == 2
+        assert capsys.readouterr().err.startswith(f"usage error: --{name} is missing, expected ")
+
+
+def test_help_has_groups_in_the_order_of_their_flags(capsys):
+    command = Command()
+    group(command.flags, "output")
+    flags.DEFINE_string("runs_dir", "", "100 % of them.", flag_values=command.flags)
+    define_list(command.flags, "parts", ["a", "b"], "Which.", flags.EnumParser(["a", "b", "c"]))
+    flags.DEFINE_list("names", [], "Their names.", flag_values=command.flags)
+    group(command.flags, "options")
+    flags.DEFINE_boolean("fast", True, "Quickly.", flag_values=command.flags)
+    flags.DEFINE_string("index", "", "Where.", flag_values=command.flags)
+    require(command.flags, "index", "a folder")
+    old_name(command.flags, "folder", "index")
+    assert command("--help") == 0
+    description, *sections = capsys.readouterr().out.strip().split("\n\n")
+    assert description == "Does it."
+    flags_of = {
+        title: re.findall(r"^  (-.*?)(?:  |$)", text, re.M) for title, text in (s.split(":", 1) for s in sections)
+    }
+    assert flags_of == {
+        "required": ["--index INDEX"],
+        "options": ["--size N", "--rate X", "--colour COLOUR", "--[no]loud", "--name NAME", "--[no]fast"],
+        "output": ["--runs_dir DIR", "--parts PARTS,...", "--names NAMES,..."],
+        "general": ["--help, -h", "--version", "--[no]quiet", "--flagfile FILE"],
+    }
+    assert list(flags_of) == ["required", "options", "output", "general"]
+    shown = " ".join(" ".join(sections).split())
+    for words in (
+        "100 % of them.",
+        "(one of a, b, c; default: a,b)",
+        "(default: true)",
+        "(one of red, blue; default: red)",
+    ):
+        assert words in shown
 
 
 @pytest.mark.parametrize("module", COMMANDS, ids=lambda module: module.__name__)
@@ -290,7 +341,7 @@ def test_help_imports_nothing_that_takes_long(program):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     *shown, status, imported = done.stdout.splitlines()
     assert (status, done.stderr) == ("0", "")
-    assert "Flags:" in shown
+    assert "general:" in shown
     # A package has a file; Cython adds modules that have none.
     packages = {name.partition(".")[0] for name in json.loads(imported)} - {"cython_runtime"}
     heavy = {name for name in packages if not name.startswith("_")} - LIGHT - set(sys.stdlib_module_names)

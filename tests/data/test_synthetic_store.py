@@ -214,7 +214,7 @@ def test_command_line_writes_any_layout(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        ([], 1, "error: --root is missing, expected the folder to make"),
+        ([], 2, "usage error: --root is missing, expected the folder to make (--help lists the flags)"),
         (["--root=x", "--junk=-1"], 1, "error: synthetic data: junk is -1, expected 0 to 249999"),
         (["--root=x", "--workers=0"], 1, "error: workers is 0, expected at least 1"),
         (["--root=x", "--layout=viper"], 2, "usage error: "),
@@ -235,7 +235,7 @@ def test_help_names_every_argument_and_layout(capsys):
     assert cli(["synthetic", "--help"]) == 0
     text = capsys.readouterr().out
     for name in ("root", "workers", *SyntheticPedestrians().arguments()):
-        assert f"--{name}:" in text
+        assert f"--{name} " in text
     for layout in LAYOUTS:
         assert layout in text
 

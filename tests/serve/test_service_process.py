@@ -41,7 +41,7 @@ def refused(capsys, *arguments, status=1):
 
 
 def test_what_is_missing_or_does_not_fit(capsys, tmp_path, tiny_run, make_index, extractor):
-    assert "--index" in refused(capsys)
+    assert "--index" in refused(capsys, status=2)
     assert "nowhere" in refused(capsys, f"--index={tmp_path}/nowhere", "--port=0")
     create_gallery(tmp_path / "other", extractor.feature_dim, "a" * 64).close()
     line = refused(capsys, f"--index={tmp_path}/other", f"--model={tiny_run}", "--port=0")

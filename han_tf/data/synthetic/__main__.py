@@ -13,7 +13,6 @@ from typing import Optional
 from absl import flags
 
 from han_tf.common import cli as command_line
-from han_tf.common.errors import UserError
 from han_tf.data.synthetic import LAYOUTS, SyntheticPedestrians, generate
 
 _HELP = {
@@ -32,6 +31,7 @@ def define_flags() -> flags.FlagValues:
     """Returns the flags; the numbers default to those of :class:`SyntheticPedestrians`."""
     values = command_line.new_flags()
     flags.DEFINE_string("root", None, "Folder to make.", flag_values=values)
+    command_line.require(values, "root", "the folder to make")
     flags.DEFINE_enum("layout", "market1501", sorted(LAYOUTS), "Layout to write.", flag_values=values)
     for name, parameter in inspect.signature(SyntheticPedestrians).parameters.items():
         flags.DEFINE_integer(name, parameter.default, _HELP[name], flag_values=values)
@@ -41,8 +41,6 @@ def define_flags() -> flags.FlagValues:
 
 def main(values: flags.FlagValues) -> None:
     """Draws and writes the data set that the flags describe."""
-    if not values.root:
-        raise UserError("--root is missing, expected the folder to make")
     pedestrians = SyntheticPedestrians(**{name: values[name].value for name in _HELP})
     generate(values.root, pedestrians, values.layout, values.workers)
     print(f"{len(pedestrians)} images drawn, written to {values.root} ({values.layout} layout)")
