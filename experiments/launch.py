@@ -16,7 +16,7 @@ from experiments.results import HERE
 from han_tf.common import cli
 from han_tf.common.errors import Stopped, UserError
 from han_tf.common.files import lock
-from han_tf.common.processes import end_with_parent
+from han_tf.common.processes import end_with_parent, stop_signals
 
 POLL_SECONDS = 0.2
 
@@ -25,13 +25,13 @@ def in_child(
     module: str,
     arguments: Sequence[str],
     log: Path,
-    poll: Optional[Callable[[], None]] = None,
+    poll: Callable[[], None] = lambda: None,
     held: Sequence[int] = (),
 ) -> Optional[float]:
     """Runs ``python -m module arguments`` in a process of its own, so that all its memory comes back.
 
-    SIGINT and SIGTERM are handed on, and the command is given the time to save its state. Where this process is killed,
-    Linux asks the command to stop as well.
+    SIGINT, SIGTERM and SIGHUP are handed on, and the command is given the time to save its state. Where this process is
+    killed, Linux asks the command to stop as well.
 
     Args:
       module: the command.
@@ -41,28 +41,16 @@ def in_child(
       held: descriptors of lock files that stay locked until the command has ended, too, should this process be killed.
 
     Returns:
-      The most memory it held, in MiB, as of a moment before its end. Where the system does not tell that of a running
-      process, at least what this process held when it started it.
+      The most memory it held, in MiB, as of a moment before its end; None where the system does not tell.
 
     Raises:
       Stopped: a signal came, and the command has stopped.
       UserError: the command failed; its last line is quoted.
     """
-    caught: list[int] = []
-    children: list[subprocess.Popen] = []
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]),
-        "PYTHONUNBUFFERED": "1",
-    }
-
-    def hand_on(number: int, _: object) -> None:
-        caught.append(number)
-        for child in children:
-            child.send_signal(number)
-
+    paths = [str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
     log.parent.mkdir(parents=True, exist_ok=True)
-    with _handlers(hand_on), log.open("ab") as stream:
+    with stop_signals() as caught, log.open("ab") as stream:
         child = subprocess.Popen(
             [sys.executable, "-m", module, *arguments],
             stdin=subprocess.DEVNULL,
@@ -70,43 +58,36 @@ def in_child(
             stderr=subprocess.STDOUT,
             env=environment,
             pass_fds=held,
-            start_new_session=True,  # Ctrl-C reaches this process alone, which hands it on once
+            start_new_session=True,  # Ctrl-C reaches this process alone, which hands it on
             preexec_fn=end_with_parent,
         )
-        children.append(child)
-        peak_mb = None
+        peak_mb, handed_on = None, 0
         try:
-            while True:
+            while child.poll() is None:
                 peak_mb = _peak_mb(child.pid) or peak_mb
-                pid, status, usage = os.wait4(child.pid, os.WNOHANG)
-                if pid:
-                    break
-                if poll is not None:
-                    poll()
+                poll()
+                for number in caught[handed_on:]:
+                    child.send_signal(number)
+                    handed_on += 1
                 time.sleep(POLL_SECONDS)
         except BaseException:
             child.terminate()
             child.wait()
             raise
-        child.returncode = os.waitstatus_to_exitcode(status)
-        children.clear()
-    if caught:
-        raise Stopped(f"stopped by {signal.Signals(caught[0]).name}; the same command goes on", caught[0])
-    if child.returncode:
-        raise UserError(f"{module}: {_reason(child.returncode, log)} (all of it in {log})")
-    return peak_mb or usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    _check(module, 128 + caught[0] if caught else child.returncode, log)
+    return peak_mb
 
 
 def in_process(
     module: str,
     arguments: Sequence[str],
     log: Path,
-    poll: Optional[Callable[[], None]] = None,
+    poll: Callable[[], None] = lambda: None,
     held: Sequence[int] = (),
-) -> Optional[float]:
+) -> None:
     """Does the same as :func:`in_child` in this process and without graphs, whose tracing takes longer than a tiny run.
 
-    The memory it held is not known: returns None.
+    The memory it held is not known.
     """
     import tensorflow as tf
 
@@ -115,24 +96,16 @@ def in_process(
     eager = tf.config.functions_run_eagerly()
     tf.config.run_functions_eagerly(True)
     try:
-        with contextlib.ExitStack() as stack:
+        with warnings.catch_warnings(), log.open("a", encoding="utf-8") as stream:
             # Of tf.data, which keeps its graphs.
-            stack.enter_context(warnings.catch_warnings())
             warnings.filterwarnings("ignore", message="Even though the .*run_functions_eagerly")
-            stream = stack.enter_context(log.open("a", encoding="utf-8"))
-            stack.enter_context(contextlib.redirect_stdout(stream))
-            stack.enter_context(contextlib.redirect_stderr(stream))
-            status = cli.run(command.main, command.FLAGS, command.__doc__, [module, *arguments], "files")
+            with contextlib.redirect_stdout(stream), contextlib.redirect_stderr(stream):
+                status = cli.run(command.main, command.FLAGS, command.__doc__, [module, *arguments], "files")
     finally:
         tf.config.run_functions_eagerly(eager)
         tf.keras.backend.clear_session()
-    if poll is not None:
-        poll()
-    if status > 128:
-        raise Stopped(f"stopped by {signal.Signals(status - 128).name}; the same command goes on", status - 128)
-    if status:
-        raise UserError(f"{module}: {_reason(status, log)} (all of it in {log})")
-    return None
+    poll()
+    _check(module, status, log)
 
 
 @contextlib.contextmanager
@@ -149,23 +122,11 @@ def claimed(path: Path, waiting: Optional[Callable[[], None]] = None) -> Iterato
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as stream:
-        if not lock(stream.fileno()):
-            if waiting is None:
-                yield None
-                return
+        held = lock(stream.fileno())
+        if not held and waiting is not None:
             waiting()
-            lock(stream.fileno(), wait=True)
-        yield stream.fileno()
-
-
-@contextlib.contextmanager
-def _handlers(handler: Callable[[int, object], None]) -> Iterator[None]:
-    previous = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, before in previous.items():
-            signal.signal(number, before)
+            held = lock(stream.fileno(), wait=True)
+        yield stream.fileno() if held else None
 
 
 def _peak_mb(pid: int) -> Optional[float]:
@@ -177,10 +138,16 @@ def _peak_mb(pid: int) -> Optional[float]:
         return None
 
 
-def _reason(status: int, log: Path) -> str:
+def _check(module: str, status: int, log: Path) -> None:
+    """Raises what a command's exit status, minus the signal that killed it, means."""
+    if status > 128:
+        raise Stopped(f"stopped by {signal.Signals(status - 128).name}; the same command goes on", status - 128)
     if status < 0:
         name = signal.Signals(-status).name
-        return f"killed by {name}" + (" (is memory short?)" if name == "SIGKILL" else "")
-    text = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n")
-    lines = [line.strip() for line in text.splitlines() if line.strip() and "%|" not in line]
-    return lines[-1].removeprefix("error: ") if lines else f"exit status {status}"
+        reason = f"killed by {name}" + (" (is memory short?)" if name == "SIGKILL" else "")
+        raise UserError(f"{module}: {reason} (all of it in {log})")
+    if status:
+        text = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n")
+        lines = [line.strip() for line in text.splitlines() if line.strip() and "%|" not in line]
+        reason = lines[-1].removeprefix("error: ") if lines else f"exit status {status}"
+        raise UserError(f"{module}: {reason} (all of it in {log})")

@@ -1,18 +1,17 @@
 """Pictures of results, drawn from their JSONs alone."""
 
-import os
 import re
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Optional, Union
+from typing import Optional
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.plan import SCALES, family, network_of
 from experiments.results import Result
-from experiments.schema import METRICS, AnyExperiment, Experiment, Statistics, load
+from experiments.schema import METRICS, Experiment, load
 from experiments.tables import Group, groups, networks_by_name
 from han_tf.metrics.plots import save_figure
 
@@ -22,20 +21,15 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8
 QUOTED = "#9a9a9a"
 
 
-def folder_of(results_dir: Union[str, os.PathLike]) -> Path:
-    """Returns the folder for the pictures of the results in ``results_dir``: ``figures`` beside it."""
-    return Path(results_dir).parent / "figures"
-
-
 def pictures(
-    experiment: AnyExperiment, scale: str, results: Sequence[Result], comparable: bool = False
+    experiment: Experiment, scale: str, results: Sequence[Result], comparable: bool = False
 ) -> dict[str, Group]:
     """Returns the pictures that an experiment has: file name -> the results it shows, one for each schedule.
 
     Args:
       experiment, scale, results, comparable: see :func:`experiments.tables.groups`.
     """
-    if isinstance(experiment, Statistics) or not experiment.picture:
+    if not experiment.picture:
         return {}
     return {
         f"{experiment.name}-{scale}-{group.epochs}epochs.png": group
@@ -44,7 +38,7 @@ def pictures(
 
 
 def draw(
-    experiment: AnyExperiment, scale: str, results: Sequence[Result], folder: Path, comparable: bool = False
+    experiment: Experiment, scale: str, results: Sequence[Result], folder: Path, comparable: bool = False
 ) -> list[Path]:
     """Draws an experiment's :func:`pictures` into ``folder`` and returns the files."""
     written = []
@@ -57,46 +51,33 @@ def draw(
 def feature_dimension(experiment: Experiment, scale: str, group: Group, results: Sequence[Result]) -> Figure:
     """Draws Fig. 6, and beside it accuracy and search time against the bytes of a feature."""
     searches = [result for result in results if result["kind"] == "search"]
-    times = {row["dimension"]: row for result in searches for row in result["dimensions"]}
+    times = {row["dimension"]: 1e3 * row["seconds_per_query"] for result in searches for row in result["dimensions"]}
     figure = Figure(figsize=(15, 4.2 * len(group.columns)), layout="constrained")
     panels = figure.subplots(len(group.columns), 3, squeeze=False)
-    drawn = SCALES[scale].dataset is not None
     for column, (shown, published) in enumerate(group.columns):
-        curves: dict[str, dict[str, dict[int, float]]] = {metric: {} for metric in METRICS}
-        for index, row in enumerate(experiment.rows):
-            network = row.name.rsplit(" ", 1)[0]
-            for metric in METRICS:
-                numbers = group.numbers(experiment, index, column, metric)
-                if numbers:
-                    curves[metric].setdefault(network, {})[row.settings["feature_dim"]] = statistics.mean(numbers)
+        readable = [row for row in experiment.rows if row.published[published] is not None]
         for place, (axes, metric) in enumerate(zip(panels[column], METRICS)):
-            _lines(axes, curves[metric])
-            readable = [row for row in experiment.rows if row.published[published] is not None and not drawn]
-            axes.scatter(
-                [row.settings["feature_dim"] for row in readable],
-                [row.published[published][place] for row in readable],
-                facecolors="none",
-                edgecolors=QUOTED,
-                marker="s",
-                label="HAN (Large), as published" if readable else None,
-            )
+            curves: dict[str, dict[int, float]] = {}
+            for index, row in enumerate(experiment.rows):
+                if numbers := group.numbers(experiment, index, column, metric):
+                    network = row.name.rsplit(" ", 1)[0]
+                    curves.setdefault(network, {})[row.settings["feature_dim"]] = statistics.mean(numbers)
+            _lines(axes, curves)
+            if readable and SCALES[scale].dataset is None:
+                x = [row.settings["feature_dim"] for row in readable]
+                y = [row.published[published][place] for row in readable]
+                style = {"facecolors": "none", "edgecolors": QUOTED, "marker": "s"}
+                axes.scatter(x, y, label="HAN (Large), as published", **style)
             axes.set(xlabel="feature dimension", ylabel=f"{metric} (%)", title=shown.title)
             axes.legend(loc="best")
         axes = panels[column, 2]
-        _lines(axes, {name: {4 * n: y for n, y in curve.items()} for name, curve in curves["mAP"].items()})
-        axes.set(
-            xlabel="bytes per identity (one float32 feature)", ylabel="mAP (%)", title=f"{shown.title}: what it costs"
-        )
+        _lines(axes, {name: {4 * n: y for n, y in curve.items()} for name, curve in curves.items()})  # of mAP
+        axes.set(xlabel="bytes per identity (one float32 feature)", ylabel="mAP (%)", title=f"{shown.title}: its cost")
         if times:
             beside = axes.twinx()
             dimensions = sorted(times)
-            beside.plot(
-                [4 * n for n in dimensions],
-                [1e3 * times[n]["seconds_per_query"] for n in dimensions],
-                color=QUOTED,
-                linestyle="--",
-                marker="x",
-            )
+            style = {"color": QUOTED, "linestyle": "--", "marker": "x"}
+            beside.plot([4 * n for n in dimensions], [times[n] for n in dimensions], **style)
             beside.set_ylabel(f"search time per query (ms), {searches[-1]['gallery']:,} features", color="#5f5f5f")
             beside.set_ylim(bottom=0)
     return figure
@@ -107,38 +88,28 @@ def cost_effectiveness(experiment: Experiment, scale: str, group: Group, results
     networks = networks_by_name(results)
     figure = Figure(figsize=(14, 9 * len(group.columns)), layout="constrained")
     panels = figure.subplots(2 * len(group.columns), 2, squeeze=False)
-    drawn = SCALES[scale].dataset is not None
     for column, (shown, published) in enumerate(group.columns):
         for place, metric in enumerate(METRICS):
             by_cost, by_speed = panels[2 * column + place]
-            source = f", {experiment.columns[published].title}" if drawn else ""
+            source = "" if SCALES[scale].dataset is None else f", {experiment.columns[published].title}"
             _quoted(by_cost, place, f"as published{source}")
-            for marker, is_han in (("o", False), ("s", True)):
-                # The efficient networks' figures are multiply-adds, as those of the other quoted methods.
-                rows = [
-                    row
-                    for row in experiment.rows
-                    if (family(row.settings["model"]) == "han") == is_han and row.published[published] is not None
-                ]
-                by_cost.scatter(
-                    [published_flops(row.flops) for row in rows],
-                    [row.published[published][place] for row in rows],
-                    facecolors="none" if is_han else QUOTED,
-                    edgecolors=QUOTED,
-                    marker=marker,
-                    s=24,
-                    label=f"HAN as published{source} (a multiply-add is two FLOPs)" if is_han else None,
-                )
+            for row in experiment.rows:
+                if (paper := row.published[published]) is not None:
+                    # The efficient networks' figures are multiply-adds, as those of the other quoted methods.
+                    is_han = family(row.settings["model"]) == "han"
+                    style = {"facecolors": "none" if is_han else QUOTED, "marker": "s" if is_han else "o"}
+                    label = f"HAN as published{source} (a multiply-add is two FLOPs)" if is_han else None
+                    by_cost.scatter(
+                        [published_flops(row.flops)], [paper[place]], edgecolors=QUOTED, s=24, label=label, **style
+                    )
             for index, row in enumerate(experiment.rows):
                 numbers = group.numbers(experiment, index, column, metric)
-                if not numbers:
-                    continue
-                cost = networks.get(network_of(group.cells[index, column][0]["settings"]))
-                colour = COLOURS[index % len(COLOURS)]
+                cost = networks.get(network_of(group.cells[index, column][0]["settings"])) if numbers else None
                 if cost is not None:
-                    _point(by_cost, cost["macs"], statistics.mean(numbers), row.name, colour)
-                if cost is not None and "images_per_second" in cost.data:
-                    _point(by_speed, cost["images_per_second"], statistics.mean(numbers), row.name, colour)
+                    point = statistics.mean(numbers), row.name, COLOURS[index % len(COLOURS)]
+                    _point(by_cost, cost["macs"], *point)
+                    if "images_per_second" in cost.data:
+                        _point(by_speed, cost["images_per_second"], *point)
             by_cost.set(
                 xscale="log", xlabel="multiply-adds per image at 160×64; quoted: as published, at their own input sizes"
             )
@@ -148,7 +119,8 @@ def cost_effectiveness(experiment: Experiment, scale: str, group: Group, results
                 axes.grid(alpha=0.3)
                 axes.margins(x=0.16)
     # Within a panel it would hide a network.
-    figure.legend(*panels[0][0].get_legend_handles_labels(), fontsize="small", loc="outside lower center", ncols=3)
+    labelled = dict(zip(*reversed(panels[0][0].get_legend_handles_labels())))
+    figure.legend(labelled.values(), labelled, fontsize="small", loc="outside lower center", ncols=3)
     return figure
 
 
@@ -164,15 +136,14 @@ def published_flops(text: str) -> Optional[float]:
 
 def _quoted(axes: Axes, place: int, label: str) -> None:
     """Draws the methods that Table 3 quotes, but for those with re-ranking or random erasing."""
-    for text, marker, what in (("", "o", ""), (">≫", ">", ", a lower bound of FLOPs")):
-        points = []
-        for row in load("table3").rows:
-            flops, numbers = published_flops(row.flops), row.published[0]
-            plain = row.settings is None and "re-ranked" not in row.name and "erasing" not in row.name
-            bound = row.flops[:1] in (">", "≫")
-            if plain and flops and numbers[place] is not None and bound == bool(text):
-                points.append((flops, numbers[place]))
-        axes.scatter(*zip(*points), color=QUOTED, marker=marker, s=24, label=label + what)
+    exact, bounds = [], []
+    for row in load("table3").rows:
+        flops, number = published_flops(row.flops), row.published[0][place]
+        plain = row.settings is None and "re-ranked" not in row.name and "erasing" not in row.name
+        if plain and flops and number is not None:
+            (bounds if row.flops[0] in ">≫" else exact).append((flops, number))
+    axes.scatter(*zip(*exact), color=QUOTED, marker="o", s=24, label=label)
+    axes.scatter(*zip(*bounds), color=QUOTED, marker=">", s=24, label=f"{label}, a lower bound of FLOPs")
 
 
 def _point(axes: Axes, x: float, y: float, name: str, colour: str) -> None:

@@ -16,24 +16,29 @@ from typing import Any
 
 from absl import flags
 
-from experiments.results import (
-    CONFIG,
-    RESULTS,
-    identity,
-    load_results,
-    stamp,
-    training_result,
-    write_result,
-)
+from experiments.results import RESULTS, identity, load_results, stamp, training_result, write_result
 from han_tf.common import cli as command_line
 from han_tf.common.errors import UserError
 from han_tf.common.files import read_json
+from han_tf.common.run_files import CONFIG
 from han_tf.training.config import TrainConfig
 
 FLAGS = command_line.new_flags()
 flags.DEFINE_string("name", "", "Name of the result; if empty, the run's, or the benchmark's kind.", flag_values=FLAGS)
 flags.DEFINE_string("apart", "", "Why the result belongs into no table, e.g. 'stopped early'.", flag_values=FLAGS)
 flags.DEFINE_string("results_dir", str(RESULTS), "Where the JSONs are.", flag_values=FLAGS)
+
+
+MARKS = {
+    "bench": {"networks", "product_flops"},
+    "runtimes": {"runtimes"},
+    "norm": {"statistics"},
+    "index_bench": {"recall_at_10"},
+    "chaos": {"faults"},
+    "service_bench": {"statuses"},
+    "metrics_bench": {"figures"},
+}
+"""Kind of result -> what a benchmark's file of that kind, or one of its figures, holds; the first that fits counts."""
 
 
 def result_of(path: Path) -> tuple[str, dict[str, Any]]:
@@ -46,17 +51,14 @@ def result_of(path: Path) -> tuple[str, dict[str, Any]]:
         result = training_result(path)
         return TrainConfig.from_dict(result["settings"], str(path / CONFIG)).run_name(), result
     figures = read_json(path, "a run's folder or a benchmark's figures")
-    if isinstance(figures, dict) and {"networks", "product_flops"} <= set(figures):
-        kind = "bench"
-    elif isinstance(figures, dict) and "runtimes" in figures:
-        kind = "runtimes"
-    elif isinstance(figures, dict) and "figures" in figures:
-        marks = {"recall_at_10": "index_bench", "faults": "chaos", "statuses": "service_bench"}
-        kind = next((marks[m] for m in marks if any(m in f for f in figures["figures"])), "metrics_bench")
-    else:
+    entries = set(figures) if isinstance(figures, dict) else set()
+    if "figures" in entries:
+        entries.update(*figures["figures"])
+    kind = next((kind for kind, marks in MARKS.items() if marks <= entries), None)
+    if kind is None:
         raise UserError(
             f"{path}: neither a run's folder nor a benchmark's figures, expected the output of han_tf.train, "
-            "han_tf.bench or of experiments.bench_metrics, bench_runtimes, bench_indexes, bench_service or chaos"
+            "han_tf.bench or of a benchmark of experiments"
         )
     made_with = figures.pop("environment", {})
     made_with.pop("command", None)
@@ -81,10 +83,5 @@ def main(values: flags.FlagValues) -> None:
     print(f"written to {write_result(values.results_dir, name, data)}")
 
 
-def cli() -> None:
-    """Runs the command line."""
-    sys.exit(command_line.run(main, FLAGS, __doc__, positional="path"))
-
-
 if __name__ == "__main__":
-    cli()
+    sys.exit(command_line.run(main, FLAGS, __doc__, positional="path"))

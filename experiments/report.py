@@ -18,9 +18,8 @@ from urllib.parse import quote
 from absl import flags
 
 from experiments import bench_sections, schema, tables
-from experiments.plan import family
 from experiments.results import HERE, RESULTS, Result, load_results, score
-from experiments.tables import NONE, markdown_table, scientific, settings_in_words
+from experiments.tables import NONE, markdown_table, settings_in_words
 from han_tf.common import cli as command_line
 from han_tf.common.errors import UserError
 from han_tf.common.files import atomic_open
@@ -112,32 +111,27 @@ class Report:
         settings = result["settings"]
         where = " ".join(filter(None, (settings["dataset"], settings["split"])))
         told = f"{settings['model']}, {settings_in_words(settings)}"
-        return [self.link(result.name, told), where, *_numbers(score(result, *wanted) for _, *wanted in SCORES)]
+        numbers = [score(result, *wanted) for _, *wanted in SCORES]
+        return [self.link(result.name, told), where, *map(tables.one_digit, numbers)]
 
     def _costs(self) -> str:
         """Returns the networks' costs beside those that the paper prints."""
-        rows = [row for name in schema.names() for row in schema.load(name).rows if isinstance(row, schema.Row)]
+        rows = [row for name in schema.names() for row in schema.load(name).rows]
         # Of several tables that print a network's FLOPs the first counts.
         printed = {row.settings["model"]: row.flops for row in reversed(rows) if row.settings is not None and row.flops}
         counted, lines = self._of_kind("network"), []
         for result in counted:
-            model, speed = result["settings"]["model"], result.get("images_per_second")
-            ours, paper = result["flops"] if family(model) == "han" else result["macs"], printed.get(model, NONE)
-            error = f" ({ours / float(paper) - 1:+.1%})" if family(model) == "han" else ""
-            costs = [f"{scientific(ours)} / {paper}{error}", scientific(result["macs"]), f"{result['parameters']:,}"]
-            lines.append([self.link(result.name, model), *costs, NONE if speed is None else f"{speed:.0f}"])
+            model = result["settings"]["model"]
+            lines.append([self.link(result.name, model), *tables.cost_cells(model, printed.get(model, NONE), result)])
         if not lines:
             return ""
         table = markdown_table(["network", "FLOPs / the paper's", "multiply-adds", "parameters", "img/s"], lines)
         return self._with_note("costs", "## What the networks cost", table, f"{tables.made(*counted)}.")
 
-    def _experiment(self, experiment: schema.AnyExperiment) -> str:
+    def _experiment(self, experiment: schema.Experiment) -> str:
         """Returns an experiment's section; empty if it has no result that says something."""
-        if isinstance(experiment, schema.Statistics):
-            shown = self._of_kind("statistics")
-        else:
-            shown = tables.groups(experiment, "full", self.results, comparable=True)
-        if not shown:
+        counted = experiment.counts and self._of_kind("statistics")
+        if not (counted or tables.groups(experiment, "full", self.results, comparable=True)):
             return ""
         text = tables.render(experiment, "full", self.results, self.link, comparable=True)
         pictures = plots.pictures(experiment, "full", self.results, comparable=True)
@@ -176,12 +170,8 @@ def _published() -> Iterable[list[str]]:
         single, multi = rows[f"HAN ({size})"]
         reranked, _ = rows[f"HAN ({size}), re-ranked"]
         branches = [halves["global"], halves["local"]] if size == "Large" else [None, None]
-        numbers = _numbers([*single, *multi, *reranked, *branches])
+        numbers = map(tables.one_digit, [*single, *multi, *reranked, *branches])
         yield [f"**the paper's HAN ({size})**, 300 epochs", "market1501", *numbers]
-
-
-def _numbers(numbers: Iterable[Any]) -> list[str]:
-    return [NONE if number is None else f"{number:.1f}" for number in numbers]
 
 
 def fill(text: str, results: Sequence[Result], where: str) -> str:

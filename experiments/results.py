@@ -19,22 +19,11 @@ from han_tf.training.config import DEFAULTS, NEUTRAL, OF_DATA, TrainConfig, flag
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 
-KINDS = (
-    "training",
-    "network",
-    "search",
-    "statistics",
-    "bench",
-    "metrics_bench",
-    "runtimes",
-    "index_bench",
-    "service_bench",
-    "chaos",
-    "norm",
-)
+KINDS = ("training", "network", "search", "statistics", "bench", "metrics_bench", "runtimes", "index_bench")
+KINDS += ("service_bench", "chaos", "norm")
 """What a result is of: a training and its evaluation; FLOPs and speed of a network; search time by feature
 dimension; counts of a data set; the output of ``han_tf.bench`` and of the modules of ``experiments`` that are called
-``bench_metrics``, ``bench_runtimes``, ``bench_indexes``, ``bench_service`` and ``chaos``."""
+``bench_metrics``, ``bench_runtimes``, ``bench_indexes``, ``bench_service``, ``chaos`` and ``bench_norm``."""
 
 EXPECTED = "results as the runner writes them"
 
@@ -107,19 +96,9 @@ def identity(values: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     return tuple(sorted((name, json.dumps(value, sort_keys=True)) for name, value in settings_of(values).items()))
 
 
-def changed_settings(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the settings that are not the paper's, but for data set, split, network, epochs and seed."""
-    known = ("dataset", "split", "model", "epochs", "seed")
-    return {
-        name: value
-        for name, value in settings_of(values).items()
-        if name not in known and value != DEFAULTS.get(name, None)
-    }
-
-
 def command_of(values: Mapping[str, Any]) -> str:
     """Returns the training command that these settings are of, without the paths of one machine."""
-    return " ".join(["python -m han_tf.train", *flags_of({**values, **dict.fromkeys(("data_dir",), "")})])
+    return " ".join(["python -m han_tf.train", *flags_of({**values, "data_dir": ""})])
 
 
 def flags_of(values: Mapping[str, Any]) -> list[str]:
@@ -165,14 +144,14 @@ def training_result(run_dir: Union[str, os.PathLike], peak_mb: Optional[float] =
     history, made_with = read(HISTORY, []), read(ENVIRONMENT, {})
     made_with.pop("command", None)
     speeds = [row["images_per_second"] for row in history if "images_per_second" in row]
-
-    # Curves and tables of cameras stay in the run's folder.
-    rows = [
-        {name: value for name, value in row.items() if not isinstance(value, (list, dict))}
-        for row in [*evaluated["results"], *trained["results"]]
-    ]
-    first = {(row["feature"], row["query"], _methods(row)): row for row in reversed(rows)}
-    rows = [row for row in rows if first[row["feature"], row["query"], _methods(row)] is row]
+    # Of the evaluations during training the joint feature's is kept, which comes first.
+    evaluated_at = {row["epoch"]: row["evaluation"]["results"][0] for row in history if "evaluation" in row}
+    evaluations = [{"epoch": epoch, **{m: row[m] for m in ("rank-1", "mAP")}} for epoch, row in evaluated_at.items()]
+    rows: dict[tuple, dict[str, Any]] = {}
+    for row in [*evaluated["results"], *trained["results"]]:
+        # Curves and tables of cameras stay in the run's folder.
+        plain = {name: value for name, value in row.items() if not isinstance(value, (list, dict))}
+        rows.setdefault((row["feature"], row["query"], _methods(row)), plain)
     result = {
         "kind": "training",
         "settings": settings_of(config),
@@ -185,10 +164,10 @@ def training_result(run_dir: Union[str, os.PathLike], peak_mb: Optional[float] =
         "disk_mb": round(sum(p.stat().st_size for p in run_dir.rglob("*") if p.is_file()) / 2**20, 1),
         "differences": evaluated.get("differences", []),
         "counts": evaluated["counts"],
-        "results": rows,
-        "regions": summarised(trained.get("attention") or trained.get("regions") or {}),
+        "results": list(rows.values()),
+        "regions": trained.get("attention") or trained.get("regions") or {},
         "loss": [round(row["loss"], 4) for row in history if "loss" in row],
-        "evaluations": [_joint(row) for row in history if "evaluation" in row],
+        "evaluations": evaluations,
         **made_with,
         "date": _date((run_dir / METRICS).stat().st_mtime),
     }
@@ -215,38 +194,12 @@ def _of_the_same(evaluated: Mapping[str, Any], trained: Mapping[str, Any]) -> bo
     )
 
 
-def summarised(regions: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the state of hard attention with its summary: how far out, how still, and how many saturated.
-
-    Args:
-      regions: of the last epoch, as :class:`han_tf.training.attention.AttentionStatistics` gives them; may be empty.
-
-    Returns:
-      ``regions`` and, for a network that has any, ``largest_mean`` (of |t_x|, |t_y|), ``least_deviation`` over images
-      (of the axis along which a region moves more) and the number of regions that are ``saturated``.
-    """
-    if not regions.get("mean"):
-        return dict(regions)
-    return {
-        **regions,
-        "largest_mean": max(abs(value) for level in regions["mean"] for region in level for value in region),
-        "least_deviation": min(max(region) for level in regions["deviation"] for region in level),
-        "saturated": sum("saturated" in complaint for complaint in regions["complaints"]),
-    }
-
-
 def score(result: Result, feature: str, query: str, reranked: bool, metric: str) -> Optional[float]:
     """Returns one number of a training's results, in percent; None where that was not evaluated."""
     for row in result["results"]:
         if (row["feature"], row["query"], _methods(row)) == (feature, query, ("reranked",) * reranked):
             return 100 * row[metric]
     return None
-
-
-def _joint(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what an evaluation during training gave for the joint feature, which comes first."""
-    first = row["evaluation"]["results"][0]
-    return {"epoch": row["epoch"], "rank-1": first["rank-1"], "mAP": first["mAP"]}
 
 
 def _methods(row: Mapping[str, Any]) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Optional, Union
+from typing import Any, NamedTuple, Optional
 
 from han_tf.common.errors import UserError
 
@@ -14,6 +14,10 @@ CONFIGS = Path(__file__).parent / "configs"
 
 METRICS = ("rank-1", "mAP")
 """What each column of the paper's tables holds, in percent."""
+
+
+HAN_FLOPS = {"Small": "3.68e8", "Medium": "5.33e8", "Large": "7.01e8"}
+"""Size of a HAN -> the FLOPs that the paper prints."""
 
 
 class Column(NamedTuple):
@@ -64,45 +68,20 @@ class Row:
     smoke: bool = True
 
 
-@dataclass(frozen=True)
-class Experiment:
-    """A table or figure of the paper, made from trainings.
-
-    Attributes:
-      title: one line.
-      columns: the data sets it is about, as the paper orders them.
-      rows: in the paper's order.
-      trains: False for one that shows the results of other experiments' trainings if they are there.
-      flops: whether it shows FLOPs, so that the networks have to be counted.
-      speed: whether it shows images per second.
-      search: whether it shows the time of a search for each of its feature dimensions.
-      sheet: whether an attention sheet is drawn for each training.
-      picture: what is drawn from the results, a key of ``experiments.plots.PICTURES``; ``""`` for nothing.
-      name: the config's name, such as ``table9``.
-      description: the config's docstring.
-    """
-
-    title: str
-    columns: Sequence[Column]
-    rows: Sequence[Row]
-    trains: bool = True
-    flops: bool = False
-    speed: bool = False
-    search: bool = False
-    sheet: bool = False
-    picture: str = ""
-    name: str = ""
-    description: str = ""
-
-    @property
-    def model(self) -> str:
-        """The network that all trainings are of, as in an ablation; ``""`` if networks are compared."""
-        models = {row.settings["model"] for row in self.rows if row.settings is not None}
-        return models.pop() if len(models) == 1 else ""
+def han(size: str, *published: tuple[float, float], erasing: bool = False, reranked: bool = False) -> Row:
+    """Returns the row of a HAN, ``Small``, ``Medium`` or ``Large``, with the paper's numbers for each column."""
+    return Row(
+        f"HAN ({size}){', erasing' * erasing}{', re-ranked' * reranked}",
+        published,
+        {"model": f"han_{size.lower()}", **({"random_erasing": True} if erasing else {})},
+        reranked=reranked,
+        flops=HAN_FLOPS[size],
+        smoke=size == "Small" or not erasing,
+    )
 
 
-class StatisticsRow(NamedTuple):
-    """One data set of Table 2.
+class Counts(NamedTuple):
+    """What the paper counts of a data set, a row of Table 2.
 
     Attributes:
       title: as the paper prints it.
@@ -118,36 +97,61 @@ class StatisticsRow(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Statistics:
-    """A table of what the readers find; nothing is trained.
+class Experiment:
+    """A table or figure of the paper, made from trainings.
 
     Attributes:
-      title, name, description: as in :class:`Experiment`.
-      rows: the data sets.
+      title: one line.
+      columns: the data sets it is about, as the paper orders them.
+      rows: in the paper's order.
+      counts: what is counted of data sets; such a table has neither columns nor rows.
+      trains: False for one that shows the results of other experiments' trainings if they are there.
+      flops: whether it shows FLOPs, so that the networks have to be counted.
+      speed: whether it shows images per second, too.
+      search: whether it shows the time of a search for each of its feature dimensions.
+      sheet: whether an attention sheet is drawn for each training.
+      picture: what is drawn from the results, a key of ``experiments.plots.PICTURES``; ``""`` for nothing.
+      name: the config's name, such as ``table9``.
+      description: the config's docstring.
     """
 
     title: str
-    rows: Sequence[StatisticsRow]
+    columns: Sequence[Column] = ()
+    rows: Sequence[Row] = ()
+    counts: Sequence[Counts] = ()
+    trains: bool = True
+    flops: bool = False
+    speed: bool = False
+    search: bool = False
+    sheet: bool = False
+    picture: str = ""
     name: str = ""
     description: str = ""
 
+    @property
+    def model(self) -> str:
+        """The network that all trainings are of, as in an ablation; ``""`` if networks are compared."""
+        models = {row.settings["model"] for row in self.rows if row.settings is not None}
+        return models.pop() if len(models) == 1 else ""
 
-AnyExperiment = Union[Experiment, Statistics]
+    @property
+    def datasets(self) -> list[str]:
+        """The data sets it is about."""
+        columns = [column.dataset for column in self.columns]
+        return list(dict.fromkeys([*columns, *(row.dataset for row in self.counts)]))
 
 
 def names() -> list[str]:
     """Returns the names of all experiments: tables, then figures, by number."""
-    found = [path.stem for path in CONFIGS.glob("*.py")]
-    kinds = ("table", "figure")
 
-    def place(name: str) -> tuple[int, int, str]:
+    def place(name: str) -> tuple[bool, bool, int]:
         kind, number = re.fullmatch(r"(.*?)(\d*)", name).groups()
-        return (kinds.index(kind) if kind in kinds else len(kinds), int(number or 0), name)
+        return (not number, kind != "table", int(number or 0))
 
-    return sorted(found, key=place)
+    return sorted((path.stem for path in CONFIGS.glob("*.py")), key=place)
 
 
-def load(name: str) -> AnyExperiment:
+def load(name: str) -> Experiment:
     """Returns the experiment called ``name``.
 
     Raises:
@@ -161,5 +165,5 @@ def load(name: str) -> AnyExperiment:
 
 def models() -> list[str]:
     """Returns the networks that the experiments train."""
-    rows = [row for name in names() for row in load(name).rows if isinstance(row, Row)]
+    rows = [row for name in names() for row in load(name).rows]
     return sorted({row.settings["model"] for row in rows if row.settings is not None})

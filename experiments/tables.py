@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
 from experiments.plan import SCALES, ShownColumn, family, network_of, settings_for, shown_columns
-from experiments.results import Result, changed_settings, identity, score
-from experiments.schema import METRICS, AnyExperiment, Experiment, Row, Statistics
-from han_tf.training.config import DEFAULTS, TrainConfig
+from experiments.results import Result, identity, score, settings_of
+from experiments.schema import METRICS, Experiment
+from han_tf.training.config import DEFAULTS, NAMED, TrainConfig
 
 NONE = "–"
 """A number that is not there."""
@@ -58,7 +58,7 @@ class Group(NamedTuple):
 
 
 def groups(
-    experiment: AnyExperiment, scale: str, results: Sequence[Result], model: str = "", comparable: bool = False
+    experiment: Experiment, scale: str, results: Sequence[Result], model: str = "", comparable: bool = False
 ) -> list[Group]:
     """Returns the results that belong into a table, by number of epochs, the most first.
 
@@ -72,8 +72,6 @@ def groups(
       comparable: leave out the schedules under which nothing can be compared: with one row, or one training that does
         not give all rows.
     """
-    if isinstance(experiment, Statistics):
-        return []
     own = sum(row.settings is not None for row in experiment.rows)
     trainings = [result for result in results if result["kind"] == "training" and "apart" not in result.data]
 
@@ -115,7 +113,7 @@ def _groups(experiment: Experiment, scale: str, trainings: Iterable[Result], mod
 
 
 def render(
-    experiment: AnyExperiment,
+    experiment: Experiment,
     scale: str,
     results: Sequence[Result],
     link: Link = unlinked,
@@ -131,7 +129,7 @@ def render(
       scale, results, model, comparable: see :func:`groups`.
       link: how the text names a result.
     """
-    if isinstance(experiment, Statistics):
+    if experiment.counts:
         parts = [_statistics(experiment, results, link)]
     else:
         found = groups(experiment, scale, results, model, comparable)
@@ -140,7 +138,7 @@ def render(
     return "\n\n".join([heading(experiment), *parts])
 
 
-def heading(experiment: AnyExperiment) -> str:
+def heading(experiment: Experiment) -> str:
     """Returns what an experiment is called, e.g. ``Table 9: Evaluating different types of attention``."""
     word, number = experiment.name.rstrip("0123456789"), experiment.name.lstrip("abcdefghijklmnopqrstuvwxyz_")
     return f"{word.capitalize()} {number}: {experiment.title}" if number else experiment.title
@@ -194,11 +192,10 @@ def order_agreement(names: Sequence[str], ours: Sequence[Sequence[float]], their
 
 def origin(results: Sequence[Result], link: Link = unlinked) -> str:
     """Returns which results a table holds, of which commits and machines, and a warning if they are mixed."""
-    commits = _distinct(result.get("commit") for result in results)
     text = f"Results: {_named(results, link)}. {made(*results)}."
     if any(result.get("differences") for result in results):
         text += " **A data set differs from the published one**, see its run."
-    if len(commits) > 1:
+    if len({result.get("commit") for result in results}) > 1:
         text += " **The rows come from different commits**: what changed between them may explain a difference."
     return text
 
@@ -206,11 +203,10 @@ def origin(results: Sequence[Result], link: Link = unlinked) -> str:
 def made(*results: Result) -> str:
     """Returns when, by which commits and on which machines results were made."""
     dates = sorted({result["date"][:10] for result in results if result.get("date")})
-    commits = [short_commit(commit) for commit in _distinct(result.get("commit") for result in results)]
+    commits = [short_commit(commit) for commit in dict.fromkeys(result.get("commit") for result in results)]
     told = [" to ".join(dict.fromkeys((dates[0], dates[-1])))] if dates else []
     told.append(f"commit{'s' * (len(commits) > 1)} {', '.join(commits)}")
-    told += _distinct(machine_name(result.get("machine")) for result in results)
-    return "; ".join(told)
+    return "; ".join([*told, *dict.fromkeys(machine_name(result.get("machine")) for result in results)])
 
 
 def _named(results: Iterable[Result], link: Link) -> str:
@@ -239,6 +235,11 @@ def machine_name(machine: Optional[Mapping[str, Any]]) -> str:
         return "machine not recorded"
     cores, memory = machine["cores"], machine["memory_gib"]
     return f"{machine['processor']}, {cores} core{'s' * (cores != 1)}" + (f", {memory:.0f} GiB" if memory else "")
+
+
+def one_digit(number: Optional[float]) -> str:
+    """Returns ``90.2``, or :data:`NONE` of None."""
+    return NONE if number is None else f"{number:.1f}"
 
 
 def scientific(number: float) -> str:
@@ -270,7 +271,8 @@ def _render_group(experiment: Experiment, scale: str, group: Group, results: Seq
             if row.settings is not None:
                 settings = {**DEFAULTS, **settings_for(row, group.columns[0].column, scale)}
                 cost = networks.get(network_of(settings))
-            line += _cost_cells(row, cost, experiment.speed)
+            model = row.settings["model"] if row.settings is not None else ""
+            line += cost_cells(model, row.flops, cost)[: 4 if experiment.speed else 3]
             measured.update({cost.name: cost} if cost else {})
     if experiment.search:
         head += ["bytes per identity", "search, ms per query"]
@@ -306,7 +308,7 @@ def _score_cells(experiment: Experiment, scale: str, group: Group, index: int, c
     """Returns a row's cells of a column: rank-1 and mAP, ours and the paper's."""
     row = experiment.rows[index]
     paper = row.published[group.columns[column].published] or (None, None)
-    quoted = [NONE if number is None else f"{number:.1f}" for number in paper]
+    quoted = [one_digit(number) for number in paper]
     if row.settings is None:
         return quoted
     ours = [group.numbers(experiment, index, column, metric) for metric in METRICS]
@@ -358,25 +360,29 @@ def _agreements(experiment: Experiment, group: Group) -> list[str]:
     return ["\n".join(sentences)] if sentences else []
 
 
-def _cost_cells(row: Row, cost: Optional[Result], speed: bool) -> list[str]:
-    """Returns a row's cells on FLOPs, multiply-adds and parameters, and images per second if asked for."""
-    if row.settings is None:
-        return [row.flops or NONE, "", "", *([""] if speed else [])]
-    if cost is None:
-        return [f"{NONE} / {row.flops}", *[NONE] * (3 if speed else 2)]
+def cost_cells(model: str, paper: str, cost: Optional[Result]) -> list[str]:
+    """Returns cells on a network's FLOPs, ours and the paper's, multiply-adds, parameters and images per second.
+
+    Args:
+      model: the network; ``""`` for one that is only quoted.
+      paper: the FLOPs that the paper prints.
+      cost: what was counted and measured of the network, if it was.
+    """
+    if not model or cost is None:
+        return [f"{NONE} / {paper}", NONE, NONE, NONE] if model else [paper or NONE, "", "", ""]
     ours, difference = cost["macs"], ""
-    if family(row.settings["model"]) == "han":
-        ours, difference = cost["flops"], f" ({cost['flops'] / float(row.flops) - 1:+.1%})"
+    if family(model) == "han":
+        ours, difference = cost["flops"], f" ({cost['flops'] / float(paper) - 1:+.1%})"
     rate = cost.get("images_per_second")
-    told = [f"{_bold(scientific(ours))} / {row.flops}{difference}", scientific(cost["macs"]), f"{cost['parameters']:,}"]
-    return told + ([NONE if rate is None else f"{rate:.0f}"] if speed else [])
+    rate = NONE if rate is None else f"{rate:.0f}"
+    return [f"{scientific(ours)} / {paper}{difference}", scientific(cost["macs"]), f"{cost['parameters']:,}", rate]
 
 
-def _statistics(experiment: Statistics, results: Sequence[Result], link: Link) -> str:
+def _statistics(experiment: Experiment, results: Sequence[Result], link: Link) -> str:
     counted = {result["dataset"]: result for result in results if result["kind"] == "statistics"}
     names = ("identities", "train", "test", "images", "cameras")
     lines, notes = [], []
-    for row in experiment.rows:
+    for row in experiment.counts:
         found = counted.get(row.dataset)
         ours = [NONE if found is None else f"{found['counts'][name]:,}" for name in names]
         lines.append([row.title, *(f"{_bold(mine)} / {paper:,}" for mine, paper in zip(ours, row.published))])
@@ -403,7 +409,11 @@ def settings_in_words(settings: Mapping[str, Any]) -> str:
     Of a recipe that is not the paper's only the name is told, and what differs from it.
     """
     of_recipe = TrainConfig.of_recipe(settings.get("recipe", TrainConfig.recipe)).to_dict()
-    changed = {name: value for name, value in changed_settings(settings).items() if name != "epochs"}
+    changed = {
+        name: value
+        for name, value in settings_of(settings).items()
+        if name not in NAMED and value != DEFAULTS.get(name)
+    }
     told = [f"{settings['epochs']} epochs"]
     if "recipe" in changed:
         told.append(f"recipe {changed.pop('recipe')}")
@@ -426,12 +436,3 @@ def _bold(text: str) -> str:
 
 def _without_schedule(settings: Mapping[str, Any]) -> tuple:
     return tuple(pair for pair in identity(settings) if pair[0] not in ("seed", "epochs"))
-
-
-def _distinct(values: Iterable[Any]) -> list[Any]:
-    """Returns every value once, in order of appearance; values need not be hashable."""
-    distinct: list[Any] = []
-    for value in values:
-        if value not in distinct:
-            distinct.append(value)
-    return distinct

@@ -14,15 +14,15 @@ minute per network to measure its speed, for which nothing else should be runnin
   python -m experiments.run cost_effectiveness --dataset market1501
 """
 
-from experiments.schema import MARKET, Experiment, Row
+from experiments.schema import MARKET, Experiment, Row, han
 
 EXPERIMENT = Experiment(
     title="Cost-effectiveness of every network",
     columns=(MARKET,),
     rows=(
-        Row("HAN (Small)", ((89.4, 73.2),), {"model": "han_small"}, flops="3.68e8"),
-        Row("HAN (Medium)", ((90.7, 74.5),), {"model": "han_medium"}, flops="5.33e8"),
-        Row("HAN (Large)", ((91.6, 76.7),), {"model": "han_large"}, flops="7.01e8"),
+        han("Small", (89.4, 73.2)),
+        han("Medium", (90.7, 74.5)),
+        han("Large", (91.6, 76.7)),
         Row("HAN, Inception units", ((91.2, 75.7),), {"model": "han_inception"}, flops="1.09e9"),
         Row("HAN, residual units", ((91.0, 75.0),), {"model": "han_residual"}, flops="1.34e9"),
         Row("MobileNet", ((84.6, 64.3),), {"model": "mobilenet"}, flops="5.69e8"),

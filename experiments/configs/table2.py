@@ -12,16 +12,16 @@ Time: seconds per data set that is there; the others stand as published.
   python -m experiments.run table2 --dataset market1501 --data_dir datasets/market1501
 """
 
-from experiments.schema import Statistics, StatisticsRow
+from experiments.schema import Counts, Experiment
 
 _ALL = ("train", "query", "gallery")
 
-EXPERIMENT = Statistics(
+EXPERIMENT = Experiment(
     title="Data statistics",
-    rows=(
-        StatisticsRow("CUHK03", "cuhk03", (1_467, 767, 700, 28_192, 2), {"labelled": _ALL, "detected": _ALL}),
-        StatisticsRow("Market-1501", "market1501", (1_501, 751, 750, 32_668, 6), {"": ("train", "gallery")}),
-        StatisticsRow("DukeMTMC", "dukemtmc", (1_404, 702, 702, 36_411, 8), {"": _ALL}),
-        StatisticsRow("MSMT17", "msmt17", (4_101, 1_041, 3_060, 126_441, 15), {"trainval": _ALL}),
+    counts=(
+        Counts("CUHK03", "cuhk03", (1_467, 767, 700, 28_192, 2), {"labelled": _ALL, "detected": _ALL}),
+        Counts("Market-1501", "market1501", (1_501, 751, 750, 32_668, 6), {"": ("train", "gallery")}),
+        Counts("DukeMTMC", "dukemtmc", (1_404, 702, 702, 36_411, 8), {"": _ALL}),
+        Counts("MSMT17", "msmt17", (4_101, 1_041, 3_060, 126_441, 15), {"trainval": _ALL}),
     ),
 )

@@ -13,10 +13,7 @@ synthetic scale about 30 min in all.
   python -m experiments.run table3 --dataset market1501
 """
 
-from experiments.schema import MARKET_MQ, MARKET_SQ, Experiment, Row
-
-_SMALL, _MEDIUM, _LARGE = {"model": "han_small"}, {"model": "han_medium"}, {"model": "han_large"}
-_ERASING = {"random_erasing": True}
+from experiments.schema import MARKET_MQ, MARKET_SQ, Experiment, Row, han
 
 EXPERIMENT = Experiment(
     title="Performance evaluation on Market-1501",
@@ -44,48 +41,26 @@ EXPERIMENT = Experiment(
         Row("KPM (Shen et al. 2018a)", ((90.1, 75.3), None), flops="> 3.80e9"),
         Row("PoseNorm (Qian et al. 2018)", ((89.4, 72.6), (92.9, 80.2)), flops="> 3.80e9"),
         Row("HAP2S (Yu et al. 2018)", ((84.6, 69.4), (90.2, 76.8)), flops="≈ 3.80e9"),
-        Row("HAN (Small)", ((89.4, 73.2), (93.2, 80.8)), _SMALL, flops="3.68e8"),
-        Row("HAN (Medium)", ((90.7, 74.5), (93.9, 81.9)), _MEDIUM, flops="5.33e8"),
-        Row("HAN (Large)", ((91.6, 76.7), (94.2, 83.4)), _LARGE, flops="7.01e8"),
+        han("Small", (89.4, 73.2), (93.2, 80.8)),
+        han("Medium", (90.7, 74.5), (93.9, 81.9)),
+        han("Large", (91.6, 76.7), (94.2, 83.4)),
         Row("AACN (Xu et al. 2018), re-ranked", ((88.7, 83.0), (92.2, 87.3)), flops="> 1.57e9"),
         Row("DaRe-D201 (Wang et al. 2018e), re-ranked", ((88.6, 82.2), None), flops="> 4.00e9"),
         Row("MGCAM (Song et al. 2018), re-ranked", ((83.8, 74.3), None), flops="3.76e8"),
         Row("AOS (Huang et al. 2018c), re-ranked", ((88.7, 83.3), (92.5, 88.6)), flops="≈ 3.80e9"),
         Row("PSE (Saquib et al. 2018), re-ranked its own way", ((90.3, 84.0), None), flops="> 3.80e9"),
-        Row("HAN (Small), re-ranked", ((91.2, 85.5), (93.7, 90.1)), _SMALL, reranked=True, flops="3.68e8"),
-        Row("HAN (Medium), re-ranked", ((92.0, 86.9), (94.1, 90.8)), _MEDIUM, reranked=True, flops="5.33e8"),
-        Row("HAN (Large), re-ranked", ((92.0, 87.5), (94.3, 90.9)), _LARGE, reranked=True, flops="7.01e8"),
+        han("Small", (91.2, 85.5), (93.7, 90.1), reranked=True),
+        han("Medium", (92.0, 86.9), (94.1, 90.8), reranked=True),
+        han("Large", (92.0, 87.5), (94.3, 90.9), reranked=True),
         Row("SGGNN (Shen et al. 2018b), erasing", ((92.3, 82.8), None), flops="> 3.80e9"),
         Row("GCS (Chen et al. 2018a), erasing", ((93.5, 81.6), None), flops="> 3.80e9"),
-        Row("HAN (Small), erasing", ((90.0, 75.3), (93.2, 82.3)), {**_SMALL, **_ERASING}, flops="3.68e8"),
-        Row(
-            "HAN (Medium), erasing", ((90.9, 77.9), (93.7, 84.0)), {**_MEDIUM, **_ERASING}, flops="5.33e8", smoke=False
-        ),
-        Row("HAN (Large), erasing", ((91.1, 78.1), (94.1, 84.7)), {**_LARGE, **_ERASING}, flops="7.01e8", smoke=False),
+        han("Small", (90.0, 75.3), (93.2, 82.3), erasing=True),
+        han("Medium", (90.9, 77.9), (93.7, 84.0), erasing=True),
+        han("Large", (91.1, 78.1), (94.1, 84.7), erasing=True),
         Row("RW (Shen et al. 2018a), erasing, re-ranked its own way", ((92.7, 82.5), None), flops="> 3.80e9"),
-        Row(
-            "HAN (Small), erasing, re-ranked",
-            ((92.3, 87.5), (93.8, 91.0)),
-            {**_SMALL, **_ERASING},
-            reranked=True,
-            flops="3.68e8",
-        ),
-        Row(
-            "HAN (Medium), erasing, re-ranked",
-            ((92.9, 88.8), (94.5, 92.0)),
-            {**_MEDIUM, **_ERASING},
-            reranked=True,
-            flops="5.33e8",
-            smoke=False,
-        ),
-        Row(
-            "HAN (Large), erasing, re-ranked",
-            ((93.1, 89.6), (94.8, 92.5)),
-            {**_LARGE, **_ERASING},
-            reranked=True,
-            flops="7.01e8",
-            smoke=False,
-        ),
+        han("Small", (92.3, 87.5), (93.8, 91.0), erasing=True, reranked=True),
+        han("Medium", (92.9, 88.8), (94.5, 92.0), erasing=True, reranked=True),
+        han("Large", (93.1, 89.6), (94.8, 92.5), erasing=True, reranked=True),
     ),
     flops=True,
 )

@@ -13,10 +13,7 @@ synthetic scale about 30 min in all, the same trainings as Table 3's.
   python -m experiments.run table4 --dataset dukemtmc
 """
 
-from experiments.schema import DUKE, Experiment, Row
-
-_SMALL, _MEDIUM, _LARGE = {"model": "han_small"}, {"model": "han_medium"}, {"model": "han_large"}
-_ERASING = {"random_erasing": True}
+from experiments.schema import DUKE, Experiment, Row, han
 
 EXPERIMENT = Experiment(
     title="Performance evaluation on DukeMTMC",
@@ -36,38 +33,24 @@ EXPERIMENT = Experiment(
         Row("KPM (Shen et al. 2018a)", ((80.3, 63.2),), flops="> 3.80e9"),
         Row("PoseNorm (Qian et al. 2018)", ((73.6, 53.2),), flops="> 3.80e9"),
         Row("HAP2S (Yu et al. 2018)", ((75.9, 60.6),), flops="≈ 3.80e9"),
-        Row("HAN (Small)", ((78.9, 61.9),), _SMALL, flops="3.68e8"),
-        Row("HAN (Medium)", ((80.0, 63.4),), _MEDIUM, flops="5.33e8"),
-        Row("HAN (Large)", ((80.6, 64.1),), _LARGE, flops="7.01e8"),
+        han("Small", (78.9, 61.9)),
+        han("Medium", (80.0, 63.4)),
+        han("Large", (80.6, 64.1)),
         Row("DaRe-R50 (Wang et al. 2018e), re-ranked", ((80.4, 74.5),), flops="> 3.80e9"),
         Row("AOS (Huang et al. 2018c), re-ranked", ((84.1, 78.2),), flops="≈ 3.80e9"),
         Row("PSE (Saquib et al. 2018), re-ranked its own way", ((85.2, 79.8),), flops="> 3.80e9"),
-        Row("HAN (Small), re-ranked", ((83.2, 77.9),), _SMALL, reranked=True, flops="3.68e8"),
-        Row("HAN (Medium), re-ranked", ((84.0, 78.8),), _MEDIUM, reranked=True, flops="5.33e8"),
-        Row("HAN (Large), re-ranked", ((84.0, 79.5),), _LARGE, reranked=True, flops="7.01e8"),
+        han("Small", (83.2, 77.9), reranked=True),
+        han("Medium", (84.0, 78.8), reranked=True),
+        han("Large", (84.0, 79.5), reranked=True),
         Row("SGGNN (Shen et al. 2018b), erasing", ((81.1, 68.2),), flops="> 3.80e9"),
         Row("GCS (Chen et al. 2018a), erasing", ((84.9, 69.5),), flops="> 3.80e9"),
-        Row("HAN (Small), erasing", ((79.4, 64.0),), {**_SMALL, **_ERASING}, flops="3.68e8"),
-        Row("HAN (Medium), erasing", ((80.5, 64.7),), {**_MEDIUM, **_ERASING}, flops="5.33e8", smoke=False),
-        Row("HAN (Large), erasing", ((80.7, 65.9),), {**_LARGE, **_ERASING}, flops="7.01e8", smoke=False),
+        han("Small", (79.4, 64.0), erasing=True),
+        han("Medium", (80.5, 64.7), erasing=True),
+        han("Large", (80.7, 65.9), erasing=True),
         Row("RW (Shen et al. 2018a), erasing, re-ranked its own way", ((80.7, 82.5),), flops="> 3.80e9"),
-        Row("HAN (Small), erasing, re-ranked", ((83.9, 79.6),), {**_SMALL, **_ERASING}, reranked=True, flops="3.68e8"),
-        Row(
-            "HAN (Medium), erasing, re-ranked",
-            ((84.2, 80.2),),
-            {**_MEDIUM, **_ERASING},
-            reranked=True,
-            flops="5.33e8",
-            smoke=False,
-        ),
-        Row(
-            "HAN (Large), erasing, re-ranked",
-            ((84.6, 81.3),),
-            {**_LARGE, **_ERASING},
-            reranked=True,
-            flops="7.01e8",
-            smoke=False,
-        ),
+        han("Small", (83.9, 79.6), erasing=True, reranked=True),
+        han("Medium", (84.2, 80.2), erasing=True, reranked=True),
+        han("Large", (84.6, 81.3), erasing=True, reranked=True),
     ),
     flops=True,
 )

@@ -13,9 +13,7 @@ synthetic scale about 15 min, the same trainings as Table 3's.
   python -m experiments.run table5 --dataset cuhk03
 """
 
-from experiments.schema import CUHK03_DETECTED, CUHK03_LABELLED, Experiment, Row
-
-_SMALL, _MEDIUM, _LARGE = {"model": "han_small"}, {"model": "han_medium"}, {"model": "han_large"}
+from experiments.schema import CUHK03_DETECTED, CUHK03_LABELLED, Experiment, Row, han
 
 EXPERIMENT = Experiment(
     title="Performance evaluation on CUHK03",
@@ -32,15 +30,15 @@ EXPERIMENT = Experiment(
         Row("AOS (Huang et al. 2018c)", (None, (47.1, 43.3)), flops="≈ 3.80e9"),
         Row("DaRe-R50 (Wang et al. 2018e)", ((58.1, 53.7), (55.1, 51.3)), flops="> 3.80e9"),
         Row("MLFN (Chang et al. 2018b)", ((54.7, 49.2), (52.8, 47.8)), flops="> 2.26e9"),
-        Row("HAN (Small)", ((42.7, 42.4), (40.9, 40.0)), _SMALL, flops="3.68e8"),
-        Row("HAN (Medium)", ((42.0, 42.3), (42.8, 42.0)), _MEDIUM, flops="5.33e8"),
-        Row("HAN (Large)", ((46.5, 46.1), (47.5, 45.5)), _LARGE, flops="7.01e8"),
+        han("Small", (42.7, 42.4), (40.9, 40.0)),
+        han("Medium", (42.0, 42.3), (42.8, 42.0)),
+        han("Large", (46.5, 46.1), (47.5, 45.5)),
         Row("AOS (Huang et al. 2018c), re-ranked", (None, (54.6, 56.1)), flops="≈ 3.80e9"),
         Row("MGCAM (Song et al. 2018), re-ranked", ((50.1, 50.2), (46.7, 46.9)), flops="3.76e8"),
         Row("DaRe-R50 (Wang et al. 2018e), re-ranked", ((66.0, 66.7), (62.8, 63.6)), flops="> 3.80e9"),
-        Row("HAN (Small), re-ranked", ((49.6, 54.3), (46.9, 51.6)), _SMALL, reranked=True, flops="3.68e8"),
-        Row("HAN (Medium), re-ranked", ((50.1, 55.2), (49.7, 54.0)), _MEDIUM, reranked=True, flops="5.33e8"),
-        Row("HAN (Large), re-ranked", ((53.6, 58.7), (54.9, 57.9)), _LARGE, reranked=True, flops="7.01e8"),
+        han("Small", (49.6, 54.3), (46.9, 51.6), reranked=True),
+        han("Medium", (50.1, 55.2), (49.7, 54.0), reranked=True),
+        han("Large", (53.6, 58.7), (54.9, 57.9), reranked=True),
     ),
     flops=True,
 )

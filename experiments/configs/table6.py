@@ -12,9 +12,7 @@ images some minutes; the synthetic scale about 15 min, the same trainings as Tab
   python -m experiments.run table6 --dataset msmt17
 """
 
-from experiments.schema import MSMT17, Experiment, Row
-
-_SMALL, _MEDIUM, _LARGE = {"model": "han_small"}, {"model": "han_medium"}, {"model": "han_large"}
+from experiments.schema import MSMT17, Experiment, Row, han
 
 EXPERIMENT = Experiment(
     title="Performance evaluation on MSMT17",
@@ -24,13 +22,13 @@ EXPERIMENT = Experiment(
         Row("PDC (Su et al. 2017)", ((58.0, 29.7),), flops="≫ 9.82e9"),
         Row("GLAD (Wei et al. 2017)", ((61.4, 34.0),), flops="≫ 7.99e9"),
         Row("ResNet50 (He et al. 2016)", ((59.7, 33.7),), flops="3.80e9"),
-        Row("HAN (Small)", ((56.3, 29.2),), _SMALL, flops="3.68e8"),
-        Row("HAN (Medium)", ((57.1, 30.3),), _MEDIUM, flops="5.33e8"),
-        Row("HAN (Large)", ((60.1, 32.6),), _LARGE, flops="7.01e8"),
+        han("Small", (56.3, 29.2)),
+        han("Medium", (57.1, 30.3)),
+        han("Large", (60.1, 32.6)),
         Row("ResNet50 (He et al. 2016), re-ranked", ((64.6, 47.6),), flops="3.80e9"),
-        Row("HAN (Small), re-ranked", ((61.8, 41.8),), _SMALL, reranked=True, flops="3.68e8"),
-        Row("HAN (Medium), re-ranked", ((63.8, 42.9),), _MEDIUM, reranked=True, flops="5.33e8"),
-        Row("HAN (Large), re-ranked", ((66.2, 46.2),), _LARGE, reranked=True, flops="7.01e8"),
+        han("Small", (61.8, 41.8), reranked=True),
+        han("Medium", (63.8, 42.9), reranked=True),
+        han("Large", (66.2, 46.2), reranked=True),
     ),
     flops=True,
 )

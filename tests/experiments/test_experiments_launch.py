@@ -97,7 +97,7 @@ def test_a_killed_runner_stops_its_command_which_keeps_the_lock_until_then(comma
 from pathlib import Path
 from experiments.launch import claimed, in_child
 with claimed(Path({str(tmp_path / "lock")!r}), lambda: None) as lock:
-    in_child({command!r}, ["wait", {str(tmp_path / "w")!r}], Path({str(tmp_path / "log")!r}), None, (lock,))
+    in_child({command!r}, ["wait", {str(tmp_path / "w")!r}], Path({str(tmp_path / "log")!r}), held=(lock,))
 """
     process = subprocess.Popen([sys.executable, "-c", runner])
     wait_for(tmp_path / "w.started")

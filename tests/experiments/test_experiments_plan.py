@@ -5,18 +5,9 @@ import dataclasses
 import pytest
 
 from experiments import schema
-from experiments.plan import (
-    PROGRAM_MB,
-    Training,
-    duration,
-    make_plan,
-    needs,
-    scale_of,
-    selected_rows,
-    settings_for,
-    shown_columns,
-    training_data,
-)
+from experiments.counts import training_data
+from experiments.needs import PROGRAM_MB, duration, needs
+from experiments.plan import Training, make_plan, scale_of, selected_rows, settings_for, shown_columns
 from experiments.results import identity, settings_of
 from han_tf.common.errors import UserError
 from han_tf.data import load_dataset

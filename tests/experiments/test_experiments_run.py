@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from experiments import counts, needs, schema
 from experiments import plan as planning
 from experiments import run as runner
-from experiments import schema
 from experiments.launch import claimed, in_child
 from experiments.results import load_results, training_result
 from han_tf.common.cli import run
@@ -49,7 +49,7 @@ def test_every_experiment_gives_its_table(smoke):
         text = (smoke / f"{name}-smoke.md").read_text()
         experiment = schema.load(name)
         assert text.splitlines()[0].endswith(experiment.title)
-        if isinstance(experiment, schema.Statistics):
+        if experiment.counts:
             assert "| Market-1501 | **13** / 1,501 | **8** / 751 | **5** / 750 |" in text
             continue
         for row in experiment.rows:
@@ -136,8 +136,8 @@ def test_dry_run_says_what_would_be_done(tmp_path, capsys):
     arguments = ["--dry_run", f"--runs_dir={tmp_path / 'runs'}", f"--results_dir={tmp_path / 'results'}"]
     assert call("table8", *arguments) == 0
     (line, total) = capsys.readouterr().out.splitlines()
-    images, epochs = planning.training_data("synthetic", "", "").images, planning.SCALES["synthetic"].settings["epochs"]
-    expected = planning.duration(images * epochs / 60.0)
+    images, epochs = counts.training_data("synthetic", "", "").images, planning.SCALES["synthetic"].settings["epochs"]
+    expected = needs.duration(images * epochs / 60.0)
     assert line.startswith(
         f"to do     synthetic-han_large-{epochs}epochs-seed0 (for table8): {expected} (as {result.name}), "
     )
@@ -207,7 +207,7 @@ def prepared(tmp_path, tiny_data):
 
 
 def test_too_little_memory_or_disk_is_told_before_the_start(prepared, monkeypatch):
-    needed = planning.Need(3600.0, 5_000.0, 2_000.0, "measured")
+    needed = needs.Need(3600.0, 5_000.0, 2_000.0, "measured")
     monkeypatch.setattr(runner, "needs", lambda *_: needed)
     monkeypatch.setattr(runner, "free_memory_mb", lambda: 4_000.0)
     monkeypatch.setattr(runner, "free_disk_mb", lambda _: 1e6)
@@ -347,10 +347,10 @@ def test_only_sheets_of_drawn_people_go_to_the_repository(tmp_path, tiny_data, d
     assert (run_dir / "figure7" / "attention.png").exists()
     committed = list((tmp_path / "repository" / "figures").glob("*"))
     assert [path.name for path in committed] == [f"figure7-{wanted.name}.png"] * (dataset == "synthetic")
-    assert made.finished(wanted, made.results())
+    assert made.left(made.results()) == []
     for path in committed:
         path.unlink()
-        assert not made.finished(wanted, made.results())
+        assert made.left(made.results()) == [wanted]
 
 
 def test_of_a_data_set_without_multi_query_images_none_are_wanted(tmp_path, tiny_data, capsys):
