@@ -19,19 +19,20 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from absl import flags
 
-from experiments.bench_metrics import Size, make, product_flops
+from experiments.bench_metrics import Size, make
+from experiments.measuring import check_cases, memory_mb, product_flops, write_figures
 from han_tf.common import cli as command_line
-from han_tf.common.errors import UserError
 from han_tf.common.files import write_json
 from han_tf.common.progress import progress_bar
 from han_tf.metrics.checks import default_threads
-from han_tf.runs import environment
 from han_tf.search import Gallery, create_gallery
 from han_tf.search.faiss_gallery import FaissGallery
 
@@ -68,9 +69,10 @@ def build(folder: Path, size: str, engine: str) -> Path:
     shutil.rmtree(gallery_folder, ignore_errors=True)
     rows, dimension = SIZES[size]
     if engine == "flat":
-        problem = make(Size(QUERIES, rows, dimension, rows // IMAGES_PER_PERSON, rows, CAMERAS), _made(folder / size))
+        (folder / size).mkdir(parents=True, exist_ok=True)
+        problem = make(Size(QUERIES, rows, dimension, rows // IMAGES_PER_PERSON, rows, CAMERAS), folder / size)
         np.save(folder / size / "query.npy", problem.query)
-        with create_gallery(gallery_folder, dimension, "bench", "flat") as gallery, _Clock() as clock:
+        with create_gallery(gallery_folder, dimension, "bench", "flat") as gallery, _clocked() as clock:
             _, pids, _, camids = problem.labels
             for start in progress_bar(range(0, rows, CHUNK), f"{size} add", unit_scale=CHUNK):
                 part = slice(start, start + CHUNK)
@@ -91,16 +93,16 @@ def build(folder: Path, size: str, engine: str) -> Path:
             def progress(done: int, _: int) -> None:
                 bar.update(done - bar.n)
 
-            with _Clock() as clock:
+            with _clocked() as clock:
                 gallery.build(engine, progress=progress)
-    write_json(gallery_folder / "build.json", clock.figures())
+    write_json(gallery_folder / "build.json", clock)
     return gallery_folder
 
 
 def measure(gallery_folder: Path, size: str, engine: str, truth: np.ndarray) -> dict[str, Any]:
     """Returns the figures of one gallery; in a fresh process."""
     queries = np.load(gallery_folder.parent / "query.npy")
-    before = _resident_mb()
+    before = memory_mb("RssAnon"), memory_mb("RssFile")
     start = time.perf_counter()
     gallery = FaissGallery(gallery_folder)
     opened = time.perf_counter() - start
@@ -110,8 +112,8 @@ def measure(gallery_folder: Path, size: str, engine: str, truth: np.ndarray) -> 
     start = time.perf_counter()
     gallery.search(queries[:100], K)
     figures["batch_ms_per_query"] = 10 * (time.perf_counter() - start)
-    after = _resident_mb()
-    figures |= {"memory_mb": after[0] - before[0], "mapped_mb": after[1] - before[1], "open_seconds": opened}
+    figures |= {"memory_mb": memory_mb("RssAnon") - before[0], "mapped_mb": memory_mb("RssFile") - before[1]}
+    figures["open_seconds"] = opened
     gallery.close()
     for threads in sorted({1, default_threads(None)}):
         with FaissGallery(gallery_folder, threads=threads) as gallery:
@@ -147,39 +149,20 @@ def _latencies(gallery: Gallery, queries: np.ndarray) -> np.ndarray:
     return np.array(latencies)
 
 
-class _Clock:
-    """Measures seconds, CPU seconds of all threads, and what else the machine was doing."""
-
-    def __enter__(self) -> "_Clock":
-        self.start, self.cpu = time.perf_counter(), time.process_time()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.seconds, self.cpu = time.perf_counter() - self.start, time.process_time() - self.cpu
-
-    def figures(self) -> dict[str, float]:
-        """Returns them by name."""
-        return {"build_seconds": self.seconds, "build_cpu_seconds": self.cpu, "build_load": os.getloadavg()[1]}
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def _resident_mb() -> tuple[float, float]:
-    """Returns the process's own memory and its file pages, MiB."""
-    with open("/proc/self/status") as stream:
-        values = {line.split(":")[0]: line.split()[1] for line in stream if line.startswith("Rss")}
-    return int(values["RssAnon"]) / 1024, int(values["RssFile"]) / 1024
+@contextmanager
+def _clocked() -> Iterator[dict[str, float]]:
+    """Gives figures that hold, once the block has run, its seconds, CPU seconds of all threads, and the load then."""
+    figures: dict[str, float] = {}
+    start, cpu = time.perf_counter(), time.process_time()
+    yield figures
+    figures |= {"build_seconds": time.perf_counter() - start, "build_cpu_seconds": time.process_time() - cpu}
+    figures["build_load"] = os.getloadavg()[1]
 
 
 def main(values: flags.FlagValues) -> None:
     """Builds and measures the named cases."""
     names = values.positional or CASES
-    for name in names:
-        if name not in CASES:
-            raise UserError(f"unknown case {name!r}, expected one of {', '.join(CASES)}")
+    check_cases(names, CASES)
     folder = Path(values.folder)
     gallery_folders = {name: build(folder, *name.split("/")) for name in names}
     if values.build_only:
@@ -207,14 +190,8 @@ def main(values: flags.FlagValues) -> None:
                 met = speedup >= BAR_SPEEDUP and figure["recall_at_10"] >= BAR_RECALL
                 text += f" (bar {BAR_SPEEDUP} at recall {BAR_RECALL}: {'met' if met else 'MISSED'})"
             print(text, flush=True)
-        if values.output:
-            write_json(values.output, {"environment": environment.describe(), "figures": list(figures.values())})
-
-
-def cli() -> None:
-    """Runs the command line."""
-    sys.exit(command_line.run(main, FLAGS, __doc__, positional="cases"))
+        write_figures(values.output, list(figures.values()))
 
 
 if __name__ == "__main__":
-    cli()
+    sys.exit(command_line.run(main, FLAGS, __doc__, positional="cases"))

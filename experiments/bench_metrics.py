@@ -11,34 +11,24 @@ process holds beyond the features at its peak. The features are clustered by per
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
 import numpy as np
 from absl import flags
 
+from experiments.measuring import STATED_PRODUCT, check_cases, memory_mb, product_flops, seconds, write_figures
 from han_tf.common import cli as command_line
-from han_tf.common.errors import UserError
-from han_tf.common.files import write_json
-from han_tf.common.progress import progress_bar
 from han_tf.metrics import (
     FaissNeighbours,
     FeatureDistances,
-    Neighbours,
     evaluate,
     evaluate_distances,
+    exact_neighbours,
     rerank,
     verify,
 )
-from han_tf.metrics.blocks import slices
-from han_tf.runs import environment
-
-PRODUCT_SIZE = 4096
-STATED_PRODUCT = 330e9
-"""Operations per second of the machine the scaled bars are stated for."""
 
 LATENT = 48
 """Dimensions in which the features really vary; those of trained networks are about as few."""
@@ -71,7 +61,7 @@ MARKET = Size(3_368, 15_913, 1_024, 750, 13_115, 6)
 MSMT = Size(11_659, 82_161, 1_024, 3_060, 82_161, 15)
 MILLION = Size(3_368, 1_000_000, 256, 750, 13_115, 6)
 RERANKED_MILLION = MILLION._replace(dimension=64)
-"""The exact neighbours of a million images are 10¹² distances: short features keep that below an hour."""
+"""The exact neighbours of a million images are 10¹² distances, which are affordable between short features alone."""
 
 
 class Bar(NamedTuple):
@@ -123,76 +113,11 @@ def make(size: Size, folder: Optional[Path] = None) -> Problem:
     return Problem(query, gallery, (query_pids, gallery_pids, *camids))
 
 
-def product_flops() -> float:
-    """Returns operations per second of a 4096³ float32 matrix product in NumPy, the best of five."""
-    matrix = np.random.default_rng(0).standard_normal((PRODUCT_SIZE, PRODUCT_SIZE), np.float32)
-    other, out = matrix.copy(), np.empty_like(matrix)
-    best = min(_seconds(lambda: np.matmul(matrix, other, out=out)) for _ in range(5))
-    return 2 * PRODUCT_SIZE**3 / best
-
-
-class EveryPairOnce:
-    """The true neighbour lists of a great many images, from N²/2 products: each pair is looked at once, for both.
-
-    An image can only be among the k nearest if it is as near as the last of k others, whichever these are. Approximate
-    lists give that bound; all pairs within it, of one image or the other, are kept and compared exactly, in some GiB of
-    memory. An image's greatest distance is the approximate lists' estimate, so that nothing but the lists differs.
-    """
-
-    def __init__(self, seeds: Neighbours, block: int = 8192):
-        self.seeds = seeds
-        self.block = block
-
-    def __call__(
-        self, distances: FeatureDistances, k: int, memory_mb: int, threads: int, progress: bool
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """See :class:`~han_tf.metrics.neighbours.Neighbours`."""
-        lists, farthest = self.seeds(distances, k, memory_mb, threads, progress)
-        n = len(lists)
-        features = np.ascontiguousarray(distances.gallery[0:n], np.float32)
-        norms = distances.gallery_norms
-        bounds = np.where(lists[:, -1] < 0, np.inf, distances.exact(np.arange(n), np.maximum(lists[:, -1], 0)))
-        # d² = |a|² + |b|² - 2ab is within the bound only if ab is at least this.
-        margin = distances.margins(slice(0, n), slice(0, n), careful=True)
-        least = ((norms + norms.min() - bounds - margin) / 2).astype(np.float32)
-        least = np.nextafter(least, np.float32(-np.inf))
-        starts = range(0, n, self.block)
-        found: list[np.ndarray] = []
-        buffer = np.empty(self.block**2, np.float32)
-        todo = [(first, second) for first in starts for second in starts if second >= first]
-        with ThreadPoolExecutor(threads) as pool:
-            for first, second in progress_bar(todo, "every pair once", unit="block", disable=not progress):
-                rows, columns = slice(first, min(first + self.block, n)), slice(second, min(second + self.block, n))
-                shape = rows.stop - first, columns.stop - second
-                products = np.matmul(
-                    features[rows], features[columns].T, out=buffer[: shape[0] * shape[1]].reshape(shape)
-                )
-
-                def near(part: slice, products: np.ndarray = products, rows: slice = rows, columns: slice = columns):
-                    chosen = products[part] >= least[rows][part, None]
-                    chosen |= products[part] >= least[columns]
-                    local, column = np.divmod(np.flatnonzero(chosen), chosen.shape[1])
-                    return np.stack([local + rows.start + part.start, column + columns.start]).astype(np.int32)
-
-                for pairs in pool.map(near, slices(0, shape[0], 256)):
-                    found.append(pairs)
-                    if first != second:
-                        found[-1] = np.concatenate([pairs, pairs[::-1]], axis=1)
-        ends, others = np.concatenate(found, axis=1)
-        del found
-        values = distances.exact(ends, others)
-        within = values <= bounds[ends]
-        ends, others, values = ends[within], others[within], values[within]
-        order = np.lexsort((others, values, ends))
-        starts_at = np.searchsorted(ends[order], np.arange(n))
-        return others[order[starts_at[:, None] + np.arange(k)]].astype(np.int64), farthest
-
-
 class PeakMemory:
     """Watches how much anonymous memory the process holds; file pages (memory maps) do not count."""
 
     def __enter__(self) -> "PeakMemory":
-        self._start = self.peak = _anonymous_mb()
+        self._start = self.peak = memory_mb()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
@@ -200,26 +125,12 @@ class PeakMemory:
 
     def _watch(self) -> None:
         while not self._stop.wait(0.02):
-            self.peak = max(self.peak, _anonymous_mb())
+            self.peak = max(self.peak, memory_mb())
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
         self.megabytes = self.peak - self._start
-
-
-def _anonymous_mb() -> float:
-    try:
-        with open("/proc/self/status") as stream:
-            return next(int(line.split()[1]) for line in stream if line.startswith("RssAnon")) / 1024
-    except (OSError, StopIteration) as error:
-        raise UserError("memory cannot be measured here, expected Linux with /proc/self/status") from error
-
-
-def _seconds(call: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
 
 
 class Bench:
@@ -244,7 +155,7 @@ class Bench:
         best, results = np.inf, []
         with PeakMemory() as memory:
             for _ in range(repeats):
-                best = min(best, _seconds(lambda: results.append(call())))
+                best = min(best, seconds(lambda: results.append(call())))
                 del results[:-1]
         figure = {"case": name, "seconds": best, "megabytes": memory.megabytes, "product_gflops": self.flops / 1e9}
         text = f"{name}: {best:.2f} s"
@@ -257,33 +168,34 @@ class Bench:
             figure["bar_megabytes"] = bar.megabytes
             text += f" (bar {bar.megabytes:.0f}: {'met' if memory.megabytes <= bar.megabytes else 'MISSED'})"
         print(f"{text}; product {self.flops / 1e9:.0f} GFLOP/s", flush=True)
-        self._keep(figure)
+        self.figures.append(figure)
+        write_figures(self.output, self.figures)
         return results[0]
 
-    def note(self, text: str, **values: float) -> None:
-        """Prints a sentence about the figure before and keeps its values."""
-        print(f"  {text}", flush=True)
-        self._keep({**self.figures.pop(), **values})
+    def scores(self, name: str, call: Callable[[], Any], bar: Bar, repeats: int = 1) -> None:
+        """Measures ``call``, whose result is an evaluation, and tells and keeps the scores."""
+        result = self.measure(name, call, bar, repeats)
+        print(f"  rank-1 {100 * result.rank(1):.2f} %, mAP {100 * result.mAP:.2f} %", flush=True)
+        self.figures[-1]["mAP"] = result.mAP
+        write_figures(self.output, self.figures)
 
-    def _keep(self, figure: dict[str, Any]) -> None:
-        self.figures.append(figure)
-        if self.output:
-            write_json(self.output, {"environment": environment.describe(), "figures": self.figures})
+    def _evaluate(self, name: str, problem: Problem, bar: Bar, repeats: int = 1) -> None:
+        def call() -> Any:
+            return evaluate(problem.query, problem.gallery, *problem.labels, memory_mb=self.memory_mb)
 
-    def _scores(self, result: Any) -> None:
-        self.note(f"rank-1 {100 * result.rank(1):.2f} %, mAP {100 * result.mAP:.2f} %", mAP=result.mAP)
+        self.scores(f"{name}, distances and all metrics", call, bar, repeats)
+
+    def _rerank(self, name: str, problem: Problem, bar: Bar, **options: Any) -> None:
+        def call() -> Any:
+            distances = rerank(problem.query, problem.gallery, memory_mb=self.memory_mb, **options)
+            return evaluate_distances(distances, *problem.labels, memory_mb=self.memory_mb)
+
+        self.scores(f"{name}, re-ranking and all metrics", call, bar)
 
     def market1501(self) -> None:
         """3,368 × 15,913 × 1,024-D: all metrics, from features and from given distances; verification."""
         problem = make(MARKET)
-        self._scores(
-            self.measure(
-                "market1501, distances and all metrics",
-                lambda: evaluate(problem.query, problem.gallery, *problem.labels, memory_mb=self.memory_mb),
-                Bar(0.8, self.memory_mb, scaled=True),
-                self.repeats,
-            )
-        )
+        self._evaluate("market1501", problem, Bar(0.8, self.memory_mb, scaled=True), self.repeats)
         source = FeatureDistances(problem.query, problem.gallery)
         distances = source.dense(slice(0, MARKET.queries))
         self.measure(
@@ -295,39 +207,16 @@ class Bench:
         pairs = self.measure(
             "market1501, verification", lambda: verify(source, *problem.labels, memory_mb=self.memory_mb), Bar()
         )
-        self.note(f"equal error rate {100 * pairs.equal_error_rate:.2f} % over {pairs.impostors:,} impostor pairs")
+        print(f"  equal error rate {100 * pairs.equal_error_rate:.2f} % over {pairs.impostors:,} impostor pairs")
 
     def msmt17(self) -> None:
         """11,659 × 82,161 × 1,024-D: distances and all metrics."""
-        problem = make(MSMT)
-        self._scores(
-            self.measure(
-                "msmt17, distances and all metrics",
-                lambda: evaluate(problem.query, problem.gallery, *problem.labels, memory_mb=self.memory_mb),
-                Bar(25, 1536),
-            )
-        )
+        self._evaluate("msmt17", make(MSMT), Bar(25, 1536))
 
     def million(self) -> None:
         """3,368 × 1,000,000 × 256-D, the gallery memory-mapped: distances and all metrics."""
         with tempfile.TemporaryDirectory() as folder:
-            problem = make(MILLION, Path(folder))
-            self._scores(
-                self.measure(
-                    "million, distances and all metrics",
-                    lambda: evaluate(problem.query, problem.gallery, *problem.labels, memory_mb=self.memory_mb),
-                    Bar(90, 1536),
-                )
-            )
-
-    def _rerank(self, name: str, problem: Problem, bar: Bar, **options: Any) -> Any:
-        def both() -> Any:
-            distances = rerank(problem.query, problem.gallery, memory_mb=self.memory_mb, **options)
-            return evaluate_distances(distances, *problem.labels, memory_mb=self.memory_mb)
-
-        result = self.measure(f"{name}, re-ranking and all metrics", both, bar)
-        self._scores(result)
-        return result
+            self._evaluate("million", make(MILLION, Path(folder)), Bar(90, 1536))
 
     def rerank_market1501(self) -> None:
         """N = 19,281, 1,024-D: re-ranking, and the metrics of its distances."""
@@ -339,7 +228,7 @@ class Bench:
 
     def rerank_million(self, kind: str) -> None:
         """N = 1,003,368, 64-D: re-ranking with approximate or exact neighbours, to compare their mAP."""
-        neighbours = EveryPairOnce(FaissNeighbours("ivf", effort=64)) if kind == "exact" else FaissNeighbours(kind)
+        neighbours = exact_neighbours if kind == "exact" else FaissNeighbours(kind)
         with tempfile.TemporaryDirectory() as folder:
             self._rerank(f"rerank-million, {kind}", make(RERANKED_MILLION, Path(folder)), Bar(), neighbours=neighbours)
 
@@ -361,18 +250,11 @@ STANDARD = ("market1501", "rerank-market1501", "msmt17", "million", "rerank-msmt
 def main(values: flags.FlagValues) -> None:
     """Runs the named cases."""
     names = values.positional or STANDARD
-    for name in names:
-        if name not in CASES:
-            raise UserError(f"unknown case {name!r}, expected one of {', '.join(CASES)}")
+    check_cases(names, CASES)
     bench = Bench(values.memory_mb, values.repeats, values.output)
     for name in names:
         CASES[name](bench)
 
 
-def cli() -> None:
-    """Runs the command line."""
-    sys.exit(command_line.run(main, FLAGS, __doc__, positional="cases"))
-
-
 if __name__ == "__main__":
-    cli()
+    sys.exit(command_line.run(main, FLAGS, __doc__, positional="cases"))

@@ -65,10 +65,5 @@ def main(values: flags.FlagValues) -> None:
         write_json(values.output, {**figures, **stamp()})
 
 
-def cli() -> None:
-    """Runs the command line."""
-    sys.exit(command_line.run(main, FLAGS, __doc__))
-
-
 if __name__ == "__main__":
-    cli()
+    sys.exit(command_line.run(main, FLAGS, __doc__))

@@ -102,10 +102,5 @@ def main(values: flags.FlagValues) -> None:
         )
 
 
-def cli() -> None:
-    """Runs the command line."""
-    sys.exit(command_line.run(main, FLAGS, __doc__))
-
-
 if __name__ == "__main__":
-    cli()
+    sys.exit(command_line.run(main, FLAGS, __doc__))

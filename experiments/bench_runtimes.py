@@ -8,24 +8,20 @@ size on disk, and the time of a single image. All stand beside this machine's ow
 same run, and the fastest one beside its bars: 10 times torchreid's HACNN and 2.5 times its OSNet x0.25, at the best
 that PyTorch does with them on a processor. What these do elsewhere is scaled by the product, unless --hacnn and --osnet
 say what was measured on this machine. Accuracies are those that the export was checked with.
-
-On a machine that does other things meanwhile, --busy counts the processor time that this process takes, divided by the
-number of cores, instead of the time that passes: what it would take if it had all of them and kept them all busy.
 """
 
 import contextlib
-import os
-import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 
+from experiments import bench_sections
+from experiments.measuring import STATED_PRODUCT, make_picture, product_flops
+from experiments.results import Result
 from han_tf.common import cli as command_line
 from han_tf.common.errors import UserError
 from han_tf.common.files import write_json
@@ -35,25 +31,20 @@ from han_tf.runs.folder import find_run
 
 with command_line.deferred_imports(__name__):
     import numpy as np
-    from PIL import Image
 
-    from experiments.bench_metrics import PRODUCT_SIZE, STATED_PRODUCT
+    from han_tf.bench import seconds
     from han_tf.features.extractor import FeatureExtractor
 
 FILES = 512
-FILE_SIZE = (64, 128)
-"""Width and height of Market-1501's images, in pixels."""
 
 OF_DECODED = 0.6
 """Share of the decoded rate that files must reach."""
 
-ANCHORS = {"hacnn": (112.0, 10.0), "osnet": (456.0, 2.5)}
-"""Network of torchreid -> images per second at its best, where the product is STATED_PRODUCT; how many times that."""
+ANCHORS = {"hacnn": ("torchreid HACNN", 112.0, 10.0), "osnet": ("torchreid OSNet x0.25", 456.0, 2.5)}
+"""Flag -> a network, its images per second at its best, where the product is STATED_PRODUCT; how many times that."""
 
 PACKAGES = ("openvino", "onnxruntime")
 """What runs the models, beside TensorFlow."""
-
-NAMES = {"hacnn": "torchreid HACNN", "osnet": "torchreid OSNet x0.25"}
 
 FLAGS = command_line.new_flags()
 flags.DEFINE_string("run", "", "The run's folder; the newest that fits if empty.", flag_values=FLAGS)
@@ -64,37 +55,7 @@ flags.DEFINE_string("exports", "", "Folder of the exported models; exports in th
 flags.DEFINE_integer("repeats", 7, "Measurements per figure; the median counts.", 3, flag_values=FLAGS)
 flags.DEFINE_float("hacnn", 0.0, "Images per second of HACNN on this machine, if measured.", 0, flag_values=FLAGS)
 flags.DEFINE_float("osnet", 0.0, "Images per second of OSNet x0.25 on this machine.", 0, flag_values=FLAGS)
-flags.DEFINE_boolean("busy", False, "Count processor time: the machine does other things, too.", flag_values=FLAGS)
 flags.DEFINE_string("output", "", "JSON file for the figures.", flag_values=FLAGS)
-
-
-class Clock:
-    """Measures how long calls take.
-
-    Args:
-      busy: count the processor time of this process, divided by the number of cores, instead of the time that passes.
-    """
-
-    def __init__(self, busy: bool):
-        cores = len(os.sched_getaffinity(0))
-        self._now = (lambda: time.process_time() / cores) if busy else time.perf_counter
-
-    def seconds(self, call: Callable[[], Any]) -> float:
-        """Returns the time of one call."""
-        start = self._now()
-        call()
-        return self._now() - start
-
-    def median(self, call: Callable[[], Any], repeats: int) -> float:
-        """Returns the median time of one call, after one that is not counted."""
-        call()
-        return statistics.median(self.seconds(call) for _ in range(repeats))
-
-    def product_flops(self) -> float:
-        """Returns operations per second of a 4096³ float32 matrix product in NumPy, the best of five."""
-        matrix = np.random.default_rng(0).standard_normal((PRODUCT_SIZE, PRODUCT_SIZE), np.float32)
-        other, out = matrix.copy(), np.empty_like(matrix)
-        return 2 * PRODUCT_SIZE**3 / min(self.seconds(lambda: np.matmul(matrix, other, out=out)) for _ in range(5))
 
 
 def exports_of(run_dir: Path, exports: Path) -> list[Path]:
@@ -119,16 +80,13 @@ def exports_of(run_dir: Path, exports: Path) -> list[Path]:
 
 def write_images(folder: Path) -> list[Path]:
     """Writes :data:`FILES` JPEG images from a seed and returns their paths."""
-    rng = np.random.default_rng(0)
-    paths = []
-    for number in range(FILES):
-        coarse = Image.fromarray(rng.integers(0, 256, (16, 8, 3), np.uint8))
-        paths.append(folder / f"{number:04}.jpg")
-        coarse.resize(FILE_SIZE, Image.Resampling.BICUBIC).save(paths[-1], quality=90)
+    paths = [folder / f"{number:04}.jpg" for number in range(FILES)]
+    for number, path in enumerate(paths):
+        path.write_bytes(make_picture(number))
     return paths
 
 
-def figures(folder: Path, paths: list[Path], clock: Clock, repeats: int) -> dict[str, Any]:
+def figures(folder: Path, paths: list[Path], repeats: int) -> dict[str, Any]:
     """Returns what is measured of one model."""
     extractor = FeatureExtractor(folder)
     images = np.random.default_rng(0).integers(0, 256, (FILES, *extractor.input_size, 3), np.uint8)
@@ -137,9 +95,9 @@ def figures(folder: Path, paths: list[Path], clock: Clock, repeats: int) -> dict
         "format": extractor.format,
         "precision": extractor.precision,
         "megabytes": sum(path.stat().st_size for path in files) / 1e6 if files else None,
-        "decoded": len(images) / clock.median(lambda: extractor.embed(images), repeats),
-        "from_files": len(paths) / clock.median(lambda: extractor(paths), repeats),
-        "single_ms": 1000 * clock.median(lambda: extractor.embed(images[:1]), 5 * repeats),
+        "decoded": len(images) / seconds(lambda: extractor.embed(images), repeats),
+        "from_files": len(paths) / seconds(lambda: extractor(paths), repeats),
+        "single_ms": 1000 * seconds(lambda: extractor.embed(images[:1]), 5 * repeats),
     }
     check = extractor.card.check
     if "accuracy" in check:
@@ -152,48 +110,30 @@ def bars(rows: list[dict[str, Any]], product: float, measured: dict[str, float])
     """Returns how the fastest model stands to its bars."""
     best = max(rows, key=lambda row: row["decoded"])
     found = []
-    for name, (rate, factor) in ANCHORS.items():
-        anchor = measured.get(name) or rate * product / STATED_PRODUCT
-        bar = {"of": NAMES[name], "anchor": anchor, "measured_here": bool(measured.get(name)), "factor": factor}
+    for flag, (name, rate, factor) in ANCHORS.items():
+        anchor = measured[flag] or rate * product / STATED_PRODUCT
+        bar = {"of": name, "anchor": anchor, "measured_here": bool(measured[flag]), "factor": factor}
         found.append({**bar, "reached": best["decoded"] / anchor})
     share = best["from_files"] / best["decoded"]
     return [*found, {"of": "decoded, from files", "anchor": best["decoded"], "factor": OF_DECODED, "reached": share}]
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """Returns the models' figures as a table."""
-    head = f"{'format':<12}{'precision':<10}{'MB':>7}{'decoded':>14}{'from files':>14}{'one image':>12}{'mAP':>8}"
-    lines = [head, "-" * len(head)]
-    for row in rows:
-        size = "-" if row["megabytes"] is None else f"{row['megabytes']:.1f}"
-        accuracy = f"{100 * row['accuracy']['mAP']:.2f}" if "accuracy" in row else "-"
-        lines.append(
-            f"{row['format']:<12}{row['precision']:<10}{size:>7}{row['decoded']:>8.0f} img/s"
-            f"{row['from_files']:>8.0f} img/s{row['single_ms']:>9.1f} ms{accuracy:>8}"
-        )
-    return "\n".join(lines)
 
 
 def main(values: flags.FlagValues) -> None:
     """Measures as the flags say."""
     run_dir = Path(values.run or find_run(values.runs_dir, values.dataset or None, values.split or None))
     folders = exports_of(run_dir, Path(values.exports or run_dir / "exports"))
-    clock = Clock(values.busy)
-    before = clock.product_flops()
+    before = product_flops()
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
         paths = write_images(Path(temporary))
         for folder in (run_dir, *folders):
-            rows.append(figures(folder, paths, clock, values.repeats))
+            rows.append(figures(folder, paths, values.repeats))
             print(f"{rows[-1]['format']} in {rows[-1]['precision']}: {rows[-1]['decoded']:.0f} img/s", flush=True)
-    product = (before + clock.product_flops()) / 2
-    found = bars(rows, product, {"hacnn": values.hacnn, "osnet": values.osnet})
-    print(f"\nfloat32 matrix product, 4096³: {product / 1e9:.0f} GFLOP/s", table(rows), sep="\n")
-    for bar in found:
-        met = "met" if bar["reached"] >= bar["factor"] else "MISSED"
-        print(f"{bar['reached']:.2f} times {bar['of']} ({bar['anchor']:.0f} img/s); bar {bar['factor']:g}: {met}")
+    product = (before + product_flops()) / 2
+    found = bars(rows, product, {flag: getattr(values, flag) for flag in ANCHORS})
+    report = {"product_flops": product, "runtimes": rows, "bars": found}
+    print("", *bench_sections.runtimes(Result("", report), []), sep="\n\n")
     if values.output:
-        report = {"product_flops": product, "busy": values.busy, "runtimes": rows, "bars": found}
         made_with = environment.describe()
         for package in PACKAGES:
             with contextlib.suppress(metadata.PackageNotFoundError):
@@ -201,10 +141,5 @@ def main(values: flags.FlagValues) -> None:
         write_json(values.output, {**report, "environment": made_with})
 
 
-def cli() -> None:
-    """Runs the command line."""
-    sys.exit(command_line.run(main, FLAGS, __doc__))
-
-
 if __name__ == "__main__":
-    cli()
+    sys.exit(command_line.run(main, FLAGS, __doc__))

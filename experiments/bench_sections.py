@@ -80,8 +80,6 @@ def runtimes(result: Result, _: Sequence[Result]) -> list[str]:
         missed = "" if bar["reached"] >= bar["factor"] else ", missed"
         bars.append(f"- {bar['reached']:.2f} times {bar['of']}{origin}; bar {bar['factor']:g}{missed}")
     about = f"`python -m experiments.bench_runtimes`, {_product(result['product_flops'] / 1e9)}."
-    if result.get("busy"):
-        about += " Measured beside other work: processor time, shared by all cores, is counted."
     if datasets:
         about += f" Accuracies on {', '.join(sorted(datasets))}; the last column is against the Keras network."
     table = figures_table(

@@ -3,13 +3,12 @@
   python -m experiments.bench_service [--model DIR]
 
 Starts ``python -m han_tf.serve`` as a process of its own over a gallery of features made from a seed, and the clients
-in this one. Every client waits for its answer before it asks again. Without --model an untrained HAN Small is served,
-which takes as long. Fails if anything but 2xx and 503 is answered, or if an image that was answered 201 is not in the
-gallery afterwards.
+in this one. Every client waits for its answer before it asks again. Without --model the network of drawn people that
+comes with the package is served. Fails if anything but 2xx and 503 is answered, or if an image that was answered 201 is
+not in the gallery afterwards.
 """
 
 import asyncio
-import io
 import json
 import re
 import signal
@@ -24,25 +23,19 @@ from typing import Any, NamedTuple, Optional
 
 import numpy as np
 from absl import flags
-from PIL import Image
 
-from experiments.bench_metrics import product_flops
+from experiments.measuring import make_picture, memory_mb, product_flops, write_figures
 from han_tf.common import cli as command_line
 from han_tf.common.errors import UserError
-from han_tf.common.files import write_json
 from han_tf.common.processes import usable_cores
-from han_tf.runs import environment
 from han_tf.search import create_gallery, open_gallery
 
 MIX = {"search": 60, "search_by_id": 15, "embed": 10, "image": 5, "add": 6, "delete": 4}
 """Requests in a hundred."""
 
 PICTURES = 64
-SIZE = (128, 64)
-"""Height and width of the pictures: Market-1501's."""
-
 FLAGS = command_line.new_flags()
-flags.DEFINE_string("model", "", "Run or exported model to serve; an untrained HAN Small if empty.", flag_values=FLAGS)
+flags.DEFINE_string("model", "han_small-synthetic", "Run or model to serve.", flag_values=FLAGS)
 command_line.old_name(FLAGS, "run", "model")
 flags.DEFINE_integer("clients", 64, "How many ask at a time.", 1, flag_values=FLAGS)
 flags.DEFINE_float("seconds", 60, "How long.", 1, flag_values=FLAGS)
@@ -158,37 +151,6 @@ class Load:
         connection.close()
 
 
-def make_picture(seed: int) -> bytes:
-    """Returns a JPEG of coarse noise."""
-    rng = np.random.default_rng(seed)
-    coarse = Image.fromarray(rng.integers(0, 256, (16, 8, 3), np.uint8))
-    stream = io.BytesIO()
-    coarse.resize((SIZE[1], SIZE[0]), Image.Resampling.BICUBIC).save(stream, "JPEG", quality=90)
-    return stream.getvalue()
-
-
-def _untrained_run(folder: Path) -> str:
-    """Makes what looks like the run of a HAN Small that was never trained, and returns its folder."""
-    from han_tf.common.run_files import CONFIG
-    from han_tf.runs.checkpoints import Checkpoints
-    from han_tf.runs.folder import CHECKPOINTS, create_network
-
-    settings = {
-        "dataset": "synthetic",
-        "split": "",
-        "data_dir": "",
-        "model": "han_small",
-        "num_classes": 0,
-        "input_height": 160,
-        "input_width": 64,
-        "feature_dim": 1024,
-    }
-    model = create_network(settings)
-    Checkpoints(folder / CHECKPOINTS["last"], 1, model=model).save(1)
-    write_json(folder / CONFIG, settings)
-    return str(folder)
-
-
 def _fill(path: Path, images: int, model: str) -> int:
     from han_tf.features.extractor import FeatureExtractor
 
@@ -201,26 +163,21 @@ def _fill(path: Path, images: int, model: str) -> int:
     return extractor.feature_dim
 
 
-def _memory_mb(process: int) -> float:
-    with open(f"/proc/{process}/status") as stream:
-        return next(int(line.split()[1]) for line in stream if line.startswith("RssAnon")) / 1024
-
-
 async def _measure(load: Load, process: int, clients: int, seconds: float) -> list[float]:
     """Runs the load and returns the service's memory every second, in MiB, a warm-up of five seconds before it."""
     await load.run(clients, 5)
     load.seconds.clear()
-    memory = [_memory_mb(process)]
+    memory = [memory_mb(process=process)]
 
     async def watch() -> None:
         while True:
             await asyncio.sleep(1)
-            memory.append(_memory_mb(process))
+            memory.append(memory_mb(process=process))
 
     watcher = asyncio.ensure_future(watch())
     await load.run(clients, seconds)
     watcher.cancel()
-    memory.append(_memory_mb(process))
+    memory.append(memory_mb(process=process))
     return memory
 
 
@@ -228,10 +185,10 @@ def main(values: flags.FlagValues) -> None:
     """Starts the service, puts load on it and reports."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        model = values.model or _untrained_run(folder / "run")
-        dimension = _fill(folder / "index", values.gallery, model)
+        dimension = _fill(folder / "index", values.gallery, values.model)
         flops = product_flops()
-        command = [sys.executable, "-m", "han_tf.serve", f"--index={folder / 'index'}", f"--model={model}", "--port=0"]
+        arguments = [f"--index={folder / 'index'}", f"--model={values.model}", "--port=0"]
+        command = [sys.executable, "-m", "han_tf.serve", *arguments]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         try:
             lines = []
@@ -256,8 +213,7 @@ def main(values: flags.FlagValues) -> None:
     figures[0].update(dimension=dimension, model_format=_said(lines, "model"), exit_status=stopped, added_kept=kept)
     for figure in figures:
         print(json.dumps(figure))
-    if values.output:
-        write_json(values.output, {"environment": environment.describe(), "figures": figures})
+    write_figures(values.output, figures)
     bad = {status for _, status in load.seconds if status >= 300 and status != 503}
     if bad or load.broken or lost or stopped != -signal.SIGTERM:
         raise UserError(
@@ -297,10 +253,5 @@ def _figures(load: Load, values: flags.FlagValues, memory: list[float], flops: f
     return [whole, *(figure(kind, lambda one, kind=kind: one == kind) for kind in MIX)]
 
 
-def cli() -> None:
-    """Runs the command line."""
-    sys.exit(command_line.run(main, FLAGS, __doc__))
-
-
 if __name__ == "__main__":
-    cli()
+    sys.exit(command_line.run(main, FLAGS, __doc__))

@@ -110,10 +110,5 @@ def _load(values: flags.FlagValues, root: Path) -> dict[str, Any]:
     return {**whole, "case": "load", "load_average": os.getloadavg()[0], "faults": faults}
 
 
-def cli() -> None:
-    """Runs the command line."""
-    sys.exit(command_line.run(main, FLAGS, __doc__))
-
-
 if __name__ == "__main__":
-    cli()
+    sys.exit(command_line.run(main, FLAGS, __doc__))

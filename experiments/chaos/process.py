@@ -18,6 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, Optional
 
+from experiments.measuring import memory_mb
+
 LIBRARY = "HAN_TF_CHAOS_LIBRARY"
 """Variable that names the library of faults in the process that has it loaded."""
 
@@ -131,13 +133,7 @@ def result_of(call: Callable[[], Any], log: Path) -> Any:
     return pickle.loads(answer.read_bytes())  # which this program has just written
 
 
-def memory_bytes(what: str = "VmSize", child: int = 0) -> int:
-    """Returns what /proc says of the memory of this process, or of a child, in bytes."""
-    with open(f"/proc/{child or 'self'}/status") as stream:
-        return next(1024 * int(line.split()[1]) for line in stream if line.startswith(what))
-
-
 def bound_memory(more: int) -> None:
     """Lets this process take so many bytes more than now."""
-    most = memory_bytes() + more
+    most = int(2**20 * memory_mb("VmSize")) + more
     resource.setrlimit(resource.RLIMIT_AS, (most, most))

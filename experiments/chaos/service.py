@@ -14,10 +14,11 @@ from typing import Any, Optional
 
 import numpy as np
 
-from experiments.bench_service import PICTURES, form, make_picture
+from experiments.bench_service import PICTURES, form
 from experiments.chaos import process
 from experiments.chaos.kills import KINDS, chosen, complaints, figures, run_command
 from experiments.chaos.process import Ended, Fault, result_of, start, wait
+from experiments.measuring import make_picture
 from han_tf.data.reading import decode_image
 from han_tf.runs.card import read_card
 from han_tf.search import create_gallery, open_gallery

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from experiments import record, report
-from experiments.bench_runtimes import bars, exports_of, table
+from experiments.bench_runtimes import bars, exports_of
 from han_tf.common.cli import run
 from han_tf.common.errors import UserError
 from han_tf.features.extractor import FeatureExtractor
@@ -44,13 +44,6 @@ def test_bars_are_scaled_by_the_product_unless_measured():
     assert osnet["reached"] == pytest.approx(2)
     assert osnet["measured_here"]
     assert files["reached"] == pytest.approx(0.5)
-
-
-def test_the_table_has_a_line_for_each_model():
-    lines = table(ROWS).splitlines()
-    assert len(lines) == 4
-    assert "1400 img/s" in lines[3]
-    assert lines[3].endswith("47.79")
 
 
 def test_they_are_recorded_and_reported(tmp_path):

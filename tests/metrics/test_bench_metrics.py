@@ -3,12 +3,11 @@
 import json
 import re
 
-import numpy as np
 import pytest
 
 from experiments import bench_metrics as bench
+from experiments import measuring
 from han_tf.common.cli import run
-from han_tf.metrics import FaissNeighbours, FeatureDistances, exact_neighbours
 
 SMALL = bench.Size(queries=20, gallery=400, dimension=32, people=12, matching=150, cameras=3)
 
@@ -17,7 +16,7 @@ SMALL = bench.Size(queries=20, gallery=400, dimension=32, people=12, matching=15
 def toy_sizes(monkeypatch):
     for name in ("MARKET", "MSMT", "MILLION", "RERANKED_MILLION"):
         monkeypatch.setattr(bench, name, SMALL)
-    monkeypatch.setattr(bench, "PRODUCT_SIZE", 64)
+    monkeypatch.setattr(measuring, "PRODUCT_SIZE", 64)
 
 
 def test_standard_cases(tmp_path, capsys):
@@ -31,16 +30,6 @@ def test_standard_cases(tmp_path, capsys):
     assert by_case["million, distances and all metrics"]["mAP"] == by_case["msmt17, distances and all metrics"]["mAP"]
     scaled = by_case["market1501, distances and all metrics"]
     assert scaled["bar_seconds"] == pytest.approx(0.8 * 330 / scaled["product_gflops"])
-
-
-@pytest.mark.parametrize("block", [64, 8192])
-def test_every_pair_once_gives_the_true_lists(block):
-    problem = bench.make(SMALL._replace(gallery=1500))
-    distances = FeatureDistances(problem.query, np.concatenate([problem.gallery, problem.gallery[:3]])).among_all()
-    seeds = FaissNeighbours("ivf", effort=1)
-    lists, _ = bench.EveryPairOnce(seeds, block)(distances, 9, 64, 2, False)
-    np.testing.assert_array_equal(lists, exact_neighbours(distances, 9, 64, 2, False)[0])
-    assert (lists != seeds(distances, 9, 64, 2, False)[0]).any()
 
 
 @pytest.mark.parametrize("kind", ["ivf", "exact"])
