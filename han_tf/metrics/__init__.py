@@ -6,7 +6,7 @@ who draw none.
 """
 
 from han_tf.metrics.distances import DistanceSource, FeatureDistances, MatrixDistances, pairwise_distances
-from han_tf.metrics.excluders import Excluder, distractors, frame_window, junk, same_group, same_pid_and_camera
+from han_tf.metrics.excluders import Excluder, distractors, frame_window, itself, junk, same_group, same_pid_and_camera
 from han_tf.metrics.expansion import (
     check_normalised,
     database_augmentation,
@@ -16,8 +16,9 @@ from han_tf.metrics.expansion import (
 )
 from han_tf.metrics.neighbours import FaissNeighbours, Neighbours, exact_neighbours
 from han_tf.metrics.ranking import evaluate, evaluate_distances
-from han_tf.metrics.reranking import RerankedDistances, rerank
+from han_tf.metrics.reranking import RerankedDistances, rerank, rerank_distances
 from han_tf.metrics.results import CameraPair, RankingResult
+from han_tf.metrics.single_shot import SingleShotResult, single_gallery_shot
 from han_tf.metrics.verification import VerificationResult, verify
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "Neighbours",
     "RankingResult",
     "RerankedDistances",
+    "SingleShotResult",
     "VerificationResult",
     "check_normalised",
     "database_augmentation",
@@ -38,13 +40,16 @@ __all__ = [
     "evaluate_distances",
     "exact_neighbours",
     "frame_window",
+    "itself",
     "junk",
     "normalise",
     "pairwise_distances",
     "pool_multi_query",
     "query_expansion",
     "rerank",
+    "rerank_distances",
     "same_group",
     "same_pid_and_camera",
+    "single_gallery_shot",
     "verify",
 ]

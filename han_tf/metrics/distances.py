@@ -268,6 +268,53 @@ class MatrixDistances(DistanceSource):
         return self.values[rows, columns].astype(self.dtype)
 
 
+class MatricesAmongAll(MatrixDistances):
+    """The distances among all images, the queries first and then the gallery, from three matrices without a copy.
+
+    Args:
+      query_gallery: ``[n_query, n_gallery]``.
+      query_query: ``[n_query, n_query]``.
+      gallery_gallery: ``[n_gallery, n_gallery]``.
+
+    Raises:
+      UserError: their shapes do not fit.
+    """
+
+    def __init__(self, query_gallery: MatrixDistances, query_query: MatrixDistances, gallery_gallery: MatrixDistances):
+        for name, source, n in zip(
+            ("query_query", "gallery_gallery"), (query_query, gallery_gallery), query_gallery.shape
+        ):
+            if source.shape != (n, n):
+                raise UserError(f"{name} has shape {list(source.shape)}, expected [{n}, {n}]")
+        across = query_gallery.values
+        self.blocks = ((query_query.values, across), (across.T, gallery_gallery.values))
+        self.n_query = len(across)
+        self.shape = (sum(across.shape), sum(across.shape))
+        self.dtype = np.result_type(query_gallery.dtype, query_query.dtype, gallery_gallery.dtype)
+
+    def raw(self, rows: slice, columns: slice, buffer: np.ndarray) -> np.ndarray:
+        """Returns a copy of the block."""
+        parts = [
+            [values[row, column] for values, column in zip(blocks, self._split(columns))]
+            for blocks, row in zip(self.blocks, self._split(rows))
+        ]
+        return np.block(parts)
+
+    def exact(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """Returns the matrices' own values."""
+        values = np.empty(len(rows), self.dtype)
+        for i, blocks in enumerate(self.blocks):
+            for j, block in enumerate(blocks):
+                mine = ((rows >= self.n_query) == i) & ((columns >= self.n_query) == j)
+                values[mine] = block[rows[mine] - i * self.n_query, columns[mine] - j * self.n_query]
+        return values
+
+    def _split(self, span: slice) -> tuple[slice, slice]:
+        """Returns which queries and which gallery images lie in ``span``."""
+        ends = span.start, span.stop
+        return slice(*(min(end, self.n_query) for end in ends)), slice(*(max(end - self.n_query, 0) for end in ends))
+
+
 def pairwise_distances(query: Any, gallery: Any, metric: str = "euclidean") -> np.ndarray:
     """Returns the distance of every pair, float32 ``[n_query, n_gallery]``.
 

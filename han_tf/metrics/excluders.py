@@ -33,6 +33,11 @@ def junk(gallery_pids: Any) -> Excluder:
     return lambda query: indices
 
 
+def itself() -> Excluder:
+    """Leaves out the query's own image, where the queries are the gallery, in the same order."""
+    return lambda query: np.array([query])
+
+
 def distractors(query_pids: Any, gallery_pids: Any) -> Excluder:
     """Leaves out images of people nobody queries: a gallery of known people alone.
 

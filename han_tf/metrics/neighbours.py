@@ -6,7 +6,7 @@ import numpy as np
 
 from han_tf.common.errors import UserError
 from han_tf.metrics.checks import check_count
-from han_tf.metrics.distances import PAIRS, FeatureDistances
+from han_tf.metrics.distances import PAIRS, DistanceSource, FeatureDistances
 from han_tf.metrics.nearest import nearest
 
 SAMPLE = 4096
@@ -41,7 +41,7 @@ class Neighbours(Protocol):
 
 
 def exact_neighbours(
-    distances: FeatureDistances, k: int, memory_mb: int, threads: int, progress: bool
+    distances: DistanceSource, k: int, memory_mb: int, threads: int, progress: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """The true lists, from N² distances computed block by block; ties in image order."""
     label = "nearest neighbours" if progress else None

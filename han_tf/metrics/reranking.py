@@ -28,7 +28,7 @@ from han_tf.common.errors import UserError
 from han_tf.common.progress import progress_bar
 from han_tf.metrics.blocks import slices
 from han_tf.metrics.checks import check_count, check_memory, default_threads
-from han_tf.metrics.distances import UNIT, DistanceSource, FeatureDistances
+from han_tf.metrics.distances import UNIT, DistanceSource, FeatureDistances, MatricesAmongAll, MatrixDistances
 from han_tf.metrics.neighbours import Neighbours, exact_neighbours
 
 if TYPE_CHECKING:
@@ -71,11 +71,57 @@ def rerank(
       UserError: features that do not fit, NaN or infinite; a parameter out of range, a budget too small among them.
     """
     distances = FeatureDistances(query_features, gallery_features)
+    everyone = distances.among_all()
+    return _reranked(distances, everyone, k1, k2, lambda_value, neighbours, memory_mb, threads, progress)
+
+
+def rerank_distances(
+    query_gallery: Any,
+    query_query: Any,
+    gallery_gallery: Any,
+    *,
+    k1: int = 20,
+    k2: int = 6,
+    lambda_value: float = 0.3,
+    memory_mb: int = 1024,
+    threads: Optional[int] = None,
+    progress: bool = True,
+) -> "RerankedDistances":
+    """Does what :func:`rerank` does from given distances, of features or of anything else.
+
+    They are taken as they are: :func:`rerank` takes *squared* L2 distances, so with these both give the same. Those
+    among the queries and among the gallery images must be symmetric, with the least of each row in the diagonal.
+
+    Args:
+      query_gallery: real numbers ``[n_query, n_gallery]``; as the others, it may be memory-mapped.
+      query_query: ``[n_query, n_query]``.
+      gallery_gallery: ``[n_gallery, n_gallery]``.
+      k1, k2, lambda_value, memory_mb, threads, progress: as for :func:`rerank`.
+
+    Raises:
+      UserError: matrices that do not fit, NaN or infinite; a parameter out of range, a budget too small among them.
+    """
+    distances = MatrixDistances(query_gallery)
+    everyone = MatricesAmongAll(distances, MatrixDistances(query_query), MatrixDistances(gallery_gallery))
+    return _reranked(distances, everyone, k1, k2, lambda_value, exact_neighbours, memory_mb, threads, progress)
+
+
+def _reranked(
+    distances: DistanceSource,
+    everyone: Any,
+    k1: int,
+    k2: int,
+    lambda_value: float,
+    neighbours: Neighbours,
+    memory_mb: int,
+    threads: Optional[int],
+    progress: bool,
+) -> "RerankedDistances":
+    """Returns re-ranked ``distances``; ``everyone`` holds those among all images, the queries first."""
     check_count(k1, "k1", 1, distances.shape[1])
     check_count(k2, "k2", 1, distances.shape[1])
     if not 0 <= lambda_value <= 1:
         raise UserError(f"lambda_value is {lambda_value}, expected 0 to 1")
-    everyone = distances.among_all()
     check_memory(memory_mb, everyone.shape[0])
     length = max(k1 + 1, k2)
     lists, farthest = neighbours(everyone, length, memory_mb, default_threads(threads), progress)
@@ -101,14 +147,14 @@ class RerankedDistances(DistanceSource):
       distances: the original ones.
       expansion: int32 ``[N, k2]``, the lists to average V over; −1 for none.
       vectors: V, float64 CSR ``[N, N]``.
-      farthest: float64 ``[N]``, greatest squared distance of each image.
+      farthest: float64 ``[N]``, greatest distance of each image.
       lambda_value: weight of the original distance.
       memory_mb: an eighth of it may hold Jaccard distances that were made and may be asked for again.
     """
 
     def __init__(
         self,
-        distances: FeatureDistances,
+        distances: DistanceSource,
         expansion: np.ndarray,
         vectors: "sparse.csr_matrix",
         farthest: np.ndarray,
@@ -197,7 +243,7 @@ def _reciprocal(lists: np.ndarray, rows: slice) -> np.ndarray:
 
 
 def _vectors(
-    distances: FeatureDistances, lists: np.ndarray, k1: int, farthest: np.ndarray, progress: bool
+    distances: DistanceSource, lists: np.ndarray, k1: int, farthest: np.ndarray, progress: bool
 ) -> "sparse.csr_matrix":
     """Returns V of step 3, float64 CSR ``[N, N]``; ``lists`` is int32 ``[N, k1 + 1]``, each with its owner."""
     from scipy import sparse

@@ -81,8 +81,12 @@ def scores(distances, query_pids, gallery_pids, query_camids, gallery_camids, ma
 def reranked(query, gallery, k1, k2, lambda_value):
     """Zhong et al. 2017, dense and literal, in float64; float64 ``[n_query, n_gallery]``."""
     features = np.concatenate([query, gallery])
-    n, n_query = len(features), len(query)
-    original = squared_distances(features, features)
+    return reranked_distances(squared_distances(features, features), len(query), k1, k2, lambda_value)
+
+
+def reranked_distances(original, n_query, k1, k2, lambda_value):
+    """The same from the distances among all images, float64 ``[n, n]``, of which the queries are the first."""
+    n = len(original)
     greatest = original.max(axis=1, keepdims=True)
     normed = original / np.where(greatest > 0, greatest, 1)
     initial_rank = np.argsort(original, axis=1, kind="stable")

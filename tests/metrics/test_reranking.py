@@ -1,5 +1,6 @@
 """Sparse re-ranking equals the dense, literal one."""
 
+import itertools
 import sys
 import tracemalloc
 
@@ -13,12 +14,16 @@ from han_tf.common.errors import UserError
 from han_tf.metrics import (
     FaissNeighbours,
     FeatureDistances,
+    MatrixDistances,
     blocks,
     evaluate,
     evaluate_distances,
     exact_neighbours,
+    pairwise_distances,
     rerank,
+    rerank_distances,
 )
+from han_tf.metrics.distances import MatricesAmongAll
 
 
 def features_of(kind, n_query, n_gallery, dimension, rng):
@@ -59,6 +64,65 @@ def test_equals_the_dense_one(seed, kind, n_query, n_gallery, dimension, data):
     np.testing.assert_allclose(found.dense(slice(0, n_query)), expected, atol=1e-6 + rounding)
     exact = found.exact(*(index.ravel() for index in np.indices(expected.shape))).reshape(expected.shape)
     np.testing.assert_allclose(exact, expected, atol=1e-12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.integers(1, 12),
+    st.integers(6, 40),
+    st.sampled_from([np.float32, np.float64, int]),
+    st.data(),
+)
+def test_given_distances_equal_the_dense_ones(seed, n_query, n_gallery, dtype, data):
+    """Distances that no features have: any numbers, the same in both directions."""
+    n = n_query + n_gallery
+    distances = np.random.default_rng(seed).random((n, n))
+    distances = distances + distances.T
+    np.fill_diagonal(distances, 0)
+    distances = (1000 * distances).astype(int) if dtype is int else distances.astype(dtype)
+    k1, k2 = data.draw(st.integers(1, n_gallery)), data.draw(st.integers(1, min(n_gallery, 8)))
+    weight = data.draw(st.sampled_from([0.0, 0.3, 1.0]))
+    memory_mb = data.draw(st.sampled_from([16, 1024]))
+    parts = distances[:n_query, n_query:], distances[:n_query, :n_query], distances[n_query:, n_query:]
+    found = rerank_distances(*parts, k1=k1, k2=k2, lambda_value=weight, memory_mb=memory_mb, progress=False)
+    expected = reference.reranked_distances(distances.astype(float), n_query, k1, k2, weight)
+    np.testing.assert_allclose(found.dense(slice(0, n_query)), expected, atol=1e-5)
+    exact = found.exact(*(index.ravel() for index in np.indices(expected.shape))).reshape(expected.shape)
+    np.testing.assert_allclose(exact, expected, atol=1e-12)
+
+
+def test_blocks_of_given_distances_are_those_of_the_whole_matrix():
+    distances = np.arange(49.0).reshape(7, 7)
+    distances = distances + distances.T
+    parts = distances[:3, 3:], distances[:3, :3], distances[3:, 3:]
+    source = MatricesAmongAll(*map(MatrixDistances, parts))
+    assert source.shape == (7, 7)
+    for first, last in itertools.combinations(range(8), 2):
+        for left, right in itertools.combinations(range(8), 2):
+            block = source.raw(slice(first, last), slice(left, right), source.workspace(0))
+            np.testing.assert_array_equal(block, distances[first:last, left:right])
+
+
+def test_squared_distances_rerank_as_their_features_do(people):
+    query, gallery, labels = people
+    squared = (pairwise_distances(a, b) ** 2 for a, b in ((query, gallery), (query, query), (gallery, gallery)))
+    given = evaluate_distances(rerank_distances(*squared, progress=False), *labels)
+    assert given.mAP == pytest.approx(evaluate_distances(rerank(query, gallery, progress=False), *labels).mAP, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    [
+        ((np.ones((3, 9)), np.ones((3, 4)), np.ones((9, 9))), r"query_query has shape \[3, 4\], expected \[3, 3\]"),
+        ((np.ones((3, 9)), np.ones((3, 3)), np.ones((8, 8))), r"gallery_gallery has shape \[8, 8\], expected \[9, 9\]"),
+        ((np.ones((3, 9)), np.ones((3, 3)), np.full((9, 9), np.nan)), "is nan, expected finite numbers"),
+        ((np.ones(3), np.ones((3, 3)), np.ones((9, 9))), r"shape \[3\], expected"),
+    ],
+)
+def test_given_distances_that_do_not_fit(parts, words):
+    with pytest.raises(UserError, match=words):
+        rerank_distances(*parts, k1=2, k2=1, progress=False)
 
 
 @pytest.fixture(scope="module")

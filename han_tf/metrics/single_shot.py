@@ -1,0 +1,133 @@
+"""CUHK03's old protocol: a gallery with one image per person, drawn many times."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Optional, Union
+
+import numpy as np
+
+from han_tf.common.errors import UserError
+from han_tf.metrics.blocks import bracket, slices, trusted_margins
+from han_tf.metrics.checks import check_count, check_memory
+from han_tf.metrics.distances import DistanceSource, MatrixDistances
+from han_tf.metrics.excluders import Excluder
+from han_tf.metrics.results import REPORTED_RANKS
+from han_tf.metrics.truth import Truth
+
+BYTES_PER_VALUE = 32
+"""What a distance takes while its query's matches are compared with it: values of 8 bytes, and copies."""
+
+
+@dataclass(frozen=True)
+class SingleShotResult:
+    """What a ranking of galleries with one image per person is worth; means over queries and draws.
+
+    Attributes:
+      cmc: float64 ``[max_rank]``; entry k − 1 is the share with the match among the first k.
+      mAP: mean of 1 / the match's place, which is the average precision of a single match.
+      draws: galleries per query.
+      seed: of the draws.
+      queries_without_match: queries left out of the means because the gallery holds no match for them.
+    """
+
+    cmc: np.ndarray
+    mAP: float
+    draws: int
+    seed: int
+    queries_without_match: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the results, ready for JSON."""
+        ranks = {f"rank-{k}": float(self.cmc[k - 1]) for k in REPORTED_RANKS if k <= len(self.cmc)}
+        return {**ranks, **asdict(self), "cmc": self.cmc.tolist()}
+
+
+def single_gallery_shot(
+    distances: Union[np.ndarray, DistanceSource],
+    query_pids: Any,
+    gallery_pids: Any,
+    query_camids: Any,
+    gallery_camids: Any,
+    *,
+    excluders: Optional[Sequence[Excluder]] = None,
+    draws: int = 100,
+    seed: int = 0,
+    max_rank: int = 50,
+    memory_mb: int = 1024,
+) -> SingleShotResult:
+    """Ranks, for each query and draw, one gallery image of every person; ties in gallery order.
+
+    The images are drawn from those that the excluders leave in, so that by default the match is from another camera.
+    Images of one pid are taken for one person's, those of a distractors' pid 0, too.
+
+    Args:
+      distances: as for :func:`han_tf.metrics.evaluate_distances`.
+      query_pids, gallery_pids, query_camids, gallery_camids, excluders: likewise.
+      draws: galleries per query.
+      seed: of the draws; those of a query do not depend on the other queries.
+      max_rank: length of the CMC curve.
+      memory_mb: memory to use beside features or distances, in MiB.
+
+    Raises:
+      UserError: what :func:`han_tf.metrics.evaluate_distances` refuses; a number of draws below 1.
+    """
+    source = distances if isinstance(distances, DistanceSource) else MatrixDistances(distances)
+    n_query, n_gallery = source.shape
+    truth = Truth(source.shape, query_pids, gallery_pids, query_camids, gallery_camids, excluders)
+    check_count(draws, "draws", 1)
+    check_count(seed, "seed", 0)
+    check_count(max_rank, "max_rank", 1)
+    room = check_memory(memory_mb, n_gallery) * 2**20
+    part = slice(0, n_gallery)
+    order = np.argsort(truth.gallery_pids, kind="stable")
+    places: list[np.ndarray] = []
+    for rows in slices(0, n_query, max(1, room // (BYTES_PER_VALUE * n_gallery))):
+        stripe = truth.stripe(rows)
+        local = stripe.queries - rows.start
+        exact = source.exact(stripe.queries, stripe.columns)
+        fast = source.finish(source.raw(rows, part, source.workspace((rows.stop - rows.start) * n_gallery)), rows, part)
+        margins = trusted_margins(source, rows, part, fast, (local, stripe.columns, exact))
+        truth.exclude(stripe, fast, part)
+        for row, query in enumerate(range(rows.start, rows.stop)):
+            own = slice(stripe.ends[row], stripe.ends[row + 1])
+            if own.start == own.stop:
+                continue
+            before = np.stack(
+                [
+                    _before(source, query, fast[row], column, value, margins[row])
+                    for column, value in zip(stripe.columns[own], exact[own])
+                ]
+            )
+            images = order[np.isfinite(fast[row, order])]  # person by person, in gallery order
+            people, starts, counts = np.unique(truth.gallery_pids[images], return_index=True, return_counts=True)
+            chance = np.random.default_rng([seed, query]).random((draws, len(people)))
+            drawn = images[starts + (chance * counts).astype(np.int64)]
+            mine = drawn[:, np.searchsorted(people, truth.query_pids[query])]
+            match = np.searchsorted(stripe.columns[own], mine)
+            places.append(1 + before[match[:, None], drawn].sum(axis=1))
+    if not places:
+        raise UserError(f"none of the {n_query} queries has a match in the gallery, expected images of the same pid")
+    found = np.concatenate(places)
+    hits = np.bincount(found, minlength=max_rank + 1)[1 : max_rank + 1]
+    without = n_query - len(places)
+    return SingleShotResult(np.cumsum(hits) / len(found), float(np.mean(1 / found)), draws, seed, without)
+
+
+def _before(
+    source: DistanceSource, query: int, fast: np.ndarray, column: int, exact: float, margin: float
+) -> np.ndarray:
+    """Returns which gallery images lie before a match, bool ``[n_gallery]``.
+
+    Args:
+      source: the distances.
+      query: its index.
+      fast: the query's fast values, ``[n_gallery]``.
+      column, exact: the match, and its exact value.
+      margin: bound on |fast − exact|.
+    """
+    low, high = bracket(exact, margin, fast.dtype)
+    before = fast < low
+    close = np.flatnonzero((fast >= low) & (fast < high))
+    values = source.exact(np.full(len(close), query), close)
+    before[close] = (values < exact) | ((values == exact) & (close < column))
+    return before

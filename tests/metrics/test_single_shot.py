@@ -1,0 +1,100 @@
+"""Galleries of one image per person equal those that plain loops draw, and in the mean all that can be drawn."""
+
+import itertools
+
+import metrics_reference as reference
+import numpy as np
+import pytest
+
+from han_tf.common.errors import UserError
+from han_tf.metrics import FeatureDistances, itself, junk, single_gallery_shot, single_shot
+
+
+def images(seed, n_query=7, n_gallery=40, people=6, whole=False):
+    """Features, some of them the same, and labels with junk and distractors."""
+    rng = np.random.default_rng(seed)
+    features = rng.integers(0, 3, (n_query + n_gallery, 3)) if whole else rng.random((n_query + n_gallery, 3))
+    pids, camids = rng.integers(-1, people, n_query + n_gallery), rng.integers(0, 3, n_query + n_gallery)
+    labels = (pids[:n_query], pids[n_query:], camids[:n_query], camids[n_query:])
+    return features[:n_query].astype(np.float32), features[n_query:].astype(np.float32), labels
+
+
+def left_in(labels, query):
+    """The gallery images of each person, rising, that the protocol leaves in."""
+    query_pids, gallery_pids, query_camids, gallery_camids = labels
+    people = {}
+    for image, (pid, camid) in enumerate(zip(gallery_pids.tolist(), gallery_camids.tolist())):
+        if not reference.standard(query_pids[query], query_camids[query], pid, camid):
+            people.setdefault(pid, []).append(image)
+    return {pid: people[pid] for pid in sorted(people)}
+
+
+def place(distances, query, gallery, match):
+    return 1 + sum((distances[query][image], image) < (distances[query][match], match) for image in gallery)
+
+
+def slow(distances, labels, draws, seed):
+    """Places of all matches, drawn and ranked one after the other."""
+    places = []
+    for query, pid in enumerate(labels[0].tolist()):
+        people = left_in(labels, query)
+        if pid == -1 or pid not in people:
+            continue
+        for chances in np.random.default_rng([seed, query]).random((draws, len(people))):
+            drawn = {who: own[int(chance * len(own))] for (who, own), chance in zip(people.items(), chances)}
+            places.append(place(distances, query, drawn.values(), drawn[pid]))
+    return places
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["spread", "ties"])
+@pytest.mark.parametrize("seed", range(4))
+def test_equals_loops(monkeypatch, seed, whole):
+    query, gallery, labels = images(seed, whole=whole)
+    expected = slow(reference.squared_distances(query, gallery), labels, 20, seed)
+    for held in (single_shot.BYTES_PER_VALUE, 2**19):  # all queries at a time, and each by itself
+        monkeypatch.setattr(single_shot, "BYTES_PER_VALUE", held)
+        found = single_gallery_shot(FeatureDistances(query, gallery), *labels, draws=20, seed=seed, memory_mb=16)
+        assert found.cmc.tolist() == [np.mean([at <= k for at in expected]) for k in range(1, 51)]
+        assert found.mAP == pytest.approx(np.mean([1 / at for at in expected]), abs=1e-12)
+        assert len(expected) == 20 * (len(query) - found.queries_without_match)
+
+
+def test_the_mean_nears_that_of_all_galleries():
+    query, gallery, labels = images(5, n_query=5, n_gallery=16, people=4)
+    distances = reference.squared_distances(query, gallery)
+    means = []
+    for number, pid in enumerate(labels[0].tolist()):
+        people = left_in(labels, number)
+        if pid != -1 and pid in people:
+            match = list(people).index(pid)
+            all_drawn = itertools.product(*people.values())
+            means.append(np.mean([place(distances, number, drawn, drawn[match]) == 1 for drawn in all_drawn]))
+    assert 0 < np.mean(means) < 1
+    found = single_gallery_shot(distances, *labels, draws=20_000)
+    assert found.cmc[0] == pytest.approx(np.mean(means), abs=0.01)
+
+
+def test_excluders_and_what_is_told():
+    query, _, labels = images(6, n_query=40)
+    pids, camids = labels[0], labels[2]
+    distances = reference.squared_distances(query, query)
+    excluders = (junk(pids), itself())
+    found = single_gallery_shot(distances, pids, pids, camids, camids, excluders=excluders, draws=3, seed=9)
+    lonely = sum(pid == -1 or (pids == pid).sum() == 1 for pid in pids)
+    assert found.queries_without_match == lonely
+    told = found.to_dict()
+    assert (told["draws"], told["seed"], told["rank-1"]) == (3, 9, found.cmc[0])
+    again = single_gallery_shot(distances, pids, pids, camids, camids, excluders=excluders, draws=3, seed=10)
+    assert again.cmc.tolist() != found.cmc.tolist()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({"draws": 0}, "draws is 0"), ({"seed": -1}, "seed is -1"), ({"memory_mb": 1}, "memory_mb is 1")],
+)
+def test_what_does_not_fit(options, words):
+    query, gallery, labels = images(0)
+    with pytest.raises(UserError, match=words):
+        single_gallery_shot(FeatureDistances(query, gallery), *labels, **options)
+    with pytest.raises(UserError, match="none of the 7 queries has a match"):
+        single_gallery_shot(FeatureDistances(query, gallery), np.full(7, 99), *labels[1:])
