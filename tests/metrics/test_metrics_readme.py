@@ -11,13 +11,15 @@ README = Path(han_tf.metrics.__file__).with_name("README.md")
 
 
 def test_the_example_runs(run_readme, capsys):
-    names = run_readme(README, blocks=7)
+    names = run_readme(README, blocks=8)
     printed = capsys.readouterr().out
     shares = [float(share) for share in re.findall(r"mAP (?:across cameras )?([\d.]+)%", printed)]
     plain, across, cosine, reranked, expanded = shares
     assert cosine == plain  # unit features: both distances rank alike
     assert across >= plain  # only mistakes are left out besides
     assert min(reranked, expanded) > plain
+    assert f"rank-1 {names['shot'].cmc[0]:.1%}, mean of 100 draws" in printed
+    assert 0.1 < names["shot"].cmc[0] < names["shot"].mAP
     assert "queries have no match and are left out" in printed
     assert len(re.findall(r"accept below", printed)) == 2
     assert names["first"].shape == (10, 1100)
