@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
@@ -229,20 +229,16 @@ def _said(lines: list[str], what: str) -> str:
 def _figures(load: Load, values: flags.FlagValues, memory: list[float], flops: float) -> list[dict[str, Any]]:
     """Returns one figure of all requests, then one of each kind."""
 
-    def figure(case: str, chosen: Callable[[str], bool]) -> dict[str, Any]:
-        times = np.concatenate(
-            [t for (kind, status), t in load.seconds.items() if chosen(kind) and status < 300] or [[]]
-        )
-        statuses = Counter()
-        for (kind, status), seconds in load.seconds.items():
-            if chosen(kind):
-                statuses[str(status)] += len(seconds)
+    def figure(case: str, kinds: Collection[str]) -> dict[str, Any]:
+        answers = [(status, seconds) for (kind, status), seconds in load.seconds.items() if kind in kinds]
+        times = np.concatenate([seconds for status, seconds in answers if status < 300] or [[]])
+        statuses = Counter(str(status) for status, seconds in answers for _ in seconds)
         points = dict(zip(("p50_ms", "p99_ms"), (1000 * np.percentile(times, (50, 99))).tolist())) if len(times) else {}
         return {"case": case, "per_second": len(times) / values.seconds, **points, "statuses": dict(statuses)}
 
     half = len(memory) // 2
     whole = {
-        **figure("all", lambda kind: True),
+        **figure("all", MIX),
         "clients": values.clients,
         "seconds": values.seconds,
         "gallery": values.gallery,
@@ -250,7 +246,7 @@ def _figures(load: Load, values: flags.FlagValues, memory: list[float], flops: f
         "cores": usable_cores(),
         "product_gflops": flops / 1e9,
     }
-    return [whole, *(figure(kind, lambda one, kind=kind: one == kind) for kind in MIX)]
+    return [whole, *(figure(kind, (kind,)) for kind in MIX)]
 
 
 if __name__ == "__main__":

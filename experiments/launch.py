@@ -74,7 +74,7 @@ def in_child(
             child.terminate()
             child.wait()
             raise
-    _check(module, 128 + caught[0] if caught else child.returncode, log)
+    _check(module, child.returncode, caught[0] if caught else 0, log)
     return peak_mb
 
 
@@ -105,7 +105,7 @@ def in_process(
         tf.config.run_functions_eagerly(eager)
         tf.keras.backend.clear_session()
     poll()
-    _check(module, status, log)
+    _check(module, status, max(status - 128, 0), log)
 
 
 @contextlib.contextmanager
@@ -138,10 +138,17 @@ def _peak_mb(pid: int) -> Optional[float]:
         return None
 
 
-def _check(module: str, status: int, log: Path) -> None:
-    """Raises what a command's exit status, minus the signal that killed it, means."""
-    if status > 128:
-        raise Stopped(f"stopped by {signal.Signals(status - 128).name}; the same command goes on", status - 128)
+def _check(module: str, status: int, stopped_by: int, log: Path) -> None:
+    """Raises what a command's exit status, or minus the signal that killed it, means.
+
+    Args:
+      module: the command.
+      status: its exit status.
+      stopped_by: the signal that came for this program; 0 if none did.
+      log: what the command printed.
+    """
+    if stopped_by:
+        raise Stopped(f"stopped by {signal.Signals(stopped_by).name}; the same command goes on", stopped_by)
     if status < 0:
         name = signal.Signals(-status).name
         reason = f"killed by {name}" + (" (is memory short?)" if name == "SIGKILL" else "")

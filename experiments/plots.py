@@ -9,7 +9,7 @@ from typing import Optional
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.plan import SCALES, family, network_of
+from experiments.plan import family, network_of
 from experiments.results import Result
 from experiments.schema import METRICS, Experiment, load
 from experiments.tables import Group, groups, networks_by_name
@@ -44,26 +44,26 @@ def draw(
     written = []
     for name, group in pictures(experiment, scale, results, comparable).items():
         written.append(Path(folder) / name)
-        save_figure(PICTURES[experiment.picture](experiment, scale, group, results), written[-1])
+        save_figure(PICTURES[experiment.picture](group, results), written[-1])
     return written
 
 
-def feature_dimension(experiment: Experiment, scale: str, group: Group, results: Sequence[Result]) -> Figure:
+def feature_dimension(group: Group, results: Sequence[Result]) -> Figure:
     """Draws Fig. 6, and beside it accuracy and search time against the bytes of a feature."""
     searches = [result for result in results if result["kind"] == "search"]
     times = {row["dimension"]: 1e3 * row["seconds_per_query"] for result in searches for row in result["dimensions"]}
     figure = Figure(figsize=(15, 4.2 * len(group.columns)), layout="constrained")
     panels = figure.subplots(len(group.columns), 3, squeeze=False)
     for column, (shown, published) in enumerate(group.columns):
-        readable = [row for row in experiment.rows if row.published[published] is not None]
+        readable = [row for row in group.experiment.rows if row.published[published] is not None]
         for place, (axes, metric) in enumerate(zip(panels[column], METRICS)):
             curves: dict[str, dict[int, float]] = {}
-            for index, row in enumerate(experiment.rows):
-                if numbers := group.numbers(experiment, index, column, metric):
+            for index, row in enumerate(group.experiment.rows):
+                if numbers := group.numbers(index, column, metric):
                     network = row.name.rsplit(" ", 1)[0]
                     curves.setdefault(network, {})[row.settings["feature_dim"]] = statistics.mean(numbers)
             _lines(axes, curves)
-            if readable and SCALES[scale].dataset is None:
+            if readable and not group.drawn:
                 x = [row.settings["feature_dim"] for row in readable]
                 y = [row.published[published][place] for row in readable]
                 style = {"facecolors": "none", "edgecolors": QUOTED, "marker": "s"}
@@ -83,7 +83,7 @@ def feature_dimension(experiment: Experiment, scale: str, group: Group, results:
     return figure
 
 
-def cost_effectiveness(experiment: Experiment, scale: str, group: Group, results: Sequence[Result]) -> Figure:
+def cost_effectiveness(group: Group, results: Sequence[Result]) -> Figure:
     """Draws rank-1 and mAP against multiply-adds and against images per second, for each data set of the group."""
     networks = networks_by_name(results)
     figure = Figure(figsize=(14, 9 * len(group.columns)), layout="constrained")
@@ -91,9 +91,9 @@ def cost_effectiveness(experiment: Experiment, scale: str, group: Group, results
     for column, (shown, published) in enumerate(group.columns):
         for place, metric in enumerate(METRICS):
             by_cost, by_speed = panels[2 * column + place]
-            source = "" if SCALES[scale].dataset is None else f", {experiment.columns[published].title}"
+            source = "" if not group.drawn else f", {group.experiment.columns[published].title}"
             _quoted(by_cost, place, f"as published{source}")
-            for row in experiment.rows:
+            for row in group.experiment.rows:
                 if (paper := row.published[published]) is not None:
                     # The efficient networks' figures are multiply-adds, as those of the other quoted methods.
                     is_han = family(row.settings["model"]) == "han"
@@ -102,8 +102,8 @@ def cost_effectiveness(experiment: Experiment, scale: str, group: Group, results
                     by_cost.scatter(
                         [published_flops(row.flops)], [paper[place]], edgecolors=QUOTED, s=24, label=label, **style
                     )
-            for index, row in enumerate(experiment.rows):
-                numbers = group.numbers(experiment, index, column, metric)
+            for index, row in enumerate(group.experiment.rows):
+                numbers = group.numbers(index, column, metric)
                 cost = networks.get(network_of(group.cells[index, column][0]["settings"])) if numbers else None
                 if cost is not None:
                     point = statistics.mean(numbers), row.name, COLOURS[index % len(COLOURS)]

@@ -178,12 +178,12 @@ class Runner:
           Stopped: a signal came; the same plan goes on from there.
         """
         failures: list[str] = []
-        for measurement in self._measurements():
-            # Two runners do not measure against each other.
+        for name in [measurement.name for measurement in self._measurements()]:
+            # Two runners do not measure against each other, nor the same twice.
             with _collected(failures), claimed(self.runs_dir / "measuring.lock", _waiting_for("a measurement")):
-                if measurement in self._measurements():
-                    arguments = [*measurement.arguments, f"--output={self.results_dir / measurement.name}.json"]
-                    self.launch(measurement.module, arguments, self.runs_dir / f"{measurement.name}.log")
+                for _, module, arguments, _ in (left for left in self._measurements() if left.name == name):
+                    output = f"--output={self.results_dir / name}.json"
+                    self.launch(module, [*arguments, output], self.runs_dir / f"{name}.log")
         for name in sorted(self.plan.datasets):
             if counted := count(name, self.data_dir):
                 write_result(self.results_dir, f"statistics-{name}", counted)
@@ -209,13 +209,10 @@ class Runner:
 
     def _measurements(self) -> list[Measurement]:
         """Returns what is still to be measured: of networks FLOPs and speed, of feature dimensions a search."""
-        results, here = self.results(), machine()
-        measured = {"network": [], "search": []}
-        for result in results:
-            measured.get(result["kind"], []).append(result)
-        missing = []
+        results, here, missing = self.results(), machine(), []
+        counted = [result for result in results if result["kind"] == "network"]
         for network, speed in self.plan.networks.items():
-            found = [result for result in measured["network"] if network_of(result["settings"]) == network]
+            found = [result for result in counted if network_of(result["settings"]) == network]
             if any(not speed or ("images_per_second" in r.data and r.get("machine") == here) for r in found):
                 continue
             name = f"{network[0]}-{network[1]}x{network[2]}"
@@ -224,7 +221,7 @@ class Runner:
             arguments += ["--repeats=3", "--batch_size=4"] if speed and self.scale == "smoke" else []
             finds = f"{'speed and ' if speed else ''}FLOPs of {name}: a minute at most"
             missing.append(Measurement(f"network-{name}", "experiments.bench_networks", arguments, finds))
-        of_here = [result for result in measured["search"] if result.get("machine") == here]
+        of_here = [result for result in results if result["kind"] == "search" and result.get("machine") == here]
         searched = {row["dimension"] for result in of_here for row in result["dimensions"]}
         if not self.plan.dimensions <= searched:
             # All of them anew, so that the times of one file were taken in one go.

@@ -32,24 +32,34 @@ class Group(NamedTuple):
     """The results of an experiment under one schedule.
 
     Attributes:
+      experiment, scale: see :func:`groups`.
       epochs: of all its trainings.
       model: the network that stands in for the table's one; ``""`` for none.
       columns: the columns that have results.
       cells: (row, column), as indices into the experiment's rows and ``columns`` -> results, one per seed.
     """
 
+    experiment: Experiment
+    scale: str
     epochs: int
     model: str
     columns: tuple[ShownColumn, ...]
     cells: Mapping[tuple[int, int], Sequence[Result]]
 
-    def numbers(self, experiment: Experiment, row: int, column: int, metric: str) -> list[float]:
+    @property
+    def drawn(self) -> bool:
+        """Whether a drawn data set stands for those of the paper, so that only orders compare."""
+        return SCALES[self.scale].dataset is not None
+
+    def numbers(self, row: int, column: int, metric: str) -> list[float]:
         """Returns one number in percent for each seed."""
-        shown, of_row = self.columns[column].column, experiment.rows[row]
-        return [
-            score(result, of_row.feature, shown.query, of_row.reranked, metric)
-            for result in self.cells.get((row, column), ())
-        ]
+        query, of_row = self.columns[column].column.query, self.experiment.rows[row]
+        results = self.cells.get((row, column), ())
+        return [score(result, of_row.feature, query, of_row.reranked, metric) for result in results]
+
+    def published(self, row: int, column: int) -> tuple[Optional[float], Optional[float]]:
+        """Returns the paper's rank-1 and mAP."""
+        return self.experiment.rows[row].published[self.columns[column].published] or (None, None)
 
     def results(self) -> list[Result]:
         """Returns every result once."""
@@ -108,7 +118,7 @@ def _groups(experiment: Experiment, scale: str, trainings: Iterable[Result], mod
     for epochs, cells in sorted(found.items(), reverse=True):
         used = sorted({column for _, column in cells})
         renumbered = {(row, used.index(column)): value for (row, column), value in cells.items()}
-        made.append(Group(epochs, model, tuple(shown[column] for column in used), renumbered))
+        made.append(Group(experiment, scale, epochs, model, tuple(shown[column] for column in used), renumbered))
     return made
 
 
@@ -130,11 +140,11 @@ def render(
       link: how the text names a result.
     """
     if experiment.counts:
-        parts = [_statistics(experiment, results, link)]
+        parts = _statistics(experiment, results, link)
     else:
         found = groups(experiment, scale, results, model, comparable)
-        found = found or [Group(0, model, shown_columns(experiment, scale), {})]
-        parts = [_render_group(experiment, scale, group, results, link) for group in found]
+        found = found or [Group(experiment, scale, 0, model, shown_columns(experiment, scale), {})]
+        parts = [_render_group(group, results, link) for group in found]
     return "\n\n".join([heading(experiment), *parts])
 
 
@@ -253,26 +263,24 @@ def networks_by_name(results: Iterable[Result]) -> dict[tuple[str, int, int], Re
     return {network_of(result["settings"]): result for result in results if result["kind"] == "network"}
 
 
-def _render_group(experiment: Experiment, scale: str, group: Group, results: Sequence[Result], link: Link) -> str:
-    rows = [
-        (n, row) for n, row in enumerate(experiment.rows) if row.settings is not None or SCALES[scale].dataset is None
-    ]
+def _render_group(group: Group, results: Sequence[Result], link: Link) -> str:
+    experiment = group.experiment
+    rows = [(n, row) for n, row in enumerate(experiment.rows) if row.settings is not None or not group.drawn]
     head, lines = [""], [[row.name] for _, row in rows]
-    for column in range(len(group.columns)):
-        head += _score_head(experiment, scale, group.columns[column])
+    for column, (shown, published) in enumerate(group.columns):
+        paper = experiment.columns[published].title
+        head += [f"{shown.title if group.drawn else paper}: R1", "mAP"]
+        head += [f"paper, {paper}: R1", "mAP"] if group.drawn else []
         for line, (index, _) in zip(lines, rows):
-            line += _score_cells(experiment, scale, group, index, column)
+            line += _score_cells(group, index, column)
     measured: dict[str, Result] = {}
     if experiment.flops:
         head += ["FLOPs", "multiply-adds", "parameters", *(["img/s"] if experiment.speed else [])]
         networks = networks_by_name(results)
         for line, (_, row) in zip(lines, rows):
-            cost = None
-            if row.settings is not None:
-                settings = {**DEFAULTS, **settings_for(row, group.columns[0].column, scale)}
-                cost = networks.get(network_of(settings))
-            model = row.settings["model"] if row.settings is not None else ""
-            line += cost_cells(model, row.flops, cost)[: 4 if experiment.speed else 3]
+            settings = settings_for(row, group.columns[0].column, group.scale) if row.settings is not None else {}
+            cost = networks.get(network_of({**DEFAULTS, **settings})) if settings else None
+            line += cost_cells(settings.get("model", ""), row.flops, cost)[: 4 if experiment.speed else 3]
             measured.update({cost.name: cost} if cost else {})
     if experiment.search:
         head += ["bytes per identity", "search, ms per query"]
@@ -284,7 +292,7 @@ def _render_group(experiment: Experiment, scale: str, group: Group, results: Seq
             line += told or [NONE, NONE]
         measured.update({result.name: result for result in searches})
 
-    text = [_setting(experiment, scale, group), markdown_table(head, lines), *_agreements(experiment, group)]
+    text = [_setting(group), markdown_table(head, lines), *_agreements(group)]
     if experiment.flops:
         text.append(
             "FLOPs of HAN: ours / the paper's, a multiply-add counted as two operations and batch norm included. Those "
@@ -297,23 +305,15 @@ def _render_group(experiment: Experiment, scale: str, group: Group, results: Seq
     return "\n\n".join(text)
 
 
-def _score_head(experiment: Experiment, scale: str, shown: ShownColumn) -> list[str]:
-    paper = experiment.columns[shown.published].title
-    if SCALES[scale].dataset is None:
-        return [f"{paper}: R1", "mAP"]
-    return [f"{shown.column.title}: R1", "mAP", f"paper, {paper}: R1", "mAP"]
-
-
-def _score_cells(experiment: Experiment, scale: str, group: Group, index: int, column: int) -> list[str]:
+def _score_cells(group: Group, row: int, column: int) -> list[str]:
     """Returns a row's cells of a column: rank-1 and mAP, ours and the paper's."""
-    row = experiment.rows[index]
-    paper = row.published[group.columns[column].published] or (None, None)
+    paper = group.published(row, column)
     quoted = [one_digit(number) for number in paper]
-    if row.settings is None:
+    if group.experiment.rows[row].settings is None:
         return quoted
-    ours = [group.numbers(experiment, index, column, metric) for metric in METRICS]
+    ours = [group.numbers(row, column, metric) for metric in METRICS]
     told = [_bold(mean_and_deviation(numbers)) for numbers in ours]
-    if SCALES[scale].dataset is not None:
+    if group.drawn:
         return [*told, *quoted]
     cells = []
     for mine, theirs, numbers, number in zip(told, quoted, ours, paper):
@@ -322,41 +322,37 @@ def _score_cells(experiment: Experiment, scale: str, group: Group, index: int, c
     return cells
 
 
-def _setting(experiment: Experiment, scale: str, group: Group) -> str:
+def _setting(group: Group) -> str:
+    """Says under which schedule, and with what differences from the paper, a group was trained."""
     if not group.cells:
         return "Nothing has been trained yet; the paper's numbers:"
-    trainings = group.results()
-    seeds = sorted({result["settings"]["seed"] for result in trainings})
-    text = (
-        f"{group.epochs} epoch"
-        + "s" * (group.epochs != 1)
-        + ("" if group.epochs == PUBLISHED_EPOCHS else f" (the paper: {PUBLISHED_EPOCHS})")
-    )
+    seeds = sorted({result["settings"]["seed"] for result in group.results()})
+    text = f"{group.epochs} epoch{'s' * (group.epochs != 1)}"
+    text += "" if group.epochs == PUBLISHED_EPOCHS else f" (the paper: {PUBLISHED_EPOCHS})"
     text += f", seed {seeds[0]}" if len(seeds) == 1 else f", seeds {', '.join(map(str, seeds))}: mean ± deviation"
     if any(len({r["settings"]["seed"] for r in cell}) < len(seeds) for cell in group.cells.values()):
         text += " where a row has been trained with more than one"
     if group.model:
-        text += f"; {group.model} in place of {experiment.model}, of which the paper's numbers are"
-    if SCALES[scale].dataset is not None:
-        title = SCALES[scale].title.capitalize()
+        text += f"; {group.model} in place of {group.experiment.model}, of which the paper's numbers are"
+    if group.drawn:
+        title = SCALES[group.scale].title.capitalize()
         return f"{title}, {text}. The paper's numbers are for other images; only orders compare."
-    return f"{text[0].upper()}{text[1:]}. Ours / the paper's (difference), in percent."
+    return f"{text}. Ours / the paper's (difference), in percent."
 
 
-def _agreements(experiment: Experiment, group: Group) -> list[str]:
+def _agreements(group: Group) -> list[str]:
+    """Returns a list of where the order of rows agrees with the paper's."""
     sentences = []
-    for column, (shown, published) in enumerate(group.columns):
-        for place, metric in enumerate(METRICS):
-            names, ours, theirs = [], [], []
-            for index, row in enumerate(experiment.rows):
-                numbers = group.numbers(experiment, index, column, metric)
-                paper = (row.published[published] or (None, None))[place]
-                if numbers and paper is not None:
-                    names.append(row.name)
-                    ours.append(numbers)
-                    theirs.append(paper)
-            if len(names) > 1:
-                sentences.append(f"- {shown.title}, {metric}: {order_agreement(names, ours, theirs)}")
+    for (column, (shown, _)), (place, metric) in product(enumerate(group.columns), enumerate(METRICS)):
+        names, ours, theirs = [], [], []
+        for index, row in enumerate(group.experiment.rows):
+            numbers, paper = group.numbers(index, column, metric), group.published(index, column)[place]
+            if numbers and paper is not None:
+                names.append(row.name)
+                ours.append(numbers)
+                theirs.append(paper)
+        if len(names) > 1:
+            sentences.append(f"- {shown.title}, {metric}: {order_agreement(names, ours, theirs)}")
     return ["\n".join(sentences)] if sentences else []
 
 
@@ -378,7 +374,7 @@ def cost_cells(model: str, paper: str, cost: Optional[Result]) -> list[str]:
     return [f"{scientific(ours)} / {paper}{difference}", scientific(cost["macs"]), f"{cost['parameters']:,}", rate]
 
 
-def _statistics(experiment: Experiment, results: Sequence[Result], link: Link) -> str:
+def _statistics(experiment: Experiment, results: Sequence[Result], link: Link) -> list[str]:
     counted = {result["dataset"]: result for result in results if result["kind"] == "statistics"}
     names = ("identities", "train", "test", "images", "cameras")
     lines, notes = [], []
@@ -386,21 +382,12 @@ def _statistics(experiment: Experiment, results: Sequence[Result], link: Link) -
         found = counted.get(row.dataset)
         ours = [NONE if found is None else f"{found['counts'][name]:,}" for name in names]
         lines.append([row.title, *(f"{_bold(mine)} / {paper:,}" for mine, paper in zip(ours, row.published))])
-        if found is None:
-            notes.append(
-                f"- {row.title}: not found here, as published; datasets/{row.dataset}/README.md says how to get it"
-            )
-        else:
-            notes += [f"- {row.title}: {sentence}" for sentence in found["differences"]]
-    text = [
-        "Counted by the readers / the paper's.",
-        markdown_table(["", "# ID", "# Train", "# Test", "# Image", "# Cam"], lines),
-    ]
-    if notes:
-        text.append("\n".join(notes))
-    if counted:
-        text.append(origin(list(counted.values()), link))
-    return "\n\n".join(text)
+        missing = f"not found here, as published; datasets/{row.dataset}/README.md says how to get it"
+        notes += [f"- {row.title}: {sentence}" for sentence in (found["differences"] if found else [missing])]
+    table = markdown_table(["", "# ID", "# Train", "# Test", "# Image", "# Cam"], lines)
+    told = ["\n".join(notes)] if notes else []
+    told += [origin(list(counted.values()), link)] if counted else []
+    return ["Counted by the readers / the paper's.", table, *told]
 
 
 def settings_in_words(settings: Mapping[str, Any]) -> str:

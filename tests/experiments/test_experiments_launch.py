@@ -25,6 +25,8 @@ elif what == "fail":
     sys.exit(1)
 elif what == "die":
     os.kill(os.getpid(), signal.SIGKILL)
+elif what == "stopped":
+    sys.exit(128 + signal.SIGTERM)
 elif what == "wait":
     def stop(number, _):
         open(sys.argv[2] + ".stopped", "w").write(str(number))
@@ -71,6 +73,11 @@ def test_a_failure_is_the_commands_own_line(command, tmp_path):
 def test_a_killed_command_is_no_success(command, tmp_path):
     with pytest.raises(UserError, match=r"^stub_command: killed by SIGKILL \(is memory short\?\)"):
         in_child(command, ["die"], tmp_path / "log")
+
+
+def test_a_command_that_others_stopped_stops_nothing_else(command, tmp_path):
+    with pytest.raises(UserError, match=r"^stub_command: exit status 143 \(all of it in "):
+        in_child(command, ["stopped"], tmp_path / "log")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -199,7 +199,7 @@ def test_the_picture_shows_every_network_where_it_belongs():
     results = [training("han_small", rank1=0.8), network("han_small", 180_000_000, images_per_second=450.0)]
     experiment = schema.load("cost_effectiveness")
     (group,) = tables.groups(experiment, "full", results)
-    figure = plots.cost_effectiveness(experiment, "full", group, results)
+    figure = plots.cost_effectiveness(group, results)
     by_cost, by_speed = figure.axes[:2]
 
     def points(axes):

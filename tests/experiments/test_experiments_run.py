@@ -1,5 +1,6 @@
 """The runner: every experiment at the smallest scale, and what may go wrong on the way."""
 
+import dataclasses
 import json
 import os
 import re
@@ -255,11 +256,16 @@ def test_a_finished_run_is_asked_whether_its_images_are_the_same(prepared, tmp_p
     assert not list((tmp_path / "results").glob("*"))
 
 
-def test_runners_share_the_work_and_wait_for_each_other_at_the_end(prepared):
-    for seed in (1, 2):
-        config = TrainConfig(**{**next(iter(prepared.plan.trainings.values())).config.to_dict(), "seed": seed})
-        made = planning.Training(config, {("joint", "single", False)})
+def with_seeds(prepared, *seeds):
+    """Adds the same training with other seeds."""
+    (wanted,) = prepared.plan.trainings.values()
+    for seed in seeds:
+        made = planning.Training(dataclasses.replace(wanted.config, seed=seed), {("joint", "single", False)})
         prepared.plan.trainings[made.identity] = made
+
+
+def test_runners_share_the_work_and_wait_for_each_other_at_the_end(prepared):
+    with_seeds(prepared, 1, 2)
     first, *others = prepared.plan.trainings.values()
     order, taken, waits = [], threading.Event(), threading.Event()
 
@@ -286,10 +292,7 @@ def test_runners_share_the_work_and_wait_for_each_other_at_the_end(prepared):
 
 
 def test_one_failure_does_not_stop_the_others(prepared, capsys):
-    for seed in (1, 2):
-        config = TrainConfig(**{**next(iter(prepared.plan.trainings.values())).config.to_dict(), "seed": seed})
-        made = planning.Training(config, {("joint", "single", False)})
-        prepared.plan.trainings[made.identity] = made
+    with_seeds(prepared, 1, 2)
 
     def launch(module, arguments, *_):
         prepared.launched.append(arguments)
