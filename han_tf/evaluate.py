@@ -12,6 +12,11 @@ python -m han_tf.extract wrote:
 
   python -m han_tf.evaluate --features query.npz gallery.npz [multi_query.npz]
   python -m han_tf.evaluate --distances matrix.npy --features query.npz gallery.npz
+
+Where queries and gallery are the same images, every image searches all others:
+
+  python -m han_tf.evaluate --features people.npz --query_is_gallery
+  python -m han_tf.evaluate --model MODEL --images people.csv
 """
 
 import os
@@ -27,15 +32,16 @@ from absl import flags
 from han_tf.common import cli as command_line
 from han_tf.common.errors import UserError
 from han_tf.common.files import write_json
-from han_tf.data import DATASETS, JUNK_PID, ReIDDataset, load_dataset
+from han_tf.data import DATASETS, JUNK_PID, Record, ReIDDataset, load_dataset
+from han_tf.data.image_lists import NAMES, UNKNOWN, list_images
 from han_tf.data.joined import named_datasets
 from han_tf.runs import environment
 from han_tf.runs.folder import CHECKPOINTS, LoadedRun, data_of, find_run, load_run
 from han_tf.weights import output_folder
 
 with command_line.deferred_imports(__name__):
-    from han_tf.evaluation.scoring import evaluate_features, score, to_json
-    from han_tf.evaluation.tables import camera_table, row_name, table, verification_table
+    from han_tf.evaluation.scoring import Protocol, evaluate_features, score, to_json
+    from han_tf.evaluation.tables import camera_table, row_name, single_shot_table, table, verification_table
     from han_tf.features.archives import FeatureSet, load_features, save_features
     from han_tf.metrics import MatrixDistances, check_normalised
     from han_tf.metrics.verification import REPORTED_FPR
@@ -68,6 +74,19 @@ command_line.old_name(FLAGS, "weights", "model")
 flags.DEFINE_enum("checkpoint", "last", list(CHECKPOINTS), "Which network of the run.", flag_values=FLAGS)
 command_line.group(FLAGS, "data")
 flags.DEFINE_boolean("skip_bad_images", False, "Leave out unreadable images.", flag_values=FLAGS)
+flags.DEFINE_list(
+    "images",
+    [],
+    "Folders, patterns or CSV files of images with pids and camids, in place of a data set: every image searches all "
+    "others.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_string(
+    "names",
+    "",
+    f"How the names of these images tell pid and camid: {', '.join(NAMES)}; or as in han_tf.extract.",
+    flag_values=FLAGS,
+)
 command_line.group(FLAGS, "saved features")
 flags.DEFINE_string("features", "", "Saved features: query.npz, then gallery.npz; or their folder.", flag_values=FLAGS)
 flags.DEFINE_list(
@@ -80,6 +99,24 @@ flags.DEFINE_list(
 flags.DEFINE_string(
     "distances", "", "Distances, queries × gallery images, a .npy file; --features has the labels.", flag_values=FLAGS
 )
+command_line.group(FLAGS, "protocol")
+flags.DEFINE_boolean(
+    "within_camera", False, "Images of a query's person from its own camera are matches, too.", flag_values=FLAGS
+)
+flags.DEFINE_boolean(
+    "query_is_gallery",
+    False,
+    "--features is one file or Parquet folder; every image searches all others.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_boolean(
+    "single_gallery_shot",
+    False,
+    "Also with one gallery image per person, drawn anew for each query: CUHK03's old protocol.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_integer("draws", 100, "Such galleries per query; the means count.", 1, flag_values=FLAGS)
+flags.DEFINE_integer("seed", 0, "Seed of the draws.", 0, flag_values=FLAGS)
 command_line.group(FLAGS, "methods that change the ranking")
 flags.DEFINE_boolean("rerank", False, "Also with k-reciprocal re-ranking.", flag_values=FLAGS)
 flags.DEFINE_integer("k1", 20, "Re-ranking: size of the neighbourhoods.", 1, flag_values=FLAGS)
@@ -137,10 +174,17 @@ flags.DEFINE_string(
 flags.DEFINE_integer("k", 10, "Nearest images per query in --per_query.", 0, flag_values=FLAGS)
 command_line.old_name(FLAGS, "topk", "k")
 
-for _flag in ("model", "runs_dir", "checkpoint", "dataset", "split", "data_dir", "skip_bad_images"):
+for _flag in ("model", "runs_dir", "checkpoint", "dataset", "split", "data_dir", "skip_bad_images", "images"):
     command_line.check_pair(
         FLAGS, _flag, "features", False, f"features from files are no run's, expected them without --{_flag}"
     )
+for _flag in ("dataset", "split", "data_dir"):
+    command_line.check_pair(FLAGS, _flag, "images", False)
+for _flag in ("rerank", "query_expansion", "database_augmentation"):
+    for _other in ("images", "query_is_gallery"):
+        command_line.check_pair(
+            FLAGS, _flag, _other, False, f"--{_flag} with --{_other}: each image would be its own neighbour"
+        )
 for _flag in ("rerank", "query_expansion", "database_augmentation", "branches", "save_features"):
     command_line.check_pair(
         FLAGS, _flag, "distances", False, f"--{_flag} needs features, expected --features without --distances"
@@ -154,6 +198,10 @@ for _flag, _other in (
     ("qe_k", "query_expansion"),
     ("dba_alpha", "database_augmentation"),
     ("k", "per_query"),
+    ("draws", "single_gallery_shot"),
+    ("seed", "single_gallery_shot"),
+    ("query_is_gallery", "features"),
+    ("names", "images"),
 ):
     command_line.check_pair(FLAGS, _flag, _other)
 command_line.check_pair(
@@ -186,6 +234,8 @@ def main(values: flags.FlagValues) -> None:
     if values.features:
         paths = _feature_paths(values)
         subsets = {name: load_features(path, bool(values.distances)) for name, path in zip(SUBSETS, paths)}
+        if values.query_is_gallery:
+            subsets["gallery"] = subsets["query"]
         expected = subsets["query"].features.shape[1]
         for path, subset in zip(paths, subsets.values()):
             if subset.features.shape[1] != expected:
@@ -196,6 +246,9 @@ def main(values: flags.FlagValues) -> None:
         return
     if values.positional:
         raise UserError(f"unexpected argument {values.positional[0]!r}: files go with --features")
+    if values.images:
+        _evaluate_images(values, plots)
+        return
     run, dataset = _run_and_data(values)
     datasets = dataset.separate()
     for flag in ("output", "per_query", "plots", "save_features"):
@@ -208,8 +261,30 @@ def main(values: flags.FlagValues) -> None:
         if len(datasets) > 1:
             print(f"\n{part.name} {part.split}".rstrip() + ":")
         subsets, origin = _features_of_run(values, run, part)
-        output = values.output or str(output_folder(run.run_dir) / _result_name(origin, values.checkpoint))
+        name = _result_name(origin, values.checkpoint, values.within_camera)
+        output = values.output or str(output_folder(run.run_dir) / name)
         _evaluate(values, subsets, origin, run.model.branch_names, output, plots)
+
+
+def _evaluate_images(values: flags.FlagValues, plots: Optional[ModuleType]) -> None:
+    """Evaluates a run on images that are no data set, each of which searches all others."""
+    from han_tf.features.keras import feature_set  # imports TensorFlow, which saved features do without
+
+    listed = list_images(values.images, values.names)
+    if values.within_camera:
+        listed.camids[listed.camids == UNKNOWN] = 0
+    for name, labels in (("pid", listed.pids), ("camid", listed.camids)):
+        unknown = np.flatnonzero(labels == UNKNOWN)
+        if len(unknown):
+            raise UserError(
+                f"{listed.paths[unknown[0]]}: no {name} is known ({len(unknown)} such images), expected one in a "
+                "CSV file, or --names"
+            )
+    run = load_run(values.model or find_run(values.runs_dir), values.checkpoint)
+    records = [Record(*found) for found in zip(listed.paths, listed.pids.tolist(), listed.camids.tolist())]
+    features = feature_set(run.model, records, skip_bad_images=values.skip_bad_images, progress="features")
+    origin = {"run": str(run.run_dir), "checkpoint": run.checkpoint, "images": values.images}
+    _evaluate(values, dict.fromkeys(SUBSETS[:2], features), origin, run.model.branch_names, values.output, plots)
 
 
 def _evaluate(
@@ -229,6 +304,12 @@ def _evaluate(
     rate = values.false_accept_rate
     wanted_fpr = sorted({*REPORTED_FPR, *([] if rate is None else [rate])}, reverse=True)
     options = {
+        "protocol": Protocol(
+            values.within_camera,
+            values.query_is_gallery or bool(values.images),
+            values.draws if values.single_gallery_shot else 0,
+            values.seed,
+        ),
         "wanted_fpr": wanted_fpr if values.verification or values.plots or rate is not None else (),
         "topk": values.k,
         "memory_mb": values.memory_mb,
@@ -242,10 +323,14 @@ def _evaluate(
     else:
         rows = evaluate_features(*subsets.values(), branches=branches, **methods, **options)
 
+    if options["protocol"] != Protocol():
+        origin["protocol"] = options["protocol"]._asdict()
     report = {**origin, "environment": environment.describe(), "methods": methods, **to_json(rows)}
     print(table(report))
     if options["wanted_fpr"]:
         print("", verification_table(report, rate), sep="\n")
+    if values.single_gallery_shot:
+        print("", single_shot_table(report), sep="\n")
     if values.camera_pairs:
         print("", camera_table(report["results"][0]), sep="\n")
     written = []
@@ -264,12 +349,12 @@ def _evaluate(
         print(f"written to {path}")
 
 
-def _result_name(origin: Mapping[str, Any], checkpoint: str) -> str:
+def _result_name(origin: Mapping[str, Any], checkpoint: str, within_camera: bool) -> str:
     """Returns the file name of a run's results: ``evaluation.json`` only for its last network on its own data."""
     tested_on = {name: origin[name] for name in ("dataset", "split")}
-    if tested_on == origin["trained_on"] and checkpoint == "last":
+    if tested_on == origin["trained_on"] and checkpoint == "last" and not within_camera:
         return "evaluation.json"
-    words = ["evaluation", *tested_on.values(), "best" * (checkpoint == "best")]
+    words = ["evaluation", *tested_on.values(), "best" * (checkpoint == "best"), "within_camera" * within_camera]
     return "-".join(filter(None, words)) + ".json"
 
 
@@ -358,12 +443,16 @@ def _features_of_run(
 
 def _feature_paths(values: flags.FlagValues) -> list[Path]:
     first, rest = values.features, values.positional
-    if Path(first).is_dir() and not rest:
+    if Path(first).is_dir() and not rest and not values.query_is_gallery:
         paths = [Path(first) / f"{name}.npz" for name in SUBSETS]
         return paths if paths[2].exists() and not values.distances else paths[:2]
     if not rest and not Path(first).is_file():
         raise UserError(f"--features {first}: no such folder, expected query.npz and gallery.npz in it")
     paths = [Path(first), *map(Path, rest)]
+    if values.query_is_gallery:
+        if rest:
+            raise UserError(f"--features has {len(paths)} files, expected one with --query_is_gallery")
+        return paths
     most = 2 if values.distances else 3
     if not 2 <= len(paths) <= most:
         expected = "query.npz gallery.npz" + " [multi_query.npz]" * (most == 3)

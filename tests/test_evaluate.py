@@ -22,6 +22,7 @@ from han_tf.data import DATASETS, load_dataset
 from han_tf.evaluation.scoring import METHODS, evaluate_features
 from han_tf.evaluation.tables import camera_table, table, verification_table
 from han_tf.features.archives import FeatureSet, load_features, save_features
+from han_tf.metrics import FeatureDistances, single_gallery_shot
 
 
 def call(*arguments):
@@ -600,6 +601,18 @@ class TestWrongFeatures:
                 )
             ),
             (("--distances=d.npy",), "--distances means nothing without --features"),
+            (("--draws=3",), "--draws means nothing without --single_gallery_shot"),
+            (("--seed=3",), "--seed means nothing without --single_gallery_shot"),
+            (("--single_gallery_shot", "--draws=0"), "--draws=0"),
+            (("--query_is_gallery",), "--query_is_gallery means nothing without --features"),
+            (("--names=market1501",), "--names means nothing without --images"),
+            (("--images=a", "--dataset=market1501"), "--dataset means nothing with --images"),
+            (("--images=a", "--rerank"), "--rerank with --images: each image would be its own neighbour"),
+            (("--features=a", "--images=a"), "expected them without --images"),
+            (
+                ("--features=a", "--query_is_gallery", "--database_augmentation=2"),
+                "--database_augmentation with --query_is_gallery: each image",
+            ),
             (("--branches=a,b",), "--branches means nothing without --features"),
             (("--k1=3",), "--k1 means nothing without --rerank"),
             (("--k2=3",), "--k2 means nothing without --rerank"),
@@ -624,6 +637,72 @@ class TestWrongFeatures:
     )
     def test_flags_that_do_not_go_together(self, capsys, flags, words):
         check_error(capsys, flags, words, status=2)
+
+
+def mean_scores(queries, gallery, left_out):
+    """Rank-1 and mAP without junk and without the pairs that are ``left_out(query, image)``, by plain loops."""
+    first, precisions = [], []
+    for query, pid in enumerate(queries.pids):
+        squared = ((gallery.features.astype(float) - queries.features[query]) ** 2).sum(axis=1)
+        others = [i for i in range(len(squared)) if gallery.pids[i] != -1 and not left_out(query, i)]
+        others.sort(key=lambda image: (squared[image], image))
+        hits = [place for place, image in enumerate(others, 1) if gallery.pids[image] == pid != -1]
+        if hits:
+            first.append(hits[0] == 1)
+            precisions.append(np.mean([number / place for number, place in enumerate(hits, 1)]))
+    return np.mean(first), np.mean(precisions)
+
+
+class TestOtherProtocols:
+    @pytest.mark.parametrize("within", [False, True])
+    def test_queries_that_are_the_gallery(self, saved, subsets, tmp_path, capsys, within):
+        _, images = subsets
+        flags = ["--query_is_gallery", *["--within_camera"] * within]
+        report = evaluated_json(saved / "gallery.npz", tmp_path, *flags)
+
+        def left_out(query, image):
+            same = images.pids[image] == images.pids[query] and images.camids[image] == images.camids[query]
+            return image == query or (same and not within)
+
+        row = report["results"][0]
+        assert (row["rank-1"], row["mAP"]) == pytest.approx(mean_scores(images, images, left_out), abs=1e-12)
+        assert report["counts"]["queries"] == report["counts"]["gallery"] == IMAGES
+        assert (report["protocol"]["query_is_gallery"], report["protocol"]["within_camera"]) == (True, within)
+        out = capsys.readouterr().out
+        assert "every image searches all others" in out
+        assert ("from its own camera count as matches" in out) == within
+
+    def test_matches_within_a_camera(self, saved, subsets, tmp_path):
+        row = evaluated_json(saved, tmp_path, "--within_camera")["results"][0]
+        expected = mean_scores(*subsets, lambda query, image: False)
+        assert (row["rank-1"], row["mAP"]) == pytest.approx(expected, abs=1e-12)
+
+    def test_one_gallery_image_per_person(self, saved, subsets, tmp_path, capsys):
+        report = evaluated_json(
+            saved, tmp_path, "--single_gallery_shot", "--draws=7", "--seed=3", "--branches=global,local"
+        )
+        query, gallery = subsets
+        labels = (query.pids, gallery.pids, query.camids, gallery.camids)
+        expected = single_gallery_shot(FeatureDistances(query.features, gallery.features), *labels, draws=7, seed=3)
+        row = report["results"][0]
+        assert row["single_gallery_shot"]["cmc"] == expected.cmc.tolist()
+        assert row["single_gallery_shot"]["rank-1"] < row["rank-1"]  # fewer matches, though fewer people's images, too
+        assert {row["single_gallery_shot"]["seed"] for row in report["results"]} == {3}
+        out = capsys.readouterr().out
+        assert "one gallery image of every person: means over 7 draws for each query, seed 3" in out
+        assert f"{expected.cmc[0]:.1%}"[:-1] in out
+
+    def test_images_that_are_no_data_set(self, evaluated, tiny_run, tiny_data, tmp_path, capsys):
+        output = f"--output={tmp_path / 'images.json'}"
+        folder = tiny_data / "query"
+        arguments = [f"--model={tiny_run}", f"--images={folder}", "--within_camera"]
+        check_error(capsys, arguments, f"{folder}/", "no pid is known")
+        assert call(*arguments, "--names=market1501", output) == 0
+        found = json.loads((tmp_path / "images.json").read_text())
+        saved = evaluated_json(evaluated / "features" / "query.npz", tmp_path, "--query_is_gallery", "--within_camera")
+        assert found["results"][0]["mAP"] == pytest.approx(saved["results"][0]["mAP"], abs=1e-6)
+        assert found["images"] == [str(folder)]
+        assert not (tiny_run / "evaluation.json").exists()
 
 
 class TestWrongInput:

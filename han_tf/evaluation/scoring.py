@@ -1,20 +1,25 @@
 """From features to scores: the benchmarks' protocols, with and without what may improve a ranking."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Optional
+from typing import Any, NamedTuple, Optional
 
 from han_tf.common.errors import UserError
 from han_tf.data.records import JUNK_PID
 from han_tf.features.archives import FeatureSet, branch_features
 from han_tf.metrics import (
     DistanceSource,
+    Excluder,
     FeatureDistances,
     database_augmentation,
     evaluate_distances,
+    itself,
+    junk,
     normalise,
     pool_multi_query,
     query_expansion,
     rerank,
+    same_pid_and_camera,
+    single_gallery_shot,
     verify,
 )
 
@@ -29,6 +34,33 @@ ALONE = "queries_without_multi_query"
 COUNTS = ("queries", "gallery", "junk", "distractors", "queries_without_match")
 
 
+class Protocol(NamedTuple):
+    """What counts; by default the benchmark's protocol.
+
+    Attributes:
+      within_camera: whether images of the query's person from the query's own camera are matches, too.
+      query_is_gallery: whether queries and gallery are the same images, each of which is left out of its own ranking.
+      draws: galleries of one image per person that are ranked as well for each query; 0 for none.
+      seed: of the draws.
+    """
+
+    within_camera: bool = False
+    query_is_gallery: bool = False
+    draws: int = 0
+    seed: int = 0
+
+    def excluders(self, query: FeatureSet, gallery: FeatureSet) -> list[Excluder]:
+        """Returns what is left out of each query's ranking."""
+        chosen = [junk(gallery.pids)]
+        if not self.within_camera:
+            chosen.append(same_pid_and_camera(query.pids, gallery.pids, query.camids, gallery.camids))
+        return chosen + [itself()] * self.query_is_gallery
+
+
+BENCHMARK = Protocol()
+SINGLE_SHOT = "single_gallery_shot"
+
+
 def evaluate_features(
     query: FeatureSet,
     gallery: FeatureSet,
@@ -38,6 +70,7 @@ def evaluate_features(
     augmented: Optional[Mapping[str, Any]] = None,
     expanded: Optional[Mapping[str, Any]] = None,
     reranked: Optional[Mapping[str, Any]] = None,
+    protocol: Protocol = BENCHMARK,
     wanted_fpr: Sequence[float] = (),
     topk: int = 10,
     memory_mb: int = 1024,
@@ -61,7 +94,7 @@ def evaluate_features(
       augmented: neighbours and alpha of :func:`han_tf.metrics.database_augmentation`; None for no such rows.
       expanded: neighbours and alpha of :func:`han_tf.metrics.query_expansion`; None for no such rows.
       reranked: k1, k2 and lambda_value of :func:`han_tf.metrics.rerank`; None for no such rows.
-      wanted_fpr, topk, memory_mb, progress: as for :func:`score`.
+      protocol, wanted_fpr, topk, memory_mb, progress: as for :func:`score`.
 
     Returns:
       Rows as :func:`score` makes them; ``feature`` is "joint" or a branch. The top-k lists of rows with a method count
@@ -69,11 +102,11 @@ def evaluate_features(
       queries have no boxes and keep their own feature.
 
     Raises:
-      UserError: what the metrics refuse: shapes that do not fit, no query with a match, ...; or no query has
-        multi-query boxes.
+      UserError: what the metrics refuse: shapes that do not fit, no query with a match, ...; no query has multi-query
+        boxes; or a method is asked for where the queries are the gallery, in which each finds itself.
     """
     shared = {"memory_mb": memory_mb, "progress": progress}
-    options = {"wanted_fpr": wanted_fpr, "topk": topk, **shared}
+    options = {"protocol": protocol, "wanted_fpr": wanted_fpr, "topk": topk, **shared}
     queries = {SINGLE: query.features}
     if multi_query is not None:
         queries[MULTI], alone = pool_multi_query(
@@ -94,6 +127,8 @@ def evaluate_features(
 
     wanted = {"augmented": augmented, "expanded": expanded, "reranked": reranked}
     wanted = {name: settings for name, settings in wanted.items() if settings is not None}
+    if wanted and protocol.query_is_gallery:
+        raise UserError(f"{METHODS[next(iter(wanted))]} with queries that are the gallery, expected other queries")
     combinations = [(name,) for name in wanted] + [tuple(wanted)] * (len(wanted) > 1)
     kept = gallery.where(gallery.pids != JUNK_PID) if wanted else gallery
     normed = {**shared, "parts": max(1, len(branches))}
@@ -123,12 +158,13 @@ def score(
     query_type: str = SINGLE,
     methods: Sequence[str] = (),
     *,
+    protocol: Protocol = BENCHMARK,
     wanted_fpr: Sequence[float] = (),
     topk: int = 10,
     memory_mb: int = 1024,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """Evaluates distances under the benchmark's protocol.
+    """Evaluates distances.
 
     Args:
       source: the distances.
@@ -136,6 +172,7 @@ def score(
       feature: what to call the feature.
       query_type: "single" or "multi".
       methods: the keys of :data:`METHODS` that made the distances.
+      protocol: what counts.
       wanted_fpr: false-positive rates to verify at; none for no verification.
       topk: length of the per-query lists of nearest images.
       memory_mb: memory for distances, in MiB.
@@ -143,8 +180,9 @@ def score(
 
     Returns:
       ``feature``, ``query`` (the type), each key of :data:`METHODS` with whether it is in use, ``result``, a
-      :class:`han_tf.metrics.RankingResult`, and ``verification``, a :class:`han_tf.metrics.VerificationResult`, if
-      asked for.
+      :class:`han_tf.metrics.RankingResult`; if asked for, ``verification``, a
+      :class:`han_tf.metrics.VerificationResult`, and ``single_gallery_shot``, a
+      :class:`han_tf.metrics.SingleShotResult`.
 
     Raises:
       UserError: what :func:`han_tf.metrics.evaluate_distances` and :func:`han_tf.metrics.verify` refuse.
@@ -152,9 +190,14 @@ def score(
     labels = (query.pids, gallery.pids, query.camids, gallery.camids)
     shared = {"memory_mb": memory_mb, "progress": progress}
     row = {"feature": feature, "query": query_type, **{name: name in methods for name in METHODS}}
-    row["result"] = evaluate_distances(source, *labels, topk=topk, **shared)
+    excluders = protocol.excluders(query, gallery)
+    row["result"] = evaluate_distances(source, *labels, excluders=excluders, topk=topk, **shared)
     if len(wanted_fpr):
-        row["verification"] = verify(source, *labels, wanted_fpr=wanted_fpr, **shared)
+        row["verification"] = verify(source, *labels, excluders=excluders, wanted_fpr=wanted_fpr, **shared)
+    if protocol.draws:
+        row[SINGLE_SHOT] = single_gallery_shot(
+            source, *labels, excluders=excluders, draws=protocol.draws, seed=protocol.seed, memory_mb=memory_mb
+        )
     return row
 
 
@@ -173,8 +216,9 @@ def to_json(rows: Iterable[Mapping[str, Any]], curves: bool = True) -> dict[str,
     for row in rows:
         results.append({name: row[name] for name in ("feature", "query", *METHODS)})
         results[-1].update(numbers(row["result"]))
-        if "verification" in row:
-            results[-1]["verification"] = numbers(row["verification"])
+        for name in ("verification", SINGLE_SHOT):
+            if name in row:
+                results[-1][name] = numbers(row[name])
     counts = {name: getattr(rows[0]["result"], name) for name in COUNTS}
     for row in rows:
         if ALONE in row:

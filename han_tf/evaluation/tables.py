@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Optional
 
-from han_tf.evaluation.scoring import ALONE, METHODS, MULTI
+from han_tf.evaluation.scoring import ALONE, METHODS, MULTI, SINGLE_SHOT
 
 COLUMNS = {
     "rank-1": "rank-1",
@@ -15,6 +15,14 @@ COLUMNS = {
     "mINP": "mINP",
 }
 """Numbers of a result that tables show → the columns' heads."""
+
+SHOT_COLUMNS = ("rank-1", "rank-5", "rank-10", "rank-20", "mAP")
+
+PROTOCOL = {
+    "within_camera": "images of a query's person from its own camera count as matches",
+    "query_is_gallery": "every image searches all others",
+}
+"""What differs from the benchmark's protocol → how tables tell it."""
 
 
 def table(report: Mapping[str, Any]) -> str:
@@ -33,6 +41,7 @@ def table(report: Mapping[str, Any]) -> str:
             f"{counts['queries']:,} queries, {counts['gallery'] - counts['junk']:,} gallery images "
             f"({counts['distractors']:,} of them distractors) and {counts['junk']:,} junk, not ranked; "
             f"{counts['queries_without_match']:,} queries without a match, left out",
+            *(PROTOCOL[name] for name in PROTOCOL if report.get("protocol", {}).get(name)),
             *([f"multi: {alone:,} queries have no further images and stand as they are"] if alone else []),
             *(_explained(name, settings) for name, settings in report.get("methods", {}).items()),
         ]
@@ -62,6 +71,17 @@ def verification_table(report: Mapping[str, Any], false_accept_rate: Optional[fl
     note += "EER: equal error rate; TPR@x: genuine pairs accepted where at most the share x of the impostors is"
     if any(cell.startswith("*") for line in lines for cell in line):
         note += " (*: no impostor is)"
+    return "\n".join([_aligned(head, lines), note])
+
+
+def single_shot_table(report: Mapping[str, Any]) -> str:
+    """Returns the results on galleries of one image per person of a report that holds them, in percent."""
+    lines = []
+    for row in report["results"]:
+        shot = row[SINGLE_SHOT]
+        lines.append([*_names(row), *(_percent(shot[name]) if name in shot else "-" for name in SHOT_COLUMNS)])
+    head = ["feature", "query", "method", *SHOT_COLUMNS]
+    note = f"one gallery image of every person: means over {shot['draws']:,} draws for each query, seed {shot['seed']}"
     return "\n".join([_aligned(head, lines), note])
 
 
