@@ -40,6 +40,7 @@ flags.DEFINE_integer("k", 10, "Hits per query, at most.", 1, 10_000, flag_values
 command_line.group(FLAGS, "filters")
 command_line.define_list(FLAGS, "camera", [], "From these cameras only.", _ID)
 command_line.define_list(FLAGS, "not_camera", [], "Not from these cameras.", _ID)
+command_line.define_list(FLAGS, "pid", [], "Of these people only.", _ID)
 flags.DEFINE_string("after", "", "Taken at this time or later.", flag_values=FLAGS)
 flags.DEFINE_string("before", "", "Taken before this time.", flag_values=FLAGS)
 command_line.group(FLAGS, "hits")
@@ -63,7 +64,11 @@ def main(values: flags.FlagValues) -> None:
     if bool(values.positional) + bool(values.id) + bool(values.features) != 1:
         raise command_line.UsageError("expected either images, --id or --features to search for")
     filters = Filters(
-        tuple(values.camera), tuple(values.not_camera), _time(values.after, "after"), _time(values.before, "before")
+        tuple(values.camera),
+        tuple(values.not_camera),
+        _time(values.after, "after"),
+        _time(values.before, "before"),
+        tuple(values.pid),
     )
     with open_gallery(values.index) as gallery:
         location = gallery.location

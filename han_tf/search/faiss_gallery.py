@@ -683,7 +683,7 @@ def _passing(state: State, filters: Filters) -> Optional[np.ndarray]:
     """Returns which rows may be found, bool ``[rows]``; None if all."""
     if not filters:
         return None if state.live == len(state.vectors) else state.labels.alive
-    return state.labels.alive & filters.passing(state.labels.camids, state.labels.times)
+    return state.labels.alive & filters.passing(*state.labels[2:])
 
 
 class _Living:

@@ -63,7 +63,7 @@ class Entry(NamedTuple):
     time: Optional[float] = None
 
 
-def _cameras(values: Any, name: str) -> tuple[int, ...]:
+def _whole(values: Any, name: str) -> tuple[int, ...]:
     if isinstance(values, (str, bytes)) or not isinstance(values, Collection) or getattr(values, "ndim", 1) != 1:
         raise UserError(f"{name} is {values!r}, expected a tuple of integers")
     for value in values:
@@ -88,25 +88,27 @@ class Filters:
     """Which entries a search may find.
 
     An entry whose camera is not known never passes ``cameras`` and always ``not_cameras``; one whose time is not
-    known passes neither ``after`` nor ``before``.
+    known passes neither ``after`` nor ``before``; one whose pid is not known never passes ``pids``.
 
     Attributes:
       cameras: from these cameras only, integers; empty for all.
       not_cameras: from none of these.
       after, before: ``after <= time < before``, seconds since 1970 UTC, finite.
+      pids: of these people only, integers; empty for all.
 
     Raises:
-      UserError: cameras that are no integers, or a time that is no finite number.
+      UserError: cameras or pids that are no integers, or a time that is no finite number.
     """
 
     cameras: tuple[int, ...] = ()
     not_cameras: tuple[int, ...] = ()
     after: Optional[float] = None
     before: Optional[float] = None
+    pids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("cameras", "not_cameras"):
-            object.__setattr__(self, name, _cameras(getattr(self, name), name))
+        for name in ("cameras", "not_cameras", "pids"):
+            object.__setattr__(self, name, _whole(getattr(self, name), name))
         for name in ("after", "before"):
             object.__setattr__(self, name, _bound(getattr(self, name), name))
 
@@ -114,11 +116,11 @@ class Filters:
         """Whether anything is filtered at all."""
         return self != Filters()
 
-    def passing(self, camids: np.ndarray, times: np.ndarray) -> np.ndarray:
+    def passing(self, pids: np.ndarray, camids: np.ndarray, times: np.ndarray) -> np.ndarray:
         """Returns which entries pass, bool ``[n]``.
 
         Args:
-          camids: int64 ``[n]``, :data:`UNKNOWN` where not known.
+          pids, camids: int64 ``[n]``, :data:`UNKNOWN` where not known.
           times: float64 ``[n]``, NaN where not known.
         """
         passed = np.ones(len(camids), bool)
@@ -130,6 +132,8 @@ class Filters:
             passed &= times >= self.after
         if self.before is not None:
             passed &= times < self.before
+        if self.pids:
+            passed &= np.isin(pids, self.pids)
         return passed
 
 
@@ -352,6 +356,42 @@ class Gallery(ABC):
             if n:
                 self._relabel(ids, *labels)
 
+    def relabel_named(
+        self,
+        paths: Sequence[str],
+        *,
+        pids: Optional[Sequence[Optional[int]]] = None,
+        camids: Optional[Sequence[Optional[int]]] = None,
+        times: Optional[Sequence[Optional[float]]] = None,
+    ) -> int:
+        """Changes what is known of all entries of some paths, see :meth:`relabel`; returns how many there are.
+
+        Args:
+          paths: of the entries, ``n``, each once.
+          pids, camids, times: as of :meth:`relabel`, one per path.
+
+        Raises:
+          UserError: as :meth:`relabel`; a path without an entry, or one that stands there twice.
+        """
+        names = _paths(paths, len(paths))
+        given = {"pids": pids, "camids": camids, "times": times}
+        given = {name: list(values) for name, values in given.items() if values is not None}
+        for name, values in given.items():
+            if len(values) != len(names):
+                raise UserError(f"{name} has {len(values)} entries, expected {len(names)}, one per path")
+        rows = {path: row for row, path in enumerate(names)}
+        if len(rows) < len(names):
+            raise UserError("paths hold one twice, expected each once where labels are changed")
+        with self._alone():
+            entries = list(self.named(names))
+            missing = rows.keys() - {entry.path for entry in entries}
+            if missing:
+                raise UserError(f"{self.location}: no entry of {min(missing)!r}, expected the path of an entry")
+            chosen = [rows[entry.path] for entry in entries]
+            labels: dict[str, Any] = {name: [values[row] for row in chosen] for name, values in given.items()}
+            self.relabel([entry.id for entry in entries], **labels)
+        return len(entries)
+
     @abstractmethod
     def _relabel(self, ids: np.ndarray, pids: np.ndarray, camids: np.ndarray, times: np.ndarray) -> None:
         """Gives entries these labels, as of :class:`Columns`."""
@@ -377,13 +417,13 @@ class Gallery(ABC):
         """Deletes the entries ``ids`` and returns how many of them there were; on disk when it returns."""
 
     def delete_where(self, filters: Filters) -> int:
-        """Deletes the entries that pass, for example those before a time; returns how many there were.
+        """Deletes the entries that pass, for example those of a person or before a time; returns how many there were.
 
         Raises:
           UserError: the filters let everything pass.
         """
         if not filters:
-            raise UserError("these filters let every entry pass, expected a camera or a time")
+            raise UserError("these filters let every entry pass, expected a camera, a person or a time")
         deleted = 0
         while entries := self.page(DELETED_AT_ONCE, filters=filters):
             deleted += self.delete([entry.id for entry in entries])

@@ -591,6 +591,8 @@ def _expression(filters: Filters) -> str:
         terms.append(f"camid in {[int(camera) for camera in filters.cameras]}")
     if filters.not_cameras:
         terms.append(f"camid not in {[int(camera) for camera in filters.not_cameras]}")
+    if filters.pids:
+        terms.append(f"pid in {[int(pid) for pid in filters.pids]}")
     if filters.after is not None:
         terms.append(f"time >= {max(float(filters.after), NO_TIME / 2)!r}")
     if filters.before is not None:

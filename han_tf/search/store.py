@@ -69,19 +69,21 @@ class Labels(NamedTuple):
     Attributes:
       ids: int64 ``[n]``, rising; where an entry was deleted, some id that is not greater than the next.
       alive: bool ``[n]``; False where the entry was deleted.
-      camids: int64 ``[n]``, :data:`UNKNOWN` where not known.
+      pids, camids: int64 ``[n]``, :data:`UNKNOWN` where not known.
       times: float64 ``[n]``, NaN where not known.
     """
 
     ids: np.ndarray
     alive: np.ndarray
+    pids: np.ndarray
     camids: np.ndarray
     times: np.ndarray
 
     @classmethod
     def empty(cls, rows: int) -> "Labels":
         """Returns labels of rows without entries."""
-        return cls(np.full(rows, -1), np.zeros(rows, bool), np.full(rows, UNKNOWN), np.full(rows, np.nan))
+        pids, camids = np.full((2, rows), UNKNOWN)
+        return cls(np.full(rows, -1), np.zeros(rows, bool), pids, camids, np.full(rows, np.nan))
 
 
 class State(NamedTuple):
@@ -301,8 +303,10 @@ class Store:
                 ),
             )
             rows = self.state.rows_of(ids)
-            self._labels = self._labels._replace(camids=self._labels.camids.copy(), times=self._labels.times.copy())
-            self._labels.camids[rows], self._labels.times[rows] = camids, times
+            new = {"pids": pids, "camids": camids, "times": times}
+            self._labels = self._labels._replace(**{name: getattr(self._labels, name).copy() for name in new})
+            for name, values in new.items():
+                getattr(self._labels, name)[rows] = values
             self.state = self._visible(self.state.vectors, self.state.live)
 
     def compact(self, swapping: AbstractContextManager) -> None:
@@ -424,15 +428,16 @@ class Store:
                 rows = settings["rows"]
                 vectors = self._map(settings["vectors"], rows, settings["dimension"])
                 labels = Labels.empty(rows)
-                cursor = database.execute("SELECT row, id, camid, time FROM entries")
+                cursor = database.execute("SELECT row, id, pid, camid, time FROM entries")
                 count = 0
                 while part := cursor.fetchmany(LOADED_AT_ONCE):
-                    rows_of, ids, camids, times = zip(*part)
+                    rows_of, ids, pids, camids, times = zip(*part)
                     where = np.array(rows_of)
                     if where.min() < 0 or where.max() >= rows:
                         raise ValueError(f"an entry has row {where.max()} of {rows}")
                     labels.ids[where] = ids
                     labels.alive[where] = True
+                    labels.pids[where] = [UNKNOWN if pid is None else pid for pid in pids]
                     labels.camids[where] = [UNKNOWN if camid is None else camid for camid in camids]
                     labels.times[where] = [np.nan if time is None else time for time in times]
                     count += len(part)
@@ -458,7 +463,7 @@ class Store:
             for new, present in zip(grown, self._labels):
                 new[:old] = present[:old]
             self._labels = grown
-        for whole, values in zip(self._labels, (ids, True, columns.camids, columns.times)):
+        for whole, values in zip(self._labels, (ids, True, columns.pids, columns.camids, columns.times)):
             whole[old : old + n] = values
         vectors = self._map(self.settings["vectors"], old + n, self.settings["dimension"])
         self.state = self._visible(vectors, self.state.live + n)

@@ -45,6 +45,8 @@ def passes(entry: Entry, filters: Filters) -> bool:
         return False
     if filters.not_cameras and entry.camid in filters.not_cameras:
         return False
+    if filters.pids and entry.pid not in filters.pids:
+        return False
     if filters.after is not None and (entry.time is None or entry.time < filters.after):
         return False
     return filters.before is None or (entry.time is not None and entry.time < filters.before)

@@ -121,6 +121,9 @@ FILTERS = [
     Filters(cameras=(4,), after=50.0, before=55.0),
     Filters(cameras=(17,)),
     Filters(after=60.0, before=60.0),
+    Filters(pids=(2, 5, 7)),
+    Filters(pids=(3,), cameras=(1, 2, 3), after=10.0),
+    Filters(pids=(10**9,)),
 ]
 
 
@@ -150,6 +153,44 @@ def test_entries_page_by_page_and_counted(gallery):
     assert len(gallery.page(10_000)) == gallery.count() == len(gallery) == 540
     with pytest.raises(UserError, match="limit is 0"):
         gallery.page(0)
+
+
+def test_people_are_found_listed_and_deleted_as_they_are_called_now(gallery):
+    plain = filled(gallery)
+    chosen = [image.entry for image in plain.images if image.entry.pid == 3]
+    gallery.relabel([entry.id for entry in chosen], pids=[10**6] * len(chosen))
+    renamed = [entry._replace(pid=10**6) for entry in chosen]
+    assert gallery.page(1000, filters=Filters(pids=(10**6,))) == renamed
+    assert gallery.count(Filters(pids=(3,))) == 0
+    query = gallery.features([chosen[0].id])
+    assert {hit.entry.id for hit in gallery.search(query, 600, filters=Filters(pids=(10**6,)))[0]} == {
+        entry.id for entry in chosen
+    }
+    assert gallery.delete_where(Filters(pids=(10**6,))) == len(chosen) > 0
+    assert len(gallery) == 600 - len(chosen)
+
+
+def test_labels_are_changed_by_path(gallery):
+    paths = ["a.jpg", "b.jpg", "a.jpg", 'it\'s "c".jpg']
+    ids = gallery.add(clustered(4, DIMENSION), paths=paths, pids=[1, 2, 3, 4], camids=[5] * 4, times=[0.0] * 4)
+    assert gallery.relabel_named([paths[3], "a.jpg"], pids=[8, 9], times=[None, 7.0]) == 3
+    assert gallery.entries(ids) == [
+        Entry(ids[0], "a.jpg", 9, 5, 7.0),
+        Entry(ids[1], "b.jpg", 2, 5, 0.0),
+        Entry(ids[2], "a.jpg", 9, 5, 7.0),
+        Entry(ids[3], paths[3], 8, 5, None),
+    ]
+    before = gallery.entries(ids)
+    for arguments, message in (
+        ({"paths": ["a.jpg", "d.jpg"], "pids": [1, 2]}, "no entry of 'd.jpg'"),
+        ({"paths": ["a.jpg", "a.jpg"], "pids": [1, 2]}, "paths hold one twice"),
+        ({"paths": ["a.jpg"], "pids": [1, 2]}, "pids has 2 entries, expected 1, one per path"),
+        ({"paths": ["a.jpg"], "pids": ["x"]}, "expected integers or None"),
+    ):
+        with pytest.raises(UserError, match=message):
+            gallery.relabel_named(**arguments)
+    assert gallery.entries(ids) == before
+    assert gallery.relabel_named([]) == 0
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -227,7 +268,7 @@ def test_what_passes_a_filter_is_deleted(gallery, monkeypatch):
     assert gallery.delete_where(old) == 600 - len(left) > 100
     assert gallery.page(1000) == left
     assert gallery.delete_where(old) == 0
-    with pytest.raises(UserError, match="let every entry pass, expected a camera or a time"):
+    with pytest.raises(UserError, match="let every entry pass, expected a camera, a person or a time"):
         gallery.delete_where(Filters())
     assert len(gallery) == len(left)
 
@@ -374,6 +415,9 @@ BAD_FILTERS = [
     ({"cameras": [[1]]}, r"cameras hold \[1\], expected integers"),
     ({"not_cameras": (2**63,)}, "not_cameras hold 9223372036854775808"),
     ({"cameras": (-(2**63),)}, "cameras hold -9223372036854775808"),  # stands for a camera that is not known
+    ({"pids": ("1",)}, "pids hold '1', expected integers"),
+    ({"pids": 7}, "pids is 7, expected a tuple of integers"),
+    ({"pids": (-(2**63),)}, "pids hold -9223372036854775808"),  # stands for a person that is not known
     ({"after": math.nan}, "after is nan, expected a finite number"),
     ({"before": math.inf}, "before is inf, expected a finite number"),
     ({"after": 10**400}, "after is 1000"),

@@ -262,6 +262,9 @@ def test_searching_for_an_entry_with_filters_as_json(call, tmp_path, shards):
             assert hit["camid"] == known["camids"][hit["id"]] == 2
             assert 20 <= hit["time"] < 90
             assert hit["path"] == known["paths"][hit["id"]]
+    out = call(search, "--index", path, "--id=7", f"--k={COUNT}", "--pid=1,2", "--any_distance", "--json")
+    found = {hit["id"] for hit in json.loads(out)["queries"][0]["hits"]}
+    assert found == {i for i in range(COUNT) if known["pids"][i] in (1, 2) and i != 7} != set()
 
 
 def test_searching_for_images(call, tmp_path, tiny_run, tiny_data, monkeypatch):

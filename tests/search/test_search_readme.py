@@ -33,6 +33,6 @@ def test_every_public_name_of_search_is_exported():
 
 def test_the_readme_names_flags_that_there_are():
     text = README.read_text(encoding="utf-8")
-    known = {*index.FLAGS, *search.FLAGS, "out", "folder"}
+    known = {*index.FLAGS, *search.FLAGS, "output", "folder"}
     assert {flag.replace("-", "_") for flag in re.findall(r"--([a-z_]+)", text)} <= known
     assert f"{FLAT_BYTES // 2**20} MiB of vectors ({FLAT_BYTES // 4096:,} of 1,024-D)" in text
