@@ -11,13 +11,6 @@ from han_tf.models.network import LevelAttention, ReIDNetwork, mean_over_positio
 SMALLEST_SIDE = 32
 """All the backbones halve their maps five times."""
 
-NORM_MOMENTUM = 0.9
-"""How much batch norm keeps of its running statistics at a step, as in CondenseNet's own code.
-
-With Keras' 0.99 those of the deepest networks stay behind in a short training: after 456 steps CondenseNet told 60 % of
-the training images right with the statistics of the batch, and 8 % with the running ones.
-"""
-
 
 class Baseline(ReIDNetwork):
     """A backbone, the mean over positions, and one branch, called global; no attention.
@@ -43,13 +36,6 @@ class Baseline(ReIDNetwork):
         self._config = MappingProxyType(
             {"num_classes": num_classes, "input_size": list(input_size), "feature_dim": feature_dim, **config}
         )
-
-    def add_heads(self) -> None:
-        """Adds the head, see :meth:`ReIDNetwork.add_heads`, and lets every batch norm follow its input sooner."""
-        super().add_heads()
-        for layer in self.submodules:
-            if isinstance(layer, tf.keras.layers.BatchNormalization):
-                layer.momentum = NORM_MOMENTUM
 
     def backbone(self, pixels: tf.Tensor, training: Optional[bool] = None) -> tf.Tensor:
         """Maps ``[batch, height, width, 3]`` normalised pixels to a map, ``[batch, height/32, width/32, channels]``."""

@@ -194,6 +194,8 @@ def test_figures_of_other_papers_are_told_apart():
 @pytest.mark.parametrize("name", list(MODELS))
 def test_it_trains_and_comes_back_from_a_checkpoint(network_of, name, tmp_path):
     model = network_of(name)
+    norms = [layer for layer in model.submodules if isinstance(layer, tf.keras.layers.BatchNormalization)]
+    assert {layer.momentum for layer in norms} == {0.9}
     images, labels = random_images(4), tf.constant([0, 1, 2, 0])
 
     def loss():
