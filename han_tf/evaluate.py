@@ -1,8 +1,9 @@
 """Evaluate a trained HAN, or features of any network, under a benchmark's protocol.
 
-Without --model it takes the newest run of --dataset and --split. Reports CMC at ranks 1, 5, 10 and 20, mAP under
-both definitions and mINP, for the joint, the global and the local feature. Re-ranking, query expansion and database
-augmentation add rows: each of them alone, and all together. --verification, --camera_pairs and --plots show more.
+Without --model, a run or an export, it takes the newest run of --dataset and --split. Reports CMC at ranks 1, 5, 10
+and 20, mAP under both definitions and mINP, for the joint, the global and the local feature. Re-ranking, query
+expansion and database augmentation add rows: each of them alone, and all together. --verification, --camera_pairs and
+--plots show more.
 The run keeps the results of its last network on its own data as evaluation.json, all others under names of their own.
 Several data sets, --dataset market1501,dukemtmc or those a run was trained on, are evaluated each by itself.
 
@@ -24,7 +25,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 import numpy as np
 from absl import flags
@@ -36,6 +37,7 @@ from han_tf.data import DATASETS, JUNK_PID, Record, ReIDDataset, load_dataset
 from han_tf.data.image_lists import NAMES, UNKNOWN, list_images
 from han_tf.data.joined import named_datasets
 from han_tf.runs import environment
+from han_tf.runs.card import CARD
 from han_tf.runs.folder import CHECKPOINTS, LoadedRun, data_of, find_run, load_run
 from han_tf.weights import output_folder
 
@@ -66,7 +68,8 @@ flags.DEFINE_string("runs_dir", "runs", "Where runs are kept.", flag_values=FLAG
 flags.DEFINE_string(
     "model",
     "",
-    "A run's folder, or the name of a network that comes with the package; the newest run that fits if empty.",
+    "Folder of a run or an exported model, or the name of a network that comes with the package; the newest run that "
+    "fits if empty.",
     flag_values=FLAGS,
 )
 flags.DEFINE_alias("run", "model", flag_values=FLAGS)
@@ -161,8 +164,8 @@ flags.DEFINE_string("save_features", "", "Folder to save the features in.", flag
 flags.DEFINE_string(
     "output",
     "",
-    "JSON file of the results; in the run if empty: evaluation.json, or evaluation-DATASET[-SPLIT][-best].json for "
-    "other data than the run's own or its best network.",
+    "JSON file of the results; in the run if empty: evaluation.json, or for other data than the run's own, its best "
+    "network or --within_camera evaluation-DATASET[-SPLIT][-best][-within_camera].json.",
     flag_values=FLAGS,
 )
 flags.DEFINE_string(
@@ -280,7 +283,7 @@ def _evaluate_images(values: flags.FlagValues, plots: Optional[ModuleType]) -> N
                 f"{listed.paths[unknown[0]]}: no {name} is known ({len(unknown)} such images), expected one in a "
                 "CSV file, or --names"
             )
-    run = load_run(values.model or find_run(values.runs_dir), values.checkpoint)
+    run = _load(values.model or find_run(values.runs_dir), values.checkpoint)
     records = [Record(*found) for found in zip(listed.paths, listed.pids.tolist(), listed.camids.tolist())]
     features = feature_set(run.model, records, skip_bad_images=values.skip_bad_images, progress="features")
     origin = {"run": str(run.run_dir), "checkpoint": run.checkpoint, "images": values.images}
@@ -411,10 +414,25 @@ def _run_and_data(values: flags.FlagValues) -> tuple[LoadedRun, ReIDDataset]:
             raise UserError(f"{what} split {values.split!r}, expected {', '.join(known) or 'no --split'}")
         names = [values.dataset or (named[0] if named else "")]
     run_dir = values.model or find_run(values.runs_dir, ",".join(names) or None, split or None)
-    run = load_run(run_dir, values.checkpoint)
+    run = _load(run_dir, values.checkpoint)
     own = [data_of(run.config, name) for name in names]
     folders, splits = (",".join(getattr(part, field) for part in own) for field in ("data_dir", "split"))
     return run, load_dataset(",".join(part.name for part in own), values.data_dir or folders or None, split or splits)
+
+
+def _load(path: Union[str, Path], checkpoint: str) -> LoadedRun:
+    """Returns a run, or an export in the form of one: the extractor for the model, its format for the checkpoint."""
+    folder = Path(path)
+    if not (folder / CARD).exists():
+        return load_run(path, checkpoint)
+    if checkpoint != "last":
+        raise UserError(f"--checkpoint {checkpoint} with the export {path}, expected a run")
+    from han_tf.features.extractor import FeatureExtractor
+
+    extractor = FeatureExtractor(folder)
+    card = extractor.card
+    config = {"dataset": card.dataset, "split": card.split, "data_dir": "", "model": card.model}
+    return LoadedRun(extractor, config, folder, f"{card.format}-{card.precision}")
 
 
 def _features_of_run(
@@ -446,7 +464,7 @@ def _feature_paths(values: flags.FlagValues) -> list[Path]:
     if Path(first).is_dir() and not rest and not values.query_is_gallery:
         paths = [Path(first) / f"{name}.npz" for name in SUBSETS]
         return paths if paths[2].exists() and not values.distances else paths[:2]
-    if not rest and not Path(first).is_file():
+    if not rest and not Path(first).is_file() and not values.query_is_gallery:
         raise UserError(f"--features {first}: no such folder, expected query.npz and gallery.npz in it")
     paths = [Path(first), *map(Path, rest)]
     if values.query_is_gallery:

@@ -19,10 +19,12 @@ import han_tf.metrics.plots
 from han_tf import evaluate
 from han_tf.common.cli import run
 from han_tf.data import DATASETS, load_dataset
+from han_tf.data.reading import decode_image, resize
 from han_tf.evaluation.scoring import METHODS, evaluate_features
 from han_tf.evaluation.tables import camera_table, table, verification_table
 from han_tf.features.archives import FeatureSet, load_features, save_features
 from han_tf.metrics import FeatureDistances, single_gallery_shot
+from han_tf.runs.card import read_card
 
 
 def call(*arguments):
@@ -691,6 +693,25 @@ class TestOtherProtocols:
         out = capsys.readouterr().out
         assert "one gallery image of every person: means over 7 draws for each query, seed 3" in out
         assert f"{expected.cmc[0]:.1%}"[:-1] in out
+
+    def test_an_exported_model(self, plain_model, plain_weights, tiny_data, tmp_path, capsys):
+        output = tmp_path / "out.json"
+        arguments = [f"--model={plain_model}", "--dataset=market1501", f"--data_dir={tiny_data}", f"--output={output}"]
+        assert call(*arguments, "--within_camera") == 0
+        dataset = load_dataset("market1501", tiny_data)
+        size = read_card(plain_model).input_size
+
+        def features(records):
+            pixels = [resize(decode_image(record.path)[None], size) for record in records]
+            return FeatureSet.of(
+                np.concatenate(pixels).reshape(len(records), -1).astype(np.float32) @ plain_weights, records
+            )
+
+        expected = mean_scores(features(dataset.query), features(dataset.gallery), lambda query, image: False)
+        report = json.loads(output.read_text())
+        assert (report["results"][0]["rank-1"], report["results"][0]["mAP"]) == pytest.approx(expected, abs=1e-3)
+        assert (report["run"], report["checkpoint"]) == (str(plain_model), "openvino-float32")
+        check_error(capsys, [*arguments, "--checkpoint=best"], "--checkpoint best with the export")
 
     def test_images_that_are_no_data_set(self, evaluated, tiny_run, tiny_data, tmp_path, capsys):
         output = f"--output={tmp_path / 'images.json'}"

@@ -1,18 +1,19 @@
-"""A Keras network's features of images."""
+"""A network's features of images."""
 
 from collections.abc import Sequence
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 import numpy as np
 
 from han_tf.data.reading import ImageReader
 from han_tf.data.records import Record
 from han_tf.features.archives import FeatureSet
+from han_tf.features.extractor import FeatureExtractor
 from han_tf.models.network import ReIDNetwork, inference_function
 
 
 def extract_features(
-    model: ReIDNetwork,
+    model: Union[ReIDNetwork, FeatureExtractor],
     records: Sequence[Record],
     *,
     batch_size: int = 64,
@@ -22,7 +23,7 @@ def extract_features(
     """Returns the features of the images of ``records``.
 
     Args:
-      model: the network.
+      model: the network, or the extractor of an exported one.
       records: what to read, decode and embed.
       batch_size: images per forward pass.
       skip_bad_images: leave out files that cannot be decoded instead of raising.
@@ -35,7 +36,7 @@ def extract_features(
     Raises:
       UserError: an image cannot be decoded.
     """
-    embed = inference_function(model)
+    embed = model.embed if isinstance(model, FeatureExtractor) else inference_function(model)
     reader = ImageReader(records, model.input_size, batch_size, skip_bad_images, progress)
     features = np.empty([len(records), model.feature_dim], np.float32)
     kept: list[int] = []
@@ -45,6 +46,6 @@ def extract_features(
     return features[: len(kept)], tuple(records[index] for index in kept)
 
 
-def feature_set(model: ReIDNetwork, records: Sequence[Record], **options: Any) -> FeatureSet:
+def feature_set(model: Union[ReIDNetwork, FeatureExtractor], records: Sequence[Record], **options: Any) -> FeatureSet:
     """Returns :func:`extract_features` of ``records`` with their labels."""
     return FeatureSet.of(*extract_features(model, records, **options))

@@ -29,7 +29,7 @@ class LoadedRun(NamedTuple):
     """The network of a training run.
 
     Attributes:
-      model: the trained network.
+      model: the trained network; the :class:`han_tf.FeatureExtractor` of an export in its place.
       config: the run's settings.
       run_dir: its folder.
       checkpoint: path prefix of the checkpoint that was read, or path of the stored weights.

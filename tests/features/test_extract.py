@@ -139,6 +139,9 @@ def test_evaluation_reads_the_folders(command, tiny_data, tmp_path, expected, ca
     command_line = ["evaluate", "--features", *map(str, folders), "--branches=global,local"]
     assert run(evaluate.main, evaluate.FLAGS, "", command_line, positional="files") == 0
     assert "junk, not ranked" in capsys.readouterr().out
+    command_line = ["evaluate", f"--features={folders[1]}", "--query_is_gallery"]
+    assert run(evaluate.main, evaluate.FLAGS, "", command_line, positional="files") == 0
+    assert f"{len(expected)} queries" in capsys.readouterr().out
 
 
 def test_evaluation_wants_labels(command, images, tmp_path):
