@@ -57,7 +57,7 @@ flags.DEFINE_string("checksum", "", "That model's checksum, or any name for anot
 command_line.group(FLAGS, "gallery")
 flags.DEFINE_string("milvus_index", "HNSW", "Milvus: index type of a new collection; FLAT is exact.", flag_values=FLAGS)
 command_line.group(FLAGS, "changes")
-flags.DEFINE_list("delete", [], "Ids of entries to delete.", flag_values=FLAGS)
+command_line.define_list(FLAGS, "delete", [], "Ids of entries to delete.", flags.IntegerParser())
 flags.DEFINE_boolean("compact", False, "Give back the space of deleted entries, and rebuild.", flag_values=FLAGS)
 flags.DEFINE_boolean("rebuild", False, "Train and build the index from the start.", flag_values=FLAGS)
 command_line.group(FLAGS, "threshold")
@@ -106,7 +106,7 @@ def main(values: flags.FlagValues) -> None:
             _print_note(source)
             print(f"{source.name}: {added}")
         if values.delete:
-            print(f"deleted {gallery.delete(_ids(values.delete)):,} entries")
+            print(f"deleted {gallery.delete(values.delete):,} entries")
         _build(values, gallery, bool(sources))
         if validation:
             chosen = _calibrate(values, gallery, validation, checksums[validation.name])
@@ -197,13 +197,6 @@ def _given_checksum(values: flags.FlagValues) -> Optional[str]:
     if values.checksum and values.checksum != found:
         raise UserError(f"{values.model}: the model {found[:12]}…, expected {values.checksum[:12]}…")
     return found
-
-
-def _ids(texts: list[str]) -> list[int]:
-    try:
-        return [int(text) for text in texts]
-    except ValueError as error:
-        raise UserError(f"--delete {','.join(texts)}: {error}, expected ids") from error
 
 
 class _Bar:

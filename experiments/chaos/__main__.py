@@ -36,7 +36,7 @@ SHOWN = 5
 """Faults of one kind that are printed; the JSON holds all."""
 
 FLAGS = command_line.new_flags()
-flags.DEFINE_list("parts", [*PARTS], f"What to do: {', '.join(PARTS)}.", flag_values=FLAGS)
+command_line.define_list(FLAGS, "parts", PARTS, "What to do.", flags.EnumParser([*PARTS]))
 flags.DEFINE_integer("rounds", 100, "Kills of each command.", 0, flag_values=FLAGS)
 flags.DEFINE_integer("inputs", 10_000, "Damaged inputs.", 0, flag_values=FLAGS)
 flags.DEFINE_float("minutes", 30, "For all but the load; then no more kills.", 0.1, flag_values=FLAGS)
@@ -49,9 +49,6 @@ flags.DEFINE_string("output", "", "JSON file for the figures.", flag_values=FLAG
 
 def main(values: flags.FlagValues) -> None:
     """Does the parts that the flags name, and reports."""
-    unknown = sorted(set(values.parts) - set(PARTS))
-    if unknown:
-        raise UserError(f"--parts {unknown[0]!r}, expected some of {', '.join(PARTS)}")
     with tempfile.TemporaryDirectory(prefix="chaos-") as temporary:
         root = Path(temporary).resolve()
         report = {"environment": environment.describe(), "seed": values.seed, "skipped": load_faults(root)}

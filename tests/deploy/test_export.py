@@ -365,8 +365,6 @@ def test_features_are_compared_row_by_row():
             ("--format", "saved_model", "--precision", "int8"),
             "saved_model cannot be exported in int8, expected float32",
         ),
-        (("--format", "caffe"), "--format is 'caffe', expected some of saved_model, tflite, onnx, openvino, or all"),
-        (("--precision", "float8"), "--precision is 'float8', expected some of float32"),
         (("--format", FAST, "--data_dir", "/no/such/folder"), "/no/such/folder"),
         (("--format", FAST, "--dataset", "nothing"), "unknown dataset 'nothing'"),
         (("--format", FAST, "--run", "/no/such/run"), "/no/such/run/config.json: No such file or directory"),
@@ -378,6 +376,14 @@ def test_bad_input_is_one_line(tiny_run, tmp_path, capsys, arguments, line):
     assert line in error
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("arguments", [("--format", "onnx,caffe"), ("--precision", "float8"), ("--format", "")])
+def test_formats_that_are_not_known(capsys, arguments):
+    assert command(*arguments) == 2
+    error = capsys.readouterr().err
+    assert "should be one of" in error
+    assert error.count("\n") == 1
 
 
 def test_all_stands_for_what_there_is(monkeypatch):
