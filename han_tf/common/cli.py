@@ -1,9 +1,8 @@
-"""What every command line shares: flags in, one call, a report or one line of error out.
+"""The shared part of all commands: parse the flags, call ``main``, end with an exit status or one line of error.
 
-Each command declares its flags in an ``absl.flags.FlagValues`` of its own, so that several commands
-can be imported into one process. What takes long to import stands in a ``with deferred_imports(__name__)`` block
-and is imported when the flags are right. Exit status: 0 done, 1 the input was wrong or the output could not be
-written, 2 the command line was wrong, 128 + n stopped by signal n.
+Each command declares its flags in an ``absl.flags.FlagValues`` of its own, so that several commands can be imported
+into one process. Slow imports stand in a ``with deferred_imports(__name__)`` block and run after the flags are parsed.
+Exit status: 0 done, 1 wrong input or unwritable output, 2 wrong command line, 128 + n stopped by signal n.
 """
 
 import builtins
@@ -30,19 +29,18 @@ from han_tf.common.errors import Note, Stopped, UserError
 from han_tf.common.flag_help import GENERAL, help_text
 from han_tf.common.progress import set_quiet
 
-# TensorFlow logs dozens of lines about drivers that a CPU has no use for; it reads this when it is imported,
-# which the command lines do after this module. What goes wrong still raises.
+# Hides TensorFlow's log lines about missing GPU drivers; to be set before TensorFlow is imported. Errors still raise.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-# A checkpoint that does not fit brings hundreds of warnings, too, beside the one line that says so.
+# A checkpoint that does not fit logs hundreds of warnings beside its one line of error.
 logging.getLogger("tensorflow").setLevel(logging.ERROR)
 
 
 class UsageError(UserError):
-    """The command line is wrong in a way that its flags alone do not tell: status 2."""
+    """An error in the command line that the flags' own checks cannot find; exit status 2."""
 
 
 def new_flags() -> flags.FlagValues:
-    """Returns an empty set of flags that already knows ``--help``, ``--version`` and ``--quiet``."""
+    """Returns a set of flags that holds only ``--help``, ``--version`` and ``--quiet``."""
     values = flags.FlagValues()
     flags.DEFINE_boolean("help", False, "Show these flags and exit.", short_name="h", flag_values=values)
     flags.DEFINE_boolean("version", False, "Show the version and exit.", flag_values=values)
@@ -53,19 +51,19 @@ def new_flags() -> flags.FlagValues:
 
 
 def group(values: flags.FlagValues, title: str) -> None:
-    """Lets the help list the flags that are defined after this call under ``title``."""
+    """Puts the flags that are defined after this call under the heading ``title`` of the help."""
     for name in values:
         values.__dict__["titles"].setdefault(name, values.__dict__["title"])
     values.__dict__["title"] = title
 
 
 def require(values: flags.FlagValues, name: str, expected: str) -> None:
-    """Refuses a command line without the flag ``name``, by saying what is ``expected`` for it."""
+    """Makes the flag ``name`` mandatory; if it is missing, the error says what is ``expected``."""
     values.__dict__["required"][name] = expected
 
 
 def old_name(values: flags.FlagValues, old: str, new: str) -> None:
-    """Lets ``--old`` go on as another name of the flag ``new``; whoever uses it is told the new one."""
+    """Keeps ``--old`` as another name of the flag ``new``; using it prints a note with the new name."""
     flags.DEFINE_alias(old, new, flag_values=values)
     values.__dict__["old_names"][old] = new
 
@@ -89,13 +87,13 @@ def define_list(
     parser: Optional[flags.ArgumentParser] = None,
     separator: str = ",",
 ) -> None:
-    """Adds a flag for values that are separated by commas; a flag that is given again adds to them.
+    """Adds a flag for a list of values, separated by commas; giving the flag again adds to the list.
 
     Args:
       values: the command's flags.
       name, default, help: of the flag.
-      parser: of one value; they are strings if None.
-      separator: regular expression of what stands between two values.
+      parser: of one value; values are strings if None.
+      separator: regular expression that separates two values.
     """
     flag = _ListFlag(parser or flags.ArgumentParser(), flags.ArgumentSerializer(), name, list(default), help)
     flag.help, flag.separator = help, separator
@@ -105,14 +103,14 @@ def define_list(
 def check_pair(
     values: flags.FlagValues, flag: str, other: str, together: bool = True, reason: str = "", wanted: Any = None
 ) -> None:
-    """Refuses the flag ``flag`` without ``other`` (or its value ``wanted``), or with it if they do not go ``together``.
+    """Makes ``flag`` need the flag ``other`` or, unless ``together``, exclude it.
 
     Args:
       values: the command's flags.
-      flag, other: names; a flag is given if its value is not the default.
-      together: whether ``flag`` means something with ``other`` alone, or without it alone.
-      reason: the line of error; made of the names if empty.
-      wanted: the value that ``other`` must have; any but the default if None.
+      flag, other: names; a flag counts as given if its value is not the default.
+      together: whether ``flag`` needs ``other``; if False, it excludes it.
+      reason: the line of error; made from the names if empty.
+      wanted: the only value of ``other`` that counts as given; any but the default if None.
     """
 
     def check(given: Mapping[str, Any]) -> bool:
@@ -127,7 +125,7 @@ def check_pair(
 
 
 def define_white_level(values: flags.FlagValues) -> None:
-    """Adds ``--white_level``, see :class:`han_tf.data.depth.Depth`; 0 stands for None."""
+    """Adds ``--white_level``; 0 stands for None in :class:`han_tf.data.depth.Depth`."""
     flags.DEFINE_float(
         "white_level",
         0,
@@ -139,11 +137,11 @@ def define_white_level(values: flags.FlagValues) -> None:
 
 @contextmanager
 def deferred_imports(importer: str) -> Iterator[None]:
-    """Lets a command answer ``--help`` and typing errors before it imports what takes seconds.
+    """Delays slow imports of a command, so that ``--help`` and wrong flags are answered at once.
 
     In a module that runs as a program, the ``from ... import ...`` and ``import ...`` statements of the block bind
-    placeholders, which :func:`run` replaces once it has parsed the flags. A module that is imported by another one
-    imports at once. From the block on, Ctrl-C ends the program with one line until its ``main`` is called.
+    placeholders, which :func:`run` replaces once it has parsed the flags. If the module is imported by another one,
+    the block imports at once. From the block until ``main`` is called, Ctrl-C ends the program with one line.
 
     Args:
       importer: ``__name__`` of the module.
@@ -170,13 +168,13 @@ def deferred_imports(importer: str) -> Iterator[None]:
 
 
 class _Deferred:
-    """Stands for a module, or for what is to be imported from it."""
+    """A placeholder for a module, or for a name to be imported from it."""
 
     def __init__(self, module: str, name: str = ""):
         self.__module, self.__name = module, name
 
     def __getattr__(self, name: str) -> "_Deferred":
-        if name.startswith("__"):  # what Python itself asks for
+        if name.startswith("__"):  # Python looks these up itself
             raise AttributeError(name)
         return _Deferred(self.__module, name)
 
@@ -185,7 +183,7 @@ class _Deferred:
 
     @staticmethod
     def resolve(names: dict[str, Any]) -> None:
-        """Imports what the values of ``names`` stand for, and puts it in their place."""
+        """Replaces each placeholder among the values of ``names`` by what it stands for."""
         for bound, value in list(names.items()):
             if isinstance(value, _Deferred):
                 module = importlib.import_module(value.__module)
@@ -198,13 +196,13 @@ class _Deferred:
 
 
 def _leave(number: int, _: object) -> None:
-    """Ends the program at once: while packages are imported there is nothing to save, and they may swallow errors."""
+    """Ends the program at once: during imports nothing needs saving, and packages may swallow KeyboardInterrupt."""
     os.write(2, b"interrupted\n")
     os._exit(128 + number)
 
 
 def script() -> None:
-    """Runs the command that the program is named after: ``han-train`` does what ``python -m han_tf.train`` does."""
+    """Runs the command that the program is named after: ``han-train`` runs ``python -m han_tf.train``."""
     name = Path(sys.argv[0]).stem.removeprefix("han-")
     runpy.run_module(f"han_tf.{name}", run_name="__main__", alter_sys=True)
 
@@ -223,10 +221,10 @@ def run(
       values: the command's flags, from :func:`new_flags`.
       description: the command's docstring; printed by ``--help``.
       argv: the command line, program name first; ``sys.argv`` if None.
-      positional: what positional arguments are called, where the command takes any.
+      positional: name of the positional arguments; None if the command takes none.
     """
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
-        # Terminals that know no Greek, and names of files that are no UTF-8.
+        # For terminals without Unicode and file names that are not UTF-8.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         status = _run(main, values, description, list(sys.argv if argv is None else argv), positional)
@@ -236,19 +234,19 @@ def run(
         error = _output_error()
         if error is None:
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes when it ends
-        if isinstance(error, BrokenPipeError):  # its reader has seen enough
-            return 141  # 128 + SIGPIPE, as the shell has it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes again when it exits
+        if isinstance(error, BrokenPipeError):  # the reader has closed the pipe
+            return 141  # 128 + SIGPIPE
         print(f"error: cannot write to standard output: {error.strerror}", file=sys.stderr)
         return 1
 
 
 def _output_error() -> Optional[OSError]:
-    """Returns what is wrong with standard output, None if it can be written; writes an empty line where it can."""
+    """Returns the error of writing an empty line to standard output, None if that works."""
     try:
         sys.stdout.flush()
-        os.write(sys.stdout.fileno(), b"\n")  # without a buffer, nothing is left to flush of what failed
-    except io.UnsupportedOperation:  # no file
+        os.write(sys.stdout.fileno(), b"\n")  # an unbuffered stream keeps nothing to flush after a failed write
+    except io.UnsupportedOperation:  # standard output is not a file
         return None
     except OSError as error:
         return error
@@ -257,7 +255,7 @@ def _output_error() -> Optional[OSError]:
 
 @contextmanager
 def _notes_in_one_line() -> Iterator[None]:
-    """Prints each :class:`~han_tf.common.errors.Note` as one line, for as long as the block runs."""
+    """Prints each :class:`~han_tf.common.errors.Note` as one line while the block runs."""
     with warnings.catch_warnings():
         warnings.simplefilter("always", Note)
         plain = warnings.formatwarning
@@ -284,7 +282,7 @@ def _run(
         try:
             rest = values(argv)[1:]
         except flags.IllegalFlagValueError:
-            # A flag that must be given is missed only by those who want more than help.
+            # --help and --version do not need the mandatory flags.
             if not (values.is_parsed() and (values.help or values.version)):
                 raise
         if values.help:
@@ -301,7 +299,7 @@ def _run(
             if not values[name].value:
                 raise flags.Error(f"--{name} is missing, expected {expected}")
         for name, value in values.flag_values_dict().items():
-            # NaN is neither below a lower bound nor above an upper one.
+            # NaN passes the checks of lower and upper bounds.
             if isinstance(value, float) and not math.isfinite(value):
                 raise flags.Error(f"flag --{name}={value}: expected a finite number")
     except flags.Error as error:
@@ -338,7 +336,7 @@ def _wrong_usage(error: Exception) -> int:
 
 @contextmanager
 def _unwound_by_sigterm() -> Iterator[None]:
-    """Lets SIGTERM end the process only after what stands in ``finally`` clauses, as Ctrl-C does."""
+    """Makes SIGTERM run the ``finally`` clauses before it ends the process, as Ctrl-C does."""
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
         yield
         return

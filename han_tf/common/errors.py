@@ -1,4 +1,4 @@
-"""The exceptions that end a command with one line instead of a traceback, and what it may say on the way."""
+"""Exceptions that end a command with one line instead of a traceback, and the category of its notes."""
 
 
 class UserError(Exception):
@@ -14,10 +14,10 @@ class Note(UserWarning):
 
 
 class Stopped(Exception):
-    """A signal asked the work to stop, and it has saved where it was.
+    """A signal stopped the work, and its state is saved.
 
     Attributes:
-      signal: the number of the signal; command lines exit with 128 more.
+      signal: number of the signal; command lines exit with status 128 + ``signal``.
     """
 
     def __init__(self, message: str, signal_number: int):

@@ -1,4 +1,4 @@
-"""Writing files so that a reader never sees half of one, and reading arrays without loading them."""
+"""Files: atomic writing, locks, checksums, JSON, and NumPy archives that can be memory-mapped."""
 
 import errno
 import hashlib
@@ -21,18 +21,18 @@ import numpy as np
 from han_tf.common.errors import UserError
 
 CHECKED_BYTES = 2**20
-"""Bytes of a file whose checksum is computed at a time."""
+"""Bytes of a file that are read at a time to compute its checksum."""
 
 _LOCAL_HEADER = struct.Struct("<26xHH")
-"""What stands before a file in a zip archive, of which only the lengths of name and extra field matter here."""
+"""The header before a file in a zip archive; only the lengths of name and extra field are unpacked."""
 
 
 @contextmanager
 def atomic_open(path: Union[str, os.PathLike]) -> Iterator[BinaryIO]:
     """Opens a temporary file beside ``path`` for binary writing; renames it to ``path`` on success.
 
-    The folder is made if need be. When the block raises, ``path`` stays as it was. A file that is replaced passes on
-    its permissions; of a symbolic link the file it leads to is replaced.
+    A missing folder is created. If the block raises, ``path`` stays as it was. The new file takes the permissions of
+    the one it replaces. If ``path`` is a symbolic link, its target is replaced.
 
     Raises:
       UserError: the folder or the file cannot be written (no permission, disk full, ...), or ``path`` is a device, a
@@ -65,15 +65,15 @@ def atomic_open(path: Union[str, os.PathLike]) -> Iterator[BinaryIO]:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Waits until the names in ``folder`` are on disk; without it a power cut may bring an old file back."""
+    """Waits until the names in ``folder`` are on disk; otherwise a power cut may bring an old file back."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except PermissionError:
-        return  # Windows opens no folders, and one that may be written to need not be readable
+        return  # Windows cannot open folders, and a writable folder need not be readable
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some shared file systems cannot
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some shared file systems cannot do it
             raise
     finally:
         os.close(descriptor)
@@ -93,18 +93,18 @@ def sha256_of(path: Union[str, os.PathLike]) -> str:
 
 
 LOCKED_BYTE, LOCK_SECONDS = 2**30, 0.1
-"""On Windows: which byte of a lock file is locked, one that nobody reads; seconds between two tries."""
+"""On Windows: the offset of the locked byte, past what anybody reads; seconds between two tries."""
 
 
 def lock(file: int, wait: bool = False) -> bool:
-    """Locks an open file until it is closed, against other processes that lock it.
+    """Locks an open file until it is closed; other processes cannot lock it meanwhile.
 
     Args:
       file: its descriptor.
       wait: whether to wait while another process holds the lock.
 
     Returns:
-      Whether this process holds it now.
+      Whether this process holds the lock.
 
     Raises:
       OSError: the file system has no locks.
@@ -134,11 +134,11 @@ def lock(file: int, wait: bool = False) -> bool:
 
 @contextmanager
 def locked(path: Union[str, os.PathLike], taken: Optional[str] = None) -> Iterator[None]:
-    """Holds the lock file ``path`` for as long as the block runs; the file stays, empty.
+    """Holds the lock file ``path`` while the block runs; the file stays, empty.
 
     Args:
-      path: the file; its folder is made if need be.
-      taken: what to say if another process holds the lock; None to wait for it.
+      path: the file; a missing folder is created.
+      taken: the error if another process holds the lock; None to wait for it.
 
     Raises:
       UserError: another process holds the lock, or the file cannot be written.
@@ -153,7 +153,7 @@ def locked(path: Union[str, os.PathLike], taken: Optional[str] = None) -> Iterat
         try:
             held = lock(stream.fileno(), wait=taken is None)
         except OSError:
-            held = True  # a file system without locks, as some shared ones are
+            held = True  # some shared file systems have no locks
         if not held:
             raise UserError(taken)
         yield
@@ -167,14 +167,14 @@ def write_json(path: Union[str, os.PathLike], value: Any) -> None:
 
 
 def read_json(path: Union[str, os.PathLike], expected: str) -> Any:
-    """Returns what a JSON file holds.
+    """Returns the content of a JSON file.
 
     Args:
       path: the file.
-      expected: what it should be, for the error: "the settings of a training run".
+      expected: what the file should be, for the error: "the settings of a training run".
 
     Raises:
-      UserError: it cannot be read, or is no JSON.
+      UserError: it cannot be read or is not JSON.
     """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
@@ -191,7 +191,7 @@ def write_npz(path: Union[str, os.PathLike], **arrays: np.ndarray) -> None:
       UserError: it cannot be written.
       ValueError: an array holds Python objects.
     """
-    # Should the disk be full, numpy.savez leaves an open archive that complains on stderr when it is collected.
+    # If the disk is full, numpy.savez leaves an open archive, which prints an error when it is garbage-collected.
     with atomic_open(path) as stream, zipfile.ZipFile(stream, "w") as archive:
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
@@ -201,16 +201,16 @@ def write_npz(path: Union[str, os.PathLike], **arrays: np.ndarray) -> None:
 def read_npz(
     path: Union[str, os.PathLike], names: Collection[str], mapped: Collection[str] = ()
 ) -> dict[str, np.ndarray]:
-    """Reads arrays from what :func:`write_npz` or ``numpy.savez`` wrote.
+    """Returns arrays, by name, of an archive that :func:`write_npz` or ``numpy.savez`` wrote.
 
     Args:
       path: the archive.
-      names: the arrays to read; those it does not hold are left out.
-      mapped: those of ``names`` to map into memory, read-only, instead of loading them. All their bytes are
-        read once, block by block, to compare the checksum. What is compressed is loaded all the same.
+      names: the arrays to read; missing ones are left out.
+      mapped: those of ``names`` to memory-map, read-only, instead of loading them. Their bytes are read once, block
+        by block, to compare the checksum. Compressed arrays are always loaded.
 
     Raises:
-      UserError: the file cannot be read, is no such archive, is damaged, or an array holds Python objects.
+      UserError: the file cannot be read, is not a NumPy archive, is damaged, or an array holds Python objects.
     """
     path = Path(path)
     try:
@@ -224,7 +224,7 @@ def read_npz(
             }
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}, expected a NumPy archive (.npz)") from error
-    except Exception as error:  # a damaged archive raises what zlib, zipfile, tokenize or NumPy happen to
+    except Exception as error:  # a damaged archive raises any error of zlib, zipfile, tokenize or NumPy
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{path}: no NumPy archive (.npz) of plain arrays ({reason})") from error
 
@@ -232,7 +232,7 @@ def read_npz(
 def _loaded(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
     with archive.open(info) as member:
         array = np.lib.format.read_array(member, allow_pickle=False)
-        if member.read(1):  # at the end of the member the checksum is compared
+        if member.read(1):  # reading to the end of the member compares its checksum
             raise ValueError(f"{info.filename} goes on after its array")
         return array
 

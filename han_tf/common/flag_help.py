@@ -1,4 +1,4 @@
-"""What a command's ``--help`` prints: its flags in groups, with what their values are called."""
+"""The text of a command's ``--help``: its flags in groups, with placeholders for their values."""
 
 import argparse
 from collections.abc import Collection, Container, Mapping
@@ -7,7 +7,7 @@ from typing import Any
 from absl import flags
 
 GENERAL, REQUIRED = "general", "required"
-"""Titles of the flags of all commands, which come last, and of those that must be given, which come first."""
+"""Headings of the flags that all commands have, which come last, and of the mandatory flags, which come first."""
 
 
 def help_text(
@@ -17,13 +17,13 @@ def help_text(
     required: Collection[str],
     left_out: Container[str],
 ) -> str:
-    """Returns what ``--help`` prints.
+    """Returns the text of ``--help``.
 
     Args:
       values: the command's flags.
-      description: what comes first.
-      titles: name of each flag -> what it stands under.
-      required: names of flags that must be given, which come first.
+      description: the text before the flags.
+      titles: name of each flag -> its heading.
+      required: names of mandatory flags, which come first.
       left_out: names of flags that are not shown.
     """
     parser = argparse.ArgumentParser(
@@ -37,7 +37,7 @@ def help_text(
     sections = {title: parser.add_argument_group(title) for title in (*order, GENERAL)}
     for name in values:
         flag = values[name]
-        if name != flag.name or name in left_out:  # a short name, an old one
+        if name != flag.name or name in left_out:  # short names, old names
             continue
         names = [f"--[no]{name}" if flag.boolean and name not in ("help", "version") else f"--{name}"]
         names += [f"-{flag.short_name}"] * bool(flag.short_name)
@@ -52,7 +52,7 @@ def help_text(
 
 
 def _value_name(flag: flags.Flag) -> str:
-    """Returns what stands for a flag's value in the help."""
+    """Returns the placeholder for a flag's value."""
     kinds = {flags.IntegerParser: "N", flags.FloatParser: "X"}
     name = "DIR" if flag.name.endswith("_dir") else flag.name.upper()
     name = next((short for parser, short in kinds.items() if isinstance(flag.parser, parser)), name)

@@ -1,4 +1,4 @@
-"""Processes that this one starts, and the cores there are for them."""
+"""Child processes, usable cores, and signals that ask to stop."""
 
 import ctypes
 import os
@@ -11,13 +11,13 @@ _PR_SET_PDEATHSIG = 1
 
 
 def end_with_parent() -> None:
-    """Called in a new process: it gets SIGTERM when its parent ends, in whatever way. Only Linux can do that."""
+    """Makes this process get SIGTERM when its parent ends, in whatever way; on Linux only."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def usable_cores() -> int:
-    """Returns how many cores this process may use: containers and ``taskset`` often grant fewer than there are."""
+    """Returns how many cores this process may use; containers and ``taskset`` may grant fewer than there are."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -25,12 +25,15 @@ def usable_cores() -> int:
 
 @contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """Turns SIGINT, SIGTERM and SIGHUP into entries of the list it gives, for as long as the block runs."""
+    """Yields a list that collects SIGINT, SIGTERM and SIGHUP while the block runs, instead of their usual effect.
+
+    A SIGHUP that is ignored (``nohup``) stays ignored.
+    """
     caught: list[int] = []
     previous = {
         number: signal.signal(number, lambda received, _: caught.append(received))
-        for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", None))  # which Windows does not have
-        if number in (signal.SIGINT, signal.SIGTERM) or (number and signal.getsignal(number) != signal.SIG_IGN)  # nohup
+        for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", None))  # Windows has no SIGHUP
+        if number in (signal.SIGINT, signal.SIGTERM) or (number and signal.getsignal(number) != signal.SIG_IGN)
     }
     try:
         yield caught

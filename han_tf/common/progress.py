@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, a line a minute in a file or a pipe, nothing if it is to be quiet."""
+"""Progress of long work: a bar on a terminal, one line a minute in a file or a pipe, nothing with ``--quiet``."""
 
 import sys
 import time
@@ -7,26 +7,26 @@ from typing import Any
 from tqdm import tqdm
 
 LINE_SECONDS = 60
-"""Seconds between two lines where stderr is no terminal. Work that takes less than that shows none."""
+"""Seconds between two lines if stderr is not a terminal; shorter work prints none."""
 
 _quiet = False
 
 
 def set_quiet(quiet: bool) -> None:
-    """Says whether progress is to be shown by this process at all."""
+    """Turns all progress of this process off or on."""
     global _quiet
     _quiet = quiet
 
 
 def progress_bar(*arguments: Any, **options: Any) -> tqdm:
-    """Returns a progress bar; the arguments are those of tqdm."""
+    """Returns a progress bar; takes the arguments of tqdm."""
     if _quiet:
         options["disable"] = True
     return (tqdm if sys.stderr.isatty() else Lines)(*arguments, **options)
 
 
 class Lines(tqdm):
-    """Progress without control characters: whole lines, seldom."""
+    """Progress as whole lines, without control characters."""
 
     def __init__(self, *arguments: Any, **options: Any):
         options.update(delay=LINE_SECONDS, mininterval=LINE_SECONDS, maxinterval=LINE_SECONDS)
@@ -34,7 +34,7 @@ class Lines(tqdm):
         super().__init__(*arguments, **options)
 
     def display(self, msg: Any = None, pos: Any = None) -> None:
-        """Prints a line, unless the last one is less than a minute old."""
+        """Prints a line if the last one is at least :data:`LINE_SECONDS` old."""
         if time.monotonic() - self._last >= LINE_SECONDS:
             self._last = time.monotonic()
             print(self._line(), file=self.fp, flush=True)
@@ -54,10 +54,10 @@ class Lines(tqdm):
         return f"{(now['prefix'] or '').rstrip(': ') or 'progress'}: {', '.join(told)}"
 
     def clear(self, *_: Any, **__: Any) -> None:
-        """Does nothing: lines stay."""
+        """Does nothing: printed lines stay."""
 
     def close(self) -> None:
-        """Ends the work; nothing is left to print."""
+        """Ends the progress and prints nothing."""
         if not self.disable:
             self.disable = True
             self._decr_instances(self)  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Features with the labels they need to be ranked, in memory and on disk."""
+"""Features with their labels, in memory and on disk."""
 
 import os
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ class FeatureSet(NamedTuple):
     """The features of one subset.
 
     Attributes:
-      features: ``[n, d]``, float32 if a network of ours made them; may be memory-mapped.
+      features: ``[n, d]``, float32 from networks of this package; may be memory-mapped.
       pids, camids: ``[n]`` int64.
       paths: ``[n]`` strings; empty strings where not known.
     """
@@ -50,7 +50,7 @@ class FeatureSet(NamedTuple):
 
 
 def branch_features(features: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Returns the joint features and views of the parts that the branches gave, by name (Table 8).
+    """Returns the joint features and views of each branch's part, by name (Table 8).
 
     Args:
       features: ``[n, d]``; the equally wide features of the branches, side by side.
@@ -77,19 +77,19 @@ def save_features(path: Union[str, os.PathLike], features: FeatureSet) -> None:
 
 
 def load_features(path: Union[str, os.PathLike], labels_only: bool = False) -> FeatureSet:
-    """Reads what :func:`save_features` or ``python -m han_tf.extract`` wrote, or any ``.npz`` with features, pids and
-    camids.
+    """Returns the feature set in a file of :func:`save_features`, a folder of ``python -m han_tf.extract`` or any
+    ``.npz`` with features, pids and camids.
 
-    Features in Parquet files are loaded. In archives, those that are stored uncompressed, as :func:`save_features` and
-    ``numpy.savez`` do, are mapped into memory, read-only and in their own dtype; compressed ones are loaded.
+    Features in Parquet files are loaded. Uncompressed features in archives, as :func:`save_features` and
+    ``numpy.savez`` write them, are memory-mapped, read-only and in their own dtype; compressed ones are loaded.
 
     Args:
       path: the archive, or the folder of Parquet files.
-      labels_only: leave the features alone, which need not be there; they come back as ``[n, 0]``.
+      labels_only: whether to skip the features, which may then be missing; they are returned as ``[n, 0]``.
 
     Raises:
-      UserError: the file is missing, no such archive or damaged; its arrays do not fit together or are empty; a pid or
-        camid in a Parquet file is unknown.
+      UserError: the file is missing, damaged or not such an archive; its arrays do not fit together, have a wrong dtype
+        or are empty; a pid or camid in a Parquet file is unknown.
     """
     if os.path.exists(os.path.join(path, MANIFEST)):
         return _load_shards(path, labels_only)

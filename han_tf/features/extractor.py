@@ -1,4 +1,4 @@
-"""Features from images with any model: a training run, or what han_tf.export made of one."""
+"""Features of images by any model: a training run, or an export of one."""
 
 import os
 import warnings
@@ -17,7 +17,7 @@ from han_tf.runtimes import KERAS, open_runtime
 from han_tf.runtimes.probes import prove
 
 TAKEN_AT_ONCE = 16
-"""Batches that are taken from an iterator before they are decoded together."""
+"""Batches of images that are taken from an iterator and decoded together."""
 
 
 class FeatureExtractor:
@@ -30,22 +30,23 @@ class FeatureExtractor:
     resize the next ones. May be called from several threads at once.
 
     Args:
-      path: a training run's folder, that of an exported model, or the name of a network that comes with the package.
-      threads: how many the network runs with, and how many decode; as many as there are cores if None.
+      path: folder of a training run or an exported model, or the name of a network that comes with the package.
+      threads: number of threads of the network, and of those that decode; the number of usable cores if None.
       batch_size: images per call of the network.
-      white_level: what becomes white of deep grey files, see :class:`han_tf.data.depth.Depth`; their format's if None.
+      white_level: the value that is white in grey files of more than 8 bits, see :class:`han_tf.data.depth.Depth`;
+        that of their format if None.
 
     Attributes:
-      card: what the network is, see :class:`han_tf.runs.card.ModelCard`.
+      card: the model's card, see :class:`han_tf.runs.card.ModelCard`.
       checksum: hex SHA-256 of the network, the same for a run and all its exports.
       feature_dim: dimension of a feature.
       input_size: height and width that images are resized to.
-      branch_names: whose equally wide parts, each of unit norm, make up a feature.
-      format, precision: of the model, as the card says.
+      branch_names: names of a feature's equally wide parts, each of unit norm.
+      format, precision: of the model, as in its card.
 
     Raises:
-      UserError: there is no model, it is damaged or of another version, what runs it is not installed, or an export
-        gives other features for its probe images here than its card allows.
+      UserError: there is no model, it is damaged or of another version, its runtime is not installed, or an export's
+        features of its probe images differ here by more than its card allows.
     """
 
     def __init__(
@@ -104,7 +105,7 @@ class FeatureExtractor:
         self.close()
 
     def close(self) -> None:
-        """Lets go of the network; whoever asks for features afterwards gets an error."""
+        """Releases the network; later calls raise UserError."""
         self._runtime = None
 
     def __call__(
@@ -120,10 +121,11 @@ class FeatureExtractor:
         Args:
           images: a path, a record, a PIL image or an array ``[height, width, 3]``, or any iterable of these, of
             different sizes and in any mixture; an array ``[n, height, width, 3]``; or a ``tf.data.Dataset`` of such
-            batches, which may come as tuples that begin with them. Arrays are uint8 or float, RGB in [0, 255].
-          skip_bad_images: leave out files that cannot be decoded, and their rows, instead of raising.
-          bad_images: a list that gets an entry for each one that was left out: its name, and why.
-          progress: what the progress bar is called; None for no bar. An iterator has none.
+            batches, or of tuples that begin with one. Arrays are uint8 or float, RGB in [0, 255].
+          skip_bad_images: whether to leave out files that cannot be decoded, and their rows, instead of raising.
+          bad_images: a list that gets an entry for each image left out: its name and the reason.
+          progress: title of the progress bar; None for no bar. An iterator gets a bar for each 16 batches; arrays of
+            images and ``tf.data`` pipelines get none.
 
         Returns:
           ``[n, feature_dim]`` float32, in the order of the images; of a single image ``[1, feature_dim]``.
@@ -152,7 +154,7 @@ class FeatureExtractor:
         return np.concatenate([np.empty([0, self.feature_dim], np.float32), *parts])
 
     def _sequences(self, images: Any) -> Iterable[Sequence[Source]]:
-        """Yields what is to be decoded: a sequence as it is, an iterator in parts."""
+        """Yields the images in sequences: a sequence as it is, an iterator in parts."""
         if isinstance(images, (Sequence, np.ndarray)):
             yield images
             return
@@ -178,7 +180,7 @@ class FeatureExtractor:
         return FeatureStream(self, images, skip_bad_images, progress)
 
     def _of_batch(self, batch: Any) -> np.ndarray:
-        """Returns the features of a batch of any size, ``[n, height, width, 3]``, or of one that begins a tuple."""
+        """Returns the features of a batch ``[n, height, width, 3]`` of any size, or of a tuple that begins with one."""
         pixels = np.asarray(batch[0] if isinstance(batch, (tuple, list)) else batch)
         if pixels.ndim != 4:
             raise UserError(f"a batch has shape {list(pixels.shape)}, expected [n, height, width, 3]")
@@ -188,8 +190,8 @@ class FeatureExtractor:
 class FeatureStream:
     """The features of many images, batch by batch.
 
-    Iterating yields ``(features, kept)``: ``[m, feature_dim]`` float32, and the indices of the images they belong to,
-    int64 ``[m]``. While the network runs, the next batches are decoded.
+    Iterating yields ``(features, kept)``: ``[m, feature_dim]`` float32, and the indices of their images, int64
+    ``[m]``. While the network runs, the next batches are decoded.
     """
 
     def __init__(
@@ -212,7 +214,7 @@ class FeatureStream:
 
     @property
     def bad_images(self) -> list[BadImage]:
-        """What was left out so far, and why."""
+        """The images left out so far, with reasons."""
         return self._reader.bad_images
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -222,5 +224,5 @@ class FeatureStream:
 
 
 def _described(images: Any) -> str:
-    """Returns a value that is no images, in a few words."""
+    """Returns a short description of a value of a wrong type, for an error."""
     return f"{str(images)[:80]!r}" if isinstance(images, (str, bytes, os.PathLike)) else f"a {type(images).__name__}"

@@ -1,9 +1,8 @@
-"""Features of any number of images into a folder of Parquet files, in a way that survives being stopped.
+"""Writes features of any number of images into a folder of Parquet files, and resumes after a stop.
 
-The list of images is cut into shards, which are made one by one and appear whole (:mod:`.feature_shards`). Whoever
-starts again finds which are there and makes the others: no row is lost and none is there twice. Shards whose image
-files have changed since, and those of another list if it is to replace the old one, are set aside in a folder of their
-own, from where rows of images that are the same are taken over.
+The list of images is cut into shards, which are made one by one and appear whole (:mod:`han_tf.features.shards`). A
+later call makes only the missing shards: no row is lost or doubled. Shards with changed image files, and with
+``update`` those of an earlier list, are moved to a folder of their own; rows of unchanged images are reused from there.
 """
 
 import bisect
@@ -44,25 +43,25 @@ from han_tf.features.shards import (
 )
 
 SHARD_IMAGES = 8192
-"""Images per shard if nothing is said: 32 MiB of 1,024-D features, seconds to minutes of work."""
+"""Default number of images per shard: 32 MiB of 1,024-D features, seconds to minutes of work."""
 
 BAD_IMAGES = "bad_images.csv"
-"""Lists the images that could not be read, with columns path and reason."""
+"""The list of images that could not be read, with columns path and reason."""
 
 LOCK = ".lock"
 
 _LISTED = ("images", "fingerprint", "shard_images")
-"""Of a manifest, what an update may change."""
+"""Entries of a manifest that an update may change."""
 
 ASIDE = "previous-"
-"""What the names of folders with earlier shards begin with."""
+"""Prefix of the folders with earlier shards."""
 
 SHARDS = "part-*.parquet"
-"""What the shards' names have in common."""
+"""Pattern of the shards' names."""
 
 
 class Model(Protocol):
-    """What identifies the features of a network: a feature extractor, or the card of a model."""
+    """What identifies the features of a network; feature extractors and model cards have it."""
 
     checksum: str
     feature_dim: int
@@ -72,17 +71,17 @@ class Model(Protocol):
 
 
 class Part(NamedTuple):
-    """One of ``parts`` processes that share the shards: it makes those whose number leaves ``part - 1``."""
+    """One of ``parts`` processes that share the shards; it makes shard n if n modulo ``parts`` is ``part - 1``."""
 
     part: int
     parts: int
 
     @classmethod
     def parse(cls, text: str) -> "Part":
-        """Reads ``2/8``; ``""`` is all.
+        """Returns the part in a text such as ``2/8``; ``""`` is the whole.
 
         Raises:
-          UserError: it is no such pair, or not from 1 to the number of parts.
+          UserError: the text is not such a pair, or the part is not from 1 to the number of parts.
         """
         match = re.fullmatch("([0-9]{1,6})/([0-9]{1,6})", text or "1/1")
         found = cls(*map(int, match.groups())) if match else cls(0, 0)
@@ -91,7 +90,7 @@ class Part(NamedTuple):
         return found
 
     def holds(self, shard: int) -> bool:
-        """Returns whether the shard is one of this part."""
+        """Returns whether this part makes the shard."""
         return shard % self.parts == self.part - 1
 
 
@@ -99,12 +98,12 @@ WHOLE = Part(1, 1)
 
 
 class Plan(NamedTuple):
-    """What there is to do.
+    """The work of an extraction.
 
     Attributes:
-      manifest: what the folder is to hold.
-      pending: numbers of the shards that are to be made, in order.
-      notes: sentences about what was found in the folder.
+      manifest: the folder's manifest.
+      pending: numbers of the shards to be made, in order.
+      notes: sentences about damaged, changed and older files in the folder.
     """
 
     manifest: Manifest
@@ -113,7 +112,7 @@ class Plan(NamedTuple):
 
 
 class Extracted(NamedTuple):
-    """What the finished folder holds."""
+    """Numbers of rows and of bad images in a finished folder."""
 
     rows: int
     bad_images: int
@@ -121,10 +120,10 @@ class Extracted(NamedTuple):
 
 @contextmanager
 def locked(folder: Union[str, os.PathLike], part: Part = WHOLE) -> Iterator[None]:
-    """Makes ``folder`` if need be and keeps others out of it: all other extractions, or those of the same part.
+    """Locks ``folder``, created if missing, against all other extractions, or against those of the same part.
 
     Raises:
-      UserError: another one is at work there, or the folder cannot be written to.
+      UserError: another extraction holds the lock, or the folder cannot be written to.
     """
     taken = f"{folder}: another extraction is writing to it, expected to be alone there"
     folder = Path(folder)
@@ -141,7 +140,7 @@ def locked(folder: Union[str, os.PathLike], part: Part = WHOLE) -> Iterator[None
 
 @contextmanager
 def planning(folder: Union[str, os.PathLike], part: Part) -> Iterator[None]:
-    """Lets one part after the other :func:`plan`; nothing to do for the whole, which is alone anyway."""
+    """Makes parts call :func:`plan` one after the other; the whole, which is alone, needs no lock."""
     with ExitStack() as stack:
         if part != WHOLE:
             stack.enter_context(files.locked(Path(folder) / LOCK))
@@ -159,31 +158,31 @@ def plan(
     white_level: float = 0.0,
     part: Part = WHOLE,
 ) -> Plan:
-    """Finds out what is to be made and writes the manifest of a new folder; the folder should be :func:`locked`.
+    """Returns the shards to be made, and writes the manifest of a new folder; the folder should be :func:`locked`.
 
-    What is left of writers that were killed is removed. Shards that are there are read and their checksums compared;
-    damaged ones are to be made again, and those of which an image file is not what it was.
+    Temporary files of killed writers are removed. Existing shards are read and their checksums compared; damaged ones,
+    and those with a changed image file, are to be made again.
 
     Args:
       folder: where the features go.
-      images: what to extract features of.
-      model: by what.
-      shard_images: images per shard; as in the folder, or :data:`SHARD_IMAGES` in a new one, if None.
-      overwrite: remove what an earlier extraction has left there, whatever it is.
-      update: let this list take the place of the folder's; features of images that are the same stay.
-      white_level: what becomes white of deep grey images; 0 for what their format says.
-      part: whose shards are looked at.
+      images: the images to extract features of.
+      model: the network.
+      shard_images: images per shard; if None, as in the folder, or :data:`SHARD_IMAGES` in a new one.
+      overwrite: whether to remove everything that earlier extractions left there.
+      update: whether this list replaces the folder's; features of unchanged images are kept.
+      white_level: the value that is white in grey images of more than 8 bits; 0 for that of their format.
+      part: the part whose shards are checked.
 
     Raises:
-      UserError: the folder is another list's or network's, of another format or precision, or divided in another
-        way; it cannot be written to; or holds Parquet files, but no manifest.
+      UserError: the folder belongs to another list or network, or has another format, precision, white level or shard
+        size; it cannot be written to; or it holds Parquet files but no manifest.
     """
     folder = Path(folder)
-    import_pyarrow()  # not only when the first shard is to be written
+    import_pyarrow()  # a missing package shows now, not at the first shard
     left = [path for name in (SHARDS, MANIFEST, BAD_IMAGES) for path in folder.glob(f".{name}.*.tmp")]
     _remove([path for path in left if part == WHOLE or part.holds(_number(path))])
     if overwrite:
-        # The manifest last: as long as it stands, nobody takes what is left of the old shards for new ones.
+        # The manifest goes last: while it stands, the remaining old shards cannot be taken for new ones.
         _remove([*folder.glob(SHARDS), folder / BAD_IMAGES])
         _remove_aside(folder)
         _remove([folder / MANIFEST])
@@ -207,7 +206,7 @@ def plan(
         write_manifest(folder, wanted)
         return Plan(wanted, tuple(filter(part.holds, range(wanted.shards))), ())
     manifest = read_manifest(folder)
-    untold = [name for name in ("model_format", "precision") if not getattr(manifest, name)]  # as in older ones
+    untold = [name for name in ("model_format", "precision") if not getattr(manifest, name)]  # as in older manifests
     if update:
         if not shard_images:
             wanted = replace(wanted, shard_images=manifest.shard_images)
@@ -244,7 +243,7 @@ def plan(
 
 
 def _number(path: Path) -> int:
-    """Returns the number of the shard that a temporary file is to become; -1 for other files."""
+    """Returns the number of the shard that a temporary file belongs to; -1 for other files."""
     match = re.match(r"\.part-([0-9]+)\.parquet\.", path.name)
     return int(match.group(1)) if match else -1
 
@@ -257,24 +256,24 @@ def extract_shards(
     shards: Sequence[int],
     progress: Callable[[int], object] = lambda images: None,
 ) -> list[str]:
-    """Makes shards: decoding, network and writing run side by side, across the borders of shards.
+    """Makes shards; decoding, network and writing run in parallel, across the borders of shards.
 
-    Memory holds the features of three shards at most. A feature that is not finite makes its image a bad one. Rows that
-    were set aside are taken over if their image file is the same.
+    Memory holds the features of three shards at most. An image whose feature is not finite counts as bad. Rows that
+    were set aside are reused if their image file has not changed.
 
     Args:
       extractor: the network of the manifest.
-      images: those of ``shards`` alone, in order.
+      images: those of ``shards`` only, in order.
       folder: where the shards go.
-      manifest: what the folder holds.
-      shards: their numbers, rising.
-      progress: is called with a number of images when so many more were looked at.
+      manifest: the folder's manifest.
+      shards: numbers of the shards, ascending.
+      progress: called with the number of images that were processed since the last call.
 
     Returns:
-      Sentences on what was made of the images, see :attr:`han_tf.data.depth.Depth.notes`.
+      Sentences on how grey images were scaled, see :attr:`han_tf.data.depth.Depth.notes`.
 
     Raises:
-      UserError: a shard cannot be written, or an image file cannot be read though it was there when it was listed.
+      UserError: a shard cannot be written, or an image file that existed when it was listed cannot be read.
     """
     aside = _Aside(folder, images)
     left = np.flatnonzero(~aside.known)
@@ -287,7 +286,7 @@ def extract_shards(
         threads=extractor.threads,
         white_level=manifest.white_level or None,
     )
-    # Only the last shard of the list may be shorter than the others, and it comes last here, too.
+    # Only the last shard of the list may be shorter than the others, and it comes last here.
     starts = range(0, len(images), manifest.shard_images)
     written: Optional[Future[None]] = None
     with ThreadPoolExecutor(1, thread_name_prefix="write") as writer:
@@ -347,16 +346,16 @@ def missing_shards(folder: Union[str, os.PathLike], manifest: Manifest) -> int:
 
 
 def finish(folder: Union[str, os.PathLike], manifest: Manifest, max_bad_images: float = 1.0) -> Extracted:
-    """Checks that every shard is there, lists the bad images and removes what was set aside.
+    """Checks that every shard is there, writes the list of bad images and removes the shards that were set aside.
 
     Args:
       folder: where the shards are.
-      manifest: what the folder holds.
+      manifest: the folder's manifest.
       max_bad_images: largest share of images that may be bad.
 
     Raises:
-      UserError: a shard is missing or is not this extraction's; none of the images could be read, or too few; or the
-        list of bad images cannot be written.
+      UserError: a shard is missing or belongs to another extraction; no image or too few could be read; or the list of
+        bad images cannot be written.
     """
     folder = Path(folder)
     summaries = [read_summary(folder, manifest, number) for number in range(manifest.shards)]
@@ -378,23 +377,23 @@ def finish(folder: Union[str, os.PathLike], manifest: Manifest, max_bad_images: 
 
 
 class _Aside:
-    """The rows of shards that were set aside, as far as their images are those of a list.
+    """The rows of shards that were set aside which belong to unchanged images of a list.
 
     Attributes:
-      known: ``[n]`` bool, which images of the list have one.
+      known: ``[n]`` bool, which images of the list have such a row.
     """
 
     def __init__(self, folder: Union[str, os.PathLike], images: ImageList):
         self.known = np.zeros(len(images), bool)
         self._files: list[tuple[Path, Manifest, int]] = []
-        # Per image the file, by its place in the list, and the row.
+        # Per image: index into self._files, and row.
         self._places = np.zeros([len(images), 2], np.int64)
         for aside in sorted(Path(folder).glob(f"{ASIDE}*")) if len(images) else []:
             with suppress(UserError):
                 manifest = read_manifest(aside)
                 for number in range(manifest.shards):
                     if shard_path(aside, number).exists():
-                        with suppress(UserError):  # a damaged one is of no use
+                        with suppress(UserError):  # damaged ones are skipped
                             self._look(aside, manifest, number, images)
 
     def _look(self, folder: Path, manifest: Manifest, number: int, images: ImageList) -> None:
@@ -412,7 +411,7 @@ class _Aside:
         self._files.append((folder, manifest, number))
 
     def take(self, features: np.ndarray, start: int) -> None:
-        """Fills in the features of the images from ``start`` on that have one."""
+        """Fills in the features of the known images from ``start`` on."""
         known = np.flatnonzero(self.known[start : start + len(features)])
         places = self._places[start + known]
         for file in np.unique(places[:, 0]):
@@ -421,7 +420,7 @@ class _Aside:
 
 
 def _set_aside(folder: Path, manifest: Manifest, shards: Iterable[Path]) -> None:
-    """Moves shards to where :class:`_Aside` finds them; may be done again if it was interrupted."""
+    """Moves shards to a folder where :class:`_Aside` finds them; can be repeated after an interruption."""
     aside = folder / f"{ASIDE}{manifest.fingerprint[:16]}-{manifest.shard_images}"
     write_manifest(aside, manifest)
     try:
@@ -442,7 +441,7 @@ def _remove_aside(folder: Path) -> None:
 def _embedded(
     extractor: FeatureExtractor, reader: ImageReader, paths: Sequence[str]
 ) -> Iterator[tuple[np.ndarray, dict[int, str]]]:
-    """Yields, per batch, features (arbitrary for bad images) and why some images are bad, by row."""
+    """Yields, per batch, features (arbitrary for bad images) and, by row, the reasons why images are bad."""
     for pixels, start, found in reader.batches():
         reasons = {index - start: reason for index, reason in found.items()}
         for row in range(len(pixels)):
@@ -499,7 +498,7 @@ def _check_same(folder: Path, found: Manifest, wanted: Manifest, ignored: Sequen
 
 def _write_bad_images(path: Path, summaries: Sequence[ShardSummary]) -> None:
     with files.atomic_open(path) as stream:
-        # Paths that are not UTF-8 come out as the bytes that they are on disk.
+        # Paths that are not UTF-8 are written as their bytes on disk.
         text = io.TextIOWrapper(stream, "utf-8", "surrogateescape", newline="", write_through=True)
         writer = csv.writer(text)
         writer.writerow(BadImage._fields)

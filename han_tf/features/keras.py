@@ -24,10 +24,10 @@ def extract_features(
 
     Args:
       model: the network, or the extractor of an exported one.
-      records: what to read, decode and embed.
+      records: of the images.
       batch_size: images per forward pass.
-      skip_bad_images: leave out files that cannot be decoded instead of raising.
-      progress: what the progress bar is called; None for no bar.
+      skip_bad_images: whether to leave out files that cannot be decoded instead of raising.
+      progress: title of the progress bar; None for no bar.
 
     Returns:
       ``[n, feature_dim]`` float32, the branches' parts side by side, each of unit norm; and the ``n``

@@ -1,9 +1,9 @@
-"""Extraction shared by the machines of a Ray cluster: a Ray Data set of shards, mapped by actors with the model.
+"""Extraction on the machines of a Ray cluster: a Ray Data set of shards, mapped by actors with the model.
 
-A row of the data set is a shard's number and its images; what comes back is its number and whether it was made. The
-features themselves go straight from the actors into the folder, which all machines must see under the same path, as
-they must the images and the model. What a machine that dies had not finished Ray gives to another actor; a shard
-appears only when it is whole, and whoever makes it twice puts the same in its place.
+A row of the data set is a shard's number and its images; the result is its number and the error, if any. The actors
+write the features directly into the folder. All machines must see the folder, the images and the model under the same
+paths. If a machine dies, Ray gives its unfinished shards to other actors. A shard appears only when it is whole; one
+that is made twice is replaced by an equal one.
 """
 
 import contextlib
@@ -36,21 +36,21 @@ AUTO = "auto"
 
 CONNECT_SECONDS = 5
 ANSWER_SECONDS = 20
-"""How long a cluster may take to accept a connection, and to answer. Ray itself tries for minutes."""
+"""Time limits for a cluster to accept a connection, and to answer. Ray itself tries for minutes."""
 
 WATCH_SECONDS = 5
 WATCH_FAILURES = 4
-"""How often the head of the cluster is looked for while it works, and how often in a row it may be missing. Ray would
-end the process after a minute, without a word."""
+"""Interval between checks that the cluster's head is reachable; number of failures in a row after which it counts as
+lost. Ray would end the process after a minute, without a message."""
 
 OBJECT_STORE_BYTES = 128 * 2**20
-"""Shared memory of a local Ray: only paths and numbers pass through it."""
+"""Shared memory of a local Ray; only paths and numbers pass through it."""
 
 MOST_BLOCKS = 10_000
-"""Blocks of the Ray Data set at most, each a task of its own; with more shards some tasks make several."""
+"""Largest number of blocks of the Ray Data set, each a task; with more shards, some tasks make several."""
 
 _LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
-"""Set to 0, this makes Ray use 127.0.0.1 instead of an address that other machines can reach."""
+"""Environment variable; 0 makes Ray use 127.0.0.1 instead of an address that other machines can reach."""
 
 
 def extract_with_ray(
@@ -73,14 +73,14 @@ def extract_with_ray(
       model: folder of a run or an exported model.
       images: all images of the plan.
       folder: where the shards go.
-      work: what is to be done.
+      work: the plan.
       batch_size: images per call of the network.
-      actors: how many processes load the model; as many as the cluster has room for if 0.
-      actor_cpus: cores of each.
-      gpu: whether each also gets a GPU, if the cluster has any.
+      actors: number of processes that load the model; as many as the cluster has room for if 0.
+      actor_cpus: cores of each actor.
+      gpu: whether each actor also gets a GPU, if the cluster has any.
 
     Returns:
-      How many machines were lost meanwhile.
+      Number of machines that were lost meanwhile.
 
     Raises:
       UserError: Ray is not installed; the cluster cannot be reached or is too small; an actor cannot use the model
@@ -122,7 +122,7 @@ def extract_with_ray(
 
 
 def check_cluster(address: str, actor_cpus: int = 1, gpu: bool = True) -> None:
-    """Connects to a Ray cluster and leaves it again; the arguments are those of :func:`extract_with_ray`.
+    """Connects to a Ray cluster and disconnects; the arguments are those of :func:`extract_with_ray`.
 
     Raises:
       UserError: Ray is not installed; the cluster cannot be reached or is too small.
@@ -132,7 +132,7 @@ def check_cluster(address: str, actor_cpus: int = 1, gpu: bool = True) -> None:
 
 
 def model_card(model: Union[str, os.PathLike]) -> ModelCard:
-    """Returns the card of a run or an exported model, and takes no GPU away from the actors for it.
+    """Returns the card of a run or an exported model, without using a GPU, which the actors need.
 
     Raises:
       UserError: there is no model, or it is damaged.
@@ -153,8 +153,8 @@ class ShardMaker:
     Args:
       model: folder of a run or an exported model.
       folder: where the shards go.
-      manifest: what it is to hold.
-      threads: how many decode, and how many the network runs with.
+      manifest: the folder's manifest.
+      threads: number of threads of the network, and of those that decode.
       batch_size: images per call of the network.
     """
 
@@ -162,23 +162,23 @@ class ShardMaker:
         self._folder, self._manifest = folder, manifest
         self._problem = ""
         try:
-            # Made here, in the actor: no runtime's network can be sent to another process.
+            # Created in the actor: a runtime cannot be sent to another process.
             self._extractor = FeatureExtractor(model, threads=threads, batch_size=batch_size)
             if self._extractor.checksum != manifest.model:
                 found = self._extractor.checksum
                 raise UserError(f"{model}: checksum {found}, expected {manifest.model} as where the command was given")
         except UserError as error:
-            # An exception would come out as Ray's, with a traceback, and only after Ray has tried it again.
+            # An exception would show as Ray's, with a traceback, and only after Ray has retried.
             self._problem = f"{socket.gethostname()}: {error}"
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Makes a shard, unless an actor that died right afterwards has made it.
+        """Makes a shard, unless an actor that has died since has made it.
 
         Args:
           row: its number ``shard`` and its ``images``, a pickled :class:`ImageList`.
 
         Returns:
-          ``shard``, its number of ``images``, and the ``problem`` in one line, ``""`` if there was none.
+          ``shard``, its number of ``images``, and the ``problem`` in one line, ``""`` if there is none.
         """
         number = int(row["shard"])
         start, end = self._manifest.bounds(number)
@@ -199,12 +199,12 @@ class ShardMaker:
 
 
 def _machines(ray: ModuleType) -> dict[str, Mapping[str, float]]:
-    """Returns the machines of the cluster and what each has, by Ray's names."""
+    """Returns ID -> resources of the machines of the cluster, by Ray's names."""
     return {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
 
 
 def _needs(ray: ModuleType, actor_cpus: int, gpu: bool) -> dict[str, int]:
-    """Returns what an actor takes of a machine."""
+    """Returns the resources that an actor takes, by Ray's names."""
     has_gpus = any(has.get("GPU", 0) >= 1 for has in _machines(ray).values())
     return {"CPU": actor_cpus, "GPU": 1} if gpu and has_gpus else {"CPU": actor_cpus}
 
@@ -235,9 +235,9 @@ def _rows(images: ImageList, work: Plan) -> list[dict[str, Any]]:
 
 @contextlib.contextmanager
 def _connected(address: str) -> Iterator[ModuleType]:
-    """Connects to a cluster, or starts one, until the block ends."""
+    """Connects to a cluster, or starts one, while the block runs."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Warnings about the future, and about what restarts of actors depend on.
+    # Silences warnings about future changes and about restarts of actors.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     if address == LOCAL:
@@ -264,9 +264,9 @@ def _connected(address: str) -> Iterator[ModuleType]:
     logging.getLogger("ray").setLevel(logging.ERROR)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
-        with _without_stderr():  # where Ray's C++ says that it was told to be quiet
+        with _without_stderr():  # Ray's C++ code prints that it was told to be quiet
             ray.init(**options, logging_level=logging.ERROR, log_to_driver=False)
-    except (Exception, SystemExit) as error:  # Ray exits the process when it has tried for too long
+    except (Exception, SystemExit) as error:  # Ray exits the process after a timeout
         raise UserError(f"Ray at {address}: {_line(str(error))}, expected a cluster to connect to") from error
     try:
         yield ray
@@ -280,12 +280,12 @@ def _connected(address: str) -> Iterator[ModuleType]:
 
 
 class _HeadLost(BaseException):
-    """Passes through Ray's own handlers of exceptions, as KeyboardInterrupt does."""
+    """The cluster's head is lost; like KeyboardInterrupt, Ray's own handlers do not catch it."""
 
 
 @contextlib.contextmanager
 def _watched(ray: ModuleType, address: str, needs: Mapping[str, int]) -> Iterator[None]:
-    """Ends the block with an error when the cluster's head is lost, and says when all other machines are.
+    """Raises UserError in the block if the cluster's head is lost; prints a note if no machine has room for an actor.
 
     To be called from the main thread.
     """
@@ -301,8 +301,8 @@ def _watched(ray: ModuleType, address: str, needs: Mapping[str, int]) -> Iterato
                 if waiting and not was:
                     tqdm.write(f"note: no machine of {address} has room for an actor; waiting for one", sys.stderr)
         if not done.is_set():
-            # A signal, since nothing else gets the main thread out of waiting for the cluster; not that of Ctrl-C,
-            # which a command in the background ignores.
+            # Only a signal interrupts the main thread while it waits for the cluster. SIGINT will not do: a command
+            # in the background ignores it.
             signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR2)
 
     def give_up(*_: object) -> None:
@@ -324,14 +324,14 @@ def _watched(ray: ModuleType, address: str, needs: Mapping[str, int]) -> Iterato
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """Keeps what Ray prints of its own attempts from stdout; what comes of them is said by the command."""
+    """Discards what is written to Python's standard output, such as Ray's messages."""
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         yield
 
 
 @contextlib.contextmanager
 def _without_stderr() -> Iterator[None]:
-    """Sends the process's standard error nowhere, whoever writes to it."""
+    """Discards everything that the process writes to standard error, C++ code included."""
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     try:
@@ -350,7 +350,7 @@ def _check_address(address: str) -> None:
     if "://" in address or not separator or not host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise UserError(f"--ray {address}: expected HOST:PORT of the cluster's head, {AUTO} or {LOCAL}")
     if host in ("127.0.0.1", "localhost"):
-        # Ray replaces these by the address that other machines see, where a cluster of one machine may not listen.
+        # Ray replaces these by the machine's outer address, where a cluster of one machine may not listen.
         if _refusal(_outer_address(), int(port)) is None:
             return
         os.environ.setdefault(_LOOPBACK, "0")
@@ -369,17 +369,17 @@ def _refusal(host: str, port: int) -> Optional[str]:
 
 
 def _outer_address() -> str:
-    """Returns the address under which this machine would speak to others; nothing is sent."""
+    """Returns this machine's address for connections to others; sends nothing."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stream:
         try:
-            stream.connect(("192.0.2.1", 9))  # an address for documentation, nobody's
+            stream.connect(("192.0.2.1", 9))  # reserved for documentation
             return stream.getsockname()[0]
         except OSError:
             return "127.0.0.1"
 
 
 def _check_answer(address: str) -> None:
-    """Raises UserError unless a Ray of the same version answers there. In a process of its own, which can be ended."""
+    """Raises UserError unless a Ray of the same version answers; asks in another process, which can be timed out."""
     command = [sys.executable, "-m", "ray.scripts.scripts", "health-check"]
     command += [] if address == AUTO else ["--address", address]
     try:
@@ -392,6 +392,6 @@ def _check_answer(address: str) -> None:
 
 
 def _line(text: str) -> str:
-    """Returns the first and the last line of what Ray says; between them there often is a traceback."""
+    """Returns the first and the last line of Ray's message, without the traceback that often stands between them."""
     lines = [line for line in map(str.strip, text.splitlines()) if line]
     return " … ".join(dict.fromkeys(line[:200] for line in [*lines[:1], *lines[-1:]]))

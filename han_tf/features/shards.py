@@ -1,4 +1,4 @@
-"""Features of many images on disk: a folder of Parquet files and the manifest that says what they are.
+"""Features of many images on disk: a folder of Parquet files and their manifest.
 
 ``part-00000.parquet``, ``part-00001.parquet``, … hold one row per image, in the order of the images' paths:
 
@@ -10,13 +10,13 @@ time    float64, null where unknown            seconds since 1970, UTC
 feature fixed_size_list<float32>[feature_dim]  the branches' parts side by side, each of unit norm
 model   string (dictionary)                    checksum of the network
 content string                                 size and time of the image file, or its checksum (see
-                                               :class:`.image_lists.ImageList`); older files lack the column
+                                               :class:`~han_tf.data.image_lists.ImageList`); not in older files
 ======= ====================================== ======================================================
 
-Each file is complete in itself: its metadata name the list of images and the network it belongs to, its place in
-the list, a checksum of what the image files held, and the images that could not be read; its pages carry checksums. It
-is written under a temporary name and renamed, so a file of that name is whole, or was damaged later. ``manifest.json``
-is written before the first of them.
+Each file is self-contained: its metadata name the list of images, the network, the file's place in the list, a checksum
+of the image files' contents, and the images that could not be read; its pages carry checksums. It is written under a
+temporary name and renamed, so a file of that name is whole unless it was damaged later. ``manifest.json`` is written
+before the first of them.
 """
 
 import hashlib
@@ -40,10 +40,10 @@ from han_tf.data.reading import BadImage
 MANIFEST = "manifest.json"
 
 FORMAT = 1
-"""Raised when a reader of the old format could not read the new one."""
+"""Version of the format; incremented when older readers cannot read the new format."""
 
 METADATA = b"han_tf"
-"""The key of a file's own metadata (JSON) beside ``han_tf_version``, ``feature_dim`` and ``branch_names``."""
+"""Key of a file's JSON metadata, beside ``han_tf_version``, ``feature_dim`` and ``branch_names``."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,13 @@ class Manifest:
     Attributes:
       model: checksum of the network, 64 hexadecimal digits.
       feature_dim: numbers per feature.
-      branch_names: names of its equally wide parts.
+      branch_names: names of a feature's equally wide parts.
       fingerprint: of the list of images: their paths, pids, camids and times in order.
       images: length of the list.
       shard_images: images per file; the last may have fewer.
-      model_format, precision: of the model, as its card says; empty where a manifest is older than they are.
-      white_level: what became white of deep grey images, see :class:`han_tf.data.depth.Depth`; 0 for their format's.
+      model_format, precision: of the model, as in its card; empty in older manifests.
+      white_level: the value that is white in grey images of more than 8 bits, see :class:`han_tf.data.depth.Depth`; 0
+        for that of their format.
       han_tf: version that wrote the manifest.
     """
 
@@ -75,19 +76,19 @@ class Manifest:
 
     @property
     def shards(self) -> int:
-        """How many files there are when all is done."""
+        """Number of files of a finished folder."""
         return math.ceil(self.images / self.shard_images)
 
     def bounds(self, number: int) -> tuple[int, int]:
-        """Returns where the images of a file start in the list, and where they end (exclusive)."""
+        """Returns start and end (exclusive) of a file's images in the list."""
         return number * self.shard_images, min((number + 1) * self.shard_images, self.images)
 
 
 class FeatureBatch(NamedTuple):
-    """Some rows.
+    """Features and labels of some rows; numbers that were read from a file are read-only.
 
     Attributes:
-      features: ``[n, feature_dim]`` float32; read-only when it comes from a file, as the other numbers do.
+      features: ``[n, feature_dim]`` float32.
       pids, camids: ``[n]`` int64; :data:`han_tf.data.image_lists.UNKNOWN` where not known (null in the files).
       times: ``[n]`` float64, seconds since 1970, UTC; NaN where not known.
       paths: ``[n]`` objects, strings.
@@ -101,13 +102,13 @@ class FeatureBatch(NamedTuple):
 
 
 class ShardSummary(NamedTuple):
-    """What a file says of itself.
+    """The metadata of a file.
 
     Attributes:
-      rows: how many it holds.
-      bad_images: in the order of the list.
-      content: :func:`content_checksum` of the files its images were; empty where a file is older than that.
-      first, last: the paths of the first and the last row; empty where there is none.
+      rows: number of rows.
+      bad_images: images that could not be read, in the order of the list.
+      content: :func:`content_checksum` of its image files; empty in older files.
+      first, last: paths of the first and the last row; empty if there are no rows, and in older files.
     """
 
     rows: int
@@ -128,8 +129,8 @@ class FeatureShards:
 
     Raises:
       UserError: there is no such folder, a file is missing or damaged, or belongs to other images or another
-        network. What only the data themselves can tell is raised when they are read: a checksum that is wrong,
-        another network in a row, a feature without a number.
+        network. Errors in the data are raised when they are read: a wrong checksum, another network in a row, a null
+        in a feature.
     """
 
     def __init__(self, folder: Union[str, os.PathLike]):
@@ -158,7 +159,7 @@ class FeatureShards:
 
 
 def shard_path(folder: Union[str, os.PathLike], number: int) -> Path:
-    """Returns the name of a file."""
+    """Returns the path of the file with this number."""
     return Path(folder) / f"part-{number:05d}.parquet"
 
 
@@ -172,10 +173,10 @@ def write_manifest(folder: Union[str, os.PathLike], manifest: Manifest) -> None:
 
 
 def read_manifest(folder: Union[str, os.PathLike]) -> Manifest:
-    """Reads what :func:`write_manifest` wrote.
+    """Returns the manifest that :func:`write_manifest` wrote.
 
     Raises:
-      UserError: there is none, it is damaged or of another format.
+      UserError: there is no manifest, or it is damaged or of another format.
     """
     path = Path(folder) / MANIFEST
     found = read_json(path, "the manifest of a folder of features, as python -m han_tf.extract writes it")
@@ -199,11 +200,11 @@ def read_manifest(folder: Union[str, os.PathLike]) -> Manifest:
 
 
 _LATER = {"model_format": "", "precision": "", "white_level": 0.0}
-"""What older manifests lack -> what stands for it."""
+"""Entries that older manifests lack -> their defaults."""
 
 
 def content_checksum(paths: Sequence[str], contents: Sequence[str]) -> str:
-    """Returns 64 hexadecimal digits that tell what image files held, in any order."""
+    """Returns the hex SHA-256 of image files' paths and contents, independent of their order."""
     digest = hashlib.sha256()
     for path, content in sorted(zip(paths, contents)):
         digest.update(os.fsencode(path) + f"\0{content}\n".encode())
@@ -222,13 +223,14 @@ def write_shard(
     """Writes one file, whole or not at all.
 
     Args:
-      folder: where to.
-      manifest: what the folder holds.
-      number: which of its files.
-      rows: the images of the list from ``manifest.bounds(number)`` that could be read, in order.
+      folder: where the file goes.
+      manifest: the folder's manifest.
+      number: of the file.
+      rows: those images of the list in ``manifest.bounds(number)`` that could be read, in order.
       bad_images: the others.
-      contents: what the files of ``rows`` held; None if nobody knows.
-      content: :func:`content_checksum` of all of them, the bad ones, too.
+      contents: contents of the files of ``rows``, as :class:`~han_tf.data.image_lists.ImageList` has them; None if not
+        known.
+      content: :func:`content_checksum` of all its images, bad ones included.
 
     Raises:
       UserError: the file cannot be written.
@@ -241,7 +243,7 @@ def write_shard(
     if rows.features.shape != expected:
         raise ValueError(f"features have the shape {rows.features.shape}, expected {expected}")
     features = np.ascontiguousarray(rows.features, np.float32)
-    # Without room for nulls, which no feature has, Parquet files are read twice as fast.
+    # Features hold no nulls; declared so, Parquet files are read twice as fast.
     vector = arrow.list_(arrow.field("element", arrow.float32(), nullable=False), manifest.feature_dim)
     checksums = arrow.DictionaryArray.from_arrays(np.zeros(len(features), np.int32), arrow.array([manifest.model]))
     columns = {
@@ -272,7 +274,7 @@ def write_shard(
             stream,
             row_group_size=manifest.shard_images,
             use_dictionary=["model"],
-            # Random digits do not get smaller, and statistics say nothing about them.
+            # Features do not compress, and statistics of them are of no use.
             compression={**dict.fromkeys(columns, "zstd"), "feature.list.element": "none"},
             write_statistics=["path", "pid", "camid", "time"],
             write_page_checksum=True,
@@ -280,7 +282,7 @@ def write_shard(
 
 
 def read_summary(folder: Union[str, os.PathLike], manifest: Manifest, number: int) -> ShardSummary:
-    """Returns what a file says of itself, without reading its rows.
+    """Returns the metadata of a file, without reading its rows.
 
     Raises:
       UserError: the file is missing or damaged, or belongs to other images or another network.
@@ -300,7 +302,7 @@ def read_shard(folder: Union[str, os.PathLike], manifest: Manifest, number: int)
 
 
 def read_contents(folder: Union[str, os.PathLike], manifest: Manifest, number: int) -> tuple[list[str], list[str]]:
-    """Returns the paths of a file's rows and what the image files held; none if the file is older than that.
+    """Returns the paths of a file's rows and the contents of the image files; empty lists for an older file.
 
     Raises:
       UserError: as :func:`read_shard` does.
@@ -324,7 +326,7 @@ def import_pyarrow() -> tuple[ModuleType, ModuleType]:
 
 
 class _ShardFile:
-    """An open file whose metadata and columns are as they should be."""
+    """An open file whose metadata and columns have been checked."""
 
     def __init__(self, folder: Union[str, os.PathLike], manifest: Manifest, number: int):
         self._arrow, parquet = import_pyarrow()
@@ -362,7 +364,7 @@ class _ShardFile:
             if table.column(name).null_count:
                 raise UserError(f"{self.path}: {table.column(name).null_count} rows have no {name}, expected none")
         width = self.manifest.feature_dim
-        # An empty table has a column without a chunk.
+        # A column of an empty table has no chunks.
         features = [chunk.flatten() for chunk in table.column("feature").chunks]
         if any(chunk.null_count for chunk in features):
             raise UserError(f"{self.path}: a feature lacks a number, expected {width} in each")
@@ -434,11 +436,11 @@ class _ShardFile:
 
 
 _EXPECTED = {"path": "string", "pid": "int64", "camid": "int64", "time": "double", "feature": "", "model": "string"}
-"""Columns -> their types in Arrow's words."""
+"""Column -> its type in Arrow."""
 
 
 def _place(manifest: Manifest, number: int) -> dict[str, Any]:
-    """Returns what ties a file to its folder."""
+    """Returns the metadata that tie a file to its folder."""
     start, end = manifest.bounds(number)
     return {
         "model": manifest.model,

@@ -15,7 +15,7 @@ CARD = "card.json"
 
 KIND = "han_tf model"
 VERSION = 1
-"""What a card says it is; an exported model of another version is refused."""
+"""Kind and version of a card; a card of another kind or version is refused."""
 
 READABLE = "MODEL_CARD.md"
 
@@ -39,26 +39,27 @@ _HEX = frozenset("0123456789abcdef")
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What is to be known of a network before its features are used.
+    """What a network is, how it was trained and checked, and its terms of use.
 
     Attributes:
       format: ``keras`` for a run's folder, else the format of the export.
-      precision: ``float32``, ``float16``, ``bfloat16`` or ``int8``: in what the convolutions are computed.
+      precision: ``float32``, ``float16``, ``bfloat16`` or ``int8``, as the network was exported.
       checksum: hex SHA-256 of the network, see :func:`network_checksum`; a run and all its exports have the same.
       model: registry name of the network.
       input_size: height and width of the images, in pixels.
       feature_dim: dimension of the feature.
-      branch_names: whose equally wide parts, each of unit norm, the feature joins.
-      dataset, split: what it was trained on; of several data sets the names, separated by commas.
-      licence: terms of the training data, which go over to the network.
-      schedule: epochs, batch size, loss and learning rate of the training; ``epochs_done`` when the network was saved.
+      branch_names: names of the feature's equally wide parts, in order; each part is of unit norm.
+      dataset, split: what it was trained on; several data sets are separated by commas.
+      licence: terms of the training data, which also apply to the network.
+      schedule: epochs, batch size, loss, learning rate and seed of the training; ``epochs_done`` when the network was
+        saved, if known.
       accuracy: rank-1 and mAP (fractions) of the joint feature after the training, single query, on the
         first of several data sets; None if not known.
       flops: operations for one image as the paper counts them; None if not counted.
       files: name of each model file in the folder -> its hex SHA-256; empty for a run.
-      check: how the export compares with the Keras network, see :mod:`han_tf.deploy.checking`; empty for a run.
-      probes: images and their features, which the export has to give wherever it is opened, see
-        :mod:`han_tf.runtimes.probes`; empty for a run, and for exports of earlier versions.
+      check: comparison of the export with the Keras network, see :mod:`han_tf.deploy.checking`; empty for a run.
+      probes: images and their features, which the export has to reproduce wherever it is opened, see
+        :mod:`han_tf.runtimes.probes`; empty for a run and in older exports.
       han_tf_version: of the package that wrote the card.
       created: when, UTC.
     """
@@ -83,7 +84,7 @@ class ModelCard:
     probes: Mapping[str, Any] = field(default_factory=dict)
 
     def save(self, folder: Union[str, os.PathLike]) -> None:
-        """Writes the card into ``folder``, as JSON and to be read by people.
+        """Writes the card into ``folder``, as JSON and as Markdown.
 
         Raises:
           UserError: it cannot be written.
@@ -148,10 +149,10 @@ def _percent(accuracy: Optional[Mapping[str, float]]) -> str:
 
 
 def read_card(folder: Union[str, os.PathLike]) -> ModelCard:
-    """Reads the card of an exported model.
+    """Returns the card of an exported model.
 
     Raises:
-      UserError: there is none, or it is damaged, of something else or of another version.
+      UserError: there is none, or it is damaged, of another kind or of another version.
     """
     path = Path(folder) / CARD
     values = read_json(path, "the folder of an exported model (python -m han_tf.export makes one)")
@@ -161,7 +162,7 @@ def read_card(folder: Union[str, os.PathLike]) -> ModelCard:
     version = values.pop("version", None)
     if version != VERSION:
         raise UserError(f"{path}: version is {version!r}, expected {VERSION}; export the run anew")
-    values.setdefault("probes", {})  # which exports of earlier versions lack
+    values.setdefault("probes", {})  # missing in older exports
     for entry in fields(ModelCard):
         if entry.name not in values:
             raise UserError(f"{path}: no entry {entry.name!r}, expected those of version {VERSION}")
@@ -175,7 +176,7 @@ def read_card(folder: Union[str, os.PathLike]) -> ModelCard:
 
 
 def _check_values(path: Path, values: Mapping[str, Any]) -> None:
-    """Raises UserError if an entry that is computed with cannot be what it should be."""
+    """Raises UserError if an entry that the code relies on has a wrong type or value."""
 
     def positive(value: Any) -> bool:
         return isinstance(value, int) and not isinstance(value, bool) and value > 0
@@ -210,13 +211,13 @@ def _check_values(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def _inside(name: str) -> bool:
-    """Says whether a file of this name lies in the folder itself or below it."""
+    """Returns whether a file of this name lies in the folder or below it."""
     path = Path(name)
     return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
 
 
 def hash_files(folder: Union[str, os.PathLike]) -> dict[str, str]:
-    """Returns the hex SHA-256 of every file below ``folder`` but the card itself, by its path from there."""
+    """Returns relative path -> hex SHA-256 of every file below ``folder``, without the card."""
     folder = Path(folder)
     return {
         str(path.relative_to(folder)): sha256_of(path)

@@ -1,4 +1,4 @@
-"""Checkpoints that survive a kill at any moment, and tell what is wrong with them."""
+"""Checkpoints that survive a kill at any moment, with one-line errors."""
 
 import os
 from pathlib import Path
@@ -10,18 +10,18 @@ from han_tf.common.errors import UserError
 
 
 class Checkpoints:
-    """The newest few checkpoints of one folder.
+    """The newest checkpoints of one folder.
 
     TensorFlow writes a checkpoint's files under temporary names and points to it only when they are
     whole, so an interrupted save leaves the previous checkpoint in place.
 
     Args:
-      folder: where they are kept.
-      keep: how many.
-      **objects: what they hold.
+      folder: where the checkpoints are.
+      keep: how many are kept.
+      **objects: what a checkpoint holds.
 
     Raises:
-      UserError: there are checkpoints, but which one is the newest cannot be read.
+      UserError: the file that names the newest checkpoint is damaged.
     """
 
     def __init__(self, folder: Union[str, os.PathLike], keep: int, **objects: tf.Module):
@@ -58,7 +58,7 @@ class Checkpoints:
         """Restores the newest checkpoint and returns its path prefix.
 
         Args:
-          partial: whether the checkpoint may hold more than what is restored here.
+          partial: whether the checkpoint may hold more than the objects given here.
 
         Raises:
           UserError: there is none, it is damaged, or it belongs to another model.

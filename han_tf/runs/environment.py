@@ -1,4 +1,4 @@
-"""What a run was made with, for its record."""
+"""Command, commit, packages and machine that a run was made with."""
 
 import os
 import platform
@@ -19,17 +19,17 @@ ONEDNN = "TF_ENABLE_ONEDNN_OPTS"
 
 INSTRUCTION_SETS = (
     *("sse4_2", "avx", "fma", "avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16"),
-    *("amx_tile", "amx_int8", "amx_bf16"),  # those before: x86, these: matrix units
+    *("amx_tile", "amx_int8", "amx_bf16"),  # x86 matrix units
     *("asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2"),  # ARM
 )
-"""What makes matrix products faster, as Linux names it."""
+"""Instruction sets that speed up matrix products, by Linux' names."""
 
 SOURCES = (":/han_tf/*.py", ":/experiments/*.py")
-"""What results depend on, as git names it: documents, tests and the results themselves may change."""
+"""Files that results depend on, as git patterns."""
 
 
 def describe() -> dict[str, Any]:
-    """Returns command, git commit, Python and package versions and the machine, as JSON holds them."""
+    """Returns command, git commit, Python and package versions and the machine, ready for JSON."""
     return {
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "commit": git_commit(),
@@ -41,10 +41,10 @@ def describe() -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """Returns what can be told of this machine, and how TensorFlow uses it.
+    """Returns processor, instruction sets, cores, memory and the switch of oneDNN of this machine.
 
-    Processor, its instruction sets for arithmetic, cores that this process may use, memory in GiB (None where the
-    system does not tell it), and the switch of oneDNN (None where TensorFlow chooses).
+    The cores are those that this process may use. Memory is in GiB, None if unknown. The switch is None where
+    TensorFlow chooses.
     """
     processor, instruction_sets = _processor()
     memory = None
@@ -60,14 +60,14 @@ def machine() -> dict[str, Any]:
 
 
 def arithmetic() -> str:
-    """Returns with which instruction sets and which switch figures are made here, in a few words."""
+    """Returns this machine's instruction sets and the switch of oneDNN, in one line."""
     here = machine()
     switch = "not set" if here[ONEDNN] is None else here[ONEDNN]
     return f"{' '.join(here['instruction_sets']) or 'instruction sets unknown'}; {ONEDNN}: {switch}"
 
 
 def _processor() -> tuple[str, list[str]]:
-    """Returns its name and instruction sets; where there is no /proc/cpuinfo, those that NumPy finds, by its names."""
+    """Returns the processor's name and instruction sets; without /proc/cpuinfo, the sets that NumPy names."""
     name, told = platform.processor() or platform.machine(), {}
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as stream:
@@ -82,7 +82,7 @@ def _processor() -> tuple[str, list[str]]:
 
 
 def git_commit() -> str:
-    """Returns the last commit that changed the source code, with ``+changes`` if it differs now, or ``unknown``."""
+    """Returns the last commit of the source code, with ``+changes`` if the code differs now, or ``unknown``."""
     folder = Path(__file__).resolve().parent
 
     def git(*arguments: str) -> str:

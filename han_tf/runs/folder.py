@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from han_tf.models.network import ReIDNetwork
 
 SETTINGS = ("dataset", "split", "data_dir", "model", "num_classes", "input_height", "input_width", "feature_dim")
-"""What a run's config.json tells at least."""
+"""Settings that every run's config.json must hold."""
 
 SWITCHES = ("spatial", "channel", "hard", "interaction")
-"""What an ablation switches off (Tables 9 and 10); on where a run's config.json does not tell."""
+"""Parts that an ablation switches off (Tables 9 and 10); on if a run's config.json lacks them."""
 
 CHECKPOINTS = {"last": "checkpoints", "best": "best"}
 """Which network of a run -> the folder of its checkpoint."""
@@ -58,12 +58,14 @@ def read_config(run_dir: Union[str, os.PathLike]) -> dict[str, Any]:
 
 
 def find_run(runs_dir: Union[str, os.PathLike], dataset: Optional[str] = None, split: Optional[str] = None) -> Path:
-    """Returns the folder of the newest run in ``runs_dir``, of one data set and split if given.
+    """Returns the folder of the run in ``runs_dir`` whose checkpoint was written last.
 
-    The newest is the one whose checkpoint was written last.
+    Args:
+      runs_dir: the folder of runs.
+      dataset, split: only runs with these settings; any if None.
 
     Raises:
-      UserError: there is none.
+      UserError: there is no such run, or the settings of one with a checkpoint cannot be read.
     """
     found = []
     for config_path in Path(runs_dir).glob(f"*/{CONFIG}"):
@@ -80,11 +82,11 @@ def find_run(runs_dir: Union[str, os.PathLike], dataset: Optional[str] = None, s
 
 
 def data_of(config: Mapping[str, Any], name: str = "") -> NamedDataset:
-    """Returns the data set ``name`` with the folder and the split that a run had it in; without these if it had not.
+    """Returns the data set ``name`` with the folder and split of a run; without them if the run did not use it.
 
     Args:
       config: the run's settings.
-      name: of a data set, or of one of those that were joined; if empty, all that the run was trained on.
+      name: of a data set, or of one of several that were joined; if empty, all that the run was trained on.
     """
     trained_on = NamedDataset(config["dataset"], config["data_dir"], config["split"])
     for own in (trained_on, *named_datasets(*trained_on)):
@@ -99,13 +101,13 @@ def create_network(settings: Mapping[str, Any], num_classes: int = 0, weights: s
     Args:
       settings: those of :class:`han_tf.training.config.TrainConfig`, as config.json holds them.
       num_classes: number of training identities; 0 for a network without classifiers.
-      weights: file of the weights that training is to start from; ``""`` for random ones, also where a checkpoint
-        will be read, which holds all that came from the file.
+      weights: file of the weights to start training from; ``""`` for random ones, and if a checkpoint will be
+        restored, which holds all weights.
 
     Raises:
-      UserError: there is no such network, or it cannot be made so.
+      UserError: there is no such network, or it does not take these settings.
     """
-    # A network without attention has no such switches, so only what is off is said.
+    # Only switches that are off are passed: a network without attention has none.
     off = {name: False for name in SWITCHES if not settings.get(name, True)}
     return create_model(
         settings["model"],
@@ -123,17 +125,17 @@ def load_run(run_dir: Union[str, os.PathLike], which: str = "last") -> LoadedRun
 
     Args:
       run_dir: the run's folder, one that ``han_tf.weights`` stored, or the name of a network that comes with the
-        package; stored ones have no classifiers.
-      which: ``last``, as papers report; or ``best``, by mAP in the evaluations during training, which looks at
-        the test set; the last one where there was no evaluation.
+        package; stored networks have no classifiers.
+      which: ``last``, as papers report; or ``best``, the one with the highest mAP during training, which is chosen
+        on the test set; the last one if there was no evaluation.
 
     Raises:
-      UserError: there is no such run, or its checkpoint is missing, damaged or another model's.
+      UserError: there is no such run, or its checkpoint is missing, damaged or of another model.
     """
     run_dir = resolve(run_dir)
     config = read_config(run_dir)
     from han_tf.models.transfer import take_over
-    from han_tf.runs.checkpoints import Checkpoints  # imports TensorFlow, which finding a run does without
+    from han_tf.runs.checkpoints import Checkpoints  # imports TensorFlow, which finding a run does not need
 
     stored = is_stored(run_dir)
     try:

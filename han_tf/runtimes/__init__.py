@@ -1,7 +1,7 @@
-"""What runs a network: one small file for each format, all with the face of :class:`Runtime`.
+"""Runtimes of networks: one module for each format, all with the interface :class:`Runtime`.
 
-A runtime's module is imported when a model of its format is opened, so that nobody needs the packages of the
-others; those for ONNX and OpenVINO do without TensorFlow.
+A runtime's module is imported when a model of its format is opened, so the packages of other formats are not needed.
+The runtimes for ONNX and OpenVINO do not need TensorFlow.
 """
 
 import contextlib
@@ -35,12 +35,12 @@ class Runtime(Protocol):
 
 
 class Entry(NamedTuple):
-    """A runtime and what it needs.
+    """A runtime's module and package.
 
     Attributes:
-      module: below this package; it has a function ``open_model(folder, card, threads)`` that returns a
-        :class:`Runtime` and raises whatever the runtime does for a file that it cannot use.
-      package: what has to be installed beside TensorFlow; ``""`` for nothing.
+      module: name below this package; its function ``open_model(folder, card, threads)`` returns a :class:`Runtime`
+        and raises the runtime's own exceptions for a file that it cannot use.
+      package: the package to be installed beside TensorFlow; ``""`` for none.
     """
 
     module: str
@@ -53,22 +53,22 @@ RUNTIMES = {
     "onnx": Entry("onnx", "onnxruntime"),
     "openvino": Entry("openvino", "openvino"),
 }
-"""Format of an export -> what runs it."""
+"""Format of an export -> its runtime."""
 
 
 def open_runtime(path: Union[str, os.PathLike], threads: Optional[int] = None) -> tuple[ModelCard, Runtime]:
-    """Opens a training run's folder, that of an exported model, or a network that comes with the package.
+    """Opens a training run, an exported model, or a network that comes with the package.
 
     Args:
-      path: the folder, or the network's name.
-      threads: how many the runtime computes with; as many as there are cores if None.
+      path: the folder of the run or export, or the network's name.
+      threads: number of threads of the runtime; the number of usable cores if None.
 
     Returns:
-      The model's card and what runs it.
+      The model's card and its runtime.
 
     Raises:
-      UserError: the folder holds neither; a file is missing, damaged, changed or of another version; the format is
-        unknown, or the package that runs it is not installed.
+      UserError: the folder holds neither run nor export; a file is missing, damaged, changed or of another version;
+        the format is unknown, or the package that runs it is not installed.
     """
     folder = resolve(path)
     if not (folder / CARD).exists():
@@ -97,16 +97,16 @@ def open_runtime(path: Union[str, os.PathLike], threads: Optional[int] = None) -
 
 
 def require(package: str, what: str) -> None:
-    """Raises UserError, with the line that installs it, if ``package`` is named and missing; ``what`` needs it."""
+    """Raises UserError, with the line that installs it, if ``package``, which ``what`` needs, is missing."""
     if package and importlib.util.find_spec(package) is None:
         raise UserError(f"{what} needs {package}, which is not installed: pip install 'han-tf[export]'")
 
 
 def model_file(folder: Path, card: ModelCard, suffix: str) -> str:
-    """Returns the path of the one file of a model with this suffix.
+    """Returns the path of a model's only file with this suffix.
 
     Raises:
-      UserError: the card names none, or several.
+      UserError: the card names no such file, or several.
     """
     names = [name for name in card.files if name.endswith(suffix)]
     if len(names) != 1:
@@ -120,7 +120,7 @@ def cores(threads: Optional[int]) -> int:
 
 
 def limit_tensorflow(threads: Optional[int]) -> None:
-    """Has TensorFlow compute with so many threads, if any are said. It takes the number before it first computes."""
+    """Limits TensorFlow's threads, unless ``threads`` is None; has no effect after TensorFlow's first computation."""
     if threads is not None:
         import tensorflow as tf
 

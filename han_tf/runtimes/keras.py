@@ -19,7 +19,7 @@ from han_tf.runtimes import KERAS, limit_tensorflow
 from han_tf.weights import accuracy, is_stored
 
 VALUE = ".ATTRIBUTES/VARIABLE_VALUE"
-"""How TensorFlow's checkpoints call what a variable holds."""
+"""What TensorFlow's checkpoints append to the name of a variable."""
 
 SCHEDULE = ("epochs", "batch_size", "loss", "lr", "seed")
 
@@ -32,7 +32,7 @@ class KerasRun:
     """
 
     def __init__(self, model: ReIDNetwork):
-        # Traced here, not by whichever of several threads comes first.
+        # Traced here, so that no two threads trace it.
         self._embed = inference_function(model).get_concrete_function()
 
     def embed(self, images: np.ndarray) -> np.ndarray:
@@ -75,9 +75,9 @@ def card_of(run: LoadedRun) -> ModelCard:
 
 
 def network_checksum(model: ReIDNetwork, settings: Mapping[str, Any]) -> str:
-    """Returns the hex SHA-256 of what decides on the features: the weights, and the settings that shape the network.
+    """Returns the hex SHA-256 of the weights without classifiers and of the settings that shape the network.
 
-    The classifiers are left out. Features of networks with the same checksum can be compared.
+    Features of networks with the same checksum can be compared.
 
     Args:
       model: the network, as it was trained.
@@ -96,12 +96,13 @@ def network_checksum(model: ReIDNetwork, settings: Mapping[str, Any]) -> str:
 
 
 def _epochs_done(run: LoadedRun) -> Optional[int]:
-    """Returns after how many whole epochs the network was saved; None if the run's checkpoints do not tell.
+    """Returns after how many whole epochs the network was saved; None if the checkpoints do not tell.
 
-    A checkpoint is called after the steps until then; how many make an epoch the last one tells, by what it counts.
+    A checkpoint's name ends with its number of steps. The last checkpoint also counts epochs and batches, which gives
+    the number of steps per epoch.
     """
     if is_stored(run.run_dir):
-        return run.config["epochs"]  # only runs that have ended are stored
+        return run.config["epochs"]  # only finished runs are stored
     try:
         last = tf.train.latest_checkpoint(str(run.run_dir / CHECKPOINTS["last"]))
         reader = tf.train.load_checkpoint(last)

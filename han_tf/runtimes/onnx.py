@@ -10,7 +10,7 @@ from han_tf.runs.card import ModelCard
 from han_tf.runtimes import cores, in_batches, model_file
 
 BATCH = 16
-"""Images per call: enough for the products, few enough for the maps to stay in the cache."""
+"""Images per call: enough for fast matrix products, few enough for the maps to stay in the cache."""
 
 
 class ONNXModel:
@@ -18,7 +18,7 @@ class ONNXModel:
 
     Args:
       path: of the model.
-      threads: how many it computes with.
+      threads: number of threads that compute.
     """
 
     def __init__(self, path: str, threads: int):

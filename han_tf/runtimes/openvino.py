@@ -15,28 +15,28 @@ from han_tf.runtimes import cores, model_file
 from han_tf.runtimes.quiet_openvino import openvino
 
 BATCHES = (1, 4, 16)
-"""Sizes that the model is compiled for. 16 are enough for the products, and few enough for the maps to stay in the
-cache; the smaller ones are for those who have few images and wait."""
+"""Batch sizes that the model is compiled for. 16 is large enough for fast matrix products and small enough for the
+maps to stay in the cache; the smaller sizes give a short latency for few images."""
 
 HINTS = {"float32": "f32", "float16": "f32", "bfloat16": "bf16", "int8": "bf16"}
-"""Precision of a model -> in what OpenVINO computes what is not quantised; float16 is how the weights are kept."""
+"""Precision of a model -> OpenVINO's type for what is not quantised. With float16, only the weights are stored so."""
 
 
 def has_bfloat16() -> bool:
-    """Says whether OpenVINO can compute in bfloat16 on this processor."""
+    """Returns whether OpenVINO can compute in bfloat16 on this processor."""
     return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 class OpenVINOModel:
-    """An OpenVINO model, compiled for fixed batches, which is faster than one for any.
+    """An OpenVINO model, compiled for fixed batch sizes, which is faster than for a variable one.
 
-    On a single image all threads work; of larger batches each thread runs one of its own. What is not of a compiled
-    size is filled up. The largest size is compiled at once, the others when they are first needed.
+    All threads work on a single image together; of larger batches, each thread runs one of its own. A batch of another
+    size is padded. The largest size is compiled at once, the others when they are first needed.
 
     Args:
       path: of the model's XML file.
       precision: see :data:`HINTS`.
-      threads: how many compute.
+      threads: number of threads that compute.
     """
 
     def __init__(self, path: str, precision: str, threads: int):
@@ -51,7 +51,7 @@ class OpenVINOModel:
         self._threads = threads
         self._requests: dict[int, queue.SimpleQueue] = {}
         self._lock = threading.Lock()
-        # What is wrong with the model shows now, not at the first image.
+        # Errors of the model show now, not at the first image.
         self._compiled(BATCHES[-1])
 
     def embed(self, images: np.ndarray) -> np.ndarray:
@@ -75,7 +75,7 @@ class OpenVINOModel:
                 count = len(batch)
                 if count < size:
                     batch = np.concatenate([batch, np.zeros((size - count, *batch.shape[1:]), np.uint8)])
-                # With others waiting for requests, one's own have to be given back first.
+                # Other callers may wait for requests, so this one gives back its own before it waits.
                 while True:
                     try:
                         request = free.get(block=not running)
@@ -92,7 +92,7 @@ class OpenVINOModel:
             while running:
                 finish()
         finally:
-            # After a failure the others still read their batches.
+            # After a failure the other requests still read their batches.
             while running:
                 with contextlib.suppress(Exception):
                     finish()

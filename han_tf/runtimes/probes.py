@@ -1,6 +1,6 @@
-"""Drawn images and a network's features of them, by which an export proves itself wherever it is opened.
+"""Probe images with a network's features, by which an export is checked wherever it is opened.
 
-The same file gives other features where a processor lacks an instruction or a runtime has another kernel.
+A file may give other features on a processor that lacks an instruction or in a runtime with another kernel.
 """
 
 import base64
@@ -21,18 +21,18 @@ from han_tf.runtimes import Runtime
 PROBES = 4
 
 _BATCH = 16
-"""Images per call: OpenVINO's models are compiled for so many when they are opened, and for fewer only on demand."""
+"""Images per call: the batch size that OpenVINO models are compiled for when they are opened."""
 
 SLACK = 2
-"""How many times as far from 1 as where it was exported a cosine may be."""
+"""Factor on the distance of the cosine from 1, measured at the export, that is allowed elsewhere."""
 
 LEAST_DISTANCE = {"float32": 1e-5, "float16": 1e-4, "bfloat16": 1e-3, "int8": 1e-2}
-"""Precision -> how far from 1 the cosine may be in any case; a tenth of what an export's check allows."""
+"""Precision -> distance of the cosine from 1 that is always allowed; a tenth of what an export's check allows."""
 
 
 def draw(size: Sequence[int]) -> np.ndarray:
     """Returns drawn pedestrians, always the same, ``[PROBES, *size, 3]`` uint8."""
-    from han_tf.data.synthetic import SyntheticPedestrians  # whoever opens a model needs no drawing
+    from han_tf.data.synthetic import SyntheticPedestrians  # not needed to open a model
 
     people = SyntheticPedestrians(train_identities=PROBES, test_identities=2, distractors=0, junk=0)
     first = {frame.pid: frame for frame in reversed(people.frames()) if frame.subset == "train"}
@@ -63,7 +63,7 @@ def entry(images: np.ndarray, expected: np.ndarray, found: np.ndarray, precision
 
 
 def prove(folder: Path, card: ModelCard, runtime: Runtime) -> None:
-    """Compares the features that a model gives here for its probe images with those that its card holds.
+    """Compares a model's features of its probe images on this machine with those in its card.
 
     Raises:
       UserError: they differ by more than the card allows, or the card's entry is damaged.
@@ -73,11 +73,11 @@ def prove(folder: Path, card: ModelCard, runtime: Runtime) -> None:
         expected = np.frombuffer(base64.b64decode(card.probes["features"], validate=True), "<f4")
         expected = expected.reshape(len(images), card.feature_dim)
         least, there = float(card.probes["least_cosine"]), str(card.probes["processor"])
-    except Exception as error:  # Pillow raises what its decoders happen to
+    except Exception as error:  # Pillow raises any error of its decoders
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{folder / CARD}: probes are damaged ({reason}); export the run anew") from error
     cosine = least_cosine(expected, embed(runtime, images))
-    if not cosine >= least:  # which NaN is not
+    if not cosine >= least:  # also if it is NaN
         raise UserError(
             f"{folder}: on this processor, {processor()}, this {card.format} model in {card.precision} gives wrong "
             f"features: their cosine to those of its card's probe images is {cosine:.6f}, expected at least "
@@ -108,6 +108,6 @@ def _encoded(pixels: np.ndarray) -> str:
 
 def _decoded(text: str, size: Sequence[int]) -> np.ndarray:
     with Image.open(io.BytesIO(base64.b64decode(text, validate=True)), formats=["PNG"]) as image:
-        if (image.size, image.mode) != (tuple(size)[::-1], "RGB"):  # judged by the header, before it is decoded
+        if (image.size, image.mode) != (tuple(size)[::-1], "RGB"):  # from the header, before decoding
             raise ValueError(f"an image is {image.mode} {image.width}x{image.height}")
         return np.asarray(image)

@@ -1,6 +1,6 @@
-"""OpenVINO without its usage reports, which it and NNCF send on every import unless the user has declined.
+"""OpenVINO without usage reports, unless the user has run ``opt_in_out --opt_in`` of openvino-telemetry.
 
-Here a user is asked first: who has run ``opt_in_out --opt_in`` of the package openvino-telemetry reports, nobody else.
+By default OpenVINO and NNCF send a report on every import unless the user has declined.
 """
 
 import sys
@@ -11,12 +11,12 @@ def _reports_wanted() -> bool:
         from openvino_telemetry.utils.opt_in_checker import ConsentCheckResult, OptInChecker
 
         return OptInChecker().check(enable_opt_in_dialog=False) == ConsentCheckResult.ACCEPTED
-    except Exception:  # not installed, of another version, or there is no home folder to look in
+    except Exception:  # not installed, of another version, or no home folder
         return False
 
 
 if not _reports_wanted():
-    # Both have a substitute that sends nothing for where the package is missing.
+    # Without this package, both use a substitute that sends nothing.
     sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
 
 import openvino  # noqa: E402

@@ -14,7 +14,7 @@ class SavedModel:
     """The default signature of a SavedModel.
 
     Args:
-      folder: where it lies.
+      folder: of the SavedModel.
     """
 
     def __init__(self, folder: Path):

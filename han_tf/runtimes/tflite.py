@@ -12,13 +12,13 @@ from han_tf.runs.card import ModelCard
 from han_tf.runtimes import cores, in_batches, model_file
 
 BATCH = 8
-"""Images per call of an interpreter: enough for its products, few enough for its maps to stay in the cache."""
+"""Images per call of an interpreter: enough for fast products, few enough for the maps to stay in the cache."""
 
 
 class TFLiteModel:
     """A TFLite model.
 
-    An interpreter computes in one thread, and each thread has its own: that is faster than one with many threads.
+    Each thread has an interpreter of its own, which is faster than one interpreter with many threads.
 
     Args:
       path: of the model.

@@ -1,4 +1,4 @@
-"""Whether attention lives: what soft spatial attention and the regions of a network do over images."""
+"""Statistics of a network's attention over the images of an epoch, and complaints where it is dead."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Optional
@@ -9,29 +9,29 @@ import tensorflow as tf
 from han_tf.models.network import LevelAttention
 
 SATURATED = 0.95
-"""|θ| from which tanh passes next to no gradient back."""
+"""|θ| from which tanh passes back almost no gradient."""
 
 STILL = 0.5
-"""Deviation over images, in pixels of the level's map, below which a level's regions are as good as fixed."""
+"""Standard deviation over images, in pixels of the level's map, below which a level's regions count as fixed."""
 
 DEAD_SHARE = 0.5
-"""Share of images with a constant S from which a level's spatial attention is dead."""
+"""Share of images with a constant S from which a level's spatial attention counts as dead."""
 
 FLAT = 1e-3
-"""Deviation of S over positions, as a share of its mean, below which it is dead, too; and range of a constant S."""
+"""As a share of S's mean: the largest range of a constant S, and the largest deviation over positions of a dead S."""
 
 SOFT_IMAGES = 4
-"""Of every so many images one is looked at for the soft map, which has a value for each channel."""
+"""The soft map, which has a value for each channel, is measured on one of so many images."""
 
 
 class LevelStatistics(NamedTuple):
-    """What one level of a network did on a batch, as sums over images.
+    """Sums over the images of a batch, for one level of a network.
 
     Attributes:
-      theta, theta_squares: ``[T, 2]``, of (t_x, t_y) and of their squares; None at a level without regions.
-      spatial: ``[3]``, of S's mean over positions, of its deviation over positions, and of whether it is constant
-        (0 or 1); None without soft spatial attention.
-      soft: scalar, of the soft map's deviation over positions, averaged over channels, of the first of every
+      theta, theta_squares: ``[T, 2]``, (t_x, t_y) and their squares; None at a level without regions.
+      spatial: ``[3]``, S's mean over positions, its deviation over positions, and whether it is constant (0 or 1);
+        None without soft spatial attention.
+      soft: scalar, the soft map's deviation over positions, averaged over channels, of the first of every
         :data:`SOFT_IMAGES` images; None without soft attention.
     """
 
@@ -59,11 +59,11 @@ def level_statistics(level: LevelAttention) -> LevelStatistics:
 
 
 class AttentionStatistics:
-    """What attention does over the images of an epoch.
+    """Statistics of attention over the images of an epoch.
 
     Args:
       map_sizes: height and width of each level's map, first level first.
-      learned: whether hard attention places the regions; fixed ones give no reason to complain.
+      learned: whether hard attention places the regions; fixed regions cause no complaint.
 
     Attributes:
       count: images seen.
@@ -77,9 +77,10 @@ class AttentionStatistics:
         self._sums: list[LevelStatistics] = []
 
     def update(self, levels: Sequence[LevelStatistics], images: int, replicas: int = 1) -> None:
-        """Takes in a batch of ``images`` images: what :func:`level_statistics` gave for each level.
+        """Adds a batch of ``images`` images.
 
-        Of a batch that ``replicas`` devices shared evenly, the sums of what it gave for each part.
+        ``levels`` is what :func:`level_statistics` gave for each level, summed over the ``replicas`` devices that
+        shared the batch evenly.
         """
         levels = [
             LevelStatistics(*(None if value is None else np.asarray(value, np.float64) for value in level))
@@ -108,12 +109,12 @@ class AttentionStatistics:
         return found
 
     def pixels(self, number: int) -> np.ndarray:
-        """What 1 of (t_x, t_y) is in pixels of the map of level ``number``: half its width and height, ``[2]``."""
+        """Returns how many pixels of level ``number``'s map 1 in (t_x, t_y) is: half its width and height, ``[2]``."""
         height, width = self.map_sizes[number - 1]
         return np.array([width / 2, height / 2])
 
     def levels(self) -> list[dict[str, float]]:
-        """Returns a dictionary for each level, of what it has:
+        """Returns a dictionary for each level, with the entries that the level has:
 
         ``spatial_mean`` and ``spatial_deviation`` (of S, over positions), ``spatial_constant`` (share of images in
         which S is constant), ``soft_deviation`` (of the soft map, over positions); means over images.
@@ -156,7 +157,7 @@ class AttentionStatistics:
         return sentences
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns all as JSON holds it.
+        """Returns all statistics, ready for JSON.
 
         ``mean`` and ``deviation`` of θ over images, ``[levels with regions, T, 2]``; ``mean_pixels``, from the map's
         centre, and ``deviation_pixels``, in pixels of each level's map; ``levels``, see :meth:`levels`; ``complaints``.
@@ -177,7 +178,7 @@ class AttentionStatistics:
         }
 
     def scalars(self) -> Mapping[str, float]:
-        """Returns what TensorBoard draws: ``attention1/spatial_deviation``, ``regions1/tx_1_mean_pixels``, …"""
+        """Returns the numbers for TensorBoard: ``attention1/spatial_deviation``, ``regions1/tx_1_mean_pixels``, …"""
         found = {
             f"attention{number}/{name}": value
             for number, level in enumerate(self.levels(), start=1)

@@ -1,4 +1,4 @@
-"""What a training run is made of, as written into its folder."""
+"""The settings of a training run, as written into its folder."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -22,20 +22,20 @@ NEUTRAL = (
     "strategy",
     "xla",
 )
-"""Settings that may change between the parts of a resumed run: they do not change what is learned.
+"""Settings that may change when a run is resumed: they do not change what is learned.
 
-``strategy`` and ``xla`` change the order of sums, and with it the last digits, as another machine does. ``precision``
-and ``sync_batch_norm`` are no such settings: other digits, or statistics of other images, make another network.
+``strategy`` and ``xla`` change the order of sums and with it the last digits, as another machine does. ``precision``
+and ``sync_batch_norm`` are not among them: they change the arithmetic and the statistics, and so the network.
 """
 
 OF_DATA = ("num_classes", "num_images", "replicas", "fingerprints")
-"""What a run's config.json tells of its data and devices, beside the settings."""
+"""Entries of a run's config.json about its data and devices, beside the settings."""
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
-"""In what a network may compute; its weights are float32."""
+"""Types that a network may compute in; its weights are float32."""
 
 STRATEGIES = ("one_device", "mirrored", "multi_worker")
-"""Where a network may be trained, see :func:`han_tf.training.devices.create_strategy`."""
+"""Devices that a network may be trained on, see :func:`han_tf.training.devices.create_strategy`."""
 
 CROSS_ENTROPY, TRIPLET = "cross_entropy", "triplet"
 LOSSES = {
@@ -43,19 +43,19 @@ LOSSES = {
     TRIPLET: (TRIPLET,),
     f"{CROSS_ENTROPY}+{TRIPLET}": (CROSS_ENTROPY, TRIPLET),
 }
-"""Objective (Table 11) -> the losses that each branch adds up."""
+"""Objective (Table 11) -> the losses that are summed for each branch."""
 
 MINING = ("hard", "semihard")
 """How the triplet loss may choose a batch's triplets, see :class:`han_tf.training.losses.TripletLoss`."""
 
 OF_TRIPLET = ("mining", "margin", "people", "images_per_person")
-"""Settings that say something in a run with the triplet loss alone."""
+"""Settings that only the triplet loss uses."""
 
 OF_NETWORK = ("num_classes", "input_size", "name")
-"""Arguments of a network that a run decides on in other ways."""
+"""Arguments of a network that a run sets in other ways."""
 
 NAMED = ("dataset", "split", "model", "epochs", "seed")
-"""Settings that the name of a run always tells."""
+"""Settings with a fixed place in a run's name."""
 
 RECIPES: dict[str, Mapping[str, Any]] = {
     "paper": MappingProxyType({}),
@@ -70,11 +70,11 @@ RECIPES: dict[str, Mapping[str, Any]] = {
 }
 """Recipe -> the settings that it changes.
 
-``paper``: none; the text of the paper. ``strong``: what published trainings from scratch at this size used where they
-reached the paper's numbers (label smoothing, flip, random translation), and a first rate that is kept for longer:
-after it, a network knows its training images by heart and learns little more. HAN Small on Market-1501: 73.5 / 51.0
-(rank-1 / mAP) by ``paper`` in 40 epochs, 76.7 / 54.2 by ``strong`` in 35, 30 of them on smaller images
-(experiments/RESULTS.md). Its parts have not been measured one by one.
+``paper``: none. ``strong``: the augmentation and label smoothing of published trainings from scratch that reached the
+paper's numbers at this size, and later drops of the learning rate: after the first drop, a network fits its training
+images and learns little more. HAN Small on Market-1501 (rank-1 / mAP): 73.5 / 51.0 with ``paper`` in 40 epochs,
+76.7 / 54.2 with ``strong`` in 35, 30 of them on smaller images (experiments/RESULTS.md). The parts of ``strong`` have
+not been measured separately.
 """
 
 
@@ -83,24 +83,24 @@ class TrainConfig:
     """A training run; the defaults are the paper's (Sec. 4, Implementation Details).
 
     Attributes:
-      dataset: registry name of the data set; or of several, separated by commas, to train on the people of all.
-      split: its protocol variant; ``""`` for its default. Of several data sets as many, separated by commas.
-      data_dir: where its files are; ``""`` for the default folder. Of several as for ``split``.
-      recipe: a key of :data:`RECIPES`, whose settings :meth:`of_recipe` puts in the place of the defaults.
+      dataset: registry name of the data set; several, separated by commas, are joined for training.
+      split: its protocol variant; ``""`` for its default. For several data sets, one each, separated by commas.
+      data_dir: where its files are; ``""`` for the default folder. For several data sets, as for ``split``.
+      recipe: a key of :data:`RECIPES`; :meth:`of_recipe` puts its settings in the place of the defaults.
       model: registry name of the network.
       input_height, input_width: image size, in pixels.
       feature_dim: dimension of the joint feature.
-      spatial, channel, hard: whether these types of attention take part (Table 9).
+      spatial, channel, hard: whether these types of attention are in use (Table 9).
       interaction: whether the branches interact, eq. (8) (Table 10).
       model_args: other arguments of the network, by name; see its constructor.
       weights: file of ImageNet weights to start from, for networks that take one; ``""`` for random weights.
-      init_from: folder of a run whose network this one starts from, all but the classifiers; ``""`` for none. The input
-        size may be another one.
-      init_classifiers: whether the classifiers are taken over, too; for the same training images.
-      freeze_epochs: in how many of the first epochs the classifiers alone are trained.
+      init_from: folder of a run whose network, without its classifiers, this one starts from; ``""`` for none. The
+        input size may differ.
+      init_classifiers: whether the classifiers are taken over, too; only for the same training images.
+      freeze_epochs: number of first epochs in which only the classifiers are trained.
       epochs: passes over the training images.
       batch_size: images per step.
-      loss: a key of :data:`LOSSES`; it acts on each branch, and the branches' losses are added up.
+      loss: a key of :data:`LOSSES`; computed for each branch and summed over the branches.
       mining: one of :data:`MINING`.
       margin: of the triplet loss, in units of distance between features of unit norm.
       people, images_per_person: P and K of a batch with the triplet loss, where P·K is ``batch_size``, see
@@ -109,23 +109,23 @@ class TrainConfig:
       horizontal_flip, random_translation, random_erasing: augmentations in use, see :mod:`han_tf.data.augmentation`.
       lr: initial learning rate.
       lr_decay: factor of each drop.
-      lr_drops: after which parts of the epochs the learning rate drops, ascending in (0, 1).
+      lr_drops: fractions of the epochs after which the learning rate drops, ascending in (0, 1).
       momentum: of stochastic gradient descent.
       weight_decay: λ of the penalty λ/2·‖w‖² on every kernel.
       localisation_lr: factor on the learning rate of the layers that place the regions.
       precision: one of :data:`PRECISIONS`. With a mixed one, convolutions and their batch norm compute in the shorter
-        type; places of regions, features and losses in float32. With float16 the objective is scaled.
-      sync_batch_norm: whether batch norm takes the statistics of the whole batch where several devices share it, as one
-        device would, or each of its own part.
-      strategy: one of :data:`STRATEGIES`: one device, all GPUs of this machine, or all machines that the environment
-        variable TF_CONFIG tells of. They share a batch of ``batch_size``.
+        type; region positions, features and losses in float32. With float16 the objective is scaled.
+      sync_batch_norm: whether batch norm uses the statistics of the whole batch where several devices share it, or
+        those of each device's part.
+      strategy: one of :data:`STRATEGIES`: one device, all GPUs of this machine, or all machines in the environment
+        variable TF_CONFIG. They share a batch of ``batch_size``.
       xla: whether XLA compiles the training step.
       seed: of the weights, of the order of images and of their augmentation.
-      eval_every: epochs between evaluations; 0 for six of them over the run. The end is always evaluated.
-      keep_checkpoints: how many of the newest checkpoints stay.
-      panel_images: how many images TensorBoard shows the attention on.
+      eval_every: epochs between evaluations; 0 for six over the run. The last epoch is always evaluated.
+      keep_checkpoints: how many of the newest checkpoints are kept.
+      panel_images: number of images whose attention TensorBoard shows.
       cache_mb: largest decoded training set kept in memory, in MiB; a larger one goes to a file.
-      skip_bad_images: leave out image files that cannot be decoded.
+      skip_bad_images: whether image files that cannot be decoded are left out.
 
     Raises:
       UserError: there is no such recipe, loss, mining, precision or strategy, a value is out of range, or settings
@@ -178,7 +178,7 @@ class TrainConfig:
     skip_bad_images: bool = False
 
     def __post_init__(self):
-        object.__setattr__(self, "lr_drops", tuple(self.lr_drops))  # JSON has lists only
+        object.__setattr__(self, "lr_drops", tuple(self.lr_drops))  # JSON has only lists
         choices = {"recipe": RECIPES, "loss": LOSSES, "mining": MINING, "precision": PRECISIONS, "strategy": STRATEGIES}
         for name, known in choices.items():
             if getattr(self, name) not in known:
@@ -220,7 +220,7 @@ class TrainConfig:
 
     @classmethod
     def of_recipe(cls, recipe: str, **settings: Any) -> "TrainConfig":
-        """Returns the run that ``settings`` say, with those of ``recipe`` for what they do not say.
+        """Returns a run with these ``settings``; the others are those of ``recipe``, then the defaults.
 
         Raises:
           UserError: as for the constructor.
@@ -238,9 +238,9 @@ class TrainConfig:
         return self.eval_every or max(1, self.epochs // 6)
 
     def run_name(self) -> str:
-        """Returns the name of the run's folder, so that the same command finds it again and no other one does.
+        """Returns the name of the run's folder, by which the same command finds it again.
 
-        It tells what decides on the weights and is not the recipe's, of a path the last part:
+        It holds the settings that decide on the weights and differ from the recipe's; of a path, the last part:
         ``market1501-han_large-hard_False-300epochs-seed0``.
         """
         told = {name: value for name, value in self.changes().items() if name not in (*NAMED, *NEUTRAL, "model_args")}
@@ -250,22 +250,22 @@ class TrainConfig:
         return f"{data}-{self.model}{changed}-{self.epochs}epochs-seed{self.seed}"
 
     def changes(self) -> dict[str, Any]:
-        """Returns the settings that are neither the defaults nor the recipe's, as JSON holds them; and the recipe."""
+        """Returns the settings that differ from the recipe's, and the recipe unless it is the default; for JSON."""
         usual = {**DEFAULTS, **TrainConfig.of_recipe(self.recipe).to_dict(), "recipe": DEFAULTS["recipe"]}
         return {name: value for name, value in self.to_dict().items() if value != usual[name]}
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the settings as JSON holds them."""
+        """Returns the settings, ready for JSON."""
         return json.loads(json.dumps(asdict(self)))
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], where: str) -> "TrainConfig":
         """Returns the settings that :meth:`to_dict` gave.
 
-        A setting that is missing has its default: a run that knew nothing of it did what is the default now.
+        A missing setting gets its default, which is what older runs without that setting did.
 
         Raises:
-          UserError: ``values`` holds other settings; ``where`` is named.
+          UserError: ``values`` holds an unknown setting; the error names ``where``.
         """
         unknown = sorted(set(values) - {setting.name for setting in fields(cls)})
         if unknown:
@@ -284,19 +284,19 @@ class TrainConfig:
 
 
 DEFAULTS: Mapping[str, Any] = MappingProxyType(TrainConfig().to_dict())
-"""Setting -> what it is unless said otherwise."""
+"""Setting -> its default, as in JSON."""
 
 
 def flag_of(setting: str) -> str:
-    """Returns the name of the flag of ``han_tf.train`` that says a setting."""
+    """Returns the name of the flag of ``han_tf.train`` for a setting."""
     return "arch" if setting == "model" else setting
 
 
 def parse_drops(text: str) -> tuple[float, ...]:
-    """Returns the fractions that ``--lr_drops`` says: ``3/4,9/10`` or ``0.75,0.9``.
+    """Returns the fractions in a value of ``--lr_drops``: ``3/4,9/10`` or ``0.75,0.9``.
 
     Raises:
-      UserError: it says something else.
+      UserError: the value is not a list of fractions.
     """
     try:
         return tuple(float(Fraction(part.strip())) for part in text.split(",") if part.strip())
@@ -305,12 +305,12 @@ def parse_drops(text: str) -> tuple[float, ...]:
 
 
 def parse_model_args(texts: Sequence[str]) -> dict[str, Any]:
-    """Returns the arguments that the values of ``--model_args`` say: ``regions=6``, ``widths=[96,192,288]``.
+    """Returns the arguments in the values of ``--model_args``: ``regions=6``, ``widths=[96,192,288]``.
 
-    A value is JSON; what is none is a word.
+    The part after ``=`` is read as JSON; if it is not JSON, it is a string.
 
     Raises:
-      UserError: one has no name or is said twice.
+      UserError: an argument has no name or is given twice.
     """
     arguments = {}
     for text in texts:
@@ -328,7 +328,7 @@ def parse_model_args(texts: Sequence[str]) -> dict[str, Any]:
 
 
 def _short(value: Any) -> str:
-    """Returns a value as a run's name tells it: of numbers six digits, of a list its parts, of a path its last part."""
+    """Returns a value for a run's name: six digits of a number, the parts of a list, the last part of a path."""
     if isinstance(value, (list, tuple)):
         return "+".join(map(_short, value)) or "none"
     return f"{value:.6g}" if isinstance(value, float) else Path(str(value)).name

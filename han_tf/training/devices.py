@@ -1,7 +1,7 @@
-"""What a network is trained on: one device, all of this machine, or those of several; in which precision.
+"""Devices and precision of training: one device, all GPUs of a machine, or several machines.
 
-Every device (a replica, in TensorFlow's words) has the same weights and takes its part of each batch. What it adds to
-the gradients is divided by the number of replicas, so that their sum is the gradient of the mean over the batch.
+Every device (a replica in TensorFlow) has the same weights and takes its part of each batch. Its gradients are divided
+by the number of replicas, so that their sum is the gradient of the mean over the batch.
 """
 
 import functools
@@ -20,19 +20,19 @@ from han_tf.common.errors import UserError
 from han_tf.layers.norm import synchronised_batch_norm
 
 CLUSTER = "TF_CONFIG"
-"""Environment variable that tells a worker of the others and of itself, see TensorFlow's documentation."""
+"""Environment variable that describes all workers and this one, see TensorFlow's documentation."""
 
 LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.DeadlineExceededError)
-"""What TensorFlow raises in a worker when another one has died or is not ready yet."""
+"""Exceptions that TensorFlow raises in a worker if another one has died or is not ready yet."""
 
 PAUSE = 5
-"""Seconds until a worker that has lost another one starts again."""
+"""Seconds that a worker waits before it restarts after the loss of another one."""
 
 _EXAMPLE = '{"cluster": {"worker": ["HOST:PORT", "HOST:PORT"]}, "task": {"type": "worker", "index": 0}}'
 
 
 def create_strategy(name: str) -> tf.distribute.Strategy:
-    """Returns the strategy of a name, and lets GPUs take their memory as they need it.
+    """Returns the strategy of a name, and lets GPU memory grow as needed.
 
     Call it before anything else is computed. ``multi_worker`` waits for all workers.
 
@@ -40,13 +40,13 @@ def create_strategy(name: str) -> tf.distribute.Strategy:
       name: one of :data:`han_tf.training.config.STRATEGIES`.
 
     Raises:
-      UserError: :data:`CLUSTER` does not tell what a worker has to know, or the worker cannot listen at its address.
+      UserError: :data:`CLUSTER` is missing or malformed, or the worker cannot listen at its address.
     """
     try:
         for gpu in tf.config.list_physical_devices("GPU"):
             tf.config.experimental.set_memory_growth(gpu, True)
     except RuntimeError:
-        pass  # who has used the devices before has decided on their memory
+        pass  # the GPUs are in use already, and their setting is fixed
     if name == "mirrored":
         return _mirrored()
     if name == "multi_worker":
@@ -61,7 +61,7 @@ def create_strategy(name: str) -> tf.distribute.Strategy:
 
 @functools.cache
 def _mirrored() -> tf.distribute.Strategy:
-    """Returns the one of this process: two would take the same keys for different sums."""
+    """Returns the only mirrored strategy of this process: two would use the same keys for different sums."""
     found = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
     return tf.distribute.MirroredStrategy([device.name for device in found])
 
@@ -79,7 +79,7 @@ def _check_cluster() -> None:
 
 
 def is_chief(strategy: tf.distribute.Strategy) -> bool:
-    """Returns whether this process is the one of all workers that evaluates and writes files."""
+    """Returns whether this process is the worker that evaluates and writes files."""
     cluster = strategy.cluster_resolver
     if cluster is None:
         return True
@@ -89,13 +89,13 @@ def is_chief(strategy: tf.distribute.Strategy) -> bool:
 
 @contextmanager
 def restarted_when_a_worker_is_lost(strategy: str) -> Iterator[None]:
-    """Starts this process anew, with the same command, if another worker is lost while the block runs.
+    """Restarts this process with the same command if another worker is lost while the block runs.
 
-    TensorFlow cannot go on with those that are left. They wait in :func:`create_strategy` until the lost one has been
-    started again; then all go on from the newest checkpoint.
+    TensorFlow cannot go on with the remaining workers. They wait in :func:`create_strategy` until the lost one has been
+    started again; then all continue from the newest checkpoint.
 
     Args:
-      strategy: one of :data:`han_tf.training.config.STRATEGIES`; nothing is done for others than ``multi_worker``.
+      strategy: one of :data:`han_tf.training.config.STRATEGIES`; only ``multi_worker`` restarts.
     """
     try:
         yield
@@ -103,12 +103,12 @@ def restarted_when_a_worker_is_lost(strategy: str) -> Iterator[None]:
         if strategy != "multi_worker":
             raise
         print("\nanother worker is lost; waiting for it, to go on from the newest checkpoint", flush=True)
-        time.sleep(PAUSE)  # its address is free again then, and one that starts at the same time has failed, too
+        time.sleep(PAUSE)  # until its address is free, and until a worker that is just starting has failed, too
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def mean_over_workers(strategy: tf.distribute.Strategy, value: float) -> float:
-    """Returns the mean of what the workers give; each waits for all others."""
+    """Returns the mean of ``value`` over all workers; each waits for all others."""
     if strategy.cluster_resolver is None:
         return value
     values = strategy.experimental_distribute_values_from_function(lambda _: tf.constant(value, tf.float64))
@@ -117,7 +117,7 @@ def mean_over_workers(strategy: tf.distribute.Strategy, value: float) -> float:
 
 @contextmanager
 def chief_first(strategy: tf.distribute.Strategy) -> Iterator[None]:
-    """Lets the other workers wait until the chief has run the block."""
+    """Makes the other workers wait until the chief has run the block."""
     if not is_chief(strategy):
         mean_over_workers(strategy, 0)
     yield
@@ -126,25 +126,25 @@ def chief_first(strategy: tf.distribute.Strategy) -> Iterator[None]:
 
 
 def check_agreement(strategy: tf.distribute.Strategy, state: Any, what: str) -> None:
-    """Raises UserError unless all workers have the same ``state``, anything that JSON holds; ``what`` it is."""
+    """Raises UserError, which names ``what`` differs, unless all workers have the same ``state``, a JSON value."""
     digits = float(crc32(json.dumps(state, sort_keys=True).encode()))
     if mean_over_workers(strategy, digits) != digits:
         raise UserError(f"the workers differ in {what}, expected the same")
 
 
 def check_precision(precision: str) -> None:
-    """Raises UserError for float16 without a GPU: processors are slow in it, and on some TensorFlow crashes."""
+    """Raises UserError for float16 without a GPU: CPUs are slow in it, and TensorFlow crashes on some."""
     if precision == "mixed_float16" and not tf.config.list_physical_devices("GPU"):
         raise UserError(f"--precision {precision}, but no GPU is here; expected float32 or mixed_bfloat16")
 
 
 @contextmanager
 def computing(precision: str, synchronised: bool) -> Iterator[None]:
-    """Makes the networks that are made in the block compute in ``precision``; their weights are float32 all the same.
+    """Makes networks that are created in the block compute in ``precision``; their weights stay float32.
 
     Args:
       precision: one of :data:`han_tf.training.config.PRECISIONS`.
-      synchronised: whether batch norm takes the statistics of all replicas' images.
+      synchronised: whether batch norm uses the statistics of all replicas' images.
     """
     before = tf.keras.mixed_precision.global_policy()
     tf.keras.mixed_precision.set_global_policy(precision)
@@ -156,7 +156,7 @@ def computing(precision: str, synchronised: bool) -> Iterator[None]:
 
 
 def own_part(batch: tf.Tensor) -> tf.Tensor:
-    """Returns the part of a batch that this replica takes: equally many images as any other, in their order."""
+    """Returns this replica's part of a batch; the parts are equal in size and in the order of the replicas."""
     replica = tf.distribute.get_replica_context()
     if replica.num_replicas_in_sync == 1:
         return batch
@@ -165,6 +165,6 @@ def own_part(batch: tf.Tensor) -> tf.Tensor:
 
 
 def whole(part: tf.Tensor) -> tf.Tensor:
-    """Returns the parts of all replicas as one batch, the reverse of :func:`own_part`; gradients go back to all."""
+    """Returns the parts of all replicas as one batch, the reverse of :func:`own_part`; gradients reach all replicas."""
     replica = tf.distribute.get_replica_context()
     return part if replica.num_replicas_in_sync == 1 else replica.all_gather(part, axis=0)

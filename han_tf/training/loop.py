@@ -1,4 +1,4 @@
-"""The training loop: epochs, the steps of an epoch, and what happens at its end."""
+"""The training loop: epochs, the steps of an epoch, and the work at its end."""
 
 import signal
 from collections.abc import Callable, Mapping
@@ -26,7 +26,7 @@ from han_tf.training.step import Step
 
 
 def make_deterministic(seed: int) -> None:
-    """Makes everything that follows the same on every run of this seed on one machine."""
+    """Makes all later computation reproducible for this seed on one machine."""
     tf.keras.utils.set_random_seed(seed)
     tf.config.experimental.enable_op_determinism()
 
@@ -35,29 +35,29 @@ class Trainer:
     """Trains a network, from the start or from where an earlier process stopped.
 
     Args:
-      config: the run.
-      run_dir: its folder; holds nothing, or a run of the same settings.
+      config: the run's settings.
+      run_dir: its folder; empty, or with a run of the same settings.
       data: the decoded training images.
-      evaluate: called as ``evaluate(model)`` when it is time; returns a report, as JSON holds it.
-      scalars: called as ``scalars(report)``; returns the numbers to draw, among them ``mAP``, by which the best
-        network is chosen. Goes with ``evaluate``.
+      evaluate: called as ``evaluate(model)`` when an evaluation is due; returns a report, ready for JSON.
+      scalars: called as ``scalars(report)``; returns the numbers for TensorBoard, among them ``mAP``, which decides
+        on the best network. Required with ``evaluate``.
       panel: called as ``panel(model)``; returns pictures by name, ``[n, height, width, 3]`` uint8.
       fingerprints: of the images to ``train`` and to ``test`` on, see
-        :meth:`han_tf.data.records.ReIDDataset.fingerprint`. A run of other training images does not go on; where the
-        test images are others, its earlier evaluations are dropped.
-      strategy: from :func:`han_tf.training.devices.create_strategy`; made here if None. Several workers train one run:
-        all have the same data and see the same ``run_dir``, to which the chief alone writes.
+        :meth:`han_tf.data.records.ReIDDataset.fingerprint`. A run with other training images is refused; if the test
+        images differ, its earlier evaluations are dropped.
+      strategy: from :func:`han_tf.training.devices.create_strategy`; created here if None. Several workers train one
+        run: all have the same data and the same ``run_dir``, and only the chief writes to it.
 
     Attributes:
       model: the network as it is evaluated and saved: on one device, in float32.
-      trained: the network that steps are taken on, see :class:`~han_tf.training.step.Step`. At the end of an epoch,
-        ``model`` gets its weights.
-      train_step: takes one step: :meth:`han_tf.training.step.Step.take`.
-      history: a row for each epoch that is done, as in history.json.
+      trained: the network that is trained, see :class:`~han_tf.training.step.Step`. ``model`` gets its weights at the
+        end of an epoch.
+      train_step: :meth:`han_tf.training.step.Step.take`.
+      history: one row for each finished epoch, as in history.json.
 
     Raises:
       UserError: the folder holds another run or one of other training images, or its checkpoint cannot be read; there
-        are fewer people than a batch is to hold; the batch cannot be divided evenly among the devices.
+        are fewer people than a batch needs; the batch cannot be divided evenly among the devices.
     """
 
     def __init__(
@@ -141,8 +141,8 @@ class Trainer:
         """Trains to the end.
 
         Raises:
-          Stopped: SIGINT or SIGTERM came while an epoch ran; all is saved, and the same call goes on. An evaluation,
-            before which all has been saved, they end as they end anything else.
+          Stopped: SIGINT, SIGTERM or SIGHUP came during an epoch; all is saved, and the same call goes on. During an
+            evaluation, before which all has been saved, these signals have their usual effect.
           UserError: the loss is no longer finite, or a checkpoint cannot be written.
         """
         total = self.config.epochs * self.steps_per_epoch
@@ -158,7 +158,7 @@ class Trainer:
                 self._evaluate_if_due()
 
     def _run_epoch(self, stop: list[int], progress: Progress) -> None:
-        """Takes the steps that are left of an epoch; a signal in ``stop`` ends them early, with all saved."""
+        """Takes the remaining steps of an epoch; after a signal in ``stop`` it saves all and returns early."""
         config, epoch = self.config, int(self.epoch)
         rate = learning_rate(epoch, config.epochs, config.lr, config.lr_decay, config.lr_drops)
         self.optimizer.learning_rate.assign(rate)
@@ -206,14 +206,14 @@ class Trainer:
             row["attention"] = attention.to_dict()
             draw_scalars(attention.scalars(), self.global_step)
             for complaint in attention.complaints():
-                # What does not move yet may still be pushed; what matters of that is said at the end.
+                # Regions and maps that do not move yet may still start to; the end of the training reports those.
                 if "saturated" in complaint:
                     tqdm.write(f"warning: attention after epoch {epoch}: {complaint}")
         self.history.append(row)
         self.folder.save(self.global_step)
 
     def _evaluate_if_due(self) -> None:
-        """Evaluates after an epoch whose turn it is, unless that was done before an interruption."""
+        """Evaluates if it is due after this epoch and was not done before an interruption."""
         epoch, every = int(self.epoch), self.config.evaluation_interval
         due = self.finished or epoch % every == 0
         if self.evaluate is None or not self.chief or not due or epoch == 0 or int(self.batch):
@@ -232,7 +232,7 @@ class Trainer:
             draw_pictures(self.panel(self.model), self.global_step)
 
     def _told_to_stop(self, stop: list[int]) -> bool:
-        """Returns whether a signal has come, to this worker or to any other one: they stop after the same step."""
+        """Returns whether any worker has received a signal, so that all stop after the same step."""
         return mean_over_workers(self.strategy, float(bool(stop))) > 0
 
     def _stop(self, number: int) -> None:
@@ -250,7 +250,7 @@ class Trainer:
             )
 
     def _sampler(self) -> ShuffledImages | PeopleAndImages:
-        """Returns what chooses the images of each batch: any, or as the triplet loss needs them."""
+        """Returns the sampler of batches: shuffled images, or people and their images for the triplet loss."""
         config = self.config
         if TRIPLET not in LOSSES[config.loss]:
             return ShuffledImages(len(self.labels), config.batch_size)
@@ -259,7 +259,7 @@ class Trainer:
         return PeopleAndImages(self.labels, config.people, config.images_per_person)
 
     def _check_devices(self, fingerprints: Mapping[str, str]) -> None:
-        """Raises UserError if the devices cannot share this run's work, or the workers are to do different things."""
+        """Raises UserError if the devices cannot share this run's work, or the workers' settings or data differ."""
         config, replicas = self.config, self.strategy.num_replicas_in_sync
         batch_size = getattr(self.sampler, "batch_size", config.batch_size)
         if batch_size % replicas:

@@ -1,4 +1,4 @@
-"""What a network minimises: Sec. 3.1, and the alternatives of Table 11."""
+"""Training losses: Sec. 3.1, and the alternatives of Table 11."""
 
 from collections.abc import Sequence
 
@@ -37,7 +37,7 @@ class TripletLoss:
       mining: which triplets of a batch count. ``hard``: each image with its farthest positive and its nearest
         negative (Hermans et al. 2017). ``semihard``: each ordered pair of a person's images with the nearest
         negative that is farther away than the positive, or the farthest negative if none is (Schroff et al. 2015).
-        An image without a positive or without a negative is the anchor of none.
+        An image without a positive or without a negative is no anchor.
 
     Raises:
       ValueError: the mining is unknown.
@@ -89,7 +89,7 @@ def decayed_kernels(model: tf.Module) -> list[tf.Variable]:
 
 def _distances(features: tf.Tensor) -> tf.Tensor:
     """Returns the Euclidean distances of all pairs, ``[batch, batch]``."""
-    # Of the differences: |a|² - 2ab + |b|² loses the digits of small distances, which the hardest triplets have.
+    # From the differences: |a|² - 2ab + |b|² loses the digits of small distances, which the hardest triplets have.
     squares = tf.reduce_sum(tf.square(features[:, None] - features[None]), -1)
     apart = squares > 0
     return tf.where(apart, tf.sqrt(tf.where(apart, squares, 1)), 0)

@@ -1,4 +1,4 @@
-"""What is seen of a training while it runs: a bar, and TensorBoard's curves and pictures."""
+"""Progress of a training run: a bar, and TensorBoard's curves and pictures."""
 
 import time
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ TENSORBOARD = "tensorboard"
 
 
 class Progress:
-    """The bar over all steps of a run, and the writer of its TensorBoard files.
+    """The progress bar over all steps of a run, and the writer of its TensorBoard files.
 
     Args:
       run_dir: the run's folder; None to write nothing.
@@ -42,22 +42,22 @@ class Progress:
         self._stack.close()
 
     def start_epoch(self, number: int, epochs: int) -> None:
-        """Shows which epoch, counted from 1, begins."""
+        """Shows the epoch that begins, counted from 1, and restarts its clock."""
         self.bar.set_description(f"epoch {number}/{epochs}", refresh=False)
         self.started, self.seen = time.perf_counter(), 0
 
     @property
     def seconds(self) -> float:
-        """Seconds since the epoch began, here."""
+        """Seconds since the epoch began in this process."""
         return time.perf_counter() - self.started
 
     @property
     def images_per_second(self) -> float:
-        """Speed since then."""
+        """Images per second since the epoch began in this process."""
         return self.seen / self.seconds
 
     def step(self, means: Mapping[str, tf.keras.metrics.Mean], images: int) -> None:
-        """Shows that a step on so many images is done, and the epoch's means until now."""
+        """Shows that a step on ``images`` images is done, and the epoch's means so far."""
         self.seen += images
         shown = [f"loss {means['loss'].result():.3f}"]
         accuracies = [mean.result() for name, mean in means.items() if name.endswith("_accuracy")]

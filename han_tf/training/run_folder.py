@@ -1,4 +1,4 @@
-"""A training run on disk: its settings, checkpoints and history, and how it goes on from them."""
+"""A training run on disk: its settings, checkpoints and history, from which it resumes."""
 
 import json
 from collections.abc import Mapping
@@ -19,19 +19,19 @@ from han_tf.weights import is_stored, read_about
 
 
 class RunFolder:
-    """The folder of one run; opening it brings the run's state to where an earlier process left it.
+    """The folder of one run; opening it restores the state that an earlier process left.
 
     Args:
-      config: the run.
-      path: the folder; holds nothing, or a run of the same settings.
+      config: the run's settings.
+      path: the folder; empty, or with a run of the same settings.
       state: what a checkpoint holds, by name: ``model``, ``optimizer``, the counts ``epoch`` and ``batch``, means.
       found: ``num_classes``, ``num_images`` and ``replicas`` of this process.
       fingerprints: of the images to ``train`` and to ``test`` on.
-      writes: whether this process writes files; of several workers one does.
+      writes: whether this process writes files; of several workers, only one does.
 
     Attributes:
-      history: a row for each epoch that is done.
-      checkpoints: the newest states.
+      history: one row for each finished epoch.
+      checkpoints: the newest checkpoints.
       best: the network of the best evaluation.
 
     Raises:
@@ -58,13 +58,13 @@ class RunFolder:
         self._open(found)
 
     def save(self, step: int) -> None:
-        """Writes history and state as they are after so many steps."""
+        """Writes history and state after ``step`` steps."""
         if self.writes:
             write_json(self.path / HISTORY, self.history)
             self.checkpoints.save(step)
 
     def add_evaluation(self, evaluation: Mapping[str, Any], is_best: bool, step: int) -> None:
-        """Puts an evaluation beside the last epoch's row, and keeps its network if it is the best so far."""
+        """Adds an evaluation to the last epoch's row, and saves the network if it is the best so far."""
         if is_best:
             self.best.save(step)
         self.history[-1]["evaluation"] = evaluation
@@ -89,7 +89,7 @@ class RunFolder:
                     f"{self.path} holds a run whose batch norm saw a part of a batch on each of {before} devices, "
                     f"there are {replicas} now; give another --run, or as many devices to go on with that run"
                 )
-            # An earlier version's run tells none.
+            # Older runs have none.
             fingerprints = saved.get("fingerprints", fingerprints)
         same = {name: fingerprints.get(name, digits) == digits for name, digits in self.fingerprints.items()}
         if not same.get("train", True):
@@ -104,7 +104,7 @@ class RunFolder:
             except (OSError, ValueError):
                 tqdm.write(f"warning: {self.path / HISTORY} is missing or damaged; earlier epochs are not in it")
                 history = []
-            # What the file lacks has been trained all the same.
+            # Epochs that the file lacks have been trained all the same.
             lost = [{"epoch": epoch} for epoch in range(len(history) + 1, int(self.state["epoch"]) + 1)]
             self.history = history[: int(self.state["epoch"])] + lost
             if not same.get("test", True):
@@ -120,13 +120,13 @@ class RunFolder:
                 made_with["init_from"] = self._start_from(Path(self.config.init_from))
             if self.writes:
                 write_json(self.path / ENVIRONMENT, made_with)
-        # Last, so that a kill before here leaves the fingerprints that the history fits.
+        # Last: after a kill before this line, the stored fingerprints still belong to the stored history.
         told = {**self.config.to_dict(), **found, "fingerprints": self.fingerprints}
         if self.writes:
             write_json(self.path / CONFIG, told)
 
     def _start_from(self, source: Path) -> dict[str, Any]:
-        """Takes over the weights of another run; returns what is to be told of it."""
+        """Takes over the weights of another run; returns its entry for environment.json."""
         run = load_run(source)
         same = self.fingerprints.get("train") == (run.config.get("fingerprints") or {}).get("train")
         if self.config.init_classifiers and not (same and self.fingerprints):
@@ -142,7 +142,7 @@ class RunFolder:
 
 
 def _of_source(run: LoadedRun) -> dict[str, Any]:
-    """Returns what environment.json tells of the run that another one starts from, and of the one before it."""
+    """Returns the entry of environment.json on the run that another one starts from, and on that run's own source."""
     told = {
         name: run.config[name] for name in ("dataset", "recipe", "input_height", "input_width") if name in run.config
     }
@@ -153,7 +153,7 @@ def _of_source(run: LoadedRun) -> dict[str, Any]:
         history = json.loads((run.run_dir / HISTORY).read_text(encoding="utf-8"))
         before = json.loads((run.run_dir / ENVIRONMENT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return told  # They are for people; the network is all there.
+        return told  # these files are for information only; the network is complete
     told.update(epochs=len(history), commit=before.get("commit"))
     return {**told, **({"init_from": before["init_from"]} if "init_from" in before else {})}
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 PAPER_DROPS = (100 / 300, 200 / 300, 250 / 300)
-"""After which part of the epochs the learning rate drops."""
+"""Fractions of the epochs after which the learning rate drops."""
 
 
 def drop_epochs(epochs: int, drops: Sequence[float] = PAPER_DROPS) -> tuple[int, ...]:
@@ -13,7 +13,7 @@ def drop_epochs(epochs: int, drops: Sequence[float] = PAPER_DROPS) -> tuple[int,
 
     Args:
       epochs: number of epochs of the run.
-      drops: after which part of them the rate drops, ascending in (0, 1).
+      drops: fractions of the epochs after which the rate drops, ascending in (0, 1).
     """
     return tuple(max(1, round(part * epochs)) for part in drops)
 

@@ -11,17 +11,16 @@ from han_tf.training.losses import TripletLoss, decayed_kernels, identity_loss, 
 
 
 class Step:
-    """What happens in one step of SGD (Sec. 4, eqs. 1 and 2).
+    """One step of SGD (Sec. 4, eqs. 1 and 2).
 
     Args:
-      config: the run.
+      config: the run's settings.
       model: the network as it is evaluated and saved: on one device, in float32.
       strategy: the devices.
 
     Attributes:
-      network: the network that steps are taken on; ``model`` itself, or its copy on all devices and in the precision of
-        the run.
-      optimizer: SGD, with the state that a checkpoint holds.
+      network: the network that is trained: ``model`` itself, or a copy on all devices and in the run's precision.
+      optimizer: SGD; its state is part of a checkpoint.
     """
 
     def __init__(self, config: TrainConfig, model: ReIDNetwork, strategy: tf.distribute.Strategy):
@@ -56,12 +55,12 @@ class Step:
         )
 
     def start(self) -> None:
-        """Gives the network the weights of ``model``."""
+        """Copies the weights of ``model`` to the network."""
         if self.network is not self.model:
             self.network.set_weights(self.model.get_weights())
 
     def give_back(self) -> None:
-        """Gives ``model`` the weights of the network, and batch norm's statistics as means over the replicas."""
+        """Copies the network's weights to ``model``; batch norm's statistics are means over the replicas."""
         if self.network is not self.model:
             self.model.set_weights(self.network.get_weights())
 
@@ -74,11 +73,11 @@ class Step:
         Args:
           images: ``[batch, height, width, 3]`` uint8.
           labels: ``[batch]`` int32, class indices.
-          frozen: whether the classifiers alone learn; batch norm keeps its statistics then.
+          frozen: whether only the classifiers learn; batch norm then keeps its statistics.
 
         Returns:
-          The loss and accuracies of this batch, by the names of what is averaged over an epoch; what attention did
-          at each level.
+          Losses and accuracies of this batch by name, ``loss``, ``global_loss``, ``global_accuracy``, …; and the
+          statistics of attention at each level.
         """
         means, levels = self.strategy.run(self._replica_step, (images, labels, frozen))
         means = {name: self.strategy.reduce("MEAN", value, axis=None) for name, value in means.items()}
@@ -92,7 +91,7 @@ class Step:
     def _replica_step(
         self, images: tf.Tensor, labels: tf.Tensor, frozen: bool
     ) -> tuple[dict[str, tf.Tensor], list[LevelStatistics]]:
-        """Takes one replica's part of a step; returns what :meth:`take` does, of the images of this replica."""
+        """Takes one replica's part of a step; returns what :meth:`take` does, for this replica's images."""
         gradients, means, levels = self._gradients(images, labels, frozen)
         if self.config.precision == "mixed_float16":
             gradients = self.optimizer.get_unscaled_gradients(gradients)
@@ -101,7 +100,7 @@ class Step:
                 gradient if factor == 1.0 else factor * gradient
                 for factor, gradient in zip(self._gradient_factors, gradients)
             ]
-        # Adds up the gradients of all replicas.
+        # Sums the gradients over all replicas.
         self.optimizer.apply_gradients(zip(gradients, self._variables(frozen)))
         return means, levels
 
@@ -111,7 +110,7 @@ class Step:
     def _replica_gradients(
         self, images: tf.Tensor, labels: tf.Tensor, frozen: bool
     ) -> tuple[list[tf.Tensor], dict[str, tf.Tensor], list[LevelStatistics]]:
-        """Returns a replica's part of the gradients; with float16, of the scaled objective; and what it tells of it."""
+        """Returns this replica's gradients (with float16, of the scaled objective), losses and attention statistics."""
         own_labels = own_part(labels)
         with tf.GradientTape() as tape:
             branches = self.network.branches(own_part(images), training=not frozen)
@@ -128,9 +127,9 @@ class Step:
         return gradients, means, [level_statistics(level) for level in branches.attention]
 
     def _losses(self, labels: tf.Tensor, branches: Branches, logits: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Returns each branch's loss: of its logits, if it has any, plus of its feature as it is deployed.
+        """Returns each branch's loss: cross-entropy of its logits, if any, plus triplet loss of its feature, if used.
 
-        The first is the mean over the images of this replica; the second looks at those of all.
+        The cross-entropy is the mean over this replica's images; the triplet loss uses the images of all replicas.
         """
         smoothing = self.config.label_smoothing
         losses = {name: [identity_loss(own_part(labels), scores, smoothing)] for name, scores in logits.items()}
