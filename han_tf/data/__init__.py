@@ -1,4 +1,4 @@
-"""Data sets: files in, records of (path, pid, camid) out, by name.
+"""Data sets by name, as records of (path, pid, camid).
 
 >>> dataset = load_dataset("market1501", "datasets/market1501")  # doctest: +SKIP
 >>> dataset.train[0]  # doctest: +SKIP
@@ -43,11 +43,11 @@ __all__ = [
 
 @dataclass(frozen=True)
 class DatasetEntry:
-    """What the registry knows of a data set.
+    """One data set of the registry.
 
     Attributes:
-      read: takes (data_dir, split), returns the records; not yet checked.
-      data_dir: where it is looked for if nothing is said.
+      read: takes (data_dir, split), returns the data set, not yet checked.
+      data_dir: default folder.
       description: one line.
       splits: the protocol's variants, the default first; ``("",)`` where there is only one.
       multi_query: whether it has images for multi-query evaluation.
@@ -94,17 +94,17 @@ DATASETS: dict[str, DatasetEntry] = {
 
 
 def load_dataset(name: str, data_dir: Optional[PathLike] = None, split: str = "") -> ReIDDataset:
-    """Reads a data set and checks that training and testing on it make sense.
+    """Reads a data set and checks that it can be trained and tested on (:func:`check_protocol`).
 
     Args:
       name: a key of :data:`DATASETS`; or several, separated by commas, which are joined (:mod:`han_tf.data.joined`).
-      data_dir: the data set's folder or its parent; the entry's ``data_dir`` if None. Of several the folders in the
-        same order, separated by commas; the entry's where one is empty.
-      split: one of the entry's ``splits``; ``""`` is the default one. Of several as for ``data_dir``.
+      data_dir: the data set's folder or its parent; the entry's ``data_dir`` if None. For several data sets: their
+        folders in the same order, separated by commas; an empty one stands for the entry's.
+      split: one of the entry's ``splits``; ``""`` is the default one. For several data sets as ``data_dir``.
 
     Raises:
-      UserError: the name or the split is unknown, or the files are not as the data set's README says; or there is
-        another number of folders or splits than of names.
+      UserError: the name or the split is unknown, the files are not as the data set's README says, or the number of
+        folders or splits differs from that of the names.
     """
     datasets = named_datasets(name, "" if data_dir is None else os.fspath(data_dir), split)
     if len(datasets) == 1:

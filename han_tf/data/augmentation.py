@@ -1,7 +1,7 @@
 """Random changes to training images; off by default, as in the paper.
 
-Each takes a batch and a seed and draws from that seed alone, so that a run is the same however its
-pipeline is scheduled and wherever it is resumed.
+Each function takes a batch and a seed and draws from that seed alone. The result depends neither on how the pipeline is
+scheduled nor on where a run is resumed.
 """
 
 from collections.abc import Collection
@@ -9,7 +9,7 @@ from collections.abc import Collection
 import tensorflow as tf
 
 PLACES_TRIED = 100
-"""Rectangles drawn per image to erase; the chance that none of them lies within a 160×64 image is below 1e-12."""
+"""Rectangles drawn for each image; the probability that none of them fits into a 160×64 image is below 1e-12."""
 
 
 def horizontal_flip(images: tf.Tensor, seed: tf.Tensor, probability: float = 0.5) -> tf.Tensor:
@@ -36,10 +36,10 @@ def random_erasing(
 ) -> tf.Tensor:
     """Fills a rectangle of an image with random pixels (Zhong et al. 2017b, Algorithm 1).
 
-    A rectangle's area, aspect ratio and upper left corner are drawn uniformly, all anew until it lies within
-    the image. That favours small rectangles; code that draws the corner among the places where a
-    rectangle fits erases more. Sides are rounded to whole pixels. An image for which none of
-    :data:`PLACES_TRIED` rectangles fits stays as it is.
+    Area, aspect ratio and upper left corner are drawn uniformly, and all of them again until the rectangle lies within
+    the image. This favours small rectangles: implementations that draw the corner among the places where the rectangle
+    fits erase more. Sides are rounded to whole pixels. If none of :data:`PLACES_TRIED` rectangles fits, the image is
+    left unchanged.
 
     Args:
       images: ``[batch, height, width, 3]`` uint8.
@@ -67,7 +67,7 @@ def random_erasing(
     top, bottom, left, right = tf.unstack(tf.gather(edges, first, batch_dims=1)[:, :, None], axis=1)
     chosen = tf.random.stateless_uniform([batch], chance_seed) < probability
     chosen &= tf.reduce_any(fits, axis=1)
-    # A row's pixels and colours are one axis here, as choosing is slow where a mask has to be spread over the colours.
+    # Columns and colours share one axis: tf.where is slow if it has to broadcast the mask over the colours.
     rows, columns = tf.range(height, dtype=tf.float32), tf.repeat(tf.range(width, dtype=tf.float32), 3)
     rows = (rows >= top) & (rows < bottom) & chosen[:, None]
     columns = (columns >= left) & (columns < right)
@@ -93,7 +93,7 @@ def random_translation(
       enlargement: of both sides, as a fraction; the enlarged sides are rounded to whole pixels.
 
     Returns:
-      ``[batch, height, width, 3]`` uint8: bilinear values, rounded; the place is uniform among all whole pixels.
+      ``[batch, height, width, 3]`` uint8: bilinear values, rounded; the crop's corner is a uniformly drawn whole pixel.
     """
     batch, (height, width) = tf.shape(images)[0], images.shape[1:3]
     enlarged = [round(side * (1 + enlargement)) for side in (height, width)]
@@ -102,7 +102,6 @@ def random_translation(
     columns = tf.random.stateless_uniform([batch, 1], column_seed, 0, enlarged[1] - width + 1, tf.int32)
     columns += tf.range(width)
     large = tf.cast(tf.round(tf.image.resize(images, enlarged)), tf.uint8)
-    # Columns are chosen for each row, as tf.gather wants indices for every batch dimension.
     cropped = tf.gather(tf.gather(large, rows, batch_dims=1), columns, axis=2, batch_dims=1)
     moved = tf.random.stateless_uniform([batch, 1, 1, 1], chance_seed) < probability
     return tf.where(moved, cropped, images)
@@ -113,10 +112,10 @@ AUGMENTATIONS = {
     "random_translation": random_translation,
     "random_erasing": random_erasing,
 }
-"""Augmentation name -> function of images and seed, in the order in which they act."""
+"""Augmentation name -> function of images and seed, in the order in which they are applied."""
 
 SEEDED = ("horizontal_flip", "random_erasing", "random_translation")
-"""Each one's seed is that of its place here, where a new one comes last: it leaves the others' draws as they were."""
+"""The order in which seeds are assigned; add new names at the end, so that the draws of the others do not change."""
 
 
 def augment(images: tf.Tensor, names: Collection[str], seed: int, epoch: int, batch: tf.Tensor) -> tf.Tensor:

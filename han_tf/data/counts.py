@@ -1,4 +1,4 @@
-"""Comparison of what a reader found with what was published."""
+"""Comparison of a data set's image counts with the published ones."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Optional
@@ -7,7 +7,7 @@ from han_tf.data.records import DISTRACTOR_PID, JUNK_PID, Record
 
 
 class Counts(NamedTuple):
-    """Published size of one subset; None where nothing was published.
+    """Size of one subset; None where nothing was published.
 
     Attributes:
       images: images, junk not counted.
@@ -34,7 +34,7 @@ def count(records: Sequence[Record]) -> Counts:
 
 
 def differences(subsets: Mapping[str, Sequence[Record]], published: Mapping[str, Counts]) -> tuple[str, ...]:
-    """Returns one sentence for each count that is not as published.
+    """Returns one sentence for each count that differs from the published one.
 
     Args:
       subsets: subset name -> records; a published subset that is missing counts as empty.

@@ -1,9 +1,8 @@
 """Your own data: a CSV file with one row per image.
 
-The header names the columns ``path``, ``pid``, ``camid`` and ``subset``, in any order; further columns are
-passed over. Paths are relative to the CSV file's folder. A pid of -1 is junk and 0 a distractor, in the
-gallery only, so people are numbered from 1. Without rows of the subset ``train`` networks can be evaluated, but not
-trained.
+The header names the columns ``path``, ``pid``, ``camid`` and ``subset``, in any order; other columns are ignored.
+Paths are absolute or relative to the CSV file's folder. People are numbered from 1; in the gallery, pid -1 is junk and
+0 a distractor. Without rows of the subset ``train`` the data set is for evaluation only.
 """
 
 import os
@@ -33,8 +32,8 @@ def read_csv(data_dir: PathLike, split: str = "") -> ReIDDataset:
       split: only ``""``.
 
     Raises:
-      UserError: the file is missing or unreadable, a column is missing, or a row does not fit (its line is
-        named), or one image file stands in it with two pids or camids.
+      UserError: the file is missing or unreadable, a column is missing, a row is invalid (the message names its line),
+        or one image file is listed with two pids or camids.
     """
     path = Path(data_dir)
     if path.is_dir():
@@ -57,7 +56,7 @@ def read_csv(data_dir: PathLike, split: str = "") -> ReIDDataset:
 
 
 class _Files:
-    """Which files the rows name, whatever the paths: one file cannot show two people or come from two cameras."""
+    """Collects the files of all rows, by inode, and refuses a file with two pids or two camids."""
 
     def __init__(self) -> None:
         self._first: dict[tuple[int, int], tuple[str, Record]] = {}

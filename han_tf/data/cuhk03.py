@@ -3,15 +3,15 @@
 Two forms on disk are read:
 
 - the original ``cuhk-03.mat`` (MATLAB v7.3, which is HDF5) with the two protocol files
-  ``cuhk03_new_protocol_config_{detected,labeled}.mat`` (MATLAB v5). Its images are written out once, as PNG,
-  to ``images_detected`` or ``images_labelled`` beside it, under the names the protocol uses:
+  ``cuhk03_new_protocol_config_{detected,labeled}.mat`` (MATLAB v5). Its images are extracted once, as PNG,
+  to ``images_detected`` or ``images_labelled`` beside it, under the names that the protocol uses:
   ``{pair}_{pid:03}_{view}_{idx:02}.png``;
-- CUHK03-NP, the same already sorted into ``{detected,labeled}/{bounding_box_train,query,bounding_box_test}``,
+- CUHK03-NP, the same images sorted into ``{detected,labeled}/{bounding_box_train,query,bounding_box_test}``,
   with names such as ``0001_c1_1.png`` or those above.
 
-A record's camera is the view (1 or 2) of its camera pair. People are numbered anew in each of the five pairs;
-a record's pid is the protocol's label, which counts on through the pairs. There is neither junk nor a
-distractor.
+A record's camera is the view (1 or 2) within its camera pair. In the file names people are numbered from 1 in each of
+the five pairs; a record's pid is the protocol's label, which is unique over all pairs. There are no junk images and no
+distractors.
 """
 
 import itertools
@@ -76,14 +76,14 @@ def format_name(name: CUHK03Name) -> str:
 
 
 def read_cuhk03(data_dir: PathLike, split: str = "detected") -> ReIDDataset:
-    """Reads CUHK03, writing the images of ``cuhk-03.mat`` out first if need be.
+    """Reads CUHK03; extracts the images of ``cuhk-03.mat`` first if they have not been extracted yet.
 
     Args:
       data_dir: the folder of either form, or its parent; CUHK03-NP is taken if both are there.
       split: ``detected`` or ``labelled``.
 
     Raises:
-      UserError: a file or folder is missing or unreadable, a name does not fit, or h5py is needed and not
+      UserError: a file or folder is missing or unreadable, a file name is invalid, or h5py is needed and not
         installed.
     """
     notes: list[str] = []
@@ -114,7 +114,7 @@ def read_cuhk03(data_dir: PathLike, split: str = "detected") -> ReIDDataset:
 
 
 def _parent_of_split(data_dir: Path, split: str) -> Path:
-    """Returns the folder above that of a split of CUHK03-NP, and any other one as it is."""
+    """Returns the parent if ``data_dir`` is the folder of one split of CUHK03-NP, otherwise ``data_dir``."""
     if not all((data_dir / name).is_dir() for name in ("query", "bounding_box_test")):
         return data_dir
     found = next((name for name, spellings in _SPELLINGS.items() if data_dir.absolute().name in spellings), split)
@@ -127,7 +127,7 @@ def require_h5py(path: PathLike) -> ModuleType:
     """Returns the module h5py, which is an optional dependency.
 
     Raises:
-      UserError: it is not installed; the message names ``path``, the file that takes it.
+      UserError: it is not installed; the message names ``path``, the file that needs it.
     """
     try:
         import h5py
@@ -140,10 +140,10 @@ def require_h5py(path: PathLike) -> ModuleType:
 
 
 def extract_images(mat: Path, split: str) -> Path:
-    """Writes all images of one split of ``cuhk-03.mat`` as PNG, unless that was done before.
+    """Writes all images of one split of ``cuhk-03.mat`` as PNG, unless the folder exists already.
 
-    They go to a folder with another name at first, which is renamed when it is complete; after an
-    interruption the next call goes on where the last one stopped.
+    The images are written to a temporary folder that is renamed when it is complete. After an interruption the next
+    call continues where the last one stopped.
 
     Args:
       mat: the file.
@@ -165,7 +165,7 @@ def extract_images(mat: Path, split: str) -> Path:
             for name, image in _images(file, file[_SPELLINGS[split][0]]):
                 _save_png(partial / f"{format_name(name)}.png", image)
     except (OSError, KeyError, ValueError, TypeError, AttributeError, IndexError, RuntimeError, MemoryError) as error:
-        # These are what h5py raises on files that are cut off, damaged or of another structure.
+        # h5py raises these on files that are truncated, damaged or of another structure.
         raise UserError(
             f"{mat}: unreadable ({' '.join(str(error).split())}), expected CUHK03's MATLAB v7.3 (HDF5) file"
         ) from error
@@ -174,7 +174,7 @@ def extract_images(mat: Path, split: str) -> Path:
     try:
         partial.rename(folder)
     except OSError:
-        if not folder.is_dir():  # another process that did the same may have come first
+        if not folder.is_dir():  # another process may have renamed its folder first
             raise
     return folder
 
@@ -215,7 +215,7 @@ def _save_png(path: Path, image: np.ndarray) -> None:
 
 
 def _find_protocol(root: Path, split: str) -> Path:
-    """Returns the protocol file, which lies beside ``cuhk-03.mat`` or one folder up."""
+    """Returns the path of the protocol file, which lies beside ``cuhk-03.mat`` or one folder up."""
     names = [f"cuhk03_new_protocol_config_{spelling}.mat" for spelling in _SPELLINGS[split]]
     for folder in (root, root.parent):
         for name in names:
@@ -241,7 +241,7 @@ def _read_protocol(path: Path, images: Path) -> dict[str, tuple[Record, ...]]:
         for subset, chosen in indices.items():
             if chosen.size and not 0 <= chosen.min() <= chosen.max() < len(names):
                 raise ValueError(f"{subset}_idx leaves 1..{len(names)}")
-    except Exception as error:  # scipy does not say what a damaged file raises; it is a dozen kinds
+    except Exception as error:  # scipy raises about a dozen undocumented kinds of exception on damaged files
         raise UserError(
             f"{path}: unreadable ({type(error).__name__}: {' '.join(str(error).split())}), "
             "expected CUHK03's protocol as a MATLAB v5 file"

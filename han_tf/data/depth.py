@@ -1,4 +1,4 @@
-"""From grey pixels of more than 8 bits to 8 bits."""
+"""Conversion of grey images of more than 8 bits per pixel to 8 bits."""
 
 import threading
 from typing import Optional
@@ -11,14 +11,14 @@ _SIGNED = 2
 
 
 class Depth:
-    """Scales deep grey images, and counts them.
+    """Scales grey images of more than 8 bits to 8 bits, and counts them.
 
-    The brightest value of the format becomes white: 65,535 of 16 bits, 4,095 of a TIFF of 12 bits, 1 of floating point.
-    Cameras of 12 bits often write files of 16, of which they use a sixteenth; ``white_level`` then says what white is.
-    Values above it become white, those below 0 black.
+    By default the largest value of the format becomes 255: 65,535 for 16 bits, 4,095 for a TIFF of 12 bits, 1 for
+    floating point. 12-bit cameras often write 16-bit files and use a sixteenth of their range; set ``white_level`` to
+    4,095 then. Values above the white level become 255, values below 0 become 0.
 
     Args:
-      white_level: the value that becomes 255; that of the format if None.
+      white_level: the value that becomes 255; the largest value of the format if None.
     """
 
     def __init__(self, white_level: Optional[float] = None):
@@ -34,13 +34,13 @@ class Depth:
           image: of a mode that begins with ``I`` (integers) or ``F`` (floating point).
 
         Raises:
-          ValueError: without a white level: a value is outside the format's range, or all would become black though
-            not all are 0; with any: a value is not finite.
+          ValueError: a value is not finite; or, without a white level, a value is outside the format's range, or all
+            pixels would become 0 although not all of them are 0.
         """
         pixels = np.asarray(image)
         pixels, white = (pixels, 1.0) if image.mode == "F" else _integers(image, pixels)
         chosen = self.white_level or white
-        # Of the integers up to 2^b - 1 the upper eight bits are kept, so that as many become each of the 256 values.
+        # If white is 2^b - 1, the upper eight bits are kept: equally many integers map to each of the 256 values.
         whole = image.mode != "F" and (chosen + 1).is_integer() and int(chosen + 1).bit_count() == 1
         scaled = pixels.astype(np.float64) * (256 / (chosen + 1) if whole else 255 / chosen)
         least, most = float(pixels.min()), float(pixels.max())
@@ -60,7 +60,7 @@ class Depth:
 
     @property
     def notes(self) -> list[str]:
-        """Sentences on the deep images so far; empty if there were none."""
+        """One sentence for each white level used so far; empty if no image had more than 8 bits."""
         return [
             f"{count:,} images of more than 8 bits per pixel: {white:,g} became white, their brightest pixel is "
             f"{self._brightest[white]:,g}"
@@ -76,5 +76,5 @@ def _integers(image: Image.Image, pixels: np.ndarray) -> tuple[np.ndarray, float
     bits = tags.get(_BITS_PER_SAMPLE, (16,))[0]
     if tags.get(_SAMPLE_FORMAT, (1,))[0] == _SIGNED:
         return pixels, 2.0 ** (bits - 1) - 1
-    # Pillow has no unsigned 32 bits and gives the same bits as signed ones.
+    # Pillow has no unsigned 32-bit mode and returns such pixels as signed integers.
     return (pixels.view(np.uint32) if pixels.dtype == np.int32 else pixels), 2.0**bits - 1

@@ -1,8 +1,8 @@
 """DukeMTMC-reID (Ristani et al., ECCVW 2016; Zheng et al., ICCV 2017).
 
-The folders are those of Market-1501, the names ``{pid:04}_c{camera}_f{frame:07}.jpg``, e.g.
-``0005_c2_f0046985.jpg``. There is no junk. Its distractors are 408 people seen by one camera only, who stand
-in the gallery under pids of their own: they are no query's match and need no rule.
+The folders are those of Market-1501; file names are ``{pid:04}_c{camera}_f{frame:07}.jpg``, e.g.
+``0005_c2_f0046985.jpg``. There is no junk. The distractors are 408 people seen by one camera only. They have pids of
+their own in the gallery, which no query has, so no special rule is needed.
 """
 
 import re
@@ -46,11 +46,11 @@ def read_dukemtmc(data_dir: PathLike, split: str = "") -> ReIDDataset:
 
     Args:
       data_dir: the folder with ``bounding_box_train``, ``query`` and ``bounding_box_test``, or its parent; for
-        evaluation ``query`` and ``bounding_box_test`` or ``gallery`` will do.
+        evaluation ``query`` and ``bounding_box_test`` or ``gallery`` are enough.
       split: only ``""``: the set has one protocol.
 
     Raises:
-      UserError: a folder is missing or an image's name does not fit.
+      UserError: a folder is missing or an image's file name is invalid.
     """
     root = find_folder(data_dir, "dukemtmc", *LAYOUTS)
 

@@ -1,4 +1,4 @@
-"""What the readers of image folders share: finding the folder, listing it, reading names."""
+"""Shared by the readers of image folders: finding the folder, listing it, parsing file names."""
 
 import errno
 import os
@@ -21,11 +21,11 @@ FILE_FORMATS = {
     "TIFF": ("tif", "tiff"),
     "GIF": ("gif",),
 }
-"""The formats that image files may have, by Pillow's names -> what their names end in, in lower or upper case."""
+"""Formats of image files by Pillow's names -> file name extensions, in lower or upper case."""
 
 SUFFIXES = tuple(f".{suffix}" for suffixes in FILE_FORMATS.values() for suffix in suffixes)
 
-# Real copies hold a few names that end in ".jpg.jpg", hence the repetition.
+# The extension may be repeated: a few files of Market-1501 end in ".jpg.jpg".
 _IMAGE = re.compile(rf"(?P<stem>.+?)(?:{'|'.join(map(re.escape, SUFFIXES))})+", re.IGNORECASE)
 
 _LITTER = ("thumbs.db", "desktop.ini")
@@ -36,19 +36,19 @@ _HINT = "the data set's README in datasets/ says where to get it and how it lies
 def image_stem(name: str) -> Optional[str]:
     """Returns a file name without its image extension(s), or None if it is not an image's name.
 
-    Hidden files are none: macOS leaves a ``._name.jpg`` beside each ``name.jpg`` it copies.
+    Hidden files do not count as images: macOS adds a ``._name.jpg`` for each ``name.jpg`` that it copies.
     """
     match = None if name.startswith(".") else _IMAGE.fullmatch(name)
     return match.group("stem") if match else None
 
 
 def is_image(name: str) -> bool:
-    """Returns whether a file of that name is taken for an image."""
+    """Returns whether a file name is that of an image."""
     return image_stem(name) is not None
 
 
 def is_regular_file(entry: os.DirEntry) -> bool:
-    """Returns whether ``entry`` is a file to read: no folder, named pipe or socket, and no link that leads nowhere.
+    """Returns whether ``entry`` is a regular file or a link to one; not a folder, named pipe, socket or broken link.
 
     Raises:
       OSError: the disk or network fails.
@@ -83,17 +83,16 @@ def _missing(folder: Path, markers: Sequence[str]) -> list[str]:
 
 
 def search_folder(data_dir: PathLike, key: str, *choices: Sequence[str]) -> Optional[Path]:
-    """Returns the folder that holds all names of a choice: ``data_dir`` itself or one at most two below it, or
-    None.
+    """Returns the folder that holds all names of a choice, ``data_dir`` or one up to two levels below it, or None.
 
-    Folders below are looked into only if their name starts with ``key`` (case and punctuation aside), since
-    data sets that lie side by side have the same inner folders.
+    Subfolders are searched only if their name starts with ``key`` (ignoring case and punctuation), since different data
+    sets in one folder may have the same inner folders.
 
     Args:
       data_dir: the folder itself or its parent.
       key: lower-case letters and digits, e.g. ``market1501``, which fits ``Market-1501-v15.09.15``.
-      *choices: names of files or folders, relative to the folder looked for; a later choice counts only where
-        none of the earlier ones is found.
+      *choices: names of files or folders, relative to the folder to find; a later choice is tried only if no folder
+        holds an earlier one.
 
     Raises:
       UserError: ``data_dir`` is no folder, or the folder is found more than once.
@@ -121,7 +120,7 @@ def find_folder(data_dir: PathLike, key: str, *choices: Sequence[str]) -> Path:
     if folder is not None:
         return folder
     markers = choices[0]
-    # The folder that lacks least is the one that was meant.
+    # The error names the folder that lacks fewest.
     folders = [folder for level in _candidates(data_dir, key) for folder in level]
     nearest = min(folders, key=lambda folder: len(_missing(folder, markers)))
     others = [child for child in sorted(Path(data_dir).iterdir()) if child.is_dir() and not _missing(child, markers)]
@@ -138,17 +137,16 @@ def read_folder(
 ) -> tuple[Record, ...]:
     """Returns one record for each image in ``folder``, sorted by name.
 
-    What is passed over is counted in ``notes``, but for hidden files and what Windows leaves in folders of pictures.
+    A note counts the entries that are ignored, except hidden files, ``Thumbs.db`` and ``desktop.ini``.
 
     Args:
       folder: an existing folder; it is not searched recursively.
-      parse: takes a file name without its image extension(s), returns (pid, camid), or None if it does not
-        fit.
-      example: a name that fits, for the message.
-      notes: gets a sentence more if anything is passed over.
+      parse: takes a file name without its image extension(s), returns (pid, camid), or None if it is invalid.
+      example: a valid name, for the message.
+      notes: a sentence is appended if anything is ignored.
 
     Raises:
-      UserError: an image's name does not fit.
+      UserError: an image's file name is invalid.
     """
     records = []
     passed = Counter()
@@ -171,7 +169,7 @@ def read_folder(
 
 
 def count_passed(passed: Counter, name: str, regular: bool) -> None:
-    """Counts a name that is no image's, or what is no regular file, by its kind."""
+    """Counts, by kind, an entry that is not an image file."""
     if not regular:
         passed["folders, links to nothing or other things that are no files"] += 1
     elif not name.startswith(".") and name.lower() not in _LITTER:
@@ -179,6 +177,6 @@ def count_passed(passed: Counter, name: str, regular: bool) -> None:
 
 
 def passed_note(passed: Mapping[str, int]) -> str:
-    """Returns a sentence on what was passed over."""
+    """Returns a sentence with the counts of ignored entries."""
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(passed.items()))
     return f"{kinds}: passed over (images are {' '.join(SUFFIXES)})"

@@ -1,8 +1,8 @@
 """Lists of images to extract features of, from folders, patterns, CSV files and data sets.
 
-A CSV file has a header with a column ``path`` (relative to the CSV file's folder, or absolute) and, if they are
-known, ``pid``, ``camid`` and ``time``; further columns are passed over, and a field may be empty. A time is a number of
-seconds since 1970, UTC, or ISO 8601 (``2026-03-01T08:30:00+01:00``; UTC if it names no zone).
+A CSV file has a header with a column ``path`` (relative to the CSV file's folder, or absolute) and optionally ``pid``,
+``camid`` and ``time``, whose fields may be empty; other columns are ignored. A time is a number of seconds since 1970,
+UTC, or ISO 8601 (``2026-03-01T08:30:00+01:00``; UTC if it names no zone).
 """
 
 import errno
@@ -30,32 +30,33 @@ from han_tf.data.records import Record, check_label, parse_label
 from han_tf.data.tables import read_table
 
 UNKNOWN = np.iinfo(np.int64).min
-"""Stands for an unknown pid or camid in int64 arrays, as NaN does for an unknown time."""
+"""Unknown pid or camid in int64 arrays; an unknown time is NaN."""
 
 NAMES = {"market1501": market1501.parse_name, "dukemtmc": dukemtmc.parse_name}
-"""Known ways to name files -> what takes a name without its extension and returns pid and camid, or None."""
+"""Name of a file naming scheme -> function that takes a file name without extension and returns pid and camid, or
+None."""
 
 FIELDS = ("pid", "camid", "time")
 
 _PREVIEWS = ("@eaDir",)
-"""Folders of small copies that NAS systems keep beside pictures."""
+"""Folders in which NAS systems keep small copies of pictures."""
 
 _PART = 256
-"""Files that one thread looks at before another part is its."""
+"""Files per task of a thread."""
 
 
 @dataclass(frozen=True)
 class ImageList:
-    """Images and what is known of them, sorted by path, each path once.
+    """Images with their labels, sorted by path, each path once.
 
     Attributes:
       paths: ``n`` absolute paths.
       pids, camids: ``[n]`` int64; :data:`UNKNOWN` where not known.
       times: ``[n]`` float64, seconds since 1970, UTC; NaN where not known.
-      contents: what each file holds: its size in bytes and time of last change in nanoseconds, or ``sha256:`` and the
-        checksum of its bytes; empty where there is no such file.
-      duplicates: how often a path stood in the list again, with the same labels.
-      passed: what of folders was passed over, by kind, and how often.
+      contents: identifies each file's contents: its size in bytes and time of last change in nanoseconds, or
+        ``sha256:`` and the checksum of its bytes; empty if there is no such file.
+      duplicates: number of repeated paths (with the same labels) that were dropped.
+      passed: counts of the ignored entries of folders, by kind.
     """
 
     paths: Sequence[str]
@@ -74,7 +75,7 @@ class ImageList:
         return self.take(range(start, min(end, len(self))))
 
     def take(self, rows: Sequence[int]) -> "ImageList":
-        """Returns the images of those numbers."""
+        """Returns the images at the indices ``rows``."""
         rows = np.asarray(rows, np.int64)
         return ImageList(
             [self.paths[row] for row in rows],
@@ -83,7 +84,7 @@ class ImageList:
         )
 
     def fingerprint(self) -> str:
-        """Returns 64 hexadecimal digits that change with any path or label, not with what the files hold."""
+        """Returns 64 hexadecimal digits that change with any path or label, but not with the files' contents."""
         digest = hashlib.sha256()
         for path in self.paths:
             digest.update(os.fsencode(path) + b"\0")
@@ -96,17 +97,17 @@ def list_images(sources: Sequence[str], names: str = "", checksum: bool = False)
     """Returns the images of all sources.
 
     Args:
-      sources: folders, looked through with all below them but hidden ones and the previews that NAS systems keep in
-        ``@eaDir``; CSV files; image files; patterns (``*``, ``?``, ``[…]``, ``**`` for any folders) of any of these but
-        CSV files.
-      names: how pid, camid and time are read from the files' names where no CSV file tells: a key of :data:`NAMES`;
-        or a regular expression, searched for in the absolute path, with one or more of the groups ``(?P<pid>…)``,
-        ``(?P<camid>…)`` and ``(?P<time>…)``; or ``""`` for not at all.
-      checksum: tell what files hold by their bytes, all of which are read, instead of size and time.
+      sources: folders, which are searched recursively except for hidden folders and the previews that NAS systems keep
+        in ``@eaDir``; CSV files; image files; patterns (``*``, ``?``, ``[…]``, ``**`` for any folders) that match
+        folders or image files.
+      names: how pid, camid and time are parsed from file names if a CSV file does not give them: a key of
+        :data:`NAMES`; or a regular expression, searched for in the absolute path, with one or more of the groups
+        ``(?P<pid>…)``, ``(?P<camid>…)`` and ``(?P<time>…)``; or ``""`` for not at all.
+      checksum: identify files by a checksum, which reads all their bytes, instead of size and time.
 
     Raises:
-      UserError: a source is missing, unreadable or without images; a CSV file does not fit (its line is named); a
-        file's name does not fit; a path stands in the list twice with different labels.
+      UserError: a source is missing, unreadable or without images; a CSV file is invalid (the message names the line);
+        a file name is invalid; a path is listed twice with different labels.
     """
     parse = _name_parser(names)
     collected = _Collected(checksum)
@@ -148,7 +149,7 @@ def listed_records(records: Sequence[Record], checksum: bool = False) -> ImageLi
 
 
 def parse_time(text: str) -> float:
-    """Returns seconds since 1970, UTC, from such a number or ISO 8601; UTC if it names no zone.
+    """Returns seconds since 1970, UTC, from a number of seconds or ISO 8601; UTC if it names no zone.
 
     Raises:
       ValueError: it is neither, or not finite.
@@ -164,7 +165,7 @@ def parse_time(text: str) -> float:
 
 
 class _Collected:
-    """Images in the order in which they are found; arrays, since there may be millions."""
+    """Images in the order in which they are found; the labels are arrays, since there may be millions."""
 
     def __init__(self, checksum: bool) -> None:
         self.checksum = checksum
@@ -208,7 +209,7 @@ class _Collected:
 
 
 _Parse = Callable[[str], Mapping[str, Any]]
-"""Takes a path, returns what its name tells of the fields."""
+"""Takes a path, returns the fields that its name holds."""
 
 
 def _shown(value: Union[int, float]) -> str:
@@ -216,7 +217,7 @@ def _shown(value: Union[int, float]) -> str:
 
 
 def _contents(paths: Sequence[str], checksum: bool) -> list[str]:
-    """Returns what each file holds, see :class:`ImageList`."""
+    """Returns ``contents`` of :class:`ImageList`."""
 
     def content(path: str) -> str:
         try:
@@ -224,7 +225,7 @@ def _contents(paths: Sequence[str], checksum: bool) -> list[str]:
             if checksum and stat.S_ISREG(status.st_mode):
                 return f"sha256:{sha256_of(path)}"
             return f"{status.st_size} {status.st_mtime_ns}"
-        except (FileNotFoundError, NotADirectoryError, ValueError):  # a path may hold what no file system takes
+        except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: the path is no valid one
             return ""
         except OSError as error:
             if error.errno in (errno.ELOOP, errno.ENAMETOOLONG):
@@ -234,12 +235,12 @@ def _contents(paths: Sequence[str], checksum: bool) -> list[str]:
     def contents(start: int) -> list[str]:
         return [content(path) for path in paths[start : start + _PART]]
 
-    with ThreadPoolExecutor(thread_name_prefix="look") as pool:  # a file system on the network takes its time for each
+    with ThreadPoolExecutor(thread_name_prefix="look") as pool:  # each call is slow on a network file system
         return [found for part in pool.map(contents, range(0, len(paths), _PART)) for found in part]
 
 
 def _walk(folder: str, passed: Counter) -> Iterator[str]:
-    """Yields the images in and below ``folder``; links to folders are followed, but no folder is looked at twice."""
+    """Yields the images in and below ``folder``; follows links to folders, but visits no folder twice."""
     pending, seen = [folder], set()
     while pending:
         current = pending.pop()
@@ -251,8 +252,7 @@ def _walk(folder: str, passed: Counter) -> Iterator[str]:
             with os.scandir(current) as entries:
                 for entry in entries:
                     regular = is_regular_file(entry)
-                    # A link that leads nowhere now may lead to a disk that is not there: it is no reason to go on
-                    # as if there were no image.
+                    # A broken link may point to a disk that is not mounted: it is listed, and reading it fails later.
                     if is_image(entry.name) and (regular or not os.path.exists(entry.path)):
                         yield entry.path
                     elif regular or not os.path.isdir(entry.path):
@@ -276,7 +276,7 @@ def _read_csv(source: str, collected: _Collected, parse: _Parse) -> None:
 
 
 def _field(where: str, name: str, text: str) -> Union[int, float]:
-    """Returns the value of a field that is not empty."""
+    """Returns the parsed value of a non-empty field."""
     if name == "time":
         try:
             return parse_time(text)

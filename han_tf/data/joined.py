@@ -1,4 +1,4 @@
-"""Several data sets as one, to train on all of their people."""
+"""Several data sets joined into one, to train on the people of all of them."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,7 +11,7 @@ SUBSETS = ("train", "query", "gallery", "multi_query")
 
 
 class NamedDataset(NamedTuple):
-    """One data set as flags and settings name it; see :func:`han_tf.data.load_dataset`."""
+    """The arguments of :func:`han_tf.data.load_dataset` for one data set."""
 
     name: str
     data_dir: str = ""
@@ -19,13 +19,13 @@ class NamedDataset(NamedTuple):
 
 
 def named_datasets(name: str, data_dir: str = "", split: str = "") -> list[NamedDataset]:
-    """Returns the data sets that ``market1501,dukemtmc`` names, with the folder and the split of each.
+    """Returns name, folder and split of each data set in a list such as ``market1501,dukemtmc``.
 
-    ``data_dir`` and ``split`` hold as many parts as there are names, separated in the same way, or are empty. Those of
-    a single data set may hold commas themselves.
+    ``data_dir`` and ``split`` are empty or have one part per name, separated by commas. For a single name they are
+    taken as they are and may contain commas.
 
     Raises:
-      UserError: they hold another number of parts, or a name stands there twice.
+      UserError: the number of parts is wrong, or a name is given twice.
     """
     names = [part.strip() for part in name.split(SEPARATOR)]
     if len(names) == 1:
@@ -45,10 +45,10 @@ def named_datasets(name: str, data_dir: str = "", split: str = "") -> list[Named
 
 
 def joined(datasets: Sequence[ReIDDataset]) -> ReIDDataset:
-    """Returns data sets as one, whose people and cameras are those of all.
+    """Returns one data set with the people and cameras of all ``datasets``, which become its ``parts``.
 
-    The first keeps its pids and camids. Those of each further one are raised by what makes its smallest possible ones
-    larger than all before; junk and distractors keep their pids. The data sets themselves are the ``parts``.
+    The first data set keeps its pids and camids. To those of each further one an offset is added that makes them larger
+    than all before; junk and distractors keep their pids.
     """
     subsets: dict[str, list[Record]] = {subset: [] for subset in SUBSETS}
     people, cameras = 0, 0

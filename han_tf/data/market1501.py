@@ -1,8 +1,7 @@
-"""Market-1501 (Zheng et al., ICCV 2015), and every data set with its folders and file names.
+"""Market-1501 (Zheng et al., ICCV 2015), and other data sets with the same folders and file names.
 
-Names are ``{pid:04}_c{camera}s{sequence}_{frame:06}_{box:02}.jpg``, e.g. ``0002_c1s1_000451_03.jpg``. A pid
-of -1 is junk, 0000 a distractor (see :mod:`han_tf.data.records`). A few files of the published archive end in
-``.jpg.jpg``.
+File names are ``{pid:04}_c{camera}s{sequence}_{frame:06}_{box:02}.jpg``, e.g. ``0002_c1s1_000451_03.jpg``. Pid -1 is
+junk, 0000 a distractor (see :mod:`han_tf.data.records`). A few files of the published archive end in ``.jpg.jpg``.
 """
 
 import re
@@ -20,14 +19,14 @@ PUBLISHED = {
     "gallery": Counts(images=15_913, identities=750, cameras=6, junk=3_819),
     "multi_query": Counts(images=25_259, cameras=6),
 }
-"""Published counts; multi_query is all of gt_bbox, whatever of it has a query."""
+"""Published counts; multi_query is all of gt_bbox, with or without a query."""
 
 LAYOUTS = (
     ("bounding_box_train", "query", "bounding_box_test"),
     ("query", "bounding_box_test"),
     ("query", "gallery"),
 )
-"""Folders of a set; without the first, networks can be evaluated on it, but not trained."""
+"""The folders that a data set may consist of; without ``bounding_box_train`` it is for evaluation only."""
 
 _NAME = re.compile(r"(-1|\d+)_c(\d+)s(\d+)_(\d+)_(\d+)")
 
@@ -61,11 +60,11 @@ def read_subsets(
 
     Args:
       root: the folder.
-      parse, example: as :func:`han_tf.data.folders.read_folder` takes them.
-      notes: gets sentences on what is missing or passed over.
+      parse, example: as for :func:`han_tf.data.folders.read_folder`.
+      notes: sentences on missing folders and ignored entries are appended.
 
     Raises:
-      UserError: an image's name does not fit.
+      UserError: an image's file name is invalid.
     """
     gallery = next(name for name in ("bounding_box_test", "gallery") if (root / name).is_dir())
     subsets = {"train": (), "query": (), "gallery": ()}
@@ -85,19 +84,18 @@ def read_market1501(
 ) -> ReIDDataset:
     """Reads a folder in Market-1501's layout.
 
-    ``multi_query`` holds the boxes of ``gt_bbox`` whose person and camera have a query image, as the
-    published multi-query protocol pools them. ``gt_query`` (the evaluation's ground truth as .mat files) is
-    not needed.
+    ``multi_query`` holds the boxes of ``gt_bbox`` whose person and camera have a query image, as in the published
+    multi-query protocol. ``gt_query`` (ground truth as .mat files) is not read.
 
     Args:
       data_dir: the folder with ``bounding_box_train``, ``query`` and ``bounding_box_test``, or its parent; for
-        evaluation ``query`` and ``bounding_box_test`` or ``gallery`` will do.
+        evaluation ``query`` and ``bounding_box_test`` or ``gallery`` are enough.
       split: only ``""``: the set has one protocol.
-      name: the registry name to give.
+      name: the registry name of the data set.
       published: counts to compare with; ``multi_query`` counts the whole of ``gt_bbox``.
 
     Raises:
-      UserError: a folder is missing or an image's name does not fit.
+      UserError: a folder is missing or an image's file name is invalid.
     """
     root = find_folder(data_dir, "market1501", *LAYOUTS)
     notes: list[str] = []

@@ -3,10 +3,10 @@
 ``list_train.txt``, ``list_val.txt``, ``list_query.txt`` and ``list_gallery.txt`` have one ``path pid`` per
 line; the paths are relative to ``train/`` and ``test/`` (V1) or ``mask_train_v2/`` and ``mask_test_v2/`` (V2,
 faces masked). The camera is the third field of the file name, as in ``0000_001_03_0303morning_0015_0.jpg``.
-There is neither junk nor a distractor.
+There are no junk images and no distractors.
 
-The files number both the training and the test people from 0. So that they stay apart, and nobody is taken
-for a distractor, a record's pid is the file's plus :data:`TRAIN_OFFSET` or :data:`TEST_OFFSET`.
+The files number training and test people from 0 each. A record's pid is the file's plus :data:`TRAIN_OFFSET` or
+:data:`TEST_OFFSET`, so that the two do not overlap and pid 0 does not mean distractor.
 """
 
 import os
@@ -30,7 +30,7 @@ PUBLISHED = {
 PUBLISHED_TRAINVAL = {**PUBLISHED, "train": Counts(images=30_248 + 2_373, identities=1_041, cameras=15)}
 
 _VERSIONS = (("train", "test"), ("mask_train_v2", "mask_test_v2"))
-# What follows the camera (day and time, frame, box) differs between copies: some names end in "_ex".
+# The part after the camera (day and time, frame, box) differs between copies: some names end in "_ex".
 _NAME = re.compile(r"(\d+)_(\d+)_(\d+)_(.+)")
 
 
@@ -61,12 +61,12 @@ def read_msmt17(data_dir: PathLike, split: str = "") -> ReIDDataset:
     """Reads MSMT17.
 
     Args:
-      data_dir: the folder with the lists, or its parent; for evaluation those of query and gallery will do.
+      data_dir: the folder with the lists, or its parent; for evaluation the lists of query and gallery are enough.
       split: ``""`` trains on ``list_train.txt`` alone, as most published results do; ``"trainval"`` adds
         ``list_val.txt``.
 
     Raises:
-      UserError: a list or a folder is missing, a line or a name does not fit, or a listed image is not there.
+      UserError: a list or a folder is missing, a line or a file name is invalid, or a listed image is missing.
     """
     tested = ["list_query.txt", "list_gallery.txt"]
     if split == "trainval":

@@ -1,8 +1,8 @@
-"""Occluded-REID (Zhuo et al., ICME 2018): 200 people, each five times occluded and five times whole; evaluation only.
+"""Occluded-REID (Zhuo et al., ICME 2018): 200 people, five occluded and five whole images each; evaluation only.
 
-The images lie in one folder for each person, ``occluded_body_images/001/001_01.tif`` and
-``whole_body_images/001/001_01.tif``. The names hold no cameras. The occluded images are the queries and count as seen
-by camera 1, the others are the gallery and count as seen by camera 2, so that all images of a person are matches.
+There is one folder per person, with images such as ``occluded_body_images/001/001_01.tif`` and
+``whole_body_images/001/001_01.tif``. File names contain no cameras. The occluded images are the queries, with camera id
+1; the others are the gallery, with camera id 2, so that all images of a person are matches.
 """
 
 import re
@@ -23,7 +23,7 @@ FOLDERS = {"query": "occluded_body_images", "gallery": "whole_body_images"}
 """Subset -> its folder."""
 
 CAMERAS = {"query": 1, "gallery": 2}
-"""Subset -> the camera that its images count as seen by."""
+"""Subset -> the camera id of its images."""
 
 _NAME = re.compile(r"(\d+)_(\d+)")
 
@@ -54,7 +54,7 @@ def read_occluded_reid(data_dir: PathLike, split: str = "") -> ReIDDataset:
       split: only ``""``: the set has one protocol.
 
     Raises:
-      UserError: a folder is missing, an image's name does not fit, or an image lies in another person's folder.
+      UserError: a folder is missing, an image's file name is invalid, or an image lies in another person's folder.
     """
     root = find_folder(data_dir, "occludedreid", tuple(FOLDERS.values()))
     notes = ["no training images: for evaluation only"]
@@ -71,7 +71,7 @@ def read_occluded_reid(data_dir: PathLike, split: str = "") -> ReIDDataset:
 
 
 def _read_subset(folder: Path, camid: int, notes: list[str]) -> tuple[Record, ...]:
-    """Returns the images in people's folders, or those in ``folder`` itself where there are none."""
+    """Returns the images in the folders of people, or those in ``folder`` itself if there are no such folders."""
 
     def pid_and_camid(stem: str) -> Optional[tuple[int, int]]:
         name = parse_name(stem)

@@ -1,4 +1,4 @@
-"""From records to batches: cache, augment, prefetch (tf.data)."""
+"""Batches of images from records: cached, augmented and prefetched (tf.data)."""
 
 import hashlib
 import json
@@ -40,15 +40,15 @@ def load_images(
     skip_bad_images: bool = False,
     progress: Optional[str] = None,
 ) -> LoadedImages:
-    """Decodes the images of ``records`` once, into memory or, if they are too many, into a file.
+    """Decodes the images of ``records`` once, into memory or, if they are too large for it, into a file.
 
     Args:
-      records: what to read; not empty.
+      records: the images to read; not empty.
       input_size: height and width to resize to, in pixels.
-      cache_dir: where the file goes and is found again by later runs; None keeps all in memory.
+      cache_dir: folder of the file, which later runs use again; None keeps all images in memory.
       memory_mb: largest size kept in memory, in MiB.
       skip_bad_images: leave out files that cannot be decoded instead of raising.
-      progress: what the progress bar is called; None for no bar.
+      progress: label of the progress bar; None for no bar.
 
     Raises:
       UserError: an image cannot be decoded, or the cache file cannot be written.
@@ -73,11 +73,11 @@ def load_images(
                 stream, {"descr": np.dtype(np.uint8).str, "fortran_order": False, "shape": shape}
             )
             size = stream.tell() + int(np.prod(shape, dtype=np.int64))
-            # Written, not mapped: a disk that fills up raises here, but kills a process that has mapped the file.
+            # The file is written, not mapped: if the disk is full, writing raises, but a mapped file kills the process.
             for batch, indices in reader:
                 stream.write(batch)
                 kept.extend(indices.tolist())
-            stream.truncate(size)  # the header promises room for the skipped images, too
+            stream.truncate(size)  # the header's shape includes the skipped images
         write_json(index_path, kept)
     return LoadedImages(np.load(path, mmap_mode="r")[: len(kept)], tuple(records[index] for index in kept))
 
@@ -91,16 +91,16 @@ def training_batches(
     first_batch: int = 0,
     augmentations: Sequence[str] = (),
 ) -> tf.data.Dataset:
-    """Returns the batches of one epoch, which (seed, epoch) alone decide.
+    """Returns the batches of one epoch, which depend on (seed, epoch) alone.
 
     Args:
       images: ``[n, height, width, 3]`` uint8.
       labels: ``[n]`` int, class indices.
-      sampler: which images make up the batches.
+      sampler: chooses the images of each batch.
       seed: the run's seed.
       epoch: number of the epoch.
       first_batch: number of the epoch's batch to start at.
-      augmentations: which keys of :data:`han_tf.data.augmentation.AUGMENTATIONS` change the images.
+      augmentations: keys of :data:`han_tf.data.augmentation.AUGMENTATIONS` to apply.
 
     Returns:
       Data set of ``(images [batch, height, width, 3] uint8, labels [batch] int32)``.
@@ -118,7 +118,7 @@ def training_batches(
         return augment(batch, augmentations, seed, epoch, number), classes
 
     options = tf.data.Options()
-    # There is nothing to tune, and the end of an epoch would wait for the tuner's next turn, up to a minute away.
+    # There is nothing to tune, and the end of an epoch would wait up to a minute for the tuner's thread.
     options.autotune.enabled = False
     return (
         tf.data.Dataset.from_tensor_slices(batches)
@@ -131,13 +131,13 @@ def training_batches(
 
 
 def _fingerprint(records: Sequence[Record], input_size: Sequence[int]) -> str:
-    """Returns a name for the decoded images that changes when any of the files does."""
+    """Returns 16 hexadecimal digits that change with the size and with any file's path, size or time of last change."""
     digest = hashlib.sha256(repr(tuple(input_size)).encode())
     for record in records:
         try:
             status = os.stat(record.path)
             state = f"{status.st_size}\0{status.st_mtime_ns}"
         except OSError:
-            state = "missing"  # the reader says so, or skips it
+            state = "missing"  # the reader raises for it
         digest.update(os.fsencode(record.path) + f"\0{state}\n".encode())
     return digest.hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""From image files to batches of pixels: decode, resize, in parallel. Needs no TensorFlow."""
+"""Decodes and resizes image files into batches of pixels, in parallel and without TensorFlow."""
 
 import io
 import os
@@ -29,18 +29,17 @@ class BadImage(NamedTuple):
 
 
 Source = Union[Record, str, os.PathLike, np.ndarray, BadImage]
-"""What an image may come from: a record, a file, or pixels as :func:`checked_pixels` takes them; or what is known to be
-bad."""
+"""Source of an image: a record, a file, pixels as for :func:`checked_pixels`, or an image known to be bad."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
-"""Pillow's names of the formats that may come from anyone. Everything else Pillow knows stays untouched, as do
-formats that call other programs (EPS) or have many pages (TIFF)."""
+"""Formats accepted from untrusted sources, by Pillow's names. Pillow's other formats are not decoded: some call other
+programs (EPS) or have many pages (TIFF)."""
 
 MAX_PIXELS = 50_000_000
-"""Largest width times height of an image file; judged by its header, before it is decoded."""
+"""Largest width times height of an image file; checked in its header, before it is decoded."""
 
 MAX_BYTES = 2**29
-"""Largest image file, which is read into memory before it is decoded."""
+"""Largest image file, in bytes; it is read into memory before it is decoded."""
 
 _ORIENTATION = 0x0112
 _TURNED = {
@@ -64,9 +63,10 @@ def decode_image(path: str, depth: Optional[Depth] = None) -> np.ndarray:
       ``[height, width, 3]`` uint8, RGB.
 
     Raises:
-      UserError: the file cannot be read now, or memory is short: what is in it is not known.
-      ValueError: it is no regular file, larger than :data:`MAX_BYTES` or has more than :data:`MAX_PIXELS`.
-      Exception: the file is truncated or no image; what is raised is up to Pillow and its codecs.
+      UserError: the file cannot be read, or memory is short; the image itself may be good.
+      ValueError: it is no regular file, is in another format, is larger than :data:`MAX_BYTES` or has more pixels than
+        :data:`MAX_PIXELS`.
+      Exception: the file is truncated or damaged; Pillow and its codecs raise exceptions of many kinds.
     """
     try:
         with Image.open(io.BytesIO(_read_file(path)), formats=(*FILE_FORMATS,)) as image:
@@ -77,16 +77,21 @@ def decode_image(path: str, depth: Optional[Depth] = None) -> np.ndarray:
     except Image.UnidentifiedImageError as error:
         raise ValueError(f"cannot identify image file, expected {', '.join(FILE_FORMATS)}") from error
     except Exception as error:
-        if isinstance(error, MemoryError) or "out of memory" in str(error):  # as one of Pillow's codecs says
+        if isinstance(error, MemoryError) or "out of memory" in str(error):  # a message of one of Pillow's codecs
             raise UserError(f"{path}: not enough memory to decode it") from error
         raise
 
 
 def _read_file(path: str) -> bytes:
-    """Returns what is in a regular file; what goes wrong here says nothing about the image."""
+    """Returns the bytes of a regular file.
+
+    Raises:
+      UserError: the file cannot be read.
+      ValueError: it is no regular file, or larger than :data:`MAX_BYTES`.
+    """
     try:
         status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):  # to open a named pipe would wait for somebody to write into it
+        if not stat.S_ISREG(status.st_mode):  # opening a named pipe would block until another process writes to it
             raise ValueError("not a regular file")
         if status.st_size > MAX_BYTES:
             raise ValueError(f"{status.st_size:,} bytes, expected at most {MAX_BYTES:,}")
@@ -99,16 +104,16 @@ def _read_file(path: str) -> bytes:
 def upright_pixels(image: Image.Image, depth: Optional[Depth] = None) -> np.ndarray:
     """Decodes an opened image.
 
-    An EXIF orientation is applied: a phone's picture would lie on its side. Grey pixels of more than 8 bits are scaled
-    by ``depth``, by their format's range if it is None; of 16 bits per colour the upper eight are kept. Transparency
-    is dropped, palettes and CMYK become RGB.
+    The EXIF orientation is applied. Grey pixels of more than 8 bits are scaled by ``depth``, or by their format's range
+    if it is None; of 16 bits per colour the upper eight are kept. Transparency is dropped; palettes and CMYK are
+    converted to RGB.
 
     Returns:
       ``[height, width, 3]`` uint8, RGB.
     """
     image.load()
-    orientation = _orientation(image)  # of TIFF, Pillow has applied it by now
-    if image.mode.startswith(("I", "F")):  # which Pillow would cut off at 255 instead of scaling
+    orientation = _orientation(image)  # load() has already applied that of a TIFF
+    if image.mode.startswith(("I", "F")):  # Pillow's convert() clips these at 255 instead of scaling
         image = Image.fromarray((depth or Depth()).eight_bits(image))
     if image.mode != "RGB":
         image = image.convert("RGB")
@@ -120,18 +125,18 @@ def upright_pixels(image: Image.Image, depth: Optional[Depth] = None) -> np.ndar
 def _orientation(image: Image.Image) -> int:
     try:
         return image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # damaged metadata is no reason to refuse the picture
+    except Exception:  # an image with damaged metadata is still accepted
         return 1
 
 
 def checked_pixels(pixels: np.ndarray) -> np.ndarray:
-    """Returns ``pixels`` if they are an image or a batch of them.
+    """Returns ``pixels`` if they are an image or a batch of images.
 
     Args:
       pixels: ``[..., height, width, 3]``, uint8 or any float, RGB in [0, 255].
 
     Raises:
-      UserError: they have another shape or dtype, lie outside [0, 255], or seem to be scaled to [0, 1].
+      UserError: shape or dtype is wrong, or values lie outside [0, 255] or seem to be scaled to [0, 1].
     """
     if pixels.ndim < 3 or pixels.shape[-1] != 3 or 0 in pixels.shape[-3:-1]:
         raise UserError(f"pixels have shape {list(pixels.shape)}, expected [height, width, 3], RGB")
@@ -141,7 +146,7 @@ def checked_pixels(pixels: np.ndarray) -> np.ndarray:
         raise UserError(f"pixels are {pixels.dtype}, expected uint8 or float, RGB in [0, 255]")
     if pixels.size:
         least, most = float(pixels.min()), float(pixels.max())
-        # NaN makes both comparisons false.
+        # Written so that NaN, which makes both comparisons false, is refused.
         if not (least >= 0 and most <= 255):
             raise UserError(f"pixels lie in [{least:g}, {most:g}], expected RGB in [0, 255]")
         if 0 < most <= 1:
@@ -150,9 +155,9 @@ def checked_pixels(pixels: np.ndarray) -> np.ndarray:
 
 
 def resize(pixels: np.ndarray, size: Sequence[int]) -> np.ndarray:
-    """Resizes bilinearly between pixel centres, without antialiasing, and rounds (a half to the even number).
+    """Resizes bilinearly between pixel centres, without antialiasing, and rounds half to even.
 
-    Bit by bit what ``tf.image.resize`` and ``tf.round`` give, without TensorFlow and several times as fast.
+    The result is bit for bit that of ``tf.image.resize`` and ``tf.round``, several times as fast.
 
     Args:
       pixels: ``[..., height, width, 3]``, uint8 or float in [0, 255].
@@ -166,7 +171,7 @@ def resize(pixels: np.ndarray, size: Sequence[int]) -> np.ndarray:
         return pixels
     rows, above, below, down = _sampling(height, size[0])
     columns, left, right, across = _sampling(width, size[1])
-    # Of a large picture few pixels count, and as float32 it takes four times the memory.
+    # Only the pixels that are needed are converted to float32, which takes four times the memory.
     if len(rows) < height:
         pixels = pixels.take(rows, axis=-3)
     if len(columns) < width:
@@ -191,8 +196,8 @@ def _between(first: np.ndarray, second: np.ndarray, fraction: np.ndarray) -> np.
 
 @lru_cache(maxsize=256)
 def _sampling(length: int, samples: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Returns which pixels of a line are needed; of each sample the two neighbours among them, and how far it is from
-    the first one."""
+    """Returns the indices of the pixels needed of a line; for each sample its two neighbours, as indices into these,
+    and its distance from the first one, in pixels."""
     scale = np.float32(length) / np.float32(samples)
     position = (np.arange(samples, dtype=np.float32) + np.float32(0.5)) * scale - np.float32(0.5)
     before = np.floor(position)
@@ -203,21 +208,21 @@ def _sampling(length: int, samples: int) -> tuple[np.ndarray, np.ndarray, np.nda
 
 
 class ImageReader:
-    """Decodes and resizes images, in their order, in parallel and ahead of whoever iterates.
+    """Iterates over batches of decoded and resized images, in order; threads decode ahead of the iteration.
 
-    Iterating yields ``(images, kept)`` per batch: ``[≤ batch_size, height, width, 3]`` uint8 and the
-    indices of the records that the images belong to, int64. What cannot be decoded is collected in
-    ``bad_images`` if it is to be skipped. A file that cannot be read (missing, no permission, a disk or network that
-    fails) always raises :class:`UserError`: nobody knows what is in it.
+    Iterating yields ``(images, kept)`` per batch: ``[≤ batch_size, height, width, 3]`` uint8, and int64 indices of the
+    records that the images belong to. Images that cannot be decoded raise :class:`UserError` or, if they are to be
+    skipped, are collected in ``bad_images``. A file that cannot be read (missing, no permission, disk or network error)
+    always raises :class:`UserError`. So does a sequence of which no image could be decoded.
 
     Args:
-      records: what to read; paths or pixels do as well.
+      records: the images to read: records, paths or pixels.
       input_size: height and width to resize to (:func:`resize`), in pixels.
       batch_size: records per batch.
       skip_bad_images: leave out files that cannot be decoded instead of raising.
-      progress: what the progress bar is called; None for no bar.
-      threads: how many decode; as many as there are cores if None.
-      white_level: what becomes white of deep grey images, see :class:`han_tf.data.depth.Depth`.
+      progress: label of the progress bar; None for no bar.
+      threads: number of decoding threads; that of the cores if None.
+      white_level: value of deep grey images that becomes 255, see :class:`han_tf.data.depth.Depth`.
     """
 
     def __init__(
@@ -264,9 +269,9 @@ class ImageReader:
             raise UserError(f"none of the {len(self.records)} images could be read, expected at least one")
 
     def batches(self) -> Iterator[tuple[np.ndarray, int, dict[int, str]]]:
-        """Yields, per batch, its images, the index of its first record, and why some could not be read, by index.
+        """Yields, per batch, images, index of the first record, and index -> reason of records that cannot be decoded.
 
-        The pixels of those are arbitrary; it is up to the caller what to do about them.
+        The pixels of undecodable images are arbitrary.
         """
         pool = ThreadPoolExecutor(self.threads, thread_name_prefix="decode")
         pending: deque[tuple[np.ndarray, int, list[Future]]] = deque()
@@ -275,7 +280,7 @@ class ImageReader:
             while True:
                 while len(pending) < _AHEAD and (start := next(starts, None)) is not None:
                     images = np.empty((min(self.batch_size, len(self.records) - start), *self.input_size, 3), np.uint8)
-                    # Slices of one batch go to all threads, so that the first one is there soon.
+                    # Each batch is divided among all threads, so that the first one is ready early.
                     step = -(-len(images) // self.threads)
                     parts = range(0, len(images), step)
                     tasks = [pool.submit(self._read, images[part : part + step], start + part) for part in parts]
@@ -288,7 +293,7 @@ class ImageReader:
             pool.shutdown(cancel_futures=True)
 
     def _read(self, images: np.ndarray, start: int) -> dict[int, str]:
-        """Fills ``images`` from the records from ``start`` on; returns why some could not be read, by index."""
+        """Fills ``images`` with the records from ``start`` on; returns record index -> reason of undecodable images."""
         reasons = {}
         for index, image in enumerate(images, start=start):
             record = self.records[index]
@@ -302,7 +307,7 @@ class ImageReader:
                     pixels = decode_image(path_of(record), self.depth)
             except UserError:
                 raise
-            except Exception as error:  # a damaged file raises what the codecs, zlib and struct happen to
+            except Exception as error:  # the codecs, zlib and struct raise exceptions of many kinds
                 reasons[index] = " ".join(str(error).split()) or type(error).__name__
             else:
                 image[:] = resize(pixels, self.input_size)
@@ -310,7 +315,7 @@ class ImageReader:
 
 
 def path_of(source: Source) -> str:
-    """Returns the path of a record or file; of pixels a name that says what they are."""
+    """Returns the path of a record or file; for pixels a description with their shape."""
     if isinstance(source, np.ndarray):
         return f"array {list(source.shape)}"
     return source.path if isinstance(source, (Record, BadImage)) else os.fspath(source)

@@ -1,4 +1,4 @@
-"""The record of one person image, and a data set as records per subset."""
+"""Records of person images, data sets made of them, and checks of both."""
 
 import hashlib
 import os
@@ -9,10 +9,10 @@ from typing import NamedTuple
 from han_tf.common.errors import UserError
 
 JUNK_PID = -1
-"""Person id of junk images (bad detections): never ranked, for any query."""
+"""Person id of junk images (bad detections), which are left out of every ranking."""
 
 DISTRACTOR_PID = 0
-"""Person id of distractors (people who are no query's match): ranked as negatives for every query."""
+"""Person id of distractors (people without a query), which are ranked as negatives for every query."""
 
 
 class Record(NamedTuple):
@@ -29,16 +29,15 @@ class ReIDDataset:
 
     Attributes:
       name: registry name, e.g. ``market1501``.
-      split: the protocol's variant, e.g. ``detected``; ``""`` where there is only one.
+      split: the protocol's variant, e.g. ``detected``; ``""`` if there is only one.
       root: the folder it was read from.
-      train: training images; pids as in the files (not yet class indices). Empty where the set is for evaluation.
-      query: one probe image per row.
-      gallery: images to rank, distractors included; junk is included too, with pid :data:`JUNK_PID`,
-        and left out by the metrics.
+      train: training images, labelled by pid, not by class index; empty if the data set is for evaluation only.
+      query: query images.
+      gallery: images to rank, distractors included; also junk, with pid :data:`JUNK_PID`, which the metrics leave out.
       multi_query: images of the query people for multi-query evaluation (Market-1501's gt_bbox);
-        empty where the data set has none.
-      differences: what differs from the published counts, one sentence each; empty if nothing does.
-      notes: things met on the way that a reader of results should know (e.g. files left out).
+        empty if the data set has none.
+      differences: one sentence for each count that differs from the published one.
+      notes: other sentences for readers of results, e.g. on ignored files.
       parts: the data sets that this one joins, see :mod:`han_tf.data.joined`; empty if it joins none.
     """
 
@@ -54,7 +53,7 @@ class ReIDDataset:
     parts: tuple["ReIDDataset", ...] = ()
 
     def separate(self) -> tuple["ReIDDataset", ...]:
-        """Returns the data sets that have a protocol of their own: the joined ones, or this one."""
+        """Returns the data sets to evaluate one by one: the joined ones, or this one."""
         return self.parts or (self,)
 
     def subsets(self) -> dict[str, tuple[Record, ...]]:
@@ -68,9 +67,9 @@ class ReIDDataset:
         return {name: records for name, records in subsets.items() if records}
 
     def fingerprint(self, *subsets: str) -> str:
-        """Returns 64 hexadecimal digits that change with any image of ``subsets``: its path, size, pid or camid.
+        """Returns 64 hexadecimal digits that change with the path, file size, pid or camid of any image of ``subsets``.
 
-        Paths count from :attr:`root` on, so the data set may be moved; the size is the file's, in bytes.
+        Paths are relative to :attr:`root`, so that moving the data set changes nothing.
         """
         digest = hashlib.sha256()
         if self.parts:
@@ -89,10 +88,10 @@ class ReIDDataset:
 
 
 def parse_label(where: str, name: str, text: str) -> int:
-    """Returns the pid or camid (``name``) that a field holds.
+    """Returns the pid or camid (``name``) in a text field.
 
     Raises:
-      UserError: it is no integer, too small, or may not fit into 64 bits; ``where`` is named.
+      UserError: it is no integer, is too small, or has more than 18 digits; the message names ``where``.
     """
     smallest = JUNK_PID if name == "pid" else 0
     value = int(text) if re.fullmatch(r"-?[0-9]{1,18}", text) else None
@@ -102,10 +101,10 @@ def parse_label(where: str, name: str, text: str) -> int:
 
 
 def check_label(where: str, name: str, value: int) -> int:
-    """Returns a pid or camid (``name``) that a file's name tells.
+    """Returns ``value``, a pid or camid (``name``) parsed from a file name.
 
     Raises:
-      UserError: it has more than 18 digits, which may not fit into 64 bits; ``where`` is named.
+      UserError: it has more than 18 digits, so that it may not fit into 64 bits; the message names ``where``.
     """
     if value >= 10**18:
         raise UserError(f"{where}: {name} is {value}, expected an integer of up to 18 digits")
@@ -113,7 +112,7 @@ def check_label(where: str, name: str, value: int) -> int:
 
 
 def check_training(dataset: ReIDDataset) -> None:
-    """Raises UserError if ``dataset`` has no training images; such sets are for evaluation."""
+    """Raises UserError if ``dataset`` has no training images."""
     if not dataset.train:
         raise UserError(
             f"{dataset.name} in {dataset.root}: no train images found, expected some to train on; "
@@ -122,12 +121,12 @@ def check_training(dataset: ReIDDataset) -> None:
 
 
 def check_protocol(dataset: ReIDDataset) -> ReIDDataset:
-    """Returns ``dataset`` if testing on it makes sense, and training if it has training images.
+    """Returns ``dataset`` if its subsets are fit for training and testing.
 
     Raises:
-      UserError: query or gallery is empty, there is one training identity only, a pid stands in both train and
-        test, junk or a distractor stands among train or query, no query has a match seen by another camera, or a
-        multi-query image is of no query's person and camera.
+      UserError: query or gallery is empty, there is only one training identity, a pid is in both train and test, train
+        or query holds junk or a distractor, no query has a match from another camera, or a multi-query image has no
+        query of the same person and camera.
     """
     where = f"{dataset.name} in {dataset.root}"
     for name in ("query", "gallery"):

@@ -1,6 +1,6 @@
-"""Which images make up the batches of an epoch, as (seed, epoch) alone decide.
+"""Samplers: the images of each batch of an epoch.
 
-So any epoch can be entered anywhere, as resuming does.
+They depend on (seed, epoch) alone, so that a run can resume at any batch.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,8 @@ import numpy as np
 class ShuffledImages:
     """All images once, in random order.
 
-    The last images of the order that do not fill a batch sit out, unless there is no full batch at all.
+    The last images, which do not fill a batch, are left out. With fewer images than ``batch_size`` there is one batch
+    of all of them.
 
     Args:
       images: number of images.
@@ -30,14 +31,13 @@ class ShuffledImages:
 
 
 class PeopleAndImages:
-    """P people with K images each per batch, so that every image meets others of its person (Hermans et al. 2017).
+    """P people with K images each per batch, so that a batch has several images of each person (Hermans et al. 2017).
 
-    An epoch is as many passes over all people as bring its number of images nearest to that of the
-    training set, at least one. A pass takes the people in random order, P by P; where the last of them
-    do not fill a batch, people drawn from the others join them. Each time its turn comes, a person shows
-    K images it has not shown yet; once fewer than K of these are left, they sit out and all its images are
-    there again. A person with fewer than K images shows all of them, and some of them again, drawn with
-    replacement.
+    An epoch is a number of passes over all people, at least one, chosen so that the number of images comes nearest to
+    that of the training set. A pass takes the people in random order, P at a time; the last batch is filled up with
+    people drawn from the earlier ones. Each turn of a person takes K of its images that have not been taken yet; once
+    fewer than K are left, these are skipped and all its images become available again. If a person has fewer than K
+    images, all of them are taken, and the rest is drawn from them with replacement.
 
     Args:
       labels: ``[n]`` int, the person of each image.
@@ -61,7 +61,7 @@ class PeopleAndImages:
         self.batches_per_epoch = self.passes * -(-len(self.images_of) // people)
 
     def epoch(self, seed: int, epoch: int) -> np.ndarray:
-        """Returns the image indices of one epoch, ``[batches, P·K]`` int64; those of a person side by side."""
+        """Returns the image indices of one epoch, ``[batches, P·K]`` int64; those of a person are adjacent."""
         rng = np.random.default_rng([seed, epoch])
         turns = np.concatenate([self._pass(rng) for _ in range(self.passes)])
         shown = np.empty([len(turns), self.images_per_person], np.int64)
@@ -73,7 +73,7 @@ class PeopleAndImages:
     def _pass(self, rng: np.random.Generator) -> np.ndarray:
         order = rng.permutation(len(self.images_of))
         missing = -len(order) % self.people
-        # The last batch's own people are the last of the order.
+        # Without the people of the last batch, which are the last of the order.
         others = order[: len(order) - (self.people - missing)]
         return np.concatenate([order, rng.choice(others, missing, replace=False)]) if missing else order
 

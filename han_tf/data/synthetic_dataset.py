@@ -1,4 +1,4 @@
-"""The embedded synthetic set: drawn once, then read like Market-1501."""
+"""The embedded synthetic data set: drawn once, then read like Market-1501."""
 
 from han_tf.data.counts import count
 from han_tf.data.folders import PathLike
@@ -8,16 +8,17 @@ from han_tf.data.synthetic import SyntheticPedestrians, draw_once
 
 
 def read_synthetic(data_dir: PathLike, split: str = "") -> ReIDDataset:
-    """Reads the default synthetic set, drawing it first unless ``data_dir`` holds the current one.
+    """Reads the default synthetic data set; draws it first unless ``data_dir`` holds the current version.
 
-    One of an earlier generator is replaced, and no other.
+    A data set that another version of the generator drew from the same arguments is replaced.
 
     Args:
       data_dir: the folder for the images, in Market-1501's layout.
       split: only ``""``.
 
     Raises:
-      UserError: the images cannot be written, ``data_dir`` holds another data set, or files were changed by hand.
+      UserError: the images cannot be written, ``data_dir`` holds other files or another synthetic data set, or files or
+        folders in it were renamed. Missing images are only reported in ``differences``.
     """
     pedestrians = SyntheticPedestrians()
     draw_once(data_dir, pedestrians)

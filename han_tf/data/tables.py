@@ -1,4 +1,4 @@
-"""CSV files with a header, as people and spreadsheet programs write them."""
+"""Reader of CSV files with a header, also as spreadsheet programs write them."""
 
 import csv
 import os
@@ -17,25 +17,25 @@ def read_table(
 ) -> Iterator[tuple[str, dict[str, str]]]:
     """Yields the rows of a CSV file in UTF-8.
 
-    Columns may stand in any order and in capitals; others are passed over, as are lines without a value and empty
-    fields at the end of a line.
+    Columns may be in any order, and their names in capitals. Other columns, lines without a value and empty fields at
+    the end of a line are ignored.
 
     Args:
       path: the file.
-      required: names of columns that have to be there.
-      optional: of those that may be.
-      reasons: why a required column is needed, for the message when it alone is missing.
+      required: names of the required columns.
+      optional: names of the optional columns.
+      reasons: column name -> why it is needed, for the message if this required column alone is missing.
 
     Yields:
-      Where the row stands, for messages, and its fields by the names of ``required`` and ``optional``, stripped.
+      The row's file and line, for messages, and its stripped fields by the names of ``required`` and ``optional``.
 
     Raises:
-      UserError: the file cannot be read, is no such table, a column is missing or there twice, or a line has more or
-        fewer fields than the header.
+      UserError: the file cannot be read or is no CSV file in UTF-8, a column is missing or duplicate, or a line has
+        more or fewer fields than the header.
     """
     expected = ",".join(required) + "".join(f"[,{name}]" for name in optional)
     try:
-        # Spreadsheet programs put a byte order mark in front, which "utf-8-sig" takes off.
+        # "utf-8-sig" skips the byte order mark that spreadsheet programs write.
         with open(path, encoding="utf-8-sig", newline="") as stream:
             rows = csv.reader(stream, strict=True)
             header = _without_empty_end([name.strip() for name in next(rows, [])], 0)

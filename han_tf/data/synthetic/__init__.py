@@ -1,8 +1,8 @@
 """The embedded default data set ``synthetic``: drawn pedestrians seen by six cameras.
 
-Nothing has to be downloaded to train, test or try a reader. The images pose the difficulties of real
-re-identification: viewpoints, camera colours, occlusion, bad boxes, and people who look alike but for
-one detail. Data flow: identity → body in a pose → shapes on a canvas → what the camera makes of it.
+Training, testing and trying a reader need no download. The images have the difficulties of real re-identification:
+viewpoints, camera colours, occlusion, bad boxes, and people who differ in one detail only. Data flow: identity → body
+in a pose → shapes on a canvas → the camera's image.
 """
 
 from han_tf.data.synthetic.generator import GENERATOR_VERSION, SyntheticPedestrians

@@ -1,7 +1,6 @@
-"""The colour histogram of horizontal stripes: what re-identification needs no network for.
+"""A baseline without a network: colour histograms of horizontal stripes.
 
-A person's colours from head to feet were the classic feature before learned ones (symmetry-driven and
-stripe histograms, about 2010). A network has to beat it for its training to count.
+Such histograms were the usual feature before learned ones (about 2010). A trained network has to beat it.
 """
 
 from collections.abc import Iterable
@@ -13,7 +12,7 @@ STRIPES = 8
 """Horizontal stripes of equal height."""
 
 BINS = (12, 4, 4)
-"""Bins of hue, saturation and value; they are joint."""
+"""Bins of hue, saturation and value of the joint histogram."""
 
 _SIZE = 48, 128
 
@@ -21,8 +20,8 @@ _SIZE = 48, 128
 def histogram_features(images: Iterable[Image.Image]) -> np.ndarray:
     """Returns one joint HSV histogram per horizontal stripe, as one vector per image.
 
-    The image's centre counts more than its left and right edges, where the background is. Square roots
-    of the counts are compared (the Hellinger kernel), since large plain areas would drown the rest.
+    Pixels are weighted by a Gaussian of their column, since the background is at the left and right edges. The features
+    are square roots of the counts (Hellinger kernel), so that large plain areas do not dominate.
 
     Args:
       images: pictures of any size and mode.
@@ -43,5 +42,4 @@ def _histogram(image: Image.Image) -> np.ndarray:
     offset = (np.arange(width) - (width - 1) / 2) / (width / 4)
     weight = np.broadcast_to(np.exp(-0.5 * offset**2), cell.shape)
     counts = np.bincount(cell.ravel(), weight.ravel(), minlength=STRIPES * int(np.prod(BINS)))
-    # Counts are never negative and an image has pixels, so the sum of squares of the roots is positive.
     return np.sqrt(counts / counts.sum()).astype(np.float32)

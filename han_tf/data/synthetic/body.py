@@ -1,8 +1,8 @@
-"""An identity in a pose: the shapes of its body, clothes and belongings as a camera sees them.
+"""The shapes of an identity in a pose: its body, clothes and belongings as a camera sees them.
 
 The body is built in its own frame (right, up, forward; metres; the ground point at the origin) and
-projected in parallel onto a plane that faces the camera. Turning the body is all it takes to hide the
-face, the logo or the backpack: what a viewpoint shows follows from the geometry.
+projected in parallel onto a plane that faces the camera. The geometry alone decides whether face, logo or backpack
+are visible.
 """
 
 from typing import NamedTuple, Optional
@@ -14,14 +14,14 @@ from han_tf.data.synthetic.identity import Colour, Identity, Pattern
 
 
 class Pose(NamedTuple):
-    """How a person stands to the camera.
+    """A person's pose relative to the camera.
 
     Attributes:
       yaw: 0 faces the camera, π/2 walks to the image's right, π shows the back; radians.
-      pitch: how far the camera looks down, radians.
+      pitch: angle by which the camera looks down, radians.
       phase: of the gait, radians.
       stride: amplitude of the legs' swing in radians; 0 stands still.
-      arms: what the (left, right) arm does: ``swing``, ``pocket``, ``phone`` or ``strap``.
+      arms: pose of the (left, right) arm: ``swing``, ``pocket``, ``phone`` or ``strap``.
       head: yaw of the head relative to the body, radians.
     """
 
@@ -35,8 +35,8 @@ class Pose(NamedTuple):
 
 ARMS = {"swing": 7, "pocket": 2, "phone": 1, "strap": 1}
 
-# A thigh in mid-stride may be nearer than the coat that covers it: the depths of the legs order the legs
-# among themselves, squeezed into a layer behind the trunk.
+# The depths of the legs are scaled into a thin layer behind the trunk: in mid-stride a thigh may be nearer than the
+# coat that covers it.
 _LEGS, _NARROW = -0.06, 0.15
 
 _SOLE: Colour = (0.85, 0.85, 0.83)
@@ -48,7 +48,7 @@ def figure(identity: Identity, pose: Pose) -> list[Shape]:
 
 
 class _Figure:
-    """Collects the shapes; legs first, since they settle how high the hip is, and the trunk rests on it."""
+    """Collects the shapes; legs first, since they determine the height of the hip, on which the trunk rests."""
 
     def __init__(self, identity: Identity, pose: Pose):
         self.who = identity
@@ -357,7 +357,7 @@ class _Figure:
         if pattern.kind in ("logo", "number", "sash"):
             return plain(self.who.top_colour)
         if pattern.kind in ("band", "blocks"):
-            # The sleeve of a two-coloured garment has the colours at the height they have on the body.
+            # On the sleeve the colours change at the same height as on the body.
             pattern = pattern._replace(place=0.2 + 0.6 * pattern.place)
         return _fabric_surface(self.who.top_colour, pattern, half, length / 2, body=False)
 
@@ -592,7 +592,7 @@ def _shift(point, up: float):
 
 
 def _rotate(right: float, forward: float, yaw: float) -> tuple[float, float]:
-    """Turns (right, forward) by ``yaw`` in the sense in which a pose's yaw turns the body."""
+    """Returns (right, forward) rotated by ``yaw``, in the same direction as a pose's yaw."""
     return right * np.cos(yaw) - forward * np.sin(yaw), right * np.sin(yaw) + forward * np.cos(yaw)
 
 
@@ -611,7 +611,7 @@ def _trouser_surface(colour: Colour, kind: str) -> Surface:
 def _fabric_surface(colour: Colour, pattern: Pattern, half: float, length: float, body: bool) -> Surface:
     """Returns a patterned fabric on a tube of half-width ``half`` and ``length`` metres.
 
-    ``body`` tells the trunk from a sleeve, which carries no motif.
+    ``body`` is true for the trunk, false for a sleeve.
     """
     ground = np.asarray(colour, np.float32)
     figure_colour = np.asarray(pattern.colour, np.float32)

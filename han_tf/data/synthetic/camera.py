@@ -1,4 +1,4 @@
-"""Six surveillance cameras: where each hangs, and what each does to colours, sharpness and compression."""
+"""Six surveillance cameras: their views, and their effects on colours, sharpness and compression."""
 
 import io
 from typing import NamedTuple
@@ -10,23 +10,23 @@ from han_tf.data.synthetic.drawing import Light
 
 
 class Camera(NamedTuple):
-    """A camera with its place and its sensor.
+    """The view and the sensor of a camera.
 
     Attributes:
       scene: key of :data:`han_tf.data.synthetic.scenery.SETTINGS`.
-      pitch: how far it looks down, radians.
+      pitch: angle by which it looks down, radians.
       person_height: typical height of a person of 1.7 m in the image, pixels.
       paths: yaws at which people typically walk past, radians.
       light: direction to the main light (x right, y up, z to the camera).
-      hardness: share of the light that comes from there, in [0, 1].
+      hardness: share of the light that comes from the main light, in [0, 1].
       gains: of red, green and blue (white balance and exposure).
       gamma: exponent of the tone curve; above 1 darkens the mid-tones.
       contrast: slope of the tone curve around mid-grey.
       black: level of the darkest value (haze, flare).
       saturation: 1 leaves the colours as they are.
-      mixing: how far neighbouring colour channels leak into each other (red to green to blue).
-      blur: deviation of the lens blur, as a share of the box's height.
-      noise: deviation of the sensor noise, of 1.
+      mixing: share of red that is taken from green, of green from blue, and of blue from red.
+      blur: standard deviation of the lens blur, as a share of the box's height.
+      noise: standard deviation of the sensor noise, for values in [0, 1].
       quality: JPEG quality of the video stream.
     """
 
@@ -79,7 +79,7 @@ CAMERAS = (
 
 
 def light_of(camera: Camera, rng: np.random.Generator) -> Light:
-    """Returns the light of one moment: clouds and flicker change its strength and sharpness."""
+    """Returns the light of one image: direction, strength and hardness vary at random around the camera's."""
     direction = np.asarray(camera.light) + rng.normal(0, 0.12, 3)
     direction /= np.linalg.norm(direction)
     strength = rng.uniform(0.88, 1.1)
@@ -91,18 +91,18 @@ def light_of(camera: Camera, rng: np.random.Generator) -> Light:
 def expose(
     rgb: np.ndarray, camera: Camera, exposure: np.ndarray, size: tuple[int, int], rng: np.random.Generator
 ) -> Image.Image:
-    """Returns what the camera's video stream shows of a scene.
+    """Returns a scene as the camera's video stream shows it.
 
     Args:
       rgb: [h, w, 3] float32, the scene in [0, 1]; larger than ``size``.
-      camera: its tone, colours and faults.
-      exposure: [3] gains of the moment (automatic exposure and white balance).
+      camera: the camera.
+      exposure: [3] gains of this image (automatic exposure and white balance).
       size: (width, height) of the result in pixels.
       rng: source of blur, noise and compression.
     """
     width, height = size
     image = Image.fromarray((np.clip(rgb, 0, 1) * 255).astype(np.uint8))
-    # One image in seven is blown up from fewer pixels, as far-away people are.
+    # 15 % of the images are enlarged from fewer pixels, as if the person were far away.
     reduced = rng.uniform(0.45, 0.75) if rng.random() < 0.15 else 1.0
     image = image.resize((max(round(width * reduced), 8), max(round(height * reduced), 16)), Image.Resampling.BOX)
     radius = camera.blur * height * rng.uniform(0.6, 1.5) * reduced
@@ -132,7 +132,7 @@ def expose(
 
 
 def _smear(values: np.ndarray, pixels: int) -> np.ndarray:
-    """Blurs along the rows, as a walking person is blurred."""
+    """Returns the image with horizontal motion blur over ``pixels`` pixels."""
     padded = np.pad(values, ((0, 0), (pixels // 2, pixels - 1 - pixels // 2), (0, 0)), mode="edge")
     return sum(padded[:, i : i + values.shape[1]] for i in range(pixels)) / np.float32(pixels)
 

@@ -1,8 +1,8 @@
-"""Shaded tubes and ellipsoids on an image: all that bodies, clothes and bags are made of.
+"""Paints shaded tubes and ellipsoids, of which bodies, clothes and bags consist, on an image.
 
-Everything is in metres on a plane that faces the camera, x to the right and y up. A surface is given
-by its azimuth (the angle around the body, 0 in front, in radians) and its place along the axis, so
-that a fabric's pattern follows the body round and turns with it.
+Coordinates are metres on a plane that faces the camera, x to the right and y up. A surface is a function of
+azimuth (the angle around the body, 0 in front, in radians) and place along the axis, so that a fabric's pattern turns
+with the body.
 """
 
 from collections.abc import Callable
@@ -25,8 +25,7 @@ class Tube(NamedTuple):
       surface: its colours.
       depth: larger is nearer to the camera; painted later.
       azimuth: azimuth of the middle line that faces the camera, in radians.
-      flatness: depth over width of the cross-section as it turns; 1 is round.
-      round_start, round_end: how far the ends bulge, relative to the half width there.
+      round_start, round_end: length by which the ends bulge, relative to the half width there.
       folds: strength of the wrinkles.
     """
 
@@ -58,7 +57,7 @@ Shape = Union[Tube, Ellipsoid]
 
 
 class Light(NamedTuple):
-    """Unit vector to the light (x right, y up, z to the camera) and the strengths of the two kinds."""
+    """Unit vector to the light (x right, y up, z to the camera) and strengths of ambient and diffuse light."""
 
     direction: tuple[float, float, float]
     ambient: float
@@ -72,14 +71,14 @@ def plain(colour: tuple[float, float, float]) -> Surface:
 
 
 class Canvas:
-    """An RGB image that shapes are painted on.
+    """An RGB image on which shapes are painted.
 
     Args:
       rgb: [h, w, 3] float32 in [0, 1], the background; painted over in place.
       scale: pixels per metre.
       origin: (column, row) in pixels of the point (0, 0).
-      light: lights every shape.
-      wrinkles: (row, column) from which wrinkles are taken, so that each figure has its own.
+      light: the light on all shapes.
+      wrinkles: (row, column) of the part of :func:`wrinkle_tile` to use; different for each figure.
     """
 
     def __init__(
@@ -105,7 +104,7 @@ class Canvas:
                 self._ellipsoid(shape)
 
     def darken(self, centre: tuple[float, float], half_size: tuple[float, float], strength: float) -> None:
-        """Darkens a soft ellipse, such as the shadow where feet meet the ground."""
+        """Darkens an ellipse with a soft edge, such as a shadow at the feet."""
         x, y = self._pixels(centre)
         a, b = half_size[0] * self.scale, half_size[1] * self.scale
         window = self._window(x - 1.5 * a, x + 1.5 * a, y - 1.5 * b, y + 1.5 * b)
@@ -199,7 +198,7 @@ class Canvas:
 
 
 def smooth_noise(rng: np.random.Generator, shape: tuple[int, int], cell: tuple[float, float]) -> np.ndarray:
-    """Returns [h, w] float32 noise of deviation about 1 whose features are ``cell`` (h, w) pixels big."""
+    """Returns [h, w] float32 noise of standard deviation about 1, smooth over ``cell`` (h, w) pixels."""
     small = max(int(shape[0] / cell[0]), 2), max(int(shape[1] / cell[1]), 2)
     coarse = Image.fromarray(rng.standard_normal(small).astype(np.float32))
     return np.asarray(coarse.resize((shape[1], shape[0]), Image.Resampling.BICUBIC))
@@ -207,7 +206,7 @@ def smooth_noise(rng: np.random.Generator, shape: tuple[int, int], cell: tuple[f
 
 @lru_cache(maxsize=1)
 def wrinkle_tile() -> np.ndarray:
-    """Returns the [1024, 1024] noise that folds of cloth are taken from."""
+    """Returns [1024, 1024] float32 noise for the folds of cloth."""
     rng = np.random.default_rng(20200)
     shape = (1024, 1024)
     noise = smooth_noise(rng, shape, (26, 12)) + 0.6 * smooth_noise(rng, shape, (9, 14))

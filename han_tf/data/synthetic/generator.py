@@ -1,4 +1,4 @@
-"""Who is seen when, by which camera, and in what box: the images of the synthetic data set."""
+"""The synthetic data set: its people, the cameras that see them, and the images in their boxes."""
 
 import signal
 from collections.abc import Iterator
@@ -20,19 +20,19 @@ from han_tf.data.synthetic.images import LabelledImage
 from han_tf.data.synthetic.scenery import SCENE_SCALE, SCENE_SIZE, THING_SCALE, THING_VARIANTS, THINGS, scene, thing
 
 GENERATOR_VERSION = 1
-"""Raised whenever the same arguments give other pixels."""
+"""Increased by every change after which the same arguments give other pixels."""
 
 FIRST_TRAIN_PID, FIRST_TEST_PID = 1, 5001
-"""Training pids count from the one, test pids from the other, so that neither depends on how many there are."""
+"""First training and first test pid; fixed, so that test pids do not depend on the number of training people."""
 
 _INDICES_PER_PART = 250_000
-# Training, test, distractor and junk images have frame numbers of their own, for the same reason.
+# Frame numbers reserved for each of training, test, distractor and junk images, for the same reason.
 
 _OCCLUDERS = {"pole": 3, "bin": 3, "bicycle": 3, "car": 2, "bush": 2, "railing": 1, "sign": 2, "person": 5}
 
 
 class Frame(NamedTuple):
-    """One image still to be drawn; the fields are those of :class:`LabelledImage`."""
+    """The labels of an image to draw; the fields are those of :class:`LabelledImage`."""
 
     subset: str
     pid: int
@@ -44,19 +44,19 @@ class SyntheticPedestrians:
     """A data set of drawn pedestrians seen by six cameras.
 
     Each image depends on (seed, pid, camid, index) alone, so images can be drawn in any order and in
-    parallel, and more identities leave those that were there as they are. Every identity is seen by
-    4 to 6 of the cameras. About one identity in three has a look-alike in its half, who differs from
-    it in one attribute.
+    parallel, and adding identities does not change the people that were there. Every identity is seen by
+    4 to 6 of the cameras. About 30 % of the identities have a look-alike in their half (train, test), who differs in
+    one attribute.
 
     Args:
-      seed: of everything, ≥ 0.
+      seed: of the whole data set, ≥ 0.
       train_identities, test_identities: number of people, disjoint; 2 to 4,999 each.
       train_images_per_camera: images of a training person by each camera that sees it, ≥ 1.
       images_per_camera: images of a test person by each camera that sees it, ≥ 2: one query, the others
         in the gallery.
       multi_query_per_camera: further images of a test person per camera, for multi-query evaluation.
       distractors: gallery images of people who are in no query.
-      junk: gallery images with fragments of bodies or none.
+      junk: gallery images of body fragments or background.
 
     Raises:
       UserError: a number is out of its range.
@@ -113,7 +113,7 @@ class SyntheticPedestrians:
         return {pid: identity_of(self.seed, _first_pid(pid), pid) for pid in pids}
 
     def frames(self) -> list[Frame]:
-        """Returns all images still undrawn, in the order of :meth:`images`."""
+        """Returns the labels of all images, in the order of :meth:`images`."""
         frames: list[Frame] = []
         for rank in range(self.train_identities):
             pid = FIRST_TRAIN_PID + rank
@@ -137,10 +137,10 @@ class SyntheticPedestrians:
         return len(self.frames())
 
     def images(self, workers: int = 1) -> Iterator[LabelledImage]:
-        """Draws the images one after the other; ``workers`` processes do so ahead of the caller.
+        """Yields the images one after the other; more than one of ``workers`` processes draw ahead of the caller.
 
         The images do not depend on ``workers``. Where processes are spawned rather than forked (macOS,
-        Windows), a script that asks for several needs its ``if __name__ == "__main__"``.
+        Windows), a script that asks for several workers needs an ``if __name__ == "__main__"``.
 
         Raises:
           UserError: the system has killed one of the processes.
@@ -158,7 +158,7 @@ class SyntheticPedestrians:
             ) from error
 
     def draw(self, frame: Frame) -> LabelledImage:
-        """Returns one image."""
+        """Returns the image of one frame."""
         return LabelledImage(*frame, _draw(self.seed, frame))
 
     def _cameras(self, pid: int) -> list[int]:
@@ -168,7 +168,7 @@ class SyntheticPedestrians:
 
 
 def _leave_signals_to_the_parent() -> None:
-    """Leaves Ctrl-C to the parent, and ends where that is killed."""
+    """Makes a worker ignore Ctrl-C, which the parent handles, and end if the parent is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     end_with_parent()
@@ -179,7 +179,7 @@ def _first_pid(pid: int) -> int:
 
 
 class _Sighting(NamedTuple):
-    """What the images of one person by one camera have in common."""
+    """Parameters shared by the images of one person by one camera."""
 
     yaw: float
     stride: float
@@ -246,7 +246,7 @@ def _extent(shapes: list[Shape]) -> _Box:
 
 
 def _detect(person: _Box, rng: np.random.Generator, junk: bool) -> _Box:
-    """Returns the box of an imperfect detector around ``person``; of a failing one if ``junk``."""
+    """Returns an imperfect detection box around ``person``; one that mostly misses the person if ``junk``."""
     width, height = person.size()
     height *= rng.uniform(1.02, 1.14)
     width = max(height * rng.uniform(0.38, 0.5), width * rng.uniform(0.9, 1.1))
@@ -268,7 +268,7 @@ def _detect(person: _Box, rng: np.random.Generator, junk: bool) -> _Box:
         x += width * rng.uniform(0.12, 0.28) * rng.choice((-1, 1))
         y += height * rng.uniform(-0.12, 0.12)
     elif fault < 0.23:
-        # Legs behind something or out of the frame: the detector has found the upper body only.
+        # The upper body only, as if the legs were hidden or out of the frame.
         share = rng.uniform(0.52, 0.72)
         y, height = y + height * (1 - share) / 2, height * share
         width *= 0.85
@@ -289,7 +289,7 @@ def _draw(seed: int, frame: Frame) -> Image.Image:
     box = _detect(_extent(shapes), rng, frame.pid == JUNK_PID)
     pixels_per_metre = camera.person_height / 1.7 * sighting.zoom * np.exp(rng.normal(0, 0.06))
     width, height = (int(np.clip(round(s * pixels_per_metre), low, 260)) for s, low in zip(box.size(), (20, 40)))
-    # Small boxes are drawn twice as fine; in large ones the shapes' own soft edges are enough.
+    # Small boxes are drawn at twice the resolution, large ones at 1.5 times: there the shapes' soft edges are enough.
     finer = 2.0 if height <= 120 else 1.5
     scale = finer * height / box.size()[1]
     light = light_of(camera, rng)
@@ -318,7 +318,7 @@ def _background(
     wide, high = SCENE_SIZE
     width, height = box.size()
     left = place * (wide - width)
-    # The feet stand in the lower part of the scene, as far as the box then still lies within it.
+    # The feet are in the lower part of the scene, unless the box would leave the scene then.
     top = np.clip(rng.uniform(2.5, 3.9) - box.top, 0, high - height)
     window = tuple(float(v) * SCENE_SCALE for v in (left, top, left + width, top + height))
     cut = scene(camera.scene, seed).resize(size, Image.Resampling.BILINEAR, box=window)
@@ -326,7 +326,7 @@ def _background(
 
 
 def _stand(canvas: Canvas, shapes: list[Shape], x: float, y: float, rng: np.random.Generator) -> None:
-    """Paints a person whose ground point is at (x, y), with its shadow."""
+    """Paints a person with its ground point at (x, y), and its shadow."""
     there = Canvas(
         canvas.rgb,
         canvas.scale,
@@ -347,7 +347,7 @@ def _passer_by(canvas: Canvas, camera: Camera, rng: np.random.Generator, behind:
 
 
 def _occlude(canvas: Canvas, camera: Camera, rng: np.random.Generator) -> None:
-    """Puts a thing or another person in front."""
+    """Paints a thing or another person in front."""
     kind = choose(rng, _OCCLUDERS)
     if kind == "person":
         _passer_by(canvas, camera, rng, behind=False)

@@ -1,4 +1,4 @@
-"""Who a pedestrian is: the attributes that stay the same in every image of one identity.
+"""The identity of a pedestrian: the attributes that are the same in all of its images.
 
 Colours are continuous RGB triples in [0, 1], so the number of identities is unbounded. A look-alike
 is an identity that differs from its partner in one attribute only.
@@ -29,7 +29,7 @@ class Style(NamedTuple):
 
 
 class Pattern(NamedTuple):
-    """What is on a fabric: ``kind``, its second colour, ``scale`` in metres and ``place`` in [0, 1]."""
+    """The pattern of a fabric: ``kind``, second ``colour``, relative ``scale`` and ``place`` in [0, 1]."""
 
     kind: str
     colour: Colour
@@ -55,7 +55,7 @@ class Identity(NamedTuple):
 
 
 TOPS = {"t-shirt": 4, "shirt": 3, "hoodie": 2, "jacket": 4, "coat": 2, "vest": 1, "dress": 2}
-"""Cuts of the upper garment and how often each is worn. A jacket is open and shows the inner colour."""
+"""Cuts of the upper garment and their relative frequencies. A jacket is open and shows the inner colour."""
 
 BOTTOMS = {"trousers": 6, "leggings": 3, "shorts": 3, "skirt": 2}
 HAIR_STYLES = {"short": 6, "cropped": 1, "bald": 1, "bob": 2, "long": 3, "ponytail": 2, "bun": 1, "afro": 1}
@@ -73,7 +73,7 @@ ALL_ROUND_PATTERNS = {
     "raglan": 2,
     "sash": 1,
 }
-"""Patterns that show from every side."""
+"""Patterns that are visible from every side."""
 
 PATTERNS = {**ALL_ROUND_PATTERNS, "logo": 3, "number": 1}
 """All patterns; a logo is on the chest and a number on the back."""
@@ -205,8 +205,8 @@ def _other_style(rng: np.random.Generator, style: Style, kinds: dict[str, int]) 
 
 
 def is_look_alike(rank: int) -> bool:
-    """Tells whether the ``rank``-th identity (0-based) of a half is a look-alike of the one before it."""
-    # Every look-alike makes a pair, so half the share of the ranks, evenly spread, have to be one.
+    """Returns whether the ``rank``-th identity (0-based) of a half is a look-alike of the one before it."""
+    # A pair has one look-alike, so that half of LOOK_ALIKE_SHARE, evenly spread, are look-alikes.
     step = LOOK_ALIKE_SHARE / 2
     return int((rank + 1) * step) > int(rank * step)
 

@@ -1,4 +1,4 @@
-"""One labelled image in memory: what the generator yields and the layout writers take."""
+"""A labelled image in memory, as the generator yields it and the layout writers take it."""
 
 from typing import NamedTuple
 

@@ -1,6 +1,6 @@
-"""Labelled images written in the layout of each data set, so that every reader can be run without that data set.
+"""Writers of labelled images in each data set's layout, so that its reader can be tried without the data set.
 
-Images are written as they come; none is kept. What a layout cannot hold is left out or renumbered:
+Images are written one at a time and not kept in memory. Images that a layout cannot hold are left out or renumbered:
 
 =============  ======================================================================================================
 market1501     everything as it is.
@@ -51,8 +51,8 @@ def write_layout(layout: str, root: PathLike, images: Iterable[LabelledImage]) -
 
     Args:
       layout: a key of :data:`LAYOUTS`.
-      root: the folder to write to; it is made if need be.
-      images: taken one by one.
+      root: the folder to write to; created if missing.
+      images: the images, consumed one at a time.
 
     Raises:
       UserError: the layout is unknown, or a file cannot be written.
@@ -120,7 +120,7 @@ def _write_csv(root: Path, images: Iterable[LabelledImage]) -> None:
 
 
 class _Folded(NamedTuple):
-    """An image as CUHK03 can hold it; ``slot`` is 1 to 5 within its person and view."""
+    """An image with labels that fit CUHK03; ``slot`` is 1 to 5 within its person and view."""
 
     subset: str
     pid: int
@@ -143,7 +143,7 @@ def _fold(images: Iterable[LabelledImage]) -> Iterator[_Folded]:
             queried.add((pid, view))
             slot = 1
         else:
-            # The first slot of a test person is kept for the query, which may come after the gallery.
+            # The first slot of a test person is reserved for the query, which may come after the gallery.
             slot = filled.get((pid, view), 1 if subset == "gallery" else 0) + 1
             if slot > _SLOTS:
                 continue
@@ -169,7 +169,7 @@ def _write_cuhk03(root: Path, images: Iterable[LabelledImage]) -> None:
     references: dict[str, dict[CUHK03Name, Any]] = {"detected": {}, "labeled": {}}
     people: dict[int, tuple[int, int]] = {}
     try:
-        # MATLAB puts a text header of its own into the first 512 bytes, which HDF5 passes over.
+        # MATLAB writes a text header into the first 512 bytes, which HDF5 ignores.
         with h5py.File(temporary, "w", userblock_size=512) as file:
             for item in _fold(images):
                 pair, pid = people.setdefault(item.pid, (len(people) % _PAIRS + 1, len(people) // _PAIRS + 1))
@@ -209,7 +209,7 @@ def _put(file: Any, value: np.ndarray, matlab_class: str, name: str = "") -> Any
 
 
 def _put_empty(file: Any) -> Any:
-    """Stores an empty matrix as MATLAB does: its dimensions, marked."""
+    """Stores an empty matrix as MATLAB does: as its dimensions, with an attribute that marks it as empty."""
     reference = _put(file, np.zeros(2, np.uint64), "double")
     file[reference].attrs["MATLAB_empty"] = np.uint8(1)
     return reference

@@ -1,4 +1,4 @@
-"""What stands around the people: one painted scene per camera, and things that hide parts of a person.
+"""The surroundings of the people: one painted scene per camera, and things that hide parts of a person.
 
 Scenes and things are painted once per process and cut, scaled and pasted for each image.
 """
@@ -21,11 +21,11 @@ THING_SCALE = 80
 """Pixels per metre of a thing."""
 
 THING_VARIANTS = 4
-"""How many differently coloured copies of each thing there are."""
+"""Number of differently coloured copies of each thing."""
 
 
 class Setting(NamedTuple):
-    """What a scene is made of; ``horizon`` is the wall's height from the top of the scene in metres."""
+    """The parts of a scene; ``horizon`` is the wall's height from the top of the scene in metres."""
 
     wall: str
     ground: str
@@ -58,7 +58,7 @@ THINGS = {
 
 @lru_cache(maxsize=8)
 def scene(name: str, seed: int) -> Image.Image:
-    """Returns the RGB scene of a setting; other seeds paint other shop fronts, cars and trees."""
+    """Returns the RGB scene of a setting; shop fronts, cars and trees depend on the seed."""
     rng = np.random.default_rng((seed, 7, sorted(SETTINGS).index(name)))
     setting = SETTINGS[name]
     width, height = (int(s * SCENE_SCALE) for s in SCENE_SIZE)
@@ -110,7 +110,7 @@ def _grey(rng: np.random.Generator, low: int, high: int, tint: int = 12) -> tupl
 
 
 def _paint(rng: np.random.Generator) -> tuple[int, int, int]:
-    """Returns the colour of something that is painted: grey or bright."""
+    """Returns the colour of a painted object: grey or bright."""
     if rng.random() < 0.5:
         return _grey(rng, 30, 230)
     red, green, blue = rng.integers(30, 220, 3).tolist()
@@ -216,7 +216,7 @@ def _ground(rng, kind, width, height):
     near = np.linspace(0.94, 1.06, height)[:, None, None]
     image = Image.fromarray(np.clip(value[..., None] * near * base, 0, 255).astype(np.uint8))
     draw = ImageDraw.Draw(image, "RGBA")
-    # Rows of slabs come closer together towards the horizon; joints run to a far vanishing point.
+    # Rows of slabs get narrower towards the horizon; joints run to a far vanishing point.
     if kind in ("slabs", "tiles", "cobbles"):
         count = {"slabs": 7, "tiles": 9, "cobbles": 15}[kind]
         dark = (60, 56, 50, 110)

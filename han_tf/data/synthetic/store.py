@@ -1,4 +1,4 @@
-"""The synthetic data set on disk: made whole or not at all, and recognised when it is met again."""
+"""The synthetic data set on disk: written completely or not at all, and recognised by its description file."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from han_tf.data.synthetic.generator import GENERATOR_VERSION, SyntheticPedestri
 from han_tf.data.synthetic.layouts import LAYOUTS, write_layout
 
 DESCRIPTION = "synthetic.json"
-"""File in the data set's folder that says which arguments and which generator made it."""
+"""File in the data set's folder with its arguments, layout and generator version."""
 
 
 def generate(
@@ -30,13 +30,13 @@ def generate(
     ``root`` as it was. An earlier synthetic data set in ``root`` is replaced.
 
     Args:
-      root: folder to make.
-      pedestrians: what to draw.
+      root: folder to write to.
+      pedestrians: the data set to draw.
       layout: a key of :data:`han_tf.data.synthetic.layouts.LAYOUTS`.
-      workers: number of processes that draw; as many as there are cores if None.
+      workers: number of processes that draw, at least 1; that of the cores if None.
 
     Raises:
-      UserError: ``root`` holds something else, the layout is unknown or a file cannot be written.
+      UserError: ``root`` holds other files, the layout is unknown, ``workers`` is below 1 or a file cannot be written.
     """
     root = Path(root).absolute()
     if layout not in LAYOUTS:
@@ -62,9 +62,9 @@ def generate(
 
 
 def draw_once(root: Union[str, os.PathLike], pedestrians: SyntheticPedestrians, layout: str = "market1501") -> None:
-    """Draws a data set as :func:`generate` does unless ``root`` holds it, while other processes that want it wait.
+    """Draws a data set as :func:`generate` does, unless ``root`` holds it; one of several concurrent calls draws it.
 
-    One that an earlier generator drew from the same arguments is replaced.
+    A data set that another version of the generator drew from the same arguments is replaced.
 
     Raises:
       UserError: ``root`` holds a synthetic data set of other arguments or another layout, or as :func:`generate` says.
@@ -86,7 +86,7 @@ def draw_once(root: Union[str, os.PathLike], pedestrians: SyntheticPedestrians, 
 
 
 def is_current(root: Union[str, os.PathLike], pedestrians: SyntheticPedestrians, layout: str = "market1501") -> bool:
-    """Tells whether ``root`` holds what :func:`generate` would write now, judged by its description."""
+    """Returns whether the description in ``root`` is the one that :func:`generate` would write."""
     return _read_description(Path(root)) == _description(pedestrians, layout)
 
 
@@ -102,7 +102,7 @@ def _read_description(root: Path) -> Optional[Any]:
 
 
 def _check_replaceable(root: Path) -> None:
-    """Raises if ``root`` is there and is not a synthetic data set: nothing else may be deleted."""
+    """Raises UserError if ``root`` is a file or link, or a folder with files but not a synthetic data set."""
     if root.is_symlink() or (root.exists() and not root.is_dir()):
         raise UserError(f"{root} is a {'link' if root.is_symlink() else 'file'}, expected a folder or nothing")
     if root.is_dir() and any(root.iterdir()) and not (root / DESCRIPTION).is_file():
