@@ -1,6 +1,5 @@
 """Commands as processes: their memory comes back, signals reach them, and what goes wrong is one line."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -86,7 +85,7 @@ def test_signals_are_handed_on_and_waited_for(command, tmp_path, number):
 
     def send():
         wait_for(tmp_path / "w.started")
-        os.kill(os.getpid(), number)
+        signal.raise_signal(number)
 
     sender = threading.Thread(target=send)
     sender.start()

@@ -54,7 +54,7 @@ step = halved.train_step
 
 def stopping(*batch):
     if halved.global_step == 1:
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
     return step(*batch)
 
 halved.train_step = stopping

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -78,7 +77,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(data, unbroken, tmp_path, num
     def stopping(*batch):
         steps.append(batch)
         if len(steps) == after:
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)
         return step(*batch)
 
     trainer.train_step = stopping
@@ -118,7 +117,7 @@ def test_other_batches_go_on_to_the_same_weights(data, tmp_path, colours, change
 
     def stopping(*batch):
         if trainer.global_step == trainer.steps_per_epoch + 1:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
         return step(*batch)
 
     trainer.train_step = stopping
@@ -308,7 +307,7 @@ def test_an_evaluation_stops_at_once_and_is_made_again(data, tmp_path, colours, 
 
     def evaluate(model):
         if int(trainer.epoch) == epoch:
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)
             pytest.fail("went on")
         return {"counts": {}, "results": [row_of(0.5)]}
 
