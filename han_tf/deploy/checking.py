@@ -1,4 +1,4 @@
-"""How the features of an exported network compare with the original's."""
+"""Comparison of an exported network's features with the original's."""
 
 from typing import Any, Optional
 
@@ -12,10 +12,10 @@ LARGEST_LOSS = {FLOAT32: 0.1, FLOAT16: 0.1, BFLOAT16: 0.1, INT8: 0.5}
 """Precision -> points of mAP that an export may lose."""
 
 LEAST_COSINE = {FLOAT32: 0.9999, FLOAT16: 0.999, BFLOAT16: 0.99, INT8: 0.9}
-"""Precision -> what the mean cosine between an export's features and the original's must reach."""
+"""Precision -> least mean cosine between an export's features and the original's."""
 
 LARGEST_NORM_ERROR = 0.01
-"""How far the norm of a branch's part may be from 1."""
+"""Largest distance of the norm of a branch's part from 1."""
 
 
 def compare(expected: np.ndarray, found: np.ndarray, branches: int) -> dict[str, float]:
@@ -27,7 +27,7 @@ def compare(expected: np.ndarray, found: np.ndarray, branches: int) -> dict[str,
 
     Returns:
       ``images`` (n), ``largest_difference`` of any number, ``least_cosine`` and ``mean_cosine`` between rows, and
-      ``norm_error``, how far the norm of any part of ``found`` is from 1.
+      ``norm_error``, the largest distance of the norm of a part of ``found`` from 1.
     """
     norms = np.linalg.norm(expected, axis=1) * np.linalg.norm(found, axis=1)
     cosines = np.einsum("nd,nd->n", expected, found) / np.maximum(norms, np.finfo(np.float32).tiny)
@@ -47,10 +47,10 @@ def accuracy(query: FeatureSet, gallery: FeatureSet) -> dict[str, float]:
 
 
 def shortcomings(check: dict[str, Any], precision: str) -> Optional[str]:
-    """Says in what an export falls short of the original, in one line; None if in nothing.
+    """Returns why an export is not good enough, in one line; None if it is.
 
     Args:
-      check: what :func:`compare` returned, and ``accuracy`` and ``keras_accuracy`` if they were measured.
+      check: the result of :func:`compare`, with ``accuracy`` and ``keras_accuracy`` if they were measured.
       precision: of the export.
     """
     if not np.isfinite(check["largest_difference"]):

@@ -1,7 +1,7 @@
-"""Batch norm folded into the layers before it, as networks are deployed.
+"""Folding of batch norm into the layers before it.
 
-In inference batch norm is y = s·x + o with s = γ/√(σ² + ε) and o = β − s·μ. After a layer that is linear in its kernel,
-x = W∗z + b, it is the same layer with the kernel s·W and the bias s·b + o.
+In inference, batch norm is y = s·x + o with s = γ/√(σ² + ε) and o = β − s·μ. Together with a layer before it that is
+linear in its kernel, x = W∗z + b, it is that layer with the kernel s·W and the bias s·b + o.
 """
 
 from typing import NamedTuple
@@ -15,11 +15,11 @@ _LINEAR = (tf.keras.layers.Conv2D, tf.keras.layers.DepthwiseConv2D, tf.keras.lay
 
 
 class Folded(NamedTuple):
-    """What :func:`fold_batch_norm` did.
+    """Numbers of norms that :func:`fold_batch_norm` has replaced.
 
     Attributes:
-      folded: number of norms that went into the layer before them.
-      kept: number of those that stay scale and offset, for lack of such a layer.
+      folded: norms that were folded into the layer before them.
+      kept: norms without such a layer, which became a scale and an offset.
     """
 
     folded: int
@@ -27,10 +27,10 @@ class Folded(NamedTuple):
 
 
 def fold_batch_norm(model: ReIDNetwork) -> Folded:
-    """Folds every batch norm of ``model``, in place; it can only be used for inference then.
+    """Folds every batch norm of ``model``, in place; the model can then only be used for inference.
 
-    Which layer a norm follows is seen in a forward pass. A norm that follows none, such as one before its
-    convolution or after a concatenation, is left as one scale and one offset.
+    A forward pass shows which layer a norm follows. A norm that follows no linear layer, such as one before its
+    convolution or after a concatenation, becomes one scale and one offset.
     """
     folded = kept = 0
     for norm, layer in _norms_and_layers(model).items():
@@ -46,14 +46,14 @@ def fold_batch_norm(model: ReIDNetwork) -> Folded:
             continue
         depthwise = isinstance(layer, tf.keras.layers.DepthwiseConv2D)
         kernel = layer.depthwise_kernel if depthwise else layer.kernel
-        # A depthwise kernel is [height, width, channels, multiplier], whose last two make the outputs.
+        # The last two axes of a depthwise kernel, [height, width, channels, multiplier], make up the outputs.
         kernel.assign(kernel.numpy() * (scale.reshape(kernel.shape[2:]) if depthwise else scale))
         if layer.bias is not None:
             offset += scale * layer.bias.numpy()
             layer.bias.assign(tf.zeros_like(layer.bias))
         norm.call = _bias(offset)
         folded += 1
-    # Whatever was traced before has the norms in it.
+    # A graph that was traced before still has the norms.
     model._inference = None
     return Folded(folded, kept)
 
@@ -69,7 +69,7 @@ def _affine(scale: np.ndarray, offset: np.ndarray):
 
 
 def _norms_and_layers(model: ReIDNetwork) -> dict:
-    """Returns every batch norm of ``model`` and the linear layer whose output it alone gets, or None."""
+    """Returns batch norm -> the linear layer whose output only this norm reads, or None."""
     layers = [layer for layer in model.submodules if isinstance(layer, _LINEAR)]
     norms = [layer for layer in model.submodules if isinstance(layer, tf.keras.layers.BatchNormalization)]
     calls: dict[int, list] = {id(layer): [] for layer in (*layers, *norms)}
@@ -88,8 +88,7 @@ def _norms_and_layers(model: ReIDNetwork) -> dict:
         tf.function(lambda images: model(images, training=False)).get_concrete_function(
             tf.TensorSpec([1, *model.input_size, 3])
         )
-        # What is called twice has more outputs than the one before a norm; what a norm shares with others, such as
-        # a concatenation, they want unscaled.
+        # Left out are layers that are called twice, and outputs with other readers, which need them unscaled.
         made_by = {
             id(calls[id(layer)][0][1]): layer
             for layer in layers

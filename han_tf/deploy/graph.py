@@ -1,11 +1,12 @@
 """The graph that is exported: a network's inference with fewer operations and the same features.
 
-Batch norm is folded (:mod:`han_tf.deploy.folding`). In a HAN two modules are computed in another way, too:
+Batch norm is folded (:mod:`han_tf.deploy.folding`). In a HAN, two modules are also computed differently:
 
 - The soft map is a 1×1 convolution of S × C, one number per position times one per channel. As W(S × C) = S × (WC),
-  it takes one product of the c × c kernel per image instead of one per position, 15 % of HAN Small's multiply-adds.
-- The crop gathers the two rows and the two columns that each pixel lies between, instead of multiplying with matrices
-  that are nearly all 0.
+  one product with the c × c kernel per image is enough instead of one per position; it saves 15 % of HAN Small's
+  multiply-adds.
+- The crop gathers the two rows and the two columns around each sample, instead of multiplying with matrices that are
+  nearly all 0.
 """
 
 from collections.abc import Sequence
@@ -21,16 +22,16 @@ from han_tf.models.han import HAN
 from han_tf.models.network import IMAGE_DEVIATION, IMAGE_MEAN, ReIDNetwork
 
 INPUT, OUTPUT = "images", "features"
-"""What all exported graphs call them."""
+"""Names of input and output of all exported graphs."""
 
 
 class FactoredSoftAttention(tf.keras.layers.Layer):
-    """Soft attention (eq. 3) whose 1×1 convolution is applied to the channels' factor alone.
+    """Soft attention (eq. 3) whose 1×1 convolution is applied only to the channels' factor.
 
-    What acts on one vector per image is a product of matrices, the batch being one of them.
+    Layers that act on one vector per image are matrix products over the batch.
 
     Args:
-      soft: the module it stands for, its batch norms folded.
+      soft: the module it replaces, with folded batch norms.
     """
 
     def __init__(self, soft: SoftAttention, **kwargs):
@@ -47,7 +48,7 @@ class FactoredSoftAttention(tf.keras.layers.Layer):
             vector = tf.ones_like(vector)
         else:
             for layer in (self.soft.channel.squeeze, self.soft.channel.excite):
-                # The folded norm is called past Keras, which would insist on a map.
+                # layer.norm.call: Keras' own call would accept only a map.
                 vector = tf.nn.relu(layer.norm.call(tf.matmul(vector, layer.conv.kernel[0, 0])))
         blended = tf.matmul(vector, self.soft.blend.conv.kernel[0, 0])
         blended = tf.reshape(blended, [-1, 1, 1, channels])
@@ -64,8 +65,7 @@ class GatheredCrop(tf.keras.layers.Layer):
     Args:
       region_size: height and width of a region, in pixels of the map.
       flat: whether the rows of all images are gathered from one list, by indices that count through the batch.
-        OpenVINO's reader of TensorFlow graphs cannot do otherwise; TFLite's kernels want tensors whose shapes do not
-        depend on that count.
+        OpenVINO's reader of TensorFlow graphs needs this; TFLite needs shapes that do not depend on the batch.
     """
 
     def __init__(self, region_size: Sequence[int], flat: bool, **kwargs):
@@ -88,7 +88,7 @@ class GatheredCrop(tf.keras.layers.Layer):
         return tf.reshape(columns, [-1, regions, region_height, region_width, channels])
 
     def _sampled(self, lines: tf.Tensor, origin: tf.Tensor, length: int) -> tf.Tensor:
-        """Samples points at unit spacing from lines of pixels, linearly; beyond a line is 0.
+        """Samples points at unit spacing from lines of pixels, with linear interpolation; outside a line is 0.
 
         Args:
           lines: ``[n, size, width]``, lines of ``size`` pixels of ``width`` numbers.
@@ -100,8 +100,8 @@ class GatheredCrop(tf.keras.layers.Layer):
         """
         size, width = lines.shape[1:]
         first = tf.floor(origin)
-        # TFLite's int8 leaves this operation in float. The difference of the two, quantised, would abort where every
-        # origin is a whole number, as before the regions have moved: its scale is 0.
+        # TFLite's int8 keeps floormod in float. The difference, quantised, would abort if every origin is a whole
+        # number, as in an untrained network: its scale would be 0.
         fraction = (tf.math.floormod(origin, 1.0) if not self.flat else origin - first)[..., None]
         near = first[..., None] + tf.range(length, dtype=origin.dtype)
         total = 0.0
@@ -121,7 +121,7 @@ class GatheredCrop(tf.keras.layers.Layer):
 
 
 def deployment_function(model: ReIDNetwork, flat: bool) -> tf.types.experimental.ConcreteFunction:
-    """Returns the graph of ``model`` for export; ``model`` itself can be used for nothing else afterwards.
+    """Returns the graph of ``model`` for export; ``model`` itself cannot be used afterwards.
 
     Args:
       model: a trained network.
@@ -152,5 +152,5 @@ def _fold_deviation(model: HAN) -> None:
     """Moves the division of the pixels by their deviation into the stem's kernel."""
     kernel = model.stem.conv.kernel
     kernel.assign(kernel / np.reshape(IMAGE_DEVIATION, [3, 1]).astype(np.float32))
-    # The mean stays: where the kernel reaches past the border it has to read 0, which is the mean.
+    # The mean stays: beyond the border the kernel has to read 0, which is the mean.
     model.normalised = lambda images: tf.cast(images, tf.float32) - IMAGE_MEAN  # type: ignore[method-assign]

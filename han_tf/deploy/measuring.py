@@ -1,4 +1,4 @@
-"""Features and speed of an exported model, found in a process of its own, which a crashing runtime ends alone.
+"""Features and speed of an exported model, measured in a separate process, so that a crash ends only that process.
 
     python -m han_tf.deploy.measuring MODEL JOB
 
@@ -34,11 +34,11 @@ _IMAGES, _PATHS, _FOUND = "images.npz", "paths.json", "found.npz"
 
 
 class Comparison(NamedTuple):
-    """What exports are checked with.
+    """The images that exports are checked with.
 
     Attributes:
-      images: ``[n, height, width, 3]`` uint8, on which the features are compared and the speed is measured.
-      query, gallery: records whose ranking is compared; empty for no ranking.
+      images: ``[n, height, width, 3]`` uint8, for the speed and, without a ranking, for the features.
+      query, gallery: records whose features and ranking are compared; empty for no ranking.
       name: of their data set.
     """
 
@@ -49,12 +49,12 @@ class Comparison(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """What a model does with a :class:`Comparison`.
+    """Features and speed of a model on a :class:`Comparison`.
 
     Attributes:
       features: ``[m, d]`` float32, of the queries and the gallery, or of the images if there are none.
-      kept: int64 ``[m]``, which of the records they are of; those that cannot be decoded are left out.
-      images_per_second: decoded images.
+      kept: int64 ``[m]``, indices of the features' records; images that cannot be decoded are left out.
+      images_per_second: speed on decoded images.
       probes: ``[p, d]`` float32, features of the probe images.
     """
 
@@ -67,10 +67,10 @@ class Measured(NamedTuple):
 def measure(
     runtime: Runtime, images: np.ndarray, probes: np.ndarray, paths: Sequence[str], size: Sequence[int]
 ) -> Measured:
-    """Runs a model.
+    """Returns features and speed of a model.
 
     Args:
-      runtime: what embeds.
+      runtime: the model.
       images, probes: ``[n, *size, 3]`` uint8.
       paths: of the image files whose features are wanted; those of ``images`` if empty.
       size: height and width of the model's images.
@@ -86,10 +86,10 @@ def measure(
 
 
 def measure_apart(folder: Path, images: np.ndarray, probes: np.ndarray, paths: Sequence[str]) -> Measured:
-    """Does with the exported model in ``folder`` what :func:`measure` does, in another process.
+    """Returns what :func:`measure` does for the exported model in ``folder``, measured in another process.
 
     Raises:
-      UserError: the model cannot be run, or the process was ended, by a crash of the runtime for example.
+      UserError: the model cannot be run, or a signal ended the process, for example in a crash of the runtime.
     """
     root = str(Path(__file__).parents[2])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
@@ -117,10 +117,10 @@ def _signal_name(number: int) -> str:
 
 
 def images_per_second(runtime: Runtime, images: np.ndarray, repeats: int = 5) -> float:
-    """Returns how many decoded images the runtime embeds in a second, the median of some measurements.
+    """Returns how many decoded images the runtime embeds per second, by the median time of several measurements.
 
     Args:
-      runtime: what embeds.
+      runtime: the model.
       images: ``[n, height, width, 3]`` uint8, n ≥ 1; repeated to :data:`TIMED_IMAGES`.
       repeats: number of measurements, after one that is not counted.
     """

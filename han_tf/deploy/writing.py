@@ -1,4 +1,4 @@
-"""From a training run to the folder of an exported model, checked before it is kept."""
+"""Export of a training run to a folder, which is checked before it is kept."""
 
 import dataclasses
 import os
@@ -30,15 +30,15 @@ CALIBRATION_IMAGES = 300
 
 
 class Exported(NamedTuple):
-    """An export and how it did.
+    """The result of an export.
 
     Attributes:
-      format, precision: what it is.
-      megabytes: of its files.
-      images_per_second: decoded images on this machine.
+      format, precision: of the model.
+      megabytes: size of its files.
+      images_per_second: speed on decoded images on this machine.
       check: see :func:`han_tf.deploy.checking.shortcomings`.
       failure: why it was not kept; None if it was.
-      folder: where it is.
+      folder: of the exported model.
     """
 
     format: str
@@ -56,7 +56,7 @@ class Export:
     Args:
       run_dir: the run's folder.
       checkpoint: which network of the run, see :func:`han_tf.runs.folder.load_run`.
-      comparison: what to check the exports with.
+      comparison: the images to check the exports with.
       calibration: training records for int8; None if there are none.
 
     Raises:
@@ -74,7 +74,7 @@ class Export:
         self._calibration = calibration
         self._functions: dict[bool, tf.types.experimental.ConcreteFunction] = {}
         run = load_run(run_dir, checkpoint)
-        # Kept, since the run may still be training: its checkpoint can be another one by the time of an export.
+        # Kept, since the run may still be training and replace its checkpoint before an export.
         self._config, self._weights = run.config, run.model.get_weights()
         self._classes = run.model.num_classes
         self.card = card_of(run)
@@ -98,12 +98,12 @@ class Export:
 
     def _export(self, format_name: str, precision: str, target: Path) -> Exported:
         parent = target.parent
-        # What was left by an export that was killed: whoever still works on one holds the lock.
+        # Left by killed exports; this process holds the lock, so no other one is working on them.
         for folder in parent.glob(f".{target.name}.*.*"):
             shutil.rmtree(folder, ignore_errors=True)
         try:
             temporary = Path(tempfile.mkdtemp(dir=parent, prefix=f".{target.name}.", suffix=".tmp"))
-            temporary.chmod(parent.stat().st_mode)  # others may read the model where they may read what is beside it
+            temporary.chmod(parent.stat().st_mode)  # readable for those who can read the folder
         except OSError as error:
             raise UserError(f"cannot write {target}: {error.strerror or error}") from error
         try:
@@ -159,7 +159,7 @@ class Export:
         return np.concatenate([batch for batch, _ in ImageReader(records, self.card.input_size, skip_bad_images=True)])
 
     def _accuracy(self, found: Measured) -> Optional[dict[str, float]]:
-        """Returns rank-1 and mAP; None if no ranking is compared, or a feature is not finite and cannot be ranked."""
+        """Returns rank-1 and mAP; None if there is no ranking, or if a feature is not finite."""
         if not self._paths or not np.isfinite(found.features).all():
             return None
         records, queries = (*self.comparison.query, *self.comparison.gallery), len(self.comparison.query)
@@ -179,10 +179,10 @@ class Export:
 
 
 def _replace(target: Path, temporary: Path) -> None:
-    """Renames a finished folder to ``target``; one that stands there, if it is an exported model, goes.
+    """Renames a finished folder to ``target`` and removes an exported model that was there.
 
     Raises:
-      UserError: something else stands there.
+      UserError: ``target`` exists and is not an exported model.
     """
     if target.exists():
         if not (target / CARD).exists():

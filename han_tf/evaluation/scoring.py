@@ -1,4 +1,4 @@
-"""From features to scores: the benchmarks' protocols, with and without what may improve a ranking."""
+"""Evaluation of features by the benchmarks' protocols, with and without methods that improve a ranking."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Optional
@@ -27,7 +27,7 @@ SINGLE, MULTI = "single", "multi"
 """Query types: one image each, or all of a person's images from one camera pooled (Table 3)."""
 
 METHODS = {"augmented": "DBA", "expanded": "QE", "reranked": "re-ranked"}
-"""What may be done to the joint feature's ranking, in this order → what tables call it."""
+"""Methods that improve the joint feature's ranking, in the order of their use → their names in tables."""
 
 CURVES = ("cmc", "precision_recall", "camera_pairs", "roc_fpr", "roc_tpr")
 ALONE = "queries_without_multi_query"
@@ -35,12 +35,12 @@ COUNTS = ("queries", "gallery", "junk", "distractors", "queries_without_match")
 
 
 class Protocol(NamedTuple):
-    """What counts; by default the benchmark's protocol.
+    """The rules of an evaluation; by default the benchmark's protocol.
 
     Attributes:
-      within_camera: whether images of the query's person from the query's own camera are matches, too.
-      query_is_gallery: whether queries and gallery are the same images, each of which is left out of its own ranking.
-      draws: galleries of one image per person that are ranked as well for each query; 0 for none.
+      within_camera: whether images of the query's person from the query's own camera count as matches.
+      query_is_gallery: whether queries and gallery are the same images; each is left out of its own ranking.
+      draws: number of galleries with one image per person that are also ranked for each query; 0 for none.
       seed: of the draws.
     """
 
@@ -50,7 +50,7 @@ class Protocol(NamedTuple):
     seed: int = 0
 
     def excluders(self, query: FeatureSet, gallery: FeatureSet) -> list[Excluder]:
-        """Returns what is left out of each query's ranking."""
+        """Returns the rules that leave images out of a query's ranking."""
         chosen = [junk(gallery.pids)]
         if not self.within_camera:
             chosen.append(same_pid_and_camera(query.pids, gallery.pids, query.camids, gallery.camids))
@@ -78,32 +78,32 @@ def evaluate_features(
 ) -> list[dict[str, Any]]:
     """Evaluates features under the benchmark's protocol.
 
-    First come the plain rows. Each of the methods ``augmented``, ``expanded`` and ``reranked`` that is asked for adds
-    rows of the joint feature with it alone; if there are several, further ones with all of them: queries expanded by
-    the augmented gallery, and the outcome re-ranked. Junk (pid −1) takes no part in any of it. Pooled multi-query
-    features are normalised before they are expanded.
+    The plain rows come first. Each of the methods ``augmented``, ``expanded`` and ``reranked`` adds rows of the joint
+    feature with this method alone; several methods add further rows with all of them: queries expanded by the
+    augmented gallery, then re-ranked. Junk (pid −1) takes no part in the methods. Pooled multi-query features are
+    normalised before they are expanded.
 
     Beside ``memory_mb``, the methods hold a copy of the gallery's features if junk lies between other images, and
-    another one if it is augmented.
+    another copy if the gallery is augmented.
 
     Args:
-      query, gallery: what to match.
-      multi_query: further boxes of the query people; gives the multi-query rows as well.
-      branches: what the equally wide parts of the feature are called, in order; two or more get plain
-        single-query rows of their own (Table 8), and each part must be of unit norm where the methods want that.
+      query, gallery: the features to match.
+      multi_query: further boxes of the query people; adds the multi-query rows.
+      branches: names of the feature's equally wide parts, in order; two or more get plain single-query rows of their
+        own (Table 8), and each part must be of unit norm where a method needs that.
       augmented: neighbours and alpha of :func:`han_tf.metrics.database_augmentation`; None for no such rows.
       expanded: neighbours and alpha of :func:`han_tf.metrics.query_expansion`; None for no such rows.
       reranked: k1, k2 and lambda_value of :func:`han_tf.metrics.rerank`; None for no such rows.
       protocol, wanted_fpr, topk, memory_mb, progress: as for :func:`score`.
 
     Returns:
-      Rows as :func:`score` makes them; ``feature`` is "joint" or a branch. The top-k lists of rows with a method count
-      the gallery images without junk. The plain multi-query row has ``queries_without_multi_query`` as well: so many
-      queries have no boxes and keep their own feature.
+      Rows of :func:`score`; ``feature`` is "joint" or a branch. In rows with a method, the indices in the top-k lists
+      count the gallery images without junk. The plain multi-query row also has ``queries_without_multi_query``, the
+      number of queries that have no boxes and keep their own feature.
 
     Raises:
-      UserError: what the metrics refuse: shapes that do not fit, no query with a match, ...; no query has multi-query
-        boxes; or a method is asked for where the queries are the gallery, in which each finds itself.
+      UserError: the metrics refuse the input (shapes that do not fit, no query with a match, ...); no query has
+        multi-query boxes; or there is a method although the queries are the gallery, where each finds itself.
     """
     shared = {"memory_mb": memory_mb, "progress": progress}
     options = {"protocol": protocol, "wanted_fpr": wanted_fpr, "topk": topk, **shared}
@@ -164,28 +164,28 @@ def score(
     memory_mb: int = 1024,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """Evaluates distances.
+    """Returns the row of a report for distances.
 
     Args:
       source: the distances.
-      query, gallery: whose labels to use.
-      feature: what to call the feature.
+      query, gallery: sets whose labels to use.
+      feature: name of the feature.
       query_type: "single" or "multi".
       methods: the keys of :data:`METHODS` that made the distances.
-      protocol: what counts.
+      protocol: the rules.
       wanted_fpr: false-positive rates to verify at; none for no verification.
       topk: length of the per-query lists of nearest images.
       memory_mb: memory for distances, in MiB.
       progress: whether to show progress bars.
 
     Returns:
-      ``feature``, ``query`` (the type), each key of :data:`METHODS` with whether it is in use, ``result``, a
-      :class:`han_tf.metrics.RankingResult`; if asked for, ``verification``, a
-      :class:`han_tf.metrics.VerificationResult`, and ``single_gallery_shot``, a
+      ``feature``; ``query`` (the type); each key of :data:`METHODS` with whether it is in use; ``result``, a
+      :class:`han_tf.metrics.RankingResult`; with ``wanted_fpr`` ``verification``, a
+      :class:`han_tf.metrics.VerificationResult`; with draws ``single_gallery_shot``, a
       :class:`han_tf.metrics.SingleShotResult`.
 
     Raises:
-      UserError: what :func:`han_tf.metrics.evaluate_distances` and :func:`han_tf.metrics.verify` refuse.
+      UserError: :func:`han_tf.metrics.evaluate_distances` or :func:`han_tf.metrics.verify` refuses the input.
     """
     labels = (query.pids, gallery.pids, query.camids, gallery.camids)
     shared = {"memory_mb": memory_mb, "progress": progress}
@@ -202,9 +202,9 @@ def score(
 
 
 def to_json(rows: Iterable[Mapping[str, Any]], curves: bool = True) -> dict[str, Any]:
-    """Returns the rows of :func:`evaluate_features` and their counts as JSON holds them.
+    """Returns the rows of :func:`evaluate_features` and their counts, ready for JSON.
 
-    ``curves`` says whether CMC, precision–recall, ROC and the table of camera pairs are in.
+    ``curves`` says whether CMC, precision–recall, ROC and camera pairs are included.
     """
     rows = list(rows)
     left_out = COUNTS if curves else (*COUNTS, *CURVES)

@@ -14,7 +14,7 @@ COLUMNS = {
     "mAP_trapezoid": "mAP (trapezoid)",
     "mINP": "mINP",
 }
-"""Numbers of a result that tables show → the columns' heads."""
+"""Numbers of a result that tables show → heads of the columns."""
 
 SHOT_COLUMNS = ("rank-1", "rank-5", "rank-10", "rank-20", "mAP")
 
@@ -22,13 +22,13 @@ PROTOCOL = {
     "within_camera": "images of a query's person from its own camera count as matches",
     "query_is_gallery": "every image searches all others",
 }
-"""What differs from the benchmark's protocol → how tables tell it."""
+"""Deviations from the benchmark's protocol → their descriptions in tables."""
 
 
 def table(report: Mapping[str, Any]) -> str:
-    """Returns the report of :func:`to_json` as a table in percent, with the counts underneath.
+    """Returns a report of :func:`han_tf.evaluation.scoring.to_json` as a table in percent, with counts below.
 
-    If the report holds ``methods``, the settings that :func:`evaluate_features` had of each, they are told as well.
+    If the report holds ``methods``, the settings of each method, they are listed as well.
     """
     lines = [
         [*_names(row), *(_percent(row[name]) if name in row else "-" for name in COLUMNS)] for row in report["results"]
@@ -49,11 +49,11 @@ def table(report: Mapping[str, Any]) -> str:
 
 
 def verification_table(report: Mapping[str, Any], false_accept_rate: Optional[float] = None) -> str:
-    """Returns equal error rates and true-positive rates of a report that holds verification, in percent.
+    """Returns a table of a report's equal error rates and true-positive rates, in percent.
 
     Args:
-      report: from :func:`to_json`.
-      false_accept_rate: one of the wanted rates, for which the thresholds of distance are shown, too.
+      report: from :func:`han_tf.evaluation.scoring.to_json`, with verification.
+      false_accept_rate: one of the wanted rates, whose thresholds of distance are also shown.
     """
     head, lines = ["feature", "query", "method", "EER", "at distance"], []
     for row in report["results"]:
@@ -75,7 +75,7 @@ def verification_table(report: Mapping[str, Any], false_accept_rate: Optional[fl
 
 
 def single_shot_table(report: Mapping[str, Any]) -> str:
-    """Returns the results on galleries of one image per person of a report that holds them, in percent."""
+    """Returns a table of a report's results on galleries of one image per person, in percent."""
     lines = []
     for row in report["results"]:
         shot = row[SINGLE_SHOT]
@@ -86,7 +86,7 @@ def single_shot_table(report: Mapping[str, Any]) -> str:
 
 
 def camera_table(row: Mapping[str, Any]) -> str:
-    """Returns the camera pairs of one row of a report, in percent."""
+    """Returns a table of the camera pairs in one row of a report, in percent."""
     lines = [
         [*map(str, (pair["query_camid"], pair["gallery_camid"])), f"{pair['queries']:,}"]
         + [_percent(pair[name]) for name in ("rank1", "mAP")]
@@ -97,13 +97,13 @@ def camera_table(row: Mapping[str, Any]) -> str:
 
 
 def row_name(row: Mapping[str, Any]) -> str:
-    """Returns what to call a row where it stands for itself, e.g. "joint, multi-query, DBA + re-ranked"."""
+    """Returns the name of a row outside a table, such as "joint, multi-query, DBA + re-ranked"."""
     feature, query_type, method = _names(row)
     return feature + ", multi-query" * (query_type == MULTI) + f", {method}" * (method != "plain")
 
 
 def _names(row: Mapping[str, Any]) -> list[str]:
-    """Returns what the first three columns of the tables hold."""
+    """Returns the first three cells of a row in the tables."""
     methods = [called for name, called in METHODS.items() if row.get(name)]
     return [row["feature"], row["query"], " + ".join(methods) or "plain"]
 

@@ -1,4 +1,4 @@
-"""What HAN attends to, as in Fig. 7: soft maps as heat, hard regions as boxes, level by level."""
+"""Pictures of a network's attention as in Fig. 7: soft maps as heat, hard regions as boxes, level by level."""
 
 from collections.abc import Sequence
 from typing import NamedTuple, Optional
@@ -26,13 +26,13 @@ REGION_COLOURS = (
 """RGB of the regions: red, blue, green and violet as in Fig. 7, then more; they start over after the last."""
 
 BODY_PARTS = ("head and shoulders", "upper body", "upper legs", "lower legs")
-"""What the four regions come to lie on (Fig. 7)."""
+"""The parts that the four regions cover (Fig. 7)."""
 
 OUTSIDE = (226, 226, 230)
-"""RGB of what lies beyond the image's border, where a crop reads 0."""
+"""RGB of the area outside the image, where a crop reads 0."""
 
 HEAT_COLOURS = "inferno"
-"""matplotlib's colour map of the soft maps: lightness grows with attention, so it reads in grey as well."""
+"""matplotlib's colour map for soft maps; its lightness grows with attention, so it is readable in grey."""
 
 HEAT_OPACITY = 0.5
 
@@ -42,7 +42,7 @@ _FLAT = 1e-6
 
 
 class Margin(NamedTuple):
-    """What is added around an image so that boxes which reach past its border show, in image pixels."""
+    """Width of the margins around an image that show boxes past its border, in image pixels."""
 
     x: int
     y: int
@@ -52,12 +52,11 @@ NO_MARGIN = Margin(0, 0)
 
 
 def relative_attention(soft: np.ndarray) -> np.ndarray:
-    """Turns a soft map into how much each position is attended to, relative to the others of that map.
+    """Returns how much a soft map attends to each position, relative to the others of that map.
 
-    The mean over channels, stretched linearly so that the least attended position is 0 and the most
-    attended one 1. The stretch is needed: the means of one map often differ by a few hundredths only.
-    It also means that values of two maps, of two images or of two levels, must not be compared. A map
-    that is the same everywhere prefers no position and gives 0.
+    This is the mean over channels, stretched linearly to 0 at the least and 1 at the most attended position, since
+    the means of one map often differ by a few hundredths only. Values of different maps must not be compared. A
+    constant map gives 0.
 
     Args:
       soft: ``[height, width, channels]`` float, in [0.5, 1).
@@ -67,17 +66,16 @@ def relative_attention(soft: np.ndarray) -> np.ndarray:
     """
     mean = soft.astype(np.float64).mean(axis=-1)
     low, high = mean.min(), mean.max()
-    # Below this the differences are those of float32 arithmetic.
+    # Smaller differences are rounding errors of float32.
     if high - low < _FLAT:
         return np.zeros(mean.shape, np.float32)
     return ((mean - low) / (high - low)).astype(np.float32)
 
 
 def heat_overlay(image: np.ndarray, attention: np.ndarray) -> np.ndarray:
-    """Lays attention as heat over an image.
+    """Returns a grey image with attention as heat over it.
 
-    The image is shown in grey, so that any colour is attention: black-violet is the least attended
-    position of the map, orange to pale yellow the most attended one.
+    The least attended position of the map is black-violet, the most attended one orange to pale yellow.
 
     Args:
       image: ``[height, width, 3]`` uint8, RGB.
@@ -95,9 +93,9 @@ def heat_overlay(image: np.ndarray, attention: np.ndarray) -> np.ndarray:
 
 
 def margin_of(boxes: np.ndarray, image_size: Sequence[int]) -> Margin:
-    """Returns the least margin that shows ``boxes`` whole, at most half the image's width and height.
+    """Returns the least margin that shows ``boxes`` completely, at most half the image's width and height.
 
-    No region of HAN reaches further out than that.
+    No region of HAN reaches further out.
 
     Args:
       boxes: ``[..., 4]`` float, (x_min, y_min, x_max, y_max) in image pixels.
@@ -106,23 +104,22 @@ def margin_of(boxes: np.ndarray, image_size: Sequence[int]) -> Margin:
     height, width = image_size
     beyond_x = max(-boxes[..., 0].min(), boxes[..., 2].max() - width)
     beyond_y = max(-boxes[..., 1].min(), boxes[..., 3].max() - height)
-    # A hundredth of a pixel does not show, and float32 boxes are not more exact.
+    # A hundredth of a pixel is not visible, and float32 boxes are not more exact.
     needed = np.ceil(np.array([beyond_x, beyond_y]) - 0.01)
     x, y = np.clip(needed, 0, [-(-width // 2), -(-height // 2)]).astype(int)
     return Margin(int(x), int(y))
 
 
 def region_overlay(image: np.ndarray, boxes: np.ndarray, margin: Margin = NO_MARGIN, scale: int = 1) -> np.ndarray:
-    """Draws regions as coloured boxes on an image with a grey margin.
+    """Returns an image with a grey margin and regions as coloured boxes.
 
-    Where several outlines run over each other they alternate, so that no region hides another one.
-    What reaches past the margin is cut off.
+    Where outlines overlap they alternate, so that no region hides another. Boxes are cut off at the margin.
 
     Args:
       image: ``[height, width, 3]`` uint8, RGB.
       boxes: ``[regions, 4]`` float, (x_min, y_min, x_max, y_max) in image pixels; x = 0 is the left edge
         of the first pixel. They may reach past the border.
-      margin: what is added on each side, in image pixels.
+      margin: width of the margins, in image pixels.
       scale: how many pixels an image pixel becomes, each way.
 
     Returns:
@@ -153,12 +150,12 @@ def region_overlay(image: np.ndarray, boxes: np.ndarray, margin: Margin = NO_MAR
 
 
 def region_colour(region: int) -> tuple[int, int, int]:
-    """Returns the RGB colour of the region with this 0-based number."""
+    """Returns the RGB colour of a region, counted from 0."""
     return REGION_COLOURS[region % len(REGION_COLOURS)]
 
 
 def attend(model: ReIDNetwork, images: np.ndarray) -> tuple[LevelAttention, ...]:
-    """Runs one forward pass and returns what each level attends to, first level first, in NumPy arrays.
+    """Returns each level's attention in NumPy arrays, first level first, from one forward pass.
 
     Args:
       model: the network.
@@ -177,9 +174,9 @@ def attention_panels(model: ReIDNetwork, images: np.ndarray, scale: int = 2) -> 
       scale: how many pixels an image pixel becomes, each way.
 
     Returns:
-      ``level1/regions``, ``level1/soft``, ``level2/regions``, … -> ``[n, h, w, 3]`` uint8. The margin
-      around the images with regions holds any region the network can make, so sizes stay the same
-      during training. A level without regions has no ``regions``, one without soft attention no ``soft``.
+      ``level1/regions``, ``level1/soft``, ``level2/regions``, … -> ``[n, h, w, 3]`` uint8. The margin around the
+      images has room for any region of the network, so sizes stay the same during training. A level without regions
+      has no ``regions``, one without soft attention no ``soft``.
     """
     panels = {}
     for number, level in enumerate(attend(model, images), start=1):
@@ -205,16 +202,14 @@ def attention_sheet(
     captions: Optional[Sequence[str]] = None,
     scale: int = 2,
 ) -> Image.Image:
-    """Draws Fig. 7: a row per image; the image, then each level's hard and soft attention.
+    """Draws the sheet of Fig. 7: a row per image, with the image and each level's hard and soft attention.
 
-    Regions are boxes, see :func:`region_overlay`. Soft attention is heat, see :func:`heat_overlay`; since
-    its contrast is stretched map by map, the two numbers under it say which range was stretched: the
-    least and the greatest mean over channels.
+    Regions are boxes, see :func:`region_overlay`. Soft attention is heat, see :func:`heat_overlay`; the two numbers
+    under it are the least and the greatest mean over channels, between which that map's contrast is stretched.
 
     Args:
       images: ``[n, height, width, 3]`` uint8, RGB.
-      levels: what each level attends to, in arrays, as :func:`attend` gives it. What a level does not have,
-        regions or soft attention, has no column.
+      levels: each level's attention, from :func:`attend`. Regions or soft attention that a level lacks have no column.
       captions: a line under each image.
       scale: how many pixels an image pixel becomes, each way.
 
@@ -266,7 +261,7 @@ def attention_sheet(
 
 
 class _Legend:
-    """Says what the colours mean, in as many lines as its width asks for."""
+    """The legend of the colours, in as many lines as its width needs."""
 
     def __init__(self, levels: Sequence[LevelAttention], least_width: int):
         regions = max((level.boxes.shape[1] for level in levels if level.boxes is not None), default=0)

@@ -1,4 +1,4 @@
-"""What the sheets share: fonts, inks, and text that fits."""
+"""Fonts, colours, shortened text and PNG files for the sheets."""
 
 import os
 from functools import cache
@@ -17,15 +17,15 @@ PAPER = (255, 255, 255)
 
 @cache
 def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """Returns DejaVu Sans, as matplotlib brings it along, ``size`` pixels high."""
+    """Returns matplotlib's DejaVu Sans, ``size`` pixels high."""
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     path = Path(matplotlib.get_data_path(), "fonts", "ttf", name)
-    # The other engine is not in every build of Pillow and would set text a little differently.
+    # The other engine is not in every build of Pillow and sets text slightly differently.
     return ImageFont.truetype(str(path), size, layout_engine=ImageFont.Layout.BASIC)
 
 
 def new_sheet(width: int, height: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
-    """Returns a white sheet, its size in pixels, and what draws on it."""
+    """Returns a white sheet of this size in pixels, and its drawing context."""
     sheet = Image.new("RGB", (width, height), PAPER)
     return sheet, ImageDraw.Draw(sheet)
 
@@ -33,8 +33,8 @@ def new_sheet(width: int, height: int) -> tuple[Image.Image, ImageDraw.ImageDraw
 def fitted(text: str, face: ImageFont.FreeTypeFont, width: int) -> str:
     """Returns ``text``, shortened in its middle if it is wider than ``width`` pixels.
 
-    The middle, because what tells image files apart is mostly the end of their names. Characters that
-    cannot be printed, which file names may contain, become question marks.
+    The end is kept, since names of image files mostly differ there. Characters that cannot be printed become question
+    marks.
     """
     text = "".join(character if character.isprintable() else "?" for character in text)
     if face.getlength(text) <= width:

@@ -1,4 +1,4 @@
-"""Ranked lists: queries, and beside each the gallery images that lie nearest to it."""
+"""Ranked lists: queries, each with its nearest gallery images."""
 
 from collections.abc import Sequence
 from typing import NamedTuple, Optional
@@ -12,7 +12,7 @@ RIGHT = (24, 160, 72)
 """RGB of the frame of a gallery image that shows the query person."""
 
 WRONG = (214, 40, 48)
-"""RGB of the frame of a gallery image that shows somebody else."""
+"""RGB of the frame of a gallery image that shows another person."""
 
 QUERY = (60, 60, 68)
 """RGB of the frame of a query."""
@@ -47,10 +47,9 @@ class RankedList(NamedTuple):
 def ranked_sheet(
     lists: Sequence[RankedList], cell_size: Sequence[int] = (192, 96), title: Optional[str] = None
 ) -> Image.Image:
-    """Draws ranked lists, a row each: the query left, then the gallery, framed green (right) or red (wrong).
+    """Draws ranked lists, a row each: the query, then the gallery, framed green (right) or red (wrong).
 
-    Under each gallery image stand its rank with a tick or a cross (for eyes or printers that do not tell
-    green from red), its distance and its camera.
+    Below each gallery image are its rank, a tick or a cross (readable without colours), its distance and its camera.
 
     Args:
       lists: at least one; they may be of different lengths.

@@ -1,8 +1,8 @@
 """Trained networks that come with the package: one folder each, which is read like the folder of a training run.
 
-A folder holds ``config.json`` and ``metrics.json`` as training left them; ``about.json``, which says what the weights
-are and what they may be used for; and ``weights.safetensors``, a format that executes nothing: matrices in float16,
-vectors in float32, without classifiers. ``python -m han_tf.weights`` lists them, and makes such a folder of a run.
+A folder holds ``config.json`` and ``metrics.json`` of the training; ``about.json``, which describes the weights and
+their terms of use; and ``weights.safetensors``, a format that executes no code: matrices in float16, vectors in
+float32, without classifiers. ``python -m han_tf.weights`` lists these networks, and makes such a folder from a run.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ HERE = Path(__file__).parent
 ABOUT, ARRAYS = "about.json", "weights.safetensors"
 
 PROBE_IMAGES, PROBE_FEATURES = "probe/images", "probe/features"
-"""Arrays beside the weights: drawn images, ``[n, *input_size, 3]`` uint8, and what the network makes of them."""
+"""Arrays beside the weights: drawn images, ``[n, *input_size, 3]`` uint8, and the network's features of them."""
 
 
 def shipped_names() -> list[str]:
@@ -38,21 +38,21 @@ def resolve(path: Union[str, os.PathLike]) -> Path:
 
 
 def is_stored(folder: Union[str, os.PathLike]) -> bool:
-    """Says whether a folder holds stored weights instead of a training run's checkpoints."""
+    """Returns whether a folder holds stored weights instead of a training run's checkpoints."""
     return (Path(folder) / ARRAYS).is_file()
 
 
 def output_folder(folder: Union[str, os.PathLike]) -> Path:
-    """Returns where results on a network go: its run's folder; ``runs/NAME`` for one that comes with the package."""
+    """Returns the folder for results on a network: its run's; ``runs/NAME`` for one that comes with the package."""
     folder = Path(folder)
     return Path("runs") / folder.name if folder.parent == HERE else folder
 
 
 def read_about(folder: Union[str, os.PathLike]) -> dict[str, Any]:
-    """Returns what is to be known of stored weights: ``sha256``, ``bytes``, ``licence``, ``recipe``, ``epochs``, …
+    """Returns the description of stored weights: ``sha256``, ``bytes``, ``licence``, ``recipe``, ``epochs``, …
 
     Raises:
-      UserError: it is missing or damaged.
+      UserError: ``about.json`` is missing or damaged.
     """
     path = Path(folder) / ABOUT
     about = read_json(path, "what python -m han_tf.weights writes")
@@ -62,10 +62,10 @@ def read_about(folder: Union[str, os.PathLike]) -> dict[str, Any]:
 
 
 def read_arrays(folder: Union[str, os.PathLike]) -> dict[str, "np.ndarray"]:
-    """Returns stored weights by the names of checkpoints, and the probes, as they are stored.
+    """Returns stored weights, by their names in checkpoints, and the probes, in the stored dtypes.
 
     Raises:
-      UserError: the file is missing, damaged, or another one than ``about.json`` says.
+      UserError: the file is missing or damaged, or not the one that ``about.json`` describes.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load
@@ -91,10 +91,10 @@ def write_arrays(
     probes: Mapping[str, "np.ndarray"],
     about: Mapping,
 ) -> None:
-    """Writes weights, and what is to be known of them, into ``folder``: matrices in float16, vectors in float32.
+    """Writes weights, probes and ``about.json`` into ``folder``: matrices in float16, vectors in float32.
 
     Raises:
-      UserError: a matrix has values that float16 cannot hold; a file cannot be written.
+      UserError: a value is not finite as stored, such as one too large for float16; a file cannot be written.
     """
     import numpy as np
     from safetensors.numpy import save
@@ -111,14 +111,14 @@ def write_arrays(
 
 
 def compact(value: "np.ndarray") -> "np.ndarray":
-    """Returns a weight as it is stored: float16 from two dimensions on, float32 below (batch norm, biases)."""
+    """Returns a weight as it is stored: float16 with two or more dimensions, else float32 (batch norm, biases)."""
     import numpy as np
 
     return np.ascontiguousarray(value, np.float16 if np.ndim(value) >= 2 else np.float32)
 
 
 def accuracy(folder: Union[str, os.PathLike]) -> Optional[dict[str, float]]:
-    """Returns rank-1 and mAP (fractions, joint feature, single query) that training found; None if not known."""
+    """Returns rank-1 and mAP (fractions, joint feature, single query) after the training; None if not known."""
     try:
         first = json.loads((Path(folder) / METRICS).read_text(encoding="utf-8"))["results"][0]
         return {name: float(first[name]) for name in ("rank-1", "mAP")}

@@ -1,9 +1,9 @@
-"""List the trained networks that come with the package, or store the network of a run like one of them.
+"""List the trained networks that come with the package, or store a run's network in the same form.
 
   python -m han_tf.weights
   python -m han_tf.weights --store runs/NAME --output han_small-market1501
 
-A stored folder can be named wherever a run's folder can: --model, --init_from.
+A stored folder can be used in place of a run's folder: --model, --init_from.
 """
 
 import json
@@ -21,7 +21,7 @@ from han_tf.common.files import write_json
 from han_tf.common.run_files import CONFIG, ENVIRONMENT, METRICS
 
 PROBES = 4
-"""Drawn images whose features are stored beside the weights."""
+"""Number of drawn images whose features are stored beside the weights."""
 
 FLAGS = command_line.new_flags()
 flags.DEFINE_string("store", "", "Folder of a finished run whose network is to be stored.", flag_values=FLAGS)
@@ -61,10 +61,10 @@ def _before(about: dict[str, Any]) -> str:
 
 
 def store(run_dir: str, folder: Path, checkpoint: str) -> None:
-    """Stores the network of a finished run, and checks that its features survive.
+    """Stores the network of a finished run, and prints how much its features change.
 
     Raises:
-      UserError: there is no finished run, or it cannot be written.
+      UserError: there is no finished run, or the folder cannot be written.
     """
     import numpy as np
 

@@ -1,4 +1,4 @@
-"""What every command line shares."""
+"""The shared part of all commands."""
 
 import json
 import os
@@ -26,14 +26,14 @@ PROGRAMS = [
     "han_tf.data.synthetic",
     *(f"experiments.{path.stem}" for path in sorted(HERE.glob("*.py")) if "FLAGS = " in path.read_text("utf-8")),
 ]
-"""What ``python -m`` runs."""
+"""Modules that ``python -m`` runs."""
 
 LIGHT = {"absl", "defusedxml", "experiments", "han_tf", "numpy", "PIL", "tqdm"}
-"""Packages that take a fraction of a second to import; Pillow brings defusedxml along where it is installed."""
+"""Packages that take a fraction of a second to import; Pillow imports defusedxml if it is installed."""
 
 
 class Command:
-    """A command with one flag of each kind; ``calls`` holds what each call of it was given."""
+    """A command with one flag of each kind; ``calls`` holds the arguments of each call."""
 
     def __init__(self, size=3, result=None):
         self.flags = new_flags()
@@ -342,7 +342,7 @@ def test_help_imports_nothing_that_takes_long(program):
     *shown, status, imported = done.stdout.splitlines()
     assert (status, done.stderr) == ("0", "")
     assert "general:" in shown
-    # A package has a file; Cython adds modules that have none.
+    # Packages have files; cython_runtime is a module without one.
     packages = {name.partition(".")[0] for name in json.loads(imported)} - {"cython_runtime"}
     heavy = {name for name in packages if not name.startswith("_")} - LIGHT - set(sys.stdlib_module_names)
     assert not heavy
@@ -359,7 +359,7 @@ def test_wrong_flags_and_version_are_answered_without_tensorflow(program, tmp_pa
 
 
 def launch(program, *arguments, path=None, **options):
-    """Starts a command; ``path`` is where it looks for packages first."""
+    """Starts a command; it looks for packages in ``path`` first."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, filter(None, [path, HERE.parent])))}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "encoding": "utf-8"}
     environment.update(options.pop("variables", {}))

@@ -1,4 +1,4 @@
-"""A reader never sees half a file, whatever happens to the writer; and mapped arrays are those of the file."""
+"""Files are written whole or not at all, and mapped arrays equal loaded ones."""
 
 import hashlib
 import io
@@ -26,7 +26,7 @@ def old(tmp_path):
 
 
 def assert_untouched(path):
-    """The old content is there, and nothing else."""
+    """Fails unless the folder holds the old file, unchanged, and nothing else."""
     assert path.read_bytes() == b"old"
     assert os.listdir(path.parent) == [path.name]
 
@@ -51,7 +51,7 @@ def test_the_file_has_the_permissions_of_any_new_file(tmp_path):
 
 
 def test_the_permissions_of_other_threads_files_are_left_alone(tmp_path, monkeypatch):
-    """A process has one umask: to change it, even for a moment, is to change it for files that others make."""
+    """The umask belongs to the whole process: changing it for a moment would affect other threads' files."""
     monkeypatch.setattr(os, "umask", lambda mask: pytest.fail("umask was changed"))
     write_json(tmp_path / "file", 1)
 
@@ -101,7 +101,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_file(old, writer):
 
 @pytest.mark.parametrize("moment", ["fsync", "replace"])
 def test_a_killed_writer_leaves_the_old_file(old, moment):
-    """No handler runs: what it leaves is a hidden file that nobody takes for the result."""
+    """After SIGKILL no handler runs; only a hidden temporary file is left."""
     script = (
         "import os, signal, sys; from han_tf.common import files\n"
         f"os.{moment} = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -158,7 +158,7 @@ def test_a_file_keeps_its_permissions(old, mode):
 
 
 def test_the_folder_is_on_disk_after_the_new_name(old, monkeypatch):
-    """Else a power cut could bring the old file back."""
+    """Otherwise a power cut could bring the old file back."""
     fsync, replace, done = os.fsync, os.replace, []
 
     def synced(descriptor):
@@ -275,7 +275,7 @@ ARRAYS = {
 
 
 def prefixed(path, **arrays):
-    """An archive behind other bytes and with a comment, as self-extracting ones are."""
+    """Writes an archive behind other bytes and with a comment, like a self-extracting one."""
     np.savez(path, **arrays)
     with zipfile.ZipFile(path, "a") as archive:
         archive.comment = b"comment"
@@ -283,7 +283,7 @@ def prefixed(path, **arrays):
 
 
 def plain_zip(path, **arrays):
-    """Without the fields for members beyond 4 GiB that NumPy's archives have."""
+    """Writes an archive without the fields for members beyond 4 GiB, which NumPy's archives have."""
     with zipfile.ZipFile(path, "w", allowZip64=False) as archive:
         for name, array in arrays.items():
             member = io.BytesIO()
@@ -309,7 +309,7 @@ def test_mapped_arrays_equal_loaded_ones(tmp_path, save):
 
 
 def test_a_mapped_array_is_the_file_itself(tmp_path):
-    """It is not copied, cannot be written to, and outlives the file's name."""
+    """It is not copied, is read-only, and stays valid when the file is replaced."""
     path = tmp_path / "a.npz"
     write_npz(path, floats=ARRAYS["floats"])
     mapped = read_npz(path, ["floats"], mapped=["floats"])["floats"]

@@ -1,4 +1,4 @@
-"""Progress: a bar on a terminal, lines elsewhere, nothing if it is to be quiet."""
+"""Progress: a bar on a terminal, lines elsewhere, nothing if quiet."""
 
 import sys
 

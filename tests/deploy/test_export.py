@@ -1,4 +1,4 @@
-"""A trained network is exported, checked, and kept only if it still does what it did."""
+"""A trained network is exported, checked, and kept only if its features and accuracy are good enough."""
 
 import base64
 import dataclasses
@@ -31,7 +31,7 @@ from han_tf.runtimes import probes
 from han_tf.runtimes.keras import card_of
 
 FAST = "saved_model"
-"""The format that is written in a second."""
+"""The format that is fastest to write."""
 
 
 def command(*arguments):
@@ -91,7 +91,7 @@ def test_the_table_keeps_earlier_exports_of_the_same_network(tmp_path):
         (tmp_path / f"{name}-float32" / CARD).write_text("{}")
     assert export._earlier(tmp_path, "a", rows[:1]) == []
     (tmp_path / export.TABLE).write_text(json.dumps({"checksum": "a", "exports": rows}))
-    assert export._earlier(tmp_path, "a", rows[:1]) == rows[1:3]  # the last one's folder is gone
+    assert export._earlier(tmp_path, "a", rows[:1]) == rows[1:3]  # openvino has no folder
     assert export._earlier(tmp_path, "a", rows[:2]) == rows[2:3]
     assert export._earlier(tmp_path, "b", rows[:1]) == []
     (tmp_path / export.TABLE).write_text("[")
@@ -99,18 +99,18 @@ def test_the_table_keeps_earlier_exports_of_the_same_network(tmp_path):
 
 
 def names(folder):
-    """What lies in a folder, but for the lock files, which are empty."""
+    """Returns the names in a folder, without empty lock files."""
     found = [path for path in folder.iterdir() if path.suffix != ".lock" or path.stat().st_size]
     return sorted(path.name for path in found)
 
 
 def test_nothing_else_is_left(exported):
-    """Nor what an export that was killed had left, see the fixture."""
+    """The remains of a killed export, see the fixture, are removed, too."""
     assert names(exported) == ["exports.json", "saved_model-float32", "tflite-float32"]
 
 
 def test_a_card_proves_its_export(exported, tiny_run):
-    """The Keras features of the card's probe images are the run's, and the model is held to them."""
+    """The card holds probe images and the run's Keras features of them, which the model has to reproduce."""
     folder = exported / "tflite-float32"
     card = read_card(folder)
     found = card.probes
@@ -127,7 +127,7 @@ def test_a_card_proves_its_export(exported, tiny_run):
 
 
 def test_one_export_leaves_the_unfinished_one_of_another_alone(tiny_run, tmp_path, monkeypatch):
-    """While a model is written its lock is held, without which nobody clears away its folder."""
+    """An export holds the lock of its model, and removes only unfinished folders of that model."""
     (tmp_path / f".{FAST}-float32.dead.tmp").mkdir()
     (tmp_path / ".tflite-float32.live.tmp").mkdir()
 
@@ -147,7 +147,7 @@ def test_one_export_leaves_the_unfinished_one_of_another_alone(tiny_run, tmp_pat
 
 
 def test_two_commands_keep_each_others_rows(tmp_path, monkeypatch):
-    """The second one comes while the first has read the table and not yet written it."""
+    """The second command starts when the first has read the table but not yet written it."""
     report = {"checksum": "a"}
     rows = [{"format": name, "precision": "float32"} for name in ("onnx", "tflite")]
     for row in rows:
@@ -160,7 +160,7 @@ def test_two_commands_keep_each_others_rows(tmp_path, monkeypatch):
         found = read(*arguments)
         if second.ident is None:
             second.start()
-            second.join(1)  # it waits for the first, or has written by then
+            second.join(1)  # it waits for the first, or has written already
         return found
 
     monkeypatch.setattr(export, "_earlier", earlier)
@@ -171,7 +171,7 @@ def test_two_commands_keep_each_others_rows(tmp_path, monkeypatch):
 
 
 def test_what_was_made_is_not_made_again(exported, tiny_run, tmp_path, capsys, spoiled):
-    """A command that was stopped goes on. Whatever is made is spoiled here, so what passes was not."""
+    """A stopped command resumes. Every new export is spoiled here, so those that pass were made earlier."""
     spoiled(0.05)
     folder = tmp_path / "exports"
     shutil.copytree(exported, folder)
@@ -196,7 +196,7 @@ def test_what_was_made_of_this_network_and_compared_on_these_images(exported, tm
     assert not export._is_made(folder, checksum, Comparison((), "query", "gallery", "msmt17"))
     assert not export._is_made(folder, "0" * 64, Comparison(()))
     assert not export._is_made(exported / "onnx-float32", checksum, Comparison(()))
-    earlier = shutil.copytree(folder, tmp_path / "earlier")  # of a version whose cards had no probes
+    earlier = shutil.copytree(folder, tmp_path / "earlier")  # older cards have no probes
     values = json.loads((earlier / CARD).read_text())
     assert export._is_made(earlier, checksum, Comparison(()))
     (earlier / CARD).write_text(json.dumps({**values, "probes": {}}))
@@ -205,7 +205,7 @@ def test_what_was_made_of_this_network_and_compared_on_these_images(exported, tm
 
 @pytest.fixture
 def changing(tiny_run, tmp_path):
-    """A copy of the tiny run, and a function that saves another network in it, as if it went on training."""
+    """A copy of the tiny run, and a function that saves another network in it, as continued training would."""
     folder = tmp_path / "run"
     shutil.copytree(tiny_run, folder)
 
@@ -233,7 +233,7 @@ def test_a_run_that_goes_on_training_is_exported_as_it_was(changing, tmp_path):
 
 
 def test_the_card_tells_of_this_network_alone(changing):
-    """Accuracies that training found are the last network's, and only at its end."""
+    """The accuracies of the training belong to the last network of a finished run only."""
     folder, change = changing
     ended = card_of(load_run(folder))
     epochs, step = 2, int(load_run(folder).checkpoint.rpartition("-")[2])
@@ -264,7 +264,7 @@ def test_an_unknown_accuracy_is_measured_on_the_runs_own_data_set_alone(changing
 
 @pytest.fixture
 def spoiled(monkeypatch):
-    """Lets what is exported add noise to the features."""
+    """A function that makes exported networks add noise to the features."""
 
     def spoil(amount):
         original = Export._function
@@ -282,7 +282,7 @@ def spoiled(monkeypatch):
 
 
 def test_what_differs_is_not_kept(tiny_run, tmp_path, capsys, spoiled):
-    """One that stood there before stays."""
+    """An earlier export in its place stays."""
     old = tmp_path / "saved_model-float32"
     old.mkdir()
     (old / CARD).write_text("{}")
@@ -308,7 +308,7 @@ def test_features_that_are_not_finite_are_told(tiny_run, tmp_path, capsys, spoil
 
 
 def test_an_export_that_fails_does_not_stop_the_others(tiny_run, tmp_path, capsys, monkeypatch):
-    """The converter itself fails, as it does for what it cannot convert, with an exception of its own."""
+    """The converter fails with an exception of its own, as for an operation that it cannot convert."""
     original, calls = Export._function, []
 
     def function(exports, flat):

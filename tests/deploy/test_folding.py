@@ -1,4 +1,4 @@
-"""Folding batch norm, and what else the exported graph does otherwise, leave the features as they are."""
+"""Folding batch norm and the other changes of the exported graph do not change the features."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ SIZE = (48, 32)
 
 
 def trained_looking(model, seed=0):
-    """Gives norms and localisation numbers as training does; those they start with would hide mistakes."""
+    """Gives norms and localisation values as after training; the initial ones would hide mistakes."""
     rng = np.random.default_rng(seed)
     norms = [layer for layer in model.submodules if isinstance(layer, tf.keras.layers.BatchNormalization)]
     for layer in norms:
@@ -28,7 +28,7 @@ def trained_looking(model, seed=0):
 
 
 def images(count=3):
-    """Images of different colours in every quarter."""
+    """Returns images with a different colour in each quarter."""
     colours = np.random.default_rng(1).integers(0, 256, (count, 2, 2, 3), np.uint8)
     return colours.repeat(SIZE[0] // 2, axis=1).repeat(SIZE[1] // 2, axis=2)
 
@@ -38,7 +38,7 @@ def images(count=3):
     [
         ("han_small", Folded(42, 0)),
         ("mobilenet", Folded(28, 0)),
-        # Its norms stand before the convolutions; what the stem gives is concatenated, too.
+        # Its norms stand before the convolutions, and the stem's output is also concatenated.
         ("condensenet", Folded(1, 73)),
     ],
 )
@@ -46,13 +46,13 @@ def test_a_folded_network_is_the_original(name, folded):
     model = trained_looking(create_deployed(name, input_size=SIZE))
     expected = model(images()).numpy()
     assert fold_batch_norm(model) == folded
-    # Features of unit norm: a wrong fold changes them by more than the roundings of some ninety layers.
+    # The features are of unit norm; a wrong fold changes them by more than the rounding errors of some ninety layers.
     np.testing.assert_allclose(model(images()).numpy(), expected, rtol=0, atol=1e-4)
     assert expected.std(axis=0).max() > 0.01  # the images differ
 
 
 def test_a_shared_layer_is_left_alone():
-    """A convolution whose output others read, too, cannot take in the scale of the norm after it."""
+    """A norm cannot be folded into a convolution whose output is also read elsewhere."""
 
     class Shared(tf.keras.Model):
         input_size = SIZE
@@ -88,12 +88,12 @@ def test_the_exported_graph_gives_the_features(switches, flat):
     function = deployment_function(model, flat)
     for count in (1, 3):
         found = function(images=tf.constant(images()[:count]))["features"]
-        np.testing.assert_allclose(found, expected[:count], rtol=0, atol=1e-4)  # of unit norm
+        np.testing.assert_allclose(found, expected[:count], rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("flat", [False, True])
 def test_gathering_crops_as_matrices_do(flat):
-    """Also where regions reach past the border, and at whole pixels."""
+    """Also for regions past the border and at whole pixels."""
     rng = np.random.default_rng(2)
     feature_map = rng.normal(size=(5, 12, 7, 3)).astype(np.float32)
     theta = rng.uniform(-1, 1, (5, 4, 2)).astype(np.float32)

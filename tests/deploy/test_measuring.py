@@ -1,4 +1,4 @@
-"""A model is run in a process of its own, and what ends that process is one line."""
+"""A model is measured in a separate process, whose end gives one line of error."""
 
 import sys
 import threading
@@ -46,7 +46,7 @@ def test_a_model_that_cannot_be_opened_is_one_line(plain_model, images):
 
 
 def test_a_runtime_that_crashes_is_one_line(plain_model, images, tmp_path, monkeypatch):
-    """The process is aborted, as TFLite and XLA do it."""
+    """The process aborts, as TFLite and XLA do."""
     interpreter = tmp_path / "python"
     interpreter.write_text("#!/bin/sh\necho 'Check failed: scale > 0' >&2\nkill -ABRT $$\n")
     interpreter.chmod(0o755)
@@ -57,7 +57,7 @@ def test_a_runtime_that_crashes_is_one_line(plain_model, images, tmp_path, monke
 
 
 def test_inferences_that_fail_take_no_requests_with_them(plain_model, plain_weights, images):
-    """With one thread there are two requests; images of a wrong size fail when they are handed over."""
+    """With one thread there are two requests; images of a wrong size fail when they are passed to one."""
     runtime = open_runtime(plain_model, 1)[1]
     for wrong in 5 * [np.zeros([19, 8, 8, 3], np.uint8)]:
         with pytest.raises(RuntimeError):

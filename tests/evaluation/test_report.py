@@ -1,4 +1,4 @@
-"""Reports hold what the metrics say, row by row."""
+"""Reports hold the results of the metrics, row by row."""
 
 import json
 import re
@@ -71,7 +71,7 @@ def rows(subsets):
 
 @pytest.fixture(scope="module")
 def report(rows):
-    """As it comes back from a file."""
+    """The report as read from a file."""
     return json.loads(json.dumps({"methods": SETTINGS, **to_json(rows)}, allow_nan=False))
 
 
@@ -162,7 +162,7 @@ def test_methods_are_the_librarys_without_junk(subsets, rows, methods, query_typ
     if "augmented" in methods:
         images = metrics.database_augmentation(images, **SETTINGS["augmented"], parts=2)
     if "expanded" in methods:
-        # Means are no unit vectors.
+        # Means are not of unit norm.
         features = normalised(features) if query_type == "multi" else features
         features = metrics.query_expansion(features, images, **SETTINGS["expanded"], parts=2)
     if "reranked" in methods:
@@ -177,7 +177,7 @@ def test_methods_are_the_librarys_without_junk(subsets, rows, methods, query_typ
 
 
 def test_verification_is_the_librarys(subsets, rows):
-    """On the same pairs in every row: junk is in none."""
+    """Every row has the same pairs, without junk."""
     query, gallery, _ = subsets
     expected = metrics.verify(
         metrics.FeatureDistances(query.features, gallery.features), *labels(query, gallery), wanted_fpr=RATES
@@ -198,7 +198,7 @@ def test_given_distances(subsets, rows):
 
 
 def test_junk_changes_nothing(subsets, rows):
-    """Junk that looks exactly like the queries is in no ranking and is nobody's neighbour."""
+    """Junk that equals the queries is in no ranking and is not used as a neighbour."""
     query, gallery, boxes = subsets
     junk = FeatureSet(query.features, np.full(len(query.pids), -1), query.camids + 1, query.paths)
     more = FeatureSet(*(np.concatenate(pair) for pair in zip(gallery, junk)))
@@ -218,7 +218,7 @@ def test_features_of_other_networks_have_no_halves(subsets):
 
 
 def test_a_gallery_without_junk_is_not_copied(subsets, monkeypatch):
-    """Nor one whose junk comes first, as in Market-1501."""
+    """Nor is a gallery whose junk comes first, as in Market-1501."""
     query, gallery, _ = subsets
     seen = []
     rerank = metrics.rerank
@@ -301,7 +301,7 @@ def test_table_holds_percentages_and_counts(report):
 
 
 def test_reports_of_before_are_shown_as_well():
-    """Their rows lack what came later."""
+    """Rows of older reports lack some entries."""
     counts = {"queries": 3368, "gallery": 19732, "junk": 3819, "distractors": 2798, "queries_without_match": 0}
     rows = [
         {"feature": "joint", "query": "single", "reranked": reranked, "rank-1": 0.5, "mAP": 0.4, "mAP_trapezoid": 0.3}
@@ -327,7 +327,7 @@ def test_verification_table(report):
         assert cells[3] == f"{100 * verification['equal_error_rate']:.1f}"
         assert float(cells[4]) == pytest.approx(verification["equal_error_threshold"], rel=1e-3)
         assert cells[5:7] == [f"{100 * point['tpr']:.1f}" for point in points[:2]]
-        # So few impostors cannot measure a rate of 0.001.
+        # There are too few impostors to measure a rate of 0.001.
         assert points[2]["fpr"] == 0
         assert cells[7] == f"*{100 * points[2]['tpr']:.1f}"
         assert float(cells[8]) == pytest.approx(points[1]["threshold"], rel=1e-3)

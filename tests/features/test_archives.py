@@ -1,4 +1,4 @@
-"""Features on disk: what is written comes back, and what is wrong with a foreign file is one line."""
+"""Features on disk: they are read back as written, and a wrong file gives one line of error."""
 
 import zipfile
 
@@ -17,7 +17,7 @@ ARRAYS = {"features": FEATURES, "pids": np.array([7, -1, 0, 7]), "camids": np.ar
 
 
 def error_of(path):
-    """The message, which is one line and names the file."""
+    """Returns the error, which is one line and names the file."""
     with pytest.raises(UserError) as raised:
         load_features(path)
     message = str(raised.value)

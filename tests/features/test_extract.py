@@ -1,4 +1,4 @@
-"""Extraction: every image has one row, whatever stops it half-way; bad input is one line and loses nothing."""
+"""Extraction: every image has one row, also after a stop; bad input gives one line of error and loses nothing."""
 
 import csv
 import dataclasses
@@ -49,14 +49,14 @@ def gallery(tiny_data):
 
 @pytest.fixture(scope="module")
 def expected(tiny_run, gallery):
-    """Path -> feature, pid and camid of the gallery, by the function that evaluation uses."""
+    """Path -> feature, pid and camid of the gallery, from the function that evaluation uses."""
     features, records = extract_features(load_run(tiny_run).model, gallery, progress=None)
     return {record.path: (feature, record.pid, record.camid) for feature, record in zip(features, records)}
 
 
 @pytest.fixture
 def command(tiny_run, tmp_path, monkeypatch, capsys):
-    """Calls the command with the tiny run; loads it once. Returns status, stdout and the lines of stderr."""
+    """A function that calls the command with the tiny run and returns status, stdout and the lines of stderr."""
     monkeypatch.setattr(extract, "FeatureExtractor", _extractor)
 
     def call(*arguments, model=tiny_run):
@@ -91,7 +91,7 @@ def images(tiny_data, tmp_path):
 
 
 def rows_of(folder):
-    """Path -> (feature, pid, camid) of all rows; fails if a path has two."""
+    """Returns path -> (feature, pid, camid) of all rows; fails if a path has two rows."""
     rows = {}
     for batch in FeatureShards(folder):
         for feature, pid, camid, path in zip(batch.features, batch.pids, batch.camids, batch.paths):
@@ -104,7 +104,7 @@ def assert_rows(folder, expected):
     rows = rows_of(folder)
     assert sorted(rows) == sorted(expected)
     for path, (feature, pid, camid) in expected.items():
-        # Images stand in other batches than in evaluation, which changes the last digits.
+        # Images are batched differently than in evaluation, which changes the last digits.
         np.testing.assert_allclose(rows[path][0], feature, atol=2e-6)
         assert rows[path][1:] == (pid, camid)
 
@@ -125,7 +125,7 @@ def test_a_data_set_gets_the_features_of_evaluation_and_its_labels(command, tiny
 
 
 def test_evaluation_reads_the_folders(command, tiny_data, tmp_path, expected, capsys):
-    """With one row per feature, they are ranked as if evaluation had extracted them itself."""
+    """The features are ranked as if evaluation had extracted them itself."""
     folders = [tmp_path / subset for subset in ("query", "gallery")]
     for folder in folders:
         arguments = ["--dataset=market1501", f"--data_dir={tiny_data}", f"--subset={folder.name}", f"--output={folder}"]
@@ -196,7 +196,7 @@ KILLED = (
     "os.replace = killing\n"
     "run(extract.main, extract.FLAGS, '', sys.argv, positional='images')\n"
 )
-"""The command, which is killed when the third shard is whole but has not got its name yet."""
+"""The command, killed when the third shard is whole but not yet renamed."""
 
 
 def test_a_killed_extraction_goes_on_where_it_was(command, tiny_run, tiny_data, tmp_path, expected):
@@ -251,7 +251,7 @@ def test_bad_images_are_listed_and_not_fatal(command, images, tmp_path):
     (images / names[0]).write_bytes(b"no image")
     whole = (images / names[11]).read_bytes()
     (images / names[11]).write_bytes(whole[: len(whole) // 2])
-    for name in names[20:]:  # a shard without a single row
+    for name in names[20:]:  # a shard without rows
         (images / name).write_bytes(b"")
     (images / "gone.jpg").symlink_to(tmp_path / "later.jpg")
     nameless = os.fsencode(images / "zz") + b"\xff.jpg"
@@ -282,7 +282,7 @@ def test_bad_images_are_listed_and_not_fatal(command, images, tmp_path):
     assert status == 1
     assert line.startswith(f"error: {len(bad) + 1} of 32 images could not be read, expected at most 10.0%; see {path}")
 
-    shutil.copy(images / names[1], tmp_path / "later.jpg")  # what was not there is looked at again
+    shutil.copy(images / names[1], tmp_path / "later.jpg")  # a missing file is tried again
     assert command(images, most)[0] == 0
     assert str(images / "gone.jpg") in rows_of(tmp_path / "out")
     assert len(path.read_bytes().splitlines()) == len(bad) + 1
@@ -334,7 +334,7 @@ def test_a_feature_that_is_not_finite_makes_a_bad_image(command, images, tmp_pat
 
 @pytest.fixture
 def embedded(monkeypatch):
-    """How many images the network has seen, in its calls."""
+    """The numbers of images in the network's calls."""
     embed, seen = FeatureExtractor.embed, []
 
     def counting(self, pixels):
@@ -383,7 +383,7 @@ def test_checksums_tell_bytes_and_nothing_else(command, images, tmp_path, embedd
 
 @pytest.fixture
 def grown(images, tiny_data, tmp_path):
-    """A function that adds three images to the folder and takes two away; returns what is there then."""
+    """A function that adds three images to the folder, removes two and returns the remaining paths."""
 
     def grow():
         for path in sorted((tiny_data / "query").glob("*.jpg"))[:3]:
@@ -416,7 +416,7 @@ def test_a_list_that_has_grown_takes_over_what_is_there(command, images, tmp_pat
     assert not list(out.glob("previous-*"))
 
     embedded.clear()
-    assert command(images, "--update", "--shard_images=7")[0] == 0  # divided anew, too
+    assert command(images, "--update", "--shard_images=7")[0] == 0  # with another shard size, too
     assert embedded == []
     assert len(times_of(out)) == 5
     for path, (feature, *_) in rows_of(out).items():
@@ -543,7 +543,7 @@ def finished(command, images, tmp_path):
 
 
 def inverted(data, start, end):
-    """``data`` with every bit from byte ``start`` to ``end`` turned: zeros may be there already, as in features."""
+    """Returns ``data`` with every bit from byte ``start`` to ``end`` inverted, which changes it for certain."""
     return data[:start] + bytes(byte ^ 255 for byte in data[start:end]) + data[end:]
 
 
@@ -597,7 +597,7 @@ def test_another_list_or_model_or_division_is_refused(command, images, finished,
 
 
 def test_a_folder_of_an_older_version_goes_on(command, images, finished):
-    """Its manifest does not tell format and precision."""
+    """Its manifest lacks format and precision."""
     path = finished / "manifest.json"
     values = json.loads(path.read_text())
     assert (values.pop("model_format"), values.pop("precision")) == ("keras", "float32")

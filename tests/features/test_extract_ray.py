@@ -1,4 +1,4 @@
-"""Extraction on Ray: two nodes, one of which dies; what cannot be reached is one line, soon."""
+"""Extraction on Ray: two nodes, one of which dies; an unreachable cluster soon gives one line of error."""
 
 import contextlib
 import os
@@ -26,7 +26,7 @@ from han_tf.features.shards import FeatureShards, Manifest, shard_path
 IMAGES = 40
 SHARD_IMAGES = 2
 PATIENCE = 240
-"""Seconds after which a test gives up waiting for the cluster; it takes ten or twenty on a quiet machine."""
+"""Seconds that a test waits for the cluster, which needs ten or twenty on a quiet machine."""
 
 QUICK = {
     "health_check_initial_delay_ms": 500,
@@ -34,7 +34,7 @@ QUICK = {
     "health_check_timeout_ms": 2000,
     "health_check_failure_threshold": 3,
 }
-"""Ray notices after seconds, not after half a minute, that a node is gone."""
+"""Settings with which Ray notices a lost node within seconds instead of half a minute."""
 
 
 @pytest.fixture
@@ -48,14 +48,14 @@ def images(tiny_data, tmp_path):
 
 
 def call(images, tiny_run, out, *arguments):
-    """Starts the command in a process of its own."""
+    """Starts the command in a new process."""
     command = [sys.executable, "-m", "han_tf.extract", str(images), f"--model={tiny_run}", f"--output={out}"]
     command += [f"--shard_images={SHARD_IMAGES}", *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def wait_for(condition, process):
-    """Returns the first true value of ``condition()``; fails if the process ends before."""
+    """Returns the first true value of ``condition()``; fails if the process ends first."""
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
         value = condition()
@@ -67,7 +67,7 @@ def wait_for(condition, process):
 
 
 def assert_rows(out, images, extractor):
-    """Every image has one row, with the feature that the model gives it without Ray."""
+    """Fails unless every image has one row, with the feature that the model gives without Ray."""
     paths = [path for batch in FeatureShards(out) for path in batch.paths]
     assert paths == sorted(str(path) for path in images.iterdir())
     features = np.concatenate([batch.features for batch in FeatureShards(out)])
@@ -93,12 +93,12 @@ def waiting(path, *arguments, **options):
     return whole(path, *arguments, **options)
 builtins.open = waiting
 """
-"""Lets whoever opens an image wait for a named pipe as long as there is one; runs at the start of every Python."""
+"""Run at the start of every Python: opening one image waits for a named pipe while the pipe exists."""
 
 
 @pytest.fixture
 def stalled(images, tmp_path, monkeypatch):
-    """The pipe that whoever reads the first image waits for."""
+    """The pipe that reading the first image waits for."""
     site, pipe = tmp_path / "site", tmp_path / "pipe"
     site.mkdir()
     (site / "sitecustomize.py").write_text(STALL)
@@ -111,8 +111,8 @@ def stalled(images, tmp_path, monkeypatch):
 
 @pytest.fixture
 def two_nodes(stalled, monkeypatch):
-    """A cluster on 127.0.0.1: a head that computes nothing, and two nodes of a core each."""
-    monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # read when Ray is imported: 127.0.0.1 only
+    """A cluster on 127.0.0.1: a head that computes nothing, and two nodes with one core each."""
+    monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # 127.0.0.1 only; read when Ray is imported
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     pytest.importorskip("ray", reason="needs Ray: pip install 'han-tf[ray]'")
     from ray.cluster_utils import Cluster
@@ -126,7 +126,7 @@ def two_nodes(stalled, monkeypatch):
 
 
 def reader_of(path, node):
-    """Returns the id of a process of the node that has the file open, or None."""
+    """Returns the ID of a process of the node that has the file open, or None."""
     (raylet,) = node.all_processes["raylet"]
     children = Path(f"/proc/{raylet.process.pid}/task/{raylet.process.pid}/children").read_text().split()
     for child in children:
@@ -139,7 +139,7 @@ def reader_of(path, node):
 
 
 def test_a_node_that_dies_costs_no_row(two_nodes, stalled, images, tiny_run, extractor, tmp_path):
-    """The node is killed while an image lets it wait in the middle of the first shard; the other one goes on."""
+    """One node is killed while it waits for an image in the middle of the first shard; the other one goes on."""
     cluster, nodes = two_nodes
     out = tmp_path / "out"
     pipe = os.open(stalled, os.O_RDWR)
@@ -184,11 +184,11 @@ def test_a_local_ray_does_what_is_left(images, tiny_run, extractor, tmp_path):
 
 
 class TestShardMaker:
-    """What runs in the actors, without Ray."""
+    """The actors' work, without Ray."""
 
     @pytest.fixture(autouse=True)
     def loaded(self, extractor, tiny_run, monkeypatch):
-        """The tiny run is not loaded anew each time."""
+        """Loads the tiny run only once."""
 
         def load(path, **options):
             return extractor if path == str(tiny_run) else FeatureExtractor(path, **options)
@@ -223,7 +223,7 @@ class TestShardMaker:
         assert_rows(out, images, extractor)
 
     def test_makes_no_bad_images_of_those_that_it_cannot_see(self, work, images, tiny_run, tmp_path):
-        """As a machine does that lacks the disk which the others have."""
+        """A machine may lack a disk that the others have."""
         out, manifest, rows = work
         images.rename(tmp_path / "elsewhere")
         maker = ShardMaker(str(tiny_run), out, manifest, 1, 7)
@@ -254,7 +254,7 @@ class TestShardMaker:
 
 @pytest.fixture
 def refused(images, tiny_run, card, tmp_path):
-    """Returns a function that takes an address and returns the line that says what is wrong with it."""
+    """A function that takes an address and returns the line of error."""
     listed = list_images([str(images)])
     work = plan(tmp_path / "out", listed, card)
 
@@ -298,7 +298,7 @@ def test_without_ray_the_line_that_installs_it_is_shown(refused, monkeypatch):
 
 
 def cluster(*machines):
-    """A made-up Ray with what each machine has, and one that is lost."""
+    """Returns a fake Ray of these machines, given by their resources, and a lost one."""
     nodes = [{"NodeID": str(number), "Alive": True, "Resources": has} for number, has in enumerate(machines)]
     lost = {"NodeID": "lost", "Alive": False, "Resources": {"CPU": 64, "GPU": 8}}
     return SimpleNamespace(nodes=lambda: [*nodes, lost])
@@ -327,7 +327,7 @@ def test_each_actor_has_to_fit_into_a_machine(machines, cpus, gpu, room):
 
 
 class TestWatch:
-    """What is said about a cluster that has lost its head, or all others; a made-up Ray stands for it."""
+    """Messages on a cluster that has lost its head or all other machines, with a fake Ray."""
 
     @pytest.fixture
     def watched(self, monkeypatch):

@@ -1,4 +1,4 @@
-"""One class extracts features with any model, from whatever images come in."""
+"""The feature extractor takes any model and any kind of images."""
 
 import shutil
 import threading
@@ -25,7 +25,7 @@ def extractor(tiny_run):
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """Seven images, each of another size."""
+    """Seven images of different sizes."""
     rng = np.random.default_rng(0)
     folder = tmp_path_factory.mktemp("images")
     paths = []

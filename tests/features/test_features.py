@@ -1,4 +1,4 @@
-"""Features are those of the network on the images of the files."""
+"""Extracted features equal those of the network on the decoded images."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def model(tiny_run):
 
 @pytest.fixture
 def records(tmp_path):
-    """Seven images, each of another size."""
+    """Seven images of different sizes."""
     rng = np.random.default_rng(0)
     made = []
     for number in range(7):
@@ -95,7 +95,7 @@ def test_the_graph_is_made_once(model):
 
 
 def test_the_graph_follows_the_weights(model, records):
-    """A network that goes on training is evaluated as it is then."""
+    """Evaluation uses the current weights of a network in training."""
     before, _ = extract_features(model, records, progress=None)
     kernel = model.trainable_variables[0]
     saved = kernel.numpy()

@@ -1,4 +1,4 @@
-"""Features in Parquet: what is written comes back, and what is wrong with a folder is one line that names the file."""
+"""Features in Parquet: they are read back as written, and a wrong folder gives one line that names the file."""
 
 import json
 import os
@@ -45,7 +45,7 @@ def batch(rows=ROWS, dimension=4, seed=0):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two shards: one with a bad image, one of two images."""
+    """Two shards: one with a bad image, one with two images."""
     write_manifest(tmp_path, MANIFEST)
     write_shard(tmp_path, MANIFEST, 0, batch(), [BAD])
     write_shard(tmp_path, MANIFEST, 1, batch(2, seed=1))
@@ -59,7 +59,7 @@ def assert_equal(found, expected):
 
 
 def message(call, *arguments):
-    """The message of the error, which is one line."""
+    """Returns the error, which is one line."""
     with pytest.raises(UserError) as raised:
         call(*arguments)
     assert "\n" not in str(raised.value)
@@ -71,7 +71,7 @@ def read_all(folder):
 
 
 def rewrite(folder, change, number=0):
-    """Replaces the table of a shard by what ``change`` makes of it; the metadata stay."""
+    """Replaces the table of a shard by ``change(table)``, with the same metadata."""
     path = shard_path(folder, number)
     table = pq.read_table(path)
     changed = change(table)
@@ -153,7 +153,7 @@ def test_others_read_the_columns_that_are_promised(folder):
 
 
 def test_bytes_that_change_do_not_change_what_is_read_unnoticed(folder):
-    """Every fifth byte in turn, of the data and of what describes them."""
+    """Changes every fifth byte in turn, of data and metadata."""
     path = shard_path(folder, 0)
     whole = path.read_bytes()
     expected = batch()
@@ -244,7 +244,7 @@ def test_columns_that_do_not_fit_are_named(folder, change, words):
 
 
 def test_columns_of_the_same_kind_will_do(folder):
-    """Other programs write features that could be null, plain strings, and columns of their own."""
+    """Other programs write nullable features, plain strings, and further columns."""
 
     def change(table):
         table = with_column("feature", table["feature"].to_pylist(), pa.list_(pa.float32(), 4))(table)

@@ -1,4 +1,4 @@
-"""A model card is read back as it was written, and refused where it cannot be true."""
+"""A model card is read back as it was written, and refused if an entry is wrong."""
 
 import dataclasses
 import json

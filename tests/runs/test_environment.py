@@ -1,4 +1,4 @@
-"""What a run was made with."""
+"""The record of a run's environment."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ from han_tf.runs import environment
 
 @pytest.fixture
 def repository(tmp_path, monkeypatch):
-    """A function that runs git in a repository whose one module stands where the project's own does."""
+    """A function that runs git in a repository with one module of source code."""
     module = tmp_path / "han_tf" / "training" / "environment.py"
     module.parent.mkdir(parents=True)
     monkeypatch.setattr(environment, "__file__", str(module))

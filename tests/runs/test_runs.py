@@ -1,4 +1,4 @@
-"""Finding runs, reading their networks, and saying in one line what is wrong with them."""
+"""Finding runs and loading their networks; damaged ones give one line of error."""
 
 import json
 import os
@@ -29,7 +29,7 @@ SETTINGS = {
 
 
 SMALL = {**SETTINGS, "feature_dim": 64, "input_width": 40}
-"""Another network than the default, settings that :func:`create_network` has to pass on."""
+"""Settings of a network that differs from the default, which :func:`create_network` has to pass on."""
 
 
 def message_of(function, *arguments, **options):
@@ -128,7 +128,7 @@ class TestReadConfig:
         message = message_of(read_config, path.parent)
         assert message.startswith(f"{path}: {expected}")
         assert message.endswith("expected the settings of a training run")
-        # A run that cannot be read is not passed over in silence.
+        # find_run does not skip a run that cannot be read.
         Checkpoints(path.parent / "checkpoints", 1, value=tf.Variable(0)).save(1)
         assert message_of(find_run, tmp_path) == message
 
@@ -139,11 +139,11 @@ class TestReadConfig:
 
 
 class TestCreateNetwork:
-    """What a config.json says of the network's arguments."""
+    """From the settings in config.json to the network's arguments."""
 
     @pytest.fixture(autouse=True)
     def unbuilt(self, monkeypatch):
-        """Without its variables a network is made in no time."""
+        """Skips the variables, since a network without them is made fast."""
         monkeypatch.setattr(ReIDNetwork, "make_variables", lambda network: None)
 
     def test_the_settings_are_the_networks(self):
@@ -162,7 +162,7 @@ class TestCreateNetwork:
         assert {name: config[name] for name in SWITCHES} == {name: name != off for name in SWITCHES}
 
     def test_a_network_without_attention(self):
-        """It takes the settings of a run with everything on, and has nothing that could be off."""
+        """It accepts the switches only if all are on."""
         on = {**SMALL, **dict.fromkeys(SWITCHES, True), "model": "shufflenet"}
         assert create_network(on).branch_names == ("global",)
         assert "hard" in message_of(create_network, {**on, "hard": False})
@@ -213,7 +213,7 @@ class TestLoadRun:
         assert load_run(folder, "best").checkpoint == load_run(folder).checkpoint
 
     def test_an_ablation_comes_back(self, tmp_path):
-        """Table 9's first row, without interaction: with any other network the checkpoint would not fit."""
+        """Table 9's first row, without interaction: the checkpoint fits no other network."""
         config = {**SETTINGS, **dict.fromkeys(SWITCHES, False), "feature_dim": 64}
         saved = create_network(config, config["num_classes"])
         Checkpoints(tmp_path / "checkpoints", 1, model=saved).save(1)
@@ -272,7 +272,7 @@ class TestCheckpoints:
 
     @pytest.fixture
     def folder(self, tmp_path):
-        """Two checkpoints: of ones with count 1, and of twos with count 2."""
+        """Two checkpoints: ones with count 1, and twos with count 2."""
         objects = self.objects()
         checkpoints = Checkpoints(tmp_path / "run", 2, **objects)
         for number in (1, 2):

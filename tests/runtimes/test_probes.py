@@ -1,4 +1,4 @@
-"""A model is opened where it gives the features that its card holds, and refused where it does not."""
+"""A model is refused if its features of the probe images differ from those in its card."""
 
 import base64
 import io
@@ -38,7 +38,7 @@ def test_a_card_holds_drawn_images_and_their_features(plain_model, plain_weights
 
 
 def test_a_model_whose_features_are_off_is_refused(plain_model):
-    """The card's features are those of other images, as if this processor computed something else."""
+    """The card holds the features of other images, as if this processor computed wrong ones."""
     card = read_card(plain_model)
     features = stored_features(card)
     moved = np.roll(features, 1, axis=0)
@@ -53,7 +53,7 @@ def test_a_model_whose_features_are_off_is_refused(plain_model):
     assert found == pytest.approx(cosine, abs=1e-4)
     assert "\n" not in line
     rewrite(plain_model, probes={**off, "least_cosine": found - 1e-3})
-    FeatureExtractor(plain_model)  # the bound is the card's own
+    FeatureExtractor(plain_model)  # the card's own bound applies
 
 
 def test_features_that_are_not_finite_are_refused(plain_model, monkeypatch):

@@ -1,4 +1,4 @@
-"""Every runtime gives the Keras network's features, in any batch and thread, and refuses damaged files."""
+"""Every runtime gives the Keras network's features, with any batch size and thread, and refuses damaged files."""
 
 import importlib
 import json
@@ -41,7 +41,7 @@ PACKAGES = {"onnx": "onnxruntime", "openvino": "openvino"}
 
 @pytest.fixture(scope="module")
 def images():
-    """Nineteen images of different colours: more than a batch of any runtime, and no multiple of one."""
+    """Nineteen images of different colours: more than any runtime's batch, and not a multiple of one."""
     colours = np.random.default_rng(1).integers(0, 256, (19, 2, 2, 3), np.uint8)
     return colours.repeat(SIZE[0] // 2, axis=1).repeat(SIZE[1] // 2, axis=2)
 
@@ -86,13 +86,13 @@ def test_features_are_the_keras_networks(pair, folders, images, expected):
     for half in (slice(0, 512), slice(512, 1024)):
         np.testing.assert_allclose(np.linalg.norm(found[:, half], axis=1), 1, atol=1e-2)
     assert (found * expected).sum(axis=1).min() / 2 > cosine
-    # A batch of another size gives the same; what it is filled up with does not show.
+    # Batches of other sizes give the same: padding has no effect.
     for count in (1, 3, 5, 17):
         np.testing.assert_allclose(extractor.embed(images[:count]), found[:count], atol=max(difference / 5, 1e-5))
 
 
 def test_tflite_int8_is_near_the_keras_network(export, tmp_path):
-    """It quantises the features as well; with a network as small as this their norms may be off by too much."""
+    """It also quantises the features; the norms of a network as small as this may then be too far from 1."""
     found = export.export("tflite", "int8", tmp_path)
     assert found.check["least_cosine"] > 0.9
     assert found.check["largest_difference"] < 0.3
@@ -101,7 +101,7 @@ def test_tflite_int8_is_near_the_keras_network(export, tmp_path):
 
 
 def test_tflite_int8_of_an_untrained_network_does_not_abort(images, tmp_path):
-    """Its regions start at whole pixels: how far they are between two pixels is 0 for every image."""
+    """Its regions start at whole pixels, so the interpolation weights are 0 for every image."""
     writer = importlib.import_module("han_tf.deploy.exporters.tflite")
     function = deployment_function(create_model("han_small", input_size=SIZE), writer.FLAT)
     writer.export(function, tmp_path, "int8", images[:8])
@@ -143,9 +143,10 @@ def _int8_weights(name, folder):
 
 @pytest.mark.parametrize("name", ["onnx", "openvino"])
 def test_two_products_of_8_bits_fit_in_16(name, folders):
-    """Processors without VNNI add two products of an activation, at most 255, and a weight with saturation.
+    """Processors without VNNI add two products of an activation (at most 255) and a weight in 16 bits, with saturation.
 
-    They belong to two input channels; depthwise convolutions have one, and OpenVINO adds their products in 32 bits.
+    The two products belong to two input channels. Depthwise convolutions, which have one, are not affected: OpenVINO
+    adds their products in 32 bits.
     """
     weights = _int8_weights(name, folders(name, "int8"))
     assert len(weights) > 20
@@ -201,7 +202,7 @@ def test_a_missing_file_is_one_line(copied):
 
 
 def test_files_of_another_kind_are_one_line(copied):
-    """The checksums fit, but the runtime cannot read what they are of."""
+    """The checksums fit, but the runtime cannot read the files."""
     for name in json.loads((copied / CARD).read_text())["files"]:
         (copied / name).write_bytes(b"something else entirely" * 10)
     rewrite(copied, files=hash_files(copied))

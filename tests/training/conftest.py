@@ -1,4 +1,4 @@
-"""A network that trains in a moment."""
+"""A network that trains fast."""
 
 import pytest
 import tensorflow as tf
@@ -8,7 +8,7 @@ from han_tf.models.network import ReIDNetwork
 
 
 class Colours(ReIDNetwork):
-    """A network of another kind, made in a moment: one branch and no attention."""
+    """A small network with one branch and without attention."""
 
     def __init__(self, num_classes=0, input_size=(48, 32), feature_dim=8):
         super().__init__(num_classes, input_size, feature_dim, "colours")
@@ -23,6 +23,6 @@ class Colours(ReIDNetwork):
 
 @pytest.fixture
 def colours(monkeypatch):
-    """The name of :class:`Colours`."""
+    """The registry name of :class:`Colours`."""
     monkeypatch.setitem(MODELS, "colours", Entry(Colours, {}))
     return "colours"

@@ -1,4 +1,4 @@
-"""The settings of a run: what its folder is called, and what an earlier version's config.json means."""
+"""The settings of a run: checks, the name of its folder, and config.json of older runs."""
 
 import itertools
 import json

@@ -1,4 +1,4 @@
-"""The same batches give the same losses on one device, on two of one machine, and in two processes."""
+"""The same batches give the same losses on one device, on two devices, and in two processes."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from han_tf.training.devices import CLUSTER, create_strategy
 from tests.conftest import TINY_SIZE
 
 ONE_LEVEL = ("--model_args=widths=[16]", "--batch_size=16", "--panel_images=0")
-"""A HAN whose graph is made in a moment."""
+"""A HAN whose graph is built fast."""
 
 TWO_DEVICES = """
 import os
@@ -95,7 +95,7 @@ def test_two_devices_do_what_one_does(tiny_data, tmp_path):
     one, two, halved, apart = (row_of(tmp_path / name) for name in ("one", "two", "halved", "apart"))
     assert losses(two) == pytest.approx(losses(one), rel=1e-4)
     assert losses(halved) == pytest.approx(losses(one), rel=1e-4)
-    # Sums over the images of both devices: of the places, of S, and of every fourth soft map.
+    # The statistics of attention are sums over the images of both devices.
     np.testing.assert_allclose(two["attention"]["mean"], one["attention"]["mean"], atol=1e-4)
     for ours, theirs in zip(two["attention"]["levels"], one["attention"]["levels"]):
         assert ours == pytest.approx(theirs, rel=1e-3)

@@ -1,4 +1,4 @@
-"""Starting from another network: what is taken over, what learns first, and that stopping changes nothing."""
+"""Starting from another network: the weights taken over, the frozen epochs, and resuming."""
 
 import json
 import signal
@@ -107,7 +107,7 @@ def test_the_classifiers_learn_first_and_stopping_changes_nothing(data, tmp_path
 
     trainer = stopping_after(Trainer(settings, tmp_path / "steps", other).steps_per_epoch, tmp_path / "run")
     body = values(load_run(source).model, classifiers=False)
-    assert_same(values(trainer.model, classifiers=False), body)  # batch norm's statistics, too
+    assert_same(values(trainer.model, classifiers=False), body)  # batch norm's statistics included
     resumed = stopping_after(trainer.steps_per_epoch + 1, tmp_path / "run")
     assert any((value != body[name]).any() for name, value in values(resumed.model, classifiers=False).items())
     last = Trainer(settings, tmp_path / "run", other)

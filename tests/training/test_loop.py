@@ -1,4 +1,4 @@
-"""The training loop: it learns, it is deterministic, and stopping it in any way changes nothing."""
+"""The training loop: it learns, it is deterministic, and a stop does not change the result."""
 
 import dataclasses
 import json
@@ -36,11 +36,11 @@ def config(**changes):
 
 
 def weights(run_dir):
-    """Every number of the newest checkpoint: weights, momenta, counters."""
+    """Returns all numbers of the newest checkpoint: weights, momenta, counters."""
     path = tf.train.latest_checkpoint(str(run_dir / "checkpoints"))
     reader = tf.train.load_checkpoint(path)
     names = [name for name in reader.get_variable_to_shape_map() if "OBJECT_GRAPH" not in name]
-    # How often TensorFlow saved differs between a run that was stopped and one that was not.
+    # TensorFlow's number of saves differs between a stopped run and an unbroken one.
     return {name: reader.get_tensor(name) for name in names if "save_counter" not in name}
 
 
@@ -68,7 +68,7 @@ def test_it_learns(data, tmp_path):
 
 @pytest.mark.parametrize(("number", "after"), [(signal.SIGINT, 2), (signal.SIGTERM, 5), (signal.SIGTERM, 4)])
 def test_a_stopped_run_goes_on_to_the_same_weights(data, unbroken, tmp_path, number, after):
-    """Stopped within an epoch, and right at the end of one (4 steps)."""
+    """Stopped within an epoch and at the end of one (4 steps)."""
     trainer = Trainer(config(), tmp_path, data)
     assert trainer.steps_per_epoch == 4
     step = trainer.train_step
@@ -203,7 +203,7 @@ def test_the_triplet_loss_alone_trains_a_network_without_classifiers(data, tmp_p
 
 def test_losses_are_summed_over_kinds_and_branches(data, tmp_path, monkeypatch):
     """The loss of both kinds is the sum of the losses of each, on the same batch and weights."""
-    # One step each is not worth a graph.
+    # Without a graph, which would take longer to build than one step.
     monkeypatch.setattr(Step, "take", Step.take.python_function)
     losses = {}
     for loss in ("cross_entropy", "triplet", "cross_entropy+triplet"):
@@ -262,7 +262,7 @@ def test_saturated_regions_are_said(data, tmp_path, capsys):
 
 
 def test_evaluation_keeps_the_best_and_is_not_lost_by_a_kill(data, tmp_path):
-    """Three evaluations whose mAP falls: the first network stays the best one."""
+    """The mAP falls over three evaluations: the first network stays the best one."""
     counted = []
 
     def evaluate(model):
@@ -303,7 +303,7 @@ def row_of(value):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("epoch", [1, 2])
 def test_an_evaluation_stops_at_once_and_is_made_again(data, tmp_path, colours, number, epoch):
-    """As the process would without training: by what handles signals in it."""
+    """During an evaluation, signals reach the process's own handlers."""
 
     def evaluate(model):
         if int(trainer.epoch) == epoch:
@@ -340,7 +340,7 @@ def test_other_test_images_are_evaluated_anew(data, tmp_path, colours):
         rows = json.loads((tmp_path / "history.json").read_text())
         return [row["evaluation"]["results"][0]["mAP"] if "evaluation" in row else None for row in rows]
 
-    assert trained(0.9, None) == [0.9, 0.9]  # as an earlier version left it
+    assert trained(0.9, None) == [0.9, 0.9]  # as in older runs
     assert trained(0.8, "v1") == [0.9, 0.9]
     assert trained(0.7, "v1") == [0.9, 0.9]
     assert trained(0.6, "v2") == [None, 0.6]
@@ -392,7 +392,7 @@ def test_settings_that_do_not_matter_may_change(data, unbroken):
 
 
 def test_a_disk_that_is_full_costs_no_earlier_checkpoint(tiny_data, tmp_path):
-    """The file size limit stands in for the disk: the second run's checkpoints are too large for it."""
+    """A limit on the size of files stands in for the disk."""
     arguments = ["--dataset=market1501", f"--data_dir={tiny_data}", f"--run={tmp_path}", *TINY_SIZE, "--epochs=2"]
     limited = (
         "import resource, sys; from han_tf import train; from han_tf.common.cli import run;"

@@ -39,14 +39,14 @@ def test_decay_acts_on_kernels_alone():
     ids = {id(v) for v in decayed}
     assert all(len(v.shape) >= 2 for v in decayed)
     spared = [v for v in model.trainable_variables if id(v) not in ids]
-    # Batch norm's scale and shift and the localisation biases are all that is left.
+    # The others are batch norm's scale and shift and the localisation biases.
     assert all(len(v.shape) == 1 for v in spared)
     # 1 stem, 27 + 9 in the units, 5 convolutions and 1 FC in each attention, 2 feature layers, 2 classifiers.
     assert len(decayed) == 1 + 9 * 3 + 3 * 3 + 3 * 6 + 2 + 2
 
 
 def features_of(rng, count, dim=6):
-    """Features as they are deployed: of unit norm and, after a ReLU, with no negative entry."""
+    """Returns features as they are deployed: of unit norm and, after a ReLU, without negative entries."""
     features = np.maximum(rng.normal(size=(count, dim)), 0).astype(np.float32) + 1e-3
     return features / np.linalg.norm(features, axis=1, keepdims=True)
 
@@ -56,7 +56,7 @@ def distance(a, b):
 
 
 def hard_literally(labels, features, margin):
-    """Batch hard, image by image (Hermans et al. 2017, eq. 5): the loss of every triplet."""
+    """Returns the loss of every triplet of batch hard mining (Hermans et al. 2017, eq. 5)."""
     losses = []
     for i, anchor in enumerate(features):
         others = [j for j in range(len(labels)) if j != i]
@@ -68,7 +68,7 @@ def hard_literally(labels, features, margin):
 
 
 def semihard_literally(labels, features, margin):
-    """Semi-hard, pair by pair (Schroff et al. 2015, Sec. 3.2): the loss of every triplet."""
+    """Returns the loss of every triplet of semi-hard mining (Schroff et al. 2015, Sec. 3.2)."""
     losses = []
     for i, anchor in enumerate(features):
         negatives = [distance(anchor, features[j]) for j in range(len(labels)) if labels[j] != labels[i]]
@@ -81,7 +81,7 @@ def semihard_literally(labels, features, margin):
 
 
 def mean_of_active(losses):
-    """The mean of those that are not 0 but for rounding."""
+    """Returns the mean of the losses above 0, apart from rounding errors."""
     active = [loss for loss in losses if loss > 1e-6]
     return np.mean(active) if active else 0
 
@@ -112,7 +112,7 @@ class TestTripletLoss:
 
     @pytest.mark.parametrize("mining", MINING)
     def test_ties(self, mining):
-        """Corners of a cube: many pairs are exactly as far apart as others, some not apart at all."""
+        """Corners of a cube: many distances are equal, and some are 0."""
         rng = np.random.default_rng(0)
         for _ in range(10):
             features = rng.integers(0, 2, (12, 3)).astype(np.float32)
@@ -131,7 +131,7 @@ class TestTripletLoss:
     @pytest.mark.parametrize("mining", MINING)
     @pytest.mark.parametrize("alike", ["positives", "negatives", "all", "zero"])
     def test_gradients_are_finite_where_features_are_equal(self, mining, alike):
-        """The root of a squared distance has no derivative at 0."""
+        """The square root has no derivative at 0."""
         labels = PEOPLE["P × K"]
         raw = features_of(np.random.default_rng(1), len(labels))
         if alike == "positives":
@@ -184,7 +184,7 @@ class TestTripletLoss:
 
     @pytest.mark.parametrize("mining", MINING)
     def test_triplets_that_keep_the_margin_do_not_make_it_smaller(self, mining):
-        """Two people who are mixed up, beside more and more who are far from everybody."""
+        """Adding people who are far from everybody does not change the loss of two who are mixed up."""
         mixed_up = np.float32([[0, 0], [1, 0], [1.2, 0], [2.2, 0]])
         losses = []
         for others in (1, 2, 10):

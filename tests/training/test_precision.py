@@ -1,4 +1,4 @@
-"""Mixed precision and XLA: what stays in float32, and that a run goes on."""
+"""Mixed precision and XLA: dtypes, results, and resumed runs."""
 
 import signal
 
@@ -31,7 +31,7 @@ def trainer(run_dir, data, **changes):
 
 @pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
 def test_a_step_is_that_of_float32_with_fewer_digits(data, tmp_path, monkeypatch, precision):
-    # One step each is not worth a graph.
+    # Without a graph, which would take longer to build than one step.
     monkeypatch.setattr(Step, "take", Step.take.python_function)
     images, labels = data.images[:16], None
     moved, losses = {}, {}
@@ -72,8 +72,8 @@ def test_every_network_computes_in_bfloat16(name):
 
 
 def test_a_run_in_float16_goes_on_to_the_same_weights(data, tmp_path, monkeypatch, colours):
-    """With the scale of the objective, which a checkpoint holds."""
-    # Step by step: on some processors TensorFlow crashes in graphs of float16.
+    """The checkpoint also holds the scale of the objective."""
+    # Without a graph: on some processors TensorFlow crashes in graphs of float16.
     monkeypatch.setattr(Step, "take", Step.take.python_function)
     settings = {"model": colours, "precision": "mixed_float16", "lr": 0.001}
     whole = trainer(tmp_path / "whole", data, **settings)
@@ -111,7 +111,7 @@ def test_xla_changes_the_last_digits_alone(data, tmp_path, colours):
 
 
 def test_batch_norm_of_all_devices_adds_up_in_float32():
-    """On one device it is that of the images, whose mean is far from 0 and which are too many to count in bfloat16."""
+    """The sums would be wrong in bfloat16: the mean is far from 0, and the pixels are too many to count."""
     images = tf.cast(100 + 4 * np.random.default_rng(0).normal(size=(2, 32, 32, 3)), tf.bfloat16)
     with computing("mixed_bfloat16", synchronised=True):
         norm = batch_norm()

@@ -1,7 +1,7 @@
-"""A run that one version of TensorFlow has begun opens in the others, and goes on there.
+"""A run that was begun with one version of TensorFlow opens in other versions and resumes there.
 
-Stored are the first of two epochs, and the features after each where the run began. ``python
-tests/training/test_stored_runs.py`` stores a run of the TensorFlow it is called with.
+Each stored run holds the checkpoint after the first of two epochs, and the features after both epochs in its own
+version. ``python tests/training/test_stored_runs.py`` stores a run of the installed TensorFlow.
 """
 
 import shutil
@@ -23,14 +23,14 @@ PEOPLE, IMAGES, HEIGHT, WIDTH = 4, 4, 48, 32
 
 
 def images():
-    """Returns patterns, ``[16, 48, 32, 3]`` uint8, by arithmetic alone: a generator of random numbers may change."""
+    """Returns patterns, ``[16, 48, 32, 3]`` uint8, without random numbers, whose generator may change."""
     index, y, x, channel = np.ogrid[: PEOPLE * IMAGES, :HEIGHT, :WIDTH, :3]
     person, image = np.divmod(index, IMAGES)
     return ((y * (7 + 3 * person) + x * (5 + person) + 83 * channel + 19 * image * (x > y)) % 256).astype(np.uint8)
 
 
 def train(run_dir):
-    """Trains for two epochs, or for what is left of them."""
+    """Trains for two epochs, or for the rest of them."""
     records = tuple(Record(f"{index}.jpg", index // IMAGES, 0) for index in range(PEOPLE * IMAGES))
     config = TrainConfig(
         dataset="market1501",

@@ -1,4 +1,4 @@
-"""Statistics of attention against NumPy, and the sentences about attention that died."""
+"""Statistics of attention against NumPy, and complaints about dead attention."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ CHANNELS = 6
 
 
 def fed(theta, spatial=None, soft=None, batches=3, **options):
-    """Statistics of ``[images, levels, ...]``, fed in batches as training does."""
+    """Returns statistics of arrays ``[images, levels, ...]``, updated batch by batch as in training."""
     levels = theta.shape[1]
     statistics = AttentionStatistics([MAP] * levels, **options)
     for batch in np.array_split(np.arange(len(theta)), batches):
@@ -54,13 +54,13 @@ def test_soft_attention_is_measured_over_positions():
         assert level["spatial_mean"] == pytest.approx(spatial[:, number].mean(), rel=1e-5)
         assert level["spatial_deviation"] == pytest.approx(spatial[:, number].std(axis=(1, 2, 3)).mean(), rel=1e-5)
         assert level["spatial_constant"] == pytest.approx([0, 0.25][number])
-        # Of each batch of eight the first and the fifth image.
+        # The first and the fifth image of each batch of eight.
         expected = soft[::4, number].std(axis=(1, 2)).mean()
         assert level["soft_deviation"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_devices_that_share_a_batch_add_up():
-    """Six images each, of which each looks at the first and the fifth for the soft map."""
+    """Each device has six images and measures the soft map on the first and the fifth."""
     soft = np.random.default_rng(3).uniform(0.5, 1, (12, 1, *MAP, CHANNELS))
     parts = [
         level_statistics(LevelAttention(tf.constant(half[:, 0], tf.float32), None, None))

@@ -1,4 +1,4 @@
-"""What writes a network's files: one small file for each format, all with the face of :class:`Exporter`."""
+"""Exporters of networks: one module for each format, all with the interface :class:`Exporter`."""
 
 import contextlib
 import importlib
@@ -24,7 +24,7 @@ class Exporter(Protocol):
     """A module that writes one format.
 
     Attributes:
-      FLAT: how it wants the crop, see :class:`han_tf.deploy.graph.GatheredCrop`.
+      FLAT: the form of the crop that it needs, see :class:`han_tf.deploy.graph.GatheredCrop`.
     """
 
     FLAT: bool
@@ -39,20 +39,20 @@ class Exporter(Protocol):
         """Writes the model's files.
 
         Args:
-          function: what :func:`han_tf.deploy.graph.deployment_function` returns.
+          function: from :func:`han_tf.deploy.graph.deployment_function`.
           folder: an empty folder.
-          precision: one that the format has.
+          precision: one of the format's.
           images: training images to calibrate int8 with, ``[n, height, width, 3]`` uint8; None for other precisions.
         """
 
 
 class Entry(NamedTuple):
-    """A format.
+    """The precisions and packages of a format.
 
     Attributes:
       precisions: those that it can be exported in.
-      packages: what has to be installed beside TensorFlow.
-      int8_packages: what int8 needs beyond these.
+      packages: packages to be installed beside TensorFlow.
+      int8_packages: further packages for int8.
     """
 
     precisions: tuple[str, ...]
@@ -64,15 +64,15 @@ FORMATS = {
     # TensorFlow has no kernels for other precisions on CPUs.
     "saved_model": Entry((FLOAT32,)),
     "tflite": Entry((FLOAT32, FLOAT16, INT8)),
-    # ONNX Runtime would compute float16 and bfloat16 by converting every map to float32.
+    # ONNX Runtime would convert every float16 or bfloat16 map to float32 to compute.
     "onnx": Entry((FLOAT32, INT8), ("tf2onnx", "onnxruntime")),
     "openvino": Entry((FLOAT32, FLOAT16, BFLOAT16, INT8), ("openvino",), ("nncf",)),
 }
-"""Format -> in what precisions it can be had."""
+"""Format -> its precisions and packages."""
 
 
 def check_supported(format_name: str, precision: str) -> None:
-    """Raises UserError if there is no such export, a package that it needs is not installed, or it cannot run here."""
+    """Raises UserError if there is no such export, one of its packages is not installed, or it cannot run here."""
     precisions = FORMATS[format_name].precisions
     if precision not in precisions:
         raise UserError(f"{format_name} cannot be exported in {precision}, expected {' or '.join(precisions)}")
@@ -90,13 +90,13 @@ def check_supported(format_name: str, precision: str) -> None:
 
 
 def exporter(format_name: str) -> Exporter:
-    """Returns what writes a format."""
+    """Returns the exporter of a format."""
     return importlib.import_module(f"{__name__}.{format_name}")
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps what converters print, in C++ too, off the terminal; what they raise comes through."""
+    """Discards what converters print, C++ code included; their exceptions are raised."""
     sys.stdout.flush(), sys.stderr.flush()
     kept = [os.dup(descriptor) for descriptor in (1, 2)]
     try:

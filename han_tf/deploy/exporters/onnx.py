@@ -33,7 +33,7 @@ def export(
 
 
 def _quantise(source: Path, target: Path, images: np.ndarray) -> None:
-    """Quantises convolutions and matrix products; all else, the crop above all, stays float32."""
+    """Quantises convolutions and matrix products; all else, such as the crop, stays float32."""
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -54,7 +54,7 @@ def _quantise(source: Path, target: Path, images: np.ndarray) -> None:
         quant_format=QuantFormat.QDQ,
         op_types_to_quantize=["Conv", "MatMul"],
         per_channel=True,
-        reduce_range=True,  # processors without VNNI add two 8-bit products in 16 bits; with 7-bit weights the sum fits
+        reduce_range=True,  # 7-bit weights: processors without VNNI add two products in 16 bits, which 8 bits overflow
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
     )

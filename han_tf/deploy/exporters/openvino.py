@@ -20,7 +20,7 @@ def export(
 ) -> None:
     """Writes the model, see :class:`han_tf.deploy.exporters.Exporter`."""
     with tempfile.TemporaryDirectory() as temporary, quiet():
-        # A file, since OpenVINO up to 2026.4 takes a function in memory before Python 3.13 alone.
+        # Through a file: OpenVINO up to 2026.4 takes a function in memory only before Python 3.13.
         graph = convert_variables_to_constants_v2(function).graph
         model = openvino.convert_model(tf.io.write_graph(graph, temporary, "graph.pb", as_text=False))
         model.output().get_tensor().set_names({OUTPUT})
@@ -34,16 +34,16 @@ def export(
 def split_transposes(model: openvino.Model) -> None:
     """Makes transpositions between channels-last and channels-first free, in place.
 
-    OpenVINO keeps the maps of convolutions channels-last in memory, whatever their shape says. It sees that such a
-    transposition moves nothing if it is one of three dimensions between two reshapes, but not if it is one of four:
-    those took a fifth of HAN Small's time.
+    OpenVINO keeps the maps of convolutions channels-last in memory, whatever their shape. It recognises that such a
+    transposition moves no data if it is written with three dimensions between two reshapes, but not with four, which
+    took a fifth of HAN Small's time.
     """
     for node in model.get_ordered_ops():
         if node.get_type_name() != "Transpose" or node.input_value(1).get_node().get_type_name() != "Constant":
             continue
         order = tuple(int(axis) for axis in node.input_value(1).get_node().get_data().ravel())
         shape = node.input_value(0).get_partial_shape()
-        # The input images come channels-last in memory and in shape.
+        # The input images are channels-last in memory and in shape.
         if node.input_value(0).get_node().get_type_name() == "Parameter":
             continue
         if order not in ((0, 2, 3, 1), (0, 3, 1, 2)) or any(shape[axis].is_dynamic for axis in (1, 2, 3)):
@@ -62,15 +62,15 @@ def split_transposes(model: openvino.Model) -> None:
 
 
 def _reshaped(value: Any, shape: list[int]) -> openvino.Node:
-    """Returns the reshaping of ``value``; a side of 0 keeps the one it has."""
+    """Returns the reshaping of ``value``; a side of 0 in ``shape`` keeps the present one."""
     return opset13.reshape(value, np.array(shape, np.int64), special_zero=True)
 
 
 def quantised(model: openvino.Model, images: np.ndarray) -> openvino.Model:
-    """Returns the model with its convolutions in int8; all else stays as it is.
+    """Returns the model with its convolutions in int8.
 
-    Left out are the arithmetic between convolutions (crop and soft map, whose offsets and factors 8 bits would blur)
-    and products of one vector per image (localisation, channel attention, heads), which cost little.
+    Not quantised are the arithmetic between convolutions (crop and soft map, where 8 bits are too coarse for offsets
+    and factors) and products of one vector per image (localisation, channel attention, heads), which cost little.
 
     Args:
       model: with maps channels-last or channels-first.
@@ -88,10 +88,10 @@ def quantised(model: openvino.Model, images: np.ndarray) -> openvino.Model:
         subset_size=len(images),
         ignored_scope=nncf.IgnoredScope(names=left_out, validate=False),
         advanced_parameters=nncf.AdvancedQuantizationParameters(
-            # Processors without VNNI add the products of two channels in 16 bits; with weights of 7 bits the sum fits.
-            # Depthwise convolutions keep 8 bits: their products are added in 32.
+            # 7-bit weights: processors without VNNI add the products of two channels in 16 bits, which 8 bits overflow.
+            # Depthwise convolutions keep 8 bits: their products are added in 32 bits.
             overflow_fix=OverflowFix.ENABLE,
-            # The default range is the mean of the images' largest values, which cuts off unusual images.
+            # The default range is the mean of the images' largest values, which clips unusual images.
             activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX,
         ),
     )
@@ -105,7 +105,7 @@ _KEEPING_RANGE = ("Relu", "Clamp", "MaxPool", "AvgPool", "Pad")
 
 
 def _may_be_quantised(node: openvino.Node) -> bool:
-    """Says whether ``node`` is a convolution of several filters, its bias, or something without arithmetic."""
+    """Returns whether ``node`` is a convolution of several filters, its bias, or an operation without arithmetic."""
     kind = node.get_type_name()
     if kind in _CONVOLUTIONS:
         return node.get_output_partial_shape(0)[1].get_length() > 1
@@ -115,7 +115,7 @@ def _may_be_quantised(node: openvino.Node) -> bool:
 
 
 def _share_quantised(model: openvino.Model) -> None:
-    """Lets whatever moves a map that is quantised for a convolution move its 8 bits, in place."""
+    """Makes transpositions and reshapes of a map that is quantised for a convolution use its 8 bits, in place."""
     for node in model.get_ordered_ops():
         if node.get_type_name() != "FakeQuantize" or node.input_value(0).get_node().get_type_name() == "Constant":
             continue
@@ -126,7 +126,7 @@ def _share_quantised(model: openvino.Model) -> None:
 
 
 def _keep_as_float16(model: openvino.Model) -> None:
-    """Keeps weights that are not quantised as float16, in place; OpenVINO would not do so beside int8."""
+    """Stores weights that are not quantised as float16, in place; OpenVINO does not do so in an int8 model."""
     for node in model.get_ordered_ops():
         value = node.input_value(1) if node.get_type_name() == "MatMul" else None
         if value is None or value.get_node().get_type_name() != "Constant":

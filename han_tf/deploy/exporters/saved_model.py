@@ -1,4 +1,4 @@
-"""TensorFlow SavedModel: one signature, its weights constants of the graph."""
+"""TensorFlow SavedModel with one signature; the weights are constants of the graph."""
 
 from pathlib import Path
 from typing import Optional
