@@ -40,7 +40,7 @@ class Lines(tqdm):
             print(self._line(), file=self.fp, flush=True)
 
     def _line(self) -> str:
-        """Returns ``features: 40%, 02:00 passed, 03:00 left, loss 1.2``."""
+        """Returns a line such as ``features: 40%, 02:00 passed, 03:00 left, loss 1.2``."""
         now = self.format_dict
         told = [f"{now['n']:,} {now['unit']}"]
         if now["total"]:

@@ -27,7 +27,7 @@ class Folded(NamedTuple):
 
 
 def fold_batch_norm(model: ReIDNetwork) -> Folded:
-    """Folds every batch norm of ``model``, in place; the model can then only be used for inference.
+    """Folds every batch norm that ``model`` calls once, in place; the model can then only be used for inference.
 
     A forward pass shows which layer a norm follows. A norm that follows no linear layer, such as one before its
     convolution or after a concatenation, becomes one scale and one offset.

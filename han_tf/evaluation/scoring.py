@@ -76,7 +76,7 @@ def evaluate_features(
     memory_mb: int = 1024,
     progress: bool = False,
 ) -> list[dict[str, Any]]:
-    """Evaluates features under the benchmark's protocol.
+    """Returns the rows of a report on features, by default under the benchmark's protocol.
 
     The plain rows come first. Each of the methods ``augmented``, ``expanded`` and ``reranked`` adds rows of the joint
     feature with this method alone; several methods add further rows with all of them: queries expanded by the

@@ -44,7 +44,8 @@ class ModelCard:
     Attributes:
       format: ``keras`` for a run's folder, else the format of the export.
       precision: ``float32``, ``float16``, ``bfloat16`` or ``int8``, as the network was exported.
-      checksum: hex SHA-256 of the network, see :func:`network_checksum`; a run and all its exports have the same.
+      checksum: hex SHA-256 of the network, see :func:`han_tf.runtimes.keras.network_checksum`; a run and all its
+        exports have the same.
       model: registry name of the network.
       input_size: height and width of the images, in pixels.
       feature_dim: dimension of the feature.

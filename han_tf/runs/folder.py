@@ -29,10 +29,10 @@ class LoadedRun(NamedTuple):
     """The network of a training run.
 
     Attributes:
-      model: the trained network; the :class:`han_tf.FeatureExtractor` of an export in its place.
+      model: the trained network, or the :class:`han_tf.FeatureExtractor` of an export.
       config: the run's settings.
       run_dir: its folder.
-      checkpoint: path prefix of the checkpoint that was read, or path of the stored weights.
+      checkpoint: path prefix of the checkpoint, path of the stored weights, or format and precision of the export.
     """
 
     model: "ReIDNetwork"

@@ -131,7 +131,7 @@ class AttentionStatistics:
         return found
 
     def complaints(self) -> list[str]:
-        """Returns a sentence for each learned region that is saturated, and for each level where attention is dead."""
+        """Returns a sentence for each saturated region, and for each level with fixed regions or dead attention."""
         sentences = []
         for number, (means, deviations) in (self.regions if self.learned else {}).items():
             for region, mean in enumerate(means, start=1):

@@ -40,7 +40,7 @@ def command(*arguments):
 
 @pytest.fixture(scope="module")
 def exported(tiny_run, tmp_path_factory):
-    """The folder of the exports of the tiny run in two formats, and what was printed."""
+    """The folder of the tiny run's exports in two formats."""
     folder = tmp_path_factory.mktemp("exports")
     for name in (".tflite-float32.abc.tmp", ".tflite-float32.abc.old"):
         (folder / name).mkdir()

@@ -1,4 +1,4 @@
-"""A model is measured in a separate process, whose end gives one line of error."""
+"""A model is measured in a separate process, whose crash gives one line of error."""
 
 import sys
 import threading

@@ -30,7 +30,7 @@ MADE = ModelCard(
 
 @pytest.fixture
 def saved(tmp_path):
-    """The folder of a model of two files."""
+    """The folder of a model with two files."""
     (tmp_path / "model.onnx").write_bytes(b"weights")
     (tmp_path / "parts").mkdir()
     (tmp_path / "parts" / "more").write_bytes(b"more weights")

@@ -54,7 +54,7 @@ def _quantise(source: Path, target: Path, images: np.ndarray) -> None:
         quant_format=QuantFormat.QDQ,
         op_types_to_quantize=["Conv", "MatMul"],
         per_channel=True,
-        reduce_range=True,  # 7-bit weights: processors without VNNI add two products in 16 bits, which 8 bits overflow
+        reduce_range=True,  # 7-bit weights: two products, which processors without VNNI add in 16 bits, must fit
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
     )

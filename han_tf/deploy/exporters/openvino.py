@@ -88,8 +88,8 @@ def quantised(model: openvino.Model, images: np.ndarray) -> openvino.Model:
         subset_size=len(images),
         ignored_scope=nncf.IgnoredScope(names=left_out, validate=False),
         advanced_parameters=nncf.AdvancedQuantizationParameters(
-            # 7-bit weights: processors without VNNI add the products of two channels in 16 bits, which 8 bits overflow.
-            # Depthwise convolutions keep 8 bits: their products are added in 32 bits.
+            # 7-bit weights: processors without VNNI add the products of two channels in 16 bits, too few for 8-bit
+            # weights. Depthwise convolutions keep 8 bits: their products are added in 32 bits.
             overflow_fix=OverflowFix.ENABLE,
             # The default range is the mean of the images' largest values, which clips unusual images.
             activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX,
