@@ -1,8 +1,7 @@
 """Person re-identification metrics on plain NumPy arrays: ranking, re-ranking and verification.
 
-Everything here takes features or distances, pids and camera ids, wherever they come from; README.md beside this
-file shows how. Curves are drawn by :mod:`han_tf.metrics.plots`, which is not imported here for the sake of those
-who draw none.
+All functions take features or distances, pids and camera ids from any source; README.md beside this file has examples.
+:mod:`han_tf.metrics.plots`, which draws curves, is not imported here, since it needs Matplotlib.
 """
 
 from han_tf.metrics.distances import DistanceSource, FeatureDistances, MatrixDistances, pairwise_distances

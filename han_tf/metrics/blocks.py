@@ -1,4 +1,4 @@
-"""Walking over all query × gallery pairs in bounded memory, with all cores."""
+"""Iteration over all query × gallery pairs in bounded memory, with several threads."""
 
 import math
 from collections.abc import Callable
@@ -12,19 +12,19 @@ from han_tf.metrics.checks import HELD_BYTES
 from han_tf.metrics.distances import DistanceSource
 
 STRIPE_ROWS = 32
-"""Queries one thread takes at a time; few enough for their distances to stay in cache."""
+"""Queries that one thread takes at a time; few enough for their distances to stay in cache."""
 
 MOST_ROWS = 1024
-"""Most queries per block: a matrix product with fewer rows is slower, with more hardly faster."""
+"""Largest number of queries per block: with fewer rows the matrix product is slower, with more hardly faster."""
 
 LEAST_ROWS = 64
-"""Fewest queries per block, however little memory there is."""
+"""Smallest number of queries per block, whatever the memory."""
 
 WIDE = 16384
-"""Gallery images per block that are worth having even for fewer queries: each part of a row costs some calls."""
+"""Gallery images per block that take precedence over more queries: each part of the gallery costs further calls."""
 
 SCRATCH_BYTES = 72
-"""What visiting a stripe takes per value, beside the block itself."""
+"""Memory for visiting a stripe, in bytes per value, beside the block itself."""
 
 
 def slices(start: int, stop: int, step: int) -> list[slice]:
@@ -33,7 +33,7 @@ def slices(start: int, stop: int, step: int) -> list[slice]:
 
 
 def block_shape(source: DistanceSource, memory_mb: int, threads: int) -> tuple[int, int]:
-    """Returns how many queries and gallery images to take at once to use most of ``memory_mb``, no more."""
+    """Returns the numbers of queries and of gallery images per block that make use of ``memory_mb``."""
     n_query, n_gallery = source.shape
     itemsize = source.dtype.itemsize
     budget = max(2**20, int(0.8 * (memory_mb * 2**20 - HELD_BYTES * n_gallery)))
@@ -55,18 +55,18 @@ def sweep(
 ) -> None:
     """Calls ``visit(state, rows, fast, part)`` for stripes of queries and parts of the gallery.
 
-    A stripe is prepared, then sees the parts of the gallery in order, and is concluded. Stripes run beside
-    each other, so that what they write must not overlap.
+    For each stripe ``prepare`` is called first, then ``visit`` for each part of the gallery in order, then
+    ``conclude``. Stripes run in parallel, so they must not write to the same places.
 
     Args:
       source: the distances.
-      visit: gets what ``prepare`` returned, the queries ``rows``, the source's fast values ``[rows, part]``,
-        which it may overwrite, and the gallery images ``part``.
+      visit: takes the state that ``prepare`` returned, the queries ``rows``, the source's fast values
+        ``[rows, part]``, which it may overwrite, and the gallery images ``part``.
       memory_mb: memory to use, in MiB.
       threads: threads to use beside those of the matrix product.
-      label: what to call the progress bar; None for no bar.
-      prepare: makes the state of a stripe.
-      conclude: takes the state of a stripe when it has seen the whole gallery.
+      label: of the progress bar; None for no bar.
+      prepare: returns the state of a stripe.
+      conclude: takes the state of a stripe after all parts of the gallery.
     """
     n_query, n_gallery = source.shape
     height, width = block_shape(source, memory_mb, threads)
@@ -87,7 +87,7 @@ def sweep(
 
 
 def bracket(exact: Any, margin: Any, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (low, high) in ``dtype``: fast values < low lie before, those ≥ high behind ``exact``.
+    """Returns (low, high) in ``dtype``: fast values < low are certainly below ``exact``, those ≥ high above it.
 
     Args:
       exact: exact values.
@@ -109,13 +109,13 @@ def trusted_margins(
     fast: np.ndarray,
     probes: tuple[np.ndarray, np.ndarray, np.ndarray],
 ) -> np.ndarray:
-    """Returns the source's margins; the worst-case ones if the errors of some pairs come near the others.
+    """Returns the source's margins, or the worst-case ones if an error of the ``probes`` exceeds half its margin.
 
     Args:
       source: the distances.
       rows, part: the queries and gallery images of ``fast``.
       fast: the fast values.
-      probes: pairs within ``fast`` whose exact values are known: local row, local column and exact value.
+      probes: pairs with known exact values: row and column within ``fast``, and exact value.
     """
     margins = source.margins(rows, part)
     if margins.any():

@@ -1,4 +1,4 @@
-"""Checks of what users hand in: each mistake is one line that names the array."""
+"""Checks of arguments; errors are one line that names the array."""
 
 import math
 from typing import Any, Optional
@@ -9,36 +9,36 @@ from han_tf.common.errors import UserError
 from han_tf.common.processes import usable_cores
 
 ROWS = 256
-"""Rows that are checked at a time, so that a check needs little memory beside a memory-mapped array."""
+"""Rows checked at a time, so that a check of a memory-mapped array needs little memory."""
 
 LEAST_MEMORY = 16
 """Smallest memory budget, in MiB."""
 
 HELD_BYTES = 64
-"""What ranking or verification holds per gallery image beside features and labels, when it holds most: the squared
-norm, the order by pid, the camera's number, and masks and copies while these are made."""
+"""Peak memory of ranking or verification per gallery image, beside features and labels: squared norm, order by pid,
+index of the camera, and temporary masks and copies."""
 
 MATCH_BYTES = 120
-"""What ranking holds per true match, when it holds most: its query, image and places, and the scores made of these."""
+"""Peak memory of ranking per true match: its query, image and places, and the scores computed from them."""
 
 LISTED_BYTES = 32
-"""What ranking holds per entry of the top-k lists: image and distance, and copies while these are reported."""
+"""Memory of ranking per entry of the top-k lists: image and distance, and temporary copies."""
 
 HELD_SHARE = 0.6
-"""Share of the memory budget that all this may take; the rest is for distances."""
+"""Largest share of the memory budget for all this; the rest is for distances."""
 
 
 GREATEST_NORM = float(np.finfo(np.float32).max / 8)
-"""Squared norms below it leave room for float32 squares of differences."""
+"""Bound on squared norms, below which squared distances do not overflow float32."""
 
 
 def check_features(features: Any, name: str, dimension: Optional[int] = None) -> np.ndarray:
-    """Returns ``features`` as an array ``[n, d]`` of numbers, memory-mapped arrays as they are.
+    """Returns ``features`` as an array ``[n, d]`` of numbers; arrays, also memory-mapped ones, are not copied.
 
-    The values themselves are checked by :func:`squared_norms`.
+    The values are checked by :func:`squared_norms`.
 
     Raises:
-      UserError: it is no 2-D array of real numbers, is empty, or has not ``dimension`` columns.
+      UserError: it is no 2-D array of real numbers, is empty, or does not have ``dimension`` columns.
     """
     features = features if isinstance(features, np.ndarray) else np.asarray(features)
     if features.ndim != 2:
@@ -58,7 +58,7 @@ def squared_norms(features: np.ndarray, name: str) -> np.ndarray:
     """Returns each row's squared L2 norm, float64 ``[n]``; reads the features once, block by block.
 
     Raises:
-      UserError: a value is NaN or infinite, or so great that its float32 square overflows.
+      UserError: a value is NaN or infinite, or a squared norm is at least :data:`GREATEST_NORM`.
     """
     norms = np.empty(len(features), np.float64)
     for start in range(0, len(features), ROWS):
@@ -75,10 +75,10 @@ def squared_norms(features: np.ndarray, name: str) -> np.ndarray:
 
 
 def check_labels(labels: Any, name: str, length: Optional[int] = None) -> np.ndarray:
-    """Returns ``labels`` as int64 ``[n]``, the array itself if it is that already.
+    """Returns ``labels`` as int64 ``[n]``, without a copy if possible.
 
     Raises:
-      UserError: they are missing, no integers, not 1-D, or not ``length`` many.
+      UserError: they are missing, no integers, not 1-D, or their number is not ``length``.
     """
     if labels is None:
         raise UserError(f"{name} is missing, expected one integer per image")
@@ -96,7 +96,7 @@ def check_camids(camids: Any, name: str, length: int) -> np.ndarray:
     """Returns ``camids`` as int64 ``[length]``.
 
     Raises:
-      UserError: as :func:`check_labels`, or a camera id is negative (it is missing, then).
+      UserError: as :func:`check_labels`, or a camera id is negative, which stands for a missing one.
     """
     camids = check_labels(camids, name, length)
     bad = np.flatnonzero(camids < 0)
@@ -112,7 +112,7 @@ def check_count(value: Any, name: str, least: int, most: Optional[int] = None) -
     """Returns ``value`` as an int in ``[least, most]``.
 
     Raises:
-      UserError: it is no whole number or out of range.
+      UserError: it is no integer or out of range.
     """
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise UserError(f"{name} is {value!r}, expected a whole number")
@@ -123,7 +123,7 @@ def check_count(value: Any, name: str, least: int, most: Optional[int] = None) -
 
 
 def check_memory(memory_mb: Any, n_gallery: int, matches: int = 0, listed: int = 0) -> int:
-    """Returns what ``memory_mb`` leaves beside matches and lists, if the metrics can keep to it.
+    """Returns the memory in MiB that ``memory_mb`` leaves beside matches and top-k lists, if it is large enough.
 
     Args:
       memory_mb: the budget, in MiB.
@@ -132,7 +132,7 @@ def check_memory(memory_mb: Any, n_gallery: int, matches: int = 0, listed: int =
       listed: number of entries of all top-k lists.
 
     Raises:
-      UserError: it is no whole number or too small.
+      UserError: it is no integer or too small.
     """
     check_count(memory_mb, "memory_mb", LEAST_MEMORY)
     held = MATCH_BYTES * matches + LISTED_BYTES * listed

@@ -1,10 +1,9 @@
-"""Where distances come from: features, or a matrix that somebody else computed.
+"""Sources of distances: features, or a given matrix.
 
-Both are a :class:`DistanceSource`: blocks of fast values that may be a little off, a bound on how far off
-they can be, and the exact value of any single pair. Whoever ranks with them sorts by the fast values and
-asks for exact ones only where two lie closer together than the bound. So a matrix product does nearly all of
-the work, and yet the ranking depends neither on the order in which a BLAS adds, nor on the number of its
-threads, nor on how the work is cut into blocks; and identical images tie exactly.
+A :class:`DistanceSource` gives blocks of fast, approximate values, a bound on their error, and the exact value of any
+single pair. Rankings sort by the fast values and use exact ones only where two fast values are closer than the bound.
+So a matrix product does nearly all of the work, but the ranking depends neither on the BLAS's order of summation, nor
+on the number of threads, nor on the block sizes; and identical images tie exactly.
 """
 
 from abc import ABC, abstractmethod
@@ -17,30 +16,30 @@ from han_tf.common.errors import UserError
 from han_tf.metrics.checks import check_features, squared_norms
 
 PAIRS = 64
-"""Pairs whose exact distance is computed at a time; small enough for the features to stay in cache."""
+"""Pairs whose exact distance is computed at a time; few enough for the features to stay in cache."""
 
 TILE_VALUES = 2**20
-"""Gallery values per matrix product: enough for its speed, few enough to convert to float32 on the way."""
+"""Gallery values per matrix product if they are converted: enough for its speed, few enough for a temporary copy."""
 
 PLAIN_TILE_VALUES = 2**24
-"""The same where nothing is converted."""
+"""Gallery values per matrix product if they are not converted."""
 
 COLLAPSED, SAMPLED = 1000, 256
-"""Products are float64 where the median distance of 256 pairs is less than 1000 float32 error bounds: exact values of
-all the pairs that float32 cannot tell apart would take longer."""
+"""If the median squared distance of 256 sampled pairs is less than 1000 float32 error bounds, products are computed in
+float64: exact values of all pairs that float32 cannot distinguish would take longer."""
 
 METRICS = ("euclidean", "cosine")
-"""What :func:`pairwise_distances` can compute."""
+"""Metrics of :func:`pairwise_distances`."""
 
 UNIT = 2.0**-24
-"""Greatest relative error of one float32 rounding."""
+"""Largest relative error of one float32 rounding."""
 
 DENORMAL = 2.0**-149
 """Smallest positive float32."""
 
 
 class DistanceSource(ABC):
-    """Distances of ``n_query`` × ``n_gallery`` pairs, by blocks.
+    """Interface: distances of ``n_query`` × ``n_gallery`` pairs, computed block by block.
 
     Attributes:
       shape: ``(n_query, n_gallery)``.
@@ -51,22 +50,22 @@ class DistanceSource(ABC):
     dtype: np.dtype
 
     def workspace(self, size: int) -> np.ndarray:
-        """Returns a flat array of ``size`` values for :meth:`raw` to put its blocks in."""
+        """Returns a flat array of ``size`` values, in which :meth:`raw` may store its blocks."""
         return np.empty(size, self.dtype)
 
     @abstractmethod
     def raw(self, rows: slice, columns: slice, buffer: np.ndarray) -> np.ndarray:
-        """Returns the unfinished block ``[rows, columns]``; it may lie in ``buffer``, the workspace."""
+        """Returns the unfinished block ``[rows, columns]``, which may be a view of ``buffer``, the workspace."""
 
     @abstractmethod
     def finish(self, raw: np.ndarray, rows: slice, columns: slice) -> np.ndarray:
-        """Turns ``raw``, the rows ``rows`` of a block, into fast values that the caller may overwrite."""
+        """Returns the fast values of ``raw``, the rows ``rows`` of a block; the caller may overwrite them."""
 
     @abstractmethod
     def margins(self, rows: slice, columns: slice, careful: bool = False) -> np.ndarray:
         """Returns ``[rows]`` bounds on |fast − exact|; 0 where the fast values are exact.
 
-        ``careful`` asks for the worst case instead of what is certain in practice.
+        ``careful`` asks for the worst-case bound instead of a smaller one that practically always holds.
         """
 
     @abstractmethod
@@ -74,13 +73,13 @@ class DistanceSource(ABC):
         """Returns the exact values of the pairs ``(rows[i], columns[i])``, floats ``[n]``."""
 
     def report(self, values: np.ndarray) -> np.ndarray:
-        """Returns the distances to show for fast or exact ``values``; rising with them."""
+        """Returns the distances to report for fast or exact ``values``, a monotonic function of them."""
         return values
 
     def dense(self, rows: slice) -> np.ndarray:
         """Returns the distances of some queries to the whole gallery, ``[rows, n_gallery]``.
 
-        They are the fast values, close to the exact ones by some float32 roundings.
+        They are computed from the fast values, so they differ from the exact ones by float32 rounding errors.
         """
         start, stop, _ = rows.indices(self.shape[0])
         rows, columns = slice(start, stop), slice(0, self.shape[1])
@@ -89,7 +88,7 @@ class DistanceSource(ABC):
 
 
 class Stacked:
-    """Two feature arrays, one below the other, without a copy of either.
+    """Two feature arrays stacked along the first axis, without a copy of either.
 
     Args:
       first: ``[n, d]``.
@@ -125,21 +124,22 @@ class Stacked:
 class FeatureDistances(DistanceSource):
     """L2 distances between the rows of two feature matrices.
 
-    The exact value is the squared distance Σ (q − g)² in float64. The fast one is ‖q‖² + ‖g‖² − 2 q·g in
-    float32, from a matrix product; in float64 where features lie so close together that float32 tells few apart.
+    The exact value is the squared distance Σ (q − g)² in float64. The fast one is ‖q‖² + ‖g‖² − 2 q·g in float32, from
+    a matrix product; in float64 if the features are so close together that float32 distinguishes few pairs.
 
     Args:
       query: features ``[n_query, d]``; may be memory-mapped; float32 is fastest.
       gallery: features ``[n_gallery, d]``; may be memory-mapped.
+      names: of both arrays in error messages.
 
     Raises:
-      UserError: shapes that do not fit, an empty array, NaN or infinite values.
+      UserError: shapes do not match, an array is empty, or values are NaN, infinite or too large.
     """
 
     def __init__(self, query: Any, gallery: Any, names: tuple[str, str] = ("query_features", "gallery_features")):
         query = check_features(query, names[0])
         gallery = check_features(gallery, names[1], query.shape[1])
-        # Plain arrays: a memory map's own class makes every slice of it slower.
+        # Plain arrays: slices of np.memmap objects are slower.
         self.query, self.gallery = query.view(np.ndarray), gallery.view(np.ndarray)
         self.query_norms = squared_norms(self.query, names[0])
         self.gallery_norms = squared_norms(self.gallery, names[1])
@@ -151,7 +151,7 @@ class FeatureDistances(DistanceSource):
             self.dtype = np.dtype(np.float64)
 
     def among_all(self) -> "FeatureDistances":
-        """Returns the distances among all images, the queries first and then the gallery."""
+        """Returns the distances among all images: the queries, then the gallery."""
         everyone = copy(self)
         everyone.query = everyone.gallery = Stacked(self.query, self.gallery)
         everyone.query_norms = everyone.gallery_norms = np.concatenate([self.query_norms, self.gallery_norms])
@@ -159,7 +159,7 @@ class FeatureDistances(DistanceSource):
         return everyone
 
     def columns(self, chosen: np.ndarray) -> "FeatureDistances":
-        """Returns the distances to the gallery images ``chosen`` (integers) only."""
+        """Returns the distances to the gallery images with the indices ``chosen`` only."""
         narrowed = copy(self)
         narrowed.gallery = self.gallery[chosen]
         narrowed.gallery_norms = self.gallery_norms[chosen]
@@ -188,11 +188,11 @@ class FeatureDistances(DistanceSource):
     def margins(self, rows: slice, columns: slice, careful: bool = False) -> np.ndarray:
         """Returns the error bound of the squared distance, float64 ``[rows]``.
 
-        A float32 sum of d products errs by at most d·u·‖q‖‖g‖. Roundings do not conspire, so that
-        8·√d·u·‖q‖‖g‖ is already beyond any plausible error (Higham & Mary 2019, λ = 8); ``careful`` returns
-        the former. Rounding the features, the norms and the two sums adds a few roundings more, and values
-        so small that their product underflows add up to one float32 denormal each. Beside float64 products the
-        error of the exact value's own sum counts, too.
+        The error of a float32 sum of d products is at most d·u·‖q‖‖g‖; with ``careful`` the bound uses this. Since
+        rounding errors are nearly independent, 8·√d·u·‖q‖‖g‖ is larger than any plausible error (Higham & Mary 2019,
+        λ = 8). Rounding the features, the norms and the two sums adds a few rounding errors, and products that
+        underflow add up to one float32 denormal each. For float64 products the bound also includes the error of the
+        exact value's sum.
         """
         d = self.query.shape[1]
         terms = d if careful else min(d, 8 * np.sqrt(d))
@@ -203,7 +203,7 @@ class FeatureDistances(DistanceSource):
         return UNIT * (terms / 2 + 6) * reach**2 + 2 * d * DENORMAL
 
     def exact(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        """Returns Σ (q − g)² of each pair, float64 ``[n]``: the same digits wherever the pair stands."""
+        """Returns Σ (q − g)² of each pair, float64 ``[n]``; the digits do not depend on the other pairs."""
         values = np.empty(len(rows), np.float64)
         for start in range(0, len(rows), PAIRS):
             part = slice(start, start + PAIRS)
@@ -224,7 +224,7 @@ class MatrixDistances(DistanceSource):
       distances: ``[n_query, n_gallery]``, any real dtype; smaller is more alike; may be memory-mapped.
 
     Raises:
-      UserError: it is no 2-D array of real numbers, or is empty. NaN and infinities are found on reading.
+      UserError: it is no 2-D array of real numbers, or is empty; later, when a block with NaN or infinities is read.
     """
 
     def __init__(self, distances: Any):
@@ -240,7 +240,7 @@ class MatrixDistances(DistanceSource):
         self.dtype = distances.dtype if distances.dtype in (np.float32, np.float64) else np.dtype(np.float64)
 
     def workspace(self, size: int) -> np.ndarray:
-        """Returns an empty array: blocks are views."""
+        """Returns an empty array, since blocks need no workspace."""
         return np.empty(0, self.dtype)
 
     def raw(self, rows: slice, columns: slice, buffer: np.ndarray) -> np.ndarray:
@@ -248,7 +248,7 @@ class MatrixDistances(DistanceSource):
         return self.values[rows, columns]
 
     def finish(self, raw: np.ndarray, rows: slice, columns: slice) -> np.ndarray:
-        """Returns a copy whose values are known to be finite."""
+        """Returns a copy, after a check that all values are finite."""
         block = np.array(raw, self.dtype, order="C")
         finite = np.isfinite(block)
         if not finite.all():
@@ -269,7 +269,7 @@ class MatrixDistances(DistanceSource):
 
 
 class MatricesAmongAll(MatrixDistances):
-    """The distances among all images, the queries first and then the gallery, from three matrices without a copy.
+    """The distances among all images (the queries, then the gallery), from three matrices without copying them.
 
     Args:
       query_gallery: ``[n_query, n_gallery]``.
@@ -277,7 +277,7 @@ class MatricesAmongAll(MatrixDistances):
       gallery_gallery: ``[n_gallery, n_gallery]``.
 
     Raises:
-      UserError: their shapes do not fit.
+      UserError: their shapes do not match.
     """
 
     def __init__(self, query_gallery: MatrixDistances, query_query: MatrixDistances, gallery_gallery: MatrixDistances):
@@ -310,7 +310,7 @@ class MatricesAmongAll(MatrixDistances):
         return values
 
     def _split(self, span: slice) -> tuple[slice, slice]:
-        """Returns which queries and which gallery images lie in ``span``."""
+        """Returns the queries and the gallery images in ``span``, as two slices."""
         ends = span.start, span.stop
         return slice(*(min(end, self.n_query) for end in ends)), slice(*(max(end - self.n_query, 0) for end in ends))
 
@@ -324,7 +324,7 @@ def pairwise_distances(query: Any, gallery: Any, metric: str = "euclidean") -> n
       metric: ``euclidean`` for L2 distances, ``cosine`` for 1 − cos, in [0, 2].
 
     Raises:
-      UserError: the metric is unknown; features that do not fit, are not finite, or have no direction (cosine).
+      UserError: the metric is unknown; features do not match, are not finite, or (cosine) one is all 0.
     """
     if metric not in METRICS:
         raise UserError(f"metric is {metric!r}, expected one of {', '.join(METRICS)}")
@@ -340,4 +340,4 @@ def pairwise_distances(query: Any, gallery: Any, metric: str = "euclidean") -> n
             units.append(np.asarray(features, np.float64) / np.sqrt(norms)[:, None])
         source = FeatureDistances(*units)
     distances = source.dense(slice(0, source.shape[0])).astype(np.float32)
-    return distances**2 / 2 if metric == "cosine" else distances  # of unit vectors
+    return distances**2 / 2 if metric == "cosine" else distances  # 1 − cos of unit vectors

@@ -1,12 +1,12 @@
-"""Excluders: which gallery images are left out of a query's ranking.
+"""Excluders choose the gallery images that are left out of a query's ranking.
 
 An excluder is any callable ``excluder(query) -> numpy array`` that takes a query's index and returns the
 gallery images to leave out for it, as integer indices or as a boolean mask ``[n_gallery]``. An image that
 is left out is neither a match nor a mistake: the images behind it move up. Excluders are called from
-several threads at once, so they must not change anything.
+several threads at once, so they must be thread-safe.
 
-The field's protocol ranks distractors as negatives: no query has their pid. :func:`distractors` leaves them out,
-to tell how much of the error is theirs.
+The standard protocol ranks distractors as negatives, since no query has their pid. :func:`distractors` leaves them out,
+which shows their share of the errors.
 """
 
 from collections.abc import Callable
@@ -39,7 +39,7 @@ def itself() -> Excluder:
 
 
 def distractors(query_pids: Any, gallery_pids: Any) -> Excluder:
-    """Leaves out images of people nobody queries: a gallery of known people alone.
+    """Leaves out gallery images whose pid no query has, so that only queried people are ranked; junk included.
 
     Args:
       query_pids: integers ``[n_query]``.
@@ -74,7 +74,7 @@ def same_pid_and_camera(query_pids: Any, gallery_pids: Any, query_camids: Any, g
 
 
 def same_group(query_groups: Any, gallery_groups: Any) -> Excluder:
-    """Leaves out every image of the query's own group, whoever it shows: e.g. its camera or its sequence.
+    """Leaves out every image of the query's own group, e.g. its camera or its sequence, regardless of the person.
 
     Args:
       query_groups: integers ``[n_query]``, e.g. camera or sequence numbers.
@@ -95,7 +95,10 @@ def frame_window(
       gallery_groups: integers ``[n_gallery]``.
       query_frames: frame numbers ``[n_query]``.
       gallery_frames: frame numbers ``[n_gallery]``.
-      window: greatest difference of frame numbers that is left out, at least 0.
+      window: largest difference of frame numbers that is left out, at least 0.
+
+    Raises:
+      UserError: ``window`` is negative.
     """
     if window < 0:
         raise UserError(f"window is {window}, expected at least 0 frames")

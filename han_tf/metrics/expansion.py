@@ -1,4 +1,4 @@
-"""Better features from neighbours: multi-query pooling, query expansion and database augmentation."""
+"""Features improved by their neighbours: multi-query pooling, query expansion and database augmentation."""
 
 from typing import Any, Optional
 
@@ -19,7 +19,7 @@ from han_tf.metrics.distances import FeatureDistances
 from han_tf.metrics.nearest import nearest
 
 NORM_TOLERANCE = 1e-2
-"""How far from 1 a norm may be to count as normalised; float16 features come this far."""
+"""Largest difference of a norm from 1 that counts as normalised; float16 features need this much."""
 
 
 def check_normalised(features: Any, parts: int = 1, name: str = "features") -> None:
@@ -28,7 +28,7 @@ def check_normalised(features: Any, parts: int = 1, name: str = "features") -> N
     Args:
       features: floats ``[n, d]``.
       parts: number of parts of d / parts values each; 2 for the joint feature of a HAN.
-      name: what to call them in the error.
+      name: of the array in error messages.
 
     Raises:
       UserError: a part of a feature has another norm, or d is no multiple of ``parts``.
@@ -93,7 +93,7 @@ def pool_multi_query(
       The pooled features, float32 ``[n_query, d]``, and the number of queries without boxes.
 
     Raises:
-      UserError: shapes that do not fit, NaN or infinite features, negative camera ids.
+      UserError: shapes do not match, features are NaN or infinite, or camera ids negative.
     """
     query_features = check_features(query_features, "query_features")
     features = check_features(features, "features", query_features.shape[1])
@@ -156,7 +156,7 @@ def query_expansion(
       float32 ``[n_query, d]``, normalised by parts.
 
     Raises:
-      UserError: features that do not fit, are not finite or not normalised; an argument out of range.
+      UserError: features do not match, are not finite or not normalised; an argument is out of range.
     """
     check_normalised(query_features, parts, "query_features")
     check_normalised(gallery_features, parts, "gallery_features")
@@ -178,15 +178,15 @@ def database_augmentation(
     threads: Optional[int] = None,
     progress: bool = False,
 ) -> np.ndarray:
-    """Replaces each gallery feature by a weighted mean of itself and its nearest others in the gallery.
+    """Replaces each gallery feature by a weighted mean of itself and its nearest other gallery images.
 
-    As :func:`query_expansion` does for the queries (Turcot & Lowe 2009; Arandjelović & Zisserman 2012).
+    The weights are those of :func:`query_expansion` (Turcot & Lowe 2009; Arandjelović & Zisserman 2012).
 
     Args:
       gallery_features: floats ``[n_gallery, d]``, each of the ``parts`` of L2 norm 1.
       neighbours: other images per image, at least 1, at most n_gallery − 1.
       alpha: exponent of the weights, at least 0.
-      parts: as for :func:`query_expansion`, like the rest.
+      parts, memory_mb, threads, progress: as for :func:`query_expansion`.
 
     Returns:
       float32 ``[n_gallery, d]``, normalised by parts.
@@ -202,7 +202,7 @@ def database_augmentation(
     lists, values, _ = nearest(
         source, neighbours + 1, memory_mb=memory_mb, threads=default_threads(threads), label=label
     )
-    # An image is usually first on its own list; among many doubles it may not be on it at all.
+    # An image is usually first in its own list; if it has many duplicates, it may not be in it at all.
     others = lists != np.arange(len(lists))[:, None]
     chosen = others & (np.cumsum(others, axis=1) <= neighbours)
     shape = (len(lists), neighbours)
@@ -220,7 +220,7 @@ def _check_expansion(alpha: float, memory_mb: int) -> None:
 def _blend(
     features: np.ndarray, others: np.ndarray, lists: np.ndarray, squared: np.ndarray, alpha: float, parts: int
 ) -> np.ndarray:
-    """Returns normalised sums of ``features`` and of the ``others`` on their lists, weighted by similarity."""
+    """Returns normalised sums of ``features`` and of the ``others`` in their lists, weighted by similarity."""
     # Each part has norm 1, so that |a − b|² = 2·parts·(1 − cosine).
     weights = np.maximum(1 - squared / (2 * parts), 0) ** alpha
     blended = features.astype(np.float32)

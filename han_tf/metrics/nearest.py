@@ -1,4 +1,4 @@
-"""The k smallest of many distances, with ties in gallery order."""
+"""The k nearest gallery images of each query, with ties in gallery order."""
 
 from typing import Optional
 
@@ -8,17 +8,17 @@ from han_tf.metrics.blocks import bracket, sweep, trusted_margins
 from han_tf.metrics.distances import DistanceSource
 
 CROWD = 4
-"""Times k candidates per query up to which their exact values are computed without looking for a sharper bound."""
+"""Up to this many times k candidates per query, exact values are computed without looking for a tighter bound."""
 
 
 def smallest_bounds(values: np.ndarray, k: int) -> np.ndarray:
-    """Returns for each row a value that at least ``k`` of the row do not exceed, and few more than that.
+    """Returns for each row a bound on its k-th smallest value, which few more than ``k`` values do not exceed.
 
-    It is the k-th smallest minimum over interleaved groups: one pass over the row, no sorting.
+    It is the k-th smallest minimum over interleaved groups, which takes one pass over the row and no sorting.
 
     Args:
       values: floats ``[rows, n]``.
-      k: at least 1. If a row has too few values for a sharp bound, the bound is infinite.
+      k: at least 1. If a row has too few values for a tight bound, the bound is infinite.
     """
     groups = max(8 * k, 256)
     usable = values.shape[1] // groups * groups
@@ -29,11 +29,11 @@ def smallest_bounds(values: np.ndarray, k: int) -> np.ndarray:
 
 
 class FirstK:
-    """The ``k`` gallery images nearest to each query, as far as they have been seen.
+    """The ``k`` nearest gallery images of each query among those visited so far.
 
     Attributes:
-      columns: int64 ``[n_query, k]``; −1 where there are no more.
-      values: float64 ``[n_query, k]``, exact; infinite where there are no more.
+      columns: int64 ``[n_query, k]``; −1 if there are fewer images.
+      values: float64 ``[n_query, k]``, exact; infinite if there are fewer images.
     """
 
     def __init__(self, source: DistanceSource, k: int):
@@ -46,24 +46,24 @@ class FirstK:
         """Returns for each row a limit such that only fast values below it can be among the first k.
 
         Args:
-          fast: values of ``rows``, ``[rows, n]``; infinite where an image is left out.
-          margins: float64 ``[rows]``, as the source gives them.
+          fast: values of ``rows``, ``[rows, n]``; infinite for images that are left out.
+          margins: float64 ``[rows]``, the source's margins.
           rows: the queries.
         """
         if not self.k:
             return np.full(len(fast), -np.inf, fast.dtype)
         before = self.seen_limits(margins, rows, fast.dtype)
-        # k fast values do not exceed the bound, hence k exact ones not bound + margin: those among the first
-        # k neither, and their fast values not bound + 2 margin.
+        # k fast values are ≤ bound, so k exact values are ≤ bound + margin. So are the exact values of the k nearest,
+        # whose fast values are therefore ≤ bound + 2 margin.
         here = bracket(smallest_bounds(fast, self.k), 2 * margins, fast.dtype)[1]
         return np.minimum(here, before)
 
     def seen_limits(self, margins: np.ndarray, rows: slice, dtype: np.dtype) -> np.ndarray:
-        """Returns :meth:`limits` by what has been seen before alone; infinite where fewer than k images have been."""
+        """Returns :meth:`limits` by earlier parts of the gallery alone; infinite if these have fewer than k images."""
         return bracket(self.values[rows, -1], margins, dtype)[1]
 
     def add(self, rows: slice, local: np.ndarray, columns: np.ndarray, values: np.ndarray) -> None:
-        """Takes in candidates: gallery images ``columns`` of the queries ``rows.start + local``, exact ``values``."""
+        """Adds candidates: gallery images ``columns`` of the queries ``rows.start + local``, with exact ``values``."""
         known_rows, known = np.nonzero(self.columns[rows] >= 0)
         local = np.concatenate([known_rows, local])
         columns = np.concatenate([self.columns[rows][known_rows, known], columns])
@@ -80,18 +80,18 @@ class FirstK:
 def nearest(
     source: DistanceSource, k: int, *, memory_mb: int, threads: int, label: Optional[str] = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Finds each query's nearest gallery images and its greatest distance.
+    """Returns each query's nearest gallery images, their distances, and its largest distance.
 
     Args:
       source: the distances.
-      k: how many; at most n_gallery.
+      k: number of images per query, at most n_gallery.
       memory_mb: memory to use, in MiB.
       threads: threads to use beside those of the matrix product.
-      label: what to call the progress bar; None for no bar.
+      label: of the progress bar; None for no bar.
 
     Returns:
       Indices int64 ``[n_query, k]``, nearest first, ties in gallery order; their exact values float64
-      ``[n_query, k]``; and the greatest exact value of each query, float64 ``[n_query]``.
+      ``[n_query, k]``; and the largest exact value of each query, float64 ``[n_query]``.
     """
     first_k = FirstK(source, k)
     farthest = np.full(source.shape[0], -np.inf)
@@ -101,8 +101,8 @@ def nearest(
         return local, column, source.exact(local + rows.start, column + part.start)
 
     def candidates(fast: np.ndarray, margins: np.ndarray, rows: slice) -> np.ndarray:
-        # In a later part of the gallery few images come near the k seen before: the part's own bound, which takes
-        # another pass over the values, is not needed.
+        # In later parts of the gallery few images are as near as the k found before, so that the part's own bound,
+        # which takes another pass over the values, is rarely needed.
         chosen = fast < first_k.seen_limits(margins, rows, fast.dtype)[:, None]
         if np.count_nonzero(chosen) > CROWD * k * len(fast):
             chosen = fast < first_k.limits(fast, margins, rows)[:, None]
@@ -118,7 +118,7 @@ def nearest(
         local, column, values = near
         first_k.add(rows, local, column + part.start, values)
         greatest = fast.max(axis=1)
-        # Rows that cannot hold a value beyond the greatest one seen before need no second look.
+        # Rows that cannot hold a value larger than the largest one so far are skipped.
         may_grow = np.flatnonzero(greatest >= bracket(farthest[rows], margins, fast.dtype)[0])
         far = bracket(greatest[may_grow], 2 * margins[may_grow], fast.dtype)[0]
         local, column = np.divmod(np.flatnonzero(fast[may_grow] >= far[:, None]), fast.shape[1])

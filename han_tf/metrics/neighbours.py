@@ -1,4 +1,4 @@
-"""Nearest-neighbour lists for re-ranking and expansion: exact, or approximate where N² is too much."""
+"""Nearest-neighbour lists for re-ranking: exact, or approximate where N² distances take too long."""
 
 from typing import Any, Optional, Protocol
 
@@ -10,22 +10,22 @@ from han_tf.metrics.distances import PAIRS, DistanceSource, FeatureDistances
 from han_tf.metrics.nearest import nearest
 
 SAMPLE = 4096
-"""Images among which the farthest one is looked for when comparing with all is too much."""
+"""Images among which the farthest one is searched if the lists are approximate."""
 
 TRAINING_VECTORS = 64
-"""Vectors per inverted list that an IVF index is trained on; FAISS asks for at least 39."""
+"""Vectors per inverted list on which an IVF index is trained; FAISS asks for at least 39."""
 
 CHUNK = 65536
-"""Vectors handed to FAISS at a time."""
+"""Vectors passed to FAISS at a time."""
 
 
 class Neighbours(Protocol):
-    """Makes the neighbour lists of all images among each other."""
+    """Interface of functions that compute the neighbour lists of all images among each other."""
 
     def __call__(
         self, distances: FeatureDistances, k: int, memory_mb: int, threads: int, progress: bool
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Finds each image's nearest images, itself among them, and its greatest distance.
+        """Returns each image's nearest images, itself among them, and its largest distance.
 
         Args:
           distances: among all N images; ``distances.gallery[i:j]`` are their features.
@@ -35,7 +35,7 @@ class Neighbours(Protocol):
           progress: whether to show a progress bar.
 
         Returns:
-          Indices int64 ``[N, k]``, nearest first, −1 where none was found; and squared L2 distances float64
+          Indices int64 ``[N, k]``, nearest first, −1 at the end if fewer were found; and squared L2 distances float64
           ``[N]`` to the farthest image.
         """
 
@@ -43,29 +43,29 @@ class Neighbours(Protocol):
 def exact_neighbours(
     distances: DistanceSource, k: int, memory_mb: int, threads: int, progress: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The true lists, from N² distances computed block by block; ties in image order."""
+    """Returns exact lists, see :class:`Neighbours`, from N² distances computed block by block; ties in image order."""
     label = "nearest neighbours" if progress else None
     indices, _, farthest = nearest(distances, k, memory_mb=memory_mb, threads=threads, label=label)
     return indices, farthest
 
 
 class FaissNeighbours:
-    """Approximate lists from a FAISS index; needs the extra ``faiss-cpu``.
+    """Approximate lists from a FAISS index, see :class:`Neighbours`; needs the extra ``faiss``.
 
-    The index proposes the lists; they are then sorted by exact distance. The greatest distance of an image
-    is estimated as that to the farthest of 4,096 images spread over the collection: it scales the
-    distances of all its neighbours alike, so that little depends on it. Several threads may build another index
-    than one does, and HNSW another one each time.
+    The lists of the index are sorted by exact distance. The largest distance of an image is estimated as that to the
+    farthest of 4,096 images spread over the collection; results depend little on it, since it scales the distances of
+    all neighbours of an image alike. The index may depend on the number of threads, and that of HNSW with several
+    threads may differ each time.
 
     Args:
-      kind: ``hnsw``, a graph: long to build, accurate; or ``ivf``, inverted lists: quick to build.
-      links: links per vector of the graph (FAISS's M).
-      effort: what is visited per search: candidates kept by HNSW (efSearch), lists read by IVF (nprobe).
+      kind: ``hnsw``, a graph: slow to build, accurate; or ``ivf``, inverted lists: quick to build.
+      links: links per vector of the graph (FAISS's M), at least 2.
+      effort: per search, number of candidates that HNSW keeps (efSearch) or of lists that IVF reads (nprobe).
         None: 128 candidates, or 16 lists.
-      lists: number of inverted lists; None: 4·√N, fewer if they would be too short to train.
+      lists: number of inverted lists; None: 4·√N, fewer if there are too few vectors to train them.
 
     Raises:
-      UserError: unknown ``kind``, a number below 1, or FAISS is not installed.
+      UserError: ``kind`` is unknown, a number is too small, or FAISS is not installed.
     """
 
     def __init__(self, kind: str = "hnsw", links: int = 32, effort: Optional[int] = None, lists: Optional[int] = None):
@@ -80,7 +80,7 @@ class FaissNeighbours:
     def __call__(
         self, distances: FeatureDistances, k: int, memory_mb: int, threads: int, progress: bool
     ) -> tuple[np.ndarray, np.ndarray]:
-        """See :class:`Neighbours`; the index itself is kept in memory beside ``memory_mb``."""
+        """Returns the lists; the index takes memory beside ``memory_mb``."""
         features = distances.gallery
         n = len(features)
         threads_before = self.faiss.omp_get_max_threads()
@@ -120,7 +120,7 @@ def sampled_farthest(distances: FeatureDistances, memory_mb: int, threads: int) 
 
 
 def _sorted_exactly(distances: FeatureDistances, indices: np.ndarray) -> np.ndarray:
-    """Sorts each list by (exact distance, index); −1, for none, goes to the end."""
+    """Sorts each list in place by (exact distance, index), with −1 (none) at the end, and returns ``indices``."""
     n, k = indices.shape
     rows_at_once = max(1, PAIRS * 16 // k)
     for start in range(0, n, rows_at_once):

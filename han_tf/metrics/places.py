@@ -1,7 +1,8 @@
 """Each true match's place in the ranking, without sorting the gallery, and the nearest images of each query.
 
-A match's place is 1 plus the number of gallery images that lie before it: nearer, or equally near and earlier in the
-gallery. Fast distances count all that are clearly nearer; what lies within their error is settled by exact ones.
+A match's place is 1 plus the number of gallery images before it: nearer ones, and equally near ones that come earlier
+in the gallery. Images that are clearly nearer are counted by fast distances; those within the error bound are compared
+by exact distances.
 """
 
 from collections.abc import Sequence
@@ -16,23 +17,23 @@ from han_tf.metrics.nearest import FirstK
 from han_tf.metrics.truth import Stripe, Truth
 
 FEW_MATCHES = 32
-"""Up to so many matches, a query's values are compared with each one; beyond, they are sorted."""
+"""Up to this many matches, a query's values are compared with each match; with more, the values are sorted."""
 
 FEW_VALUES = 4096
-"""Below so many values, sorting them is quicker even for few matches."""
+"""Below this many values, sorting them is faster even for few matches."""
 
 SETTLED_VALUES = 8192
-"""About so many values are settled by exact ones at a time; those of one query always together."""
+"""Approximate number of values that are compared exactly at a time; those of one query are never divided."""
 
 
 @dataclass
 class _Standing:
-    """How far the matches of a stripe are ranked.
+    """The state of ranking the matches of a stripe.
 
     Attributes:
       stripe: the queries and their matches, the slots.
       cameras: camera of each slot's gallery image, numbered from 0.
-      before, pair_before: images seen so far that lie before each slot: in all, and on its own camera.
+      before, pair_before: number of images so far that come before each slot: in all, and on its own camera.
       exact: exact value of each slot; None until it is needed.
     """
 
@@ -69,13 +70,13 @@ class Ranker:
         self._done: list[_Standing] = []
 
     def prepare(self, rows: slice) -> _Standing:
-        """Returns where the matches of these queries stand before any gallery image has been looked at."""
+        """Returns the initial state of a stripe with the queries ``rows``."""
         stripe = self.truth.stripe(rows)
         before, pair_before = np.zeros((2, len(stripe.columns)), np.int64)
         return _Standing(stripe, self._camera_of[stripe.columns], before, pair_before)
 
     def visit(self, standing: _Standing, rows: slice, fast: np.ndarray, part: slice) -> None:
-        """Counts, for each match of the stripe, the images of ``part`` that lie before it."""
+        """Counts, for each match of the stripe, the images of ``part`` that come before it."""
         stripe = standing.stripe
         local = stripe.queries - rows.start
         low, high, margins = self._brackets(standing, local, rows, fast, part)
@@ -110,8 +111,8 @@ class Ranker:
         """Returns each slot's bracket, and each query's bound on |fast − exact|."""
         stripe = standing.stripe
         if part.stop - part.start == self.source.shape[1]:
-            # All the fast values are here: they differ from a slot's own by at most two bounds where the exact
-            # ones tie, and one exact value per query is enough to check the bound.
+            # ``fast`` covers the whole gallery: fast values whose exact values tie differ by at most two bounds, and
+            # one exact value per query is enough to check the bound.
             first = stripe.ends[:-1][np.diff(stripe.ends) > 0]
             probes = local[first], stripe.columns[first]
             exact = self.source.exact(stripe.queries[first], stripe.columns[first])
@@ -134,19 +135,19 @@ class Ranker:
     def _settle(
         self, standing: _Standing, slots: np.ndarray, low: np.ndarray, seen: "_Seen", places: np.ndarray, part: slice
     ) -> None:
-        """Decides by exact values, then by gallery order, which images lie before a match.
+        """Counts, by exact values and then by gallery order, the images within the brackets that come before a match.
 
         Args:
-          standing: of the stripe.
+          standing: the state of the stripe.
           slots: matches of some queries.
           low: floats ``[slots]``; values below have been counted.
-          seen: the values, those of the gallery images ``part``.
-          places: integers, rising; which of them lie in the bracket of one of ``slots``.
+          seen: the values of the gallery images ``part``.
+          places: integers, rising; indices of the values in the bracket of at least one of ``slots``.
         """
         queries, own = standing.stripe.queries[slots], standing.stripe.columns[slots]
         rows, columns = seen.rows[places] + standing.stripe.rows.start, seen.columns[places] + np.int64(part.start)
         exact = self.source.exact(rows, columns)
-        if standing.exact is None:  # the whole gallery is here, the matches too
+        if standing.exact is None:  # ``part`` is the whole gallery, so that ``exact`` includes the matches
             n = self.source.shape[1]
             target = exact[np.searchsorted(np.multiply(rows, n, dtype=np.int64) + columns, queries * n + own)]
         else:
@@ -161,11 +162,11 @@ class Ranker:
             standing.pair_before[slots] -= _smaller((low, streams), (values, row_streams))
 
     def conclude(self, standing: _Standing) -> None:
-        """Takes back a stripe for which all gallery images have been looked at."""
+        """Keeps the state of a stripe for which all gallery images have been visited."""
         self._done.append(standing)
 
     def finish(self) -> None:
-        """Makes the arrays, once all stripes are concluded."""
+        """Fills the array attributes, after all stripes are concluded."""
         done = sorted(self._done, key=lambda standing: standing.stripe.rows.start)
         self.queries = np.concatenate([standing.stripe.queries for standing in done])
         self.cameras = np.concatenate([standing.cameras for standing in done])
@@ -174,7 +175,7 @@ class Ranker:
 
 
 class _Seen:
-    """The values of a stripe below each query's limit, in the order of the gallery.
+    """The values of a stripe below their query's limit, in gallery order.
 
     Args:
       fast: floats ``[rows, n]``.
@@ -182,8 +183,8 @@ class _Seen:
 
     Attributes:
       values: floats ``[seen]``, query by query.
-      rows, columns: int32 ``[seen]``; where they stand in ``fast``.
-      ends: int64 ``[rows + 1]``; query i has ``ends[i] : ends[i + 1]``.
+      rows, columns: int32 ``[seen]``; their indices in ``fast``.
+      ends: int64 ``[rows + 1]``; the values of query i are ``ends[i] : ends[i + 1]``.
     """
 
     def __init__(self, fast: np.ndarray, limits: np.ndarray):
@@ -207,8 +208,8 @@ class _Counts:
     Attributes:
       below: int64 ``[slots]``; the number of values below each ``low``.
       below_of_same: int64 ``[slots]``; the number of them from the match's own camera.
-      close: for each query that has slots with others than the match itself in their bracket: these slots, int64,
-        and which of the values lie in at least one of their brackets, int32, rising.
+      close: for each query with slots whose bracket holds values other than the match's own: these slots, int64, and
+        the indices of the values in at least one of their brackets, int32, rising.
     """
 
     def __init__(self, seen: _Seen, slot_ends: np.ndarray, low: np.ndarray, high: np.ndarray):
@@ -222,13 +223,12 @@ class _Counts:
         """Fills the attributes.
 
         Args:
-          own: bool ``[slots]``; whether the match's own value, which always lies in its bracket, may be among
-            the values.
+          own: bool ``[slots]``; whether the match's own value, which always lies in its bracket, is among the values.
           cameras: integers ``[n]``, from 0; the camera of each column. None: ``below_of_same`` stays 0.
           own_cameras: integers ``[slots]``; the camera of each match.
         """
         groups = None if cameras is None else cameras[self.seen.columns]
-        order = np.full(len(self.seen.values), -1, np.int32)  # of the sorted queries' values; −1 for the others
+        order = np.full(len(self.seen.values), -1, np.int32)  # sort order per query; −1 for queries that are not sorted
         ends, slot_ends = self.seen.ends.tolist(), self.slot_ends.tolist()
         for row in range(len(ends) - 1):
             slots, mine = slice(slot_ends[row], slot_ends[row + 1]), slice(ends[row], ends[row + 1])
@@ -245,7 +245,7 @@ class _Counts:
             self._count_same(order, groups, own_cameras)
 
     def _sort(self, slots: slice, mine: slice, own: np.ndarray) -> np.ndarray:
-        """Counts for one query by sorting its values; returns their order."""
+        """Counts for one query by sorting its values; returns their sort order."""
         values = self.seen.values[mine]
         order = values.argsort()
         counts = values[order].searchsorted(np.concatenate([self.low[slots], self.high[slots]]))
@@ -286,10 +286,10 @@ class _Counts:
         self.close.append((slots.start + close, (mine.start + places).astype(np.int32)))
 
     def _count_same(self, order: np.ndarray, groups: np.ndarray, own_groups: np.ndarray) -> None:
-        """Counts the values from the match's own camera for all the sorted queries.
+        """Counts the values from the match's own camera for all sorted queries.
 
-        Values get the key (query, camera, place among the query's sorted values). Those of one query and camera
-        then stand together, and two searches tell how many of them lie before a place.
+        The values are sorted by the key (query, camera, place among the query's sorted values). Two binary searches
+        then count the values of one query and camera before a place.
         """
         seen = self.seen
         is_sorted = order >= 0
@@ -304,7 +304,7 @@ class _Counts:
         keys.sort()
         slot_rows = np.repeat(np.arange(len(self.slot_ends) - 1), np.diff(self.slot_ends))
         start = (slot_rows * streams + own_groups) * most
-        # A query that was compared has no keys, so that it gets 0 here.
+        # Queries that were not sorted have no keys, so that 0 is added for them.
         self.below_of_same += keys.searchsorted(start + self.below) - keys.searchsorted(start)
 
 
@@ -312,11 +312,11 @@ def _smaller(targets: Sequence[np.ndarray], values: Sequence[np.ndarray]) -> np.
     """Returns how many of ``values`` are smaller than each target of the same group, int64 ``[targets]``.
 
     Args:
-      targets: keys, each ``[targets]``, the last one the group, the others by rising weight.
-      values: keys likewise, each ``[n]``.
+      targets: sort keys as for ``np.lexsort``, each ``[targets]``; the last one is the group.
+      values: sort keys likewise, each ``[n]``.
     """
     n = len(targets[0])
-    # Of equals the target comes first.
+    # The sort is stable, so that a target comes before equal values.
     order = np.lexsort([np.concatenate(keys) for keys in zip(targets, values)])
     found = np.flatnonzero(order < n)
     counts = np.empty(n, np.int64)

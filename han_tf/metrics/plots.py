@@ -77,10 +77,10 @@ def plot_roc(results: Mapping[str, VerificationResult]) -> Figure:
 
 
 def save_figure(figure: Figure, path: Union[str, os.PathLike]) -> None:
-    """Writes ``figure`` to ``path``, whole or not at all; the suffix says which format.
+    """Writes ``figure`` to ``path``, completely or not at all, in the format of the suffix.
 
     Raises:
-      UserError: unknown suffix, or the file cannot be written.
+      UserError: the suffix is not one of :data:`FORMATS`, or the file cannot be written.
     """
     suffix = Path(path).suffix[1:].lower()
     if suffix not in FORMATS:

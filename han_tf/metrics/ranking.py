@@ -1,4 +1,4 @@
-"""CMC, mAP and mINP of a ranked gallery, from features or from distances, in bounded memory."""
+"""CMC, mAP and mINP of ranked galleries, from features or distances, in bounded memory."""
 
 from collections.abc import Sequence
 from typing import Any, Optional, Union
@@ -32,7 +32,7 @@ def evaluate(
     threads: Optional[int] = None,
     progress: bool = False,
 ) -> RankingResult:
-    """Ranks the gallery for each query by L2 distance of features.
+    """Returns CMC, mAP and further results of ranking the gallery for each query by L2 distance of features.
 
     Args:
       query_features: floats ``[n_query, d]``, float32 for speed; may be memory-mapped.
@@ -41,7 +41,7 @@ def evaluate(
       excluders, topk, max_rank, camera_pairs, memory_mb, threads, progress: as for :func:`evaluate_distances`.
 
     Raises:
-      UserError: as :func:`evaluate_distances`; or features that do not fit, NaN or infinite.
+      UserError: as :func:`evaluate_distances`; or features do not match, are NaN or infinite.
     """
     return evaluate_distances(
         FeatureDistances(query_features, gallery_features),
@@ -74,26 +74,25 @@ def evaluate_distances(
     threads: Optional[int] = None,
     progress: bool = False,
 ) -> RankingResult:
-    """Ranks the gallery for each query by distances: smaller first, ties in gallery order.
+    """Returns the results of ranking the gallery for each query by distance: smaller first, ties in gallery order.
 
     Args:
       distances: ``[n_query, n_gallery]``, an array, a memory map or a :class:`DistanceSource` such as
         :func:`han_tf.metrics.rerank` returns.
       query_pids, query_camids: integers ``[n_query]``.
       gallery_pids, gallery_camids: integers ``[n_gallery]``; pid −1 is junk.
-      excluders: what is left out of each query's ranking (see :mod:`han_tf.metrics.excluders`). None is the
-        field's protocol: junk, and images of the query's pid from the query's camera.
+      excluders: choose the images left out of each query's ranking (see :mod:`han_tf.metrics.excluders`). None is the
+        standard protocol: junk, and images of the query's pid from the query's camera.
       topk: length of the per-query lists of nearest images; 0 for none.
       max_rank: length of the CMC curve.
-      camera_pairs: whether to make the table per pair of cameras.
-      memory_mb: memory to use beside features or distances, in MiB; what is kept of each match and the top-k lists
-        are part of it.
+      camera_pairs: whether to compute the table of camera pairs.
+      memory_mb: memory to use beside features or distances, in MiB; includes the matches and top-k lists.
       threads: threads that rank; the number of cores if None. Results do not depend on it.
       progress: whether to show a progress bar.
 
     Raises:
-      UserError: labels that do not fit, negative or missing camera ids, no query with a match, NaN or
-        infinite distances, a budget too small.
+      UserError: labels do not match, camera ids are negative or missing, no query has a match, distances are NaN or
+        infinite, or ``memory_mb`` is too small.
     """
     source = distances if isinstance(distances, DistanceSource) else MatrixDistances(distances)
     n_query, n_gallery = source.shape

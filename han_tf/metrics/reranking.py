@@ -1,21 +1,20 @@
 """k-reciprocal re-ranking without a dense N × N matrix.
 
-The method is that of Zhong, Zheng, Cao and Li, "Re-ranking person re-identification with k-reciprocal
-encoding", CVPR 2017; N is the number of queries and gallery images together, and images are everyone's
-neighbours whichever of the two they are:
+The method is that of Zhong, Zheng, Cao and Li, "Re-ranking person re-identification with k-reciprocal encoding",
+CVPR 2017. N is the number of queries and gallery images together; neighbours are searched among all N images:
 
 1. R(i): those of i's k1 nearest that have i among their own k1 nearest (k-reciprocal neighbours).
 2. R*(i): R(i), together with the k1/2-reciprocal neighbours of each of its members that shares more than
    two thirds of them with R(i).
 3. V(i): a vector over the images, exp(−d(i, j)) for j in R*(i) and 0 elsewhere, of sum 1. The distance d is
-   *squared* Euclidean, divided by the greatest one of i.
+   *squared* Euclidean, divided by the largest one of i.
 4. V(i) becomes the mean of V over the k2 nearest of i (local query expansion).
 5. The Jaccard distance of query i and gallery image j is 1 − Σ min(V(i), V(j)) / Σ max(V(i), V(j)), and the
    final distance is λ·d(i, j) + (1 − λ)·Jaccard.
 
-Of these only d over N × N pairs is large, and it is needed for neighbour lists alone: k1 + 1 numbers per
-image remain of it. R* and V have some dozens of entries per image (CSR), and Jaccard distances below 1 are
-about as sparse; they are made for the queries one at a time, when a block of final distances is asked for.
+Only d has N × N entries. It is needed for the neighbour lists alone, so that only max(k1 + 1, k2) indices per image are
+kept. R* and V have some dozens of entries per image (CSR), and Jaccard distances below 1 are about as sparse; they are
+computed query by query, when a block of final distances is requested.
 """
 
 from collections import OrderedDict
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
     from scipy import sparse
 
 SET_COMPARISONS = 2**21
-"""Comparisons of neighbours made at a time, one byte each."""
+"""Comparisons of neighbours computed at a time, one byte each."""
 
 
 def rerank(
@@ -50,25 +49,25 @@ def rerank(
     threads: Optional[int] = None,
     progress: bool = True,
 ) -> "RerankedDistances":
-    """Prepares re-ranked distances, to be handed to :func:`han_tf.metrics.evaluate_distances`.
+    """Returns re-ranked distances, for :func:`han_tf.metrics.evaluate_distances`.
 
-    The method knows no labels: every gallery image takes part as a neighbour, junk included, as in the
-    usual code. Leave junk out of ``gallery_features`` (and of the labels) if it is not to take part.
+    The method uses no labels: every gallery image, junk included, may be a neighbour, as in other implementations.
+    Remove junk from ``gallery_features`` (and from the labels) to prevent this.
 
     Args:
       query_features: floats ``[n_query, d]``; may be memory-mapped.
       gallery_features: floats ``[n_gallery, d]``; may be memory-mapped.
       k1: length of the neighbour lists; at least 1, at most n_gallery.
-      k2: length of the lists that local query expansion averages; 1 switches it off; at most n_gallery.
+      k2: length of the lists over which local query expansion averages; 1 switches it off; at most n_gallery.
       lambda_value: weight of the original distance, 0 to 1.
-      neighbours: who makes the neighbour lists; :class:`han_tf.metrics.FaissNeighbours` for approximate ones.
-      memory_mb: memory to use beside the features, in MiB. The neighbour lists, 16 bytes for each of N · max(k1 + 1,
-        k2) entries, and the vectors made of them, of some dozens of entries per image, come on top.
-      threads: threads to use; the number of cores if None. Results do not depend on it.
+      neighbours: computes the neighbour lists; :class:`han_tf.metrics.FaissNeighbours` for approximate ones.
+      memory_mb: memory to use beside the features, in MiB. It does not include the neighbour lists, 16 bytes for each
+        of N · max(k1 + 1, k2) entries, and the vectors V, some dozens of entries per image.
+      threads: threads to use; the number of cores if None. Results of exact lists do not depend on it.
       progress: whether to show progress bars.
 
     Raises:
-      UserError: features that do not fit, NaN or infinite; a parameter out of range, a budget too small among them.
+      UserError: features do not match, are NaN or infinite; a parameter is out of range; ``memory_mb`` is too small.
     """
     distances = FeatureDistances(query_features, gallery_features)
     everyone = distances.among_all()
@@ -87,19 +86,19 @@ def rerank_distances(
     threads: Optional[int] = None,
     progress: bool = True,
 ) -> "RerankedDistances":
-    """Does what :func:`rerank` does from given distances, of features or of anything else.
+    """Returns re-ranked distances as :func:`rerank` does, from given distances of any kind.
 
-    They are taken as they are: :func:`rerank` takes *squared* L2 distances, so with these both give the same. Those
-    among the queries and among the gallery images must be symmetric, with the least of each row in the diagonal.
+    The distances are used unchanged; squared L2 distances give the results of :func:`rerank`. ``query_query`` and
+    ``gallery_gallery`` must be symmetric, with the smallest value of each row on the diagonal.
 
     Args:
-      query_gallery: real numbers ``[n_query, n_gallery]``; as the others, it may be memory-mapped.
+      query_gallery: real numbers ``[n_query, n_gallery]``; like the others, it may be memory-mapped.
       query_query: ``[n_query, n_query]``.
       gallery_gallery: ``[n_gallery, n_gallery]``.
       k1, k2, lambda_value, memory_mb, threads, progress: as for :func:`rerank`.
 
     Raises:
-      UserError: matrices that do not fit, NaN or infinite; a parameter out of range, a budget too small among them.
+      UserError: matrices do not match, are NaN or infinite; a parameter is out of range; ``memory_mb`` is too small.
     """
     distances = MatrixDistances(query_gallery)
     everyone = MatricesAmongAll(distances, MatrixDistances(query_query), MatrixDistances(gallery_gallery))
@@ -117,7 +116,7 @@ def _reranked(
     threads: Optional[int],
     progress: bool,
 ) -> "RerankedDistances":
-    """Returns re-ranked ``distances``; ``everyone`` holds those among all images, the queries first."""
+    """Returns re-ranked ``distances``; ``everyone`` is the source of those among all images, the queries first."""
     check_count(k1, "k1", 1, distances.shape[1])
     check_count(k2, "k2", 1, distances.shape[1])
     if not 0 <= lambda_value <= 1:
@@ -139,17 +138,17 @@ def _reranked(
 
 
 class RerankedDistances(DistanceSource):
-    """Re-ranked distances of queries and gallery, in [0, 1] or a rounding beyond; see :func:`rerank`.
+    """Re-ranked distances of queries and gallery, in [0, 1] up to rounding errors; see :func:`rerank`.
 
     ``dense(slice(0, 100))`` returns those of the first 100 queries to the whole gallery.
 
     Args:
       distances: the original ones.
-      expansion: int32 ``[N, k2]``, the lists to average V over; −1 for none.
+      expansion: int32 ``[N, k2]``, the lists over which V is averaged; −1 for none.
       vectors: V, float64 CSR ``[N, N]``.
-      farthest: float64 ``[N]``, greatest distance of each image.
+      farthest: float64 ``[N]``, largest distance of each image.
       lambda_value: weight of the original distance.
-      memory_mb: an eighth of it may hold Jaccard distances that were made and may be asked for again.
+      memory_mb: in MiB; up to an eighth of it is a cache of Jaccard distances.
     """
 
     def __init__(
@@ -166,10 +165,10 @@ class RerankedDistances(DistanceSource):
         n_query = self.shape[0]
         self.dtype = distances.dtype
         self.weight = lambda_value
-        # Identical images have no distance to scale.
+        # If all images are identical, the largest distance is 0 and cannot be divided by.
         self.farthest = np.where(farthest[:n_query] > 0, farthest[:n_query], 1)
         self.queries = _average(expansion, vectors, slice(0, n_query))
-        # Only images that some query's vector holds can add to an intersection.
+        # Only images in the vector of at least one query contribute to intersections.
         used = np.unique(self.queries.indices)
         self.queries = self.queries[:, used]
         self.gallery = _average(expansion, vectors[:, used], slice(n_query, None)).tocsc()
@@ -178,11 +177,11 @@ class RerankedDistances(DistanceSource):
         self.lock = Lock()
 
     def raw(self, rows: slice, columns: slice, buffer: np.ndarray) -> np.ndarray:
-        """Returns the unfinished block of the original distances."""
+        """Returns an unfinished block of the original distances."""
         return self.original.raw(rows, columns, buffer)
 
     def finish(self, raw: np.ndarray, rows: slice, columns: slice) -> np.ndarray:
-        """Mixes the original distances with the Jaccard distances, in place."""
+        """Returns the weighted sums of original and Jaccard distances."""
         block = self.original.finish(raw, rows, columns)
         block *= (self.weight / self.farthest[rows]).astype(np.float32)[:, None]
         block += np.float32(1 - self.weight)
@@ -193,7 +192,7 @@ class RerankedDistances(DistanceSource):
         return block
 
     def margins(self, rows: slice, columns: slice, careful: bool = False) -> np.ndarray:
-        """Returns the original distances' margins, scaled, and some roundings of numbers up to 2."""
+        """Returns the scaled margins of the original distances plus a bound on rounding errors of numbers up to 2."""
         original = self.original.margins(rows, columns, careful)
         return self.weight * original / self.farthest[rows] + 16 * UNIT
 
@@ -224,7 +223,7 @@ class RerankedDistances(DistanceSource):
         shared = np.minimum(self.gallery.data[places], np.repeat(self.queries.data[own], lengths))
         images, inverse = np.unique(self.gallery.indices[places], return_inverse=True)
         overlap = np.bincount(inverse, shared, minlength=len(images))
-        # Both vectors sum to 1, so that Σ max = 2 − Σ min.
+        # Each vector sums to 1, so that Σ max = 2 − Σ min.
         result = images, overlap / (2 - overlap)
         with self.lock:
             if query not in self.cache:
@@ -236,7 +235,7 @@ class RerankedDistances(DistanceSource):
 
 
 def _reciprocal(lists: np.ndarray, rows: slice) -> np.ndarray:
-    """Returns which entries of ``lists[rows]`` have the row in their own list, bool ``[rows, k]``."""
+    """Returns whether each entry of ``lists[rows]`` has the row's image in its own list, bool ``[rows, k]``."""
     mine = lists[rows]
     images = np.arange(rows.start, rows.stop, dtype=lists.dtype)
     return (lists[mine] == images[:, None, None]).any(axis=2) & (mine >= 0)
@@ -245,7 +244,7 @@ def _reciprocal(lists: np.ndarray, rows: slice) -> np.ndarray:
 def _vectors(
     distances: DistanceSource, lists: np.ndarray, k1: int, farthest: np.ndarray, progress: bool
 ) -> "sparse.csr_matrix":
-    """Returns V of step 3, float64 CSR ``[N, N]``; ``lists`` is int32 ``[N, k1 + 1]``, each with its owner."""
+    """Returns V of step 3, float64 CSR ``[N, N]``; ``lists``, int32 ``[N, k1 + 1]``, include the image itself."""
     from scipy import sparse
 
     n = len(lists)
@@ -254,7 +253,7 @@ def _vectors(
     half_reciprocal = np.concatenate([_reciprocal(half, rows) for rows in blocks])
     lengths, all_members, all_weights = [], [], []
     for rows in progress_bar(blocks, desc="reciprocal sets", unit="block", disable=not progress):
-        # Whoever is not reciprocal becomes −1, which equals no image.
+        # Images that are not reciprocal neighbours become −1.
         own = np.where(_reciprocal(lists, rows), lists[rows], -1)
         others = np.where(half_reciprocal[own] & (own >= 0)[:, :, None], half[own], -1)
         shared = (others[:, :, :, None] == own[:, None, None, :]).any(axis=3) & (others >= 0)
@@ -274,9 +273,9 @@ def _vectors(
 
 
 def _average(lists: np.ndarray, vectors: "sparse.csr_matrix", rows: slice) -> "sparse.csr_matrix":
-    """Returns the mean of ``vectors`` over each of ``lists[rows]``, CSR ``[rows, columns]``; −1 is no entry."""
+    """Returns the mean of ``vectors`` over each of ``lists[rows]``, CSR ``[rows, columns]``; −1 entries are skipped."""
     if lists.shape[1] == 1:
-        return vectors[rows]  # an image itself, even where the first of its list is its double
+        return vectors[rows]  # always the image itself, also if a duplicate is first in its list
     from scipy import sparse
 
     lists = lists[rows]

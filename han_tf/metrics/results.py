@@ -1,4 +1,4 @@
-"""What a ranking is worth, and its files."""
+"""Results of a ranking, and their files."""
 
 import csv
 import io
@@ -15,17 +15,17 @@ from han_tf.common.files import atomic_open, write_npz
 from han_tf.metrics.checks import check_count
 
 REPORTED_RANKS = (1, 5, 10, 20)
-"""Ranks of the CMC curve that reports show."""
+"""Ranks of the CMC curve in reports."""
 
 
 class CameraPair(NamedTuple):
-    """Ranking of the gallery images of one camera for the queries of another.
+    """Results of ranking the gallery images of one camera for the queries of another.
 
     Attributes:
       query_camid, gallery_camid: the cameras.
-      queries: number of queries with a match on that camera; only they count.
-      rank1: fraction of them whose nearest image on that camera is a match.
-      mAP: their mean average precision on that camera.
+      queries: number of queries of the first camera with a match on the second; only these are evaluated.
+      rank1: fraction of them whose nearest image on the gallery camera is a match.
+      mAP: their mean average precision on the gallery camera.
     """
 
     query_camid: int
@@ -37,16 +37,16 @@ class CameraPair(NamedTuple):
 
 @dataclass(frozen=True)
 class RankingResult:
-    """What a ranking is worth, overall and per query.
+    """Results of a ranking, overall and per query.
 
     All rates are fractions in [0, 1]; means are over the queries that have a match.
 
     Attributes:
       cmc: float64 ``[max_rank]``; entry k − 1 is the fraction of queries with a match among the first k.
       mAP: mean over queries of the mean precision at the hits.
-      mAP_trapezoid: the same by Market-1501's MATLAB code: the area under the precision–recall polygon
+      mAP_trapezoid: mAP as in Market-1501's MATLAB code: the area under the precision–recall polygon
         that starts at precision 1.
-      mINP: mean inverse negative penalty: matches divided by the place of the last one (Ye et al. 2021).
+      mINP: mean inverse negative penalty: number of matches divided by the place of the last one (Ye et al. 2021).
       precision_recall: float64 ``[101]``; mean interpolated precision at recall 0, 0.01, …, 1.
       queries, gallery: number of images.
       junk: gallery images with pid −1.
@@ -56,9 +56,9 @@ class RankingResult:
       matches: int64 ``[queries]``; number of true matches that are ranked.
       first_hit: int64 ``[queries]``; place of the first match, from 1; 0 without a match.
       ap, ap_trapezoid, inp: float64 ``[queries]``; NaN without a match.
-      topk_indices: int64 ``[queries, topk]``; nearest ranked gallery images, −1 where there are no more.
-      topk_distances: float64 ``[queries, topk]``; infinite where there are no more.
-      camera_pairs: one entry per pair of cameras that has matches; empty if it was not asked for.
+      topk_indices: int64 ``[queries, topk]``; nearest ranked gallery images, −1 if there are fewer.
+      topk_distances: float64 ``[queries, topk]``; infinite if there are fewer.
+      camera_pairs: one entry per pair of cameras that has matches; empty if not requested.
     """
 
     cmc: np.ndarray
@@ -86,12 +86,12 @@ class RankingResult:
         """Returns the fraction of queries with a match among the first ``k``.
 
         Raises:
-          UserError: ``k`` is beyond the curve.
+          UserError: ``k`` is not within 1 to the length of the curve.
         """
         return float(self.cmc[check_count(k, "rank", 1, len(self.cmc)) - 1])
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the overall results, ready for JSON; per-query results are left to the files."""
+        """Returns the overall results, without those per query, as values for JSON."""
         return {
             **{f"rank-{k}": self.rank(k) for k in REPORTED_RANKS if k <= len(self.cmc)},
             "mAP": self.mAP,
@@ -119,7 +119,7 @@ class RankingResult:
           path: the file.
           query_names: as for :meth:`save_csv`; written as ``query_names``, ``[queries]`` strings.
           gallery_names: likewise; those of the top-k lists are written as ``topk_names``, ``[queries, topk]``,
-            empty where there are no more images.
+            empty if there are fewer images.
 
         Raises:
           UserError: a list of names has the wrong length.
@@ -152,12 +152,12 @@ class RankingResult:
         query_names: Optional[Sequence[str]] = None,
         gallery_names: Optional[Sequence[str]] = None,
     ) -> None:
-        """Writes one line per query: its labels, its results and its top-k list.
+        """Writes a CSV file with one line per query: its labels, its results and its top-k list.
 
         Args:
           path: the file.
-          query_names: what to call the queries, e.g. their paths; their indices if None.
-          gallery_names: what to call the gallery images; their indices if None.
+          query_names: names of the queries, e.g. their paths; their indices if None.
+          gallery_names: names of the gallery images; their indices if None.
 
         Raises:
           UserError: a list of names has the wrong length.
@@ -188,7 +188,7 @@ class RankingResult:
                 ]
             )
         with atomic_open(path) as stream:
-            # A file's name may hold bytes that are no text.
+            # File names may contain bytes that are not valid UTF-8.
             stream.write(text.getvalue().encode("utf-8", "backslashreplace"))
 
     def _check_names(self, query_names: Optional[Sequence[str]], gallery_names: Optional[Sequence[str]]) -> None:

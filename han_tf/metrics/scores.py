@@ -10,11 +10,11 @@ RECALL_LEVELS = np.linspace(0, 1, 101)
 
 
 class Scores:
-    """Scores of the groups that matches fall into.
+    """Scores per group of matches.
 
     Args:
-      groups: int64 ``[matches]``; which ranking a match is in, e.g. that of which query.
-      places: int64 ``[matches]``; its place there, from 1.
+      groups: int64 ``[matches]``; the ranking to which each match belongs, e.g. its query.
+      places: int64 ``[matches]``; its place in that ranking, from 1.
 
     Attributes:
       groups: int64 ``[groups]``; the distinct groups, rising.
@@ -31,9 +31,9 @@ class Scores:
         for chosen, place, precision in self._by_length():
             length = place.shape[1]
             hits = np.arange(1, length + 1)
-            # Just before a match at place p there is one hit less among p − 1 images; MATLAB's code starts at 1.
+            # Precision just before a match at place p: one hit less among p − 1 images; 1 at the start, as in MATLAB.
             previous = np.where(place > 1, (hits - 1) / np.maximum(place - 1, 1), 1.0)
-            # Added one by one, as a plain loop does, so that a reader's loop gives the same last digit.
+            # cumsum adds the values one by one, so that a plain loop gives the same last digit.
             self.ap[chosen] = np.cumsum(precision, axis=1)[:, -1] / length
             self.ap_trapezoid[chosen] = np.cumsum((previous + precision) / 2, axis=1)[:, -1] / length
             self.inp[chosen] = length / place[:, -1]
@@ -43,13 +43,13 @@ class Scores:
         curves = np.empty((len(self.groups), len(RECALL_LEVELS)))
         for chosen, place, precision in self._by_length():
             best_from = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-            # 0.07 · 100 is a little more than 7, yet needs no eighth hit.
+            # Without the 1e-9, rounding errors would count: 0.07 · 100 is slightly more than 7.
             hits = np.ceil(RECALL_LEVELS * place.shape[1] - 1e-9).astype(int)
             curves[chosen] = best_from[:, np.maximum(hits, 1) - 1]
         return curves.mean(axis=0)
 
     def _by_length(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Yields groups with equally many matches: which, their places and the precision there, a row each."""
+        """Yields, for groups with equally many matches, their indices, and places and precisions, one row per group."""
         for length in np.unique(self.matches):
             chosen = np.flatnonzero(self.matches == length)
             place = self.places[self.starts[chosen, None] + np.arange(length)]
@@ -57,5 +57,5 @@ class Scores:
 
 
 def mean(values: np.ndarray) -> float:
-    """Returns the correctly rounded mean, whatever the order of ``values``."""
+    """Returns the mean, with a sum that is correctly rounded and thus independent of the order of ``values``."""
     return math.fsum(values) / len(values)

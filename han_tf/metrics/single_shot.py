@@ -1,4 +1,4 @@
-"""CUHK03's old protocol: a gallery with one image per person, drawn many times."""
+"""CUHK03's old protocol: galleries with one image per person, drawn repeatedly."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -15,15 +15,15 @@ from han_tf.metrics.results import REPORTED_RANKS
 from han_tf.metrics.truth import Truth
 
 BYTES_PER_VALUE = 32
-"""What a distance takes while its query's matches are compared with it: values of 8 bytes, and copies."""
+"""Memory per distance: values of 8 bytes, and copies."""
 
 
 @dataclass(frozen=True)
 class SingleShotResult:
-    """What a ranking of galleries with one image per person is worth; means over queries and draws.
+    """Results of ranking galleries with one image per person; means over queries and draws.
 
     Attributes:
-      cmc: float64 ``[max_rank]``; entry k − 1 is the share with the match among the first k.
+      cmc: float64 ``[max_rank]``; entry k − 1 is the fraction of rankings with the match among the first k.
       mAP: mean of 1 / the match's place, which is the average precision of a single match.
       draws: galleries per query.
       seed: of the draws.
@@ -37,7 +37,7 @@ class SingleShotResult:
     queries_without_match: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the results, ready for JSON."""
+        """Returns the results as values for JSON."""
         ranks = {f"rank-{k}": float(self.cmc[k - 1]) for k in REPORTED_RANKS if k <= len(self.cmc)}
         return {**ranks, **asdict(self), "cmc": self.cmc.tolist()}
 
@@ -55,10 +55,10 @@ def single_gallery_shot(
     max_rank: int = 50,
     memory_mb: int = 1024,
 ) -> SingleShotResult:
-    """Ranks, for each query and draw, one gallery image of every person; ties in gallery order.
+    """Returns the results of ranking, for each query and draw, one gallery image per person; ties in gallery order.
 
     The images are drawn from those that the excluders leave in, so that by default the match is from another camera.
-    Images of one pid are taken for one person's, those of a distractors' pid 0, too.
+    Images with the same pid count as one person, also those of distractors with pid 0.
 
     Args:
       distances: as for :func:`han_tf.metrics.evaluate_distances`.
@@ -69,7 +69,7 @@ def single_gallery_shot(
       memory_mb: memory to use beside features or distances, in MiB.
 
     Raises:
-      UserError: what :func:`han_tf.metrics.evaluate_distances` refuses; a number of draws below 1.
+      UserError: as :func:`han_tf.metrics.evaluate_distances`; ``draws`` is below 1 or ``seed`` below 0.
     """
     source = distances if isinstance(distances, DistanceSource) else MatrixDistances(distances)
     n_query, n_gallery = source.shape
@@ -116,11 +116,11 @@ def single_gallery_shot(
 def _before(
     source: DistanceSource, query: int, fast: np.ndarray, column: int, exact: float, margin: float
 ) -> np.ndarray:
-    """Returns which gallery images lie before a match, bool ``[n_gallery]``.
+    """Returns whether each gallery image comes before a match, bool ``[n_gallery]``.
 
     Args:
       source: the distances.
-      query: its index.
+      query: index of the query.
       fast: the query's fast values, ``[n_gallery]``.
       column, exact: the match, and its exact value.
       margin: bound on |fast − exact|.

@@ -1,4 +1,4 @@
-"""Who is whom: which gallery images match a query, and which are left out of its ranking."""
+"""The gallery images that match each query, and those that are left out of its ranking."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from han_tf.metrics.checks import check_camids, check_labels
 from han_tf.metrics.excluders import JUNK_PID, Excluder, junk, same_pid_and_camera
 
 KEPT_EXCLUDED = 4096
-"""Longest list of left-out images that is kept instead of asked for again, which bounds the memory."""
+"""Longest list of left-out images per query that is kept; for longer ones the excluders are called again."""
 
 
 @dataclass
@@ -20,8 +20,8 @@ class Stripe:
 
     Attributes:
       rows: the queries.
-      excluded: per query the left-out images, or None to ask the excluders again.
-      ends: int64 ``[len(rows) + 1]``; query i has the slots ``ends[i] : ends[i + 1]``.
+      excluded: per query the left-out images, or None to call the excluders again.
+      ends: int64 ``[len(rows) + 1]``; the slots of query i are ``ends[i] : ends[i + 1]``.
       queries, columns: int64 ``[slots]``; query and gallery image of each slot.
     """
 
@@ -39,14 +39,14 @@ class Truth:
       shape: (n_query, n_gallery).
       query_pids, query_camids: integers ``[n_query]``.
       gallery_pids, gallery_camids: integers ``[n_gallery]``.
-      excluders: what is left out of each query's ranking; None for the field's protocol: junk, and images
+      excluders: choose the images left out of each query's ranking; None for the standard protocol: junk, and images
         of the query's pid from the query's camera.
 
     Attributes:
-      same_pid_pairs: number of pairs of a query and a gallery image of its pid, left-out ones among them.
+      same_pid_pairs: number of pairs of a query and a gallery image of its pid, including left-out ones.
 
     Raises:
-      UserError: labels that do not fit, negative or missing camera ids.
+      UserError: labels do not match, or camera ids are negative or missing.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Truth:
         ordered = self.gallery_pids[self._by_pid]
         self._first = np.searchsorted(ordered, self.query_pids, side="left")
         self._last = np.searchsorted(ordered, self.query_pids, side="right")
-        # Junk matches nobody, not even other junk.
+        # Junk has no matches, not even other junk.
         self._last[self.query_pids == JUNK_PID] = self._first[self.query_pids == JUNK_PID]
         self.same_pid_pairs = int((self._last - self._first).sum())
 
@@ -102,7 +102,7 @@ class Truth:
         )
 
     def exclude(self, stripe: Stripe, fast: np.ndarray, part: slice) -> None:
-        """Makes the values of left-out images infinite in ``fast``, the columns ``part`` of the stripe."""
+        """Sets the values of left-out images to infinity in ``fast``, the columns ``part`` of the stripe."""
         everything = part.stop - part.start == self.shape[1]
         for row, lists, query in zip(fast, stripe.excluded, range(stripe.rows.start, stripe.rows.stop)):
             if lists is None:
@@ -113,7 +113,11 @@ class Truth:
                 row[found] = np.inf
 
     def _checked(self, found: Any, query: int) -> np.ndarray:
-        """Returns what an excluder returned as indices."""
+        """Returns the result of an excluder as indices.
+
+        Raises:
+          UserError: it is neither indices within the gallery nor a boolean mask.
+        """
         n_gallery = self.shape[1]
         found = np.asarray(found)
         if found.dtype == bool and found.shape == (n_gallery,):
@@ -124,7 +128,7 @@ class Truth:
                 f"boolean mask [{n_gallery}]"
             )
         found = found.astype(np.int64, copy=False)
-        # Read as unsigned, a negative index is a huge one: one look finds both kinds of wrong ones.
+        # As unsigned numbers negative indices are very large, so that one comparison finds all wrong ones.
         if len(found) and found.view(np.uint64).max() >= n_gallery:
             wrong = found.min() if found.min() < 0 else found.max()
             raise UserError(f"an excluder returned index {wrong} for query {query}, expected 0 to {n_gallery - 1}")

@@ -1,12 +1,10 @@
-"""Verification: is this the same person, yes or no, by a distance threshold.
+"""Verification: thresholds on distance that decide whether two images show the same person.
 
-A ranking always puts somebody first; a deployment must reject people it does not know. So all pairs of a
-query and a gallery image that the protocol ranks are pooled: pairs of one person are genuine, the others
+All pairs of a query and a gallery image that the protocol ranks are pooled: pairs of one person are genuine, the others
 impostors. A pair is accepted if its distance is *below* the threshold.
 
-The number of pairs is that of all distances, a thousand million for MSMT17. They are gone through twice: once
-to count impostors by bins of distance, once to look at those in the few bins where a wanted rate falls; more often
-where memory is short, for some of these bins at a time.
+The distances (10⁹ for MSMT17) are computed twice: once to count impostors in bins of distance, and once to collect the
+impostors in the few bins that hold a requested rate. If memory is short, these bins take several passes.
 """
 
 import math
@@ -25,39 +23,38 @@ from han_tf.metrics.excluders import Excluder
 from han_tf.metrics.truth import Stripe, Truth
 
 REPORTED_FPR = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
-"""False-positive rates that reports show."""
+"""False-positive rates in reports."""
 
 CURVE_FPR = tuple(10.0 ** np.arange(-6, 0.01, 0.125))
-"""False-positive rates at which the ROC curve is drawn."""
+"""False-positive rates at which the ROC curve is computed."""
 
 BINS = 2**16
-"""Bins of distance, of equal width between all but the most extreme distances of a sample."""
+"""Number of bins of distance; see :class:`_Bins`."""
 
 SAMPLED = 128
-"""Queries, and gallery images, from whose distances the range of the bins is taken."""
+"""Number of queries, and of gallery images, whose distances determine the range of the bins."""
 
 VALUES_PER_MB = 2**12
-"""Exact values of impostors that one pass may collect, per MiB of memory; each takes some hundred bytes to sort."""
+"""Exact values of impostors that one pass may collect, per MiB of memory; sorting takes some hundred bytes for each."""
 
 MERGED_FROM = 2**16
-"""Values that may pile up before equal ones are merged for the first time."""
+"""Number of values collected before equal ones are merged for the first time."""
 
 
 @dataclass(frozen=True)
 class VerificationResult:
-    """How well one threshold separates genuine pairs from impostors.
+    """Rates of true and false positives at thresholds of distance.
 
     Attributes:
       genuine, impostors: number of pairs.
-      wanted_fpr: float64 ``[m]``; the false-positive rates that were asked for.
-      thresholds: float64 ``[m]``; the greatest threshold whose false-positive rate does not exceed the wanted
-        one: some impostor's distance, or infinity if all may pass.
-      fpr: float64 ``[m]``; the false-positive rate at that threshold; 0 where there are too few impostors to
-        measure the wanted one.
+      wanted_fpr: float64 ``[m]``; the requested false-positive rates.
+      thresholds: float64 ``[m]``; the largest threshold whose false-positive rate does not exceed the requested
+        one: the distance of an impostor, or infinity if all impostors may be accepted.
+      fpr: float64 ``[m]``; the false-positive rate at that threshold; 0 if there are too few impostors to
+        measure the requested one.
       tpr: float64 ``[m]``; the true-positive rate at that threshold.
-      equal_error_rate: where the ROC polygon has equal rates of false positives and false negatives.
-      equal_error_threshold: the distance at which the rate of false positives comes to exceed that of false
-        negatives.
+      equal_error_rate: the rate at which the ROC polygon has equally many false positives and false negatives.
+      equal_error_threshold: the distance at which the false-positive rate rises to the false-negative rate or above.
       roc_fpr, roc_tpr: float64 ``[points]``; the ROC curve at fixed false-positive rates from 1e-6 to 1.
     """
 
@@ -73,7 +70,7 @@ class VerificationResult:
     roc_tpr: np.ndarray
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns everything, ready for JSON; an infinite threshold is None."""
+        """Returns all results as values for JSON; an infinite threshold is None."""
         return {
             "genuine_pairs": self.genuine,
             "impostor_pairs": self.impostors,
@@ -106,7 +103,7 @@ def verify(
     threads: Optional[int] = None,
     progress: bool = False,
 ) -> VerificationResult:
-    """Finds thresholds, the equal error rate and the ROC curve over all pairs that are ranked.
+    """Returns thresholds, the equal error rate and the ROC curve over all pairs that are ranked.
 
     Args:
       distances: ``[n_query, n_gallery]``, an array, a memory map or a :class:`DistanceSource`, e.g.
@@ -114,13 +111,14 @@ def verify(
       query_pids, query_camids: integers ``[n_query]``.
       gallery_pids, gallery_camids: integers ``[n_gallery]``.
       wanted_fpr: false-positive rates, each above 0 and at most 1.
-      excluders: pairs that do not count (see :func:`han_tf.metrics.evaluate_distances`).
+      excluders: choose the pairs to leave out (see :func:`han_tf.metrics.evaluate_distances`).
       memory_mb: memory to use beside features or distances, in MiB.
       threads: threads that count; the number of cores if None. Results do not depend on it.
       progress: whether to show progress bars.
 
     Raises:
-      UserError: labels or rates that do not fit, no genuine or no impostor pairs, NaN or infinite distances.
+      UserError: labels do not match, a rate is out of range, there are no genuine or no impostor pairs, distances are
+        NaN or infinite, or ``memory_mb`` is too small.
     """
     source = distances if isinstance(distances, DistanceSource) else MatrixDistances(distances)
     wanted = np.asarray(wanted_fpr, np.float64)
@@ -142,7 +140,7 @@ def verify(
             raise UserError(f"there are no {what} pairs among the ranked ones, expected at least one")
 
     rates = np.concatenate([wanted, CURVE_FPR])
-    # A rounding of the product must not cost an impostor.
+    # The factor keeps rounding errors of the product from lowering the number.
     passing = np.floor(rates * impostors * (1 + 1e-12)).astype(np.int64)
     finder = _Finder(counter, passing, genuine)
     for number, windows in enumerate(finder.passes(VALUES_PER_MB * memory_mb), start=1):
@@ -169,7 +167,7 @@ def verify(
 
 
 class _Bins:
-    """Bins of distance: equally wide over the range of a sample, open at both ends."""
+    """Bins of distance, equally wide over a range estimated from a sample; the first and last one are open."""
 
     def __init__(self, source: DistanceSource):
         n_query, n_gallery = source.shape
@@ -183,7 +181,7 @@ class _Bins:
         self.per_unit = BINS / (high - low) if high > low else 1.0
 
     def of(self, values: np.ndarray) -> np.ndarray:
-        """Returns the bins of ``values``, int32, rising with them; ``BINS`` for infinity."""
+        """Returns the bins of ``values``, int32, from small to large distances; ``BINS`` for infinity."""
         places = (values - self.dtype.type(self.origin)) * self.dtype.type(self.per_unit)
         bins = np.clip(places, 0, BINS - 1).astype(np.int32)
         bins[np.isinf(values)] = BINS
@@ -191,13 +189,13 @@ class _Bins:
 
 
 class _Counter:
-    """First pass: keeps the genuine pairs and counts impostors by bins of their fast values.
+    """First pass: collects the genuine pairs and counts impostors in bins of their fast values.
 
     Attributes:
       bins: the bins.
       genuine: exact values of the genuine pairs, by stripe.
       histogram: int64 ``[BINS]``; impostors per bin.
-      margin: greatest bound on |fast − exact|.
+      margin: largest bound on |fast − exact|.
     """
 
     def __init__(self, source: DistanceSource, truth: Truth):
@@ -223,7 +221,7 @@ class _Counter:
         self.genuine.append(self.source.exact(stripe.queries, stripe.columns))
 
     def impostor_bins(self, stripe: Stripe, fast: np.ndarray, part: slice) -> tuple[np.ndarray, np.ndarray]:
-        """Returns each pair's bin, ``BINS`` if it is no impostor, and the impostors per bin; spoils ``fast``."""
+        """Returns each pair's bin, ``BINS`` if it is no impostor, and the impostors per bin; overwrites ``fast``."""
         self.truth.exclude(stripe, fast, part)
         own = (stripe.columns >= part.start) & (stripe.columns < part.stop)
         fast[stripe.queries[own] - stripe.rows.start, stripe.columns[own] - part.start] = np.inf
@@ -232,11 +230,11 @@ class _Counter:
 
 
 class _Finder:
-    """Later passes: find exact values at wanted places of the sorted impostors, and the equal error rate.
+    """Later passes: find the exact values at given places of the sorted impostors, and the equal error rate.
 
-    At the same place of their sorted lists, exact and fast values differ by at most the margin. So the exact
-    value at a place is among the pairs whose fast values lie at most two margins from the bin in which the fast
-    values have that place. Windows are runs of such bins; one pass collects the pairs of some of them.
+    At the same place of their sorted lists, exact and fast values differ by at most the margin. So the pair with the
+    exact value at a place has a fast value at most two margins away from the bin that holds this place of the fast
+    values. Windows are runs of such bins; one pass collects the pairs of some windows.
 
     Args:
       counter: the first pass.
@@ -245,7 +243,7 @@ class _Finder:
 
     Attributes:
       thresholds: float64 ``[places]``; the exact values at ``places``; infinity past the last impostor.
-      below: int64 ``[places]``; impostors below these.
+      below: int64 ``[places]``; number of impostors below the thresholds.
       equal_error: the equal error rate and its threshold.
     """
 
@@ -274,7 +272,7 @@ class _Finder:
         self.lock = Lock()
 
     def passes(self, room: int) -> list[np.ndarray]:
-        """Divides the windows into runs that hold at most ``room`` impostors each, or a single window."""
+        """Divides the windows into passes with at most ``room`` impostors each, or with a single window."""
         held = np.bincount(self.window[:BINS] + 1, self.counter.histogram, len(self.starts) + 1)[1:]
         passes, size = [[0]], held[0]
         for window in range(1, len(held)):
@@ -286,7 +284,7 @@ class _Finder:
         return [np.array(windows) for windows in passes]
 
     def begin(self, windows: np.ndarray) -> None:
-        """Begins a pass over the impostors of ``windows``."""
+        """Prepares a pass over the impostors of ``windows``."""
         self.collected = np.where(np.isin(self.window, windows), self.window, np.int32(-1))
         self.before = np.zeros(len(self.starts), np.int64)  # impostors in the bins before each window
         self.found = [(np.empty(0, np.int64), np.empty(0), np.empty(0, np.int64))]
@@ -301,13 +299,13 @@ class _Finder:
             self.before += np.append(0, np.cumsum(counts))[self.starts]
             self.found.append(found)
             self.size += len(found[0])
-            # Pairs that tie are one value: a window with many of them stays small.
+            # Equal values are merged, so that a window with many ties stays small.
             if self.size > 2 * self.merged_size + MERGED_FROM:
                 self.found = [_merged(self.found)]
                 self.size = self.merged_size = len(self.found[0][0])
 
     def settle(self) -> None:
-        """Ends a pass: finds what was wanted of its windows."""
+        """Ends a pass: fills the attributes of the places in its windows."""
         self.found = [_merged(self.found)]
         for i, place in enumerate(self.places):
             if place < self.up_to[-1]:
@@ -321,7 +319,7 @@ class _Finder:
             self.equal_error = self._equal_error()
 
     def _values(self, window: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the distinct impostor values of a window, rising, and how many impostors they end."""
+        """Returns the distinct impostor values of a window, rising, and the number of impostors up to each of them."""
         windows, values, counts = self.found[0]
         mine = slice(*np.searchsorted(windows, [window, window + 1]))
         return values[mine], self.before[window] + np.cumsum(counts[mine])

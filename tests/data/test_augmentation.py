@@ -12,7 +12,7 @@ SIZE = (40, 16)
 
 BATCHES, BATCH = 20, 128
 P_VALUE = 1e-3
-"""Seeds are fixed, so a test that passes once passes always; a wrong distribution is far below."""
+"""Smallest accepted p-value. Seeds are fixed, so the outcome is always the same; wrong distributions are far below."""
 
 
 def noise(batch, size=SIZE, seed=0):
@@ -24,7 +24,7 @@ def seed_of(number):
 
 
 def erase_literally(rng, height, width, area=(0.02, 0.4), aspect=(0.3, 1 / 0.3)):
-    """Algorithm 1 of Zhong et al. without its first lines: top, left, height and width of one rectangle."""
+    """Top, left, height and width of one rectangle by Algorithm 1 of Zhong et al., without its first lines."""
     while True:
         erased_area = rng.uniform(*area) * height * width
         ratio = rng.uniform(*aspect)
@@ -44,7 +44,7 @@ def rectangle_of(before, after):
 
 @pytest.fixture(scope="module")
 def erased():
-    """Images and what random erasing with certainty makes of them. Black, so that next to no noise is no change."""
+    """Black images and the results of erasing with probability 1; on black, nearly every erased pixel changes."""
     images = np.zeros((BATCH, *SIZE, 3), np.uint8)
     function = tf.function(lambda seed: random_erasing(images, seed, probability=1.0))
     return images, np.stack([function(seed_of(number)) for number in range(BATCHES)])
@@ -216,7 +216,7 @@ class TestAugment:
         np.testing.assert_array_equal(augment(images, (), 0, 0, tf.constant(0)), images)
 
     def test_flips_and_erasing_are_independent(self):
-        """Switching one on leaves the other as it is, and knows nothing of it."""
+        """Each augmentation draws the same with and without the other, and their draws are uncorrelated."""
         images = noise(2000, (10, 4))
         flipped, erased, both = (
             augment(images, names, 5, 6, tf.constant(7)).numpy()

@@ -1,4 +1,4 @@
-"""Lists of images: everything that is there, once, with its labels; and what does not fit is named."""
+"""Lists of images hold every image once, with its labels; errors name the file or line."""
 
 import csv
 import hashlib
@@ -31,7 +31,7 @@ def write_csv(path, rows, header=("path", "pid", "camid", "time")):
 
 
 def error_of(*arguments):
-    """The message, which is one line."""
+    """Returns the error message, which must be one line."""
     with pytest.raises(UserError) as raised:
         list_images(*arguments)
     assert "\n" not in str(raised.value)

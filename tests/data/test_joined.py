@@ -1,4 +1,4 @@
-"""Several data sets as one: nobody is taken for somebody else, and the flags name each one's folder."""
+"""Joined data sets keep people and cameras distinct; the flags give each one's folder."""
 
 import pytest
 
@@ -34,7 +34,7 @@ def test_people_and_cameras_stay_apart():
     assert (whole.name, whole.split, whole.parts) == ("one,two,three", ",detected,", parts)
     assert whole.notes == tuple(f"{name}: a file left out" for name in ("one", "two", "three"))
     assert whole.differences == ("one: too few", "two: too few", "three: too few")
-    # Whose image it is, by the data set and the pid (camid) that it has there, against the pid (camid) it has now.
+    # Pairs of (data set, pid or camid before) and pid or camid after.
     people, cameras = set(), set()
     for subset in ("train", "query", "gallery", "multi_query"):
         before = [(part.name, record) for part in parts for record in getattr(part, subset)]

@@ -1,4 +1,4 @@
-"""Labelled images written in each layout come back through that data set's reader."""
+"""Labelled images written in each layout are read unchanged by that data set's reader."""
 
 import io
 from collections import Counter
@@ -151,7 +151,7 @@ def test_cuhk03_mat_is_as_matlab_writes_it(tmp_path, images):
 
 
 def test_images_are_taken_one_by_one(tmp_path, images):
-    """No layout waits for the last image before it writes the first."""
+    """Each layout writes the first image before it takes the last one."""
     for layout in LAYOUTS:
         root = tmp_path / layout
 

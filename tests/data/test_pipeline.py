@@ -1,4 +1,4 @@
-"""From files to batches: every image, once, right, in the order that (seed, epoch) says."""
+"""Batches hold every image once, decoded correctly, in the order given by (seed, epoch)."""
 
 import io
 import os
@@ -22,7 +22,7 @@ RNG_SEED = 5
 
 
 def write_images(folder, count, size=SIZE):
-    """Writes noise of mean 10·pid; returns the records. PNG, so that what is read is what was written."""
+    """Writes noise of mean 10·pid as PNG, which is lossless; returns the records."""
     rng = np.random.default_rng(RNG_SEED)
     folder.mkdir(parents=True, exist_ok=True)
     records = []
@@ -47,7 +47,7 @@ def read_by_hand(records):
 
 
 def png_bomb():
-    """A PNG of a few bytes that says it is 30,000 × 30,000."""
+    """A PNG of a few bytes whose header says 30,000 × 30,000 pixels."""
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -201,7 +201,7 @@ class TestBadImages:
         os.unlink(records[0].path)
         for memory_mb in (64, 0):
             options = {"cache_dir": tmp_path / "cache", "memory_mb": memory_mb}
-            for skip in (False, True):  # nobody knows whether it is bad
+            for skip in (False, True):
                 with pytest.raises(UserError, match=rf"^{records[0].path}: cannot be read .No such file"):
                     load_images(records, SIZE, skip_bad_images=skip, **options)
 
@@ -284,7 +284,7 @@ class TestDiskCache:
         assert index.exists()
 
     def test_a_full_disk_is_one_line(self, tmp_path):
-        """A limit on the size of files stands in for the disk."""
+        """The full disk is simulated by a limit on the size of files."""
         records = write_images(tmp_path / "images", 20)
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))
@@ -310,7 +310,7 @@ class TestBatches:
     LABELS = np.arange(23) * 7 % 5
 
     def epoch(self, batch_size=5, seed=3, epoch=0, first_batch=0, count=23):
-        """The images of the batches, by their number, and the labels beside them are theirs."""
+        """Returns the images of the batches, by index, after a check that the labels belong to them."""
         numbers = []
         sampler = ShuffledImages(count, batch_size)
         data = training_batches(self.IMAGES[:count], self.LABELS[:count], sampler, seed, epoch, first_batch)
@@ -359,7 +359,7 @@ class TestBatches:
             np.testing.assert_allclose(images.mean((1, 2, 3)), 10 * labels, atol=1)
 
     def test_nothing_is_tuned(self):
-        """An iterator ends no sooner than the tuner's thread, which sleeps for up to a minute."""
+        """With autotuning, an iterator would end only after the tuner's thread, which sleeps for up to a minute."""
         data = training_batches(self.IMAGES, self.LABELS, ShuffledImages(len(self.LABELS), 3), 0, 0)
         assert data.options().autotune.enabled is False
 
@@ -374,7 +374,7 @@ class TestBatches:
 
     @pytest.mark.parametrize("first_batch", [0, 1, 3])
     def test_augmentation_is_that_of_the_batch_wherever_the_epoch_is_entered(self, first_batch):
-        """Batch by batch what :func:`augment` makes of it."""
+        """Each batch equals the result of :func:`augment` for its number."""
         noise = np.random.default_rng(0).integers(0, 256, (23, 16, 8, 3), np.uint8)
         sampler, names = ShuffledImages(23, 5), ("horizontal_flip", "random_erasing")
         data = training_batches(noise, self.LABELS, sampler, 3, 2, first_batch, names)

@@ -1,4 +1,4 @@
-"""Readers on small hand-made trees that hold each trap of the real copies."""
+"""Readers on small hand-made folders with each peculiarity of the real data sets."""
 
 import dataclasses
 import os

@@ -37,7 +37,7 @@ def test_drawn_once_and_read_as_planned(tmp_path, monkeypatch):
 
     monkeypatch.setattr(store, "generate", refuse)
     assert load_dataset("synthetic", tmp_path / "data") == dataset
-    # A change by hand is not drawn over but said.
+    # A deleted file is reported, not drawn again.
     Path(dataset.train[0].path).unlink()
     expected = f"train: {len(dataset.train) - 1} images, published {len(dataset.train)}"
     assert expected in load_dataset("synthetic", tmp_path / "data").differences

@@ -1,4 +1,4 @@
-"""Images are read and resized without TensorFlow as TensorFlow resizes them."""
+"""Images are read and resized without TensorFlow, with the same results as TensorFlow's."""
 
 import errno
 import os
@@ -74,7 +74,7 @@ def test_records_paths_and_pixels_can_be_mixed(tmp_path):
 
 @pytest.mark.parametrize("format", ["EPS", "PPM", "PDF"])
 def test_other_formats_stay_untouched_whatever_they_are_called(tmp_path, format):
-    """Of these Pillow knows the first two, and runs Ghostscript for the first."""
+    """Pillow could open EPS, by running Ghostscript, and PPM."""
     Image.new("RGB", (8, 12)).save(tmp_path / "a.jpg", format)
     with pytest.raises(UserError, match=r"a.jpg: not a readable image \(cannot identify image file"):
         list(ImageReader([tmp_path / "a.jpg"], (12, 8)))
@@ -91,7 +91,7 @@ def test_a_size_beyond_the_limit_is_not_decoded(tmp_path, monkeypatch):
 
 
 def raising(monkeypatch, folder, error):
-    """Writes two images; to decode the first raises ``error``."""
+    """Writes two images; decoding the first raises ``error``."""
     for colour, name in enumerate(("a.png", "b.png")):
         Image.new("RGB", (8, 12), (colour, 0, 0)).save(folder / name)
     first, whole = (folder / "a.png").read_bytes(), Image.open
@@ -152,7 +152,7 @@ def test_a_file_beyond_the_limit_is_not_read(tmp_path, monkeypatch):
 
 
 def test_leaving_early_ends_the_threads(monkeypatch):
-    """While somebody still holds the pool, nothing but the reader can end them."""
+    """The pool is still referenced, so that only the reader can end its threads."""
     pools, decoded = [], []
 
     class Pool(ThreadPoolExecutor):

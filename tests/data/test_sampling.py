@@ -1,4 +1,4 @@
-"""Batches: who is in them, how often, and that (seed, epoch) alone decide."""
+"""Batches: their people, how often each appears, and that they depend on (seed, epoch) alone."""
 
 from collections import Counter
 
@@ -39,7 +39,7 @@ class TestShuffledImages:
         assert set(batches.ravel()) <= set(range(images))
 
     def test_the_order_is_what_it_always_was(self):
-        """Runs of earlier versions go on with the batches they would have had."""
+        """The order must not change between versions, so that interrupted runs continue with the same batches."""
         expected = np.random.default_rng([7, 2]).permutation(11)[:9].reshape(3, 3)
         np.testing.assert_array_equal(ShuffledImages(11, 3).epoch(7, 2), expected)
 
@@ -57,7 +57,6 @@ class TestPeopleAndImages:
             assert (pids == pids[:, :1]).all()
             assert len(set(pids[:, 0])) == sampler.people
             for pid, images in zip(pids[:, 0], batch):
-                # As many different images as the person has.
                 assert len(set(images)) == min(sampler.images_per_person, sizes[pid])
 
     @PROPERTY
@@ -115,13 +114,13 @@ class TestPeopleAndImages:
         assert len({str(epoch) for epoch in epochs}) == len(epochs)
 
     def test_people_and_images_are_drawn_alike(self):
-        """Each of 10 people is drawn to fill up equally often, and so is each of one's 3 images."""
+        """Each of 10 people is drawn equally often to fill up batches, and so is each of a person's 3 images."""
         labels = labels_of([3] * 10)
         sampler = PeopleAndImages(labels, 4, 2)
         shown = Counter(image for epoch in range(600) for image in sampler.epoch(0, epoch).ravel())
         counts = np.array(list(shown.values()))
         assert len(counts) == 30
-        # A Poisson number has the square root of its mean as deviation, and these vary less.
+        # The standard deviation of a Poisson variable is the square root of its mean; these counts vary less.
         mean = counts.mean()
         assert np.abs(counts - mean).max() < 5 * np.sqrt(mean)
 

@@ -1,4 +1,4 @@
-"""The people and the plan of the synthetic set: seeded, disjoint, and hard where they should be."""
+"""The people and images of the synthetic data set: seeded, disjoint, and as difficult as intended."""
 
 import hashlib
 import subprocess
@@ -77,7 +77,7 @@ def test_every_image_is_a_plausible_detection():
     assert sizes[:, 1].min() >= 40
     assert len({tuple(size) for size in sizes}) > 20
     assert 90 < np.median(sizes[:, 1]) < 170
-    # Nothing is blank: even background crops have structure.
+    # No image is blank: even background crops have structure.
     assert min(np.asarray(image.image, np.float32).std() for image in images) > 2
 
 
@@ -146,7 +146,7 @@ def test_the_difference_of_look_alikes_can_be_seen():
 
     for partner, look_alike in _pairs(SyntheticPedestrians(seed=0).identities()):
         changed = np.abs(portraits(partner) - portraits(look_alike)).max(axis=-1) > 0.15
-        # At least some twenty of the about two thousand pixels of a person, in the best view.
+        # At least about 20 of the 2,000 pixels of a person differ in the best view.
         assert changed.sum(axis=(1, 2)).max() >= 20, (partner, look_alike)
 
 

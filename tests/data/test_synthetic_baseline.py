@@ -1,4 +1,4 @@
-"""The histogram feature against a slow, obvious one."""
+"""The histogram feature against a slow, obvious implementation."""
 
 import colorsys
 
@@ -31,7 +31,7 @@ def _slow(image):
 def test_agrees_with_counting_pixel_by_pixel():
     image = _random_image(0)
     feature = histogram_features([image])[0]
-    # Rounding to bytes may put a pixel into the bin beside.
+    # Rounding to bytes may move a pixel to the next bin.
     assert feature @ _slow(image) == pytest.approx(1, abs=2e-3)
     assert _slow(_random_image(1)) @ feature < 0.99
 

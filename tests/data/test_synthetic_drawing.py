@@ -1,4 +1,4 @@
-"""Shapes on the canvas against closed forms, and bodies against what a viewpoint should show."""
+"""Areas of painted shapes against closed forms, and the parts of a body visible from each viewpoint."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Writing the synthetic set: whole or not at all, recognised again, and from the command line."""
+"""Writing the synthetic data set: completely or not at all, recognised later, and from the command line."""
 
 import json
 import os
@@ -135,7 +135,7 @@ def test_what_an_earlier_generator_drew_is_replaced(tmp_path, monkeypatch):
 
 
 def test_two_that_start_at_once_draw_once(tmp_path):
-    """Each says so when it draws, and reads the set as soon as it has it."""
+    """Each process prints whether it draws, and counts the images afterwards."""
     script = (
         "import sys; from pathlib import Path; from han_tf.data.synthetic import SyntheticPedestrians, store\n"
         "write = store.write_layout\n"
@@ -159,7 +159,7 @@ def test_two_that_start_at_once_draw_once(tmp_path):
 @pytest.mark.skipif(os.name == "nt", reason="sends POSIX signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_stopping_the_command_line_leaves_nothing(tmp_path, number):
-    """Not even processes, which would keep stderr open; where it is killed, at least those."""
+    """No worker survives (it would keep stderr open) and, unless the command is killed, no file remains."""
     if number == signal.SIGKILL and sys.platform != "linux":
         pytest.skip("only Linux tells a process of its parent's end")
     command = [sys.executable, "-m", "han_tf.data.synthetic", "--root", str(tmp_path / "set"), "--workers", "2"]
@@ -168,7 +168,7 @@ def test_stopping_the_command_line_leaves_nothing(tmp_path, number):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        # A shell's background jobs, and what they start, ignore Ctrl-C.
+        # Background jobs of a shell and their children ignore Ctrl-C.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     for _ in range(600):

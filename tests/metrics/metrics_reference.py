@@ -1,4 +1,4 @@
-"""The metrics once more, slow and obvious: loops over lists, written from their definitions."""
+"""Slow, obvious reference metrics: loops over lists, written from the definitions."""
 
 import itertools
 import math
@@ -13,7 +13,7 @@ def squared_distances(query, gallery):
 
 
 def standard(query_pid, query_camid, gallery_pid, gallery_camid):
-    """Whether the field's protocol leaves a gallery image out."""
+    """Whether the standard protocol leaves a gallery image out."""
     return gallery_pid == -1 or (gallery_pid == query_pid and gallery_camid == query_camid)
 
 
@@ -85,7 +85,7 @@ def reranked(query, gallery, k1, k2, lambda_value):
 
 
 def reranked_distances(original, n_query, k1, k2, lambda_value):
-    """The same from the distances among all images, float64 ``[n, n]``, of which the queries are the first."""
+    """The same from the distances among all images, float64 ``[n, n]``, the queries first."""
     n = len(original)
     greatest = original.max(axis=1, keepdims=True)
     normed = original / np.where(greatest > 0, greatest, 1)

@@ -1,4 +1,4 @@
-"""The benchmark runs every standard case, here at toy sizes, and judges its bars."""
+"""The benchmark runs every standard case, here at toy sizes, and says which time limits are met."""
 
 import json
 import re
@@ -26,7 +26,7 @@ def test_standard_cases(tmp_path, capsys):
     assert len(re.findall(r"\(bar [\d.]+ s: (met|MISSED)\)", printed)) == 6
     figures = json.loads((tmp_path / "figures.json").read_text())["figures"]
     by_case = {figure["case"]: figure for figure in figures}
-    # The gallery in memory and the memory-mapped one hold the same numbers.
+    # The same features give the same result in memory and memory-mapped.
     assert by_case["million, distances and all metrics"]["mAP"] == by_case["msmt17, distances and all metrics"]["mAP"]
     scaled = by_case["market1501, distances and all metrics"]
     assert scaled["bar_seconds"] == pytest.approx(0.8 * 330 / scaled["product_gflops"])

@@ -1,4 +1,4 @@
-"""Fast distances are off by less than they admit, and results do not hang on the BLAS."""
+"""The errors of fast distances stay within their bounds, and results do not depend on the BLAS."""
 
 import os
 import subprocess
@@ -16,8 +16,8 @@ from han_tf.metrics.nearest import nearest
 
 
 def hard_features(kind, rng):
-    """Features on which float32 products err in different ways."""
-    if kind == "constant":  # all roundings go the same way
+    """Features with different kinds of errors of float32 products."""
+    if kind == "constant":  # all rounding errors have the same sign
         return np.full((40, 700), 0.1), 0.1 + 1e-3 * rng.random((60, 1)) * np.ones(700)
     if kind == "far":  # near each other, far from the origin
         return 30 + rng.standard_normal((40, 300)), 30 + rng.standard_normal((60, 300))
@@ -46,7 +46,7 @@ def test_fast_values_are_within_the_margins(kind, dtype, product):
 
 
 def test_few_exact_values_are_needed_of_collapsed_features(monkeypatch):
-    """All images within 1e-3 of each other: in float32 all of them would have to be computed pair by pair."""
+    """All images are within 1e-3 of each other: with float32 products, exact values of all pairs would be needed."""
     rng = np.random.default_rng(0)
     middle = rng.standard_normal(256) / 16
     asked = []
@@ -139,7 +139,7 @@ print(digest.hexdigest(), product.hexdigest())
 
 
 def test_same_digits_whatever_the_blas_does():
-    """Other kernels and thread counts of OpenBLAS add in another order; nothing of it shows."""
+    """Other kernels and thread counts of OpenBLAS sum in another order; the results are the same."""
     digests = []
     for kernel, threads in (("", "1"), ("", "2"), ("Haswell", "2")):
         settings = {"OPENBLAS_NUM_THREADS": threads, **({"OPENBLAS_CORETYPE": kernel} if kernel else {})}

@@ -1,4 +1,4 @@
-"""Pooling and expansion equal loops over the definition."""
+"""Pooling and expansion equal loops written from their definitions."""
 
 import metrics_reference as reference
 import numpy as np

@@ -1,4 +1,4 @@
-"""The curves show the results' own numbers."""
+"""The curves show the numbers of the results."""
 
 import numpy as np
 import pytest

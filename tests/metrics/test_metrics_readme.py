@@ -1,4 +1,4 @@
-"""The README's example runs, from top to bottom, and prints what it says it does."""
+"""The README's Python blocks run, one after the other, and print plausible results."""
 
 import re
 from pathlib import Path
@@ -16,7 +16,7 @@ def test_the_example_runs(run_readme, capsys):
     shares = [float(share) for share in re.findall(r"mAP (?:across cameras )?([\d.]+)%", printed)]
     plain, across, cosine, reranked, expanded = shares
     assert cosine == plain  # unit features: both distances rank alike
-    assert across >= plain  # only mistakes are left out besides
+    assert across >= plain  # the additional images left out are all mistakes
     assert min(reranked, expanded) > plain
     assert f"rank-1 {names['shot'].cmc[0]:.1%}, mean of 100 draws" in printed
     assert 0.1 < names["shot"].cmc[0] < names["shot"].mAP

@@ -1,4 +1,4 @@
-"""Ranking equals the slow, obvious one to the last digit, however the work is cut."""
+"""Ranking equals the slow, obvious reference to the last digit, whatever the block sizes."""
 
 import csv
 import json
@@ -41,7 +41,7 @@ def problems(draw):
         query = rng.standard_normal((n_query, dimension))
         gallery = query[rng.integers(0, n_query, n_gallery)]
     elif kind == "close":
-        # Nearer together than float32 products can tell apart.
+        # Closer together than float32 products can distinguish.
         query = np.full((n_query, dimension), 0.1)
         gallery = 0.1 + 1e-7 * rng.integers(0, 3, (n_gallery, 1)) * np.ones(dimension)
     else:
@@ -58,7 +58,7 @@ def problems(draw):
 
 
 def cut(monkeypatch, rows, columns, stripe):
-    """Makes blocks tiny."""
+    """Sets the sizes of blocks and stripes."""
 
     def shape(source, memory_mb, threads):
         return min(rows, source.shape[0]), min(columns, source.shape[1])
@@ -280,7 +280,7 @@ def test_memory_stays_within_the_budget(kind, tmp_path):
 
 @pytest.mark.parametrize("people", [20, 400])
 def test_a_collapsed_network_costs_each_pair_once(people, monkeypatch):
-    """Where all features are the same, every image of the gallery ties with every match."""
+    """If all features are the same, every gallery image ties with every match."""
     n_query, n_gallery = 8, 5000
     rng = np.random.default_rng(0)
     labels = [rng.integers(0, most, n) for most in (people, 4) for n in (n_query, n_gallery)]
@@ -397,7 +397,7 @@ def test_report_and_files(tmp_path):
 
 
 def test_files_hold_nothing_where_a_list_ends_and_any_name(tmp_path):
-    """Names of files may hold bytes that are no UTF-8, which Python keeps as lone surrogates."""
+    """File names may contain bytes that are not valid UTF-8, which Python represents as lone surrogates."""
     names = ["query\udcff,1.jpg"], ["ä.jpg", "\udc80.jpg", "junk.jpg"]
     result = evaluate_distances([[0.1, 0.2, 0.0]], [1], [1, 2, -1], [0], [1, 1, 1], topk=3)
     result.save_npz(tmp_path / "r.npz", *names)

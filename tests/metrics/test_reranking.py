@@ -1,4 +1,4 @@
-"""Sparse re-ranking equals the dense, literal one."""
+"""Sparse re-ranking equals the dense, literal reference."""
 
 import itertools
 import sys
@@ -57,7 +57,8 @@ def test_equals_the_dense_one(seed, kind, n_query, n_gallery, dimension, data):
     weight = data.draw(st.sampled_from([0.0, 0.3, 1.0]))
     found = rerank(query, gallery, k1=k1, k2=k2, lambda_value=weight, progress=False)
     expected = reference.reranked(query, gallery, k1, k2, weight)
-    # float32 forms squared distances from squared norms, which may be much larger, and divides by each row's farthest.
+    # float32 distances have rounding errors relative to the squared norms, which may be much larger, and are divided by
+    # the largest one of each row.
     everyone = np.concatenate([query, gallery]).astype(np.float64)
     norms, spread = (everyone**2).sum(1), ((everyone[:n_query, None] - everyone) ** 2).sum(2).max(1)
     rounding = 8 * np.finfo(np.float32).eps * norms.max() / max(spread.min(), 1e-9)
@@ -75,7 +76,7 @@ def test_equals_the_dense_one(seed, kind, n_query, n_gallery, dimension, data):
     st.data(),
 )
 def test_given_distances_equal_the_dense_ones(seed, n_query, n_gallery, dtype, data):
-    """Distances that no features have: any numbers, the same in both directions."""
+    """Symmetric matrices of any numbers, which are not distances of features."""
     n = n_query + n_gallery
     distances = np.random.default_rng(seed).random((n, n))
     distances = distances + distances.T
@@ -190,11 +191,11 @@ def test_an_index_that_finds_everything_gives_the_exact_lists(people):
     exact_lists, farthest = exact_neighbours(everyone, 21, 64, 1, False)
     lists, sampled = FaissNeighbours("ivf", lists=4, effort=4)(everyone, 21, 64, 1, False)
     np.testing.assert_array_equal(lists, exact_lists)
-    np.testing.assert_array_equal(sampled, farthest)  # so few images are all in the sample
+    np.testing.assert_array_equal(sampled, farthest)  # the sample contains all of so few images
 
 
 def test_neighbours_that_were_not_found(people):
-    """Short lists, as an approximate index may return, are as if only their members were near."""
+    """Short lists, as an approximate index may return, give about the results of a smaller k1."""
     query, gallery, labels = people
 
     def short(distances, k, memory_mb, threads, progress):

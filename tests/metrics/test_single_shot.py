@@ -1,4 +1,4 @@
-"""Galleries of one image per person equal those that plain loops draw, and in the mean all that can be drawn."""
+"""Results for galleries with one image per person equal plain loops and, on average, those over all such galleries."""
 
 import itertools
 
@@ -11,7 +11,7 @@ from han_tf.metrics import FeatureDistances, itself, junk, single_gallery_shot, 
 
 
 def images(seed, n_query=7, n_gallery=40, people=6, whole=False):
-    """Features, some of them the same, and labels with junk and distractors."""
+    """Features, some of them equal, and labels with junk and distractors."""
     rng = np.random.default_rng(seed)
     features = rng.integers(0, 3, (n_query + n_gallery, 3)) if whole else rng.random((n_query + n_gallery, 3))
     pids, camids = rng.integers(-1, people, n_query + n_gallery), rng.integers(0, 3, n_query + n_gallery)
@@ -20,7 +20,7 @@ def images(seed, n_query=7, n_gallery=40, people=6, whole=False):
 
 
 def left_in(labels, query):
-    """The gallery images of each person, rising, that the protocol leaves in."""
+    """The gallery images of each person that the protocol leaves in, in gallery order."""
     query_pids, gallery_pids, query_camids, gallery_camids = labels
     people = {}
     for image, (pid, camid) in enumerate(zip(gallery_pids.tolist(), gallery_camids.tolist())):
@@ -34,7 +34,7 @@ def place(distances, query, gallery, match):
 
 
 def slow(distances, labels, draws, seed):
-    """Places of all matches, drawn and ranked one after the other."""
+    """Places of the matches of all queries and draws, computed one after the other."""
     places = []
     for query, pid in enumerate(labels[0].tolist()):
         people = left_in(labels, query)
@@ -51,7 +51,7 @@ def slow(distances, labels, draws, seed):
 def test_equals_loops(monkeypatch, seed, whole):
     query, gallery, labels = images(seed, whole=whole)
     expected = slow(reference.squared_distances(query, gallery), labels, 20, seed)
-    for held in (single_shot.BYTES_PER_VALUE, 2**19):  # all queries at a time, and each by itself
+    for held in (single_shot.BYTES_PER_VALUE, 2**19):  # all queries at once, and one at a time
         monkeypatch.setattr(single_shot, "BYTES_PER_VALUE", held)
         found = single_gallery_shot(FeatureDistances(query, gallery), *labels, draws=20, seed=seed, memory_mb=16)
         assert found.cmc.tolist() == [np.mean([at <= k for at in expected]) for k in range(1, 51)]

@@ -1,4 +1,4 @@
-"""Thresholds and rates equal those of the sorted list of all pairs."""
+"""Thresholds and rates equal those computed from the sorted list of all pairs."""
 
 import json
 import tracemalloc

@@ -62,9 +62,10 @@ def generate(
 
 
 def draw_once(root: Union[str, os.PathLike], pedestrians: SyntheticPedestrians, layout: str = "market1501") -> None:
-    """Draws a data set as :func:`generate` does, unless ``root`` holds it; one of several concurrent calls draws it.
+    """Draws a data set as :func:`generate` does, unless ``root`` holds it.
 
-    A data set that another version of the generator drew from the same arguments is replaced.
+    Of concurrent calls one draws and the others wait. A data set that another version of the generator drew from the
+    same arguments is replaced.
 
     Raises:
       UserError: ``root`` holds a synthetic data set of other arguments or another layout, or as :func:`generate` says.
