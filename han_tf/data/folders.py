@@ -111,7 +111,7 @@ def search_folder(data_dir: PathLike, key: str, *choices: Sequence[str]) -> Opti
 
 
 def find_folder(data_dir: PathLike, key: str, *choices: Sequence[str]) -> Path:
-    """Returns what :func:`search_folder` finds.
+    """Returns the folder that :func:`search_folder` finds.
 
     Raises:
       UserError: nothing is found, or as :func:`search_folder` says.

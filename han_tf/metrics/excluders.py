@@ -34,7 +34,7 @@ def junk(gallery_pids: Any) -> Excluder:
 
 
 def itself() -> Excluder:
-    """Leaves out the query's own image, where the queries are the gallery, in the same order."""
+    """Leaves out the query's own image; queries and gallery must be the same images in the same order."""
     return lambda query: np.array([query])
 
 
@@ -51,7 +51,7 @@ def distractors(query_pids: Any, gallery_pids: Any) -> Excluder:
 
 
 def same_pid_and_camera(query_pids: Any, gallery_pids: Any, query_camids: Any, gallery_camids: Any) -> Excluder:
-    """Leaves out images of the query's person from the query's own camera: the field's standard protocol.
+    """Leaves out images of the query's person from the query's own camera, as in the standard protocol.
 
     Args:
       query_pids, query_camids: integers ``[n_query]``.

@@ -24,7 +24,7 @@ def plot_cmc(results: Mapping[str, RankingResult]) -> Figure:
     """Draws the matching rate against the rank.
 
     Args:
-      results: what the legend calls them → results of :func:`han_tf.metrics.evaluate`.
+      results: name in the legend → result of :func:`han_tf.metrics.evaluate`.
 
     Raises:
       UserError: there are no results.
@@ -42,7 +42,7 @@ def plot_precision_recall(results: Mapping[str, RankingResult]) -> Figure:
     """Draws precision against recall: interpolated per query, then averaged over the queries.
 
     Args:
-      results: what the legend calls them → results of :func:`han_tf.metrics.evaluate`.
+      results: name in the legend → result of :func:`han_tf.metrics.evaluate`.
 
     Raises:
       UserError: there are no results.
@@ -61,7 +61,7 @@ def plot_roc(results: Mapping[str, VerificationResult]) -> Figure:
     """Draws the true-positive rate against the false-positive rate, the latter on a logarithmic axis.
 
     Args:
-      results: what the legend calls them → results of :func:`han_tf.metrics.verify`.
+      results: name in the legend → result of :func:`han_tf.metrics.verify`.
 
     Raises:
       UserError: there are no results.

@@ -71,7 +71,7 @@ class TestRandomErasing:
             assert stats.ks_2samp(mine, reference).pvalue > P_VALUE, name
             assert stats.ttest_ind(mine, reference).pvalue > P_VALUE, name
             assert mine.std() == pytest.approx(reference.std(), rel=0.06), name
-        # Area and aspect ratio depend on each other, since only what fits is kept.
+        # Area and aspect ratio depend on each other, since only rectangles that fit are kept.
         mine, reference = (np.corrcoef(r[:, 2], r[:, 3])[0, 1] for r in (ours, theirs))
         assert mine == pytest.approx(reference, abs=0.05)
 

@@ -1,4 +1,4 @@
-"""Grey images of more than 8 bits become 8 bits by their format's range or a given one; TIFFs are made by hand."""
+"""Grey images of more than 8 bits are scaled to 8 bits by their format's range or a given one."""
 
 import struct
 
@@ -33,7 +33,7 @@ def values(most, dtype, least=0):
 
 
 def grey(path, depth=None):
-    """The one channel that three alike have."""
+    """Returns one channel, after a check that all three are equal."""
     pixels = decode_image(path, depth)
     assert (pixels == pixels[..., :1]).all()
     return pixels[..., 0]

@@ -101,7 +101,7 @@ def test_msmt17_numbers_people_from_zero(tmp_path, images):
 @pytest.mark.parametrize("layout", ["cuhk03", "cuhk03-np"])
 @pytest.mark.parametrize("split", ["detected", "labelled"])
 def test_cuhk03_pixels_and_labels(tmp_path, images, layout, split):
-    """PNG keeps pixels, so each record is traced back to its image by them."""
+    """PNG is lossless, so that the pixels identify each record's image."""
     write_layout(layout, tmp_path, iter(images))
     dataset = load_dataset("cuhk03", tmp_path, split)
     sources = {}

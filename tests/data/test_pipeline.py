@@ -184,7 +184,7 @@ class TestBadImages:
 
     @pytest.mark.parametrize("memory_mb", [64, 0])
     def test_skipping_keeps_labels_aligned(self, with_bad, tmp_path, capsys, memory_mb):
-        for _ in range(2):  # the second time from the file, where there is one
+        for _ in range(2):  # the second time from the cache file, if there is one
             loaded = load_images(
                 with_bad, SIZE, cache_dir=tmp_path / "cache", memory_mb=memory_mb, skip_bad_images=True
             )

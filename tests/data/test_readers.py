@@ -435,7 +435,7 @@ def _pixels(name, split):
 
 
 def cuhk03_mat(root, people=(2, 1, 0, 0, 1)):
-    """Writes cuhk-03.mat from what MATLAB holds: height x width x 3 images in people x 10 cell arrays."""
+    """Writes cuhk-03.mat from height x width x 3 images in people x 10 cell arrays, as in MATLAB."""
     root.mkdir(parents=True, exist_ok=True)
     with h5py.File(root / "cuhk-03.mat", "w", userblock_size=512) as file:
         number = 0
@@ -596,7 +596,7 @@ def _grey_image(path):
 def _huge_image(path):
     with h5py.File(path, "r+") as file:
         cells = file[file["detected"][0, 0]]
-        huge = file.create_dataset("huge", (3, 10_000, 10_000), np.uint8, chunks=True)  # of which nothing is stored
+        huge = file.create_dataset("huge", (3, 10_000, 10_000), np.uint8, chunks=True)  # no chunk is stored
         cells[0, 0] = huge.ref
 
 
@@ -655,7 +655,7 @@ def test_cuhk03_np(tmp_path, spelling):
     assert labels(dataset.gallery) == [(2, 2)]
     with raises("neither cuhk-03.mat nor a folder detected with"):
         load_dataset("cuhk03", tmp_path, "detected")
-    assert load_dataset("cuhk03", tmp_path / "cuhk03-np" / spelling, "labelled") == dataset  # given itself
+    assert load_dataset("cuhk03", tmp_path / "cuhk03-np" / spelling, "labelled") == dataset  # the split's folder itself
     with raises(rf"cuhk03-np/{spelling}: the split labelled, expected detected; give the folder above, or --split"):
         load_dataset("cuhk03", tmp_path / "cuhk03-np" / spelling)
 

@@ -37,7 +37,7 @@ def test_query_expansion(alpha, parts):
 @pytest.mark.parametrize("alpha", [0.0, 3.0])
 def test_database_augmentation(alpha):
     gallery = unit_features(60, 5, 2)
-    gallery[10:14] = gallery[9]  # more doubles than neighbours: an image may not be on its own list
+    gallery[10:14] = gallery[9]  # more duplicates than neighbours: an image may be missing in its own list
     found = database_augmentation(gallery, neighbours=3, alpha=alpha, threads=1)
     squared = reference.squared_distances(gallery, gallery)
     for i, feature in enumerate(gallery):

@@ -167,7 +167,7 @@ def test_average_precisions_by_hand():
 def test_a_late_first_hit_by_hand():
     result = evaluate_distances(np.arange(4.0)[None], [7], [1, 2, 3, 7], [0], [1, 1, 1, 1], max_rank=5)
     assert result.mAP == 1 / 4
-    # Before the hit three misses stand: precision 0 → 1/4.
+    # Three misses before the hit: precision 0 → 1/4.
     assert result.mAP_trapezoid == 1 / 8
     assert result.cmc.tolist() == [0, 0, 0, 1, 1]
 
@@ -293,7 +293,7 @@ def test_a_collapsed_network_costs_each_pair_once(people, monkeypatch):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 16 * 2**20
-    assert sum(map(len, pairs)) <= n_query * n_gallery + n_query  # one more per query probes the error bound
+    assert sum(map(len, pairs)) <= n_query * n_gallery + n_query  # one more per query checks the error bound
     expected = reference.scores(np.zeros(source.shape), *labels)
     assert result.cmc.tolist() == expected["cmc"]
     assert result.mAP == expected["mAP"]

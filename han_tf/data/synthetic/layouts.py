@@ -9,8 +9,8 @@ msmt17         people only: no junk, distractors or multi_query; pids from 0 in 
                training image of a person goes to the val list.
 cuhk03,        people only; two views per person, so cameras 1, 3, 5, ... become view 1 and 2, 4, 6, ... view 2; at
 cuhk03-np      most five images per person and view; one query per person and view, further ones join the gallery.
-               ``cuhk03`` also numbers people anew, in turn over the five camera pairs. The detected boxes are
-               cut off at the feet, so that they differ from the labelled ones.
+               ``cuhk03`` also renumbers people and distributes them evenly over the five camera pairs. The detected
+               boxes are cut off at the feet, so that they differ from the labelled ones.
 csv            everything as it is.
 =============  ======================================================================================================
 """
