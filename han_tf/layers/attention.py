@@ -17,16 +17,16 @@ class SpatialAttention(tf.keras.layers.Layer):
     Mean over channels, 3×3 conv of stride 2 (9 weights), bilinear resize back, 1×1 conv (1 weight)
     that learns the scale at which S meets the channel attention.
 
-    Batch norm and ReLU follow both convolutions (caption of Fig. 2). With a single filter, a ReLU that dies leaves the
-    level's map flat. With a random start it is chance whether a map starts as edges, as the foreground or as the
-    background. Here S starts as the smoothed mean activation turned round, high where the block responds little: all
-    three levels stay alive, and the global branch learns quickly. Started the other way round, attention amplifies
-    what is large already, and the global branch hardly learns (experiments/notes/spatial_start.md).
+    Batch norm and ReLU follow both convolutions (caption of Fig. 2). The only filter decides the level's map: if its
+    ReLU dies, the map is flat; from a random start the map may begin as edges, foreground or background. S therefore
+    starts as the negated, smoothed mean activation, high where the block responds little: all three levels stay alive,
+    and the global branch learns quickly. With the opposite sign, attention amplifies what is large already, and the
+    global branch hardly learns (experiments/notes/spatial_start.md).
     """
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
-        even = tf.keras.initializers.Constant(-1 / 3)  # of norm 1, as the scale
+        even = tf.keras.initializers.Constant(-1 / 3)  # norm 1, like the scale
         self.conv = ConvBNReLU(1, 3, 2, kernel_initializer=even, name="conv")
         self.scale = ConvBNReLU(1, kernel_initializer="ones", name="scale")
 
@@ -69,7 +69,7 @@ class ChannelAttention(tf.keras.layers.Layer):
 class SoftAttention(tf.keras.layers.Layer):
     """Soft spatial-channel attention A = S × C (Fig. 2a, eq. 3), blended by a 1×1 conv: c² weights more.
 
-    With one of the two switched off, the map is made from the other alone.
+    If one of them is off, the map is made from the other alone.
 
     Args:
       spatial: whether spatial attention takes part.
@@ -77,7 +77,7 @@ class SoftAttention(tf.keras.layers.Layer):
       reduction: the channel attention's bottleneck rate r.
 
     Raises:
-      ValueError: both are off, which leaves no map to make.
+      ValueError: both are off.
     """
 
     def __init__(self, spatial: bool = True, channel: bool = True, reduction: int = REDUCTION, **kwargs):
@@ -95,7 +95,7 @@ class SoftAttention(tf.keras.layers.Layer):
     def call(
         self, inputs: tf.Tensor, signature: tf.Tensor, training: Optional[bool] = None
     ) -> tuple[tf.Tensor, Optional[tf.Tensor]]:
-        """Makes the soft map.
+        """Returns the soft map and S.
 
         Args:
           inputs: X, ``[batch, height, width, channels]``.
@@ -103,8 +103,8 @@ class SoftAttention(tf.keras.layers.Layer):
           training: whether batch norm uses the batch's statistics.
 
         Returns:
-          The soft map, ``[batch, height, width, channels]`` in [0.5, 1): the blend's ReLU is ≥ 0, where the
-          sigmoid starts at one half. And S, ``[batch, height, width, 1]`` ≥ 0, or None without spatial attention.
+          The soft map, ``[batch, height, width, channels]`` in [0.5, 1), a sigmoid of ReLU outputs; and S,
+          ``[batch, height, width, 1]`` ≥ 0, or None without spatial attention.
         """
         attention = tf.ones_like(inputs)
         spatial = None
@@ -126,10 +126,10 @@ def stacked_strips(regions: int) -> np.ndarray:
 
 
 class HardAttention(tf.keras.layers.Layer):
-    """Hard regional attention (Fig. 2d, eq. 7): where the T regions lie. 2·T·c weights; float32 in any network.
+    """Hard regional attention (Fig. 2d, eq. 7): the positions of T regions; 2·T·c weights, always float32.
 
-    The fully connected layer starts at four stacked strips: kernel 0, biases whose tanh are the
-    strips' centres.
+    The fully connected layer starts at T stacked strips: its kernel is 0, and tanh of its biases gives the strips'
+    centres.
 
     Args:
       regions: the number of regions T.
@@ -152,19 +152,19 @@ class HardAttention(tf.keras.layers.Layer):
 
 
 class FixedRegions(tf.keras.layers.Layer):
-    """Stands for :class:`HardAttention` where it is switched off: the strips it would start from."""
+    """Fixed regions in place of :class:`HardAttention`: the strips that it starts from."""
 
     def __init__(self, regions: int = 4, **kwargs):
         super().__init__(dtype="float32", **kwargs)
         self.strips = stacked_strips(regions)
 
     def call(self, signature: tf.Tensor) -> tf.Tensor:
-        """Returns the same ``[batch, T, 2]`` θ whatever the signature, ``[batch, channels]``."""
+        """Returns θ, ``[batch, T, 2]``, which does not depend on the signature, ``[batch, channels]``."""
         return tf.tile(tf.constant(self.strips, signature.dtype)[None], [tf.shape(signature)[0], 1, 1])
 
 
 class Attention(NamedTuple):
-    """What a Harmonious Attention module returns.
+    """The outputs of a Harmonious Attention module.
 
     Attributes:
       attended: the block's output, X times the soft map; ``[batch, height, width, channels]``.
@@ -204,8 +204,8 @@ class HarmoniousAttention(tf.keras.layers.Layer):
         self.hard = HardAttention(regions, name="hard") if hard else FixedRegions(regions, name="hard")
 
     def call(self, inputs: tf.Tensor, training: Optional[bool] = None) -> Attention:
-        """Attends to X, ``[batch, height, width, channels]``, the output of the level's global block."""
-        # eq. (5), shared by both kinds
+        """Returns the attention to X, ``[batch, height, width, channels]``, the output of the level's global block."""
+        # eq. (5), shared by soft and hard attention
         signature = tf.reduce_mean(tf.cast(inputs, tf.float32), axis=[1, 2], keepdims=True)
         theta = self.hard(signature[:, 0, 0])
         if self.soft is None:

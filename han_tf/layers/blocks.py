@@ -8,15 +8,15 @@ import tensorflow as tf
 from han_tf.layers.units import DepthwiseUnit, InceptionA, InceptionB, ResidualUnit
 
 DOWNSAMPLING = 2
-"""Each block halves the map, whichever of its units carries the stride."""
+"""Total stride of each block, whichever of its units has the stride."""
 
 
 class BuildingBlock(NamedTuple):
-    """What the blocks are built of.
+    """The units of the blocks.
 
     Attributes:
-      strides: those of a global block's units, unless others are asked for.
-      global_unit: makes one of them; called with filters, stride and ``name``.
+      strides: default strides of a global block's units.
+      global_unit: makes a unit of a global block; called with filters, stride and ``name``.
       local_unit: makes the unit of a local block, likewise.
     """
 
@@ -26,14 +26,14 @@ class BuildingBlock(NamedTuple):
 
 
 def inception_unit(filters: int, strides: int, **kwargs: Any) -> tf.keras.layers.Layer:
-    """Returns the Inception unit of a stride: A for 1, B for 2."""
+    """Returns the Inception unit for a stride: A for 1, B for 2."""
     return {1: InceptionA, DOWNSAMPLING: InceptionB}[strides](filters, **kwargs)
 
 
 BLOCKS = {
     "depthwise": BuildingBlock(
         (2, 1, 1),
-        # Half the width in the 1×1 convolutions, three quarters in the local block: with them the FLOPs are those of
+        # The 1×1 convolutions have half the filters, three quarters in the local block, so that the FLOPs match
         # Table 1.
         lambda filters, strides, **kwargs: DepthwiseUnit(filters, strides, filters // 2, **kwargs),
         lambda filters, strides, **kwargs: DepthwiseUnit(filters, strides, 3 * filters // 4, **kwargs),
@@ -41,20 +41,20 @@ BLOCKS = {
     "inception": BuildingBlock((1, DOWNSAMPLING), inception_unit, inception_unit),
     "residual": BuildingBlock((1, DOWNSAMPLING), ResidualUnit, ResidualUnit),
 }
-"""Building block name (Table 12) -> what it is."""
+"""Building block name (Table 12) -> its units."""
 
 
 class GlobalBlock(tf.keras.layers.Layer):
-    """A level of the global branch (Fig. 4b): some units, one after another.
+    """A level of the global branch (Fig. 4b): a sequence of units.
 
     Args:
       filters: number of output channels d_l.
-      strides: the units' strides, one unit for each: (s_1, s_2, s_3) of Table 1, for example. One of them
-        is 2, the others 1. The building block's own if None.
+      strides: the units' strides, one unit for each, e.g. (s_1, s_2, s_3) of Table 1; one is 2, the others 1.
+        None: the building block's default.
       unit: the building block, a key of :data:`BLOCKS`.
 
     Raises:
-      ValueError: the strides are others.
+      ValueError: the strides are not a single 2 among 1s.
     """
 
     def __init__(self, filters: int, strides: Optional[Sequence[int]] = None, unit: str = "depthwise", **kwargs):
@@ -77,7 +77,7 @@ class GlobalBlock(tf.keras.layers.Layer):
 class LocalBlock(tf.keras.layers.Layer):
     """A level of the local branch (Fig. 4a): one unit of stride 2, shared by all T streams.
 
-    The streams of an image come as rows of one batch, in training and moving statistics alike.
+    The streams of an image are rows of one batch, so that batch norm's statistics are over all streams.
 
     Args:
       filters: number of output channels d_l.

@@ -1,4 +1,4 @@
-"""The affine crop of Sec. 3.2 (II): what hard regional attention does to a feature map."""
+"""The affine crop of Sec. 3.2 (II), which cuts the regions of hard attention out of a feature map."""
 
 import tensorflow as tf
 
@@ -6,8 +6,8 @@ import tensorflow as tf
 def region_origins(theta: tf.Tensor, map_size: tuple[int, int], region_size: tuple[int, int]) -> tf.Tensor:
     """Returns the top-left corner of every region, in pixels of the map.
 
-    The transformation matrix of eq. (7) with its scales fixed at region size / map size samples the
-    map at unit pixel spacing, so all that is left of it is where each region starts.
+    The transformation matrix of eq. (7), with its scales fixed at region size / map size, samples the
+    map at unit pixel spacing, so that only the start of each region is free.
 
     Args:
       theta: ``[batch, regions, 2]`` float, the translations (t_x, t_y) in [-1, 1], as fractions of
@@ -28,9 +28,9 @@ def region_origins(theta: tf.Tensor, map_size: tuple[int, int], region_size: tup
 def interpolation_weights(origin: tf.Tensor, length: int, size: int) -> tf.Tensor:
     """Returns the matrix that samples ``length`` points at unit spacing from a line of ``size`` pixels.
 
-    Each row holds the two weights of linear interpolation, 1 - f and f; pixels beyond the line have
-    no column, so that they count as 0. At a whole-pixel origin the derivative is the one to the
-    right, never 0: a region that starts centred must be able to leave.
+    Each row holds the two weights of linear interpolation, 1 - f and f. Pixels beyond the line have no column and
+    count as 0. At a whole-pixel origin the derivative is the right-hand one, so that a region that starts there gets
+    a gradient.
 
     Args:
       origin: ``[batch, regions]`` float, position of the first sample, in pixels.
@@ -42,7 +42,7 @@ def interpolation_weights(origin: tf.Tensor, length: int, size: int) -> tf.Tenso
     """
     first = tf.stop_gradient(tf.floor(origin))
     fraction = (origin - first)[..., None, None]
-    # Comparisons, not tf.one_hot: ONNX reads its negative indices as counted from the end.
+    # Not tf.one_hot: ONNX counts its negative indices from the end.
     offset = tf.range(size) - tf.range(length)[:, None] - tf.cast(first, tf.int32)[..., None, None]
     near = tf.cast(tf.equal(offset, 0), origin.dtype)
     far = tf.cast(tf.equal(offset, 1), origin.dtype)
@@ -52,10 +52,10 @@ def interpolation_weights(origin: tf.Tensor, length: int, size: int) -> tf.Tenso
 class AffineCrop(tf.keras.layers.Layer):
     """Cuts T regions of one fixed size out of each map of a batch, bilinearly (eq. 7).
 
-    Sampling is separable, so it is two small batched matrix products, along rows and then along
-    columns. On a CPU this is about twice as fast as gathering the pixels and six times as fast
-    backwards, where a gather becomes a scatter; and it converts to TFLite and ONNX as it stands.
-    Beyond the border the map reads 0. Differentiable in the map and in the translations.
+    Sampling is separable: two small batched matrix products, along rows and then along columns. On a CPU this is
+    about twice as fast as gathering the pixels, and six times as fast in the backward pass, where a gather becomes a
+    scatter. It converts to TFLite and ONNX. Outside its border the map counts as 0. Differentiable in the map and in
+    the translations.
 
     Args:
       region_size: height and width of a region, in pixels of the map.
@@ -71,12 +71,12 @@ class AffineCrop(tf.keras.layers.Layer):
         self.region_size = tuple(region_size)
 
     def call(self, feature_map: tf.Tensor, theta: tf.Tensor) -> tf.Tensor:
-        """Crops.
+        """Returns the regions of each map.
 
         Args:
           feature_map: ``[batch, height, width, channels]`` float; all but the batch static.
-          theta: ``[batch, regions, 2]`` float, (t_x, t_y) in [-1, 1], see :func:`region_origins`; its precision is
-            that of the places, whatever that of the map.
+          theta: ``[batch, regions, 2]`` float, (t_x, t_y) in [-1, 1], see :func:`region_origins`; positions are
+            computed in its dtype.
 
         Returns:
           ``[batch, regions, region height, region width, channels]``, of the dtype of ``feature_map``.

@@ -1,4 +1,4 @@
-"""Group convolutions: those of ShuffleNet (Zhang et al. 2018), and CondenseNet's learned ones (Huang et al. 2018)."""
+"""Group convolutions of ShuffleNet (Zhang et al. 2018), and CondenseNet's learned ones (Huang et al. 2018)."""
 
 import functools
 
@@ -11,7 +11,7 @@ _TINY = 1e-12
 
 
 def channel_shuffle(inputs: tf.Tensor, groups: int) -> tf.Tensor:
-    """Deals the channels of each group out to all groups (ShuffleNet, Sec. 3.1).
+    """Spreads the channels of each group over all groups (ShuffleNet, Sec. 3.1).
 
     Args:
       inputs: ``[batch, height, width, channels]``, channels ordered by group.
@@ -28,9 +28,8 @@ def channel_shuffle(inputs: tf.Tensor, groups: int) -> tf.Tensor:
 class GroupConv(tf.keras.layers.Conv2D):
     """Convolution in groups, without bias: each group of filters sees its own part of the input channels.
 
-    Keras hands convolutions in groups to XLA, which is many times slower on a CPU than TensorFlow's own kernel. Where
-    TensorFlow cannot differentiate its kernel, as on a CPU without oneDNN, each group is a convolution of its own,
-    with the same results.
+    It calls TensorFlow's kernel; Keras would compile it with XLA, which is many times slower on a CPU. Where that
+    kernel has no gradient, as on a CPU without oneDNN, each group is a separate convolution, with the same results.
 
     Args:
       filters: number of output channels, a multiple of ``groups``.
@@ -62,7 +61,7 @@ class GroupConv(tf.keras.layers.Conv2D):
 
 @functools.cache
 def grouped_kernel_has_gradient() -> bool:
-    """Returns whether TensorFlow's convolution in groups can be differentiated here; tries it on one pixel."""
+    """Returns whether TensorFlow's group convolution has a gradient on this machine; tries it on one pixel."""
     with tf.init_scope():
         pixel = tf.zeros([1, 1, 1, 2])
         try:
@@ -75,19 +74,18 @@ def grouped_kernel_has_gradient() -> bool:
 
 
 class LearnedGroupConv(tf.keras.layers.Conv2D):
-    """Learned group convolution, as it is trained (CondenseNet, Sec. 3): 1×1, without bias.
+    """Learned group convolution in its training form (CondenseNet, Sec. 3): 1×1, without bias.
 
-    Starts as a plain convolution whose filters stand in groups. Condensing removes the input channels
-    that matter least to a group, for all its filters at once; other groups may keep them. What is left
-    in the end is :class:`IndexedGroupConv`.
+    It starts as a plain convolution whose filters are in groups. Condensing removes a group's least important input
+    channels, for all its filters at once; other groups may keep them. Its deployed form is :class:`IndexedGroupConv`.
 
     Args:
       filters: number of output channels, a multiple of ``groups``.
       groups: number G of filter groups.
-      condensation: the factor C: one C-th of each group's input connections is left in the end.
+      condensation: the factor C; after all stages each group has 1/C of its input connections.
 
     Raises:
-      ValueError: the filters are no multiple of the groups, or the input channels none of the condensation.
+      ValueError: the filters are no multiple of the groups, or the input channels no multiple of the condensation.
     """
 
     def __init__(self, filters: int, groups: int, condensation: int, **kwargs):
@@ -98,7 +96,7 @@ class LearnedGroupConv(tf.keras.layers.Conv2D):
         self.condensation = condensation
 
     def build(self, input_shape: tf.TensorShape) -> None:
-        """Makes the kernel and the mask, ``[channels, groups]`` float32 of 0 and 1: which connections there are."""
+        """Makes the kernel and the mask of connections, ``[channels, groups]`` float32 of 0 and 1."""
         self.channels = _condensable(input_shape[-1], self.condensation)
         super().build(input_shape)
         self.mask = self.add_weight("mask", [self.channels, self.filter_groups], initializer="ones", trainable=False)
@@ -109,12 +107,12 @@ class LearnedGroupConv(tf.keras.layers.Conv2D):
         return tf.nn.conv2d(inputs, self.kernel * mask, 1, "SAME")
 
     def condense(self, stages: int) -> None:
-        """Removes connections until each group has what ``stages`` condensing stages leave: (C − stages)/C of them.
+        """Removes connections until (C − stages)/C of each group's are left.
 
-        Those go whose weights have the smallest L1 norm, averaged over the group's filters (Sec. 3.1).
+        It removes those whose weights have the smallest L1 norm, averaged over the group's filters (Sec. 3.1).
 
         Args:
-          stages: how many of the C − 1 stages are over; what is removed already stays removed.
+          stages: how many of the C − 1 stages have ended. Connections that are removed stay removed.
         """
         left = self.channels // self.condensation * (self.condensation - stages)
         importance = tf.reduce_mean(tf.abs(self._grouped_kernel()), axis=-1).numpy()
@@ -125,16 +123,16 @@ class LearnedGroupConv(tf.keras.layers.Conv2D):
         self.mask.assign(mask)
 
     def group_lasso(self) -> tf.Tensor:
-        """Returns Σ over groups and input channels of the L2 norm of what connects them (Sec. 3.1); scalar."""
+        """Returns Σ over groups and input channels of the L2 norm of the weights that connect them (Sec. 3.1); scalar."""
         squares = tf.reduce_sum(tf.square(self._grouped_kernel()), axis=-1)
-        # The root has no derivative at 0.
+        # The square root has no derivative at 0.
         return tf.reduce_sum(self.mask * tf.sqrt(tf.maximum(squares, _TINY)))
 
     def condensed(self) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the weights of the :class:`IndexedGroupConv` that does the same: kernel and index.
+        """Returns the weights of the equivalent :class:`IndexedGroupConv`: kernel and index.
 
         Raises:
-          ValueError: not all condensing stages are over.
+          ValueError: not all condensing stages have ended.
         """
         mask, kernel = self.mask.numpy(), self._grouped_kernel().numpy()
         left = self.channels // self.condensation
@@ -150,9 +148,9 @@ class LearnedGroupConv(tf.keras.layers.Conv2D):
 
 
 class IndexedGroupConv(tf.keras.layers.Layer):
-    """Learned group convolution, as it is deployed: an index layer, then a standard 1×1 group convolution.
+    """Learned group convolution in its deployed form: an index layer, then a standard 1×1 group convolution.
 
-    Its weights are those that :meth:`LearnedGroupConv.condensed` returns.
+    :meth:`LearnedGroupConv.condensed` returns its weights.
 
     Args:
       filters, groups, condensation: as in :class:`LearnedGroupConv`.
@@ -165,7 +163,7 @@ class IndexedGroupConv(tf.keras.layers.Layer):
         self.conv = GroupConv(filters, groups=groups, name="conv")
 
     def build(self, input_shape: tf.TensorShape) -> None:
-        """Makes the index: which input channels the groups see, group after group."""
+        """Makes the index of the groups' input channels, group after group."""
         selected = self.groups * (_condensable(input_shape[-1], self.condensation) // self.condensation)
         self.index = self.add_weight("index", [selected], tf.int32, initializer="zeros", trainable=False)
         super().build(input_shape)

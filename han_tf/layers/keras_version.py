@@ -1,7 +1,7 @@
-"""Checks, when it is imported, that ``tf.keras`` is Keras 2, which everything here is written for.
+"""Checks on import that ``tf.keras`` is Keras 2, which this package needs.
 
-From TensorFlow 2.16 on that is tf-keras, and :mod:`han_tf` asks for it with TF_USE_LEGACY_KERAS, which comes too late
-where ``tf.keras`` has been used before.
+From TensorFlow 2.16 on, Keras 2 is tf-keras. :mod:`han_tf` selects it with TF_USE_LEGACY_KERAS, which has no effect if
+``tf.keras`` has been used before.
 """
 
 import os
@@ -14,9 +14,9 @@ SWITCH = "TF_USE_LEGACY_KERAS"
 
 
 def check() -> None:
-    """Raises UserError if ``tf.keras`` is Keras 3, or there is none."""
+    """Raises UserError if ``tf.keras`` is Keras 3 or missing."""
     try:
-        version = getattr(tf.keras, "__version__", "2")  # tf-keras does not tell its own here
+        version = getattr(tf.keras, "__version__", "2")  # tf-keras has no version here
     except ImportError as error:
         raise UserError(f"TensorFlow {tf.__version__} finds no Keras 2, expected: pip install tf-keras") from error
     if version.split(".")[0] != "2":

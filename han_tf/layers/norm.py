@@ -8,11 +8,11 @@ from typing import Any, Optional
 import tensorflow as tf
 
 MOMENTUM = 0.9
-"""How much batch norm keeps of its running statistics at a step, in every network.
+"""Momentum of batch norm's running statistics, in every network.
 
-At the first learning rate the weights move on before Keras' 0.99 has forgotten. HAN Small after 20 epochs at that rate
-on Market-1501 at 80x32 reaches 61.7 / 37.9 (rank-1 / mAP) with the statistics of 0.99, 66.5 / 42.7 with those of 0.9,
-and 66.9 / 42.9 with plain means over 64 batches. At the end of a schedule they are about equal: 61.4 / 47.3 and
+At the first learning rate the weights change faster than statistics with Keras' 0.99 can follow. HAN Small after 20
+epochs at that rate on Market-1501 at 80x32 reaches 61.7 / 37.9 (rank-1 / mAP) with 0.99, 66.5 / 42.7 with 0.9, and
+66.9 / 42.9 with plain means over 64 batches. At the end of a schedule 0.99 and 0.9 are about equal: 61.4 / 47.3 and
 60.3 / 47.2 on drawn people (experiments/RESULTS.md).
 """
 
@@ -20,14 +20,14 @@ _SYNCHRONISED = ContextVar("synchronised", default=False)
 
 
 class SynchronisedBatchNorm(tf.keras.layers.BatchNormalization):
-    """Batch norm whose statistics are those of the images of all devices.
+    """Batch norm with statistics over the images of all devices.
 
-    It computes in float32, whatever the precision of the network: Keras adds up the squares of all positions in the
-    precision of the layer, and bfloat16 has eight bits. The results have the precision of the network again. The
-    moving variance is that of the images, not of the population (1/n, not 1/(n - 1), as on one device).
+    It computes in float32: Keras sums the squares of all positions in the layer's precision, and bfloat16 has eight
+    significant bits. The results have the network's precision. The moving variance is divided by n, while on one
+    device it is divided by n - 1.
 
     Args:
-      dtype: of the results; that of the global policy's computations if None.
+      dtype: of the results; None: the global policy's compute dtype.
     """
 
     def __init__(self, dtype: Optional[str] = None, **kwargs: Any):
@@ -41,7 +41,7 @@ class SynchronisedBatchNorm(tf.keras.layers.BatchNormalization):
 
 @contextmanager
 def synchronised_batch_norm() -> Iterator[None]:
-    """Makes :func:`batch_norm` return :class:`SynchronisedBatchNorm` for as long as the block runs."""
+    """Makes :func:`batch_norm` return :class:`SynchronisedBatchNorm` within the block."""
     token = _SYNCHRONISED.set(True)
     try:
         yield
@@ -50,7 +50,7 @@ def synchronised_batch_norm() -> Iterator[None]:
 
 
 def batch_norm(**kwargs: Any) -> tf.keras.layers.BatchNormalization:
-    """Returns a batch norm layer; every network's come from here.
+    """Returns a batch norm layer; all networks use this function.
 
     Args:
       **kwargs: as for Keras' layer; ``momentum`` is :data:`MOMENTUM` unless given.
@@ -60,7 +60,7 @@ def batch_norm(**kwargs: Any) -> tf.keras.layers.BatchNormalization:
 
 
 def with_own_batch_norm(body: tf.keras.Model) -> tf.keras.Model:
-    """Returns a network of ``tf.keras.applications`` with the layers of :func:`batch_norm` in the place of Keras'."""
+    """Returns a network of ``tf.keras.applications`` with its batch norm as :func:`batch_norm` makes it."""
     for layer in body.submodules:
         if isinstance(layer, tf.keras.layers.BatchNormalization):
             layer.momentum = MOMENTUM

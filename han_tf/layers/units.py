@@ -8,24 +8,23 @@ import tensorflow as tf
 from han_tf.layers.norm import batch_norm
 
 KERNEL_INITIALIZER = "he_normal"
-"""He's variance is the right one before a ReLU, and batch norm takes the scale out of most layers anyway.
+"""He's variance suits a layer before a ReLU, and batch norm removes the scale of most layers anyway.
 
-Not all are followed by both: :class:`ResidualUnit` adds before its ReLU, and the depthwise half of a pair has neither.
-For a depthwise kernel ``[k, k, C, 1]`` Keras counts a fan-in of k²C, not k², so that it starts √C smaller. Batch norm
-hides the scale, but the kernel's relative steps are larger; a start with a fan-in of k² learnt more slowly.
+Two layers lack one or both: :class:`ResidualUnit` adds before its ReLU, and the depthwise half of a pair has neither.
+For a depthwise kernel ``[k, k, C, 1]`` Keras counts a fan-in of k²C, not k², so that it starts smaller by √C. Batch
+norm hides the scale, but the kernel's relative steps are larger; networks that start with a fan-in of k² learn slower.
 """
 
 
 class ConvBN(tf.keras.layers.Layer):
-    """Convolution without bias, batch normalisation.
+    """Convolution without bias, then batch norm.
 
     Args:
       filters: number of output channels.
       kernel_size: side of the square kernel, in pixels.
-      strides: step of the kernel, in pixels.
-      depthwise_separable: a depthwise convolution that carries kernel and stride, then a pointwise
-        1×1 convolution to ``filters`` channels, instead of a full convolution; batch norm stands
-        after the pair.
+      strides: the stride s, in pixels.
+      depthwise_separable: a depthwise convolution with that kernel and stride, then a pointwise 1×1 convolution to
+        ``filters`` channels, instead of a full convolution; batch norm follows the pair.
       kernel_initializer: of the convolution (the pointwise one of a pair), as Keras takes it.
     """
 
@@ -98,9 +97,8 @@ class DepthwiseUnit(tf.keras.layers.Layer):
 class InceptionA(tf.keras.layers.Layer):
     """Inception-A unit, which keeps the map's size: four streams of a quarter of the filters each (Table 12).
 
-    Three are a 1×1 and then a 3×3 conv, one is a 3×3 average pool and then a 1×1 conv. The paper names the
-    unit only; its streams are those of HA-CNN (Li et al. 2018), the same authors' earlier network, with
-    which the FLOPs are those of Table 12.
+    Three are a 1×1 and then a 3×3 conv, one is a 3×3 average pool and then a 1×1 conv. The paper only names the unit.
+    The streams are those of HA-CNN (Li et al. 2018), the authors' earlier network; the FLOPs then match Table 12.
 
     Args:
       filters: number of output channels d.
@@ -128,8 +126,8 @@ class InceptionA(tf.keras.layers.Layer):
 class InceptionB(tf.keras.layers.Layer):
     """Inception-B unit, which halves the map: three streams (Table 12).
 
-    A 1×1 and a 3×3 conv of stride 2; a 1×1, a 3×3 and a 3×3 conv of stride 2; each with a quarter of the
-    filters. A 3×3 max pool of stride 2 and a 1×1 conv with half of them. See :class:`InceptionA`.
+    Two have a quarter of the filters each: a 1×1, then a 3×3 conv of stride 2; and a 1×1, a 3×3, then a 3×3 conv of
+    stride 2. The third has half of them: a 3×3 max pool of stride 2, then a 1×1 conv. See :class:`InceptionA`.
 
     Args:
       filters: number of output channels d.
@@ -161,9 +159,8 @@ class InceptionB(tf.keras.layers.Layer):
 class ResidualUnit(tf.keras.layers.Layer):
     """Residual bottleneck unit (He et al. 2016; Table 12): 1×1, 3×3 and 1×1 conv beside a shortcut.
 
-    The first two have half the filters, with which the FLOPs are those of Table 12. The 3×3 carries the stride. The
-    last one's ReLU comes after the addition. The shortcut is the input itself, or a 1×1 conv of it where
-    the unit changes its shape.
+    The first two have half the filters; with them the FLOPs match Table 12. The 3×3 conv has the stride. The last
+    conv's ReLU comes after the addition. The shortcut is the input, or a 1×1 conv of it if the unit changes the shape.
 
     Args:
       filters: number of output channels d.
@@ -180,7 +177,7 @@ class ResidualUnit(tf.keras.layers.Layer):
         self.projection: Optional[ConvBN] = None
 
     def build(self, input_shape: tf.TensorShape) -> None:
-        """Makes the projection if stride or ``channels`` ask for one."""
+        """Makes the projection if the stride is not 1 or ``channels`` differ from the filters."""
         if self.strides != 1 or input_shape[-1] != self.filters:
             self.projection = ConvBN(self.filters, 1, self.strides, name="projection")
         super().build(input_shape)

@@ -1,4 +1,4 @@
-"""The networks, by name. Their modules, which import TensorFlow, are imported when one is made."""
+"""The networks by name. A network's module, which imports TensorFlow, is imported when the network is made."""
 
 import importlib
 import inspect
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 
 class Entry(NamedTuple):
-    """How a network is made.
+    """A network's class and its arguments.
 
     Attributes:
-      factory: its class, or module and name of it below this package: ``han.HAN``.
-      arguments: what it is called with.
+      factory: the class, or its module and name below this package, e.g. ``han.HAN``.
+      arguments: of the constructor.
     """
 
     factory: "str | type[ReIDNetwork]"
@@ -38,7 +38,7 @@ MODELS = {
     "han_small": Entry("han.HAN", {"strides": (2, 1, 1)}),
     "han_medium": Entry("han.HAN", {"strides": (1, 2, 1)}),
     "han_large": Entry("han.HAN", {"strides": (1, 1, 2)}),
-    # Table 12, where HAN Large stands for the depthwise unit
+    # Table 12, whose depthwise unit is that of HAN Large
     "han_inception": Entry("han.HAN", {"unit": "inception"}),
     "han_residual": Entry("han.HAN", {"unit": "residual"}),
     # Table 7
@@ -48,14 +48,14 @@ MODELS = {
     # Tables 5 and 6, Fig. 6
     "resnet50": Entry("applications.ResNet50", {}),
 }
-"""Model name -> how it is made."""
+"""Model name -> class and arguments."""
 
 
 def create_model(name: str, **arguments: Any) -> "ReIDNetwork":
-    """Returns the network called ``name``, built, with ``arguments`` over its own.
+    """Returns the network called ``name``, built; ``arguments`` override those of :data:`MODELS`.
 
-    ``weights="market1501"`` gives it the weights that come with the package, where it has such
-    (``python -m han_tf.weights`` lists them); MobileNet and ResNet50 take a file of ImageNet weights there.
+    ``weights="market1501"`` loads weights that come with the package (``python -m han_tf.weights`` lists them);
+    ``weights`` of MobileNet and ResNet50 is a file of ImageNet weights.
 
     Raises:
       UserError: there is no such network, an argument does not fit, or the shipped weights are damaged.
@@ -79,13 +79,13 @@ def create_model(name: str, **arguments: Any) -> "ReIDNetwork":
         model = factory(**{**MODELS[name].arguments, **arguments})
     except (TypeError, ValueError) as error:
         raise UserError(f"model {name}: {error}") from error
-    # A checkpoint can then be compared with the variables before it is read.
+    # So that a checkpoint can be compared with the variables before it is read.
     model.make_variables()
     return model
 
 
 def _with_shipped_weights(name: str, shipped: str, arguments: Mapping[str, Any]) -> "ReIDNetwork":
-    """Returns a network with the weights that come with the package, made as it was trained but for ``arguments``."""
+    """Returns a network with shipped weights, made with its training's arguments, which ``arguments`` override."""
     from han_tf.models.transfer import take_over
 
     folder = resolve(shipped)
@@ -101,7 +101,7 @@ def _with_shipped_weights(name: str, shipped: str, arguments: Mapping[str, Any])
 
 
 def create_deployed(name: str, **arguments: Any) -> "ReIDNetwork":
-    """Returns what :func:`create_model` does, in the form in which it is deployed after training: to count or to time.
+    """Returns the network of :func:`create_model` in its deployed form, to count its FLOPs or to time it.
 
     Raises:
       UserError: as :func:`create_model`.

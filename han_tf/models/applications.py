@@ -1,4 +1,4 @@
-"""MobileNet (Table 7) and ResNet50 (Tables 5 and 6, Fig. 6), as Keras has them."""
+"""MobileNet (Table 7) and ResNet50 (Tables 5 and 6, Fig. 6) of ``tf.keras.applications``."""
 
 import os
 from collections.abc import Sequence
@@ -16,9 +16,8 @@ from han_tf.models.network import IMAGE_DEVIATION, IMAGE_MEAN
 class Application(Baseline):
     """A network of ``tf.keras.applications`` with the head of HAN's branches; arguments as :class:`Baseline`.
 
-    It starts from random weights and HAN's input normalisation or, if a file is given, from weights that
-    Keras trained on ImageNet and the normalisation that goes with them. A checkpoint holds the normalisation, so
-    whoever reads one need not know which it was.
+    It starts from random weights and HAN's input normalisation or, if a file is given, from Keras' ImageNet weights
+    and their normalisation. Checkpoints hold the normalisation.
     """
 
     def add_body(
@@ -28,12 +27,12 @@ class Application(Baseline):
         mean: Sequence[float],
         deviation: Sequence[float],
     ) -> None:
-        """Adds the network up to its last map.
+        """Adds the body: the network up to its last map.
 
         Args:
-          body: that network, with random weights.
+          body: the network, with random weights.
           weights: file of its weights that Keras publishes, ``*_no_top.h5`` or ``*_notop.h5``; None for random ones.
-          mean, deviation: of each channel, RGB in [0, 255], as those weights expect.
+          mean, deviation: the normalisation of those weights, for each channel, RGB in [0, 255].
 
         Raises:
           UserError: the file is missing or does not hold the body's weights.
@@ -47,7 +46,7 @@ class Application(Baseline):
         )
 
     def normalised(self, images: tf.Tensor) -> tf.Tensor:
-        """Returns images as the weights they started from expect them, see :meth:`ReIDNetwork.normalised`."""
+        """Returns images normalised for the initial weights, see :meth:`ReIDNetwork.normalised`."""
         return (tf.cast(images, tf.float32) - self.image_mean) / self.image_deviation
 
     def backbone(self, pixels: tf.Tensor, training: Optional[bool] = None) -> tf.Tensor:
@@ -67,7 +66,7 @@ class MobileNet(Application):
       input_size: height and width of the images, in pixels.
       feature_dim: dimension of the feature.
       width: the width multiplier α.
-      weights: file of weights, see :meth:`Application.add_body`; Keras' expect RGB in [-1, 1].
+      weights: file of weights, see :meth:`Application.add_body`; Keras' weights expect RGB in [-1, 1].
 
     Raises:
       ValueError: an argument does not fit; the message names it.
@@ -98,8 +97,8 @@ class ResNet50(Application):
       num_classes: number of training identities; 0 for a network without classifiers.
       input_size: height and width of the images, in pixels.
       feature_dim: dimension of the feature.
-      weights: file of weights, see :meth:`Application.add_body`; Keras' expect BGR less ImageNet's mean, so their
-        first convolution is turned to RGB.
+      weights: file of weights, see :meth:`Application.add_body`; Keras' weights expect BGR minus ImageNet's mean, so
+        the channels of their first convolution are reversed.
 
     Raises:
       ValueError: an argument does not fit; the message names it.
@@ -125,7 +124,7 @@ class ResNet50(Application):
 
 def _load_weights(body: tf.keras.Model, path: Path) -> None:
     expected = f"the ImageNet weights of {body.name} without its top layers, as Keras publishes them (.h5)"
-    # Keras takes whatever does not end so for a checkpoint of TensorFlow.
+    # Keras reads a file with any other suffix as a TensorFlow checkpoint.
     if path.suffix != ".h5":
         raise UserError(f"{path}: the name ends in {path.suffix or 'nothing'!r}, expected {expected}")
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""What HAN is compared with (Tables 5, 6 and 7, Fig. 6): one backbone with the head that ends HAN's branches."""
+"""The networks HAN is compared with (Tables 5, 6 and 7, Fig. 6): a backbone with the head of HAN's branches."""
 
 from collections.abc import Sequence
 from types import MappingProxyType
@@ -9,7 +9,7 @@ import tensorflow as tf
 from han_tf.models.network import LevelAttention, ReIDNetwork, mean_over_positions
 
 SMALLEST_SIDE = 32
-"""All the backbones halve their maps five times."""
+"""Smallest height and width of images, in pixels: all backbones halve their maps five times."""
 
 
 class Baseline(ReIDNetwork):

@@ -12,25 +12,25 @@ from han_tf.layers.units import KERNEL_INITIALIZER
 from han_tf.models.baseline import Baseline
 
 BOTTLENECK = 4
-"""Filters of a 1×1 convolution for each one of the 3×3 convolution that follows."""
+"""Filters of a 1×1 convolution per filter of the 3×3 convolution that follows."""
 
 MOST_BLOCKS = 5
-"""With more the smallest images would leave an empty map."""
+"""With more blocks the smallest images would have an empty map."""
 
 GROUP_LASSO = 1e-5
-"""λ of the group-lasso regulariser, that of their ImageNet models."""
+"""λ of the group-lasso regulariser, as in Huang et al.'s ImageNet models."""
 
 
 class CondenseLayer(tf.keras.layers.Layer):
     """A layer of CondenseNet (their Fig. 1): learned 1×1 group conv, permutation, 3×3 group conv, dense connection.
 
-    Batch norm and ReLU stand before each convolution.
+    Batch norm and ReLU precede each convolution.
 
     Args:
       growth: number k of channels that the layer adds.
       groups: G, of both convolutions.
       condensation: C, see :class:`LearnedGroupConv`.
-      condensed: whether it is in the form in which it is deployed.
+      condensed: whether it has its deployed form.
     """
 
     def __init__(self, growth: int, groups: int, condensation: int, condensed: bool, **kwargs):
@@ -45,14 +45,14 @@ class CondenseLayer(tf.keras.layers.Layer):
     def call(self, inputs: tf.Tensor, training: Optional[bool] = None) -> tf.Tensor:
         """Maps ``[batch, height, width, channels]`` to ``[batch, height, width, channels + growth]``."""
         outputs = self.learned(tf.nn.relu(self.norm1(inputs, training=training)))
-        # Else each group of the next convolution would depend on the few channels one group has kept.
+        # Otherwise each group of the next convolution would depend on the few channels that one group has kept.
         outputs = channel_shuffle(outputs, self.groups)
         outputs = self.conv(tf.nn.relu(self.norm2(outputs, training=training)))
         return tf.concat([inputs, outputs], axis=-1)
 
 
 class CondenseBlock(tf.keras.layers.Layer):
-    """Layers of one growth rate; each sees what all before it gave, those of earlier blocks included.
+    """Layers of one growth rate; each gets the outputs of all earlier layers, also those of earlier blocks.
 
     Args:
       depth: number of layers.
@@ -76,24 +76,24 @@ class CondenseBlock(tf.keras.layers.Layer):
 class CondenseNet(Baseline):
     """CondenseNet with the head of HAN's branches.
 
-    The defaults make CondenseNet-74 with G = C = 8, that of the paper's Table 7: 2.74e8 multiply-adds at
-    224×224 and 1,000 classes, to which Huang et al. also count one operation for each element that goes into
-    a ReLU or a pooling.
+    The defaults make CondenseNet-74 with G = C = 8, that of the paper's Table 7: 2.74e8 operations at 224×224 and
+    1,000 classes. Huang et al. count multiply-adds and one operation for each element that goes into a ReLU or a
+    pooling.
 
-    Training condenses it: at the end of each of C − 1 stages, which share the first half of training evenly, each
-    learned group convolution loses 1/C of its connections. A group-lasso regulariser acts until then. The
-    learning rate follows this project's schedule, not the cosine of Huang et al.; nor do they have a feature
-    layer: they remove half the connections of their ImageNet classifier, here the head stays whole.
+    Training condenses it: the first half of training has C − 1 stages of equal length, and at the end of each every
+    learned group convolution loses 1/C of its connections. A group-lasso regulariser acts until the last stage ends.
+    Unlike in Huang et al., the learning rate follows this project's schedule instead of a cosine, and the head, which
+    has a feature layer, keeps all connections; they remove half of their ImageNet classifier's.
 
     Args:
       num_classes: number of training identities; 0 for a network without classifiers.
       input_size: height and width of the images, in pixels.
       feature_dim: dimension of the feature.
       depths: number of layers of each block; between blocks a 2×2 average pool halves the map.
-      growth: how many channels a layer adds, block by block; multiples of ``groups``.
+      growth: how many channels a layer adds, block by block; multiples of ``groups`` and of ``condensation``.
       groups: G.
       condensation: C.
-      condensed: whether the network is in the form in which it is deployed, see :meth:`deployed`.
+      condensed: whether the network has its deployed form, see :meth:`deployed`.
 
     Raises:
       ValueError: an argument does not fit; the message names it.
@@ -166,12 +166,12 @@ class CondenseNet(Baseline):
 
     @property
     def learned_convs(self) -> list[LearnedGroupConv]:
-        """The learned group convolutions, first one first; none in a condensed network."""
+        """The learned group convolutions in the order of the forward pass; none in a condensed network."""
         convs = [unit.learned for block in self.blocks for unit in block.units]
         return [conv for conv in convs if isinstance(conv, LearnedGroupConv)]
 
     def begin_step(self, step: int, steps: int) -> None:
-        """Ends the condensing stages that are over by now, see :meth:`ReIDNetwork.begin_step`."""
+        """Condenses as far as ``step`` of ``steps`` demands, see :meth:`ReIDNetwork.begin_step`."""
         stages = min(self.condensation - 1, 2 * step * (self.condensation - 1) // steps)
         if stages > int(self.stages_over):
             for conv in self.learned_convs:
@@ -179,17 +179,17 @@ class CondenseNet(Baseline):
             self.stages_over.assign(stages)
 
     def penalty(self) -> tf.Tensor:
-        """Returns the group-lasso regulariser, scalar float32; 0 when all condensing stages are over."""
+        """Returns the group-lasso regulariser, scalar float32; 0 once all condensing stages have ended."""
         condensing = tf.cast(self.stages_over < self.condensation - 1, tf.float32)
         return GROUP_LASSO * condensing * sum((conv.group_lasso() for conv in self.learned_convs), tf.zeros([]))
 
     def deployed(self) -> "CondenseNet":
         """Returns the network with index layers and standard group convolutions instead of learned ones.
 
-        It gives the same features, with one C-th of the 1×1 convolutions' multiply-adds.
+        It gives the same features, with 1/C of the multiply-adds of the 1×1 convolutions.
 
         Raises:
-          UserError: not all condensing stages are over.
+          UserError: not all condensing stages have ended.
         """
         stages, expected = int(self.stages_over), self.condensation - 1
         if stages < expected:
@@ -206,7 +206,7 @@ class CondenseNet(Baseline):
 
 
 def _weighted_layers(model: CondenseNet) -> list[tf.keras.layers.Layer]:
-    """The layers with weights of their own, in an order that does not depend on the form of the network."""
+    """Returns the layers that have weights, in an order that is the same for both forms of the network."""
     layers = [model.stem, model.norm]
     for block in model.blocks:
         for unit in block.units:

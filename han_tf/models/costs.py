@@ -1,10 +1,10 @@
 """FLOPs and parameters of a network, part by part (Tables 1 and 12).
 
-Two conventions are in use. Sec. 4 of the paper calls FLOPs "the number of multiply-adds", yet its own networks seem to
+Two conventions are in use. Sec. 4 of the paper calls FLOPs "the number of multiply-adds", but its own networks seem to
 be counted as TensorFlow's profiler does: a multiply-add is two operations, and batch norm one multiply-add for each
-output element of a convolution. That is inferred: only so, and with the stem's 32 filters and the widths of the 1×1
-convolutions that stand here, are its five published figures met together within 0.5 %. Most other papers count a
-multiply-add once and leave out batch norm.
+output element of a convolution. This is inferred: only with it, the stem's 32 filters and the widths of the 1×1
+convolutions used here are all five published figures matched within 0.5 %. Most other papers count a multiply-add once
+and leave out batch norm.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +23,7 @@ _COUNTED = (
 
 
 class Cost(NamedTuple):
-    """What a part of a network costs, for one image.
+    """Cost of a part of a network, for one image.
 
     Attributes:
       macs: multiply-adds of convolutions and fully connected layers.
@@ -52,8 +52,8 @@ def total(costs: Mapping[str, Cost]) -> Cost:
 def part_costs(model: tf.keras.Model, parts: Mapping[str, tf.Module], input_size: Sequence[int]) -> dict[str, Cost]:
     """Returns the cost of each part of a network, from its layers' kernels and output sizes.
 
-    What has no kernel (pooling, resizing, activations, the crop's interpolation) is not counted, as
-    in the paper: with pooling, the Inception network of Table 12 would have 1.10e9 FLOPs, not 1.09e9.
+    Operations without a kernel (pooling, resizing, activations, the crop's interpolation) are not counted, as in the
+    paper: with pooling, the Inception network of Table 12 would have 1.10e9 FLOPs, not 1.09e9.
 
     Args:
       model: a network that takes ``[batch, height, width, 3]`` images.
@@ -92,7 +92,7 @@ def _layer_cost(layer: tf.keras.layers.Layer, inputs: tf.TensorShape, output: tf
 def _recorded_calls(
     layers: Sequence[tf.keras.layers.Layer],
 ) -> Iterator[list[tuple[tf.keras.layers.Layer, tf.TensorShape, tf.TensorShape]]]:
-    """Notes (layer, input shape, output shape) of every call of ``layers`` inside the block."""
+    """Records (layer, input shape, output shape) of every call of ``layers`` inside the block."""
     calls = []
     patched = []
     for layer in layers:

@@ -19,14 +19,14 @@ class HAN(ReIDNetwork):
     """The Harmonious Attention Network.
 
     One conv layer feeds a global branch of three levels and a local branch of T streams with shared
-    weights. Harmonious Attention at level l looks at the output of global block l: its soft map
-    multiplies that output, its regions are cut out of that block's *input*. They are the local
-    branch's input at level 1 and are added to it at the next levels (eq. 8).
+    weights. Harmonious Attention at level l is computed from the output of global block l: its soft map
+    multiplies that output, and its regions are cut out of that block's *input*. The crops are the local
+    branch's input at level 1 and are added to its input at later levels (eq. 8).
 
-    The joint feature is the global and the local one, side by side.
+    The joint feature concatenates the global and the local one.
 
     Args:
-      strides: the global units' strides, one unit for each (Table 1); the building block's own if None.
+      strides: the global units' strides, one unit for each (Table 1); None: the building block's default.
       num_classes: number of training identities; 0 for a network without classifiers.
       input_size: height and width of the images, in pixels.
       stem_width: filters of the first conv layer; not in the paper, inferred from Table 12's FLOPs.
@@ -36,8 +36,8 @@ class HAN(ReIDNetwork):
       feature_dim: dimension of the joint feature, half for each branch.
       unit: the building block, a key of :data:`han_tf.layers.blocks.BLOCKS` (Table 12).
       spatial, channel, hard: the attention types in use (Table 9).
-      interaction: cross-attention interaction learning, eq. (8) (Table 10). Without it nothing is cut out at the
-        levels after the first, so that these have no hard attention.
+      interaction: cross-attention interaction learning, eq. (8) (Table 10). Without it the levels after the first
+        have no crops and no hard attention.
 
     Raises:
       ValueError: an argument does not fit; the message names it.
@@ -76,7 +76,7 @@ class HAN(ReIDNetwork):
             raise ValueError(f"input_size must be at least {smallest} pixels either way, got {input_size}")
         if len(region_scale) != 2 or not all(0 < scale <= 1 for scale in region_scale):
             raise ValueError(f"region_scale must be two numbers that lie in (0, 1], got {region_scale}")
-        # Keras would make a plain dict, and whatever is added to it, part of the checkpoints.
+        # Keras would make a plain dict part of the checkpoints.
         self._config = MappingProxyType(
             {
                 "strides": None if strides is None else list(strides),
@@ -174,8 +174,8 @@ def _level_sizes(
 ) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
     """Returns each level's map size and region size: 80×32 and 24×28, 40×16 and 12×14, 20×8 and 6×7.
 
-    A region's size halves with each level as the local blocks halve their maps, so that the crops of
-    a level always fit what they are added to.
+    Region sizes halve with each level, as the local blocks halve their maps, so that crops and the maps they are added
+    to have the same size.
     """
     map_size = tuple(-(-side // STEM_STRIDE) for side in input_size)
     region_size = tuple(max(1, round(scale * side)) for scale, side in zip(region_scale, map_size))

@@ -1,4 +1,4 @@
-"""What all networks share: RGB images in; features and identity logits out, branch by branch."""
+"""The base class of all networks: RGB images in; features and identity logits out, branch by branch."""
 
 from collections.abc import Sequence
 from typing import NamedTuple, Optional
@@ -9,18 +9,18 @@ from han_tf.layers.norm import batch_norm
 
 IMAGE_MEAN = (123.675, 116.28, 103.53)
 IMAGE_DEVIATION = (58.395, 57.12, 57.375)
-"""ImageNet's per-channel statistics, RGB in [0, 255]: the field's habit, also without pre-training."""
+"""ImageNet's per-channel statistics, RGB in [0, 255]; usual in re-id, also without pre-training."""
 
 
 class LevelAttention(NamedTuple):
-    """What one level attends to.
+    """Attention of one level.
 
     Attributes:
-      soft: soft attention, ``[batch, height, width, channels]`` in [0.5, 1); None where switched off.
+      soft: soft attention, ``[batch, height, width, channels]`` in [0.5, 1); None if switched off.
       theta: (t_x, t_y) of each region, ``[batch, T, 2]`` in [-1, 1]; None at a level without regions.
       boxes: the regions as (x_min, y_min, x_max, y_max), ``[batch, T, 4]``, in pixels of the input
         image; they may reach past its border. None at a level without regions.
-      spatial: soft spatial attention S, ``[batch, height, width, 1]`` ≥ 0; None where switched off.
+      spatial: soft spatial attention S, ``[batch, height, width, 1]`` ≥ 0; None if switched off.
     """
 
     soft: Optional[tf.Tensor]
@@ -30,7 +30,7 @@ class LevelAttention(NamedTuple):
 
 
 class Branches(NamedTuple):
-    """What one forward pass gives.
+    """The results of one forward pass.
 
     Attributes:
       features: each branch's feature by its name, in the order of the network's ``branch_names``;
@@ -60,15 +60,15 @@ class FeatureHead(tf.keras.layers.Layer):
 
 
 class ReIDNetwork(tf.keras.Model):
-    """A network that the training loop trains and that gives one feature per image.
+    """A network that gives one feature per image and that the training loop can train.
 
     Called on a batch of images it returns the deployed feature, ``[batch, feature_dim]`` float32: the
-    feature of each branch, L2-normalised, side by side (Sec. 3.4). :meth:`branches` gives everything that
-    a forward pass knows.
+    L2-normalised features of the branches, concatenated (Sec. 3.4). :meth:`branches` returns each branch's
+    feature and the attention.
 
     A subclass makes its layers and then calls :meth:`add_heads`; it implements :meth:`pooled` and
     :meth:`body_parts`, and sets ``branch_names`` if it has several branches. The heads are the
-    attributes ``{branch}_head`` and ``{branch}_classifier``, by which checkpoints know them.
+    attributes ``{branch}_head`` and ``{branch}_classifier``; checkpoints use these names.
 
     Args:
       num_classes: number of training identities; 0 for a network without classifiers.
@@ -81,10 +81,10 @@ class ReIDNetwork(tf.keras.Model):
     """
 
     branch_names: tuple[str, ...] = ("global",)
-    """Whose features the joint one joins, in this order; equally wide, each of unit norm."""
+    """The branches whose features make the joint one, in this order; equally wide, each of unit norm."""
 
     map_sizes: Sequence[tuple[int, int]] = ()
-    """Height and width of the map at each level with attention, first level first."""
+    """Height and width of the map that each level's regions are cut out of, first level first."""
 
     def __init__(self, num_classes: int, input_size: Sequence[int], feature_dim: int, name: str):
         super().__init__(name=name)
@@ -109,7 +109,7 @@ class ReIDNetwork(tf.keras.Model):
                 setattr(self, f"{name}_classifier", tf.keras.layers.Dense(self.num_classes, **options))
 
     def make_variables(self) -> None:
-        """Runs one pass, which makes all variables."""
+        """Makes all variables by running one forward pass."""
         branches = self.branches(tf.zeros([1, *self.input_size, 3]))
         if self.num_classes:
             self.classify(branches)
@@ -128,8 +128,8 @@ class ReIDNetwork(tf.keras.Model):
           training: whether batch norm uses the batch's statistics.
 
         Returns:
-          What each branch's feature layer gets, ``[batch, channels]`` float32, by branch; and what :class:`Branches`
-          holds of attention.
+          The input of each branch's feature layer, ``[batch, channels]`` float32, by branch; and the attention, as in
+          :class:`Branches`.
         """
         raise NotImplementedError
 
@@ -178,7 +178,7 @@ class ReIDNetwork(tf.keras.Model):
         return []
 
     def begin_step(self, step: int, steps: int) -> None:
-        """Changes what a network changes in itself as training goes on; the trainer calls it before each step.
+        """Updates a network that changes its form during training; the trainer calls it before each step.
 
         Args:
           step: number of steps taken so far.
@@ -186,11 +186,11 @@ class ReIDNetwork(tf.keras.Model):
         """
 
     def penalty(self) -> tf.Tensor:
-        """Returns what the network adds to the objective of training, beside weight decay; scalar float32."""
+        """Returns the network's own term of the training objective, beside weight decay; scalar float32."""
         return tf.zeros([])
 
     def deployed(self) -> "ReIDNetwork":
-        """Returns the network with the same features in the form in which it is deployed; itself if it is in that."""
+        """Returns the network's deployed form, which gives the same features; itself if there is no other form."""
         return self
 
     def parts(self) -> dict[str, tf.Module]:
@@ -206,12 +206,12 @@ def mean_over_positions(maps: tf.Tensor) -> tf.Tensor:
 
 
 def unit_features(branches: Branches) -> dict[str, tf.Tensor]:
-    """Returns each branch's feature as it is deployed: L2-normalised."""
+    """Returns each branch's L2-normalised feature, by its name."""
     return {name: tf.math.l2_normalize(feature, axis=-1) for name, feature in branches.features.items()}
 
 
 def joint_feature(branches: Branches) -> tf.Tensor:
-    """L2-normalises each branch's feature and joins them in their order: ``[batch, feature_dim]`` (Sec. 3.4)."""
+    """Returns the branches' L2-normalised features, concatenated: ``[batch, feature_dim]`` (Sec. 3.4)."""
     return tf.concat(list(unit_features(branches).values()), axis=-1)
 
 

@@ -12,7 +12,7 @@ from han_tf.models.baseline import Baseline
 
 STEM_WIDTH = 24
 FIRST_STAGE_WIDTHS = {1: 144, 2: 200, 3: 240, 4: 272, 8: 384}
-"""Number of groups -> channels of stage 2, which each further stage doubles (their Table 1)."""
+"""Number of groups -> channels of stage 2; each further stage doubles them (their Table 1)."""
 
 STAGE_UNITS = (4, 8, 4)
 """Units of stages 2, 3 and 4 (their Table 1); the first of a stage has stride 2."""
@@ -23,14 +23,14 @@ BOTTLENECK = 4
 class ShuffleUnit(tf.keras.layers.Layer):
     """The ShuffleNet unit (their Fig. 2b and c): 1×1 group conv, channel shuffle, 3×3 depthwise conv, 1×1 group conv.
 
-    With stride 1 the input is added to the result; with stride 2 its 3×3 average pool stands before it
-    as further channels.
+    With stride 1 the input is added to the result; with stride 2 the input's 3×3 average pool is concatenated before
+    it.
 
     Args:
       filters: number of output channels; the bottleneck has a quarter of them.
       strides: stride of the depthwise convolution, 1 or 2.
-      groups: of the 1×1 convolutions.
-      grouped_first: whether that holds of the first one, too; its input has few channels in stage 2.
+      groups: number of groups of the 1×1 convolutions.
+      grouped_first: whether the first of them is grouped, too; stage 2 has too few input channels for that.
     """
 
     def __init__(self, filters: int, strides: int, groups: int, grouped_first: bool = True, **kwargs):
@@ -45,7 +45,7 @@ class ShuffleUnit(tf.keras.layers.Layer):
         self.norms = [batch_norm(name=f"norm{number}") for number in (1, 2, 3)]
 
     def build(self, input_shape: tf.TensorShape) -> None:
-        """Sizes the last convolution, which leaves room for the pooled input where the stride is 2."""
+        """Sizes the last convolution, which has fewer filters with stride 2, by the channels of the pooled input."""
         added = input_shape[-1] if self.strides > 1 else 0
         self.expand = GroupConv(self.filters - added, groups=self.groups, name="expand")
         super().build(input_shape)
@@ -67,7 +67,7 @@ class ShuffleStage(tf.keras.layers.Layer):
     Args:
       filters: number of output channels.
       units: number of units.
-      groups, grouped_first: see :class:`ShuffleUnit`; the latter is about the first unit alone.
+      groups, grouped_first: see :class:`ShuffleUnit`; the latter is for the first unit only.
     """
 
     def __init__(self, filters: int, units: int, groups: int, grouped_first: bool = True, **kwargs):
@@ -85,15 +85,15 @@ class ShuffleStage(tf.keras.layers.Layer):
 class ShuffleNet(Baseline):
     """ShuffleNet with the head of HAN's branches.
 
-    The paper's Table 7 gives 1.40e8 FLOPs: ShuffleNet 1×, whose widths Zhang et al. choose for about 140 million
-    multiply-adds at 224×224 and 1,000 classes, whatever the number of groups. With three groups they are 137
-    million (their Table 1). The paper does not say how many it took.
+    The paper's Table 7 gives 1.40e8 FLOPs, that is, ShuffleNet 1×: for any number of groups, Zhang et al. choose widths
+    for about 140 million multiply-adds at 224×224 and 1,000 classes. With three groups it has 137 million (their
+    Table 1). The paper does not say how many groups it used.
 
     Args:
       num_classes: number of training identities; 0 for a network without classifiers.
       input_size: height and width of the images, in pixels.
       feature_dim: dimension of the feature.
-      groups: of the 1×1 convolutions, a key of :data:`FIRST_STAGE_WIDTHS`.
+      groups: number of groups of the 1×1 convolutions, a key of :data:`FIRST_STAGE_WIDTHS`.
       scale: factor on all widths, the s of "ShuffleNet s×".
 
     Raises:
@@ -119,7 +119,7 @@ class ShuffleNet(Baseline):
                 f"{BOTTLENECK * groups}, got {scale}"
             )
         stem_width = round(scale * STEM_WIDTH)
-        # The first unit of stage 2 puts the stem's channels beside its own.
+        # The first unit of stage 2 concatenates the stem's channels with its own.
         if (width - stem_width) % groups:
             raise ValueError(
                 f"scale must make the width {width} of stage 2 and the stem's {stem_width} differ by a multiple of the "

@@ -1,4 +1,4 @@
-"""Weights by name: what one network takes over from another one."""
+"""Copies weights from one network to another, by their names."""
 
 from collections import deque
 from collections.abc import Mapping
@@ -12,11 +12,11 @@ from han_tf.models.network import ReIDNetwork
 
 
 def named_variables(model: ReIDNetwork, classifiers: bool = True) -> dict[str, tf.Variable]:
-    """Returns the network's variables by the names under which checkpoints know them: ``stem/conv/kernel``, …
+    """Returns the network's variables by their names in checkpoints: ``stem/conv/kernel``, …
 
     Args:
       model: the network.
-      classifiers: whether those of the classifiers are among them.
+      classifiers: whether to include those of the classifiers.
     """
     view = tf.train.TrackableView(model)
     names: dict[str, tf.Variable] = {}
@@ -45,13 +45,13 @@ def take_over(
     where: str,
     classifiers: bool = False,
 ) -> None:
-    """Gives a network the weights of another one, all but those of the classifiers unless they are wanted.
+    """Copies the weights of another network into a network.
 
     Args:
       model: the network.
-      arrays: values by the names of :func:`named_variables`; those that the network has no use for are passed over.
-      where: what errors call their source.
-      classifiers: whether the classifiers' are taken over, too.
+      arrays: values by the names of :func:`named_variables`; names that the network lacks are ignored.
+      where: name of their source in errors.
+      classifiers: whether to copy those of the classifiers, too.
 
     Raises:
       UserError: a variable's value is missing or has another shape, that is, the networks differ.
