@@ -2,15 +2,15 @@
 
   python -m experiments.bench_indexes --folder DIR [case ...] --output FILE
 
-A case is a size and an engine, as ``1000000x1024/hnsw``; without any, all twelve run. Galleries are built in DIR
-where they are not there yet and kept, so that the long builds can be made beforehand (``--build_only``) and apart from
-the measurements, which want a quiet machine. Each gallery is opened in a process of its own.
+A case is a size and an engine, e.g. ``1000000x1024/hnsw``; all twelve run if none is named. Missing galleries are
+built in DIR and kept there. ``--build_only`` makes the long builds beforehand, so that the measurements can run on a
+quiet machine. Each gallery is opened in a separate process.
 
-The features are made from a seed as those of a trained network are: 25 images per person, clustered, varying in 48
-latent dimensions, of unit length. Searches go through the interface everybody uses, labels of the hits included; the
-files are in the page cache. Recall is that of the ten nearest of an exact search. Memory is what the process holds
-itself (index and labels) beyond what it does before it opens the gallery, and file pages it has mapped and touched.
-CPU seconds of a build do not depend on what else runs; its seconds do.
+The features are drawn from a seed and resemble those of a trained network: 25 images per person, clustered, varying in
+48 latent dimensions, of unit length. Searches use the public interface and return the hits' labels; the files are in
+the page cache. Recall is of the ten nearest of an exact search. ``memory_mb`` is the memory that opening and searching
+a gallery adds to the process (index and labels), ``mapped_mb`` the file pages that it has mapped and touched. Other
+load on the machine changes a build's seconds, but not its CPU seconds.
 """
 
 import json
@@ -47,10 +47,10 @@ QUERIES = 1_000
 K = 10
 
 TIMED_SECONDS = 20
-"""A latency is that of all queries, or of as many as take so long, but at least a hundred."""
+"""Queries are timed until all are done, or until this time is over and at least a hundred are done."""
 
 BAR_ROWS, BAR_RECALL, BAR_SPEEDUP = 1_000_000, 0.95, 20
-"""At so many rows HNSW or IVF-PQ should have that recall at so many times flat's speed."""
+"""The bar for HNSW and IVF-PQ: rows from which it holds, recall, and speed as a multiple of flat's."""
 
 CHUNK = 16_384
 
@@ -62,7 +62,7 @@ command_line.require(FLAGS, "folder", "a folder to keep galleries in")
 
 
 def build(folder: Path, size: str, engine: str) -> Path:
-    """Returns the folder of a gallery, built if it is not there."""
+    """Returns the folder of a gallery, which is built if it is missing."""
     gallery_folder = folder / size / engine
     if (gallery_folder / "build.json").exists():
         return gallery_folder
@@ -80,7 +80,7 @@ def build(folder: Path, size: str, engine: str) -> Path:
                 gallery.add(problem.gallery[part], paths=paths, pids=pids[part], camids=camids[part])
         (folder / size / "gallery.npy").unlink()
     else:
-        # The vectors' file only grows: a link does for a gallery that nobody adds to.
+        # A hard link is enough: the vectors' file is only appended to, and nothing is added here.
         flat = build(folder, size, "flat")
         gallery_folder.mkdir(parents=True)
         shutil.copy(flat / "gallery.sqlite", gallery_folder)
@@ -100,7 +100,7 @@ def build(folder: Path, size: str, engine: str) -> Path:
 
 
 def measure(gallery_folder: Path, size: str, engine: str, truth: np.ndarray) -> dict[str, Any]:
-    """Returns the figures of one gallery; in a fresh process."""
+    """Returns the figures of one gallery; to be called in a fresh process."""
     queries = np.load(gallery_folder.parent / "query.npy")
     before = memory_mb("RssAnon"), memory_mb("RssFile")
     start = time.perf_counter()
@@ -136,7 +136,7 @@ def exact(gallery_folder: Path) -> np.ndarray:
 
 
 def _latencies(gallery: Gallery, queries: np.ndarray) -> np.ndarray:
-    """Returns milliseconds of searches for one query each."""
+    """Returns the times of searches for one query each, in milliseconds."""
     for query in queries[:20]:
         gallery.search(query[None], K)
     latencies, began = [], time.perf_counter()
@@ -151,7 +151,7 @@ def _latencies(gallery: Gallery, queries: np.ndarray) -> np.ndarray:
 
 @contextmanager
 def _clocked() -> Iterator[dict[str, float]]:
-    """Gives figures that hold, once the block has run, its seconds, CPU seconds of all threads, and the load then."""
+    """Yields a dict that gets the block's seconds, its CPU seconds of all threads, and the load after it."""
     figures: dict[str, float] = {}
     start, cpu = time.perf_counter(), time.process_time()
     yield figures

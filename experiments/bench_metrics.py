@@ -2,10 +2,10 @@
 
   python -m experiments.bench_metrics [case ...]
 
-Each figure stands beside this machine's own 4096³ float32 matrix product, measured in the same run, and beside its
-bar; a bar that is stated for a machine with a product of 330 GFLOP/s is scaled to this machine's. Memory is what the
-process holds beyond the features at its peak. The features are clustered by person, 1,024-D (for a million 256-D, or
-64-D where they are re-ranked) and of unit length; the metrics printed are theirs and mean nothing else.
+Each figure is printed with its bar and with the speed of a 4096³ float32 matrix product in the same run; bars that are
+stated for a machine with 330 GFLOP/s are scaled by it. Memory is the peak beyond the features. The features are
+clustered by person, 1,024-D (for a million images 256-D, or 64-D if they are re-ranked) and of unit length; the
+printed accuracies say nothing about any network.
 """
 
 import sys
@@ -31,13 +31,13 @@ from han_tf.metrics import (
 )
 
 LATENT = 48
-"""Dimensions in which the features really vary; those of trained networks are about as few."""
+"""Dimensions in which the features vary; trained networks have about as many."""
 
 SPREAD = 0.95
 """Deviation of one person's features in each of these dimensions, where people deviate by 1."""
 
 COMMON_SECONDS = 3.2
-"""What the common Cython code takes for the metrics of Market-1501 from given distances."""
+"""Time of the common Cython code for the metrics of Market-1501 from given distances."""
 
 FLAGS = command_line.new_flags()
 flags.DEFINE_integer("memory_mb", 1024, "Memory for distances, MiB.", 16, flag_values=FLAGS)
@@ -47,7 +47,7 @@ flags.DEFINE_string("output", "", "JSON file for the figures.", flag_values=FLAG
 
 
 class Size(NamedTuple):
-    """Numbers of images, feature dimension, people and cameras; the rest of the gallery are distractors."""
+    """Numbers of images, dimensions, people and cameras; all but ``matching`` gallery images are distractors."""
 
     queries: int
     gallery: int
@@ -61,11 +61,11 @@ MARKET = Size(3_368, 15_913, 1_024, 750, 13_115, 6)
 MSMT = Size(11_659, 82_161, 1_024, 3_060, 82_161, 15)
 MILLION = Size(3_368, 1_000_000, 256, 750, 13_115, 6)
 RERANKED_MILLION = MILLION._replace(dimension=64)
-"""The exact neighbours of a million images are 10¹² distances, which are affordable between short features alone."""
+"""Exact neighbours of a million images need 10¹² distances, which only short features make affordable."""
 
 
 class Bar(NamedTuple):
-    """Most seconds and most MiB above the features; whether the seconds scale with the product."""
+    """Most seconds, and most MiB above the features; whether the seconds are scaled by the matrix product."""
 
     seconds: Optional[float] = None
     megabytes: Optional[float] = None
@@ -114,7 +114,7 @@ def make(size: Size, folder: Optional[Path] = None) -> Problem:
 
 
 class PeakMemory:
-    """Watches how much anonymous memory the process holds; file pages (memory maps) do not count."""
+    """Measures the most anonymous memory the process holds within a block; file pages (memory maps) do not count."""
 
     def __enter__(self) -> "PeakMemory":
         self._start = self.peak = memory_mb()
@@ -173,7 +173,7 @@ class Bench:
         return results[0]
 
     def scores(self, name: str, call: Callable[[], Any], bar: Bar, repeats: int = 1) -> None:
-        """Measures ``call``, whose result is an evaluation, and tells and keeps the scores."""
+        """Measures ``call``, which returns an evaluation; prints its scores and adds its mAP to the figures."""
         result = self.measure(name, call, bar, repeats)
         print(f"  rank-1 {100 * result.rank(1):.2f} %, mAP {100 * result.mAP:.2f} %", flush=True)
         self.figures[-1]["mAP"] = result.mAP
@@ -244,7 +244,7 @@ CASES = {
     "rerank-million-exact": lambda bench: bench.rerank_million("exact"),
 }
 STANDARD = ("market1501", "rerank-market1501", "msmt17", "million", "rerank-msmt17")
-"""What runs when no case is named; a million re-ranked takes too long for that."""
+"""The cases that run if none is named; re-ranking a million images takes too long to be among them."""
 
 
 def main(values: flags.FlagValues) -> None:

@@ -2,8 +2,8 @@
 
   python -m experiments.bench_networks --arch han_small --speed --output FILE
 
-The speed is the median of several measurements, of a batch that lies in memory. Nothing else should be running; the
-load that was found is noted. How it compares with this machine's own matrix product, han_tf.bench tells.
+The speed is the median of several measurements of a batch in memory. Nothing else should be running; the load is
+recorded. han_tf.bench compares speeds with the machine's matrix product.
 """
 
 import os

@@ -2,9 +2,9 @@
 
   python -m experiments.bench_norm --run runs/NAME --output FILE
 
-Each rule normalises the same network: ``running``, the moving averages as training left them; ``averaged``, plain means
-over batches of training images; ``momentum 0.9``, the moving averages that this momentum would have, after more of the
-same batches; ``batch``, the statistics of each batch of test images by itself. No weight changes.
+Each rule is applied to the same network, whose weights do not change: ``running``, the moving averages at the end of
+training; ``batch``, the statistics of each batch of test images; ``averaged``, plain means over batches of training
+images; ``momentum 0.9``, moving averages with this momentum that start from those means and see the batches again.
 """
 
 import sys
@@ -45,11 +45,11 @@ def norms(model: ReIDNetwork) -> list[tf.keras.layers.BatchNormalization]:
 
 
 def look_at(model: ReIDNetwork, batches: np.ndarray, momentum: float = 0.0) -> None:
-    """Passes batches, ``[n, batch, height, width, 3]`` uint8, through the network; its moving averages follow.
+    """Updates the network's moving averages with batches of images.
 
     Args:
       model: the network.
-      batches: training images.
+      batches: training images, ``[n, batch, height, width, 3]`` uint8.
       momentum: of the moving averages; 0 for plain means over all batches.
     """
     for number, images in enumerate(batches):
@@ -59,13 +59,13 @@ def look_at(model: ReIDNetwork, batches: np.ndarray, momentum: float = 0.0) -> N
 
 
 def score(model: ReIDNetwork, query: list[Record], gallery: list[Record], training: bool) -> dict[str, float]:
-    """Returns rank-1 and mAP, fractions, of features with moving averages, or with those of each batch itself."""
+    """Returns rank-1 and mAP, fractions; ``training``: with each batch's statistics, otherwise moving averages."""
     for layer in norms(model):
-        layer.momentum = 1.0  # nothing is learned from test images
+        layer.momentum = 1.0  # test images leave the moving averages as they are
     embed = tf.function(lambda images: model(images, training=training), reduce_retracing=True)
 
     def features(records: list[Record]) -> FeatureSet:
-        # In random order, so that a batch is no person's alone.
+        # In random order, so that each batch has images of many people.
         order = np.random.default_rng(0).permutation(len(records))
         chosen = [records[index] for index in order]
         found = [embed(images).numpy() for images, _ in ImageReader(chosen, model.input_size, BATCH)]

@@ -3,11 +3,11 @@
   python -m han_tf.export --model RUN --format all --precision all
   python -m experiments.bench_runtimes --run RUN
 
-Each rate is the median of several measurements: of images that are decoded already, of JPEG files of Market-1501's
-size on disk, and the time of a single image. All stand beside this machine's own 4096³ float32 matrix product of the
-same run, and the fastest one beside its bars: 10 times torchreid's HACNN and 2.5 times its OSNet x0.25, at the best
-that PyTorch does with them on a processor. What these do elsewhere is scaled by the product, unless --hacnn and --osnet
-say what was measured on this machine. Accuracies are those that the export was checked with.
+Each figure is the median of several measurements: images per second of decoded images and of JPEG files of
+Market-1501's size on disk, and the time of a single image. They are printed with the speed of a 4096³ float32 matrix
+product in the same run. The fastest model is compared with bars: 10 times torchreid's HACNN and 2.5 times its OSNet
+x0.25, in PyTorch's fastest mode on a processor. --hacnn and --osnet give their rates on this machine; otherwise, rates
+of another machine are scaled by the product. Accuracies are those of the export's check.
 """
 
 import contextlib
@@ -38,13 +38,13 @@ with command_line.deferred_imports(__name__):
 FILES = 512
 
 OF_DECODED = 0.6
-"""Share of the decoded rate that files must reach."""
+"""The rate from files must reach this share of the rate of decoded images."""
 
 ANCHORS = {"hacnn": ("torchreid HACNN", 112.0, 10.0), "osnet": ("torchreid OSNet x0.25", 456.0, 2.5)}
-"""Flag -> a network, its images per second at its best, where the product is STATED_PRODUCT; how many times that."""
+"""Flag -> a network, its most images per second where the product is STATED_PRODUCT, and the factor of the bar."""
 
 PACKAGES = ("openvino", "onnxruntime")
-"""What runs the models, beside TensorFlow."""
+"""Packages that run the models, beside TensorFlow."""
 
 FLAGS = command_line.new_flags()
 flags.DEFINE_string("run", "", "The run's folder; the newest that fits if empty.", flag_values=FLAGS)
@@ -59,7 +59,7 @@ flags.DEFINE_string("output", "", "JSON file for the figures.", flag_values=FLAG
 
 
 def exports_of(run_dir: Path, exports: Path) -> list[Path]:
-    """Returns the folders in ``exports`` with models of the run's network, and says which are of another one.
+    """Returns the folders in ``exports`` with models of the run's network; prints a note about those of other networks.
 
     Raises:
       UserError: there are none, or a card is damaged.
@@ -87,7 +87,7 @@ def write_images(folder: Path) -> list[Path]:
 
 
 def figures(folder: Path, paths: list[Path], repeats: int) -> dict[str, Any]:
-    """Returns what is measured of one model."""
+    """Returns the figures of one model."""
     extractor = FeatureExtractor(folder)
     images = np.random.default_rng(0).integers(0, 256, (FILES, *extractor.input_size, 3), np.uint8)
     files = [folder / name for name in extractor.card.files]
@@ -107,7 +107,7 @@ def figures(folder: Path, paths: list[Path], repeats: int) -> dict[str, Any]:
 
 
 def bars(rows: list[dict[str, Any]], product: float, measured: dict[str, float]) -> list[dict[str, Any]]:
-    """Returns how the fastest model stands to its bars."""
+    """Returns a comparison of the fastest model with each bar."""
     best = max(rows, key=lambda row: row["decoded"])
     found = []
     for flag, (name, rate, factor) in ANCHORS.items():

@@ -1,9 +1,9 @@
-"""Measure an exact search for each feature dimension: the time per query, beside the bytes a feature takes (Fig. 6).
+"""Measure an exact search for each feature dimension: time per query, and bytes per feature (Fig. 6).
 
   python -m experiments.bench_search --dimension 128 --dimension 1024 --output FILE
 
-Queries and gallery are as many as those of Market-1501, float32, drawn from a seed and of unit length; a search finds
-the ten nearest of the gallery for all queries at once. Nothing else should be running.
+Queries and gallery are as many as Market-1501's, float32, drawn from a seed and of unit length. A search finds the ten
+nearest gallery features of all queries at once. Nothing else should be running.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""What RESULTS.md shows of a benchmark: one function for each kind of result, which returns its paragraphs.
+"""The sections of RESULTS.md on benchmarks: one function for each kind of result, which returns its paragraphs.
 
 The first paragraph says what was measured and with which command.
 """
@@ -10,14 +10,14 @@ from experiments.results import Result
 from experiments.tables import markdown_table
 
 EXACT_MILLION = "rerank-million, exact"
-"""How the case begins that approximate neighbours are compared with."""
+"""Start of the name of the case that approximate neighbours are compared with."""
 
 ORIGINS = {True: "measured here", False: "scaled by the product"}
 
 
 DISTURBED = ("kill", "disk full", "EIO, write", "EIO, read", "compared", "lost", "doubled", "differing", "unreadable")
 DAMAGED = ("inputs", "read", "refused", "peak_mb")
-"""Entries of a chaos run's figures: of disturbed commands, and of damaged inputs."""
+"""Entries of a chaos run's figures, for disturbed commands and for damaged inputs."""
 
 
 def figures_table(head: str, line: str, figures: Iterable[Mapping[str, Any]], left: int = 1) -> str:
@@ -66,7 +66,7 @@ def bench(result: Result, _: Sequence[Result]) -> list[str]:
 
 
 def runtimes(result: Result, _: Sequence[Result]) -> list[str]:
-    """Size, speed and accuracy of exported models, and how the fastest stands to its bars."""
+    """Size, speed and accuracy of exported models, and a comparison of the fastest with its bars."""
     figures, datasets = [], set()
     for row in result["runtimes"]:
         figures.append(dict(row))
@@ -93,7 +93,7 @@ def runtimes(result: Result, _: Sequence[Result]) -> list[str]:
 
 
 def metrics_bench(result: Result, results: Sequence[Result]) -> list[str]:
-    """Time and memory of evaluation and re-ranking; approximate neighbours beside exact ones, where these are known."""
+    """Time and memory of evaluation and re-ranking; approximate neighbours beside exact ones, if both were measured."""
     of_kind = [figure for other in results if other["kind"] == result["kind"] for figure in other["figures"]]
     exact = [figure["mAP"] for figure in of_kind if figure["case"].startswith(EXACT_MILLION)]
     figures, notes = [], []
@@ -139,7 +139,7 @@ def index_bench(result: Result, _: Sequence[Result]) -> list[str]:
 
 
 def service_bench(result: Result, _: Sequence[Result]) -> list[str]:
-    """How fast the service answers many clients, and in what memory."""
+    """Speed and memory of the service under the load of many clients."""
     whole = result["figures"][0]
     return [
         f"`python -m experiments.bench_service`: {whole['clients']} clients for {whole['seconds']:.0f} s "
@@ -155,7 +155,7 @@ def service_bench(result: Result, _: Sequence[Result]) -> list[str]:
 
 
 def chaos(result: Result, _: Sequence[Result]) -> list[str]:
-    """What was lost or went wrong by kills, failing disks, damaged inputs and load."""
+    """Losses and errors after kills, failing disks, damaged inputs and load."""
     about = f"`make chaos`, seed {result['seed']}, {result['minutes']:.0f} min without the load."
     paragraphs = [about + (f" {result['skipped']}." if result["skipped"] else "")]
     figures = [{**figure, "faults": len(figure["faults"])} for figure in result["figures"]]
@@ -194,7 +194,7 @@ SECTIONS = {
     "chaos": ("Kills, faults and damaged inputs", chaos),
     "norm": ("Statistics of batch norm", norm),
 }
-"""Kind of result -> the heading of its section, and what renders one result, which may look at all others."""
+"""Kind of result -> the heading of its section, and the function that renders one result; it also gets all results."""
 
 
 def _product(gflops: float) -> str:

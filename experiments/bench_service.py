@@ -1,11 +1,11 @@
-"""Put load on the search service: clients that search, embed, add and delete; how fast it answers, in what memory.
+"""Measure the search service under load: speed and memory while clients search, embed, add and delete.
 
   python -m experiments.bench_service [--model DIR]
 
-Starts ``python -m han_tf.serve`` as a process of its own over a gallery of features made from a seed, and the clients
-in this one. Every client waits for its answer before it asks again. Without --model the network of drawn people that
-comes with the package is served. Fails if anything but 2xx and 503 is answered, or if an image that was answered 201 is
-not in the gallery afterwards.
+Starts ``python -m han_tf.serve`` in a separate process, over a gallery of features drawn from a seed; the clients run
+in this process. Each client waits for an answer before its next request. Without --model it serves the network of
+drawn people that comes with the package. Fails if the service answers anything but 2xx and 503, or if an image that
+was answered with 201 is not in the gallery afterwards.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ from han_tf.common.processes import usable_cores
 from han_tf.search import create_gallery, open_gallery
 
 MIX = {"search": 60, "search_by_id": 15, "embed": 10, "image": 5, "add": 6, "delete": 4}
-"""Requests in a hundred."""
+"""Kind of request -> share, in percent."""
 
 PICTURES = 64
 FLAGS = command_line.new_flags()
@@ -51,14 +51,14 @@ class Answer(NamedTuple):
 
 
 class Connection:
-    """A client's connection, kept open: the least that HTTP/1.1 asks of a client, so that clients cost little here."""
+    """A client's persistent connection, with the minimum of HTTP/1.1, so that clients take little CPU time."""
 
     def __init__(self, host: str, port: int):
         self._address = host, port
         self._streams: Optional[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = None
 
     async def ask(self, method: str, path: str, body: bytes = b"", kind: str = "") -> Answer:
-        """Sends a request and returns the answer; opens the connection if need be."""
+        """Sends a request and returns the answer; opens the connection if it is closed."""
         if self._streams is None:
             self._streams = await asyncio.open_connection(*self._address)
         reader, writer = self._streams
@@ -91,11 +91,12 @@ def form(picture: Optional[bytes] = None, **fields: Any) -> tuple[bytes, str]:
 
 
 class Load:
-    """What the clients do, and what they saw.
+    """The clients' requests and their results.
 
     Attributes:
-      seconds: of each answer of a status, by (kind, status).
-      added: ids that were answered 201 and not deleted since.
+      seconds: times of the answers, by (kind, status).
+      added: ids that were answered with 201 and not deleted since.
+      broken: number of connections that broke.
     """
 
     def __init__(self, host: str, port: int, gallery: int):
@@ -107,7 +108,7 @@ class Load:
         self.broken = 0
 
     async def run(self, clients: int, seconds: float) -> None:
-        """Has ``clients`` ask for ``seconds``."""
+        """Sends requests from ``clients`` clients for ``seconds``."""
         end = time.monotonic() + seconds
         await asyncio.gather(*(self._client(number, end) for number in range(clients)))
 
@@ -164,7 +165,7 @@ def _fill(path: Path, images: int, model: str) -> int:
 
 
 async def _measure(load: Load, process: int, clients: int, seconds: float) -> list[float]:
-    """Runs the load and returns the service's memory every second, in MiB, a warm-up of five seconds before it."""
+    """Runs the load after a warm-up of five seconds; returns the service's memory at every second, in MiB."""
     await load.run(clients, 5)
     load.seconds.clear()
     memory = [memory_mb(process=process)]
@@ -227,7 +228,7 @@ def _said(lines: list[str], what: str) -> str:
 
 
 def _figures(load: Load, values: flags.FlagValues, memory: list[float], flops: float) -> list[dict[str, Any]]:
-    """Returns one figure of all requests, then one of each kind."""
+    """Returns one figure for all requests, then one for each kind."""
 
     def figure(case: str, kinds: Collection[str]) -> dict[str, Any]:
         answers = [(status, seconds) for (kind, status), seconds in load.seconds.items() if kind in kinds]

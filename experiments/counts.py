@@ -1,4 +1,4 @@
-"""What is counted of a data set: what a training needs to know, and what Table 2 holds."""
+"""Counts of a data set, for estimates of trainings and for Table 2."""
 
 from typing import Any, NamedTuple
 
@@ -10,17 +10,17 @@ from han_tf.data.synthetic import SyntheticPedestrians
 
 
 class TrainingData(NamedTuple):
-    """What is known of a data set: its number of training images, and whether there are several images of a query."""
+    """A data set's number of training images, and whether it has several images of a query."""
 
     images: int
     multi_query: bool
 
 
 def training_data(dataset: str, split: str, data_dir: str) -> TrainingData:
-    """Looks at a data set; the embedded one is not drawn for that.
+    """Returns the counts of a data set; the embedded one need not be drawn.
 
     Raises:
-      UserError: the data set is not there; the message says how to get it.
+      UserError: the data set is missing; the message says how to get it.
     """
     if dataset == "synthetic":
         subsets = [frame.subset for frame in SyntheticPedestrians().frames()]
@@ -34,7 +34,7 @@ def training_data(dataset: str, split: str, data_dir: str) -> TrainingData:
 
 
 def count(name: str, data_dir: str) -> dict[str, Any]:
-    """Returns the result on a data set of Table 2; empty if the data set is not there, which is told."""
+    """Returns the result on a data set of Table 2; if the data set is missing, prints a note and returns {}."""
     (row,) = (row for row in schema.load("table2").counts if row.dataset == name)
     people: dict[str, set[int]] = {"train": set(), "test": set()}
     images, cameras, differences = 0, set(), []

@@ -1,4 +1,4 @@
-"""Running the project's commands: each as a process of its own, or, for a few seconds' work, in this one."""
+"""Running the project's commands: each in a child process or, for work of a few seconds, in this process."""
 
 import contextlib
 import importlib
@@ -28,20 +28,21 @@ def in_child(
     poll: Callable[[], None] = lambda: None,
     held: Sequence[int] = (),
 ) -> Optional[float]:
-    """Runs ``python -m module arguments`` in a process of its own, so that all its memory comes back.
+    """Runs ``python -m module arguments`` in a child process, whose memory is freed when it ends.
 
-    SIGINT, SIGTERM and SIGHUP are handed on, and the command is given the time to save its state. Where this process is
-    killed, Linux asks the command to stop as well.
+    SIGINT, SIGTERM and SIGHUP are passed on to the command, and this function waits until it has saved its state. If
+    this process is killed, Linux sends the command a signal to stop.
 
     Args:
       module: the command.
       arguments: its command line.
-      log: file that what it prints is appended to.
+      log: its output is appended to this file.
       poll: called a few times a second.
-      held: descriptors of lock files that stay locked until the command has ended, too, should this process be killed.
+      held: descriptors of lock files, which the child inherits: if this process is killed, they stay locked until the
+        command ends.
 
     Returns:
-      The most memory it held, in MiB, as of a moment before its end; None where the system does not tell.
+      The most memory it held until shortly before its end, in MiB; None if the system does not report it.
 
     Raises:
       Stopped: a signal came, and the command has stopped.
@@ -58,7 +59,7 @@ def in_child(
             stderr=subprocess.STDOUT,
             env=environment,
             pass_fds=held,
-            start_new_session=True,  # Ctrl-C reaches this process alone, which hands it on
+            start_new_session=True,  # so that Ctrl-C reaches this process alone, which passes it on
             preexec_fn=end_with_parent,
         )
         peak_mb, handed_on = None, 0
@@ -85,9 +86,9 @@ def in_process(
     poll: Callable[[], None] = lambda: None,
     held: Sequence[int] = (),
 ) -> None:
-    """Does the same as :func:`in_child` in this process and without graphs, whose tracing takes longer than a tiny run.
+    """Runs a command as :func:`in_child` does, but in this process and eagerly.
 
-    The memory it held is not known.
+    Tracing graphs would take longer than a tiny run. Memory is not measured.
     """
     import tensorflow as tf
 
@@ -97,7 +98,7 @@ def in_process(
     tf.config.run_functions_eagerly(True)
     try:
         with warnings.catch_warnings(), log.open("a", encoding="utf-8") as stream:
-            # Of tf.data, which keeps its graphs.
+            # tf.data warns that it still uses graphs.
             warnings.filterwarnings("ignore", message="Even though the .*run_functions_eagerly")
             with contextlib.redirect_stdout(stream), contextlib.redirect_stderr(stream):
                 status = cli.run(command.main, command.FLAGS, command.__doc__, [module, *arguments], "files")
@@ -110,15 +111,15 @@ def in_process(
 
 @contextlib.contextmanager
 def claimed(path: Path, waiting: Optional[Callable[[], None]] = None) -> Iterator[Optional[int]]:
-    """Holds the lock file ``path`` for as long as the block runs, so that two runners do not train the same.
+    """Holds the lock file ``path`` within the block, so that two runners never do the same training.
 
     Args:
       path: the file; it stays, empty.
-      waiting: called once if another process holds the lock, which is then waited for; None not to wait.
+      waiting: called once before waiting for a lock that another process holds; None: do not wait.
 
     Yields:
-      The file's descriptor: a process that is given it holds the lock as well. None if another process holds the lock
-      and it is not waited for.
+      The file's descriptor; a process that inherits it holds the lock as well. None if another process holds the lock
+      and ``waiting`` is None.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as stream:
@@ -130,7 +131,7 @@ def claimed(path: Path, waiting: Optional[Callable[[], None]] = None) -> Iterato
 
 
 def _peak_mb(pid: int) -> Optional[float]:
-    """Returns the most memory a running process has held, in MiB; None where the system does not tell."""
+    """Returns the most memory a running process has held, in MiB; None if the system does not report it."""
     try:
         with open(f"/proc/{pid}/status", encoding="utf-8") as stream:
             return next((int(line.split()[1]) / 1024 for line in stream if line.startswith("VmHWM:")), None)
@@ -139,13 +140,13 @@ def _peak_mb(pid: int) -> Optional[float]:
 
 
 def _check(module: str, status: int, stopped_by: int, log: Path) -> None:
-    """Raises what a command's exit status, or minus the signal that killed it, means.
+    """Raises Stopped or UserError if a command was stopped or failed.
 
     Args:
       module: the command.
-      status: its exit status.
-      stopped_by: the signal that came for this program; 0 if none did.
-      log: what the command printed.
+      status: its exit status, or minus the signal that killed it.
+      stopped_by: the signal that this program received; 0 for none.
+      log: file with the command's output.
     """
     if stopped_by:
         raise Stopped(f"stopped by {signal.Signals(stopped_by).name}; the same command goes on", stopped_by)

@@ -1,4 +1,4 @@
-"""What the benchmarks share: a matrix product to compare with, memory, pictures, and the file of their figures."""
+"""Shared by the benchmarks: a matrix product to compare with, memory, pictures, and the file of their figures."""
 
 import io
 import time
@@ -14,7 +14,7 @@ from han_tf.runs import environment
 
 PRODUCT_SIZE = 4096
 STATED_PRODUCT = 330e9
-"""Operations per second of the machine that scaled bars are stated for."""
+"""Operations per second of the matrix product on the machine for which scaled bars are stated."""
 
 PICTURE_SIZE = (64, 128)
 """Width and height of Market-1501's images, in pixels."""
@@ -35,10 +35,10 @@ def product_flops() -> float:
 
 
 def memory_mb(entry: str = "RssAnon", process: Union[int, str] = "self") -> float:
-    """Returns what /proc says of a process's memory, in MiB; by default without file pages (memory maps).
+    """Returns a process's memory from /proc, in MiB; by default without file pages (memory maps).
 
     Raises:
-      UserError: the system does not tell.
+      UserError: the system does not report it.
     """
     try:
         with open(f"/proc/{process}/status", encoding="utf-8") as stream:
@@ -56,13 +56,13 @@ def make_picture(seed: int) -> bytes:
 
 
 def check_cases(names: Iterable[str], cases: Collection[str]) -> None:
-    """Raises UserError if one of ``names`` is none of ``cases``."""
+    """Raises UserError if one of ``names`` is not in ``cases``."""
     for name in names:
         if name not in cases:
             raise UserError(f"unknown case {name!r}, expected one of {', '.join(cases)}")
 
 
 def write_figures(output: str, figures: Sequence[dict[str, Any]], **entries: Any) -> None:
-    """Writes figures and other entries, with what they were measured by and where; ``output`` may be empty for none."""
+    """Writes figures and other entries to a JSON file, with the environment; writes nothing if ``output`` is empty."""
     if output:
         write_json(output, {"environment": environment.describe(), **entries, "figures": figures})

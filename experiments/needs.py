@@ -1,4 +1,4 @@
-"""How much time, memory and disk a training needs, and how much there is."""
+"""Estimates of the time, memory and disk a training needs, and how much of them is free."""
 
 import shutil
 from collections.abc import Mapping, Sequence
@@ -12,18 +12,18 @@ PROGRAM_MB = 800
 """Memory of TensorFlow and the program, before any image."""
 
 BYTES_PER_ELEMENT = 16
-"""Training memory per element that a convolution puts out, for one image: activations, gradients and workspace."""
+"""Training memory per output element of convolutions, for one image: activations, gradients and workspace."""
 
 EVALUATION_MB = 400
 """Features, distances and decoded images of the evaluations between epochs."""
 
 
 class Need(NamedTuple):
-    """What a training will need; None where nothing is known.
+    """Estimates for a training; None if nothing is known.
 
     Attributes:
       seconds, memory_mb, disk_mb: time, peak memory and space in its run folder.
-      how: where the time is known from.
+      how: the source of the time.
     """
 
     seconds: Optional[float]
@@ -35,9 +35,9 @@ class Need(NamedTuple):
 def needs(training: Training, images: int, results: Sequence[Result], here: Mapping[str, Any]) -> Need:
     """Estimates what ``training`` needs, from earlier results.
 
-    The time is that of the latest training of the same network at the same size; or else that of another one, scaled by
-    multiply-adds. Memory is what an earlier training of the same network and batch held, or is reckoned from the
-    number of elements that the convolutions put out.
+    The time comes from the latest training of the same network at the same size, or else from another network's, scaled
+    by multiply-adds; trainings on this machine go first. Memory is that of an earlier training of the same network and
+    batch size, or at least the estimate from the number of elements that the convolutions put out.
 
     Args:
       training: the training.
@@ -49,7 +49,7 @@ def needs(training: Training, images: int, results: Sequence[Result], here: Mapp
     cost = costs.get(training.network)
     trained = [(network_of(r["settings"]), r) for r in results if r["kind"] == "training"]
 
-    # Best are the rates of this machine, then those of this network, then the latest: the code changes.
+    # Preferred are rates of this machine, then of this network, then the latest.
     rates = [
         (result.get("machine") == here, network == training.network, result.get("date") or "", result)
         for network, result in trained
@@ -68,7 +68,7 @@ def needs(training: Training, images: int, results: Sequence[Result], here: Mapp
     if cost is not None:
         elements = cost["norm_macs"] * config.batch_size
         memory = PROGRAM_MB + EVALUATION_MB + in_memory + elements * BYTES_PER_ELEMENT / 2**20
-        # Two copies, weights and momenta, in each checkpoint kept, and one in the best.
+        # Each checkpoint that is kept holds weights and momenta, the best one only weights.
         weights_mb = 4 * cost["parameters"] / 2**20
         disk = weights_mb * (2 * config.keep_checkpoints + 1) * 1.3 + 20 + (pixels_mb - in_memory)
     for network, result in trained:
@@ -80,7 +80,7 @@ def needs(training: Training, images: int, results: Sequence[Result], here: Mapp
 
 
 def free_memory_mb() -> Optional[float]:
-    """Returns how much memory is free for programs, in MiB; None where the system does not say."""
+    """Returns how much memory is free for programs, in MiB; None if the system does not report it."""
     try:
         with open("/proc/meminfo", encoding="utf-8") as stream:
             return next(int(line.split()[1]) for line in stream if line.startswith("MemAvailable")) / 1024

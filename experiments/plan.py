@@ -1,4 +1,4 @@
-"""From experiments to trainings, each once, and to what else has to be measured."""
+"""Plans: the trainings that experiments need, each once, and the other measurements."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,16 +20,16 @@ TINY = {
     "distractors": 4,
     "junk": 2,
 }
-"""The arguments of the few drawn pedestrians that the smoke scale trains on."""
+"""Arguments of :class:`SyntheticPedestrians` for the few drawn people of the smoke scale."""
 
 
 class Scale(NamedTuple):
-    """How large an experiment is run.
+    """Data and settings at which experiments are run.
 
     Attributes:
-      dataset: the drawn set that stands for every data set of the paper; None for the real ones.
-      title: what that set is called in tables.
-      settings: what every training changes.
+      dataset: the drawn set that replaces every data set of the paper; None for the real ones.
+      title: that set's name in tables.
+      settings: changes to every training's settings.
       in_process: whether trainings share the runner's process, and run without graphs, to save start-up time.
     """
 
@@ -45,11 +45,11 @@ SCALES = {
     "synthetic": Scale("synthetic", "embedded set", {"epochs": 6, "eval_every": 6}),
     "full": Scale(None, "", {}),
 }
-"""Scale -> what it means. The tiny set has Market-1501's layout and is read as such."""
+"""Scale by name. The tiny set has Market-1501's layout and is read by its reader."""
 
 
 class ShownColumn(NamedTuple):
-    """A column as it is run at a scale, and which of the paper's columns it stands beside."""
+    """A column as it is run at a scale, and the index of the paper's column that it is compared with."""
 
     column: Column
     published: int
@@ -59,7 +59,7 @@ def scale_of(scale: str, dataset: str) -> str:
     """Returns the scale that the flags mean: without one, ``full`` if real data sets are named, else ``synthetic``.
 
     Raises:
-      UserError: scale and data set do not go together.
+      UserError: scale and data set do not fit.
     """
     drawn = dataset in ("", "synthetic")
     scale = scale or ("synthetic" if drawn else "full")
@@ -78,11 +78,11 @@ def shown_columns(
     Args:
       experiment: the table.
       scale: a key of :data:`SCALES`.
-      datasets: the data sets wanted; all of the table's if empty.
-      split: the protocol variant wanted; all of the table's if empty.
+      datasets: only columns of these data sets; all of the table's if empty.
+      split: only columns of this protocol variant; all of the table's if empty.
 
     Raises:
-      UserError: the table has no column of a data set or split that is wanted.
+      UserError: a data set does not exist, or the table has no column of these data sets and this split.
     """
     every = [ShownColumn(column, index) for index, column in enumerate(experiment.columns)]
     drawn = SCALES[scale].dataset
@@ -104,15 +104,15 @@ def shown_columns(
 
 
 def settings_for(row: Row, column: Column, scale: str, model: str = "") -> dict[str, Any]:
-    """Returns the settings of a row's training on a column's data set, but for seed and data folder.
+    """Returns the settings of a row's training on a column's data set, without seed and data folder.
 
     Args:
       row, column: of a table.
       scale: a key of :data:`SCALES`.
-      model: the network that stands in for the row's; ``""`` for the row's own.
+      model: the network in place of the row's; ``""`` for the row's own.
 
     Raises:
-      UserError: the row needs a setting that this version's training does not have.
+      UserError: the row needs a setting that ``han_tf.train`` does not have.
     """
     settings = {**row.settings, **({"model": model} if model else {}), **SCALES[scale].settings}
     for name in settings:
@@ -122,23 +122,23 @@ def settings_for(row: Row, column: Column, scale: str, model: str = "") -> dict[
 
 
 def network_of(settings: Mapping[str, Any]) -> tuple[str, int, int]:
-    """Returns what the cost of a network depends on: model, input height and width."""
+    """Returns the settings on which a network's cost depends: model, input height and width."""
     return settings["model"], settings["input_height"], settings["input_width"]
 
 
 def family(model: str) -> str:
-    """Returns what a network is of, e.g. ``han`` of ``han_small``."""
+    """Returns the family of a network, e.g. ``han`` of ``han_small``."""
     return model.partition("_")[0]
 
 
 @dataclass
 class Training:
-    """A training and what tables want of it.
+    """A training, and what tables show of it.
 
     Attributes:
       config: its settings.
       wanted: the results that are shown: (feature, query type, re-ranked).
-      experiments: the names of the experiments that want it.
+      experiments: the names of the experiments that need it.
       sheet: whether an attention sheet is drawn.
     """
 
@@ -154,16 +154,16 @@ class Training:
 
     @property
     def identity(self) -> tuple[tuple[str, Any], ...]:
-        """What it learns from; two trainings with the same are one."""
+        """The settings it learns from; trainings with equal ones are the same training."""
         return identity(self.config.to_dict())
 
     @property
     def network(self) -> tuple[str, int, int]:
-        """What its cost depends on, see :func:`network_of`."""
+        """The settings on which its cost depends, see :func:`network_of`."""
         return network_of(self.config.to_dict())
 
     def result(self, results: Iterable[Result]) -> Optional[Result]:
-        """Returns the result of this training if it is among ``results`` and holds all that is wanted."""
+        """Returns this training's result in ``results``; None if there is none with all of :attr:`wanted`."""
         mine = self.identity
         for result in results:
             if result["kind"] == "training" and "apart" not in result.data:
@@ -174,12 +174,12 @@ class Training:
 
 
 def selected_rows(experiment: Experiment, scale: str, words: Sequence[str] = ()) -> list[Row]:
-    """Returns the rows that are run: those of this project that fit one of ``words``.
+    """Returns the rows to run: those with settings that match one of ``words``.
 
     Args:
       experiment: the table.
-      scale: a key of :data:`SCALES`; the smallest leaves out some.
-      words: row names or parts of them, in any case; all rows if empty. A word that is a whole name means that row.
+      scale: a key of :data:`SCALES`; the smallest leaves out some rows.
+      words: row names or parts of them, case-insensitive; all rows if empty. A whole name selects that row alone.
     """
     rows = [row for row in experiment.rows if row.settings is not None and (row.smoke or scale != "smoke")]
     chosen = [] if words else rows
@@ -191,10 +191,10 @@ def selected_rows(experiment: Experiment, scale: str, words: Sequence[str] = ())
 
 @dataclass
 class Plan:
-    """What has to be there for some experiments, each thing once.
+    """Everything that some experiments need, each thing once.
 
     Attributes:
-      trainings: by what they learn from.
+      trainings: by :attr:`Training.identity`.
       networks: (model, height, width) whose FLOPs are shown -> whether their speed is shown, too.
       dimensions: feature dimensions whose search is timed.
       datasets: data sets to count.
@@ -217,7 +217,7 @@ def make_plan(
     model: str = "",
     **overrides: Any,
 ) -> Plan:
-    """Returns what the experiments need.
+    """Returns the plan of some experiments.
 
     Args:
       experiments: the tables and figures.
@@ -225,12 +225,12 @@ def make_plan(
       datasets, split: see :func:`shown_columns`.
       seeds: one training each.
       rows: see :func:`selected_rows`.
-      model: the network that stands in for that of ablations; ``""`` for none.
-      overrides: settings of :class:`~han_tf.training.config.TrainConfig` instead of the rows' and the scale's.
+      model: the network in place of an ablation's; ``""`` for none.
+      overrides: settings of :class:`~han_tf.training.config.TrainConfig` that override the rows' and the scale's.
 
     Raises:
-      UserError: what :func:`shown_columns` and :func:`settings_for` say; one of ``rows`` fits no row; ``model`` is
-        given for an experiment that compares networks, or is of another kind than the experiment's.
+      UserError: as :func:`shown_columns` and :func:`settings_for`; one of ``rows`` matches no row; ``model`` is given
+        for an experiment that compares networks, or is of another family than the experiment's.
     """
     plan = Plan()
     for word in rows:

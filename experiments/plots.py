@@ -16,7 +16,7 @@ from experiments.tables import Group, groups, networks_by_name
 from han_tf.metrics.plots import save_figure
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#882255", "#999933", "#000000")
-"""After Okabe and Ito, and Tol: readers with any colour vision tell them apart."""
+"""Palettes of Okabe and Ito, and of Tol, which readers with any colour vision can distinguish."""
 
 QUOTED = "#9a9a9a"
 
@@ -24,7 +24,7 @@ QUOTED = "#9a9a9a"
 def pictures(
     experiment: Experiment, scale: str, results: Sequence[Result], comparable: bool = False
 ) -> dict[str, Group]:
-    """Returns the pictures that an experiment has: file name -> the results it shows, one for each schedule.
+    """Returns an experiment's pictures, one for each schedule: file name -> the results it shows.
 
     Args:
       experiment, scale, results, comparable: see :func:`experiments.tables.groups`.
@@ -49,7 +49,7 @@ def draw(
 
 
 def feature_dimension(group: Group, results: Sequence[Result]) -> Figure:
-    """Draws Fig. 6, and beside it accuracy and search time against the bytes of a feature."""
+    """Returns Fig. 6, and beside it accuracy and search time against the bytes of a feature."""
     searches = [result for result in results if result["kind"] == "search"]
     times = {row["dimension"]: 1e3 * row["seconds_per_query"] for result in searches for row in result["dimensions"]}
     figure = Figure(figsize=(15, 4.2 * len(group.columns)), layout="constrained")
@@ -84,7 +84,7 @@ def feature_dimension(group: Group, results: Sequence[Result]) -> Figure:
 
 
 def cost_effectiveness(group: Group, results: Sequence[Result]) -> Figure:
-    """Draws rank-1 and mAP against multiply-adds and against images per second, for each data set of the group."""
+    """Returns rank-1 and mAP against multiply-adds and against images per second, for each data set of the group."""
     networks = networks_by_name(results)
     figure = Figure(figsize=(14, 9 * len(group.columns)), layout="constrained")
     panels = figure.subplots(2 * len(group.columns), 2, squeeze=False)
@@ -95,7 +95,7 @@ def cost_effectiveness(group: Group, results: Sequence[Result]) -> Figure:
             _quoted(by_cost, place, f"as published{source}")
             for row in group.experiment.rows:
                 if (paper := row.published[published]) is not None:
-                    # The efficient networks' figures are multiply-adds, as those of the other quoted methods.
+                    # The efficient networks' FLOPs are multiply-adds, like those of the other quoted methods.
                     is_han = family(row.settings["model"]) == "han"
                     style = {"facecolors": "none" if is_han else QUOTED, "marker": "s" if is_han else "o"}
                     label = f"HAN as published{source} (a multiply-add is two FLOPs)" if is_han else None
@@ -118,24 +118,24 @@ def cost_effectiveness(group: Group, results: Sequence[Result]) -> Figure:
                 axes.set(ylabel=f"{metric} (%)", title=f"{shown.title}, {group.epochs} epochs")
                 axes.grid(alpha=0.3)
                 axes.margins(x=0.16)
-    # Within a panel it would hide a network.
+    # Below the panels: in a panel it would cover points.
     labelled = dict(zip(*reversed(panels[0][0].get_legend_handles_labels())))
     figure.legend(labelled.values(), labelled, fontsize="small", loc="outside lower center", ncols=3)
     return figure
 
 
 PICTURES = {"feature_dimension": feature_dimension, "cost_effectiveness": cost_effectiveness}
-"""What a config's ``picture`` means."""
+"""A config's ``picture`` -> the function that draws it."""
 
 
 def published_flops(text: str) -> Optional[float]:
-    """Returns the number in FLOPs as printed, such as ``> 3.80e9``; None where none is printed."""
+    """Returns the number in printed FLOPs such as ``> 3.80e9``; None if there is none."""
     match = re.search(r"[\d.]+e\d+", text)
     return float(match[0]) if match else None
 
 
 def _quoted(axes: Axes, place: int, label: str) -> None:
-    """Draws the methods that Table 3 quotes, but for those with re-ranking or random erasing."""
+    """Draws the methods that Table 3 quotes, except those with re-ranking or random erasing."""
     exact, bounds = [], []
     for row in load("table3").rows:
         flops, number = published_flops(row.flops), row.published[0][place]

@@ -1,13 +1,11 @@
-"""Add a result to experiments/results: that of a run folder, or the output of a benchmark.
+"""Add a result to experiments/results, from a run's folder or from a benchmark's output.
 
   python -m experiments.record runs/market1501-han_small-40epochs-seed0
   python -m experiments.record bench.json --name speed-2026-11-24
 
-A run needs nothing but to be finished; where han_tf.evaluate --rerank has been run on it, its re-ranked rows come
-along. A benchmark's file is what han_tf.bench, experiments.bench_metrics or
-experiments.bench_runtimes wrote with --output. Results of the same
-settings take their places in the tables by themselves; --apart keeps one out of them and says why. What is to be
-said about a result stands in experiments/notes/NAME.md.
+The run must be finished; if han_tf.evaluate --rerank was run on it, the re-ranked rows are added, too. A benchmark's
+file is what han_tf.bench or one of the benchmarks of experiments wrote with --output. Tables choose their results by
+the settings; --apart keeps a result out of them and says why. Remarks on a result belong in experiments/notes/NAME.md.
 """
 
 import sys
@@ -38,14 +36,14 @@ MARKS = {
     "service_bench": {"statuses"},
     "metrics_bench": {"figures"},
 }
-"""Kind of result -> what a benchmark's file of that kind, or one of its figures, holds; the first that fits counts."""
+"""Kind of result -> entries that a benchmark's file of that kind, or its figures, must have; the first match counts."""
 
 
 def result_of(path: Path) -> tuple[str, dict[str, Any]]:
-    """Returns the name and the content of the result that ``path`` gives, a run's folder or a benchmark's file.
+    """Returns name and content of the result in ``path``, a run's folder or a benchmark's file.
 
     Raises:
-      UserError: it is neither.
+      UserError: ``path`` is neither.
     """
     if path.is_dir():
         result = training_result(path)
@@ -62,12 +60,12 @@ def result_of(path: Path) -> tuple[str, dict[str, Any]]:
         )
     made_with = figures.pop("environment", {})
     made_with.pop("command", None)
-    # Where the benchmark did not note by which commit and where it ran, this is taken to be the place.
+    # A benchmark's file without commit and machine gets those of this call.
     return kind, {"kind": kind, **figures, **stamp(), **made_with}
 
 
 def main(values: flags.FlagValues) -> None:
-    """Adds what the flags say."""
+    """Adds the result that the command line names."""
     if len(values.positional) != 1:
         raise UserError(f"{len(values.positional)} paths, expected one: a run's folder or a benchmark's JSON file")
     name, data = result_of(Path(values.positional[0]))

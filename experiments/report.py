@@ -3,8 +3,8 @@
   python -m experiments.report
   python -m experiments.report --output elsewhere/RESULTS.md
 
-Every number comes from a JSON. Prose stands in experiments/notes, one file per section or result, and takes its
-numbers from the JSONs, too: {{NAME:path.to.entry:format}}, e.g. {{market1501-…-seed0:history.7.loss:.2f}}.
+Every number comes from a JSON. Prose is in experiments/notes, one file per section or result; its numbers are written
+as {{NAME:path.to.entry:format}}, e.g. {{market1501-…-seed0:loss.7:.2f}}.
 """
 
 import os
@@ -30,7 +30,7 @@ with command_line.deferred_imports(__name__):
 NOTES = HERE / "notes"
 
 SECTIONS = {"accuracy": "Accuracy on real people", "embedded": "Accuracy on drawn people", "costs": ""}
-"""Sections of the report that a note may be on, beside those of results and experiments; headings of the first two."""
+"""Sections that may have a note, beside those of results and experiments -> heading of the first two."""
 
 SCORES = (
     ("rank-1", "joint", "single", False, "rank-1"),
@@ -42,7 +42,7 @@ SCORES = (
     ("global", "global", "single", False, "rank-1"),
     ("local", "local", "single", False, "rank-1"),
 )
-"""The columns of the first tables: title, then what :func:`experiments.results.score` is asked for."""
+"""The columns of the first tables: title, then arguments of :func:`experiments.results.score`."""
 
 PLACEHOLDER = re.compile(r"\{\{([^:{}]+):([^:{}]+)(?::([^{}]*))?\}\}")
 
@@ -63,10 +63,10 @@ class Report:
     """Builds the report.
 
     Args:
-      results: all there are.
+      results: all results.
       notes_dir: folder of the prose.
       output: the report's file.
-      results_dir: where the results are, for the links.
+      results_dir: folder of the results, for the links.
     """
 
     def __init__(self, results: Sequence[Result], notes_dir: Path, output: Path, results_dir: Path):
@@ -117,7 +117,7 @@ class Report:
     def _costs(self) -> str:
         """Returns the networks' costs beside those that the paper prints."""
         rows = [row for name in schema.names() for row in schema.load(name).rows]
-        # Of several tables that print a network's FLOPs the first counts.
+        # If several tables print a network's FLOPs, the first counts.
         printed = {row.settings["model"]: row.flops for row in reversed(rows) if row.settings is not None and row.flops}
         counted, lines = self._of_kind("network"), []
         for result in counted:
@@ -129,7 +129,7 @@ class Report:
         return self._with_note("costs", "## What the networks cost", table, f"{tables.made(*counted)}.")
 
     def _experiment(self, experiment: schema.Experiment) -> str:
-        """Returns an experiment's section; empty if it has no result that says something."""
+        """Returns an experiment's section; empty if it has no results to compare."""
         counted = experiment.counts and self._of_kind("statistics")
         if not (counted or tables.groups(experiment, "full", self.results, comparable=True)):
             return ""
@@ -154,7 +154,7 @@ class Report:
         return "\n\n".join([*paragraphs, *([self._note(path)] if path.exists() else [])])
 
     def _further_notes(self) -> list[str]:
-        """Returns the notes that are about no single section; they begin with a heading of their own."""
+        """Returns the notes on no single section or result; each begins with its own heading."""
         known = {*SECTIONS, *(result.name for result in self.results), *schema.names()}
         return [self._note(path) for path in sorted(self.notes_dir.glob("*.md")) if path.stem not in known]
 
@@ -177,10 +177,10 @@ def _published() -> Iterable[list[str]]:
 def fill(text: str, results: Sequence[Result], where: str) -> str:
     """Returns ``text`` with each {{NAME:path:format}} replaced by that entry of the result NAME.
 
-    A path leads through objects by name and lists by index, with dots in between; a format is Python's.
+    A path consists of names of objects' entries and indices of lists, with dots in between; a format is Python's.
 
     Raises:
-      UserError: there is no such result or entry; ``where`` is named.
+      UserError: there is no such result or entry; the message names ``where``.
     """
     by_name = {result.name: result.data for result in results}
 
@@ -200,7 +200,7 @@ def fill(text: str, results: Sequence[Result], where: str) -> str:
 
 
 def main(values: flags.FlagValues) -> None:
-    """Builds the report that the flags ask for."""
+    """Builds the report as the flags say."""
     results_dir, output = Path(values.results_dir), Path(values.output)
     report = Report(load_results(results_dir), Path(values.notes_dir), output, results_dir)
     text = report.text()

@@ -1,4 +1,4 @@
-"""Results on disk: one JSON per training or measurement, with what it was made of, by which commit and where."""
+"""Results on disk: one JSON per training or measurement, with its settings, commit and machine."""
 
 import json
 import math
@@ -21,9 +21,9 @@ RESULTS = HERE / "results"
 
 KINDS = ("training", "network", "search", "statistics", "bench", "metrics_bench", "runtimes", "index_bench")
 KINDS += ("service_bench", "chaos", "norm")
-"""What a result is of: a training and its evaluation; FLOPs and speed of a network; search time by feature
-dimension; counts of a data set; the output of ``han_tf.bench`` and of the modules of ``experiments`` that are called
-``bench_metrics``, ``bench_runtimes``, ``bench_indexes``, ``bench_service``, ``chaos`` and ``bench_norm``."""
+"""Kinds of results: a training and its evaluation; FLOPs and speed of a network; search time by feature dimension;
+counts of a data set; the output of ``han_tf.bench`` and of ``bench_metrics``, ``bench_runtimes``, ``bench_indexes``,
+``bench_service``, ``chaos`` and ``bench_norm`` of ``experiments``."""
 
 EXPECTED = "results as the runner writes them"
 
@@ -36,7 +36,7 @@ class Result:
 
     Attributes:
       name: of the file, without its suffix.
-      data: what it holds; ``data["kind"]`` is one of :data:`KINDS`.
+      data: its content; ``data["kind"]`` is one of :data:`KINDS`.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Result:
 
 
 def load_results(folder: Union[str, os.PathLike]) -> list[Result]:
-    """Returns all results of ``folder`` by name; none if there is no such folder.
+    """Returns all results of ``folder``, sorted by name; an empty list if there is no such folder.
 
     Raises:
       UserError: a file is damaged, or of no known kind.
@@ -70,23 +70,23 @@ def load_results(folder: Union[str, os.PathLike]) -> list[Result]:
 
 
 def write_result(folder: Union[str, os.PathLike], name: str, data: Mapping[str, Any]) -> Path:
-    """Writes a result, whole or not at all, and returns its path."""
+    """Writes a result atomically and returns its path."""
     path = Path(folder) / f"{name}.json"
     write_json(path, data)
     return path
 
 
 def stamp() -> dict[str, Any]:
-    """Returns by which commit, when and where something is measured now."""
+    """Returns commit, date, machine and packages, for a result that is measured now."""
     made_with = environment.describe()
     made_with.pop("command")  # holds this machine's paths
     return {**made_with, "date": _date(datetime.now(timezone.utc).timestamp())}
 
 
 def settings_of(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what a training learns from: all settings but the neutral ones.
+    """Returns the settings that a training's outcome depends on: all but the neutral ones.
 
-    A setting that ``values`` lacks did not exist yet; its default keeps what was done before it did.
+    Settings that ``values`` lacks get their defaults, which keep the behaviour of versions without them.
     """
     return {name: value for name, value in {**DEFAULTS, **values}.items() if name not in (*NEUTRAL, *OF_DATA)}
 
@@ -97,12 +97,12 @@ def identity(values: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
 
 
 def command_of(values: Mapping[str, Any]) -> str:
-    """Returns the training command that these settings are of, without the paths of one machine."""
+    """Returns the training command with these settings, without the data folder."""
     return " ".join(["python -m han_tf.train", *flags_of({**values, "data_dir": ""})])
 
 
 def flags_of(values: Mapping[str, Any]) -> list[str]:
-    """Returns the flags of ``han_tf.train`` that say ``values``, as far as they are not its defaults."""
+    """Returns the flags of ``han_tf.train`` for those of ``values`` that are not its defaults."""
     usual = TrainConfig.of_recipe(values.get("recipe", DEFAULTS["recipe"])).to_dict()
     usual["recipe"] = DEFAULTS["recipe"]
     always = ("dataset", "model", "epochs", "seed")
@@ -121,11 +121,11 @@ def flags_of(values: Mapping[str, Any]) -> list[str]:
 
 
 def training_result(run_dir: Union[str, os.PathLike], peak_mb: Optional[float] = None) -> dict[str, Any]:
-    """Returns the result of a finished run from what training and evaluation left in its folder.
+    """Returns the result of a finished run, from the files in its folder.
 
     Args:
-      run_dir: holds ``metrics.json``, and ``evaluation.json`` where it was evaluated once more (with re-ranking). An
-        evaluation of another network or on other data is passed over.
+      run_dir: holds ``metrics.json``, and ``evaluation.json`` if it was evaluated again (with re-ranking). An
+        evaluation of another network or on other data is ignored.
       peak_mb: the most memory the training held, in MiB, if known.
 
     Raises:
@@ -144,12 +144,12 @@ def training_result(run_dir: Union[str, os.PathLike], peak_mb: Optional[float] =
     history, made_with = read(HISTORY, []), read(ENVIRONMENT, {})
     made_with.pop("command", None)
     speeds = [row["images_per_second"] for row in history if "images_per_second" in row]
-    # Of the evaluations during training the joint feature's is kept, which comes first.
+    # Of the evaluations during training only the joint feature's, which comes first, is kept.
     evaluated_at = {row["epoch"]: row["evaluation"]["results"][0] for row in history if "evaluation" in row}
     evaluations = [{"epoch": epoch, **{m: row[m] for m in ("rank-1", "mAP")}} for epoch, row in evaluated_at.items()]
     rows: dict[tuple, dict[str, Any]] = {}
     for row in [*evaluated["results"], *trained["results"]]:
-        # Curves and tables of cameras stay in the run's folder.
+        # Curves and tables of cameras are left out.
         plain = {name: value for name, value in row.items() if not isinstance(value, (list, dict))}
         rows.setdefault((row["feature"], row["query"], _methods(row)), plain)
     result = {
@@ -178,7 +178,7 @@ def training_result(run_dir: Union[str, os.PathLike], peak_mb: Optional[float] =
 
 
 def _of_the_same(evaluated: Mapping[str, Any], trained: Mapping[str, Any]) -> bool:
-    """Tells whether an evaluation is of the trained network on its own data: it finds what the training's last did."""
+    """Returns whether an evaluation has the data and the scores of the training's last one."""
 
     def plain(report: Mapping[str, Any]) -> dict[tuple[str, str], Mapping[str, Any]]:
         return {(row["feature"], row["query"]): row for row in report["results"] if not _methods(row)}
@@ -195,7 +195,7 @@ def _of_the_same(evaluated: Mapping[str, Any], trained: Mapping[str, Any]) -> bo
 
 
 def score(result: Result, feature: str, query: str, reranked: bool, metric: str) -> Optional[float]:
-    """Returns one number of a training's results, in percent; None where that was not evaluated."""
+    """Returns one number of a training's results, in percent; None if it was not evaluated."""
     for row in result["results"]:
         if (row["feature"], row["query"], _methods(row)) == (feature, query, ("reranked",) * reranked):
             return 100 * row[metric]

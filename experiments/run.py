@@ -1,4 +1,4 @@
-"""Run the paper's experiments: train what is needed, evaluate it, and write the table with the paper's numbers.
+"""Run the paper's experiments: train and evaluate what is missing, and write the tables with the paper's numbers.
 
   python -m experiments.run                                       lists the experiments
   python -m experiments.run table9                                on the embedded data set
@@ -6,8 +6,8 @@
   python -m experiments.run table9 --dataset market1501 --epochs 40 --seeds 0,1,2
   python -m experiments.run all --dry_run                         says what would be run, and what it needs
 
-What is finished is skipped: its JSON lies in --results_dir. What was interrupted, in whatever way, goes on with the
-same command. To train something anew, delete its JSON and its run folder.
+Trainings with a JSON in --results_dir are finished and are skipped. After any interruption, the same command goes on.
+To repeat a training, delete its JSON and its run folder.
 """
 
 import contextlib
@@ -67,7 +67,7 @@ flags.DEFINE_boolean("check_resources", True, "Refuse to start if memory or disk
 
 
 class Measurement(NamedTuple):
-    """A command that measures something: the name of its result, its module and flags, and what it finds in words."""
+    """A command that measures something: the name of its result, its module and flags, and a description."""
 
     name: str
     module: str
@@ -79,10 +79,10 @@ class Runner:
     """Runs a plan.
 
     Args:
-      plan: what has to be there.
+      plan: the trainings and measurements.
       scale: a key of :data:`experiments.plan.SCALES`.
-      runs_dir: where run folders, logs and locks go.
-      results_dir: where the results are.
+      runs_dir: folder for run folders, logs and locks.
+      results_dir: folder of the results.
       data_dir: the data set's folder; ``""`` for the default one.
     """
 
@@ -96,21 +96,21 @@ class Runner:
         self.data: dict[tuple[str, str], TrainingData] = {}
 
     def results(self) -> list[Result]:
-        """Returns what is there by now."""
+        """Returns the results that exist now."""
         return load_results(self.results_dir)
 
     def left(self, results: Sequence[Result]) -> list[Training]:
-        """Returns the trainings of which something is to be done: the result or the attention sheet is missing."""
+        """Returns the trainings whose result or attention sheet is missing."""
         trainings = self.plan.trainings.values()
         return [t for t in trainings if t.result(results) is None or (t.sheet and not self._kept_sheet(t).exists())]
 
     def find_data(self) -> None:
-        """Counts the training images of every data set that is still trained on; draws the tiny set if it is that.
+        """Counts the training images of every data set that is needed; at the smoke scale draws the tiny set first.
 
-        Results for several images of a query are not asked of a data set that has none.
+        Multi-query results are not expected of a data set without several images of a query.
 
         Raises:
-          UserError: a data set is not there.
+          UserError: a data set is missing.
         """
         if self.scale == "smoke":
             pedestrians = SyntheticPedestrians(**TINY)
@@ -131,7 +131,7 @@ class Runner:
         return needs(training, images, results, machine())
 
     def describe(self) -> list[str]:
-        """Returns what is to be done, and what it needs, line by line."""
+        """Returns what is left to do and what it needs, line by line."""
         results = self.results()
         left = self.left(results)
         lines, seconds, unknown = [], 0.0, 0
@@ -153,7 +153,7 @@ class Runner:
         return lines + ([f"in all {' and '.join(in_all)}, one after the other"] if in_all else [])
 
     def check_resources(self) -> None:
-        """Raises UserError if memory or disk are too small for what is still to be trained."""
+        """Raises UserError if memory or disk are too small for the trainings that are left."""
         results = self.results()
         known = [(training.name, self.need(training, results)) for training in self.left(results)]
         memory, disk = free_memory_mb(), free_disk_mb(self.runs_dir)
@@ -163,7 +163,7 @@ class Runner:
                     f"{name} needs about {size(need.memory_mb)} of memory, {size(memory)} are free; a smaller "
                     "--cache_mb keeps the images in a file instead, --nocheck_resources starts all the same"
                 )
-        # What an interrupted run has written already is there, and counted twice here, which errs on the safe side.
+        # Files that an interrupted run has written already are counted twice, which overestimates the need.
         wanted = sum(need.disk_mb or 0 for _, need in known)
         if wanted > disk:
             raise UserError(
@@ -172,14 +172,14 @@ class Runner:
             )
 
     def run(self) -> list[str]:
-        """Does everything that is left, and returns what failed, one line each.
+        """Does everything that is left; returns the failures, one line each.
 
         Raises:
-          Stopped: a signal came; the same plan goes on from there.
+          Stopped: a signal came; another call with the same plan goes on from there.
         """
         failures: list[str] = []
         for name in [measurement.name for measurement in self._measurements()]:
-            # Two runners do not measure against each other, nor the same twice.
+            # The lock keeps two runners from measuring at the same time, or the same thing twice.
             with _collected(failures), claimed(self.runs_dir / "measuring.lock", _waiting_for("a measurement")):
                 for _, module, arguments, _ in (left for left in self._measurements() if left.name == name):
                     output = f"--output={self.results_dir / name}.json"
@@ -190,7 +190,7 @@ class Runner:
         todo = self.left(self.results())
         epochs = {training.name: self._epochs_left(training) for training in todo}
         with progress_bar(total=sum(epochs.values()), unit="epoch", disable=not todo) as bar:
-            # What another runner is at comes last, and is waited for.
+            # Trainings that another runner holds come last; the second pass waits for them.
             for wait in (False, True):
                 elsewhere = []
                 for training in todo:
@@ -208,7 +208,7 @@ class Runner:
         return failures
 
     def _measurements(self) -> list[Measurement]:
-        """Returns what is still to be measured: of networks FLOPs and speed, of feature dimensions a search."""
+        """Returns the missing measurements: FLOPs and speed of networks, search times of feature dimensions."""
         results, here, missing = self.results(), machine(), []
         counted = [result for result in results if result["kind"] == "network"]
         for network, speed in self.plan.networks.items():
@@ -224,7 +224,7 @@ class Runner:
         of_here = [result for result in results if result["kind"] == "search" and result.get("machine") == here]
         searched = {row["dimension"] for result in of_here for row in result["dimensions"]}
         if not self.plan.dimensions <= searched:
-            # All of them anew, so that the times of one file were taken in one go.
+            # All dimensions again, so that one run measures all times of a file.
             arguments = [f"--dimension={dimension}" for dimension in sorted(self.plan.dimensions | searched)]
             arguments += ["--queries=20", "--gallery=300", "--repeats=1"] if self.scale == "smoke" else []
             finds = f"search times of {len(self.plan.dimensions)} dimensions: a minute or two"
@@ -239,7 +239,7 @@ class Runner:
         return training.config.epochs - self._epochs_done(training)
 
     def _train(self, training: Training, lock: int, bar: tqdm, at_end: int) -> None:
-        """Trains, evaluates and draws what is missing; ``bar`` counts epochs, and shows ``at_end`` after the last."""
+        """Trains, evaluates and draws what is missing; ``bar`` counts epochs and is at ``at_end`` after the last."""
         run_dir, log = self.runs_dir / training.name, self.runs_dir / f"{training.name}.log"
         data = [f"--data_dir={self.data_dir}"] if self.data_dir else []
 
@@ -251,9 +251,9 @@ class Runner:
             return
         self._check_replaceable(training, results)
         is_new = not _is_trained(run_dir, training)
-        # Of a network that was trained for its sheet, the result belongs beside the sheet.
+        # If only the sheet is missing and the run has to be trained for it, its result is written, too.
         if is_new or training.result(results) is None:
-            # A finished run is not trained further, but asked whether settings and images are still the same.
+            # For a finished run han_tf.train only checks that settings and images are still the same.
             arguments = [f"--run={run_dir}", *flags_of(training.config.to_dict())]
             peak_mb = self.launch("han_tf.train", arguments, log, poll, (lock,))
             if any(reranked for _, _, reranked in training.wanted):
@@ -273,7 +273,7 @@ class Runner:
         return self.runs_dir / training.name / "figure7" / "attention.png"
 
     def _kept_sheet(self, training: Training) -> Path:
-        # Drawn people go to the repository; those of real data sets stay in the run's folder.
+        # Sheets of drawn people go to the repository; those of real people stay in the run's folder.
         if training.config.dataset != "synthetic":
             return self._sheet(training)
         return self.results_dir.parent / "figures" / f"figure7-{training.name}.png"
@@ -289,7 +289,7 @@ class Runner:
 
 
 def _is_trained(run_dir: Path, training: Training) -> bool:
-    """Tells whether ``run_dir`` holds this training, finished; han_tf.train says what is wrong if it holds another."""
+    """Returns whether ``run_dir`` holds this training, finished; if it holds another one, han_tf.train refuses it."""
     if not (run_dir / METRICS).exists() or not (run_dir / CONFIG).exists():
         return False
     return identity(read_json(run_dir / CONFIG, "the settings of a training run")) == training.identity
@@ -301,7 +301,7 @@ def _waiting_for(what: str) -> Callable[[], None]:
 
 @contextlib.contextmanager
 def _collected(failures: list[str]) -> Iterator[None]:
-    """Lets the work go on after a failure, which is told at once and kept for the end."""
+    """Catches a UserError in the block, prints it and adds it to ``failures``."""
     try:
         yield
     except UserError as error:
@@ -320,10 +320,10 @@ def _seeds(words: Sequence[str]) -> list[int]:
 
 
 def _there(experiments: Sequence[schema.Experiment]) -> list[str]:
-    """Returns those of the experiments' data sets that are on this machine, and says which are not.
+    """Returns the experiments' data sets that are on this machine; prints a note about the others.
 
     Raises:
-      UserError: none is.
+      UserError: none is on this machine.
     """
     found, missing = [], {}
     splits: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""What a config under ``experiments/configs`` is made of: data alone, so that one runner can read them all."""
+"""The types of the configs under ``experiments/configs``: data only, so that one runner can read them all."""
 
 import dataclasses
 import importlib
@@ -13,7 +13,7 @@ from han_tf.common.errors import UserError
 CONFIGS = Path(__file__).parent / "configs"
 
 METRICS = ("rank-1", "mAP")
-"""What each column of the paper's tables holds, in percent."""
+"""The two numbers in each column of the paper's tables, in percent."""
 
 
 HAN_FLOPS = {"Small": "3.68e8", "Medium": "5.33e8", "Large": "7.01e8"}
@@ -24,8 +24,8 @@ class Column(NamedTuple):
     """A pair of columns, rank-1 and mAP.
 
     Attributes:
-      title: as the paper heads it.
-      dataset, split: what is tested, and trained on; registry names.
+      title: the paper's heading.
+      dataset, split: registry names of the data that is trained on and tested.
       query: ``single`` or ``multi``.
     """
 
@@ -49,13 +49,13 @@ class Row:
     """One row of a table.
 
     Attributes:
-      name: what the row is called; no two of a table are called the same.
+      name: unique within a table.
       published: the paper's (rank-1, mAP) for each column, in percent; None where it prints none.
-      settings: what the training changes of :class:`han_tf.training.config.TrainConfig`; None for a row that is
+      settings: the training's changes to :class:`han_tf.training.config.TrainConfig`; None for a row that is
         only quoted, because its method is not part of this project.
       feature: whose result the row shows: ``joint``, ``global`` or ``local``.
       reranked: whether it is the result after re-ranking.
-      flops: the paper's FLOPs, as printed but for the spelling of powers.
+      flops: the paper's FLOPs, as printed except for the notation of powers.
       smoke: whether the row is run at the smallest scale.
     """
 
@@ -81,13 +81,13 @@ def han(size: str, *published: tuple[float, float], erasing: bool = False, reran
 
 
 class Counts(NamedTuple):
-    """What the paper counts of a data set, a row of Table 2.
+    """The paper's counts of a data set, a row of Table 2.
 
     Attributes:
       title: as the paper prints it.
       dataset: registry name.
       published: identities, those of training and of testing, images, cameras.
-      counted: split -> the subsets whose images the paper's number of images holds.
+      counted: split -> the subsets that the paper's number of images includes.
     """
 
     title: str
@@ -102,15 +102,15 @@ class Experiment:
 
     Attributes:
       title: one line.
-      columns: the data sets it is about, as the paper orders them.
+      columns: its data sets, in the paper's order.
       rows: in the paper's order.
-      counts: what is counted of data sets; such a table has neither columns nor rows.
-      trains: False for one that shows the results of other experiments' trainings if they are there.
+      counts: the rows of Table 2, which has neither columns nor rows of the other kind.
+      trains: False for one that only shows results of other experiments' trainings.
       flops: whether it shows FLOPs, so that the networks have to be counted.
       speed: whether it shows images per second, too.
-      search: whether it shows the time of a search for each of its feature dimensions.
+      search: whether it shows the search time for each of its feature dimensions.
       sheet: whether an attention sheet is drawn for each training.
-      picture: what is drawn from the results, a key of ``experiments.plots.PICTURES``; ``""`` for nothing.
+      picture: the picture of its results, a key of ``experiments.plots.PICTURES``; ``""`` for none.
       name: the config's name, such as ``table9``.
       description: the config's docstring.
     """
@@ -130,13 +130,13 @@ class Experiment:
 
     @property
     def model(self) -> str:
-        """The network that all trainings are of, as in an ablation; ``""`` if networks are compared."""
+        """The network of all trainings, as in an ablation; ``""`` if there are several networks."""
         models = {row.settings["model"] for row in self.rows if row.settings is not None}
         return models.pop() if len(models) == 1 else ""
 
     @property
     def datasets(self) -> list[str]:
-        """The data sets it is about."""
+        """The data sets of its columns and counts, without duplicates."""
         columns = [column.dataset for column in self.columns]
         return list(dict.fromkeys([*columns, *(row.dataset for row in self.counts)]))
 
@@ -155,7 +155,7 @@ def load(name: str) -> Experiment:
     """Returns the experiment called ``name``.
 
     Raises:
-      UserError: there is none of that name; those that exist are listed.
+      UserError: there is none of that name; the message lists the names.
     """
     if name not in names():
         raise UserError(f"experiment {name!r} does not exist, expected one of {', '.join(names())}")

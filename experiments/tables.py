@@ -1,4 +1,4 @@
-"""Tables in the paper's layout, in Markdown: our results beside the paper's, and where their orders agree."""
+"""Markdown tables in the paper's layout: our results beside the paper's, and whether the orders of rows agree."""
 
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,19 +12,19 @@ from experiments.schema import METRICS, Experiment
 from han_tf.training.config import DEFAULTS, NAMED, TrainConfig
 
 NONE = "–"
-"""A number that is not there."""
+"""Shown in place of a missing number."""
 
 SHOWN_PAIRS = 4
-"""Of so many pairs of rows in another order than the paper's, each is named."""
+"""Most pairs of rows in another order than the paper's that are listed singly."""
 
 PUBLISHED_EPOCHS = DEFAULTS["epochs"]
 
 Link = Callable[[str, str], str]
-"""Called with a result's name and what to call it; returns what the text shows."""
+"""Called with a result's name and the link's text; returns Markdown."""
 
 
 def unlinked(name: str, text: str) -> str:
-    """Returns ``text``: for places in which nothing can be linked."""
+    """Returns ``text``, without a link."""
     return text
 
 
@@ -34,7 +34,7 @@ class Group(NamedTuple):
     Attributes:
       experiment, scale: see :func:`groups`.
       epochs: of all its trainings.
-      model: the network that stands in for the table's one; ``""`` for none.
+      model: the network in place of the table's one; ``""`` for none.
       columns: the columns that have results.
       cells: (row, column), as indices into the experiment's rows and ``columns`` -> results, one per seed.
     """
@@ -48,7 +48,7 @@ class Group(NamedTuple):
 
     @property
     def drawn(self) -> bool:
-        """Whether a drawn data set stands for those of the paper, so that only orders compare."""
+        """Whether a drawn data set replaces those of the paper, so that only orders can be compared."""
         return SCALES[self.scale].dataset is not None
 
     def numbers(self, row: int, column: int, metric: str) -> list[float]:
@@ -70,16 +70,16 @@ class Group(NamedTuple):
 def groups(
     experiment: Experiment, scale: str, results: Sequence[Result], model: str = "", comparable: bool = False
 ) -> list[Group]:
-    """Returns the results that belong into a table, by number of epochs, the most first.
+    """Returns a table's results, one group per number of epochs, the most first.
 
-    An ablation of which nothing has been trained shows what there is of related networks in its place.
+    If an ablation has no result of its own network, the results of related networks are returned.
 
     Args:
       experiment: the table.
       scale: a key of :data:`experiments.plan.SCALES`.
-      results: all there are.
-      model: the network that stands in for the table's one; ``""`` for the table's own, if there is any result of it.
-      comparable: leave out the schedules under which nothing can be compared: with one row, or one training that does
+      results: all results.
+      model: the network in place of the table's one; ``""`` for the table's own.
+      comparable: leave out groups in which nothing can be compared: those with one row, or with one training that does
         not give all rows.
     """
     own = sum(row.settings is not None for row in experiment.rows)
@@ -130,14 +130,14 @@ def render(
     model: str = "",
     comparable: bool = False,
 ) -> str:
-    """Returns an experiment's tables, one per schedule, with what has to be known to read them.
+    """Returns an experiment's heading and tables, one per schedule, with notes on how to read them.
 
-    Without any result the table holds the paper's numbers alone.
+    Without results the table has only the paper's numbers.
 
     Args:
       experiment: a table or figure.
       scale, results, model, comparable: see :func:`groups`.
-      link: how the text names a result.
+      link: returns the text for a result's name.
     """
     if experiment.counts:
         parts = _statistics(experiment, results, link)
@@ -149,7 +149,7 @@ def render(
 
 
 def heading(experiment: Experiment) -> str:
-    """Returns what an experiment is called, e.g. ``Table 9: Evaluating different types of attention``."""
+    """Returns an experiment's heading, e.g. ``Table 9: Evaluating different types of attention``."""
     word, number = experiment.name.rstrip("0123456789"), experiment.name.lstrip("abcdefghijklmnopqrstuvwxyz_")
     return f"{word.capitalize()} {number}: {experiment.title}" if number else experiment.title
 
@@ -169,10 +169,11 @@ def mean_and_deviation(numbers: Sequence[float]) -> str:
 
 
 def order_agreement(names: Sequence[str], ours: Sequence[Sequence[float]], theirs: Sequence[float]) -> str:
-    """Says how many pairs of rows stand in the same order in both, and which do not, or else the order of ours.
+    """Returns a sentence on how many pairs of rows have the paper's order.
 
-    Pairs that are equal in the paper have no order. Equal means of ours agree with none. Of the pairs of which a row
-    has several seeds, those that are clear are counted once more: every seed of one row above every one of the other.
+    It lists the other pairs or, if they are more than :data:`SHOWN_PAIRS`, our order of all rows. Pairs that are equal
+    in the paper have no order and do not count; equal means of ours do not agree. Pairs with several seeds are counted
+    a second time if they are clear, that is, if every seed of one row is above every seed of the other.
 
     Args:
       names: of the rows.
@@ -201,7 +202,7 @@ def order_agreement(names: Sequence[str], ours: Sequence[Sequence[float]], their
 
 
 def origin(results: Sequence[Result], link: Link = unlinked) -> str:
-    """Returns which results a table holds, of which commits and machines, and a warning if they are mixed."""
+    """Returns a table's results, commits and machines in words, with a warning if commits differ."""
     text = f"Results: {_named(results, link)}. {made(*results)}."
     if any(result.get("differences") for result in results):
         text += " **A data set differs from the published one**, see its run."
@@ -211,7 +212,7 @@ def origin(results: Sequence[Result], link: Link = unlinked) -> str:
 
 
 def made(*results: Result) -> str:
-    """Returns when, by which commits and on which machines results were made."""
+    """Returns dates, commits and machines of results, in words."""
     dates = sorted({result["date"][:10] for result in results if result.get("date")})
     commits = [short_commit(commit) for commit in dict.fromkeys(result.get("commit") for result in results)]
     told = [" to ".join(dict.fromkeys((dates[0], dates[-1])))] if dates else []
@@ -220,7 +221,7 @@ def made(*results: Result) -> str:
 
 
 def _named(results: Iterable[Result], link: Link) -> str:
-    """Names results; of those that differ in the seed alone only the first in full."""
+    """Returns the results' names; if some differ in the seed alone, only the first of them in full."""
     seeds: dict[str, list[tuple[str, str]]] = {}
     for result in results:
         run, _, seed = result.name.rpartition("-seed")
@@ -232,7 +233,7 @@ def _named(results: Iterable[Result], link: Link) -> str:
 
 
 def short_commit(commit: Optional[str]) -> str:
-    """Returns the first digits of a commit, and whether files differed from it."""
+    """Returns the first seven digits of a commit, and whether files differed from it."""
     if not commit:
         return "unknown"
     digits, plus, changes = commit.partition("+")
@@ -259,7 +260,7 @@ def scientific(number: float) -> str:
 
 
 def networks_by_name(results: Iterable[Result]) -> dict[tuple[str, int, int], Result]:
-    """Returns what was counted and measured of each network, by model and input size."""
+    """Returns the results of kind ``network`` by model, input height and width."""
     return {network_of(result["settings"]): result for result in results if result["kind"] == "network"}
 
 
@@ -323,7 +324,7 @@ def _score_cells(group: Group, row: int, column: int) -> list[str]:
 
 
 def _setting(group: Group) -> str:
-    """Says under which schedule, and with what differences from the paper, a group was trained."""
+    """Returns a group's schedule and its differences from the paper, in words."""
     if not group.cells:
         return "Nothing has been trained yet; the paper's numbers:"
     seeds = sorted({result["settings"]["seed"] for result in group.results()})
@@ -341,7 +342,7 @@ def _setting(group: Group) -> str:
 
 
 def _agreements(group: Group) -> list[str]:
-    """Returns a list of where the order of rows agrees with the paper's."""
+    """Returns how far the order of rows agrees with the paper's, a Markdown list with a line per column and metric."""
     sentences = []
     for (column, (shown, _)), (place, metric) in product(enumerate(group.columns), enumerate(METRICS)):
         names, ours, theirs = [], [], []
@@ -357,12 +358,12 @@ def _agreements(group: Group) -> list[str]:
 
 
 def cost_cells(model: str, paper: str, cost: Optional[Result]) -> list[str]:
-    """Returns cells on a network's FLOPs, ours and the paper's, multiply-adds, parameters and images per second.
+    """Returns four cells: a network's FLOPs (ours and the paper's), multiply-adds, parameters, images per second.
 
     Args:
       model: the network; ``""`` for one that is only quoted.
       paper: the FLOPs that the paper prints.
-      cost: what was counted and measured of the network, if it was.
+      cost: the network's result of kind ``network``; None if there is none.
     """
     if not model or cost is None:
         return [f"{NONE} / {paper}", NONE, NONE, NONE] if model else [paper or NONE, "", "", ""]
@@ -391,9 +392,9 @@ def _statistics(experiment: Experiment, results: Sequence[Result], link: Link) -
 
 
 def settings_in_words(settings: Mapping[str, Any]) -> str:
-    """Returns what of a training's settings is not the paper's, e.g. ``12 epochs, 80×32, hard False``.
+    """Returns the settings of a training that differ from the paper's, e.g. ``12 epochs, 80×32, hard False``.
 
-    Of a recipe that is not the paper's only the name is told, and what differs from it.
+    Another recipe is named, followed by the settings that differ from it.
     """
     of_recipe = TrainConfig.of_recipe(settings.get("recipe", TrainConfig.recipe)).to_dict()
     changed = {

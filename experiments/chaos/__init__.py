@@ -1,1 +1,1 @@
-"""Kills, faults, damaged inputs and load: whether anything is lost, doubled, unreadable or left without an answer."""
+"""Tests with kills, disk faults, damaged inputs and load: is anything lost, doubled, unreadable or not answered?"""

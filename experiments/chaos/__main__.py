@@ -1,12 +1,12 @@
-"""Kills, failing disks, damaged inputs and load: is anything lost, doubled, unreadable or left without an answer?
+"""Test with kills, disk faults, damaged inputs and load: is anything lost, doubled, unreadable or not answered?
 
   python -m experiments.chaos [--rounds 100] [--inputs 10000] [--load_minutes 30] [--output FILE]
 
-Training, export, extraction, indexing and the service under writes are killed at random moments and writes, and their
-disk is full or gives EIO; what is there at the end is compared with undisturbed ones. Damaged images, MATLAB files,
-archives, Parquet, CSV, checkpoints, weights, cards, galleries and HTTP requests are read in processes of bounded
-memory. Clients put load on the service. Fails if anything was lost, or ended in a traceback, a hang or a 5xx but 503.
-The same --seed makes the same choices. Linux alone.
+Training, export, extraction, indexing and the service during writes are killed at random moments or writes, or their
+disk is full or gives EIO; their results are compared with those of undisturbed runs. Damaged images, MATLAB files,
+archives, Parquet, CSV, checkpoints, weights, cards, galleries and HTTP requests are read in processes with a memory
+limit. Clients put load on the service. Fails if anything was lost, or ended in a traceback, a hang or a 5xx other than
+503. The same --seed makes the same choices. Runs on Linux only.
 """
 
 import json
@@ -30,10 +30,10 @@ from han_tf.runs import environment
 
 PARTS = ("kills", "fuzz", "load")
 FLAT_SHARE, FLAT_MB = 0.1, 64
-"""Memory is flat if the second half of the load adds no more than so large a share, or so many MiB."""
+"""Memory counts as flat if the second half of the load adds no more than this share, or no more than these MiB."""
 
 SHOWN = 5
-"""Faults of one kind that are printed; the JSON holds all."""
+"""Most faults of one kind that are printed; the JSON holds all."""
 
 FLAGS = command_line.new_flags()
 command_line.define_list(FLAGS, "parts", PARTS, "What to do.", flags.EnumParser([*PARTS]))
@@ -48,7 +48,7 @@ flags.DEFINE_string("output", "", "JSON file for the figures.", flag_values=FLAG
 
 
 def main(values: flags.FlagValues) -> None:
-    """Does the parts that the flags name, and reports."""
+    """Runs the parts that the flags name, and reports."""
     with tempfile.TemporaryDirectory(prefix="chaos-") as temporary:
         root = Path(temporary).resolve()
         report = {"environment": environment.describe(), "seed": values.seed, "skipped": load_faults(root)}
@@ -63,7 +63,7 @@ def main(values: flags.FlagValues) -> None:
             figures.append(figure)
             if figure["part"] != "load":
                 report["minutes"] = (time.monotonic() - begun) / 60
-            if values.output:  # after each: what stops this program leaves the others' figures
+            if values.output:  # after each part, so that figures survive a crash
                 write_json(values.output, report)
     wrong = sum(len(figure["faults"]) for figure in figures)
     if wrong:
@@ -71,7 +71,7 @@ def main(values: flags.FlagValues) -> None:
 
 
 def _figures(values: flags.FlagValues, root: Path, end: float) -> Iterator[dict[str, Any]]:
-    """Yields what happened: in which part, to what, how often, and what went wrong as ``faults``."""
+    """Yields figures: the part, the case, counts, and errors as ``faults``."""
     if set(values.parts) & {"kills", "fuzz"}:
         from experiments.chaos.fuzz import fuzz
         from experiments.chaos.kills import MODEL, disturb, prepare
@@ -82,7 +82,7 @@ def _figures(values: flags.FlagValues, root: Path, end: float) -> Iterator[dict[
             for figure in fuzz(root, values.inputs, values.seed, values.kept):
                 yield {"part": "fuzz", **figure}
         if "kills" in values.parts:
-            # The quickest first: what they leave of the time is the others'.
+            # The quickest first: the others get the time that they leave.
             calls = [partial(disturb, work, root) for work in reversed(works)]
             calls.insert(1, partial(disturb_service, root / "exports" / MODEL, root))
             for left, call in zip(range(len(calls), 0, -1), calls):

@@ -1,13 +1,13 @@
-"""What is done to valid bytes."""
+"""Random damage to bytes."""
 
 import numpy as np
 
 MEMORY_BYTES = 2**30
-"""Reading damaged ones may take beyond what its process had at first."""
+"""Most memory that reading a damaged input may add to its process."""
 
 
 def damage(data: bytes, other: bytes, rng: np.random.Generator) -> bytes:
-    """Flips bytes, cuts off, cuts out, repeats, overwrites with zeros or ones, or takes over a piece of ``other``."""
+    """Returns ``data`` with one to three damages: bytes changed, removed, repeated or replaced, also by ``other``'s."""
     changed = bytearray(data)
     for _ in range(int(rng.integers(1, 4))):
         at, length = int(rng.integers(len(changed) + 1)), int(2 ** rng.uniform(0, 10))

@@ -1,6 +1,6 @@
-/* Faults of the disk: an LD_PRELOAD library that fails, or ends the process, at the n-th call beneath one folder.
+/* Disk faults: an LD_PRELOAD library that fails, or ends the process, from the n-th call beneath one folder on.
 
-   Calls of programs and libraries are seen; those that the C library makes by itself (fread's) and memory maps are not. */
+   It intercepts calls of programs and libraries, but not the C library's own (e.g. in fread) and no memory maps. */
 
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -20,7 +20,7 @@ static size_t folder_length;
 static int kind = NOTHING;
 static long first, writes, reads;
 
-/* From the n-th call on, those beneath the folder fail: 1 SIGKILL, 2 ENOSPC, 3 EIO of writes, 4 EIO of reads. */
+/* Lets calls beneath the folder fail from the n-th on: 1 SIGKILL, 2 ENOSPC, 3 EIO of writes, 4 EIO of reads. */
 void chaos_arm(const char *path, int what, long after) {
     folder_length = 0;
     strncpy(folder, path, sizeof folder - 1);

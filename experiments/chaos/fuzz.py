@@ -1,4 +1,4 @@
-"""Damaged inputs of every kind that is read: an answer, or one line of error, in bounded time and memory."""
+"""Reads damaged inputs of every kind; expected is an answer or one line of error, in bounded time and memory."""
 
 import os
 import shutil
@@ -21,11 +21,11 @@ from experiments.measuring import memory_mb
 from han_tf.common.errors import UserError
 
 SECONDS = 30
-"""One input may take; more is a hang."""
+"""Most seconds that one input may take; more counts as a hang."""
 
 
 def fuzz(root: Path, inputs: int, seed: int, kept: str) -> Iterator[dict[str, Any]]:
-    """Yields what happened with the damaged inputs of each kind, then with HTTP requests."""
+    """Yields figures for the damaged inputs of each kind, then for HTTP requests."""
     for number, kind in enumerate(KINDS):
         samples = root / "samples" / kind.name
         samples.mkdir(parents=True)
@@ -76,9 +76,9 @@ def _read_damaged(kind: Kind, samples: Path, root: Path, inputs: int, seed: list
 
 
 def _read_many(kind: Kind, samples: Path, damaged: Path, numbers: range, seed: list[int], progress: Path) -> None:
-    """Reads damaged copies and writes a line about each: read, refused or fault, and MiB of memory at most."""
+    """Reads damaged copies and writes a line on each: read, refused or fault, and the peak of memory in MiB."""
     chosen = sorted(samples.iterdir())
-    # What is imported or built once is no input's memory. A copy, since reading may write beside what is read.
+    # Memory of one-time imports is not to count for an input. A copy, since reading may write beside the input.
     kind.read(_copy(chosen[0], damaged))
     before = memory_mb("VmRSS")
     bound_memory(MEMORY_BYTES)

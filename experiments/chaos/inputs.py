@@ -1,4 +1,4 @@
-"""Kinds of damaged inputs: how valid ones are made, and what reads them."""
+"""Kinds of inputs: functions that make valid ones, and functions that read them."""
 
 import json
 import shutil
@@ -30,10 +30,10 @@ class Kind(NamedTuple):
     """A kind of input.
 
     Attributes:
-      name: what it is called.
+      name: its name.
       share: of all inputs.
-      make: writes valid ones into a folder, each a file or a folder of its own; takes what
-        :func:`experiments.chaos.kills.prepare` has made, and that folder.
+      make: called with the folder that :func:`experiments.chaos.kills.prepare` has filled, and with a folder into
+        which it writes valid inputs, each as a file or folder.
       read: reads one of them.
     """
 
@@ -114,7 +114,7 @@ _MODELS: dict[str, Any] = {}
 
 
 def _read_run(path: Path) -> None:
-    """Does what :func:`han_tf.runs.folder.load_run` does, with one network for all that have the same settings."""
+    """Does the same as :func:`han_tf.runs.folder.load_run`, but reuses one network for all runs with equal settings."""
     config = read_config(path)
     known = repr(sorted(config.items(), key=str))
     if known not in _MODELS:
@@ -136,7 +136,7 @@ def _read_weights(path: Path) -> None:
 
 def _make_card(root: Path, folder: Path) -> None:
     shutil.copytree(root / "exports" / MODEL, folder / "model")
-    (folder / "model" / "model.onnx").write_bytes(b"a model")  # whose checksum is computed quickly
+    (folder / "model" / "model.onnx").write_bytes(b"a model")  # small, so that its checksum is computed quickly
     card = json.loads((folder / "model" / CARD).read_text())
     write_json(folder / "model" / CARD, {**card, "files": hash_files(folder / "model")})
 
@@ -170,4 +170,4 @@ KINDS = (
     Kind("cards", 0.1, _make_card, lambda path: verify_files(path, read_card(path))),
     Kind("galleries", 0.1, _make_galleries, _read_gallery),
 )
-"""All that lie in files; what is left of the inputs are HTTP requests."""
+"""Kinds of inputs in files; the rest of the inputs are HTTP requests."""

@@ -1,4 +1,4 @@
-"""Commands that are killed, or whose disk fails, again and again: what they leave is what undisturbed ones leave."""
+"""Kills commands and makes their disk fail, again and again; their results must equal those of undisturbed commands."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ from han_tf.search import open_gallery
 
 KINDS = {process.KILL: "kill", process.FULL: "disk full", process.BROKEN: "EIO, write", process.UNREADABLE: "EIO, read"}
 SHARES = {process.KILL: 0.8, process.FULL: 0.08, process.BROKEN: 0.06, process.UNREADABLE: 0.06}
-"""How often what happens; half of the kills come at a moment, half at a write."""
+"""Kind of fault -> its probability. Half of the kills are at a random time, half at a random write."""
 
 DIMENSION, ROWS = 64, 3000
 MODEL = "onnx-float32"
@@ -35,10 +35,10 @@ class Work(NamedTuple):
     """A command that is disturbed.
 
     Attributes:
-      name: what it is called.
+      name: its name.
       command: runs it to the end in a folder; returns the exit status.
-      rows: reads what it has made there: pairs of a key, and numbers that belong to it.
-      tolerance: by which the numbers may differ from those of an undisturbed command.
+      rows: reads its results there: pairs of a key and numbers.
+      tolerance: most by which the numbers may differ from those of an undisturbed command.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Work(NamedTuple):
 
 
 def prepare(root: Path) -> list[Work]:
-    """Draws people, trains a small network on them, exports it, and returns what is to be disturbed."""
+    """Draws people, trains a small network on them, exports it, and returns the commands to disturb."""
     data, run, exports, features = root / "data", root / "run", root / "exports", root / "features.npz"
     log = root / "log"
     people = SyntheticPedestrians(
@@ -82,7 +82,7 @@ def run_command(module: Any, *arguments: Any, positional: str = "") -> int:
 def _train(data: Path, folder: Path) -> int:
     import tensorflow as tf
 
-    # What makes graphs quicker takes longer here than the whole training.
+    # Optimising the graphs would take longer than the whole training.
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
     without = [f"--no{part}" for part in ("spatial", "channel", "hard", "interaction")]
     size = ["--input_height=48", "--input_width=32", "--epochs=4"]
@@ -138,7 +138,7 @@ def _entries(folder: Path) -> Iterable[tuple[str, Any]]:
 
 
 def compare(expected: list[tuple[str, Any]], found: list[tuple[str, Any]], tolerance: float) -> dict[str, int]:
-    """Counts the rows that are lost, those that are there too often, and those that hold other numbers."""
+    """Returns the numbers of rows that are lost, doubled, or differ in their numbers."""
     wanted, there = Counter(key for key, _ in expected), Counter(key for key, _ in found)
     values = dict(expected)
     differing = [
@@ -149,10 +149,10 @@ def compare(expected: list[tuple[str, Any]], found: list[tuple[str, Any]], toler
 
 
 def disturb(work: Work, root: Path, rounds: int, seconds: float, seed: int) -> dict[str, Any]:
-    """Disturbs a command until it was killed ``rounds`` times, or ``seconds`` are over, and starts it again each time.
+    """Disturbs and restarts a command until it was killed ``rounds`` times or ``seconds`` are over.
 
     Returns:
-      How often what happened, what differed where the command had come to its end, and what else was wrong.
+      The number of each kind of fault, of rows that differ after runs that ended, and other errors as ``faults``.
     """
     rng, log, base = np.random.default_rng(seed), root / "log", root / work.name
     begun = time.monotonic()
@@ -180,7 +180,7 @@ def disturb(work: Work, root: Path, rounds: int, seconds: float, seed: int) -> d
 
 
 def chosen(rng: np.random.Generator, plain: Ended) -> tuple[Fault, Any]:
-    """Returns a fault and after how many seconds the command is killed, None for not at all."""
+    """Returns a fault, and the seconds after which to kill the command; None for no such kill."""
     kind = int(rng.choice(list(SHARES), p=list(SHARES.values()))) if any(plain.calls) else process.KILL
     if kind == process.KILL and (rng.random() < 0.5 or not any(plain.calls)):
         return Fault(), rng.uniform(0, plain.seconds)
@@ -188,7 +188,7 @@ def chosen(rng: np.random.Generator, plain: Ended) -> tuple[Fault, Any]:
 
 
 def complaints(name: str, fault: Fault, ended: Ended) -> list[str]:
-    """Returns what is wrong with how a command ended: one line of error at most, no traceback, no other signal."""
+    """Returns a line if a command ended wrongly: not with status 0, SIGKILL, or a line of error after a disk fault."""
     refused = ended.status == 1 and "error: " in ended.said and "Traceback" not in ended.said
     if ended.status in (0, -signal.SIGKILL) or (refused and fault.kind > process.KILL):
         return []
@@ -206,7 +206,7 @@ def _compared(work: Work, expected: Any, folder: Path, log: Path, faults: list[s
 
 
 def figures(name: str, counts: Counter, finished: int, faults: list[str], seconds: float, rows: int) -> dict[str, Any]:
-    """Returns what a result holds about a disturbed command."""
+    """Returns the figures of a disturbed command, as results hold them."""
     wrong = {what: counts[what] for what in ("lost", "doubled", "differing", "unreadable")}
     disturbed = {what: counts[what] for what in KINDS.values()}
     return {

@@ -1,6 +1,7 @@
-"""Commands in forked children, which need not import TensorFlow again, killed or failing at a chosen moment.
+"""Runs commands in forked children, with kills and disk faults at a chosen moment.
 
-Only children compute: a process that has used TensorFlow cannot be forked any more.
+Forked children need not import TensorFlow again. All computation is in children: a process that has used TensorFlow
+cannot be forked any more.
 """
 
 import atexit
@@ -21,17 +22,17 @@ from typing import Any, NamedTuple, NoReturn, Optional
 from experiments.measuring import memory_mb
 
 LIBRARY = "HAN_TF_CHAOS_LIBRARY"
-"""Variable that names the library of faults in the process that has it loaded."""
+"""Environment variable with the path of the library of faults, set once the library is loaded."""
 
 COUNT, KILL, FULL, BROKEN, UNREADABLE = range(5)
-"""Kinds of faults, as ``faults.c`` numbers them: none, SIGKILL, ENOSPC, EIO of writes, EIO of reads."""
+"""Kinds of faults, numbered as in ``faults.c``: none, SIGKILL, ENOSPC, EIO of writes, EIO of reads."""
 
 CRASHED = 70
 """Exit status of a child that ended with a traceback."""
 
 
 class Fault(NamedTuple):
-    """What happens to a command: a kind, from the ``after``-th call beneath its folder on."""
+    """A fault: its kind, and the number of calls beneath the command's folder after which it begins."""
 
     kind: int = COUNT
     after: int = 0
@@ -43,7 +44,7 @@ class Ended(NamedTuple):
     Attributes:
       status: exit status; minus the signal that ended it.
       said: the end of what it printed.
-      calls: writes and reads beneath the folder; zeros if it was killed or no library is there.
+      calls: writes and reads beneath the folder; zeros if it was killed or the library is not loaded.
       seconds: how long it ran.
     """
 
@@ -54,7 +55,7 @@ class Ended(NamedTuple):
 
 
 def load_faults(folder: Path) -> str:
-    """Compiles the library of faults and starts this program again with it; returns why not, "" once it is loaded."""
+    """Compiles the library of faults and restarts this program with it; returns "" then, or why it cannot compile."""
     if os.environ.get(LIBRARY):
         atexit.register(shutil.rmtree, Path(os.environ[LIBRARY]).parent, True)
         return ""
@@ -70,9 +71,9 @@ def load_faults(folder: Path) -> str:
 
 
 def start(call: Callable[[], Any], log: Path, folder: Path, fault: Fault = Fault()) -> int:  # noqa: B008
-    """Begins ``call`` in a child that prints into ``log``, with a fault beneath ``folder``; returns its process id.
+    """Starts ``call`` in a child with a fault beneath ``folder``; returns its process id.
 
-    ``log`` lies elsewhere: what is written into it is not to fail.
+    The child prints into ``log``, which is not beneath ``folder``, so that writing it does not fail.
     """
     process = os.fork()
     if process:
@@ -102,7 +103,7 @@ def _leave(status: int) -> NoReturn:
 
 
 def wait(process: int, log: Path, seconds: Optional[float] = None, most: float = 600) -> Ended:
-    """Waits for a child; kills it after ``seconds``, or as a hang after ``most``."""
+    """Waits for a child and returns how it ended; kills it after ``seconds``, or after ``most`` if it hangs."""
     begun = time.monotonic()
     end = begun + min(most, most if seconds is None else seconds)
     while not (ended := os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG)):
@@ -121,19 +122,19 @@ def wait(process: int, log: Path, seconds: Optional[float] = None, most: float =
 
 
 def result_of(call: Callable[[], Any], log: Path) -> Any:
-    """Returns what ``call`` returns in a child.
+    """Runs ``call`` in a child and returns its result.
 
     Raises:
-      RuntimeError: it raised, or the child died; with the end of what it printed.
+      RuntimeError: it raised, or the child died; the message has the end of the output.
     """
     answer = log.with_suffix(".answer")
     ended = wait(start(lambda: answer.write_bytes(pickle.dumps(call())) and None, log, log), log)
     if ended.status:
         raise RuntimeError(f"status {ended.status}: {ended.said}")
-    return pickle.loads(answer.read_bytes())  # which this program has just written
+    return pickle.loads(answer.read_bytes())  # written by this program
 
 
 def bound_memory(more: int) -> None:
-    """Lets this process take so many bytes more than now."""
+    """Limits this process's memory to ``more`` bytes above its present size."""
     most = int(2**20 * memory_mb("VmSize")) + more
     resource.setrlimit(resource.RLIMIT_AS, (most, most))

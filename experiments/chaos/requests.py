@@ -1,4 +1,4 @@
-"""Damaged HTTP requests: an answer, or a closed connection, in bounded time and memory."""
+"""Sends damaged HTTP requests; expected is an answer or a closed connection, in bounded time and memory."""
 
 import io
 import os
@@ -22,7 +22,7 @@ from experiments.chaos.service import port_of, start_service
 from experiments.measuring import make_picture, memory_mb
 
 ANSWER_SECONDS = 2
-"""How long a request's answer is waited for: the head of a damaged one may have no end."""
+"""Longest wait for an answer: the service may wait for more of a damaged request."""
 
 
 def _requests() -> list[bytes]:
@@ -56,7 +56,7 @@ def _requests() -> list[bytes]:
 
 
 def ask_damaged(root: Path, inputs: int, seed: int) -> dict[str, Any]:
-    """Sends damaged requests to a service; returns how often what was answered, its memory, and what went wrong."""
+    """Sends damaged requests to a service; returns the numbers of answers, the service's memory, and faults."""
     log, folder = root / "service.log", root / "asked"
     requests = _requests()
     service = start_service(root / "exports" / MODEL, folder, log, Fault(), f"--body_seconds={ANSWER_SECONDS / 2}")
@@ -94,7 +94,7 @@ def ask_damaged(root: Path, inputs: int, seed: int) -> dict[str, Any]:
 
 
 def _damaged_request(valid: bytes, other: bytes, rng: np.random.Generator) -> bytes:
-    """Damages a request, or its body alone: with a head that fits, more of them get past the door."""
+    """Returns a damaged request; half of those with a body have a valid head, so that the body is parsed."""
     head, _, body = valid.partition(b"\r\n\r\n")
     if not body or rng.random() < 0.5:
         return damage(valid, other, rng)
@@ -103,10 +103,10 @@ def _damaged_request(valid: bytes, other: bytes, rng: np.random.Generator) -> by
 
 
 def _ask(port: int, request: bytes) -> str:
-    """Returns the first digit of the status, all of a 5xx; ``closed`` without one, ``waits`` where none comes."""
+    """Returns the status's first digit, or all of a 5xx; ``closed`` without one, ``waits`` if none comes in time."""
     try:
         with socket.create_connection(("127.0.0.1", port), ANSWER_SECONDS) as connection:
-            with suppress(OSError):  # an answer may come before all is sent
+            with suppress(OSError):  # the service may answer before all is sent
                 connection.sendall(request)
             answer = b""
             while part := connection.recv(2**16):

@@ -1,4 +1,4 @@
-"""The service under writes, killed and on a failing disk: what it has confirmed is there, once, and nothing else is."""
+"""Kills the service during writes and makes its disk fail; every confirmed write must be there exactly once."""
 
 import http.client
 import json
@@ -29,12 +29,13 @@ CAMERAS = 1000
 
 
 class Writers:
-    """Clients that add, correct and delete, and know what was confirmed.
+    """Clients that add, correct and delete images, and record the confirmed writes.
 
     Attributes:
-      cameras: pid of each image, one of its own -> the cameras that it may have by now; none if it was deleted.
-      unsure: pids of those whose addition or deletion was not answered.
-      wrong: answers that should not be.
+      cameras: pid of each image, all different -> the cameras that it may have; none if it was deleted.
+      unsure: pids of images whose addition or deletion was not answered.
+      wrong: unexpected answers.
+      confirmed: number of confirmed writes.
     """
 
     def __init__(self) -> None:
@@ -46,7 +47,7 @@ class Writers:
         self._pictures = [make_picture(number) for number in range(PICTURES)]
 
     def run(self, port: int, seconds: float, seed: int) -> None:
-        """Writes until the service is gone, for so many seconds at most."""
+        """Writes until the service has ended, at most for ``seconds``."""
         end, first = time.monotonic() + seconds, (max(self.cameras, default=0) // WRITERS + 1) * WRITERS
         threads = [
             threading.Thread(target=self._write, args=(port, end, first + n, np.random.default_rng([seed, n])))
@@ -84,7 +85,7 @@ class Writers:
                 if answer is not None:
                     self.unsure.remove(pid)
         except (OSError, http.client.HTTPException):
-            pass  # the service is gone
+            pass  # the service has ended
         finally:
             connection.close()
 
@@ -97,7 +98,7 @@ class Writers:
     def _ask(
         self, connection: http.client.HTTPConnection, method: str, path: str, body: bytes = b"", kind: str = ""
     ) -> Any:
-        """Returns what was answered with success, None if it was not done."""
+        """Returns the answer's JSON; None if the status is 300 or higher."""
         connection.request(method, path, body, {"Content-Type": kind} if kind else {})
         answer = connection.getresponse()
         said = answer.read()
@@ -109,7 +110,7 @@ class Writers:
 
 
 def audit(folder: Path, writers: Writers) -> dict[str, set[int]]:
-    """Compares gallery and pictures with what the writers know; returns pids by what is wrong about them."""
+    """Compares gallery and pictures with the writers' records; returns the pids of wrong entries, by kind of error."""
     with open_gallery(folder / "index") as gallery:
         entries = [entry for entry in gallery.page(10**6) if entry.pid in writers.cameras]
         len(gallery.features([entry.id for entry in entries]))
@@ -130,7 +131,7 @@ def audit(folder: Path, writers: Writers) -> dict[str, set[int]]:
 
 
 def start_service(model: Path, folder: Path, log: Path, fault: Fault = Fault(), *more: str) -> int:  # noqa: B008
-    """Starts a service over the gallery in ``folder``, which is made if need be; returns its process id."""
+    """Starts a service over the gallery in ``folder``, which is made if it is missing; returns its process id."""
     if not folder.exists():
         result_of(partial(_make, model, folder), log)
     arguments = [f"--index={folder / 'index'}", f"--state={folder / 'state'}", f"--model={model}"]
@@ -148,7 +149,7 @@ def _make(model: Path, folder: Path) -> None:
 
 
 def port_of(service: int, log: Path, seconds: float = 60) -> Optional[int]:
-    """Waits until the service answers and returns its port; None if it ends before, or does not answer in time."""
+    """Waits until the service is ready and returns its port; None if it ends before that or takes too long."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if log.exists() and (match := re.search(r"ready: http://[\d.]+:(\d+)", log.read_text(errors="replace"))):
@@ -160,14 +161,14 @@ def port_of(service: int, log: Path, seconds: float = 60) -> Optional[int]:
 
 
 def disturb_service(model: Path, root: Path, rounds: int, seconds: float, seed: int) -> dict[str, Any]:
-    """Disturbs a service as :func:`experiments.chaos.kills.disturb` does a command, while clients write."""
+    """Disturbs the service while clients write, as :func:`experiments.chaos.kills.disturb` disturbs a command."""
     rng, log, folder, writers = np.random.default_rng(seed), root / "log", root / "service", Writers()
     counts: Counter[str] = Counter()
     faults: list[str] = []
     begun = time.monotonic()
     plain, number = Ended(0, "", (0, 0), 0.0), 0
     while counts["kill"] < rounds and time.monotonic() < begun + seconds:
-        # The first round is ended by Ctrl-C, and says how many calls and seconds the others may take.
+        # The first round ends with Ctrl-C; the faults of the others are drawn from its calls and seconds.
         fault, after = chosen(rng, plain) if number else (Fault(), None)
         begun_round = time.monotonic()
         service = start_service(model, folder, log, fault)
@@ -195,7 +196,7 @@ def disturb_service(model: Path, root: Path, rounds: int, seconds: float, seed: 
             for pid in pids:
                 writers.cameras.pop(pid, None)
         number += 1
-    service = start_service(model, folder, log)  # sweeps what is left of additions that came to nothing
+    service = start_service(model, folder, log)  # removes the pictures of unfinished additions
     port_of(service, log)
     os.kill(service, signal.SIGTERM)
     wait(service, log)

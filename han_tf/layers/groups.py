@@ -123,7 +123,7 @@ class LearnedGroupConv(tf.keras.layers.Conv2D):
         self.mask.assign(mask)
 
     def group_lasso(self) -> tf.Tensor:
-        """Returns Σ over groups and input channels of the L2 norm of the weights that connect them (Sec. 3.1); scalar."""
+        """Returns Σ over groups and input channels of the L2 norm of their weights (Sec. 3.1); scalar."""
         squares = tf.reduce_sum(tf.square(self._grouped_kernel()), axis=-1)
         # The square root has no derivative at 0.
         return tf.reduce_sum(self.mask * tf.sqrt(tf.maximum(squares, _TINY)))
