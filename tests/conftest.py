@@ -1,4 +1,4 @@
-"""Shared by all tests."""
+"""Settings and fixtures of all tests."""
 
 import os
 import re
@@ -6,12 +6,11 @@ import signal
 import subprocess
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-# Two cores run the suite; one test's graph should not wait for another's threads.
+# The suite runs on two cores: tests should not compete for threads.
 os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
 
-# A shell starts what runs in the background with Ctrl-C ignored, and nohup what it runs with SIGHUP; the programs under
-# test would inherit that.
+# Background processes of a shell ignore SIGINT, those of nohup SIGHUP; the programs under test would inherit that.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
@@ -27,14 +26,14 @@ from han_tf.data.synthetic import SyntheticPedestrians, generate
 from han_tf.runs.card import ModelCard, hash_files
 from han_tf.runtimes import probes
 
-# The same examples in every run: what fails here fails everywhere.
+# The same examples in every run, so that a failure can be repeated.
 hypothesis.settings.register_profile("seeded", derandomize=True)
 hypothesis.settings.load_profile("seeded")
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node, error):
-    """Names the signal, or the exit status, that ended a worker of pytest-xdist, which xdist itself does not."""
+    """Prints the signal or exit status that ended a worker of pytest-xdist; xdist does not."""
     process = getattr(node.gateway._io, "popen", None)
     if error and process is not None:
         try:
@@ -79,7 +78,7 @@ def tiny_run(tiny_data, tmp_path_factory):
 
 @pytest.fixture
 def run_readme(tmp_path, monkeypatch):
-    """Returns a function that runs the Python of a README in an empty folder and returns what it names."""
+    """Returns a function that runs a README's Python in an empty folder and returns the resulting variables."""
 
     def run_blocks(path, blocks):
         found = re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL)
@@ -101,7 +100,7 @@ def plain_weights():
 
 @pytest.fixture
 def plain_model(plain_weights, tmp_path):
-    """The folder of an OpenVINO model that is one product of matrices: made, opened and run in milliseconds."""
+    """The folder of an OpenVINO model that is one matrix product, and takes milliseconds to make, open and run."""
     openvino = pytest.importorskip("openvino")
     from openvino import opset13
 

@@ -16,7 +16,7 @@ def call(command, *arguments, **options):
 
 @pytest.fixture(scope="module")
 def run_dir(tiny_data, tmp_path_factory):
-    """The run of everything that can be off."""
+    """The folder of a run with everything off that can be off."""
     runs = tmp_path_factory.mktemp("runs")
     arguments = ["--dataset=market1501", f"--data_dir={tiny_data}", f"--runs_dir={runs}", "--epochs=1", *TINY_SIZE]
     assert call(train, *arguments, *(f"--no{name}" for name in SWITCHES)) == 0

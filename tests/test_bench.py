@@ -1,4 +1,4 @@
-"""The benchmark measures every part and tells rates of images that there are."""
+"""The benchmark measures every part, and its rates count only images that exist."""
 
 import json
 import re
@@ -25,7 +25,7 @@ def test_figures_of_one_network(tmp_path, capsys, monkeypatch):
     flags = ["--arch=shufflenet", "--repeats=3", "--batch_size=4", f"--output={tmp_path / 'figures.json'}"]
     assert run(bench.main, bench.FLAGS, bench.__doc__, ["bench", *flags]) == 0
     figures = json.loads((tmp_path / "figures.json").read_text())
-    # There are three images, however many a batch might hold.
+    # There are only three images, fewer than a batch can hold.
     assert figures["pipeline"] == {"decoding": 6, "cached": 6}
     (rates,) = figures["networks"].values()
     assert (rates["inference"], rates["training"]) == (6, 6)
@@ -36,7 +36,7 @@ def test_figures_of_one_network(tmp_path, capsys, monkeypatch):
 
 
 def test_bfloat16_is_measured_where_the_processor_has_it(tmp_path, capsys, monkeypatch):
-    """Which it is said to have here: TensorFlow computes in bfloat16 on any."""
+    """The test sets the instruction sets; TensorFlow computes in bfloat16 on any processor."""
     monkeypatch.setattr(bench, "PRODUCT_SIZE", 64)
     monkeypatch.setattr(bench, "IDENTITIES", 3)
     monkeypatch.setitem(MODELS, "tiny", Entry(HAN, {"widths": (16,), "spatial": False}))

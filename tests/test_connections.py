@@ -1,4 +1,4 @@
-"""No command opens a connection by itself, to report its use or for anything else."""
+"""No command opens a connection by itself, e.g. to report its use."""
 
 import json
 import os
@@ -29,7 +29,7 @@ def watch(event, arguments):
 
 sys.addaudithook(watch)
 """
-"""Refuses connections to other machines, and notes them."""
+"""Code that refuses and records connections to other machines."""
 
 RUN = """
 import importlib, json, sys
@@ -44,7 +44,7 @@ for module, *arguments in json.loads(sys.argv[1]):
 
 @pytest.fixture
 def watched(tmp_path):
-    """Returns a function that runs Python as a user who has never been asked, and returns where it connected to."""
+    """Returns a function that runs Python with an empty home folder and returns the addresses it connected to."""
     (tmp_path / "watch").mkdir()
     (tmp_path / "watch/sitecustomize.py").write_text(WATCH)
     (tmp_path / "home").mkdir()

@@ -1,4 +1,4 @@
-"""The demo: what it makes of a finished run, and what it says without one."""
+"""The demo: its files for a finished run, and its errors without one."""
 
 import json
 import os
@@ -67,7 +67,7 @@ def test_a_second_start_uses_what_is_there_and_another_model_does_not(made, extr
     (folder / "demo.json").write_text(json.dumps({**description, "model": "f" * 64}))
     with pytest.raises(pytest.fail.Exception, match="drawn again"):
         demo.prepare(folder, dataset, extractor)
-    assert not (folder / "demo.json").exists()  # so that the next start makes it anew
+    assert not (folder / "demo.json").exists()  # so that the next start makes it again
 
 
 def test_strangers_are_nobody_of_the_data_set(monkeypatch):

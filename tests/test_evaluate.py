@@ -1,4 +1,4 @@
-"""The command line, on a tiny run and on files: what it writes, and one line for each thing that can be wrong."""
+"""han_tf.evaluate on a tiny run and on files: its output, and one line for each error."""
 
 import csv
 import dataclasses
@@ -32,14 +32,14 @@ def call(*arguments):
 
 
 def messages(stderr):
-    """The lines of stderr that are no progress bars."""
+    """The lines of stderr without progress bars."""
     lines = stderr.replace("\r", "\n").split("\n")
     return [line for line in lines if line.strip() and "%|" not in line]
 
 
 @pytest.fixture(scope="module")
 def evaluated(tiny_run, tmp_path_factory):
-    """The folder of everything that evaluating a copy of the run wrote."""
+    """The folder with all output of evaluating a copy of the run."""
     folder = tmp_path_factory.mktemp("evaluated")
     shutil.copytree(tiny_run, folder / "runs" / "tiny")
     status = call(
@@ -73,7 +73,7 @@ def test_the_newest_run_is_evaluated_on_its_own_data(report, evaluated, tiny_dat
     assert report["counts"]["gallery"] == len(dataset.gallery)
     assert report["counts"]["junk"] == 3
     assert report["counts"]["distractors"] == 6
-    # What training reported at its end, on the same images.
+    # The training's last report, on the same images.
     trained = numbers(json.loads((tiny_run / "metrics.json").read_text()))
     mine = numbers(report)
     assert set(mine) == {*trained, ("joint", "single", True), ("joint", "multi", True)}
@@ -83,7 +83,7 @@ def test_the_newest_run_is_evaluated_on_its_own_data(report, evaluated, tiny_dat
 
 
 def test_only_the_own_data_and_the_last_network_make_the_runs_evaluation(evaluated, tiny_data, tmp_path, monkeypatch):
-    """Whoever reads evaluation.json takes it for the run's own result."""
+    """Readers of evaluation.json expect the run's own result."""
     run_dir = tmp_path / "run"
     shutil.copytree(evaluated / "runs" / "tiny", run_dir)
     before = (run_dir / "evaluation.json").read_bytes()
@@ -255,7 +255,7 @@ class TestFeaturesFromFiles:
         assert [row["mAP"] for row in report["results"]] == [row["result"].mAP for row in expected]
 
     def test_methods(self, saved, subsets, tmp_path, capsys):
-        """Their effect is in the same table, beside the plain row, which stays as it is."""
+        """Methods add rows to the table; the plain row does not change."""
         flags = ["--rerank", "--k1=8", "--k2=3", "--lambda_value=0.4", "--query_expansion=alpha", "--qe_k=4"]
         flags += ["--qe_alpha=2", "--database_augmentation=3", "--dba_alpha=1", "--branches=global,local"]
         report = evaluated_json(saved, tmp_path, *flags)
@@ -289,7 +289,7 @@ class TestFeaturesFromFiles:
             assert [point["wanted_fpr"] for point in points] == [1e-1, 1e-2, 1e-3, 1e-4, 1e-5]
 
     def test_the_threshold_for_a_rate_of_false_accepts(self, saved, subsets, tmp_path, capsys):
-        """Against counting by hand: at the threshold no more than the wanted share of strangers comes in."""
+        """Compared with a count in loops: at the threshold at most the wanted share of strangers is accepted."""
         rate = 0.037
         report = evaluated_json(saved, tmp_path, f"--false_accept_rate={rate}")
         assert f"threshold@{rate}" in capsys.readouterr().out
@@ -301,7 +301,7 @@ class TestFeaturesFromFiles:
             point for point in report["results"][0]["verification"]["operating_points"] if point["wanted_fpr"] == rate
         )
         impostors, genuine = distances[ranked & ~same], distances[ranked & same]
-        below = point["threshold"] * (1 - 1e-9)  # distances here are rounded otherwise
+        below = point["threshold"] * (1 - 1e-9)  # distances here are rounded differently
         assert np.mean(impostors < below) <= rate < np.mean(impostors < below * 1.001) + 2 / len(impostors)
         assert point["fpr"] == pytest.approx(np.mean(impostors < below))
         assert point["tpr"] == pytest.approx(np.mean(genuine < below))
@@ -350,7 +350,7 @@ class TestFeaturesFromFiles:
 
     @pytest.mark.parametrize("labels_only", [True, False])
     def test_given_distances(self, saved, subsets, tmp_path, monkeypatch, capsys, labels_only):
-        """They give the numbers of the features they were made from, and are mapped."""
+        """They give the same numbers as the features they were made from, and are memory-mapped."""
         folder = saved
         if labels_only:
             folder = tmp_path
@@ -425,7 +425,7 @@ def test_an_interrupted_evaluation_leaves_files_as_they_were(saved, tmp_path, mo
 
 
 def check_error(capsys, arguments, *named, status=1):
-    """Whatever is wrong is one line that names it, and a status."""
+    """Checks that an error gives a status and one line with ``words``."""
     assert call(*arguments) == status
     (line,) = messages(capsys.readouterr().err)
     assert line.startswith("error: " if status == 1 else "usage error: ")
@@ -531,7 +531,7 @@ class TestWrongFeatures:
         assert call("--features", saved, *flags) == 0
 
     def test_a_damaged_file(self, capsys, saved, tmp_path):
-        """One wrong bit among the features would be a wrong number."""
+        """One wrong bit in the features must be found: it would change a number."""
         shutil.copy(saved / "query.npz", tmp_path)
         content = bytearray((saved / "gallery.npz").read_bytes())
         content[len(content) // 3] ^= 4
@@ -688,7 +688,7 @@ class TestOtherProtocols:
         expected = single_gallery_shot(FeatureDistances(query.features, gallery.features), *labels, draws=7, seed=3)
         row = report["results"][0]
         assert row["single_gallery_shot"]["cmc"] == expected.cmc.tolist()
-        assert row["single_gallery_shot"]["rank-1"] < row["rank-1"]  # fewer matches, though fewer people's images, too
+        assert row["single_gallery_shot"]["rank-1"] < row["rank-1"]  # fewer matches, but also fewer other people
         assert {row["single_gallery_shot"]["seed"] for row in report["results"]} == {3}
         out = capsys.readouterr().out
         assert "one gallery image of every person: means over 7 draws for each query, seed 3" in out
@@ -732,7 +732,7 @@ class TestWrongInput:
 
     @pytest.mark.parametrize(("split", "name"), [("detected", "detected"), ("labeled", "labelled")])
     def test_a_split_without_a_run(self, capsys, evaluated, split, name):
-        """The split alone says that CUHK03 is meant; the run of another data set is not taken for it."""
+        """The split alone selects CUHK03; a run of another data set is not used."""
         expected = f"no cuhk03 {name} run with a checkpoint in {evaluated / 'runs'}: "
         command = f"make train DATASET=cuhk03 SPLIT={name} makes one"
         check_error(capsys, [f"--runs_dir={evaluated / 'runs'}", f"--split={split}"], expected + command)
@@ -820,14 +820,14 @@ class TestWrongInput:
 
     @pytest.mark.parametrize("flag", ["output", "per_query", "save_features", "plots"])
     def test_files_that_cannot_be_written(self, capsys, evaluated, tmp_path, monkeypatch, flag):
-        """They are found before there is work."""
+        """They are found before any computation."""
         monkeypatch.setattr(evaluate, "load_features", None)
         (tmp_path / "file").touch()
         arguments = ["--features", evaluated / "features", f"--{flag}={tmp_path}/file/inner.csv"]
         check_error(capsys, arguments, f"cannot write {tmp_path}/file/inner")
 
     def test_a_checkpoint_of_another_network(self, tiny_run, tmp_path):
-        """In a process of its own, as TensorFlow has warnings of its own at the end."""
+        """In a separate process, since TensorFlow prints warnings at the end."""
         shutil.copytree(tiny_run, tmp_path / "run")
         config = json.loads((tmp_path / "run" / "config.json").read_text())
         (tmp_path / "run" / "config.json").write_text(json.dumps({**config, "num_classes": 9}))

@@ -1,4 +1,4 @@
-"""A run on several data sets: trained on all people, evaluated on each data set by itself."""
+"""A run on several data sets: trained on all people, evaluated on each data set separately."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ def call_evaluate(*arguments):
 
 @pytest.fixture(scope="module")
 def csv_data(tmp_path_factory):
-    """A data set of other people than the tiny one's: five to train on, three to test."""
+    """A data set with other people than the tiny one: five to train on, three to test."""
     root = tmp_path_factory.mktemp("own") / "csv"
     people = SyntheticPedestrians(
         seed=7,
@@ -89,7 +89,7 @@ def test_each_data_set_is_evaluated_by_itself(run_dir, tiny_data, csv_data, tmp_
         for key, scores in rows(trained).items():
             assert rows(report)[key] == pytest.approx(scores, abs=1e-6)
 
-    # One of them alone is found where the run had it, and gives the same.
+    # One of them alone is read from the run's data folder, and gives the same numbers.
     output = tmp_path / "csv.json"
     assert call_evaluate(f"--run={copy}", "--dataset=csv", f"--output={output}") == 0
     alone = json.loads(output.read_text())

@@ -1,4 +1,4 @@
-"""What differs between Python versions, TensorFlow versions and systems."""
+"""Differences between Python versions, TensorFlow versions and systems."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ KERAS_2_ALONE = pytest.mark.skipif(sys.version_info < (3, 12), reason="TensorFlo
 
 
 def python(code, **environ):
-    """Runs code in a process of its own; returns what it printed and the last line of what it complained about."""
+    """Runs code in a separate process; returns its stdout and the last line of its stderr."""
     given = {name: value for name, value in os.environ.items() if name != "TF_USE_LEGACY_KERAS"}
     done = subprocess.run([sys.executable, "-c", code], env={**given, **environ}, capture_output=True, text=True)
     return done.stdout.strip(), (done.stderr.strip().splitlines() or [""])[-1] if done.returncode else ""
@@ -45,7 +45,7 @@ def test_no_module_outside_the_service_imports_what_windows_does_not_have():
 
 
 def test_locks_on_windows(tmp_path, monkeypatch):
-    """With a stand-in for the module that locks bytes there."""
+    """Uses a stand-in for Windows' module that locks bytes."""
     held = set()
 
     class Msvcrt:

@@ -1,4 +1,4 @@
-"""What the README shows is true: its Python runs, its targets and files exist."""
+"""The README is correct: its Python runs, its targets and files exist."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Bad input to the training command: a status, one line that names it, and nothing that was saved is lost."""
+"""Bad input to han_tf.train: a status, one line that names it, and no saved file is lost."""
 
 import csv
 import json
@@ -23,14 +23,14 @@ def call(*arguments):
 
 
 def messages(stderr):
-    """The lines of stderr that are no progress bars."""
+    """The lines of stderr without progress bars."""
     lines = stderr.replace("\r", "\n").split("\n")
     return [line for line in lines if line.strip() and "%|" not in line]
 
 
 @pytest.fixture
 def check(capsys, tmp_path):
-    """Calls the command, which is to fail with one line that holds the words."""
+    """Calls the command and checks that it fails with one line that holds the words."""
 
     def call_and_check(arguments, *named, status=1):
         assert call(f"--run={tmp_path / 'run'}", *arguments) == status
@@ -111,7 +111,7 @@ def test_data_sets(check, tmp_path, tiny_data):
 def test_a_folder_without_images(check, copied, folder):
     shutil.rmtree(copied / folder)
     arguments = ["--dataset=market1501", f"--data_dir={copied}"]
-    # Query and gallery alone are a data set, too, but not to train on.
+    # A data set may have only query and gallery, but training is not possible on it.
     training = f"{copied}: no train images found, expected some to train on"
     missing = f"{copied}: no {folder} in it, expected bounding_box_train, query, bounding_box_test"
     check(arguments, training if folder == "bounding_box_train" else missing)
@@ -179,7 +179,7 @@ def test_a_run_of_other_settings_is_left_alone(capsys, tiny_data, tiny_run, tmp_
 
 
 def test_a_run_of_other_images_is_left_alone(capsys, copied, tiny_run, tmp_path):
-    """As many, of the same people: only one file has another size. Moving the data set is no such change."""
+    """One file has another size; number and people are the same. A data set that has only moved is accepted."""
     folder = shutil.copytree(tiny_run, tmp_path / "run")
     arguments = ["--dataset=market1501", f"--data_dir={copied}", f"--run={folder}", "--epochs=2"]
     stored = json.loads((folder / "history.json").read_text())

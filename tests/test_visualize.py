@@ -1,4 +1,4 @@
-"""The command line, on a tiny untrained run of a data set of four people."""
+"""han_tf.visualize on a tiny untrained run of a data set of four people."""
 
 import json
 
@@ -37,9 +37,9 @@ def draw(path, seed):
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Returns the folder of runs, with one run in it, and that of the data set.
+    """Returns the folder of runs, with one run in it, and the data set's folder.
 
-    Everybody looks the same in cameras 1 and 2 and different in camera 3.
+    Each person looks the same in cameras 1 and 2, and different in camera 3.
     """
     root = tmp_path_factory.mktemp("visualize")
     data = root / "market1501"
@@ -127,7 +127,7 @@ def test_newest_run_and_its_queries(folders, tmp_path, capsys):
     assert f"written to {tmp_path / 'attention.png'}" in capsys.readouterr().out
     with Image.open(tmp_path / "ranked.png") as image:
         sheet = np.asarray(image)
-    # The length of the frames' upper edges tells how many images there are of each kind.
+    # The length of the frames' upper edges gives the number of images of each kind.
     wide = visualize.CELL_SIZE[1] + 10
     edges = {name: (sheet == colour).all(axis=-1).sum(axis=1) for name, colour in COLOURS.items()}
     tops = np.flatnonzero(edges["query"] == wide)[[0, -1]]
@@ -142,7 +142,7 @@ COLOURS = {"query": QUERY, "right": RIGHT, "wrong": WRONG}
 def test_saved_features_are_used(folders, features, tmp_path, capsys):
     runs, _ = folders
     _, dataset, queries, gallery = features
-    # Neither the order nor the values need be those that the network would give now.
+    # Neither order nor values need be those that the network gives now.
     opposite = gallery._replace(features=-gallery.features)
     save_features(tmp_path / "query.npz", queries.where(np.arange(len(queries.pids))[::-1]))
     save_features(tmp_path / "gallery.npz", opposite.where(np.arange(len(opposite.pids))[::-1]))

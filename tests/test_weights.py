@@ -1,4 +1,4 @@
-"""The networks that come with the package, and storing one: features survive, damage is noticed."""
+"""The networks that come with the package, and storing one: features stay the same, damage is detected."""
 
 import json
 
@@ -44,7 +44,7 @@ class TestShipped:
         assert not any("classifier" in array for array in weights.read_arrays(folder))
 
     def test_it_tells_drawn_people_apart(self, name, drawn):
-        """Chance is about one in the number of people."""
+        """By chance rank-1 is about one divided by the number of people."""
         model = load_run(name).model
         features = [feature_set(model, records, progress=None) for records in (drawn.query, drawn.gallery)]
         joint = evaluate_features(*features)[0]["result"]
@@ -54,7 +54,7 @@ class TestShipped:
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
-    """Forty drawn people, of whom no network has seen any."""
+    """Forty drawn people that no network was trained on."""
     from han_tf.data.synthetic import SyntheticPedestrians, generate
 
     root = tmp_path_factory.mktemp("drawn") / "data"

@@ -1,4 +1,4 @@
-"""The statistics of batch norm: the run's own are those of its report, averaged ones are plain means."""
+"""bench_norm: the run's own statistics give the scores of its report; averaged ones are plain means."""
 
 import json
 

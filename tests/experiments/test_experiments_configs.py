@@ -1,4 +1,4 @@
-"""The configs: complete, well described, what the paper prints, and trainable."""
+"""The configs: complete, described, trainable, and with the paper's numbers."""
 
 import re
 
@@ -110,7 +110,7 @@ def test_every_row_can_be_trained(name, scale):
 
 
 def test_the_schedules_are_those_of_the_project():
-    # As experiments/README.md says: half of what make train takes.
+    # 6 epochs (experiments/README.md), fewer than make train has.
     assert SCALES["synthetic"].settings["epochs"] < train.SYNTHETIC_EPOCHS
     assert "epochs" not in SCALES["full"].settings
     assert TrainConfig().epochs == 300
@@ -148,7 +148,7 @@ def test_feature_dimensions_are_those_of_figure_6():
 
 
 def test_table_2_counts_what_the_paper_counts():
-    """From the published sizes of the subsets, which the readers know."""
+    """Computed from the published sizes of the subsets, which the readers hold."""
     published = {
         "market1501": {"": market1501.PUBLISHED},
         "dukemtmc": {"": dukemtmc.PUBLISHED},

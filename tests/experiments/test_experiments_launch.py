@@ -1,4 +1,4 @@
-"""Commands as processes: their memory comes back, signals reach them, and what goes wrong is one line."""
+"""Commands in child processes: memory is freed, signals reach them, and errors are one line."""
 
 import signal
 import subprocess
@@ -40,7 +40,7 @@ print(f"did {what}")
 
 @pytest.fixture
 def command(tmp_path, monkeypatch):
-    """The name of a module that does as its first argument says."""
+    """The name of a module whose first argument chooses what it does."""
     (tmp_path / "stub_command.py").write_text(COMMAND)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     return "stub_command"
@@ -55,7 +55,7 @@ def wait_for(path):
 
 def test_peak_memory_and_log(command, tmp_path):
     polled = []
-    kept = np.ones(2**30, np.uint8)  # what this process holds does not count
+    kept = np.ones(2**30, np.uint8)  # this process's memory does not count
     peak = in_child(command, ["allocate"], tmp_path / "logs" / "log", lambda: polled.append(1))
     assert 500 < peak < 900
     assert in_child(command, ["nothing"], tmp_path / "logs" / "log") < 500

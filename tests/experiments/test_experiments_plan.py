@@ -1,4 +1,4 @@
-"""From flags to trainings, and what they need."""
+"""From flags to trainings, and estimates of their needs."""
 
 import dataclasses
 
@@ -49,7 +49,7 @@ def test_columns():
     titles = [column.title for column, _ in shown_columns(table7, "full", ["cuhk03", "market1501"])]
     assert titles == ["Market-1501 (SQ)", "Market-1501 (MQ)", "CUHK03 (labelled)", "CUHK03 (detected)"]
     assert [c.split for c, _ in shown_columns(table7, "full", ["cuhk03"], "detected")] == ["detected"]
-    # On the drawn set one column per query type, beside the first of the paper's of that type.
+    # On the drawn set one column per query type, compared with the paper's first column of that type.
     drawn = shown_columns(table7, "synthetic")
     assert [(c.dataset, c.query, published) for c, published in drawn] == [
         ("synthetic", "single", 0),
@@ -142,7 +142,7 @@ def test_time_of_another_network_is_scaled_by_multiply_adds():
     need = need_of(results)
     assert need.seconds == pytest.approx(2.5 * 12_936 * 300 / 60.0)
     assert need.how.startswith("scaled from market1501-han_small")
-    # This machine's own measurement goes before that of the same network elsewhere.
+    # A measurement on this machine is preferred to one of the same network elsewhere.
     assert need_of([*results, training(machine={"processor": "other"})]).how.startswith("scaled from")
     assert need_of(results[:2]).seconds is None
 

@@ -1,4 +1,4 @@
-"""Tables and the report: numbers stand where they belong and come from the JSONs."""
+"""Tables and the report: numbers come from the JSONs and are in the right cells."""
 
 import itertools
 import json
@@ -66,7 +66,7 @@ def test_each_feature_query_and_method_finds_its_row():
             {**row, "feature": "joint", "query": query, "reranked": reranked, "rank-1": number / 100, "mAP": 0.4}
         )
         expected[query, reranked] = number
-    # What other methods give must not be taken for the plain result.
+    # Results of other methods must not be taken for the plain result.
     result["results"].insert(0, {**result["results"][0], "expanded": True, "rank-1": 0.99})
     text = tables.render(schema.load("table3"), "full", [result])
     for name, reranked in (("HAN (Small)", False), ("HAN (Small), re-ranked", True)):
@@ -135,7 +135,7 @@ def test_a_related_network_stands_in_until_there_is_the_right_one():
     large = training(model="han_large")
     assert "in place of" not in tables.render(table8, "full", [*small, large])
     assert "han_small in place of" in tables.render(table8, "full", [*small, large], model="han_small")
-    # Tables that compare networks show what they are about.
+    # Tables that compare networks do not show results of other networks.
     assert "in place of" not in tables.render(schema.load("table12"), "full", small)
 
 
@@ -155,7 +155,7 @@ def test_order_agreement_is_that_of_all_pairs():
 
 def test_pairs_whose_seeds_do_not_overlap_are_told():
     ours = [[1, 2], [3, 4], [2.5, 5], [0, 0.5]]
-    # Clear are a < b and a < c, as in the paper, and d below all others; b and c overlap.
+    # Pairs whose seeds do not overlap: a < b and a < c, as in the paper, and d below all others; b and c overlap.
     text = tables.order_agreement(["a", "b", "c", "d"], ours, [1, 2, 3, 4])
     assert text.startswith("3 of 6 pairs of rows in the paper's order; of the 5 in which the seeds do not overlap, 2 (")
     assert tables.order_agreement(["a", "b"], [[1, 2], [3]], [1, 2]).endswith("do not overlap, 1")
@@ -207,7 +207,7 @@ def test_the_picture_shows_every_network_where_it_belongs():
 
     assert (180_000_000, 80.0) in points(by_cost)
     assert points(by_speed) == [(450.0, 80.0)]
-    # Quoted: MSCAN at its multiply-adds; the paper's HAN Small at its FLOPs.
+    # Quoted points: MSCAN at its multiply-adds, the paper's HAN Small at its FLOPs.
     assert (1.36e9, 80.3) in points(by_cost)
     assert (3.68e8, 89.4) in points(by_cost)
 
@@ -268,7 +268,7 @@ def test_report_command(tmp_path, capsys):
     ]
     (ablation,) = (section for heading, section in sections.items() if heading.startswith("Table 9: "))
     assert "Said of 2,000,000 parameters." in ablation
-    # One row of a table compares with nothing.
+    # A single row cannot be compared.
     assert not any(heading.startswith(("Table 12: ", "Table 3: ")) for heading in sections)
     assert capsys.readouterr().out.splitlines() == [f"written to {tmp_path / 'RESULTS.md'}"]
 
@@ -301,7 +301,7 @@ def test_a_run_is_recorded(tiny_run, tmp_path, capsys):
     assert result["seconds"] > 0
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", result["date"])
 
-    assert record(tiny_run, f"--results_dir={tmp_path}") == 0  # once more changes nothing
+    assert record(tiny_run, f"--results_dir={tmp_path}") == 0  # recording again changes nothing
     assert record(tiny_run, f"--results_dir={tmp_path}", "--apart=for a test") == 1
     assert "holds the result of something else; give another --name" in capsys.readouterr().err
     assert record(tiny_run, f"--results_dir={tmp_path}", "--apart=for a test", "--name=other") == 0

@@ -1,4 +1,4 @@
-"""The runner: every experiment at the smallest scale, and what may go wrong on the way."""
+"""The runner: every experiment at the smallest scale, and its errors."""
 
 import dataclasses
 import json
@@ -37,7 +37,7 @@ def smoke(tmp_path_factory):
     """The runs folder of all experiments at the smallest scale."""
     base = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
-        base = base.parent  # one for all workers: what takes minutes is done once
+        base = base.parent  # shared by all workers, since it takes minutes
     with claimed(base / "smoke.lock", lambda: None):
         if not (base / "smoke.done").exists():
             assert call("all", "--scale=smoke", f"--runs_dir={base / 'smoke'}") == 0
@@ -69,7 +69,7 @@ def test_every_training_was_done_once(smoke):
         assert result["commit"]
         assert result["machine"]["cores"]
         assert result["seconds"] > 0
-        # Both kinds of queries for every network; parts of the feature for those that have parts; re-ranked if shown.
+        # Both kinds of queries for every network; branches for networks that have them; re-ranked rows if shown.
         kinds = {(row["feature"], row["query"], row["reranked"]) for row in result["results"]}
         assert {("joint", "single", False), ("joint", "multi", False)} | wanted[result.name].wanted <= kinds
         assert (("global", "single", False) in kinds) == result["settings"]["model"].startswith("han_")
@@ -80,7 +80,7 @@ def test_pictures_and_sheets_are_there(smoke):
         assert (smoke / f"{name}-smoke-1epochs.png").stat().st_size > 10_000
     (sheet,) = smoke.glob("*/figure7/attention.png")
     assert "han_large" in str(sheet)
-    # Sheets of other sets than the embedded one are not for the repository.
+    # Only sheets of the embedded set go to the repository.
     assert not (smoke / "figures").exists()
 
 
@@ -96,7 +96,7 @@ def test_what_is_finished_is_skipped(smoke, capsys, monkeypatch):
 
 
 def test_a_killed_runner_goes_on_to_the_same_result(smoke, tmp_path):
-    """Killed without warning while it trains; then the same command."""
+    """The runner is killed with SIGKILL while it trains; then the same command runs again."""
     shutil.copytree(smoke / "tiny", tmp_path / "tiny")
     command = [sys.executable, "-m", "experiments.run", "table8", "--scale=smoke", f"--runs_dir={tmp_path}"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -111,7 +111,7 @@ def test_a_killed_runner_goes_on_to_the_same_result(smoke, tmp_path):
     (whole,) = [r for r in load_results(smoke / "results") if r.name == result.name]
     assert result["results"] == [row for row in whole["results"] if not row["reranked"]]
 
-    # Another table wants it re-ranked as well: evaluated once more, not trained.
+    # Another table also needs it re-ranked: it is evaluated again, not trained.
     trained = [path.stat().st_mtime_ns for path in sorted(tmp_path.glob("*/checkpoints/*"))]
     assert call("table3", "--scale=smoke", f"--runs_dir={tmp_path}", '--rows="HAN (Large), re-ranked"') == 0
     assert [path.stat().st_mtime_ns for path in sorted(tmp_path.glob("*/checkpoints/*"))] == trained
@@ -235,7 +235,7 @@ def test_the_commands_are_those_of_the_project(prepared, tiny_data):
         *("--arch=han_large", "--epochs=300", "--seed=0"),
     ]
     assert prepared.launched[1][1][:2] == [f"--model={run_dir}", "--rerank"]
-    # Nothing was trained in truth, so there is nothing to read.
+    # Nothing was trained, so there is nothing to read.
     (failure,) = failures
     assert f"{run_dir}/config.json" in failure
 
@@ -413,7 +413,7 @@ def test_an_evaluation_of_something_else_is_passed_over(tmp_path):
     assert recorded() == [0.4, 0.6]
     assert recorded(dataset="dukemtmc") == [0.4]
     assert recorded(counts={**counts, "gallery": 31}) == [0.4]
-    # Of an earlier or a later state of the network.
+    # An evaluation of an earlier or later state of the network.
     assert recorded(results=[{**plain, "mAP": 0.3}, reranked]) == [0.4]
 
 

@@ -1,4 +1,4 @@
-"""The figures of exported models are judged by their bars, recorded and reported."""
+"""The figures of exported models are compared with bars, recorded and reported."""
 
 import dataclasses
 import json
@@ -12,7 +12,7 @@ from han_tf.common.errors import UserError
 from han_tf.features.extractor import FeatureExtractor
 
 PRODUCT = 165e9
-"""Half of what the bars are stated for."""
+"""Half of the matrix product for which the bars are stated."""
 
 ROWS = [
     {

@@ -1,4 +1,4 @@
-"""The attention modules hold the paper's own counts and ranges."""
+"""The attention modules have the paper's counts of weights and ranges of values."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ def signature_of(features):
 
 
 def weights(layer):
-    """Number of convolution and FC weights; batch norm's and biases do not count."""
+    """Number of convolution and FC weights, without biases and those of batch norm."""
     return sum(int(np.prod(v.shape)) for v in layer.trainable_variables if "kernel" in v.name)
 
 
@@ -77,7 +77,7 @@ def test_soft_map_lies_in_one_half_to_one(features, spatial, channel, training):
     assert soft.shape == features.shape
     assert soft.min() >= 0.5
     assert soft.max() < 1
-    if training:  # untrained statistics may leave ReLU nothing to pass, and the map at one half throughout
+    if training:  # with untrained statistics the ReLU may output 0 everywhere, and the map is one half
         assert soft.std() > 0
 
 
@@ -145,13 +145,13 @@ def test_soft_attention_off_leaves_the_input_as_it_is(features):
 
 
 def test_spatial_attention_starts_where_the_features_are_small(features):
-    """An untrained S in training mode is the mean activation turned round: smoothed, normalised and cut, twice."""
+    """An untrained S in training mode is the negated mean activation: smoothed, then normalised and cut at 0, twice."""
     spatial = SpatialAttention()(features, training=True).numpy()[..., 0]
 
     def norm_and_relu(values):
         return np.maximum((values - values.mean()) / np.sqrt(values.var() + 1e-3), 0)
 
-    padded = np.pad(features.numpy().mean(axis=-1), ((0, 0), (0, 1), (0, 1)))  # SAME at stride 2 pads the end alone
+    padded = np.pad(features.numpy().mean(axis=-1), ((0, 0), (0, 1), (0, 1)))  # SAME at stride 2 pads only at the end
     sums = sum(padded[:, y : y + 19 : 2, x : x + 7 : 2] for y in range(3) for x in range(3))
     resized = tf.image.resize(norm_and_relu(-sums / 3)[..., None], (20, 8)).numpy()[..., 0]
     np.testing.assert_allclose(spatial, norm_and_relu(resized), atol=1e-4)

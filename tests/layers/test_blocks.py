@@ -80,7 +80,7 @@ def test_a_block_halves_the_map_and_rounds_up(unit, block, size, halved):
 
 @pytest.mark.parametrize(("unit", "strides"), [("depthwise", [2, 1, 1]), ("inception", [1, 2]), ("residual", [1, 2])])
 def test_strides_of_the_units(unit, strides):
-    """Seen from outside: which of the units halves the map."""
+    """Checks which of the units halves the map."""
     block, features = GlobalBlock(16, unit=unit), random_map(1, 8, 8, 12)
     block(features)
     found = []
@@ -123,7 +123,7 @@ def test_relu_follows_batch_norm_only_where_it_should():
     ("filters", "strides", "projected"), [(12, 1, False), (12, 2, True), (16, 1, True), (16, 2, True)]
 )
 def test_the_shortcut_is_projected_only_where_the_shape_changes(filters, strides, projected):
-    """With the last batch norm's scale at 0 nothing but ReLU(shortcut) is left."""
+    """If the last batch norm's scale is 0, the output is ReLU(shortcut)."""
     unit, features = ResidualUnit(filters, strides), random_map(2, 7, 5, 12)
     unit(features)
     assert (unit.projection is not None) == projected
@@ -137,7 +137,7 @@ def test_the_shortcut_is_projected_only_where_the_shape_changes(filters, strides
 
 
 def test_relu_comes_after_the_addition():
-    """A bottleneck of −100 everywhere takes the shortcut below 0: no ReLU stood before the sum."""
+    """A bottleneck of −100 everywhere makes the sum negative: there is no ReLU before it."""
     unit, features = ResidualUnit(12, 1), random_map(2, 4, 4, 12)
     unit(features)
     unit.expand.norm.gamma.assign(tf.zeros(12))
@@ -146,7 +146,7 @@ def test_relu_comes_after_the_addition():
 
 
 def pooled(features, strides, pool):
-    """3×3 pooling in loops; TensorFlow's SAME padding puts the odd pixel at the end. Padding takes no part."""
+    """3×3 pooling in loops. As in TensorFlow's SAME, an odd pixel of padding is at the end; padding is not pooled."""
     _, height, width, _ = features.shape
     rows, columns = -(-height // strides), -(-width // strides)
     top = max((rows - 1) * strides + 3 - height, 0) // 2
@@ -173,7 +173,7 @@ def test_the_last_stream_pools(make, strides, pool, channels, size):
 
 
 def receptive_field(unit, channels):
-    """Height of the window of input pixels that one output pixel depends on, for the channels of one stream."""
+    """Height of the input window on which an output pixel depends, for the channels of one stream."""
     features = tf.Variable(random_map(1, 17, 17, 8))
     unit(features)
     for layer in unit.submodules:
@@ -188,6 +188,6 @@ def receptive_field(unit, channels):
 
 
 def test_streams_see_as_far_as_their_convolutions():
-    """A: 3, 3 and 3 pixels. B: one 3×3; two of them, the second of stride 2."""
+    """A: three streams of 3 pixels. B: one 3×3 conv; two of them, the second of stride 2."""
     assert [receptive_field(InceptionA(16), slice(4 * n, 4 * n + 4)) for n in range(4)] == [3, 3, 3, 3]
     assert [receptive_field(InceptionB(16), slice(4 * n, 4 * n + 4)) for n in range(2)] == [3, 5]

@@ -1,4 +1,4 @@
-"""What every layer must do: build, take any batch size in one graph, learn, and come back from a checkpoint."""
+"""Every layer must build, take any batch size in one graph, learn, and be restored from a checkpoint."""
 
 import importlib
 import inspect
@@ -16,7 +16,7 @@ MAP = (20, 8, 32)
 SIGNATURE = (1, 1, 32)
 THETA = (4, 2)
 
-# (constructor, shapes of its inputs without the batch, whether it has anything to learn)
+# (constructor, shapes of its inputs without the batch, whether it has trainable weights)
 LAYERS = {
     "ConvBN": (lambda: units.ConvBN(16, 3, 2), [MAP], True),
     "ConvBNReLU": (lambda: units.ConvBNReLU(16, 3, 2), [MAP], True),

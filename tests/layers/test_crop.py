@@ -74,7 +74,7 @@ def test_theta_gradient_equals_finite_differences(map_size, region_size):
 
 
 def test_whole_pixel_positions_have_the_derivative_to_the_right():
-    """A region that starts centred must be able to leave: its gradient is not 0."""
+    """The gradient is not 0, so that a centred region can move."""
     ramp = tf.tile(tf.range(8.0)[None, None, :, None], [1, 6, 1, 1])
     theta = tf.zeros([1, 1, 2])
     with tf.GradientTape() as tape:

@@ -27,7 +27,7 @@ def learned():
 
 
 def literal_condensing(kernel, kept, count):
-    """What one stage leaves: from each group's connections those ``count`` go that weigh least.
+    """The connections that one stage leaves: it removes the ``count`` smallest of each group.
 
     ``kernel`` is ``[channels, filters]``, ``kept`` the channels of each group.
     """
@@ -106,7 +106,7 @@ np.savez(sys.argv[2], *step(inputs), own_kernel=grouped_kernel_has_gradient())
 
 
 def test_group_conv_is_the_same_with_and_without_onednn(tmp_path):
-    """Without, TensorFlow 2.15 to 2.21 have no gradient on a CPU."""
+    """Without oneDNN, the kernel of TensorFlow 2.15 to 2.21 has no gradient on a CPU."""
     rng = np.random.default_rng(0)
     kernel, inputs = rng.normal(size=(3, 3, 4, 6)), rng.normal(size=(2, 5, 4, 12))
     np.savez(tmp_path / "given.npz", kernel=kernel.astype(np.float32), inputs=inputs.astype(np.float32))
@@ -134,7 +134,7 @@ def test_with_all_connections_it_is_a_plain_conv(learned):
 def test_each_stage_removes_what_a_literal_implementation_removes(learned):
     kept = [list(range(CHANNELS))] * GROUPS
     for stage in range(1, CONDENSATION):
-        # As training would, between the stages.
+        # Changes the weights between the stages, as training does.
         kernel = np.random.default_rng(stage).normal(size=(1, 1, CHANNELS, FILTERS)).astype(np.float32)
         learned.kernel.assign(kernel)
         kept = literal_condensing(kernel[0, 0], kept, CHANNELS // CONDENSATION)
@@ -208,7 +208,7 @@ def test_an_unfinished_layer_cannot_be_deployed(learned):
 
 
 def test_tflite_gives_the_same():
-    """Shuffling and indexing are reshape, transpose and gather."""
+    """Shuffling and indexing are converted to reshape, transpose and gather."""
     learned, conv = IndexedGroupConv(FILTERS, GROUPS, CONDENSATION), GroupConv(6, 3, GROUPS)
 
     @tf.function(input_signature=[tf.TensorSpec([1, 5, 4, CHANNELS])])

@@ -1,4 +1,4 @@
-"""MobileNet and ResNet50 with ImageNet weights from a file: they see images as Keras' own networks do."""
+"""MobileNet and ResNet50 with ImageNet weights from a file normalise images as Keras' own networks do."""
 
 import numpy as np
 import pytest
@@ -58,7 +58,7 @@ def test_a_checkpoint_knows_the_normalisation(mobilenet_file, tmp_path):
     path = tf.train.Checkpoint(model=model).save(str(tmp_path / "model"))
     restored = create_model("mobilenet", **arguments)
     images = random_images(2)
-    # That of HAN, which goes with random weights.
+    # HAN's normalisation, which is used with random weights.
     expected = (images - [123.675, 116.28, 103.53]) / [58.395, 57.12, 57.375]
     np.testing.assert_allclose(restored.normalised(tf.constant(images)), expected, atol=1e-5)
     tf.train.Checkpoint(model=restored).restore(path).assert_consumed()

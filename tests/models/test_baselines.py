@@ -1,4 +1,4 @@
-"""Every network HAN is compared with: cost, training, checkpoints, features, conversion."""
+"""The networks HAN is compared with: cost, training, checkpoints, features, conversion."""
 
 import numpy as np
 import pytest
@@ -101,7 +101,7 @@ def test_size_is_the_profilers_and_the_published_one(factory, arguments, macs, p
     inputs = model.global_head.dense.kernel.shape[0]
     elementwise = 0
     if factory is CondenseNet:
-        # Half of their classifier's connections go, too, and they count what goes into each ReLU and pooling.
+        # Huang et al. also remove half of the classifier's connections, and count the elements into ReLU and pooling.
         inputs //= 2
         elementwise = elements_into_relu_and_pooling()
     # He et al. print 3.8 billion where 3.86 are counted.
@@ -152,7 +152,7 @@ def test_what_only_han_has_is_refused(name):
 
 
 def test_a_shufflenet_whose_units_do_not_split():
-    """Stage 2 of 576 channels leaves 540 for its own beside the stem's 36."""
+    """Stage 2 has 576 channels: 36 of the stem and 540 of its first unit."""
     with pytest.raises(UserError, match=r"scale must make the width 576 .* stem's 36 .* groups 8, got 1\.5$") as caught:
         create_model("shufflenet", groups=8, scale=1.5)
     assert "\n" not in str(caught.value)
@@ -166,7 +166,7 @@ def test_images_that_are_too_small(name):
 
 @pytest.fixture
 def run_of(network_of, monkeypatch, tmp_path):
-    """Has the command that draws find a run of a ShuffleNet."""
+    """Makes han_tf.visualize find a run of a ShuffleNet."""
     run = LoadedRun(network_of("shufflenet"), {"model": "shufflenet"}, tmp_path, "ckpt-1")
     monkeypatch.setattr(visualize, "load_run", lambda *_: run)
     Image.fromarray(random_images(1)[0]).save(tmp_path / "person.png")

@@ -1,4 +1,4 @@
-"""CondenseNet's condensation over a training, and the form in which it is deployed."""
+"""CondenseNet's condensation during training, and its deployed form."""
 
 import json
 import signal
@@ -125,7 +125,7 @@ def weights(run_dir):
 
 
 def test_training_condenses_and_a_stopped_run_goes_on_to_the_same_weights(trainer, tmp_path):
-    """Stopped within an epoch and between two of the three condensing stages, which end at steps 1, 2 and 3 of 6."""
+    """It is stopped within an epoch, between two of the three condensing stages, which end at steps 1, 2 and 3 of 6."""
     whole = trainer(tmp_path / "whole")
     assert whole.steps_per_epoch == 3
     whole.run()

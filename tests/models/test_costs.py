@@ -22,7 +22,7 @@ TABLES = {
 
 @functools.cache
 def counted(name):
-    """The network and what its parts cost."""
+    """The network and the costs of its parts."""
     model = create_model(name)
     return model, part_costs(model, model.parts(), model.input_size)
 
@@ -70,7 +70,7 @@ def test_parts_by_hand():
 
 
 def macs_of_inception_b(positions, c, d):
-    """Multiply-adds of a B unit on a map of so many positions, whose output has a quarter of them."""
+    """Multiply-adds of a B unit on a map of that many positions; its output has a quarter of them."""
     w = d // 4
     return positions * (2 * c * w + 9 * w * w) + positions // 4 * (2 * 9 * w * w + c * 2 * w)
 

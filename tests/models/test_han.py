@@ -30,7 +30,7 @@ def test_map_and_region_sizes_are_the_papers(small):
 
 
 def test_features_have_unit_norm_per_branch(small):
-    # In training mode, since before any training the moving statistics let next to nothing through.
+    # In training mode: with untrained moving statistics the activations nearly vanish.
     features = small(random_images(3), training=True).numpy()
     assert features.shape == (3, 1024)
     assert features.dtype == np.float32
@@ -60,7 +60,7 @@ def test_attention_of_all_levels_comes_with_the_forward_pass(small):
 
 
 def test_local_weights_are_shared_by_the_streams(small):
-    """Local blocks have the weights of one stream."""
+    """A local block has as many weights as one stream needs."""
     for regions in (1, 4):
         model = HAN(regions=regions)
         model(random_images(1))
@@ -139,7 +139,7 @@ def test_what_is_off_is_not_in_the_attention(row_of_table_9):
 
 
 def attention_parameters(spatial, channel, hard):
-    """By the paper's counts for each kind, with scale and offset of the batch norms and biases of the regions."""
+    """Parameters by the paper's counts for each kind, plus batch norm's scale and offset and the regions' biases."""
     numbers = 0
     for c in (128, 256, 384):
         numbers += spatial * (9 + 1 + 4)
@@ -160,7 +160,7 @@ def test_rows_of_table_9_are_eight_networks():
 
 
 def assert_finite_gradients(model):
-    """After both branches' cross-entropies, of a network for three people."""
+    """Checks the gradients of both branches' cross-entropies, of a network for three people."""
     labels = tf.constant([0, 1, 2, 1])
     with tf.GradientTape() as tape:
         logits = model.classify(model.branches(random_images(4, model.input_size), training=True))
@@ -182,7 +182,7 @@ def test_every_variable_of_a_row_of_table_9_gets_a_finite_gradient(row_of_table_
 
 
 def test_without_interaction_only_the_first_level_has_regions():
-    """Table 10: nothing is cut out at the others, so nothing says where, and no variable is without a gradient."""
+    """Table 10: the other levels have no crops and no regions, and every variable has a gradient."""
     tf.keras.utils.set_random_seed(0)
     model = create_model("han_small", num_classes=3, input_size=(48, 32), interaction=False)
     assert_finite_gradients(model)
@@ -228,7 +228,7 @@ def test_units_of_table_12(name, global_units, local_unit):
 
 
 def test_building_blocks_differ_in_nothing_but_the_blocks():
-    """Table 12: the same stem, attention and heads."""
+    """Table 12: stem, attention and heads are the same."""
 
     def shapes(name):
         parts = of_table_12(name).parts()
@@ -238,7 +238,7 @@ def test_building_blocks_differ_in_nothing_but_the_blocks():
 
 
 def test_without_interaction_later_levels_get_no_gradient_from_the_local_branch():
-    """Table 10: eq. (9)'s second sum is gone beyond level 1's input."""
+    """Table 10: eq. (9) has no second sum beyond level 1's input."""
     images = random_images(4)
     for interaction, reached in ((True, True), (False, False)):
         tf.keras.utils.set_random_seed(0)
@@ -250,7 +250,7 @@ def test_without_interaction_later_levels_get_no_gradient_from_the_local_branch(
         if reached:
             assert np.abs(gradient).max() > 0
         else:
-            # θ of level 1 comes from global block 1; its zero kernel passes nothing back at the start.
+            # θ of level 1 comes from global block 1; at the start its kernel is zero and passes no gradient back.
             assert gradient is None or np.abs(gradient).max() == 0
 
 
@@ -278,7 +278,7 @@ def test_interaction_adds_crops_of_what_the_next_global_block_gets(scattered):
     model, pixels = scattered
 
     def cropped(features, shift, size):
-        """Regions of ``size`` whose centres lie ``shift``, in halves of the map, off the map's; at unit spacing."""
+        """Regions of ``size`` at unit spacing, with centres ``shift`` from the map's centre, in halves of the map."""
         _, height, width, _ = features.shape
         x = (shift[:, 0, None] + 1) * width / 2 - 0.5 + np.arange(size[1]) - (size[1] - 1) / 2
         y = (shift[:, 1, None] + 1) * height / 2 - 0.5 + np.arange(size[0]) - (size[0] - 1) / 2

@@ -1,4 +1,4 @@
-"""What all networks share, on the smallest of them; and that HAN's checkpoints stay readable."""
+"""The base class of networks, with a minimal subclass; and HAN's checkpoints stay readable."""
 
 from pathlib import Path
 
@@ -10,13 +10,13 @@ from han_tf.models import create_model
 from han_tf.models.network import IMAGE_DEVIATION, IMAGE_MEAN, Branches, ReIDNetwork, joint_feature, unit_features
 
 KEYS = Path(__file__).parent / "han_checkpoint_keys.txt"
-"""HAN Small's variables by their names in checkpoints: trainable ones in the optimizer's order, then the others."""
+"""Names of HAN Small's variables in checkpoints: trainable ones in the optimizer's order, then the others."""
 
 SIZE = (6, 4)
 
 
 class Means(ReIDNetwork):
-    """Three branches that see the mean of one colour each."""
+    """A network of three branches; the input of each is the mean of one colour."""
 
     branch_names = ("red", "green", "blue")
 
@@ -100,7 +100,7 @@ def test_a_zero_feature_stays_zero():
 
 
 def test_checkpoints_of_han_keep_their_names_and_order(tmp_path):
-    """The list was written by the first version: a change here makes trained networks unreadable."""
+    """The list is from the first version: with other names or another order, trained networks are unreadable."""
     model = create_model("han_small", num_classes=3, input_size=(48, 32))
     for variable in model.non_trainable_variables:
         variable.assign(tf.fill(variable.shape, np.inf))
