@@ -7,7 +7,7 @@ HERE = Path(__file__).parent
 
 
 def commands() -> dict[str, str]:
-    """Returns the commands, ``python -m han_tf.NAME``, and the first line of what each says of itself."""
+    """Returns the commands, ``python -m han_tf.NAME``: NAME -> the first line of its docstring."""
     files = {path.stem: path for path in HERE.glob("[!_]*.py")}
     files |= {path.parent.name: path for path in HERE.glob("*/__main__.py")}
     files["data.synthetic"] = HERE / "data" / "synthetic" / "__main__.py"

@@ -1,9 +1,8 @@
 """Measure the networks' training, their inference and the input pipeline on this machine.
 
-Every figure is the median of several measurements and stands beside this machine's own float32 matrix product,
-measured before and after in the same run, so that figures of different machines can be compared: "of product" is the
-rate of multiply-adds (two operations each) as a share of it. The input pipeline alone should deliver at least five
-times what a training step takes.
+Every figure is the median of several measurements. To compare machines, the speed of a float32 matrix product is
+measured before and after in the same run; "of product" is the rate of multiply-adds (two operations each) as a share of
+it. The input pipeline alone should deliver at least five times as many images per second as training uses.
 """
 
 import statistics
@@ -40,7 +39,7 @@ PRODUCT_SIZE = 4096
 IDENTITIES = 751
 
 BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")
-"""Instruction sets with which training in bfloat16 may be worth its measurement."""
+"""Instruction sets with which training in bfloat16 is measured, too."""
 
 FLAGS = command_line.new_flags()
 command_line.define_list(FLAGS, "arch", list(MODELS), "Networks.", flags.EnumParser(list(MODELS)))
@@ -51,7 +50,7 @@ flags.DEFINE_string("output", "", "JSON file for the figures.", flag_values=FLAG
 
 
 def seconds(call: Callable[[], Any], repeats: int) -> float:
-    """Returns the median time of one call, after two that are not counted."""
+    """Returns the median time of one call, in seconds, after two calls that are not counted."""
     call(), call()
     times = []
     for _ in range(repeats):
@@ -71,7 +70,7 @@ def product_flops(repeats: int) -> float:
 def network_rates(name: str, data: LoadedImages, batch_size: int, repeats: int, folder: Path) -> dict[str, float]:
     """Returns inference and training rates of one network, images per second, and its MACs.
 
-    Where the processor has one of :data:`BFLOAT16`, ``training_bfloat16`` is the rate with that precision.
+    If the processor has one of :data:`BFLOAT16`, ``training_bfloat16`` is the rate with that precision.
     """
 
     def trained(precision: str) -> Trainer:
@@ -82,7 +81,7 @@ def network_rates(name: str, data: LoadedImages, batch_size: int, repeats: int, 
         return len(images) / seconds(lambda: trainer.train_step(images, labels)[0]["loss"].numpy(), repeats)
 
     trainer = trained("float32")
-    # The sampler has no more images than there are.
+    # A batch may be smaller than batch_size, if there are fewer images.
     images, labels = next(iter(training_batches(data.images, trainer.labels, trainer.sampler, 0, 0)))
     embed = inference_function(trainer.model)
     model = create_model(name)
@@ -117,7 +116,7 @@ def main(values: flags.FlagValues) -> None:
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        # As many identities as Market-1501 has, so that the classifiers cost what they would there.
+        # As many identities as Market-1501 has, so that the classifiers cost as much.
         records = [Record(str(folder / f"{pid}.jpg"), pid, 1) for pid in range(IDENTITIES)]
         for record in records:
             coarse = Image.fromarray(rng.integers(0, 256, (16, 8, 3), np.uint8))

@@ -1,11 +1,11 @@
-"""Search drawn pedestrians in the browser: a gallery, a service and queries to try, from what make train left.
+"""Search drawn pedestrians in the browser: a gallery, a service and example queries, with the newest trained network.
 
   make demo
 
-Trains nothing and downloads nothing. The newest finished run on the embedded data set embeds that set's gallery, or,
-where there is none, the network that comes with the package. People that are in neither training nor gallery are drawn
-anew, to choose the threshold by and to ask for in vain. All of it is kept under demo/ in the run's folder, or in
-runs/han_small-synthetic, and used again.
+It needs no training and no download. The network is that of the newest finished run on the embedded data set or, if
+there is none, one that comes with the package; it embeds that set's gallery. Further people, who are in neither
+training nor gallery, are drawn to choose the threshold and as queries without a match. All files are kept under demo/
+in the run's folder, or in runs/han_small-synthetic, and used again.
 """
 
 import json
@@ -38,23 +38,23 @@ with command_line.deferred_imports(__name__):
 DATASET = "synthetic"
 
 SHIPPED = "han_small-synthetic"
-"""The network that stands in where nothing has been trained."""
+"""The network that is used if there is no finished run."""
 
 STRANGERS = 80
-"""People drawn to choose the threshold by: 3 in 4 of them; the others say how well it holds."""
+"""Number of drawn strangers: 3 in 4 of them choose the threshold, the others test it."""
 
 FALSE_ALARMS = 0.1
-"""Share of strangers' images that the threshold may take for somebody of the gallery."""
+"""Share of strangers' images for which the threshold may accept somebody of the gallery."""
 
 EXAMPLES, STRANGE_EXAMPLES = 8, 4
-"""Queries to try: of people in the gallery, and of strangers."""
+"""Numbers of example queries: of people in the gallery, and of strangers."""
 
 MIDNIGHT = 1_772_409_600.0
-"""2 March 2026, 0:00 UTC: the day on which the drawn people walk about."""
+"""2 March 2026, 0:00 UTC, in seconds since 1970: the day of all images."""
 
 SEED = 0
 VERSION = 1
-"""Raised whenever the same run and data give another demo."""
+"""To be raised whenever the same run and data would give another demo."""
 
 FLAGS = command_line.new_flags()
 flags.DEFINE_string(
@@ -109,7 +109,7 @@ def main(values: flags.FlagValues) -> None:
 
 
 def newest_finished_run(runs_dir: str) -> Path:
-    """Returns the run on the embedded data set that ended last, or the network that comes with the package.
+    """Returns the run on the embedded data set that finished last or, if there is none, the network of the package.
 
     Raises:
       UserError: there is neither.
@@ -126,12 +126,12 @@ def newest_finished_run(runs_dir: str) -> Path:
 
 
 def prepare(folder: Path, dataset: ReIDDataset, extractor: FeatureExtractor) -> dict[str, Any]:
-    """Makes the demo's gallery, threshold and examples in ``folder``, unless they are there already.
+    """Makes the demo's gallery, threshold and examples in ``folder`` if they are missing or of another network or data.
 
     Feedback and added images, in ``folder``/state, stay.
 
     Returns:
-      ``examples``: path and title of each; and what they were made of.
+      ``examples``, with path and title of each, and the versions, network and data that they were made with.
 
     Raises:
       UserError: something cannot be read or written.
@@ -150,7 +150,7 @@ def prepare(folder: Path, dataset: ReIDDataset, extractor: FeatureExtractor) -> 
         made = json.loads(description.read_text(encoding="utf-8"))
         if all(made.get(name) == value for name, value in origin.items()):
             return made
-    # What an interrupted start has left is made anew; the description is written last.
+    # The description is written last: without it, the rest is of an interrupted start and is made again.
     description.unlink(missing_ok=True)
     shutil.rmtree(folder / "gallery", ignore_errors=True)
     records = [record for record in dataset.gallery if record.pid != JUNK_PID]
@@ -176,7 +176,7 @@ def prepare(folder: Path, dataset: ReIDDataset, extractor: FeatureExtractor) -> 
         answers = gallery.search(seen.features[held_out], 1)
         queries = _query_examples(dataset.query)
         nearest = gallery.search(extractor(queries), 1, threshold=math.inf)
-    # The clear cases first.
+    # Queries with the smallest distances come first.
     queries = [queries[index] for index in np.argsort([hits[0].distance for hits in nearest], kind="stable")]
     alarms = sum(map(bool, answers)) / len(answers)
     print(
@@ -191,10 +191,10 @@ def prepare(folder: Path, dataset: ReIDDataset, extractor: FeatureExtractor) -> 
 
 
 def plausible_times(records: Sequence[Record]) -> list[float]:
-    """Returns when each image may have been taken, seconds since 1970 UTC; the same for the same records.
+    """Returns a plausible time for each image, seconds since 1970 UTC; equal records give equal times.
 
-    People come between 7 and 18 o'clock, walk from one of their cameras to the next in some minutes, and are seen by
-    each for some seconds. Distractors are seen once.
+    People arrive between 7 and 18 o'clock, take some minutes from one camera to the next, and are visible at each for
+    some seconds. Distractors are seen once.
     """
     cameras: dict[int, set[int]] = {}
     for record in records:
@@ -219,7 +219,7 @@ def plausible_times(records: Sequence[Record]) -> list[float]:
 
 
 def draw_strangers() -> list[tuple[Frame, Image.Image]]:
-    """Draws two images, by two cameras, of each of some people that the embedded data set does not have."""
+    """Returns two drawn images, of two cameras, of each of some people who are not in the embedded data set."""
     known = SyntheticPedestrians()
     more = SyntheticPedestrians(test_identities=known.test_identities + STRANGERS)
     people = {frame.pid for frame in known.frames()}
@@ -233,7 +233,7 @@ def draw_strangers() -> list[tuple[Frame, Image.Image]]:
 
 
 def _query_examples(queries: Sequence[Record]) -> list[Record]:
-    """Returns a query each of some people, from changing cameras."""
+    """Returns one query of each of some people, from different cameras."""
     people = sorted({record.pid for record in queries})
     chosen = people[:: max(1, len(people) // EXAMPLES)][:EXAMPLES]
     own = [[record for record in queries if record.pid == pid] for pid in chosen]

@@ -1,20 +1,19 @@
 """Evaluate a trained HAN, or features of any network, under a benchmark's protocol.
 
-Without --model, a run or an export, it takes the newest run of --dataset and --split. Reports CMC at ranks 1, 5, 10
-and 20, mAP under both definitions and mINP, for the joint, the global and the local feature. Re-ranking, query
+--model is a run or an export; without it, the newest run of --dataset and --split is evaluated. Reports CMC at ranks 1,
+5, 10 and 20, mAP under both definitions and mINP, for the joint, the global and the local feature. Re-ranking, query
 expansion and database augmentation add rows: each of them alone, and all together. --verification, --camera_pairs and
---plots show more.
-The run keeps the results of its last network on its own data as evaluation.json, all others under names of their own.
-Several data sets, --dataset market1501,dukemtmc or those a run was trained on, are evaluated each by itself.
+--plots add tables and curves.
+Results are kept in the run's folder: those of its last network on its own data as evaluation.json, others under other
+names. Several data sets (--dataset market1501,dukemtmc, or those of the training) are evaluated separately.
 
-The features of other networks are evaluated from NumPy archives with the arrays features, pids and camids, and given
-distances together with archives that hold pids and camids. In place of an archive may stand a folder that
-python -m han_tf.extract wrote:
+Features of other networks are read from NumPy archives with the arrays features, pids and camids; given distances need
+archives with pids and camids. A folder that python -m han_tf.extract wrote can replace an archive:
 
   python -m han_tf.evaluate --features query.npz gallery.npz [multi_query.npz]
   python -m han_tf.evaluate --distances matrix.npy --features query.npz gallery.npz
 
-Where queries and gallery are the same images, every image searches all others:
+If queries and gallery are the same images, every image searches all others:
 
   python -m han_tf.evaluate --features people.npz --query_is_gallery
   python -m han_tf.evaluate --model MODEL --images people.csv
@@ -270,8 +269,8 @@ def main(values: flags.FlagValues) -> None:
 
 
 def _evaluate_images(values: flags.FlagValues, plots: Optional[ModuleType]) -> None:
-    """Evaluates a run on images that are no data set, each of which searches all others."""
-    from han_tf.features.keras import feature_set  # imports TensorFlow, which saved features do without
+    """Evaluates a run or an export on images that are no data set; each image searches all others."""
+    from han_tf.features.keras import feature_set  # imports TensorFlow, which saved features do not need
 
     listed = list_images(values.images, values.names)
     if values.within_camera:
@@ -298,7 +297,7 @@ def _evaluate(
     output: str,
     plots: Optional[ModuleType],
 ) -> None:
-    """Evaluates the features of one data set, prints what is found and writes the files that are wanted."""
+    """Evaluates the features of one data set, prints the tables and writes the files that the flags ask for."""
     methods = _methods(values, subsets, branches)
     if values.save_features:
         for name, features in subsets.items():
@@ -362,7 +361,7 @@ def _result_name(origin: Mapping[str, Any], checkpoint: str, within_camera: bool
 
 
 def _check_folder(path: str, folder: Path) -> None:
-    """Refuses ``path`` if no file can be made in ``folder``, its parent or the path itself, before there is work."""
+    """Raises UserError if ``folder``, in which ``path`` is to be written, cannot be made or written to."""
     folder = folder.absolute()
     nearest = next(place for place in (folder, *folder.parents) if os.path.exists(place))
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
@@ -372,7 +371,7 @@ def _check_folder(path: str, folder: Path) -> None:
 def _methods(
     values: flags.FlagValues, subsets: Mapping[str, FeatureSet], branches: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
-    """Returns the settings of the methods in use, checked before anything is ranked."""
+    """Returns the settings of the methods that the flags ask for, after checking them."""
     methods = {}
     counts = {}
     others = int((subsets["gallery"].pids != JUNK_PID).sum())
@@ -399,10 +398,10 @@ def _methods(
 
 
 def _run_and_data(values: flags.FlagValues) -> tuple[LoadedRun, ReIDDataset]:
-    """Returns the run, and the data that is named or else the run's own, from where the run had it if it had it."""
+    """Returns the run and the named data set, by default the run's own, from the run's data folder if it has one."""
     names, split = [part.name for part in named_datasets(values.dataset)], values.split
     if len(names) == 1:
-        # Only CUHK03 has the splits "detected" and "labelled", so the split alone says which data set is meant.
+        # Only CUHK03 has the splits "detected" and "labelled", so a split alone determines the data set.
         split = next((entry.spellings[split] for entry in DATASETS.values() if split in entry.spellings), split)
         if values.dataset and values.dataset not in DATASETS:
             raise UserError(f"unknown dataset {values.dataset!r}, expected one of {', '.join(DATASETS)}")
@@ -421,7 +420,7 @@ def _run_and_data(values: flags.FlagValues) -> tuple[LoadedRun, ReIDDataset]:
 
 
 def _load(path: Union[str, Path], checkpoint: str) -> LoadedRun:
-    """Returns a run, or an export in the form of one: the extractor for the model, its format for the checkpoint."""
+    """Returns a run, or an export as one: its model is the extractor, its checkpoint format and precision."""
     folder = Path(path)
     if not (folder / CARD).exists():
         return load_run(path, checkpoint)
@@ -438,8 +437,8 @@ def _load(path: Union[str, Path], checkpoint: str) -> LoadedRun:
 def _features_of_run(
     values: flags.FlagValues, run: LoadedRun, dataset: ReIDDataset
 ) -> tuple[dict[str, FeatureSet], dict[str, Any]]:
-    """Returns the features of a data set's images, and what the report tells of where they come from."""
-    from han_tf.features.keras import feature_set  # imports TensorFlow, which saved features do without
+    """Returns the features of a data set's images, and the report's entries on run and data set."""
+    from han_tf.features.keras import feature_set  # imports TensorFlow, which saved features do not need
 
     for sentence in dataset.notes + dataset.differences:
         print(f"note: {dataset.name}: {sentence}")
@@ -486,7 +485,7 @@ def _map_distances(path: str, shape: tuple[int, int]) -> np.ndarray:
         distances = np.lib.format.open_memmap(path, mode="r")
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}, expected a matrix of distances (.npy)") from error
-    except Exception as error:  # a damaged header raises what tokenize or NumPy happen to
+    except Exception as error:  # a damaged header can raise many kinds of errors, in NumPy and in tokenize
         raise UserError(f"{path}: no matrix of distances (.npy) ({' '.join(str(error).split())})") from error
     if distances.shape != shape:
         raise UserError(f"{path}: shape {list(distances.shape)}, expected {list(shape)}, queries × gallery images")
@@ -502,7 +501,7 @@ def _import_plots() -> ModuleType:
 
 
 def _save_plots(plots: ModuleType, rows: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
-    """Draws one curve per row in each of three files, and returns these."""
+    """Draws three files with a curve for each row; returns their paths."""
     paths = []
     for name, draw, kind in (
         ("cmc", plots.plot_cmc, "result"),
@@ -510,7 +509,7 @@ def _save_plots(plots: ModuleType, rows: Sequence[Mapping[str, Any]], folder: Pa
         ("roc", plots.plot_roc, "verification"),
     ):
         figure = draw({row_name(row): row[kind] for row in rows})
-        # A legend of many rows would lie on the curves, and there are ten colours.
+        # With many rows the legend would cover the curves; after ten lines the colours repeat.
         (axes,) = figure.axes
         axes.get_legend().remove()
         for line in axes.get_lines()[10:]:

@@ -2,11 +2,10 @@
 
 Without --model it takes the newest run, of --dataset and --split if they are given. Each model is a folder with the
 model's files, card.json and MODEL_CARD.md; it takes RGB images as uint8 [n, height, width, 3] and gives features as
-float32 [n, feature_dim]. Its features are compared with the Keras network's on the same images, and its rank-1 and
-mAP with the Keras network's where the data set is there: what loses more than 0.1 points of mAP (int8: 0.5) is not
-kept. The card holds probe images and their Keras features, by which the model is checked wherever it is opened.
-What an earlier export of the same network has left is not made again, so a command that was stopped goes on.
-Formats and precisions may be lists, or all:
+float32 [n, feature_dim]. Its features are compared with the Keras network's on the same images and, if the data set is
+there, its rank-1 and mAP, too. A model that loses more than 0.1 points of mAP (int8: 0.5) is not kept. The card holds
+probe images and their Keras features, with which the model is checked whenever it is opened. Finished exports of the
+same network are not made again, so a command that was stopped goes on. Formats and precisions may be lists, or all:
 
   python -m han_tf.export --format openvino --precision bfloat16,int8
   python -m han_tf.export --format all --precision all
@@ -105,7 +104,7 @@ def main(values: flags.FlagValues) -> None:
     }
     found = [row for row in _earlier(parent, export.card.checksum, rows) if "failure" not in row]
     earlier = {(row["format"], row["precision"]): row for row in found}
-    _write(parent, report, rows)  # what cannot be written to shows before the work
+    _write(parent, report, rows)  # fails before the work if the folder cannot be written to
     for format_name, precision in pairs:
         name, folder = f"{format_name} in {precision}", parent / f"{format_name}-{precision}"
         row = earlier.get((format_name, precision))
@@ -130,7 +129,7 @@ def main(values: flags.FlagValues) -> None:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Returns the table of size, speed and accuracy, one row for each model; the first one is the original."""
+    """Returns the table of size, speed and accuracy, one line for each of ``rows``; the first is the Keras network."""
     lines = [
         f"{'format':<12}{'precision':<10}{'MB':>7}{'img/s':>7}{'rank-1':>8}{'mAP':>7}{'largest diff.':>15}{'cosine':>9}"
     ]
@@ -154,7 +153,7 @@ def _cell(value: Optional[float], width: int, form: str, factor: float = 1) -> s
 
 
 def _pairs(formats: list[str], precisions: list[str]) -> list[tuple[str, str]]:
-    """Returns the exports that are asked for; ``all`` stands for what can be had here, and what cannot is told."""
+    """Returns the (format, precision) pairs to export; ``all`` means those supported here, with a note about others."""
     pairs = [
         (format_name, precision)
         for format_name in (FORMATS if ALL in formats else dict.fromkeys(formats))
@@ -178,7 +177,7 @@ def _pairs(formats: list[str], precisions: list[str]) -> list[tuple[str, str]]:
 
 
 def _dataset(values: flags.FlagValues, config: dict[str, Any]) -> Optional[ReIDDataset]:
-    """Returns the data set to compare on: the one that is named, or the run's own; None if that is not there."""
+    """Returns the data set to compare on: the named one or the run's own; None if the run's own cannot be read."""
     own = data_of(config, values.dataset)
     asked = values.dataset or values.data_dir or values.split
     try:
@@ -210,7 +209,7 @@ def _read_images(records: Any, input_size: tuple[int, int]) -> np.ndarray:
 
 
 def _earlier(parent: Path, checksum: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Returns the rows of earlier exports of the same network that are still there and not among ``rows``."""
+    """Returns the rows of earlier exports of the same network that still exist and are not in ``rows``."""
     try:
         report = json.loads((parent / TABLE).read_text(encoding="utf-8"))
         found = report["exports"] if report["checksum"] == checksum else []
@@ -222,7 +221,7 @@ def _earlier(parent: Path, checksum: str, rows: list[dict[str, Any]]) -> list[di
             and (parent / f"{row['format']}-{row['precision']}" / CARD).exists()
         ]
     except (OSError, ValueError, LookupError, TypeError):
-        return []  # none yet, or of another version
+        return []  # no table yet, or one of another version
 
 
 def _write(parent: Path, report: dict[str, Any], rows: list[dict[str, Any]]) -> None:
@@ -231,7 +230,7 @@ def _write(parent: Path, report: dict[str, Any], rows: list[dict[str, Any]]) -> 
 
 
 def _is_made(folder: Path, checksum: str, comparison: Comparison) -> bool:
-    """Says whether an export of this network stands there whole, checked as it would be now, with probe images."""
+    """Returns whether ``folder`` holds a complete export of this network, with probe images and the same check."""
     try:
         card = read_card(folder)
         verify_files(folder, card)
@@ -251,7 +250,7 @@ def _keras_row(export: Export) -> dict[str, Any]:
 
 
 def _row(exported: Exported) -> dict[str, Any]:
-    """Returns an export as the table and its JSON hold it."""
+    """Returns an export's row of the table and of its JSON."""
     row = {
         "format": exported.format,
         "precision": exported.precision,
@@ -264,7 +263,7 @@ def _row(exported: Exported) -> dict[str, Any]:
 
 
 def _is_plain(value: Any) -> bool:
-    """Says whether JSON can hold it in one entry."""
+    """Returns whether a value is a string or a finite number."""
     return isinstance(value, str) or (not isinstance(value, dict) and np.isfinite(value))
 
 

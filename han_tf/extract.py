@@ -8,17 +8,17 @@ path (relative to the CSV file) and, if known, pid, camid and time (seconds sinc
 a training run or an export of one; without --model it is the newest run in --runs_dir.
 
 --output gets part-00000.parquet, part-00001.parquet, … with a row per image (path, pid, camid, time, feature, model),
-manifest.json, and bad_images.csv if some images could not be read. Whatever stops the command, the same command goes on
-where it was; images that have changed since are looked at again. Another list of images is refused there without
---update, which keeps the features of images that are the same and makes those of new ones. Another model, or another
-format or precision of it, is refused.
+manifest.json, and bad_images.csv if some images could not be read. A command that was stopped goes on if it is
+repeated; it reads images again that have changed since. For another list of images, --update is needed; it keeps the
+features of unchanged images and makes those of new ones. Another model, or another format or precision of it, is
+refused.
 
-An image file that is damaged or no image has no row. One that cannot be read (no permission, a disk or network that
-fails) stops the command, which then goes on where it was.
+An image file that is damaged or no image has no row. A file that cannot be read (no permission, a failing disk or
+network) stops the command; repeated, it goes on.
 
 With --ray the work is shared by the machines of a Ray cluster, or by actors on this one (--ray=local). All of them must
-see the images, the model and --output under the same paths. Any other scheduler does with --part=1/8 to --part=8/8,
-each a process of its own; whichever is last finishes the folder.
+see the images, the model and --output under the same paths. For any other scheduler, start separate processes with
+--part=1/8 to --part=8/8; the last one to end finishes the folder.
 """
 
 import signal

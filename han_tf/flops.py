@@ -1,11 +1,11 @@
 """Print FLOPs and parameters of networks, part by part, beside Tables 1 and 12.
 
-"FLOPs (paper)" counts a multiply-add as two operations and batch norm as one multiply-add for each output
-element of a convolution. The paper says "the number of multiply-adds"; that its own networks are counted so is
-inferred, since its five figures are met together only so. "MACs" counts a multiply-add once and leaves batch norm out,
-as the paper's figures for other networks do. Trainable parameters, without the classifiers, which are only there for
-training. Networks are counted as they are deployed after training; of CondenseNet's learned
-group convolutions one C-th is left then.
+"FLOPs (paper)" counts a multiply-add as two operations and batch norm as one multiply-add for each output element of a
+convolution. The paper says "the number of multiply-adds"; that it counts its own networks this way is inferred, since
+no other count matches all five figures. "MACs" counts a multiply-add once and leaves batch norm out, as the paper's
+figures for other networks do. Parameters are the trainable ones, without the classifiers, which only training needs.
+Networks are counted in their deployed form, in which CondenseNet's learned group convolutions have 1/C of their
+connections.
 """
 
 import sys
@@ -24,7 +24,7 @@ class Published(NamedTuple):
     """A figure of the paper, for images of 160×64 pixels.
 
     Attributes:
-      table: where it stands.
+      table: the paper's table.
       flops: operations as the paper counts them.
     """
 
@@ -39,10 +39,10 @@ PUBLISHED = {
     "han_inception": Published("Table 12", 1.09e9),
     "han_residual": Published("Table 12", 1.34e9),
 }
-"""Network -> what the paper says of it."""
+"""Network -> the paper's figure."""
 
 PUBLISHED_ELSEWHERE = {"mobilenet": 5.69e8, "shufflenet": 1.40e8, "condensenet": 2.74e8, "resnet50": 3.80e9}
-"""Network -> the figure of Tables 6 and 7, that of its own paper: multiply-adds at 224×224 with 1,000 classes."""
+"""Network -> the figure in Tables 6 and 7, quoted from its own paper: multiply-adds at 224×224 with 1,000 classes."""
 
 FLAGS = command_line.new_flags()
 command_line.define_list(FLAGS, "arch", list(MODELS), "Networks.", flags.EnumParser(list(MODELS)))
@@ -52,7 +52,7 @@ flags.DEFINE_integer("input_width", 64, "Image width, pixels.", 32, flag_values=
 
 
 def report(name: str, costs: dict[str, Cost], published: Optional[Published] = None) -> str:
-    """Returns a table of one network's parts, with the published figure under the sum if there is any."""
+    """Returns a table of one network's parts, with published figures below the sum if there are any."""
     head = f"{name:<18}{'FLOPs (paper)':>15}{'MACs':>13}{'parameters':>13}"
     rows = [head, "-" * len(head)]
     for part, cost in [*costs.items(), ("total", total(costs))]:
@@ -68,7 +68,7 @@ def report(name: str, costs: dict[str, Cost], published: Optional[Published] = N
 
 
 def main(values: flags.FlagValues) -> None:
-    """Prints the tables that the flags ask for."""
+    """Prints a table for each network that the flags name."""
     input_size = (values.input_height, values.input_width)
     for name in dict.fromkeys(values.arch):
         model = create_deployed(name, input_size=input_size)

@@ -1,22 +1,22 @@
-"""Make a gallery to search in from extracted features, add to it, look after it, and choose its threshold.
+"""Make a gallery from extracted features, add to it, maintain it, and choose its threshold.
 
   python -m han_tf.index --index DIR FEATURES...
   python -m han_tf.index --index DIR --calibrate VALIDATION --false_accept_rate 0.01
 
 FEATURES are folders that python -m han_tf.extract wrote, or NumPy archives (.npz) with features, pids and camids;
-these do not say which model made them, so --model or --checksum does. Junk (pid -1) is left out and distractors (pid 0)
-are added without a pid. --index is a folder, or for Milvus an address, http://HOST:PORT#COLLECTION,
-or the file of a Milvus Lite, NAME.db; a token is taken from MILVUS_TOKEN in the environment, or stands in the address,
-http://USER:PASSWORD@HOST:PORT. Without a gallery there, one is made. Whatever stops the command, the same command goes
-on where it was. A path names one image: what is in the gallery already stays, with the same id; an image whose feature
-has changed is replaced, and labels that have changed are corrected. So a folder that grows is extracted and indexed
-again with the same commands. What was deleted comes back with its source.
+archives do not name their model, so --model or --checksum must. Junk (pid -1) is left out and distractors (pid 0) are
+added without a pid. --index is a folder or, for Milvus, an address, http://HOST:PORT#COLLECTION, or the file of a
+Milvus Lite, NAME.db; a token is taken from MILVUS_TOKEN in the environment or from the address,
+http://USER:PASSWORD@HOST:PORT. If there is no gallery, one is made. A command that was stopped goes on if it is
+repeated. An image is identified by its path: images that are in the gallery already stay, with the same id; an image
+whose feature has changed is replaced, and changed labels are corrected. So the same commands extract and index a
+growing folder again. Deleted images come back if their source is added again.
 
-A threshold is the distance beyond which nobody is taken for the same person. --calibrate chooses it so that a search
-of a stranger finds anybody with the probability --false_accept_rate (NIST's FPIR). VALIDATION are features with pids,
-of people who are not in the gallery or have the same pids there; with --within, the validation images themselves stand
-for the gallery, each person in turn being the stranger. --per_pair chooses the rate over pairs of images instead (false
-match rate), which a search of N images exceeds up to N times.
+Beyond the distance of the threshold, nobody is taken for the same person. --calibrate chooses it so that a search of a
+stranger finds anybody with the probability --false_accept_rate (NIST's FPIR). VALIDATION are features with pids, of
+people who are not in the gallery or have the same pids there. With --within, the validation images replace the gallery,
+and each person in turn is the stranger. --per_pair takes the rate over pairs of images instead (false match rate); the
+rate of a search of N images can be up to N times as high.
 """
 
 import sys
@@ -86,7 +86,7 @@ flags.register_multi_flags_validator(
 
 
 def main(values: flags.FlagValues) -> None:
-    """Does what the flags say."""
+    """Makes, changes or describes the gallery, as the flags say."""
     sources = [open_source(path) for path in values.positional]
     validation = open_source(values.calibrate) if values.calibrate else None
     given = _given_checksum(values)
@@ -164,7 +164,7 @@ def _print_note(source: FeatureSource) -> None:
 
 
 def describe(info: dict[str, Any]) -> list[str]:
-    """Returns lines that show what :meth:`han_tf.search.Gallery.info` returned."""
+    """Returns the result of :meth:`han_tf.search.Gallery.info` as lines of text."""
     what = f"{info['entries']:,} images of dimension {info['dimension']:,}, model {info['model'][:12]}"
     lines = [f"{info['location']}: {what}"]
     lines.append(f"engine {info['engine']}" + (f" ({info['reason']})" if "reason" in info else f", {info['index']}"))
@@ -200,7 +200,7 @@ def _given_checksum(values: flags.FlagValues) -> Optional[str]:
 
 
 class _Bar:
-    """A progress bar that appears with the first thing there is to show."""
+    """A progress bar that appears with the first progress."""
 
     def __init__(self, label: str, total: int):
         self.label, self.total = label, total

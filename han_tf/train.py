@@ -1,8 +1,8 @@
 """Train a Harmonious Attention Network and evaluate it.
 
-The defaults are the paper's: SGD with momentum 0.9, learning rate 0.03 dropping by 0.1 at three points,
-batches of 32, weight decay 5e-4, 300 epochs, no augmentation; only the embedded synthetic set has a shorter
-schedule, and --recipe strong has what more accuracy needs. An interrupted run goes on with the same command.
+The defaults are the paper's: SGD with momentum 0.9, learning rate 0.03, multiplied by 0.1 at three points, batches of
+32, weight decay 5e-4, 300 epochs, no augmentation. The embedded synthetic set has a shorter schedule; --recipe strong
+has settings for higher accuracy. An interrupted run goes on with the same command.
 """
 
 import dataclasses
@@ -61,16 +61,16 @@ with command_line.deferred_imports(__name__):
     from han_tf.viz.drawing import save_png
 
 SYNTHETIC_EPOCHS, SYNTHETIC_DROPS = 8, (3 / 4, 9 / 10, 19 / 20)
-"""Enough for the embedded set to show what HAN does within a few minutes on two cores.
+"""Epochs, and drops of the learning rate, on the embedded set: a few minutes on two cores.
 
-In a short training only the time at the first rate counts, so that it drops late.
+The rate drops late, since in a short training only the time at the first rate counts.
 """
 
 SHOWN_COMPLAINTS = 6
-"""The trained network's results, in the run's folder."""
+"""File of the trained network's results, in the run's folder."""
 
 LOCK = ".lock"
-"""Locked in the run's folder by the process that trains there."""
+"""Lock file in the run's folder, held by the process that trains there."""
 
 FLAGS = command_line.new_flags()
 _DEFAULT = TrainConfig()
@@ -253,7 +253,7 @@ flags.DEFINE_boolean(
 
 
 def config_of(values: flags.FlagValues) -> TrainConfig:
-    """Returns the settings that the flags say, with those of ``--recipe`` for flags that are not given."""
+    """Returns the settings of the flags; those that are not given take the values of ``--recipe``."""
     recipe = values.recipe
     settings = {
         field.name: values[flag_of(field.name)].value
@@ -275,10 +275,10 @@ def config_of(values: flags.FlagValues) -> TrainConfig:
 def evaluate_network(
     model: ReIDNetwork, dataset: ReIDDataset, skip_bad_images: bool, whole: bool = True
 ) -> dict[str, Any]:
-    """Returns the report on ``model``: all three features.
+    """Returns the report on ``model``, with the joint feature and each branch's.
 
-    Of joined data sets each is evaluated by itself: the report is that on the first, and ``others`` holds those on the
-    others. If it is not to be ``whole``, multi-query and the other data sets are left out, which take most of the time.
+    Joined data sets are evaluated separately: the report is on the first, its entry ``others`` holds those on the
+    others. Unless ``whole``, multi-query and the other data sets, which take most of the time, are left out.
     """
     first, *others = dataset.separate()
     left_out = ("train",) if whole else ("train", "multi_query")
@@ -293,7 +293,7 @@ def evaluate_network(
 
 
 def baseline_rows(config: TrainConfig, dataset: ReIDDataset) -> list[dict[str, Any]]:
-    """Returns what says how hard a data set is: the rows of a colour histogram and of the untrained network."""
+    """Returns rows of a colour histogram and of the untrained network, to show how hard a data set is."""
     untrained = create_network(config.to_dict())
     baselines = {
         "colour histogram": lambda records: FeatureSet.of(histogram_features(_opened(records)), records),
@@ -329,12 +329,12 @@ def main(values: flags.FlagValues) -> None:
         check_precision(config.precision)
         with locked(run_dir / LOCK, taken) if is_chief(strategy) else nullcontext():
             train(config, dataset, run_dir, strategy)
-            mean_over_workers(strategy, 0)  # those that are still at work take one that leaves for lost
+            mean_over_workers(strategy, 0)  # a worker must not leave earlier: the others would consider it lost
 
 
 def train(config: TrainConfig, dataset: ReIDDataset, run_dir: Path, strategy: tf.distribute.Strategy) -> None:
-    """Trains in the folder ``run_dir``, evaluates and reports; of several workers the chief alone reports."""
-    with chief_first(strategy):  # the others find its cache
+    """Trains in the folder ``run_dir``, evaluates and reports; of several workers only the chief reports."""
+    with chief_first(strategy):  # the others use its cache
         data = load_images(
             dataset.train,
             config.input_size,
@@ -349,7 +349,7 @@ def train(config: TrainConfig, dataset: ReIDDataset, run_dir: Path, strategy: tf
         config,
         run_dir,
         data,
-        # Multi-query evaluation and further data sets are worth their time at the end alone.
+        # Multi-query and further data sets, which take most of the time, are evaluated only at the end.
         evaluate=lambda model: evaluate_network(model, dataset, config.skip_bad_images, trainer.finished),
         scalars=scalars,
         panel=None if panel is None else lambda model: attention_panels(model, panel),
@@ -392,7 +392,7 @@ def train(config: TrainConfig, dataset: ReIDDataset, run_dir: Path, strategy: tf
 
 
 def _described(dataset: ReIDDataset) -> dict[str, Any]:
-    """Returns what a report tells of the data it is on."""
+    """Returns a report's entries on its data set."""
     return {"dataset": dataset.name, "split": dataset.split, "differences": list(dataset.differences)}
 
 

@@ -1,8 +1,8 @@
 """Show what a trained network attends to and, if asked, what it ranks first.
 
-Writes attention.png, the sheet of Fig. 7, for the images that are named on the command line or for some
-queries of the run's data set. With --ranked also ranked.png: the same queries with their nearest gallery
-images, right ones framed green, wrong ones red.
+Writes attention.png, the sheet of Fig. 7, for the images on the command line or for some queries of the run's data set.
+With --ranked it also writes ranked.png: the same queries with their nearest gallery images, right ones framed green,
+wrong ones red.
 
   python -m han_tf.visualize [flags] [IMAGE ...]
 """
@@ -79,20 +79,20 @@ flags.DEFINE_boolean("skip_bad_images", False, "Leave out unreadable images inst
 
 
 def spread(records: Sequence[Record], count: int) -> tuple[Record, ...]:
-    """Returns ``count`` of ``records``, at even distances from the first to the last; all if there are fewer."""
+    """Returns ``count`` of ``records``, evenly spaced from the first to the last; all if there are fewer."""
     chosen = np.linspace(0, len(records) - 1, min(count, len(records))).round().astype(int)
     return tuple(records[index] for index in chosen)
 
 
 def ranked_lists(queries: FeatureSet, gallery: FeatureSet, topk: int = 10) -> list[RankedList]:
-    """Ranks ``gallery`` for each query by the field's protocol (see :func:`han_tf.metrics.evaluate`).
+    """Returns each query's ranked list by the usual protocol (see :func:`han_tf.metrics.evaluate`).
 
     Args:
       queries, gallery: features with labels and paths; the images are read from there.
       topk: length of the lists.
 
     Raises:
-      UserError: features that do not fit, no query with a match, or an image cannot be decoded.
+      UserError: the features do not fit, no query has a match, or an image cannot be decoded.
     """
     result = evaluate(
         queries.features,
@@ -169,7 +169,7 @@ def main(values: flags.FlagValues) -> None:
 
 
 def _features(values: flags.FlagValues, run: LoadedRun, subset: str, records: Sequence[Record]) -> FeatureSet:
-    """Returns the features of ``records``, saved ones if the flags name a folder of them."""
+    """Returns the features of ``records``: saved ones if ``--features`` is given, otherwise the network's."""
     if not values.features:
         return feature_set(
             run.model,

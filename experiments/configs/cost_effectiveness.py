@@ -1,11 +1,10 @@
 """Cost-effectiveness: rank-1 and mAP against FLOPs and against measured images per second, for every network.
 
-Reproduces: what the paper claims of Tables 3, 7 and 12 in one picture, with the methods that Table 3 quotes as grey
-points. Our networks lie at their multiply-adds at 160×64. The quoted FLOPs are multiply-adds, too, but at the input
-sizes of the papers they come from; the paper's own HAN figures count a multiply-add as two operations and are drawn as
-hollow points.
+Reproduces: the paper's claims about Tables 3, 7 and 12 in one picture. Grey points are the methods that Table 3 quotes.
+Our networks are at their multiply-adds at 160×64. The quoted FLOPs are multiply-adds, too, but at the input sizes of
+the papers they come from; the paper's own HAN figures, hollow points, count a multiply-add as two operations.
 
-Expect: the HANs at the upper left, above all that is cheaper and left of all that is better.
+Expect: the HANs at the upper left, above all cheaper networks and left of all better ones.
 
 Time: that of the trainings of Tables 3, 7, 12 and the last one of Figure 6, with which they are shared; then about a
 minute per network to measure its speed, for which nothing else should be running.

@@ -1,8 +1,8 @@
 """Figure 6: accuracy against the dimension of the feature, HAN Large and ResNet50.
 
-Reproduces: the plot, and beside it what the paper argues about but does not plot: bytes per identity, search time per
-query and accuracy as one picture. A dimension n is n/2 for each branch of HAN. Of the paper's curves only one point can
-be read from its text: 1,024 dimensions of HAN Large, the feature of Tables 3 and 4.
+Reproduces: the plot, and beside it a picture of bytes per identity, search time per query and accuracy, which the paper
+discusses but does not plot. Each branch of HAN has half of the dimensions. The paper's text gives only one point of its
+curves: 1,024 dimensions of HAN Large, the feature of Tables 3 and 4.
 
 Expect: HAN Large above ResNet50 at every dimension; little lost down to a few hundred dimensions; bytes and search time
 proportional to the dimension.

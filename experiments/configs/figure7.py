@@ -1,8 +1,8 @@
 """Figure 7: what HAN attends to.
 
 Reproduces: the sheet of images, each with the regions of hard attention (red, blue, green, violet) and the soft
-attention of the three levels, for HAN Large. The paper does not say whose attention it shows. The sheet of drawn
-pedestrians goes to experiments/figures; one of a real data set stays in the run's folder, since it shows people.
+attention of the three levels, for HAN Large. The paper does not name the network of its figure. The sheet of drawn
+pedestrians goes to experiments/figures; that of a real data set stays in the run's folder, since it shows real people.
 
 Expect: the four regions on head and shoulders, upper body, upper legs and lower legs; soft attention on the whole body
 at the first level and on parts of it at the third.

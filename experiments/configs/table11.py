@@ -1,7 +1,7 @@
 """Table 11: cross-entropy, triplet loss, and both.
 
-Reproduces: HAN Large under the three objectives; of each image of a batch the hardest triplet. Those that keep the
-margin are thrown away.
+Reproduces: HAN Large under the three objectives. The triplet loss takes the hardest triplet of each image of a batch
+and drops those that keep the margin.
 
 Expect: the triplet loss alone far behind; both together about as good as cross-entropy alone.
 

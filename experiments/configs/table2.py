@@ -1,12 +1,12 @@
 """Table 2: what the data sets hold, counted by the readers.
 
-Reproduces: identities, training and test identities, images and cameras. The paper's numbers of images are not all of
-one kind: that of Market-1501 leaves out the queries and holds the junk, those of the others hold every image of the
-protocol, for CUHK03 the labelled and the detected boxes together. Here they are counted the same way.
+Reproduces: identities, training and test identities, images and cameras. The paper counts images in two ways, and so
+does this table: for Market-1501 without the queries and with the junk, for the others every image of the protocol, for
+CUHK03 the labelled and the detected boxes together.
 
-Expect: the published numbers, but for one image more of CUHK03 (14,096 labelled and 14,097 detected boxes).
+Expect: the published numbers, except for one more image of CUHK03 (14,096 labelled and 14,097 detected boxes).
 
-Time: seconds per data set that is there; the others stand as published.
+Time: seconds per data set that is present; the others are shown as published.
 
   make table2
   python -m experiments.run table2 --dataset market1501 --data_dir datasets/market1501

@@ -1,6 +1,6 @@
 """Table 3: Market-1501, single- and multi-query, with and without re-ranking and random erasing.
 
-Reproduces: the HAN rows of all four groups. Six trainings give the twelve rows: re-ranking is a matter of evaluation.
+Reproduces: the HAN rows of all four groups. Six trainings give the twelve rows, since re-ranking needs no training.
 The other methods are quoted.
 
 Expect: with the paper's 300 epochs the published order Small < Medium < Large, multi-query above single-query by 2.5

@@ -1,8 +1,8 @@
 """Table 4: DukeMTMC-reID, with and without re-ranking and random erasing.
 
-Reproduces: the HAN rows of all four groups from six trainings. The other methods are quoted; two things in the print
-look like slips: SGGNN and GCS carry the mark of a new re-ranking method, but stand among those with random erasing and
-carry that mark in Table 3; and RW's rank-1 (80.7) lies below its mAP (82.5). The numbers are as printed.
+Reproduces: the HAN rows of all four groups from six trainings. The other methods are quoted as printed. Two entries
+look like misprints: SGGNN and GCS are marked as a new re-ranking method, but are among those with random erasing, and
+are marked so in Table 3; and RW's rank-1 (80.7) is below its mAP (82.5).
 
 Expect: the order Small < Medium < Large; 3 to 4 points of rank-1 and 15 to 16 of mAP from re-ranking.
 

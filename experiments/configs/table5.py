@@ -1,7 +1,7 @@
 """Table 5: CUHK03 under the 767/700 protocol, labelled and detected boxes, with and without re-ranking.
 
-Reproduces: the HAN rows, from three trainings on each kind of boxes. The other methods are quoted; MLFN's FLOPs read
-> 2.26e9 here and ≈ 2.60e9 in Tables 3 and 4, as printed.
+Reproduces: the HAN rows, from three trainings on each kind of boxes. The other methods are quoted as printed; MLFN's
+FLOPs are > 2.26e9 here and ≈ 2.60e9 in Tables 3 and 4.
 
 Expect: little training data, hence the lowest accuracies of the four sets; Large clearly above Small and Medium,
 whose order depends on the boxes; 6 to 8 points of rank-1 and 12 to 13 of mAP from re-ranking.

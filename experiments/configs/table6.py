@@ -1,7 +1,7 @@
 """Table 6: MSMT17, with and without re-ranking.
 
-Reproduces: the HAN rows, from three trainings on the training list alone, as most published results. The other methods
-are quoted, ResNet50 among them: the paper does not say how it was trained.
+Reproduces: the HAN rows, from three trainings on the training list alone, as for most published results. The other
+methods are quoted, also ResNet50, whose training the paper does not describe.
 
 Expect: the order Small < Medium < Large; 5 to 7 points of rank-1 and about 13 of mAP from re-ranking.
 

@@ -1,6 +1,6 @@
 """Table 8: the global feature, the local feature, and both.
 
-Reproduces: all three rows from one training of HAN Large, whose halves of the feature are evaluated alone.
+Reproduces: all three rows from one training of HAN Large; each half of the feature is also evaluated alone.
 
 Expect: either half alone about equally good, and the joint feature 2 to 3 points of rank-1 and 4 of mAP above both.
 
