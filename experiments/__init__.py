@@ -1,3 +1,3 @@
-"""The paper's tables and figures, and what measures them."""
+"""The paper's tables and figures, and the benchmarks."""
 
 import han_tf  # noqa: F401  # it sets what TensorFlow reads when it is imported

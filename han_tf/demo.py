@@ -69,7 +69,7 @@ flags.DEFINE_integer("port", 8000, "Port to listen on; 0 for any free one.", 0, 
 
 
 def main(values: flags.FlagValues) -> None:
-    """Makes what is missing and serves it."""
+    """Makes the demo's missing files and serves the demo."""
     from han_tf.serve.__main__ import check_installed
 
     check_installed()

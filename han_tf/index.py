@@ -12,11 +12,11 @@ repeated. An image is identified by its path: images that are in the gallery alr
 whose feature has changed is replaced, and changed labels are corrected. So the same commands extract and index a
 growing folder again. Deleted images come back if their source is added again.
 
-Beyond the distance of the threshold, nobody is taken for the same person. --calibrate chooses it so that a search of a
-stranger finds anybody with the probability --false_accept_rate (NIST's FPIR). VALIDATION are features with pids, of
-people who are not in the gallery or have the same pids there. With --within, the validation images replace the gallery,
-and each person in turn is the stranger. --per_pair takes the rate over pairs of images instead (false match rate); the
-rate of a search of N images can be up to N times as high.
+A threshold is a distance; images beyond it are not taken for the same person. --calibrate chooses it so that a search
+of a stranger finds anybody with the probability --false_accept_rate (NIST's FPIR). VALIDATION are features with pids,
+of people who are not in the gallery or have the same pids there. With --within, the validation images replace the
+gallery, and each person in turn is the stranger. --per_pair takes the rate over pairs of images instead (false match
+rate); the rate of a search of N images can be up to N times as high.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Show what a trained network attends to and, if asked, what it ranks first.
+"""Draw a trained network's attention and, with --ranked, the images that it ranks first.
 
 Writes attention.png, the sheet of Fig. 7, for the images on the command line or for some queries of the run's data set.
 With --ranked it also writes ranked.png: the same queries with their nearest gallery images, right ones framed green,

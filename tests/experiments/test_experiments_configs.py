@@ -17,7 +17,7 @@ from han_tf.training.config import TrainConfig
 EXPERIMENTS = {name: schema.load(name) for name in schema.names()}
 TRAINED = {name: experiment for name, experiment in EXPERIMENTS.items() if experiment.rows}
 
-# How many numbers each column of the paper's table holds and what they add up to, computed from its text: rank-1 and
+# Count and sum of the numbers in each column of the paper's tables, computed from the paper's text: rank-1 and
 # mAP of the first data set, of the second, and so on.
 SUMS = {
     "table3": ((42, 3643.0), (41, 2991.7), (25, 2265.7), (25, 1986.1)),

@@ -256,7 +256,7 @@ def test_without_interaction_later_levels_get_no_gradient_from_the_local_branch(
 
 @pytest.fixture
 def scattered():
-    """A small HAN whose regions lie elsewhere at each level, with batch norm that lets signals through; and pixels."""
+    """A small HAN with other regions at each level and with batch norm that lets signals through; and pixels."""
     tf.keras.utils.set_random_seed(1)
     model = HAN(input_size=(80, 40), stem_width=8, widths=(16, 32, 48), feature_dim=16)
     images = random_images(3, (80, 40))
