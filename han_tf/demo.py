@@ -1,4 +1,4 @@
-"""Search drawn pedestrians in the browser: a gallery, a service and example queries, with the newest trained network.
+"""Search drawn pedestrians in the browser: a gallery, a service and example queries.
 
   make demo
 
