@@ -1,4 +1,4 @@
-"""Where a gallery of Milvus is."""
+"""Addresses of Milvus galleries."""
 
 import os
 from typing import NamedTuple, Optional, Union
@@ -10,9 +10,9 @@ COLLECTION = "gallery"
 
 
 class Address(NamedTuple):
-    """Where a gallery is.
+    """The address of a Milvus gallery.
 
-    As text it holds no token, and so can be shown.
+    Its text form leaves out the token, so it can be shown.
 
     Attributes:
       uri: an http(s) address or a file of Milvus Lite.
@@ -43,7 +43,7 @@ class Address(NamedTuple):
 
     @property
     def local(self) -> bool:
-        """Whether it is a file."""
+        """Whether the address is a file of Milvus Lite."""
         return self.uri.endswith(".db") and "://" not in self.uri
 
     def __str__(self) -> str:

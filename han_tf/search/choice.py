@@ -1,4 +1,4 @@
-"""Which embedded engine fits a gallery: by its size and the memory there is."""
+"""The choice of an engine in a folder, by the gallery's size and the available memory."""
 
 import os
 from typing import NamedTuple, Optional
@@ -12,14 +12,14 @@ ENGINES = ("flat", "hnsw", "ivfpq")
 
 
 class Choice(NamedTuple):
-    """An engine, and why it was chosen, in one sentence."""
+    """An engine and the reason for its choice, in one sentence."""
 
     engine: str
     reason: str
 
 
 def available_memory_mb() -> int:
-    """Returns the memory that programs could still take, MiB; half of the machine's where that is not known."""
+    """Returns the available memory, MiB; half of the machine's memory if that is not known."""
     try:
         with open("/proc/meminfo", encoding="ascii") as stream:
             for line in stream:
@@ -31,9 +31,9 @@ def available_memory_mb() -> int:
 
 
 def index_bytes(engine: str, rows: int, dimension: int) -> int:
-    """Returns roughly what an engine's index of ``rows`` vectors keeps in memory.
+    """Returns roughly how much memory an engine's index of ``rows`` vectors takes.
 
-    The vectors themselves are mapped: what the flat engine reads is the operating system's to keep or to drop.
+    The vectors themselves are mapped: the operating system decides which of their pages stay in memory.
     """
     if engine == "hnsw":  # one byte per value; 2·M links of the lowest level and their like above, 4 bytes each
         return rows * (dimension + 4 * 2 * LINKS + 16)

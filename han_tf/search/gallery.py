@@ -1,4 +1,4 @@
-"""The interface of all galleries: features with what is known of their images, and the search in them."""
+"""The interface of all galleries: features with the labels of their images, and the search in them."""
 
 import math
 import os
@@ -113,7 +113,7 @@ class Filters:
             object.__setattr__(self, name, _bound(getattr(self, name), name))
 
     def __bool__(self) -> bool:
-        """Whether anything is filtered at all."""
+        """Whether any filter is set."""
         return self != Filters()
 
     def passing(self, pids: np.ndarray, camids: np.ndarray, times: np.ndarray) -> np.ndarray:
@@ -171,13 +171,13 @@ class Columns(NamedTuple):
 
 
 class Put(NamedTuple):
-    """What became of images that were added where others of the same paths may be.
+    """The result of adding images whose paths the gallery may already hold.
 
     Attributes:
       ids: of their entries, int64 ``[n]``.
       added: how many are new.
       replaced: how many took the place of entries with the same path and another feature.
-      relabelled: how many were there with other labels.
+      relabelled: how many were already there and got other labels.
     """
 
     ids: np.ndarray
@@ -195,8 +195,8 @@ class Gallery(ABC):
       location: where it is: a folder, a file, or an address and a collection.
       dimension: of its features.
       checksum: of the model that made the features; see :class:`han_tf.FeatureExtractor`.
-      identity: drawn at random when the gallery was made. Whoever keeps ids elsewhere keeps it beside them: ids begin
-        again in a gallery that is made anew. Empty where a gallery is older than identities are.
+      identity: drawn at random when the gallery was made. Store it beside ids that are kept elsewhere: ids begin
+        again in a gallery that is made anew. Empty if the gallery was made without one.
       engine: ``flat``, ``hnsw``, ``ivfpq`` or ``milvus``.
       threshold: L2 distance beyond which nobody is taken for the same person; None if none was chosen.
       calibration: how the threshold was chosen: JSON values by name; None if it was not.
@@ -229,10 +229,10 @@ class Gallery(ABC):
     ) -> np.ndarray:
         """Adds images, all of them or none; they are on disk when it returns.
 
-        With ``replace`` a path names one image. An entry of the same path whose feature is the same, but for what
-        float32 roundings make of it, stays and keeps its id; labels that are given and differ are changed. Entries
-        of the same path with another feature are deleted and the image is added under a new id, so that what is
-        kept elsewhere of an id never becomes another image's.
+        With ``replace`` a path names one image. An entry of the same path whose feature is the same up to float32
+        rounding stays and keeps its id; labels that are given and differ are changed. Entries
+        of the same path with another feature are deleted and the image is added under a new id, so that
+        an id always stands for one image.
 
         Args:
           features: numbers ``[n, dimension]``, kept as float32.
@@ -266,7 +266,7 @@ class Gallery(ABC):
         times: Any,
         twins: Mapping[int, Optional[Entry]],
     ) -> Put:
-        """Adds images as :meth:`add` with ``replace`` does, and leaves an index alone, which :meth:`build` completes.
+        """Adds images as :meth:`add` with ``replace`` does, but does not update the index; call :meth:`build` for that.
 
         Args:
           features, paths, pids, camids, times: as of :meth:`add`.
@@ -314,7 +314,7 @@ class Gallery(ABC):
         return same
 
     def _correct(self, columns: Columns, there: Mapping[int, Entry]) -> int:
-        """Gives the entries of rows their labels where these are known; returns how many had others."""
+        """Sets the known labels of the rows' entries; returns how many entries had other labels."""
         changed = []
         for row, entry in there.items():
             given = Entry(entry.id, entry.path, *_labels(columns, row))
@@ -335,7 +335,7 @@ class Gallery(ABC):
         camids: Optional[Sequence[Optional[int]]] = None,
         times: Optional[Sequence[Optional[float]]] = None,
     ) -> None:
-        """Changes what is known of entries, of all of them or none; on disk when it returns.
+        """Changes the labels of entries, of all of them or none; on disk when it returns.
 
         Args:
           ids: the entries, ``n``.
@@ -364,7 +364,7 @@ class Gallery(ABC):
         camids: Optional[Sequence[Optional[int]]] = None,
         times: Optional[Sequence[Optional[float]]] = None,
     ) -> int:
-        """Changes what is known of all entries of some paths, see :meth:`relabel`; returns how many there are.
+        """Changes the labels of all entries of some paths, see :meth:`relabel`; returns how many there are.
 
         Args:
           paths: of the entries, ``n``, each once.
@@ -394,11 +394,11 @@ class Gallery(ABC):
 
     @abstractmethod
     def _relabel(self, ids: np.ndarray, pids: np.ndarray, camids: np.ndarray, times: np.ndarray) -> None:
-        """Gives entries these labels, as of :class:`Columns`."""
+        """Sets the labels of entries, given as in :class:`Columns`."""
 
     @abstractmethod
     def _add(self, columns: Columns, gone: Optional[np.ndarray] = None, bulk: bool = False) -> np.ndarray:
-        """Adds rows and deletes the entries ``gone``; ``bulk`` leaves an index alone."""
+        """Adds rows and deletes the entries ``gone``; with ``bulk`` the index is not updated."""
 
     @abstractmethod
     def named(self, paths: Sequence[str]) -> Iterator[Entry]:
@@ -435,11 +435,11 @@ class Gallery(ABC):
 
     @abstractmethod
     def page(self, limit: int, after: int = -1, filters: Filters = NO_FILTERS) -> list[Entry]:
-        """Returns the ``limit`` entries that pass, or fewer, whose ids are the next greater ones than ``after``."""
+        """Returns at most ``limit`` entries that pass the filters, by rising id, starting after the id ``after``."""
 
     @abstractmethod
     def count(self, filters: Filters = NO_FILTERS) -> int:
-        """Returns how many entries pass."""
+        """Returns how many entries pass the filters."""
 
     @abstractmethod
     def cameras(self) -> list[int]:
@@ -473,8 +473,8 @@ class Gallery(ABC):
     ) -> list[list[Hit]]:
         """Finds the nearest entries of each query.
 
-        Distances are those of the stored float32 features, computed in float64, whatever the engine looks
-        through to find them; equal ones stand in the order of their ids.
+        Distances are those of the stored float32 features, computed in float64 with every engine; equal
+        distances are sorted by id.
 
         With ``rerank`` the nearest max(100, 5·k) entries within the threshold are sorted anew by k-reciprocal
         re-ranking (:func:`han_tf.metrics.rerank`, k1 = 20, k2 = 6, λ = 0.3) among themselves and the query. The
@@ -564,11 +564,11 @@ class Gallery(ABC):
 
     @abstractmethod
     def _entries(self, ids: set[int]) -> dict[int, Entry]:
-        """Returns those of the entries ``ids`` that there are."""
+        """Returns the entries among ``ids`` that exist."""
 
     @abstractmethod
     def _features(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns those of ``ids`` that there are, in their order, and their features, float32 ``[n, d]``."""
+        """Returns the ids among ``ids`` that exist, in their order, and their features, float32 ``[n, d]``."""
 
     def _reranked(self, query: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         ids, features = self._features(ids)
@@ -582,7 +582,7 @@ class Gallery(ABC):
 
     @abstractmethod
     def set_threshold(self, threshold: Optional[float], calibration: Optional[dict[str, Any]] = None) -> None:
-        """Stores the threshold, None or infinity for none, with how it was chosen; on disk when it returns."""
+        """Stores the threshold (None or infinity: none) and the facts of its calibration; on disk when it returns."""
 
     @abstractmethod
     def build(self, engine: Optional[str] = None, *, anew: bool = False, progress: Progress = None) -> None:
@@ -590,20 +590,20 @@ class Gallery(ABC):
 
     @abstractmethod
     def compact(self, progress: Progress = None) -> None:
-        """Gives back the space of deleted entries. Ids stay as they are."""
+        """Frees the space of deleted entries. Ids do not change."""
 
     @property
     @abstractmethod
     def notes(self) -> list[str]:
-        """What whoever runs the gallery should know, in sentences."""
+        """Sentences for the operator of the gallery."""
 
     @abstractmethod
     def info(self) -> dict[str, Any]:
-        """Returns facts to be shown: JSON values by name."""
+        """Returns facts about the gallery: JSON values by name."""
 
     @abstractmethod
     def close(self) -> None:
-        """Gives back files and locks; the gallery cannot be used after that. A second call does nothing."""
+        """Closes files and releases locks; the gallery cannot be used after that. A second call does nothing."""
 
     def __enter__(self) -> "Gallery":
         return self

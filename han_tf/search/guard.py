@@ -1,4 +1,4 @@
-"""A lock that many readers share and one writer has alone."""
+"""A lock that is shared by readers and exclusive for a writer."""
 
 import threading
 from collections.abc import Iterator
@@ -6,9 +6,9 @@ from contextlib import contextmanager
 
 
 class Guard:
-    """Readers and writers exclude each other, and take turns where both wait.
+    """A lock for readers or one writer, which take turns if both wait.
 
-    A thread that reads must not ask again, for reading or writing, before it is done.
+    A thread that holds the lock for reading must not acquire it again, for reading or writing.
     """
 
     def __init__(self):

@@ -1,4 +1,4 @@
-"""Galleries by their place: made, opened, looked for. An engine's packages are imported when one of its is meant."""
+"""Creating, opening and finding galleries. An engine's packages are imported only if that engine is used."""
 
 import os
 from typing import Any, Optional, Union
@@ -62,11 +62,12 @@ def open_gallery(
     Args:
       path, collection: as of :func:`create_gallery`.
       checksum: of the model whose features will be searched for; compared with the gallery's if given.
-      writable: take the right to change a folder now instead of with the first change. One process has it at a time.
+      writable: lock a folder for changes now instead of at the first change. One process at a time can hold the lock.
       **options: ``threads`` of a search in a folder, ``token`` of a cluster of Milvus.
 
     Raises:
-      UserError: there is no gallery, it is damaged, of another version or of another model; somebody else writes.
+      UserError: there is no gallery, it is damaged, of another version or of another model; another process
+        has locked it for changes.
     """
     address = Address.of(path, collection)
     if address is None:
