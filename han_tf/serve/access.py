@@ -29,10 +29,10 @@ LEAST = 16
 
 @dataclass(frozen=True)
 class Access:
-    """Who may do what.
+    """The access rules of a service.
 
     Attributes:
-      token: what clients must send as ``Authorization: Bearer TOKEN``; empty if everybody may.
+      token: sent by clients as ``Authorization: Bearer TOKEN``; empty if none is required.
       read_only: whether nothing may be changed, feedback included.
     """
 
@@ -53,12 +53,12 @@ class Access:
         return cookie is not None and _same(cookie.value.encode("latin-1", "replace"), self.cookie.encode())
 
     def is_token(self, given: bytes) -> bool:
-        """Compares with the token in a time that says nothing about it."""
+        """Compares with the token in constant time."""
         return _same(given, self.token.encode())
 
     @property
     def cookie(self) -> str:
-        """What a browser keeps instead of the token: it is of no use once the token is another."""
+        """The cookie a browser stores instead of the token; it is invalid once the token changes."""
         return hmac.new(self.token.encode(), b"han-tf browser", hashlib.sha256).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""What the network attends to in an image, for the page: heat of soft attention, boxes of hard attention."""
+"""Attention overlays for the page: heat of soft attention, boxes of hard attention."""
 
 import os
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ SCALE = 3
 
 
 class Level(NamedTuple):
-    """What one level attends to in one image.
+    """The attention of one level in one image.
 
     Attributes:
       heat: relative soft attention, float32 ``[h, w]`` in [0, 1]; None where switched off.
@@ -37,9 +37,9 @@ class Level(NamedTuple):
 
 
 class AttentionModel:
-    """The Keras network of a run, asked for its attention instead of its features.
+    """The Keras network of a run, for its attention maps.
 
-    Exported networks give features alone, so overlays always need the run.
+    Exported networks return only features, so overlays need the run.
 
     Args:
       run: the run, or its folder.
@@ -80,7 +80,7 @@ class AttentionModel:
             raise UserError(f"{self.run_dir}: a network without attention, expected a HAN with any of it on")
 
     def __call__(self, images: Sequence[np.ndarray]) -> list[tuple[Level, ...]]:
-        """Returns what each level attends to, for each image.
+        """Returns the attention of each level, for each image.
 
         Args:
           images: uint8 ``[height, width, 3]`` each, RGB, of ``input_size``.
@@ -101,7 +101,7 @@ class AttentionModel:
 def draw_overlay(image: np.ndarray, levels: Sequence[Level], kind: Kind, level: int) -> bytes:
     """Draws the attention of one level over an image, as PNG.
 
-    What of a region lies outside the image is cut off, so that overlay and image cover each other exactly.
+    Regions are clipped to the image, so that overlay and image have the same size.
 
     Args:
       image: ``[height, width, 3]`` uint8, RGB, of the network's input size.

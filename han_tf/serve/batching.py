@@ -1,4 +1,4 @@
-"""Queues with an end: batches for the network, and pools of threads for everything else that takes time."""
+"""Bounded queues: batches for the network, and pools of threads for other slow work."""
 
 import asyncio
 import time
@@ -25,8 +25,8 @@ class Batcher:
     """Gathers single items into batches for a function that is quicker with many at once.
 
     The first item of a batch waits ``wait_ms`` for others, unless ``max_batch`` are there already; while a batch is
-    computed, the next one gathers. Batches are computed one after the other, in one thread. What nobody waits for
-    any more (a client went away, or its time ran out) is not computed.
+    computed, the next one gathers. Batches are computed one after the other, in one thread. Items that
+    nobody waits for any more (the client left or timed out) are not computed.
 
     The sizes of batches are powers of two, since runtimes keep buffers and compiled kernels for every size that they
     have met: with all sizes up to 32, HAN Small in TensorFlow takes 130 MiB more. The rest goes into the next batch.
@@ -65,7 +65,7 @@ class Batcher:
         return len(self._waiting)
 
     async def warm_up(self, item: Any) -> None:
-        """Computes a batch of ``item`` of every size, so that the first requests are as quick as later ones."""
+        """Computes a batch of ``item`` of every size, so that the first requests are as fast as later ones."""
         for power in range(_power_of_two(self._max_batch).bit_length()):
             await asyncio.get_running_loop().run_in_executor(self._thread, self._compute, [item] * 2**power)
 
@@ -125,7 +125,7 @@ class Batcher:
 
 
 class Pool:
-    """A few threads with a bounded queue before them.
+    """A pool of threads with a bounded queue.
 
     Args:
       threads: how many.
@@ -148,7 +148,7 @@ class Pool:
 
         ``weight`` is how much of the queue it takes; what is heavier than the whole queue may come alone.
 
-        A call that has begun is finished also when nobody waits for it any more.
+        A call that has begun is finished even if nobody waits for it any more.
 
         Raises:
           Refusal: 503, the queue is full.
@@ -170,5 +170,5 @@ class Pool:
         self._pending -= weight
 
     async def close(self) -> None:
-        """Waits for what has been accepted and ends the threads."""
+        """Waits for the accepted calls and ends the threads."""
         await asyncio.get_running_loop().run_in_executor(None, self._threads.shutdown)

@@ -1,7 +1,7 @@
-"""What stands between the network and the application: whom to answer, how much to read, how long to wait.
+"""Checks of requests before the application: origin, access, size and time.
 
-An ASGI middleware. It reads the whole body before the application sees the request, so that size and time are judged
-in one place and the application is never left with half of one.
+An ASGI middleware. It reads the whole body before the application sees the request, so that size and time are checked
+in one place and the application never gets part of a body.
 """
 
 import asyncio
@@ -44,7 +44,7 @@ _DRAINED_TIMES = 4
 
 
 class Guard:
-    """Refuses what must not reach the application, and answers when the application is too slow.
+    """Refuses requests that must not reach the application, and answers 503 if the application is too slow.
 
     - A ``Host`` that is none of ``hosts``: 421. A page elsewhere that has its name resolved to this machine (DNS
       rebinding) still sends its own name.
@@ -152,7 +152,7 @@ class Guard:
             self._arriving.pop(body, None)
 
     def _end_slowest(self, reason: str) -> None:
-        """Ends the body that began to arrive first, and forgets what has come of it."""
+        """Ends the body that began to arrive first, and drops the bytes read so far."""
         slowest = next(iter(self._arriving))
         slowest.ended = overloaded(f"{reason}, and this one has taken longest")
         self._buffered -= len(slowest.data)
@@ -203,7 +203,7 @@ class Guard:
 
 
 class _Body:
-    """A body that is being read: what is there of it, whether more comes, why it was ended by others."""
+    """A body that is being read: the bytes so far, whether more follow, and why another request ended it."""
 
     def __init__(self) -> None:
         self.data = bytearray()

@@ -1,4 +1,4 @@
-"""Turning what a client sent into pixels, without trusting any of it."""
+"""Decoding untrusted images, and encoding images for clients."""
 
 import io
 import re
@@ -44,7 +44,7 @@ def decode_upload(
       data: the file's bytes.
       max_pixels: largest width times height.
       of_file: whether it is a file of the gallery: those may be TIFF or GIF, too, and have more frames than the first.
-      white_level: what becomes white of deep grey images, see :class:`han_tf.data.depth.Depth`.
+      white_level: the value that becomes white in deep grey images, see :class:`han_tf.data.depth.Depth`.
 
     Returns:
       ``[height, width, 3]`` uint8, RGB.
@@ -58,9 +58,9 @@ def decode_upload(
 
 
 def work_of(data: bytes, max_pixels: int, of_file: bool = False) -> int:
-    """Returns how much decoding an image takes, in pixels that are gone over; arguments and errors as above.
+    """Returns the cost of decoding an image, in pixels processed; arguments and errors as above.
 
-    It is judged by the header; each ten scans of a JPEG count as a whole picture.
+    It is estimated from the header; each ten scans of a JPEG count as a whole picture.
     """
     with _opened(data, max_pixels, of_file) as image:
         width, height = image.size

@@ -1,11 +1,11 @@
-"""How much of the machine the service gives away, and the errors that say so."""
+"""The service's bounds, and the errors of requests beyond them."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds of everything a client can ask for.
+    """Bounds on the requests of clients.
 
     Attributes:
       upload_bytes: largest body of a request.
@@ -25,7 +25,7 @@ class Limits:
         decoding as this number of small images needs, once more for large ones.
       max_k: most hits of a search.
       verdicts: most that are kept.
-      shutdown_seconds: how long a stopping service goes on answering what it had accepted.
+      shutdown_seconds: how long a stopping service goes on answering accepted requests.
     """
 
     upload_bytes: int = 8 * 2**20
@@ -71,5 +71,5 @@ class Refusal(Exception):
 
 
 def overloaded(what: str) -> Refusal:
-    """Returns the answer to what does not fit into a queue."""
+    """Returns the refusal of a request for which a queue is full."""
     return Refusal(503, f"too much at once: {what}; try again in a moment")

@@ -1,4 +1,4 @@
-"""Putting a service together and running it until a signal."""
+"""Opening a service and running it until a signal."""
 
 import os
 import signal
@@ -40,7 +40,7 @@ FEW_FOLDERS = 20
 
 @contextmanager
 def starting() -> Iterator[None]:
-    """Turns whatever goes wrong while a service starts into one line, a UserError."""
+    """Turns any error while a service starts into a UserError of one line."""
     try:
         yield
     except UserError:
@@ -77,7 +77,7 @@ def open_service(
       read_only: whether nothing is written there.
       image_roots: folders from which images may be shown; those the gallery's images lie in if empty.
       threads: threads of the network.
-      white_level: what becomes white of deep grey images, see :class:`han_tf.data.depth.Depth`.
+      white_level: the value that becomes white in deep grey images, see :class:`han_tf.data.depth.Depth`.
       limits, examples: see :class:`Service`.
 
     Raises:
@@ -166,7 +166,7 @@ def run_of(model: Union[str, os.PathLike]) -> Optional[str]:
 def folders_of(gallery: Gallery, is_copy: Callable[[str], bool]) -> list[str]:
     """Returns the folders in which the images of a gallery lie, judged by some of them.
 
-    If they are many, a folder for each person say, it is the one that holds them all, unless that is the root.
+    Many folders, for example one per person, are replaced by their common parent unless that is the root.
 
     Args:
       gallery: whose images.

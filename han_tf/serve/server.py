@@ -26,8 +26,8 @@ _TURNED_AWAY = (
 def make_protocol(limits: Limits) -> type[H11Protocol]:
     """Returns uvicorn's pure Python protocol with the bounds it lacks.
 
-    uvicorn waits for ever for the head of a request and for the client to take an answer, so a few hundred clients
-    that send a byte now and then, or read none, could take all its connections.
+    uvicorn waits without limit for the head of a request and for the client to read the answer, so a few hundred slow
+    clients could take all its connections.
     """
 
     class GuardedProtocol(H11Protocol):
@@ -89,7 +89,7 @@ def make_protocol(limits: Limits) -> type[H11Protocol]:
 
 
 def server_config(app: Any, limits: Limits) -> uvicorn.Config:
-    """Returns how to run ``app`` on a socket of :func:`listen`."""
+    """Returns the uvicorn configuration that runs ``app`` on a socket of :func:`listen`."""
     return uvicorn.Config(
         app,
         http=make_protocol(limits),

@@ -1,4 +1,4 @@
-"""What the service does, without HTTP: embed, search, add, delete, draw; each within its bounds."""
+"""The service without HTTP: embed, search, add, delete, draw; each within its bounds."""
 
 import asyncio
 import hashlib
@@ -47,7 +47,7 @@ LISTED = 60
 
 
 class Example(NamedTuple):
-    """A query that can be tried: an image file, and what it shows in words."""
+    """An example query: an image file and its description."""
 
     path: str
     title: str
@@ -69,7 +69,7 @@ class Picture(NamedTuple):
 
 
 class Query(NamedTuple):
-    """What is searched for.
+    """A query of a search.
 
     Attributes:
       name: of the query in feedback.
@@ -83,7 +83,7 @@ class Query(NamedTuple):
 
 
 class FoundHit(NamedTuple):
-    """A hit: its entry, what that is called, its L2 distance, whether that is beyond the threshold; its verdict."""
+    """A hit: its entry, the entry's name, its L2 distance, whether that is beyond the threshold, and its verdict."""
 
     entry: Entry
     name: str
@@ -93,7 +93,7 @@ class FoundHit(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What a search found; ``known`` is None where there is no threshold."""
+    """The hits of a search; ``known`` is None if there is no threshold."""
 
     known: Optional[bool]
     threshold: Optional[float]
@@ -106,7 +106,7 @@ class _NoEntry(Refusal):
 
 
 class Metrics:
-    """What ``/metrics`` tells."""
+    """The metrics of ``/metrics``."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -129,7 +129,7 @@ class Metrics:
 
 
 class Service:
-    """The gallery, the network and what is kept beside them.
+    """A service over a gallery and its network, with feedback and added images in a folder.
 
     Args:
       gallery: open; closed by :meth:`close`.
@@ -241,7 +241,7 @@ class Service:
                 self.store.remove_copy(path)
 
     async def close(self) -> None:
-        """Finishes what has been accepted, then closes gallery and store."""
+        """Finishes accepted requests, then closes gallery and store."""
         await self._embed.close()
         await self._attend.close()
         for pool in (self._decode, self._decode_large, self._search, self._write):
@@ -275,7 +275,7 @@ class Service:
         return await self._embed(picture.resized)
 
     async def search(self, query: Query, k: int, filters: Filters, threshold: Optional[float], rerank: bool) -> Answer:
-        """Finds the nearest entries, those beyond the threshold included and said to be so.
+        """Finds the nearest entries; those beyond the threshold are included and marked.
 
         Args:
           query: what to search for; itself, if it is in the gallery, is no hit.
@@ -333,7 +333,7 @@ class Service:
         return found
 
     async def entry(self, id: int) -> tuple[Entry, str]:
-        """Returns an entry and what it is called.
+        """Returns an entry and its name.
 
         Raises:
           Refusal: 404, there is none; 503, the gallery cannot be read.
@@ -365,7 +365,7 @@ class Service:
         camid: Optional[int],
         time: Optional[float],
     ) -> list[int]:
-        """Adds pictures that were read to be kept, all or none; images and entries are on disk when it returns.
+        """Adds pictures that were decoded with ``to_keep``, all or none; on disk when it returns.
 
         Args:
           pictures: one or more.
@@ -504,7 +504,7 @@ class Service:
         return await self._of_file(str(path), roots, f"example {number}", lambda pixels: encode(pixels, "PNG"))
 
     async def overlay_of_entry(self, id: int, kind: Kind, level: int) -> bytes:
-        """Returns what the network attends to in an entry's image, as PNG.
+        """Returns the attention in an entry's image, as PNG.
 
         Raises:
           Refusal: 404, there is no such entry, no image of it, or nothing that could draw; 422, no such level.
@@ -515,7 +515,7 @@ class Service:
         return await self._overlay(f"id:{id}", image, kind, level)
 
     async def overlay_of_picture(self, picture: Picture, kind: Kind, level: int) -> bytes:
-        """Returns what the network attends to in a picture, as PNG; see :meth:`overlay_of_entry`."""
+        """Returns the attention in a picture, as PNG; see :meth:`overlay_of_entry`."""
         self._check_attention()
         return await self._overlay(f"sha256:{picture.sha256}", picture.resized, kind, level)
 
@@ -535,7 +535,7 @@ class Service:
         return await self._decode(draw_overlay, image, levels, kind, level)
 
     async def mark(self, query: str, hit: int, verdict: Optional[str], distance: Optional[float]) -> Optional[float]:
-        """Keeps what somebody says about a hit and returns when, see :meth:`han_tf.serve.store.Store.mark`.
+        """Stores a verdict on a hit and returns its time, see :meth:`han_tf.serve.store.Store.mark`.
 
         Raises:
           Refusal: 404, there is no such entry, or nobody asked for this query; 409, too many are kept; 503.
@@ -594,7 +594,7 @@ def _the_one(call: Callable[[list[int]], Sequence[Any]], id: int) -> Any:
 
 
 async def _told(call: Any, what: str) -> Any:
-    """Awaits what uses the gallery. What goes wrong there is said on stderr, and without paths to the client."""
+    """Awaits a call that uses the gallery. Its errors go to stderr, and without paths to the client."""
     try:
         return await call
     except Refusal:
