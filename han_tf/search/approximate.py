@@ -2,7 +2,7 @@
 
 Features of trained networks vary in far fewer directions than they have values. So vectors are first projected on the
 principal axes that hold 99 % of a sample's variance, where these are half as many as the values or fewer. What is left
-is kept in a byte per value or less. Either only blurs what is proposed, not what is found: candidates are compared
+is kept in a byte per value or less. Both affect only the choice of candidates, which are then compared
 by their float32 features.
 
 - ``hnsw``: a graph over vectors of one byte per value (8-bit scalar quantiser), all of it in memory.
@@ -50,7 +50,7 @@ MOST_EFFORT = 16
 
 
 class ApproximateIndex(ABC):
-    """Proposes rows that are near a query. Several threads may search; adding needs it alone.
+    """An index that proposes rows near a query. Several threads may search at once; adding excludes all others.
 
     Args:
       dimension: of the vectors.
@@ -78,7 +78,7 @@ class ApproximateIndex(ABC):
         return self.dimension if self.projection is None else self.projection.shape[1]
 
     def train(self, vectors: np.ndarray) -> None:
-        """Learns from a sample of ``vectors``, float32 ``[n, d]``, how to keep them."""
+        """Trains the projection and the quantisers on a sample, ``vectors``, float32 ``[n, d]``."""
         self.projection = principal_axes(_sample(vectors, PROJECTION_TRAINED))
         self._train(vectors)
 
@@ -136,7 +136,7 @@ class ApproximateIndex(ABC):
 
     @abstractmethod
     def _set(self, index: Any) -> None:
-        """Goes on with an index that was read; ValueError if it is of another kind."""
+        """Uses an index that was read; ValueError if it is of another kind."""
 
     def _reduced(self, vectors: np.ndarray) -> np.ndarray:
         return vectors if self.projection is None else vectors @ self.projection

@@ -1,14 +1,14 @@
 """A threshold for a wanted false-accept rate, from images of people that the gallery does not know.
 
-Two rates are called so, and they differ by orders of magnitude:
+Two rates have this name and differ by orders of magnitude:
 
 - per **search** (``search``; NIST's FPIR, false positive identification rate): the share of searches of a stranger that
-  find anybody at all within the threshold. It is what a deployment sees, and it rises with the gallery.
+  find anybody at all within the threshold. It is the rate in a deployment, and rises with the gallery.
 - per **pair** (``pair``; the false match rate, the FPR of :func:`han_tf.metrics.verify`): the share of pairs of images
   of two people that lie within the threshold. A search compares the query with all N images: at a rate of r per pair up
   to N·r false hits are to be expected.
 
-A stranger's search is emulated by one with a validation image among the images of all people but its own. Validation
+A search of a stranger is emulated by searching with a validation image among the images of all other people. Validation
 images without a pid are left out.
 """
 
@@ -33,7 +33,7 @@ ASKED = 16
 
 
 class Calibration(NamedTuple):
-    """A threshold and where it comes from.
+    """A threshold and the facts of its calibration.
 
     Attributes:
       threshold: greatest L2 distance that is accepted.

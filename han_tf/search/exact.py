@@ -1,7 +1,7 @@
-"""Exact search: FAISS's flat kernel over vectors as they lie in memory or in a mapped file, made certain.
+"""Exact search with FAISS's flat kernel over vectors in memory or in a mapped file.
 
-FAISS computes in float32. What it finds is computed again in float64, and where its own rounding could have hidden
-a nearer vector, more candidates are asked for. So the result is that of the plain definition: the k smallest
+FAISS computes in float32. The distances of its candidates are computed again in float64, and if rounding could have
+hidden a nearer vector, it is asked for more candidates. So the result is exactly the k smallest
 (distance, row).
 """
 

@@ -108,12 +108,12 @@ class _Loaded(NamedTuple):
 class FaissGallery(Gallery):
     """A gallery in a folder; see :mod:`han_tf.search.store` for its files.
 
-    Any number of processes may search it. One at a time may change it and has that right from its first change until
+    Any number of processes may search it. One at a time may change it, and holds the lock from its first change until
     it closes. A process that only searches sees the gallery as it was when it opened it, less what was deleted since.
 
     The index of the engines ``hnsw`` and ``ivfpq`` is derived from the vectors: ``index-N.faiss``, named with its
-    checksum by the database once it is whole. Rows that it lacks are searched exactly. Where it is damaged or missing,
-    that is all rows, and :attr:`notes` says so.
+    checksum by the database once it is whole. Rows that it lacks are searched exactly. If it is damaged or missing,
+    all rows are searched exactly, and :attr:`notes` says so.
 
     What an index has learned from its first rows may not fit later ones. So while a process changes the gallery, it
     searches some of the stored vectors now and then, and compares what the index finds with what is nearest. Where
@@ -122,7 +122,7 @@ class FaissGallery(Gallery):
 
     Args:
       path: the folder.
-      writable: whether to take the right to change it at once.
+      writable: whether to take the lock for changes at once.
       threads: threads of a search; the number of cores if None.
       store: its files, if they are open already; closed with the gallery.
 
@@ -407,9 +407,9 @@ class FaissGallery(Gallery):
         anew: bool = False,
         progress: Progress = None,
     ) -> None:
-        """Makes the index hold all rows, and writes it. Searches and additions go on meanwhile.
+        """Builds or completes the index, and writes it. Searches and additions go on meanwhile.
 
-        Until it is written, the file before it counts. An index that was trained on too few rows is built anew.
+        Until it is written, the previous file stays valid. An index that was trained on too few rows is built anew.
 
         Args:
           engine: to go over to; ``auto`` chooses again; None keeps what there is.
@@ -530,7 +530,7 @@ class FaissGallery(Gallery):
             self._damage = " ".join(str(error).split()) or "no memory"
 
     def compact(self, progress: Progress = None) -> None:
-        """Gives back the space of deleted entries and builds the index anew. Ids stay as they are."""
+        """Frees the space of deleted entries and builds the index anew. Ids do not change."""
         with self._changing:
             with self.store.lock:
                 self._own()
@@ -589,7 +589,7 @@ class FaissGallery(Gallery):
                     self._loaded = None
 
     def _own(self) -> None:
-        """Takes the right to change the gallery; reads it again if another process has changed it."""
+        """Takes the lock for changes; reads the gallery again if another process has changed it."""
         if self.store.take_lock(self._renumbering()):
             self._load()
 

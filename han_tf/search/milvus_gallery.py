@@ -167,7 +167,7 @@ class MilvusGallery(Gallery):
 
     @staticmethod
     def _make(client: Any, address: Address, dimension: int, checksum: str, index: str, settled: float) -> None:
-        """Makes the collections of a new gallery; of several processes at once one does, and the others are refused.
+        """Makes the collections of a new gallery; of several processes at once one succeeds, the others are refused.
 
         Milvus has no locks. So each says in the collection of settings that it will, waits until whoever looked
         before that must have said so, too, and goes on if its word is the least.
@@ -436,7 +436,7 @@ class MilvusGallery(Gallery):
         self._settings = settings
 
     def build(self, engine: Optional[str] = None, *, anew: bool = False, progress: Progress = None) -> None:
-        """Has Milvus write what it holds in memory; building indexes is its own affair.
+        """Makes Milvus write its data in memory to storage; Milvus builds indexes by itself.
 
         Raises:
           UserError: another engine is asked for.
@@ -447,7 +447,7 @@ class MilvusGallery(Gallery):
             self.client.flush(self.address.collection)
 
     def compact(self, progress: Progress = None) -> None:
-        """Has a cluster give back the space of deleted entries; Milvus Lite does so by itself."""
+        """Makes a cluster free the space of deleted entries; Milvus Lite does so by itself."""
         self.build()
         if not self.address.local:
             with self._errors():
@@ -511,7 +511,7 @@ def _connect(address: Address, token: Optional[str]) -> Any:
 
 
 def _why_closed(path: str) -> UserError:
-    """Returns what is the matter with a file that Milvus Lite does not open, which does not say."""
+    """Returns the likely reason why Milvus Lite does not open a file; its own error gives none."""
     try:
         with open(Path(path) / "LOCK", "rb") as stream:
             if not lock(stream.fileno()):
@@ -544,7 +544,7 @@ def _read_settings(client: Any, name: str) -> list[dict[str, Any]]:
 
 
 def _creations(client: Any, name: str) -> set[str]:
-    """Returns the keys of those who make a gallery, or were interrupted."""
+    """Returns the keys of processes that are making a gallery, or were interrupted."""
     rows = client.query(name, f'key like "{CREATION}%"', output_fields=["key"], consistency_level="Strong")
     return {row["key"] for row in rows}
 

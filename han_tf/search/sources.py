@@ -1,4 +1,4 @@
-"""Features on disk that a gallery is made of: a folder of Parquet files, or a NumPy archive."""
+"""Features on disk to add to a gallery: a folder of Parquet files, or a NumPy archive."""
 
 import hashlib
 import os
@@ -25,7 +25,7 @@ NAMED = 3
 
 
 class FeatureSource(ABC):
-    """Features with what is known of their images. Iterating yields all that can be used, in the order of the file.
+    """Features with the labels of their images. Iterating yields all that can be used, in the order of the file.
 
     One rule holds for all kinds of files: junk (pid -1) is left out; distractors (pid 0), who are many people under
     one pid, have none; and an image whose feature is not finite is left out.
@@ -52,11 +52,11 @@ class FeatureSource(ABC):
 
     @abstractmethod
     def __len__(self) -> int:
-        """Returns the number of images, of all that stand there."""
+        """Returns the number of all images in the source."""
 
     @abstractmethod
     def _batches(self) -> Iterator[FeatureBatch]:
-        """Yields all rows as they stand there."""
+        """Yields all rows unchanged."""
 
     def __iter__(self) -> Iterator[FeatureBatch]:
         """Yields the rows that can be used.
@@ -100,7 +100,7 @@ class FeatureSource(ABC):
 
 
 class ParquetSource(FeatureSource):
-    """What ``python -m han_tf.extract`` wrote."""
+    """A folder written by ``python -m han_tf.extract``."""
 
     def __init__(self, folder: Path):
         super().__init__()
@@ -136,7 +136,7 @@ class ArchiveSource(FeatureSource):
 
 
 class Added(NamedTuple):
-    """What became of a source's images.
+    """The result of adding a source's images.
 
     Attributes:
       images: how many it has that can be used.
@@ -185,7 +185,7 @@ def add_source(gallery: Gallery, source: FeatureSource, progress: Progress = Non
     replaced; labels that the source knows and that differ are changed. An image without a path, or whose path the
     source has more than once, is known by path and feature together. So the same source added again changes
     nothing, one that has grown adds what is new, and an addition that was interrupted, in whatever way, goes on where
-    it was. Entries that were deleted come back if their source is added again. What a source no longer has stays.
+    it was. Entries that were deleted come back if their source is added again. Images that a source no longer has stay.
 
     Raises:
       UserError: the features do not fit, a file is damaged, or it cannot be written; rows added before stay.

@@ -1,12 +1,12 @@
-"""A gallery's truth on disk: a file of vectors that only grows, and an SQLite database beside it.
+"""A gallery's files: an append-only file of vectors and an SQLite database.
 
   gallery.sqlite    settings, and one row per entry: id, its row in the file of vectors, path, pid, camid, time
   vectors-N.f32     float32 ``[rows, dimension]``, little-endian; N rises when the file is compacted
   lock              held by the process that writes
 
 Adding appends the vectors, has the disk confirm them, and commits the entries together with the new number of
-rows. Whatever lies in the file of vectors beyond the committed rows was left by a crash and is overwritten. So
-after a crash at any point there is the state before or the state after.
+rows. Vectors beyond the committed rows were left by a crash and are overwritten. So after a crash at any
+point the gallery has the state before or the state after.
 
 Deleting commits first and then overwrites the vectors with zeros, and SQLite what it held of the entries. Vectors of
 deleted entries that a crash left are overwritten by the next process that writes.
@@ -64,7 +64,7 @@ COPIED_BYTES = 2**24
 
 
 class Labels(NamedTuple):
-    """What filters need, by row of the file of vectors.
+    """The labels of all rows in the file of vectors, for filters.
 
     Attributes:
       ids: int64 ``[n]``, rising; where an entry was deleted, some id that is not greater than the next.
@@ -87,7 +87,7 @@ class Labels(NamedTuple):
 
 
 class State(NamedTuple):
-    """The rows there are at some moment; whoever holds one sees that moment.
+    """A snapshot of the rows.
 
     Attributes:
       vectors: float32 ``[rows, dimension]``, mapped into memory, read-only.
@@ -167,7 +167,7 @@ class Store:
         return cls(folder, lock_file)
 
     def close(self) -> None:
-        """Closes the database and gives back the lock."""
+        """Closes the database and releases the lock."""
         with self.lock, self._reader_lock:
             for database in (self._database, self._reader):
                 if database is not None:
@@ -597,7 +597,7 @@ def _check_settings(settings: dict[str, Any]) -> None:
 
 
 def sync_folder(folder: Union[str, os.PathLike]) -> None:
-    """Has the disk confirm what was created, renamed or removed in ``folder``."""
+    """Syncs to disk which files were created, renamed or removed in ``folder``."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""What the service keeps beside the gallery: verdicts and names in SQLite, copies of added images as files."""
+"""The service's own data: verdicts and names in SQLite, copies of added images as files."""
 
 import csv
 import io
@@ -100,7 +100,7 @@ class Store:
     def mark(
         self, query: str, hit: int, verdict: Optional[str], image: str, distance: Optional[float] = None
     ) -> Optional[float]:
-        """Keeps a verdict; it replaces an earlier one of the same query and entry, None takes that back.
+        """Stores a verdict; it replaces an earlier one of the same query and entry, None removes that.
 
         Args:
           query: ``sha256:…`` or ``id:…``.

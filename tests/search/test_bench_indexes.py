@@ -1,4 +1,4 @@
-"""The benchmark of indexes, on sizes of a test."""
+"""The benchmark of indexes, on small galleries."""
 
 import json
 

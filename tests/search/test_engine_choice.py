@@ -1,4 +1,4 @@
-"""Which engine is chosen, how well the indexes find, and the parts they are made of."""
+"""The choice of an engine, the recall of the indexes, and their parts."""
 
 import threading
 import time

@@ -1,4 +1,4 @@
-"""What every engine does alike: one suite over all of them."""
+"""The interface of galleries: one suite over all engines."""
 
 import math
 import threading

@@ -1,4 +1,4 @@
-"""Where Milvus galleries are, who shares them, and what goes wrong there."""
+"""Addresses of Milvus galleries, sharing between processes, and errors."""
 
 import subprocess
 import sys

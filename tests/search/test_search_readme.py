@@ -1,4 +1,4 @@
-"""The README's example runs, from top to bottom, and prints what it says it does."""
+"""The README's example runs from top to bottom and prints what it announces."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Bringing a gallery up to date with features on disk, again and again."""
+"""Repeated updates of a gallery from features on disk."""
 
 import json
 import sqlite3

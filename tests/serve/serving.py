@@ -1,4 +1,4 @@
-"""What the tests of the service share: a service on a socket, images as bytes."""
+"""Helpers of the service's tests: a service on a socket, images as bytes."""
 
 import contextlib
 import io

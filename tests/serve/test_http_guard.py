@@ -1,4 +1,4 @@
-"""Whom the guard lets through, and how much it reads."""
+"""The guards: which requests they pass on, and how much they read."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""Queues with an end."""
+"""Bounded queues and batches."""
 
 import asyncio
 import threading

@@ -1,4 +1,4 @@
-"""Schemathesis asks what nobody thought of: no 5xx but 503, and nothing that the description does not say."""
+"""Schemathesis sends generated requests: no 5xx but 503, and only answers that the description allows."""
 
 import httpx
 import hypothesis

@@ -1,4 +1,4 @@
-"""The load of experiments.bench_service, for a moment."""
+"""A short run of experiments.bench_service."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""What the service keeps in SQLite and in files."""
+"""The service's data in SQLite and in files."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""What of an upload is decoded, and into which pixels."""
+"""Which uploads are decoded, and into which pixels."""
 
 import io
 import struct
