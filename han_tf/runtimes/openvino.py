@@ -1,6 +1,7 @@
 """Runs an OpenVINO model; needs no TensorFlow."""
 
 import contextlib
+import functools
 import queue
 import threading
 from collections import deque
@@ -22,9 +23,20 @@ HINTS = {"float32": "f32", "float16": "f32", "bfloat16": "bf16", "int8": "bf16"}
 """Precision of a model -> OpenVINO's type for what is not quantised. With float16, only the weights are stored so."""
 
 
+@functools.cache
+def core() -> openvino.Core:
+    """Returns the process's only OpenVINO core, which is never deleted.
+
+    Each core gives its thread an alternate stack for signals and restores the previous one when it is deleted. If two
+    are deleted in the order in which they were made, the restored stack is already freed, and the next signal that
+    Python handles, such as Ctrl-C, ends the process with a segmentation fault.
+    """
+    return openvino.Core()
+
+
 def has_bfloat16() -> bool:
     """Returns whether OpenVINO can compute in bfloat16 on this processor."""
-    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 class OpenVINOModel:
@@ -40,8 +52,7 @@ class OpenVINOModel:
     """
 
     def __init__(self, path: str, precision: str, threads: int):
-        self._core = openvino.Core()
-        self._model = self._core.read_model(path)
+        self._model = core().read_model(path)
         hint = HINTS[precision]
         if hint == "bf16" and not has_bfloat16():
             if precision == "bfloat16":
@@ -106,7 +117,7 @@ class OpenVINOModel:
                 model.reshape([size, *model.input(0).get_partial_shape()[1:]])
                 streams = 1 if size == 1 else self._threads
                 settings = {**self._settings, "NUM_STREAMS": streams}
-                compiled = self._core.compile_model(model, "CPU", settings)
+                compiled = core().compile_model(model, "CPU", settings)
                 self._requests[size] = queue.SimpleQueue()
                 for _ in range(2 * streams):
                     self._requests[size].put(compiled.create_infer_request())
