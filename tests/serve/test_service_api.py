@@ -486,7 +486,8 @@ def test_attention_is_that_of_the_network(shared, tiny_run, tiny_set):
     expected = heat_overlay(enlarged, relative_attention(level.soft[0]))
     response = shared.get("/gallery/2/attention", params={"kind": "soft", "level": 3})
     shown = np.asarray(Image.open(io.BytesIO(response.content)))
-    assert np.abs(shown.astype(int) - expected).max() <= 2  # float32 means
+    # Of 255; where a map is almost flat, its range enlarges the rounding of float32 means.
+    assert np.abs(shown.astype(int) - expected).max() <= 5
     regions = shared.get("/gallery/2/attention", params={"kind": "regions", "level": 3}).content
     shown = np.asarray(Image.open(io.BytesIO(regions))).astype(int)
     changed = np.argwhere((shown != enlarged).any(-1))

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from han_tf.data.pipeline import LoadedImages
 from han_tf.data.records import Record
+from han_tf.layers import norm
 from han_tf.models.network import inference_function
 from han_tf.runs.folder import CHECKPOINTS, CONFIG, load_run
 from han_tf.training.config import TrainConfig
@@ -55,7 +56,8 @@ class TestStored:
         with np.load(stored / "features.npz") as expected:
             np.testing.assert_allclose(features(stored), expected["first"], atol=1e-5)
 
-    def test_it_goes_on(self, stored, tmp_path):
+    def test_it_goes_on(self, stored, tmp_path, monkeypatch):
+        monkeypatch.setattr(norm, "MOMENTUM", 0.99)  # HAN's when the runs were stored
         run_dir = shutil.copytree(stored, tmp_path / "run")
         train(run_dir)
         with np.load(stored / "features.npz") as expected:
