@@ -273,6 +273,8 @@ def _evaluate_images(values: flags.FlagValues, plots: Optional[ModuleType]) -> N
     from han_tf.features.keras import feature_set  # imports TensorFlow, which saved features do not need
 
     listed = list_images(values.images, values.names)
+    for note in listed.notes:
+        print(f"note: {note}")
     if values.within_camera:
         listed.camids[listed.camids == UNKNOWN] = 0
     for name, labels in (("pid", listed.pids), ("camid", listed.camids)):

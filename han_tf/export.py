@@ -46,14 +46,7 @@ command_line.group(FLAGS, "formats")
 command_line.define_list(FLAGS, "format", ["openvino"], "File formats.", flags.EnumParser([*FORMATS, ALL]))
 command_line.define_list(FLAGS, "precision", [FLOAT32], "Precisions.", flags.EnumParser([*PRECISIONS, ALL]))
 command_line.group(FLAGS, "model")
-flags.DEFINE_string(
-    "model",
-    "",
-    "A run's folder, or the name of a network that comes with the package; the newest run that fits if empty.",
-    flag_values=FLAGS,
-)
-flags.DEFINE_alias("run", "model", flag_values=FLAGS)
-flags.DEFINE_string("runs_dir", "runs", "Where runs are kept.", flag_values=FLAGS)
+command_line.define_run(FLAGS)
 flags.DEFINE_enum("checkpoint", "last", list(CHECKPOINTS), "Which network of the run.", flag_values=FLAGS)
 command_line.group(FLAGS, "output")
 flags.DEFINE_string("output", "", "Where the models' folders go; exports in the run if empty.", flag_values=FLAGS)

@@ -31,7 +31,6 @@ from absl import flags
 from han_tf.common import cli as command_line
 from han_tf.common.errors import Stopped, UserError
 from han_tf.data import DATASETS, load_dataset
-from han_tf.data.folders import passed_note
 from han_tf.data.image_lists import NAMES, ImageList, list_images, listed_records
 from han_tf.features import job as extraction
 from han_tf.runs.folder import find_run
@@ -135,10 +134,8 @@ def main(values: flags.FlagValues) -> None:
     """Extracts as the flags say."""
     part = extraction.Part.parse(values.part)
     images = _images(values)
-    if images.duplicates:
-        print(f"note: {images.duplicates} images were listed more than once, taken once")
-    if images.passed:
-        print(f"note: {passed_note(images.passed)}")
+    for note in images.notes:
+        print(f"note: {note}")
     model = values.model or find_run(values.runs_dir)
     with extraction.locked(values.output, part):
         if values.ray:

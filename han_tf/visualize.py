@@ -37,14 +37,7 @@ CELL_SIZE = (192, 96)
 FLAGS = command_line.new_flags()
 
 command_line.group(FLAGS, "model")
-flags.DEFINE_string(
-    "model",
-    "",
-    "A run's folder, or the name of a network that comes with the package; the newest run that fits if empty.",
-    flag_values=FLAGS,
-)
-flags.DEFINE_alias("run", "model", flag_values=FLAGS)
-flags.DEFINE_string("runs_dir", "runs", "Where runs are kept.", flag_values=FLAGS)
+command_line.define_run(FLAGS)
 command_line.group(FLAGS, "data")
 flags.DEFINE_string(
     "dataset",

@@ -718,11 +718,13 @@ class TestOtherProtocols:
         folder = tiny_data / "query"
         arguments = [f"--model={tiny_run}", f"--images={folder}", "--within_camera"]
         check_error(capsys, arguments, f"{folder}/", "no pid is known")
-        assert call(*arguments, "--names=market1501", output) == 0
+        twice = [f"--model={tiny_run}", f"--images={folder},{folder}", "--within_camera", "--names=market1501", output]
+        assert call(*twice) == 0
+        assert "note: 22 images were listed more than once, taken once" in capsys.readouterr().out
         found = json.loads((tmp_path / "images.json").read_text())
         saved = evaluated_json(evaluated / "features" / "query.npz", tmp_path, "--query_is_gallery", "--within_camera")
         assert found["results"][0]["mAP"] == pytest.approx(saved["results"][0]["mAP"], abs=1e-6)
-        assert found["images"] == [str(folder)]
+        assert found["images"] == [str(folder)] * 2
         assert not (tiny_run / "evaluation.json").exists()
 
 

@@ -68,6 +68,18 @@ def old_name(values: flags.FlagValues, old: str, new: str) -> None:
     values.__dict__["old_names"][old] = new
 
 
+def define_run(values: flags.FlagValues) -> None:
+    """Adds the flags ``--model``, also called ``--run``, and ``--runs_dir``, of a command that uses a run's network."""
+    flags.DEFINE_string(
+        "model",
+        "",
+        "A run's folder, or the name of a network that comes with the package; the newest run that fits if empty.",
+        flag_values=values,
+    )
+    flags.DEFINE_alias("run", "model", flag_values=values)
+    flags.DEFINE_string("runs_dir", "runs", "Where runs are kept.", flag_values=values)
+
+
 class _ListFlag(flags.MultiFlag):
     """See :func:`define_list`."""
 

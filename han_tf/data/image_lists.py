@@ -25,7 +25,7 @@ import numpy as np
 from han_tf.common.errors import UserError
 from han_tf.common.files import sha256_of
 from han_tf.data import dukemtmc, market1501
-from han_tf.data.folders import SUFFIXES, count_passed, image_stem, is_image, is_regular_file
+from han_tf.data.folders import SUFFIXES, count_passed, image_stem, is_image, is_regular_file, passed_note
 from han_tf.data.records import Record, check_label, parse_label
 from han_tf.data.tables import read_table
 
@@ -69,6 +69,12 @@ class ImageList:
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences on images that were listed more than once and files that were passed over."""
+        notes = [f"{self.duplicates} images were listed more than once, taken once"] * bool(self.duplicates)
+        return notes + [passed_note(self.passed)] * bool(self.passed)
 
     def part(self, start: int, end: int) -> "ImageList":
         """Returns the images from ``start`` to ``end`` (exclusive)."""

@@ -5,13 +5,12 @@ from typing import Any, Optional, Union
 
 import numpy as np
 
-from han_tf.common.errors import UserError
 from han_tf.metrics.blocks import sweep
 from han_tf.metrics.checks import check_count, check_memory, default_threads
 from han_tf.metrics.distances import DistanceSource, FeatureDistances, MatrixDistances
 from han_tf.metrics.excluders import JUNK_PID, Excluder
 from han_tf.metrics.places import Ranker
-from han_tf.metrics.results import CameraPair, RankingResult
+from han_tf.metrics.results import CameraPair, RankingResult, cmc_curve, no_match
 from han_tf.metrics.scores import Scores, mean
 from han_tf.metrics.truth import Truth
 
@@ -114,18 +113,14 @@ def evaluate_distances(
     per_query = Scores(ranker.queries, ranker.places)
     scored = per_query.groups
     if not len(scored):
-        raise UserError(
-            f"none of the {n_query} queries has a match in the gallery, expected images of the same pid "
-            "that the excluders leave in (by default: from another camera)"
-        )
-    hits = np.bincount(per_query.first, minlength=max_rank + 1)[1 : max_rank + 1]
+        raise no_match(n_query)
     is_junk = truth.gallery_pids == JUNK_PID
     matches, first_hit = np.zeros((2, n_query), np.int64)
     ap, ap_trapezoid, inp = np.full((3, n_query), np.nan)
     matches[scored], first_hit[scored] = per_query.matches, per_query.first
     ap[scored], ap_trapezoid[scored], inp[scored] = per_query.ap, per_query.ap_trapezoid, per_query.inp
     return RankingResult(
-        cmc=np.cumsum(hits) / len(scored),
+        cmc=cmc_curve(per_query.first, max_rank),
         mAP=mean(per_query.ap),
         mAP_trapezoid=mean(per_query.ap_trapezoid),
         mINP=mean(per_query.inp),

@@ -18,6 +18,19 @@ REPORTED_RANKS = (1, 5, 10, 20)
 """Ranks of the CMC curve in reports."""
 
 
+def cmc_curve(first: np.ndarray, max_rank: int) -> np.ndarray:
+    """Returns the CMC curve, float64 ``[max_rank]``, of the first matches' places, counted from 1."""
+    return np.cumsum(np.bincount(first, minlength=max_rank + 1)[1 : max_rank + 1]) / len(first)
+
+
+def no_match(n_query: int) -> UserError:
+    """Returns the error that none of so many queries has a match."""
+    return UserError(
+        f"none of the {n_query} queries has a match in the gallery, expected images of the same pid "
+        "that the excluders leave in (by default: from another camera)"
+    )
+
+
 class CameraPair(NamedTuple):
     """Results of ranking the gallery images of one camera for the queries of another.
 

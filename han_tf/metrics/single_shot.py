@@ -6,12 +6,11 @@ from typing import Any, Optional, Union
 
 import numpy as np
 
-from han_tf.common.errors import UserError
 from han_tf.metrics.blocks import bracket, slices, trusted_margins
 from han_tf.metrics.checks import check_count, check_memory
 from han_tf.metrics.distances import DistanceSource, MatrixDistances
 from han_tf.metrics.excluders import Excluder
-from han_tf.metrics.results import REPORTED_RANKS
+from han_tf.metrics.results import REPORTED_RANKS, cmc_curve, no_match
 from han_tf.metrics.truth import Truth
 
 BYTES_PER_VALUE = 32
@@ -106,11 +105,10 @@ def single_gallery_shot(
             match = np.searchsorted(stripe.columns[own], mine)
             places.append(1 + before[match[:, None], drawn].sum(axis=1))
     if not places:
-        raise UserError(f"none of the {n_query} queries has a match in the gallery, expected images of the same pid")
+        raise no_match(n_query)
     found = np.concatenate(places)
-    hits = np.bincount(found, minlength=max_rank + 1)[1 : max_rank + 1]
     without = n_query - len(places)
-    return SingleShotResult(np.cumsum(hits) / len(found), float(np.mean(1 / found)), draws, seed, without)
+    return SingleShotResult(cmc_curve(found, max_rank), float(np.mean(1 / found)), draws, seed, without)
 
 
 def _before(

@@ -480,18 +480,18 @@ def test_attention_is_that_of_the_network(shared, tiny_run, tiny_set):
     from han_tf.runs.folder import load_run
     from han_tf.viz.attention import attend, heat_overlay, relative_attention
 
-    image = resize(decode_image(tiny_set.gallery[2].path), (48, 32))
-    level = attend(load_run(tiny_run).model, image[None])[2]
+    image = resize(decode_image(tiny_set.gallery[3].path), (48, 32))
+    # The soft map of level 3 is so flat in a network this young that float32's rounding shows once it is stretched.
+    _, middle, last = attend(load_run(tiny_run).model, image[None])
     enlarged = np.asarray(Image.fromarray(image).resize((96, 144), Image.Resampling.BICUBIC))
-    expected = heat_overlay(enlarged, relative_attention(level.soft[0]))
-    response = shared.get("/gallery/2/attention", params={"kind": "soft", "level": 3})
+    expected = heat_overlay(enlarged, relative_attention(middle.soft[0]))
+    response = shared.get("/gallery/3/attention", params={"kind": "soft", "level": 2})
     shown = np.asarray(Image.open(io.BytesIO(response.content)))
-    # Of 255; where a map is almost flat, its range enlarges the rounding of float32 means.
-    assert np.abs(shown.astype(int) - expected).max() <= 5
-    regions = shared.get("/gallery/2/attention", params={"kind": "regions", "level": 3}).content
+    assert np.abs(shown.astype(int) - expected).max() <= 2  # float32 means
+    regions = shared.get("/gallery/3/attention", params={"kind": "regions", "level": 3}).content
     shown = np.asarray(Image.open(io.BytesIO(regions))).astype(int)
     changed = np.argwhere((shown != enlarged).any(-1))
-    boxes = np.clip(3 * level.boxes[0], 0, [96, 144, 96, 144])
+    boxes = np.clip(3 * last.boxes[0], 0, [96, 144, 96, 144])
     assert abs(changed[:, 0].min() - boxes[:, 1].min()) <= 1
     assert abs(changed[:, 1].max() + 1 - boxes[:, 2].max()) <= 1
 
