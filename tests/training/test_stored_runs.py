@@ -67,12 +67,12 @@ class TestStored:
 
 def store():
     """Stores a run of this TensorFlow."""
-    folder = Path(__file__).parent / "stored_runs" / f"tensorflow-{tf.__version__}"
+    folder = Path(__file__).resolve().parent / "stored_runs" / f"tensorflow-{tf.__version__}"
     train(folder)
     second = features(folder)
     checkpoints = folder / CHECKPOINTS["last"]
-    first, last = tf.train.get_checkpoint_state(str(checkpoints)).all_model_checkpoint_paths
-    for path in Path(last).parent.glob(f"{Path(last).name}.*"):
+    first, last = (Path(path).name for path in tf.train.get_checkpoint_state(str(checkpoints)).all_model_checkpoint_paths)
+    for path in checkpoints.glob(f"{last}.*"):
         path.unlink()
     tf.compat.v1.train.update_checkpoint_state(str(checkpoints), first, [first])
     np.savez(folder / "features.npz", first=features(folder), second=second)
