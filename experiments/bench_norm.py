@@ -62,7 +62,7 @@ def score(model: ReIDNetwork, query: list[Record], gallery: list[Record], traini
     """Returns rank-1 and mAP, fractions; ``training``: with each batch's statistics, otherwise moving averages."""
     for layer in norms(model):
         layer.momentum = 1.0  # test images leave the moving averages as they are
-    embed = tf.function(lambda images: model(images, training=training), reduce_retracing=True)
+    embed = tf.function(lambda images: model(images, training=training), autograph=False, reduce_retracing=True)
 
     def features(records: list[Record]) -> FeatureSet:
         # In random order, so that each batch has images of many people.

@@ -63,7 +63,7 @@ def seconds(call: Callable[[], Any], repeats: int) -> float:
 def product_flops(repeats: int) -> float:
     """Returns operations per second of a 4096³ float32 matrix product."""
     matrix = tf.random.stateless_normal([PRODUCT_SIZE, PRODUCT_SIZE], [0, 1])
-    product = tf.function(lambda a: tf.linalg.matmul(a, a))
+    product = tf.function(lambda a: tf.linalg.matmul(a, a), autograph=False)
     return 2 * PRODUCT_SIZE**3 / seconds(lambda: product(matrix).numpy(), min(repeats, 7))
 
 

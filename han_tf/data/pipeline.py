@@ -111,6 +111,7 @@ def training_batches(
     def gather(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return images[indices], labels[indices]
 
+    @tf.autograph.experimental.do_not_convert
     def load(number: tf.Tensor, indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         batch, classes = tf.numpy_function(gather, [indices], (tf.uint8, tf.int32), stateful=False)
         batch.set_shape([indices.shape[0], *images.shape[1:]])

@@ -85,7 +85,7 @@ def _norms_and_layers(model: ReIDNetwork) -> dict:
     for layer in (*layers, *norms):
         layer.call = noted(layer, layer.call)
     try:
-        tf.function(lambda images: model(images, training=False)).get_concrete_function(
+        tf.function(lambda images: model(images, training=False), autograph=False).get_concrete_function(
             tf.TensorSpec([1, *model.input_size, 3])
         )
         # Left out are layers that are called twice, and outputs with other readers, which need them unscaled.

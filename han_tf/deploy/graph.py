@@ -142,6 +142,7 @@ def deployment_function(model: ReIDNetwork, flat: bool) -> tf.types.experimental
     function = tf.function(
         lambda images: {OUTPUT: model(images, training=False)},
         [tf.TensorSpec([None, *model.input_size, 3], tf.uint8, name=INPUT)],
+        autograph=False,
     )
     concrete = function.get_concrete_function()
     concrete.network = model  # a graph alone does not keep its variables

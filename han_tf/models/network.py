@@ -219,5 +219,5 @@ def inference_function(model: ReIDNetwork) -> tf.types.experimental.GenericFunct
     """Returns the network's inference graph for batches of any size, traced once per network."""
     if getattr(model, "_inference", None) is None:
         signature = tf.TensorSpec([None, *model.input_size, 3], tf.uint8)
-        model._inference = tf.function(lambda images: model(images, training=False), [signature])
+        model._inference = tf.function(lambda images: model(images, training=False), [signature], autograph=False)
     return model._inference

@@ -61,7 +61,7 @@ class AttentionModel:
         self.checksum = network_checksum(model, run.config)
         self.input_size = model.input_size
 
-        @tf.function(input_signature=[tf.TensorSpec([None, *self.input_size, 3], tf.uint8)])
+        @tf.function(input_signature=[tf.TensorSpec([None, *self.input_size, 3], tf.uint8)], autograph=False)
         def attend(images: tf.Tensor) -> list:
             levels = model.branches(images, training=False).attention
             # The mean over channels is all that is drawn of a soft map, and 1/128 or less of its size.

@@ -51,7 +51,9 @@ class Step:
             for variable in getattr(self.network, f"{name}_classifier").trainable_variables
         ]
         self._gradients = (
-            tf.function(self._replica_gradients, jit_compile=True) if config.xla else self._replica_gradients
+            tf.function(self._replica_gradients, autograph=False, jit_compile=True)
+            if config.xla
+            else self._replica_gradients
         )
 
     def start(self) -> None:
@@ -64,7 +66,7 @@ class Step:
         if self.network is not self.model:
             self.model.set_weights(self.network.get_weights())
 
-    @tf.function
+    @tf.function(autograph=False)
     def take(
         self, images: tf.Tensor, labels: tf.Tensor, frozen: bool = False
     ) -> tuple[dict[str, tf.Tensor], list[LevelStatistics]]:

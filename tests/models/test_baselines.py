@@ -79,7 +79,7 @@ def test_running_statistics_take_a_tenth_of_each_batch(name):
 
 def profiled_flops(model):
     """Operations of convolutions and matrix products as TensorFlow's profiler counts them."""
-    function = tf.function(lambda images: model(images, training=False)).get_concrete_function(
+    function = tf.function(lambda images: model(images, training=False), autograph=False).get_concrete_function(
         tf.TensorSpec([1, *model.input_size, 3])
     )
     options = tf.compat.v1.profiler.ProfileOptionBuilder.float_operation()

@@ -35,7 +35,7 @@ def test_flops_are_the_tables_within_half_a_percent(name):
 
 def profiled_flops(model):
     """Operations of convolutions and matrix products as TensorFlow's profiler counts them."""
-    function = tf.function(lambda images: model(images, training=False)).get_concrete_function(
+    function = tf.function(lambda images: model(images, training=False), autograph=False).get_concrete_function(
         tf.TensorSpec([1, *model.input_size, 3])
     )
     frozen = convert_variables_to_constants_v2(function)

@@ -20,6 +20,8 @@ def export(
     (signature,) = [spec for spec in function.inputs if spec.dtype == tf.uint8]
     module = tf.Module()
     module.features = tf.function(
-        lambda images: {OUTPUT: frozen(images)[0]}, [tf.TensorSpec(signature.shape, tf.uint8, name="images")]
+        lambda images: {OUTPUT: frozen(images)[0]},
+        [tf.TensorSpec(signature.shape, tf.uint8, name="images")],
+        autograph=False,
     )
     tf.saved_model.save(module, str(folder), signatures=module.features.get_concrete_function())
