@@ -71,7 +71,8 @@ def store():
     train(folder)
     second = features(folder)
     checkpoints = folder / CHECKPOINTS["last"]
-    first, last = (Path(path).name for path in tf.train.get_checkpoint_state(str(checkpoints)).all_model_checkpoint_paths)
+    paths = tf.train.get_checkpoint_state(str(checkpoints)).all_model_checkpoint_paths
+    first, last = (Path(path).name for path in paths)
     for path in checkpoints.glob(f"{last}.*"):
         path.unlink()
     tf.compat.v1.train.update_checkpoint_state(str(checkpoints), first, [first])

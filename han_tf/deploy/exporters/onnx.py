@@ -21,7 +21,9 @@ def export(
     """Writes the model, see :class:`han_tf.deploy.exporters.Exporter`."""
     (signature,) = [spec for spec in function.inputs if spec.dtype == tf.uint8]
     signature = [tf.TensorSpec(signature.shape, tf.uint8, name=INPUT)]
-    named = tf.function(lambda images: tf.identity(function(images=images)[OUTPUT], name=OUTPUT), signature, autograph=False)
+    named = tf.function(
+        lambda images: tf.identity(function(images=images)[OUTPUT], name=OUTPUT), signature, autograph=False
+    )
     with tempfile.TemporaryDirectory() as temporary, quiet():
         converted = Path(temporary) / "float32.onnx"
         path = folder / "model.onnx"
