@@ -7,10 +7,9 @@ RUN ?=
 ARGS ?=
 VENV ?= .venv
 
-# The first suitable Python found; PYTHON=... chooses one. An environment that is there keeps its own. 3.11 and 3.10 come
-# first, since the whole suite has run with them alone.
+# The newest suitable Python found; PYTHON=... chooses one. An environment that is there keeps its own.
 SUITABLE := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))
-PYTHON ?= $(shell for python in python3.11 python3.10 python3.13 python3.12 python3; do \
+PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3.10 python3; do \
   $$python -c '$(SUITABLE)' 2>/dev/null && command -v $$python && break; done)
 # For the environment's Python: TensorFlow 2.15 before 3.12, the newest since then.
 CONSTRAINTS = constraints-$$($(BIN)/python -c 'import sys; print("py310" if sys.version_info < (3, 12) else "py312")').txt

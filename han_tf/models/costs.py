@@ -70,9 +70,7 @@ def part_costs(model: tf.keras.Model, parts: Mapping[str, tf.Module], input_size
     }
     layers = [layer for layer in model.submodules if id(layer) in parts_of_layers]
     with _recorded_calls(layers) as calls:
-        tf.function(lambda images: model(images, training=False), autograph=False).get_concrete_function(
-            tf.TensorSpec([1, *input_size, 3])
-        )
+        model(tf.zeros([1, *input_size, 3]), training=False)
     for layer, inputs, output in calls:
         name = parts_of_layers[id(layer)]
         costs[name] += _layer_cost(layer, inputs, output)
