@@ -25,12 +25,14 @@ from typing import Any, Optional
 from absl import flags
 
 from han_tf import __version__
+from han_tf.common import quiet_tensorflow
 from han_tf.common.errors import Note, Stopped, UserError
 from han_tf.common.flag_help import GENERAL, help_text
 from han_tf.common.progress import set_quiet
 
 # Hides TensorFlow's log lines about missing GPU drivers; to be set before TensorFlow is imported. Errors still raise.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+quiet_tensorflow.install()
 # A checkpoint that does not fit logs hundreds of warnings beside its one line of error.
 logging.getLogger("tensorflow").setLevel(logging.ERROR)
 
@@ -209,7 +211,7 @@ class _Deferred:
 
 def _leave(number: int, _: object) -> None:
     """Ends the program at once: during imports nothing needs saving, and packages may swallow KeyboardInterrupt."""
-    os.write(2, b"interrupted\n")
+    os.write(quiet_tensorflow.standard_error, b"interrupted\n")
     os._exit(128 + number)
 
 

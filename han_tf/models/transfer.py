@@ -64,4 +64,7 @@ def take_over(
             found, expected = tuple(arrays[name].shape), tuple(variable.shape)
             raise UserError(f"{where}: weights {name} have shape {found}, expected {expected} as in this network")
     for name, variable in wanted.items():
-        variable.assign(tf.cast(arrays[name], variable.dtype))
+        value = arrays[name]
+        if isinstance(value, np.ndarray):  # without AVX-512, TensorFlow's cast of float16 logs an error
+            value = value.astype(variable.dtype.as_numpy_dtype)
+        variable.assign(tf.cast(value, variable.dtype))

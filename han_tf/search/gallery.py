@@ -2,6 +2,7 @@
 
 import math
 import os
+import sys
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -78,7 +79,8 @@ def _bound(value: Any, name: str) -> Optional[float]:
     if value is None:
         return None
     number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-    if not number or not abs(value) <= np.finfo(np.float64).max:
+    plain = value.item() if isinstance(value, np.generic) else value
+    if not number or not abs(plain) <= sys.float_info.max:
         raise UserError(f"{name} is {value!r}, expected a finite number, seconds since 1970 UTC")
     return float(value)
 

@@ -394,6 +394,18 @@ def test_ctrl_c_while_packages_are_imported_is_one_line(tmp_path, swallowed):
     assert command.returncode == 130
 
 
+@pytest.mark.parametrize(("level", "fails", "told"), [("3", False, ""), ("3", True, "log"), ("2", False, "log")])
+def test_what_tensorflow_logs_while_it_is_imported(tmp_path, level, fails, told):
+    """Nobody sees it, unless the import fails or the log level asks for it."""
+    lines = ["import os", "os.write(2, b'log')", "class config: list_physical_devices = list", "1 / 0" * fails]
+    (tmp_path / "tensorflow.py").write_text("\n".join(lines))
+    code = "import han_tf.common.cli\ntry: import tensorflow\nexcept ZeroDivisionError: pass\nimport tensorflow"
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{HERE.parent}", "TF_CPP_MIN_LOG_LEVEL": level}
+    command = [sys.executable, "-c", code.removesuffix("\nimport tensorflow" * fails)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (done.stdout, done.stderr, done.returncode) == ("", told, 0)
+
+
 def test_a_reader_that_has_seen_enough_ends_a_command_quietly():
     for variables in ({}, {"PYTHONUNBUFFERED": "1"}):
         reading, writing = os.pipe()

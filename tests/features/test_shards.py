@@ -203,6 +203,10 @@ def test_a_file_of_another_extraction_is_named(folder, tmp_path):
     assert f"{shard_path(folder, 0)}: shard is 1, expected 0" in message(FeatureShards, folder)
 
 
+NO_FEATURE = "damaged or no Parquet|1 rows have no feature"
+"""Older versions of pyarrow cannot read what they have written."""
+
+
 def with_column(name, values, kind=None):
     def change(table):
         index = table.schema.get_field_index(name)
@@ -226,7 +230,7 @@ VECTORS = [[float(number)] * 4 for number in range(ROWS)]
             with_column("feature", [vector[:3] for vector in VECTORS], pa.list_(pa.float32(), 3)),
             "feature, expected fixed_size_list<float32>[4]",
         ),
-        (with_column("feature", [None, *VECTORS[1:]], pa.list_(pa.float32(), 4)), "damaged or no Parquet"),
+        (with_column("feature", [None, *VECTORS[1:]], pa.list_(pa.float32(), 4)), NO_FEATURE),
         (
             with_column("feature", [[None, 1, 2, 3], *VECTORS[1:]], pa.list_(pa.float32(), 4)),
             "a feature lacks a number, expected 4 in each",
@@ -240,7 +244,7 @@ def test_columns_that_do_not_fit_are_named(folder, change, words):
     path = rewrite(folder, change)
     text = message(read_all, folder)
     assert text.startswith(f"{path}: ")
-    assert words in text
+    assert any(part in text for part in words.split("|"))
 
 
 def test_columns_of_the_same_kind_will_do(folder):
