@@ -166,7 +166,7 @@ def disturb(work: Work, root: Path, rounds: int, seconds: float, seed: int) -> d
     while counts["kill"] < rounds and time.monotonic() < begun + seconds:
         fault, after = chosen(rng, plain)
         ended = wait(start(partial(work.command, folder), log, folder, fault), log, after)
-        counts["kill" if ended.status == -signal.SIGKILL else KINDS[fault.kind] if fault.kind > 1 else "too late"] += 1
+        counts[_happened(fault, ended)] += 1
         faults += complaints(work.name, fault, ended)
         if ended.status == 0:
             finished += 1
@@ -177,6 +177,14 @@ def disturb(work: Work, root: Path, rounds: int, seconds: float, seed: int) -> d
     faults += complaints(work.name, Fault(), last)
     counts.update(_compared(work, expected, folder, log, faults))
     return figures(work.name, counts, finished + 1, faults, time.monotonic() - begun, len(expected))
+
+
+def _happened(fault: Fault, ended: Ended) -> str:
+    """Returns what disturbed a command, or "too late" if it ended before that."""
+    if ended.status == -signal.SIGKILL:
+        return "kill"
+    began = ended.status or ended.calls[fault.kind == process.UNREADABLE] > fault.after
+    return KINDS[fault.kind] if fault.kind > process.KILL and began else "too late"
 
 
 def chosen(rng: np.random.Generator, plain: Ended) -> tuple[Fault, Any]:
