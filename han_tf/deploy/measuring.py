@@ -6,8 +6,6 @@ The process imports TensorFlow only for the formats that TensorFlow runs.
 """
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -21,7 +19,7 @@ import numpy as np
 
 from han_tf.common.errors import UserError
 from han_tf.common.files import read_npz, write_json, write_npz
-from han_tf.common.processes import end_with_parent
+from han_tf.common.processes import child_environment, end_with_parent, signal_name
 from han_tf.data.reading import ImageReader
 from han_tf.data.records import Record
 from han_tf.runtimes import Runtime, open_runtime
@@ -91,29 +89,25 @@ def measure_apart(folder: Path, images: np.ndarray, probes: np.ndarray, paths: S
     Raises:
       UserError: the model cannot be run, or a signal ended the process, for example in a crash of the runtime.
     """
-    root = str(Path(__file__).parents[2])
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
     with tempfile.TemporaryDirectory() as job:
         write_npz(Path(job) / _IMAGES, images=images, probes=probes)
         write_json(Path(job) / _PATHS, list(paths))
         command = [sys.executable, "-m", __name__, str(folder), job]
         done = subprocess.run(
-            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace"
+            command,
+            env=child_environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
         )
         if done.returncode:
             said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1].strip()[:300]
             if done.returncode < 0:
-                raise UserError(f"the process that ran it was ended by {_signal_name(-done.returncode)}: {said}")
+                raise UserError(f"the process that ran it was ended by {signal_name(-done.returncode)}: {said}")
             raise UserError(said)
         found = read_npz(Path(job) / _FOUND, Measured._fields)
     return Measured(**{**found, "images_per_second": float(found["images_per_second"])})
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
 
 
 def images_per_second(runtime: Runtime, images: np.ndarray, repeats: int = 5) -> float:
