@@ -18,11 +18,6 @@ def set_quiet(quiet: bool) -> None:
     _quiet = quiet
 
 
-def is_quiet() -> bool:
-    """Returns whether no progress is shown."""
-    return _quiet
-
-
 def progress_bar(*arguments: Any, **options: Any) -> tqdm:
     """Returns a progress bar; takes the arguments of tqdm."""
     if _quiet:

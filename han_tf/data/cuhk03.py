@@ -17,7 +17,6 @@ distractors.
 import itertools
 import os
 import re
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -29,8 +28,8 @@ import numpy as np
 from PIL import Image
 
 from han_tf.common.errors import UserError
-from han_tf.common.processes import child_environment, end_with_parent, signal_name
-from han_tf.common.progress import is_quiet, progress_bar, set_quiet
+from han_tf.common.processes import child_environment, signal_name
+from han_tf.common.progress import progress_bar
 from han_tf.data.counts import Counts, differences
 from han_tf.data.folders import PathLike, image_stem, search_folder
 from han_tf.data.market1501 import read_subsets
@@ -147,8 +146,7 @@ def extract_images(mat: Path, split: str) -> Path:
     """Writes all images of one split of ``cuhk-03.mat`` as PNG, unless the folder exists already.
 
     The images are written to a temporary folder that is renamed when it is complete. After an interruption the next
-    call continues where the last one stopped. A process of its own reads the file, since the HDF5 library crashes on
-    some damaged ones.
+    call continues where the last one stopped.
 
     Args:
       mat: the file.
@@ -163,16 +161,17 @@ def extract_images(mat: Path, split: str) -> Path:
     folder = mat.parent / f"images_{split}"
     if folder.is_dir():
         return folder
-    require_h5py(mat)
+    h5py = require_h5py(mat)
     partial = mat.parent / f"images_{split}.partial"
-    code = f"from {__name__} import _main; _main()"
-    command = [sys.executable, "-c", code, str(mat), split, str(partial), "quiet" * is_quiet()]
-    done = subprocess.run(command, env=child_environment(), stdout=subprocess.PIPE, text=True, errors="replace")
-    if done.returncode < 0:
-        name = signal_name(-done.returncode)
-        raise UserError(f"{mat}: unreadable ({name} while it was read), expected CUHK03's MATLAB v7.3 (HDF5) file")
-    if done.returncode:
-        raise UserError(done.stdout.strip())
+    try:
+        with h5py.File(mat, "r") as file:
+            for name, image in _images(file, file[_SPELLINGS[split][0]]):
+                _save_png(partial / f"{format_name(name)}.png", image)
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, IndexError, RuntimeError, MemoryError) as error:
+        # h5py raises these on files that are truncated, damaged or of another structure.
+        raise UserError(
+            f"{mat}: unreadable ({' '.join(str(error).split())}), expected CUHK03's MATLAB v7.3 (HDF5) file"
+        ) from error
     if not partial.is_dir():
         raise UserError(f"{mat}: no {split} images in it, expected some")
     try:
@@ -181,32 +180,6 @@ def extract_images(mat: Path, split: str) -> Path:
         if not folder.is_dir():  # another process may have renamed its folder first
             raise
     return folder
-
-
-def write_images(mat: Path, split: str, folder: Path) -> None:
-    """Writes all images of one split of ``mat`` into ``folder``, but those that are there."""
-    h5py = require_h5py(mat)
-    try:
-        with h5py.File(mat, "r") as file:
-            for name, image in _images(file, file[_SPELLINGS[split][0]]):
-                _save_png(folder / f"{format_name(name)}.png", image)
-    except (OSError, KeyError, ValueError, TypeError, AttributeError, IndexError, RuntimeError, MemoryError) as error:
-        # h5py raises these on files that are truncated, damaged or of another structure.
-        raise UserError(
-            f"{mat}: unreadable ({' '.join(str(error).split())}), expected CUHK03's MATLAB v7.3 (HDF5) file"
-        ) from error
-
-
-def _main() -> None:
-    end_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    mat, split, folder, quiet = sys.argv[1:]
-    set_quiet(bool(quiet))
-    try:
-        write_images(Path(mat), split, Path(folder))
-    except UserError as error:
-        print(error)
-        sys.exit(1)
 
 
 def _images(file: Any, cells: Any) -> Iterator[tuple[CUHK03Name, np.ndarray]]:
@@ -258,6 +231,12 @@ def _read_protocol(path: Path, images: Path) -> dict[str, tuple[Record, ...]]:
     """Returns the records of each subset; the protocol's indices count from 1."""
     import scipy.io
 
+    # SciPy crashes on some damaged files; a process of its own finds out.
+    command = [sys.executable, "-c", "import scipy.io, sys; scipy.io.loadmat(sys.argv[1])", str(path)]
+    tried = subprocess.run(command, env=child_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    if tried.returncode < 0:
+        ended = signal_name(-tried.returncode)
+        raise UserError(f"{path}: unreadable ({ended} while read), expected CUHK03's protocol as a MATLAB v5 file")
     try:
         protocol = scipy.io.loadmat(path, squeeze_me=True)
         names = [str(name) for name in np.atleast_1d(protocol["filelist"])]
