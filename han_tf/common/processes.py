@@ -6,7 +6,6 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 
@@ -15,12 +14,6 @@ def end_with_parent() -> None:
     """Makes this process get SIGTERM when its parent ends, in whatever way; on Linux only."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-def child_environment() -> dict[str, str]:
-    """Returns the environment of a Python process that is to import this package."""
-    root = str(Path(__file__).parents[2])
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
 
 
 def signal_name(number: int) -> str:

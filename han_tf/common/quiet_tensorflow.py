@@ -1,16 +1,15 @@
 """Import TensorFlow without its log lines.
 
-Since 2.20, TensorFlow writes them to standard error even with ``TF_CPP_MIN_LOG_LEVEL=3``.
+TensorFlow 2.21 writes them to standard error even with ``TF_CPP_MIN_LOG_LEVEL=3``.
 """
 
-import importlib.util
 import os
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any, Optional
 
@@ -41,13 +40,12 @@ def _silenced() -> Iterator[None]:
 
 
 class _QuietFinder(MetaPathFinder):
-    """Makes the first import of TensorFlow silent."""
+    """Makes the import of TensorFlow silent."""
 
     def find_spec(self, name: str, path: Any = None, target: Optional[ModuleType] = None) -> Optional[ModuleSpec]:
         if name != "tensorflow":
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
+        spec = PathFinder.find_spec(name, path, target)
         if spec is None or spec.loader is None:
             return spec
         execute = spec.loader.exec_module
@@ -62,6 +60,6 @@ class _QuietFinder(MetaPathFinder):
 
 
 def install() -> None:
-    """Makes the first import of TensorFlow in this process silent, unless ``TF_CPP_MIN_LOG_LEVEL`` is below 3."""
+    """Makes the import of TensorFlow in this process silent, unless ``TF_CPP_MIN_LOG_LEVEL`` is below 3."""
     if os.environ.get("TF_CPP_MIN_LOG_LEVEL") == "3" and "tensorflow" not in sys.modules:
         sys.meta_path.insert(0, _QuietFinder())

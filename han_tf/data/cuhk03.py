@@ -28,7 +28,7 @@ import numpy as np
 from PIL import Image
 
 from han_tf.common.errors import UserError
-from han_tf.common.processes import child_environment, signal_name
+from han_tf.common.processes import signal_name
 from han_tf.common.progress import progress_bar
 from han_tf.data.counts import Counts, differences
 from han_tf.data.folders import PathLike, image_stem, search_folder
@@ -233,7 +233,7 @@ def _read_protocol(path: Path, images: Path) -> dict[str, tuple[Record, ...]]:
 
     # SciPy crashes on some damaged files; a process of its own finds out.
     command = [sys.executable, "-c", "import scipy.io, sys; scipy.io.loadmat(sys.argv[1])", str(path)]
-    tried = subprocess.run(command, env=child_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    tried = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     if tried.returncode < 0:
         ended = signal_name(-tried.returncode)
         raise UserError(f"{path}: unreadable ({ended} while read), expected CUHK03's protocol as a MATLAB v5 file")

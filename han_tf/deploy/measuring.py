@@ -6,6 +6,7 @@ The process imports TensorFlow only for the formats that TensorFlow runs.
 """
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -19,7 +20,7 @@ import numpy as np
 
 from han_tf.common.errors import UserError
 from han_tf.common.files import read_npz, write_json, write_npz
-from han_tf.common.processes import child_environment, end_with_parent, signal_name
+from han_tf.common.processes import end_with_parent, signal_name
 from han_tf.data.reading import ImageReader
 from han_tf.data.records import Record
 from han_tf.runtimes import Runtime, open_runtime
@@ -89,17 +90,14 @@ def measure_apart(folder: Path, images: np.ndarray, probes: np.ndarray, paths: S
     Raises:
       UserError: the model cannot be run, or a signal ended the process, for example in a crash of the runtime.
     """
+    root = str(Path(__file__).parents[2])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
     with tempfile.TemporaryDirectory() as job:
         write_npz(Path(job) / _IMAGES, images=images, probes=probes)
         write_json(Path(job) / _PATHS, list(paths))
         command = [sys.executable, "-m", __name__, str(folder), job]
         done = subprocess.run(
-            command,
-            env=child_environment(),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
+            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace"
         )
         if done.returncode:
             said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1].strip()[:300]

@@ -611,7 +611,7 @@ def test_cuhk03_damaged_mat(tmp_path, damage):
 def test_cuhk03_protocol_that_crashes_scipy(tmp_path, monkeypatch):
     cuhk03_protocol(cuhk03_mat(tmp_path))
     (tmp_path / "scipy.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
-    monkeypatch.setattr(cuhk03, "child_environment", lambda: {**os.environ, "PYTHONPATH": str(tmp_path)})
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))  # of child processes
     with raises(r"config_detected.mat: unreadable \(SIGSEGV while read\).*MATLAB v5"):
         load_dataset("cuhk03", tmp_path)
 
