@@ -67,7 +67,9 @@ def result_of(path: Path) -> tuple[str, dict[str, Any]]:
 def main(values: flags.FlagValues) -> None:
     """Adds the result that the command line names."""
     if len(values.positional) != 1:
-        raise UserError(f"{len(values.positional)} paths, expected one: a run's folder or a benchmark's JSON file")
+        raise command_line.UsageError(
+            f"{len(values.positional)} paths, expected one: a run's folder or a benchmark's JSON file"
+        )
     name, data = result_of(Path(values.positional[0]))
     name = values.name or name
     if values.apart:

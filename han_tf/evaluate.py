@@ -247,7 +247,7 @@ def main(values: flags.FlagValues) -> None:
         _evaluate(values, subsets, origin, tuple(values.branches), values.output, plots)
         return
     if values.positional:
-        raise UserError(f"unexpected argument {values.positional[0]!r}: files go with --features")
+        raise command_line.UsageError(f"unexpected argument {values.positional[0]!r}: files go with --features")
     if values.images:
         _evaluate_images(values, plots)
         return
@@ -470,12 +470,12 @@ def _feature_paths(values: flags.FlagValues) -> list[Path]:
     paths = [Path(first), *map(Path, rest)]
     if values.query_is_gallery:
         if rest:
-            raise UserError(f"--features has {len(paths)} files, expected one with --query_is_gallery")
+            raise command_line.UsageError(f"--features has {len(paths)} files, expected one with --query_is_gallery")
         return paths
     most = 2 if values.distances else 3
     if not 2 <= len(paths) <= most:
         expected = "query.npz gallery.npz" + " [multi_query.npz]" * (most == 3)
-        raise UserError(f"--features has {len(paths)} files, expected {expected}")
+        raise command_line.UsageError(f"--features has {len(paths)} files, expected {expected}")
     for number, path in enumerate(paths):
         if path.resolve() in [earlier.resolve() for earlier in paths[:number]]:
             raise UserError(f"--features has {path} twice, expected queries and gallery in files of their own")

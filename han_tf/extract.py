@@ -209,7 +209,9 @@ def _images(values: flags.FlagValues) -> ImageList:
             raise command_line.UsageError("no images, expected folders, patterns, CSV files or images, or --dataset")
         return list_images(values.positional, values.names, values.checksum)
     if values.positional:
-        raise UserError(f"unexpected argument {values.positional[0]!r}: --dataset stands in place of IMAGES")
+        raise command_line.UsageError(
+            f"unexpected argument {values.positional[0]!r}: --dataset stands in place of IMAGES"
+        )
     dataset = load_dataset(values.dataset, values.data_dir or None, values.split)
     records = dataset.subsets().get(values.subset)
     if not records:

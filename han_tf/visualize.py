@@ -122,7 +122,7 @@ def ranked_lists(queries: FeatureSet, gallery: FeatureSet, topk: int = 10) -> li
 def main(values: flags.FlagValues) -> None:
     """Draws as the flags say."""
     if values.positional and values.ranked:
-        raise UserError(
+        raise command_line.UsageError(
             f"--ranked with image {values.positional[0]}: only for the data set's own queries is it known "
             "who is right, expected no images"
         )

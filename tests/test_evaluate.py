@@ -575,7 +575,7 @@ class TestWrongFeatures:
         check_error(capsys, [*flags, f"--distances={tmp_path}/empty.npy"], "empty.npy: no matrix of distances (.npy)")
         files = ["--features", saved / "query.npz", saved / "gallery.npz", saved / "multi.npz"]
         flags = [f"--distances={saved}/distances.npy", *files]
-        check_error(capsys, flags, "--features has 3 files, expected query.npz gallery.npz")
+        check_error(capsys, flags, "--features has 3 files, expected query.npz gallery.npz", status=2)
 
     @pytest.mark.parametrize(
         ("flags", "words"),
@@ -797,8 +797,8 @@ class TestWrongInput:
         check_error(capsys, ["--features", missing], f"--features {missing}: no such folder")
         check_error(capsys, ["--features", tmp_path], f"{tmp_path}/query.npz: No such file or directory")
         check_error(capsys, ["--features", good, missing], f"{missing}: No such file or directory")
-        check_error(capsys, ["--features", good], "--features has 1 files, expected query.npz gallery.npz")
-        check_error(capsys, ["--features", *[good] * 4], "--features has 4 files")
+        check_error(capsys, ["--features", good], "--features has 1 files, expected query.npz gallery.npz", status=2)
+        check_error(capsys, ["--features", *[good] * 4], "--features has 4 files", status=2)
 
     def test_features_that_do_not_fit(self, capsys, evaluated, tmp_path):
         files = {name: load_features(evaluated / "features" / f"{name}.npz") for name in ("query", "gallery")}

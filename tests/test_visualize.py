@@ -184,7 +184,7 @@ def test_images_of_ones_own_of_any_size(folders, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--ranked", "some.jpg"], "error: --ranked with image some.jpg"),
+        (["--ranked", "some.jpg"], "usage error: --ranked with image some.jpg"),
         (["missing.jpg"], "error: missing.jpg: cannot be read (No such file"),
         (["--run", "nowhere"], "error: nowhere/config.json: No such file"),
         (["--dataset", "msmt17"], "error: no msmt17 run"),
@@ -195,8 +195,9 @@ def test_images_of_ones_own_of_any_size(folders, tmp_path):
 )
 def test_mistakes_are_one_line(folders, tmp_path, capsys, arguments, message):
     runs, _ = folders
-    assert run("--runs_dir", runs, "--output", tmp_path, *arguments) == 1
+    status = run("--runs_dir", runs, "--output", tmp_path, *arguments)
     error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert status == (2 if error.startswith("usage error: ") else 1)
     assert error.startswith(message)
     assert not list(tmp_path.glob("ranked*"))
 

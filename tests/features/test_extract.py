@@ -665,8 +665,11 @@ def test_a_full_disk_is_one_line_and_goes_on_later(command, images, finished):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "no images, expected folders, patterns, CSV files or images, or --dataset"),
-        (["{images}", "--dataset=market1501"], "--dataset stands in place of IMAGES"),
+        ([], "usage error: no images, expected folders, patterns, CSV files or images, or --dataset"),
+        (
+            ["{images}", "--dataset=market1501"],
+            "usage error: unexpected argument '{images}': --dataset stands in place",
+        ),
         (["{images}/no"], "no such file or folder"),
         (["--dataset=market"], "unknown dataset 'market'"),
         (["--dataset=market1501", "--data_dir={data}", "--subset=multi_query"], ""),
@@ -683,9 +686,9 @@ def test_what_does_not_fit_is_one_line(command, images, tiny_data, tmp_path, arg
         words = "has no multi_query images, expected another --subset"
     names = {"images": images, "file": file, "data": tmp_path / "data"}
     status, _, (line,) = command(*[argument.format(**names) for argument in arguments])
-    assert status == (1 if arguments else 2)
-    assert line.startswith("error: " if arguments else "usage error: ")
-    assert words in line
+    assert status == (2 if line.startswith("usage error: ") else 1)
+    assert line.startswith(("error: ", "usage error: "))
+    assert words.format(**names) in line
     assert file.read_text() == "precious"
 
 
