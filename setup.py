@@ -53,6 +53,7 @@ COMMANDS = (
     "index",
     "search",
     "serve",
+    "weights",
 )
 
 setup(

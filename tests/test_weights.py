@@ -1,20 +1,23 @@
 """The networks that come with the package, and storing one: features stay the same, damage is detected."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from han_tf import FeatureExtractor, weights
+from han_tf import FeatureExtractor, demo, evaluate, export, extract, visualize, weights
 from han_tf.common.cli import run
 from han_tf.common.errors import UserError
 from han_tf.data import load_dataset
 from han_tf.evaluation.scoring import evaluate_features
 from han_tf.features.keras import feature_set
+from han_tf.features.shards import FeatureShards
 from han_tf.models import create_model
 from han_tf.models.network import inference_function
 from han_tf.models.transfer import named_variables
-from han_tf.runs.folder import load_run
+from han_tf.runs.card import licence_of
+from han_tf.runs.folder import LoadedRun, load_run, trained_on
 from han_tf.weights import __main__ as command
 
 SHIPPED = weights.shipped_names()
@@ -96,6 +99,84 @@ def test_a_run_is_stored_and_read_like_one(tiny_run, tmp_path, capsys):
     np.testing.assert_allclose(*features, atol=5e-3)
     settings = json.loads((folder / "config.json").read_text())
     assert settings["data_dir"] == ""
+    assert weights.read_about(folder)["licence"] == licence_of("market1501")
+
+
+def test_terms_are_also_those_of_the_networks_it_started_from(tmp_path):
+    source = {"dataset": "csv", "init_from": {"dataset": "dukemtmc"}}
+    found = LoadedRun(None, {"dataset": "synthetic"}, tmp_path, "")
+    assert trained_on(found) == ["synthetic"]
+    (tmp_path / "environment.json").write_text(json.dumps({"init_from": source}))
+    assert trained_on(found) == ["synthetic", "csv", "dukemtmc"]
+    (tmp_path / "environment.json").write_text("[")
+    assert trained_on(found._replace(config={"dataset": "synthetic", "init_from": "runs/a"})) == ["synthetic", ""]
+    (tmp_path / weights.ARRAYS).touch()  # now a stored network
+    (tmp_path / weights.ABOUT).write_text(json.dumps({"init_from": source}))
+    assert trained_on(found) == ["synthetic", "csv", "dukemtmc"]
+    drawn, owned, research = (licence_of(name) for name in ("synthetic", "csv", "dukemtmc"))
+    assert licence_of("synthetic", "csv,dukemtmc", "market1501") == f"{drawn}; {owned}; {research}"
+    assert licence_of("") == research
+
+
+class TestNames:
+    """Commands take the name of a network of the package where they take a run, and write nothing into the package."""
+
+    NAME = "han_small-tiny"
+
+    @pytest.fixture(scope="class")
+    def package(self, tiny_run, tmp_path_factory):
+        """Stands in for the package's folder of networks."""
+        parent = tmp_path_factory.mktemp("package")
+        assert call(f"--store={tiny_run}", f"--output={parent / self.NAME}") == 0
+        return parent
+
+    @pytest.fixture(scope="class")
+    def extractor(self, package):
+        return FeatureExtractor(package / self.NAME)
+
+    @pytest.fixture(autouse=True)
+    def folder(self, package, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(weights, "HERE", package)
+        before = sorted(package.rglob("*"))
+        yield package / self.NAME
+        assert sorted(package.rglob("*")) == before
+
+    def call(self, module, *arguments, positional=None):
+        return run(module.main, module.FLAGS, module.__doc__, ["command", *map(str, arguments)], positional)
+
+    def test_evaluation(self, folder, tiny_data, tiny_run):
+        arguments = [f"--weights={self.NAME}", "--dataset=market1501", f"--data_dir={tiny_data}"]
+        assert self.call(evaluate, *arguments) == 0
+        written = json.loads(Path("runs", self.NAME, "evaluation.json").read_text())
+        assert written["run"] == str(folder)
+        trained = json.loads((tiny_run / "metrics.json").read_text())
+        # Weights are rounded to float16; with so few images, a change in one place of one list counts much.
+        assert written["results"][0]["mAP"] == pytest.approx(trained["results"][0]["mAP"], abs=0.02)
+
+    def test_pictures_and_features(self, tiny_data, extractor):
+        images = sorted((tiny_data / "query").iterdir())[:2]
+        assert self.call(visualize, f"--model={self.NAME}", *images, positional="images") == 0
+        assert Path("runs", self.NAME, "attention.png").exists()
+        assert self.call(extract, f"--model={self.NAME}", "--output=out", *images, positional="images") == 0
+        (batch,) = FeatureShards("out")
+        np.testing.assert_allclose(batch.features, extractor(images), atol=1e-5)
+
+    def test_export_demo_and_service_find_it(self, folder, extractor, monkeypatch, capsys):
+        """They stop before their long work."""
+
+        def stop(*arguments):
+            raise UserError(f"stopped with {arguments[0]}")
+
+        monkeypatch.setattr(export, "Export", stop)
+        assert self.call(export, f"--model={self.NAME}", "--format=saved_model", "--noaccuracy") == 1
+        assert capsys.readouterr().err == f"error: stopped with {folder}\n"
+        monkeypatch.setattr(demo, "load_dataset", stop)
+        assert self.call(demo, f"--model={self.NAME}", "--port=0") == 1
+        assert f"run: {folder}\n" in capsys.readouterr().out
+        running = pytest.importorskip("han_tf.serve.running")
+        assert running.run_of(self.NAME) == str(folder)
+        assert running.find_model("runs", extractor.checksum) == self.NAME
 
 
 def test_damage_is_noticed(tiny_run, tmp_path):

@@ -6,6 +6,7 @@ Exit status: 0 done, 1 wrong input or unwritable output, 2 wrong command line, 1
 """
 
 import builtins
+import codecs
 import importlib
 import io
 import logging
@@ -237,9 +238,7 @@ def run(
       argv: the command line, program name first; ``sys.argv`` if None.
       positional: name of the positional arguments; None if the command takes none.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
-        # For terminals without Unicode and file names that are not UTF-8.
-        sys.stdout.reconfigure(errors="backslashreplace")
+    _prepare_output()
     try:
         status = _run(main, values, description, list(sys.argv if argv is None else argv), positional)
         sys.stdout.flush()
@@ -253,6 +252,19 @@ def run(
             return 141  # 128 + SIGPIPE
         print(f"error: cannot write to standard output: {error.strerror}", file=sys.stderr)
         return 1
+
+
+def _prepare_output() -> None:
+    """Makes any text printable: to closed streams, on terminals without Unicode, and names that are not UTF-8."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # Python's value for a stream that was closed before it started
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+    stream = sys.stdout
+    if isinstance(stream, io.TextIOWrapper):
+        # In the locale C, Python writes such names as they are ("surrogateescape"), but no letter beyond ASCII.
+        utf8 = codecs.lookup(stream.encoding).name == "utf-8"
+        if stream.errors == "strict" or (stream.errors == "surrogateescape" and not utf8):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _output_error() -> Optional[OSError]:

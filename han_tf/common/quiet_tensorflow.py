@@ -1,16 +1,19 @@
-"""Import TensorFlow without its log lines.
+"""Import TensorFlow without its log lines, and so that Ctrl-C always raises KeyboardInterrupt.
 
-TensorFlow 2.21 writes them to standard error even with ``TF_CPP_MIN_LOG_LEVEL=3``.
+TensorFlow 2.21 writes log lines to standard error even with ``TF_CPP_MIN_LOG_LEVEL=3``. Packages that it imports may
+turn a KeyboardInterrupt into an ImportError, or go on without what was interrupted.
 """
 
 import os
+import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Any, Optional
 
 standard_error = 2
@@ -19,16 +22,18 @@ standard_error = 2
 
 @contextmanager
 def _silenced() -> Iterator[None]:
-    """Discards what is written to standard error, or shows it at the end if an exception leaves the block."""
+    """Discards what is written to standard error, or shows it at the end if an error leaves the block."""
     global standard_error
     sys.stderr.flush()
     with tempfile.TemporaryFile() as log:
         standard_error = os.dup(2)
         os.dup2(log.fileno(), 2)
-        failed = True
+        failed = False
         try:
             yield
-            failed = False
+        except Exception:
+            failed = True
+            raise
         finally:
             sys.stderr.flush()
             os.dup2(standard_error, 2)
@@ -39,8 +44,34 @@ def _silenced() -> Iterator[None]:
                 os.write(2, log.read())
 
 
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Raises KeyboardInterrupt at the end if Ctrl-C was pressed in the block, whatever became of it there."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came = []
+
+    def note(number: int, frame: Optional[FrameType]) -> None:
+        came.append(number)
+        signal.default_int_handler(number, frame)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    except BaseException as error:
+        if came and not isinstance(error, KeyboardInterrupt):
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came:
+        raise KeyboardInterrupt
+
+
 class _QuietFinder(MetaPathFinder):
-    """Makes the import of TensorFlow silent."""
+    """Makes the import of TensorFlow silent and interruptible."""
 
     def find_spec(self, name: str, path: Any = None, target: Optional[ModuleType] = None) -> Optional[ModuleSpec]:
         if name != "tensorflow":
@@ -51,7 +82,7 @@ class _QuietFinder(MetaPathFinder):
         execute = spec.loader.exec_module
 
         def quietly(module: ModuleType) -> None:
-            with _silenced():
+            with _silenced(), _interruptible():
                 execute(module)
                 module.config.list_physical_devices()  # so that it looks for GPUs now
 

@@ -30,6 +30,7 @@ from han_tf.features.extractor import FeatureExtractor
 from han_tf.features.job import Plan, extract_shards
 from han_tf.features.shards import Manifest, read_shard, read_summary
 from han_tf.runs.card import CARD, ModelCard, read_card, verify_files
+from han_tf.weights import resolve
 
 LOCAL = "local"
 AUTO = "auto"
@@ -70,7 +71,7 @@ def extract_with_ray(
     Args:
       address: ``HOST:PORT`` of the cluster's head; ``auto`` for the cluster of this machine, or that of
         ``RAY_ADDRESS``; ``local`` for one on this machine that ends with the call.
-      model: folder of a run or an exported model.
+      model: folder of a run or an exported model, or the name of a network that comes with the package.
       images: all images of the plan.
       folder: where the shards go.
       work: the plan.
@@ -100,7 +101,7 @@ def extract_with_ray(
             shards = ray.data.from_items(rows, override_num_blocks=min(len(rows), MOST_BLOCKS)).map(
                 ShardMaker,
                 fn_constructor_args=(
-                    os.path.abspath(model),
+                    _everywhere(model),
                     os.path.abspath(folder),
                     work.manifest,
                     actor_cpus,
@@ -119,6 +120,11 @@ def extract_with_ray(
                         raise UserError(summary["problem"])
                     bar.update(summary["images"])
         return len(machines.keys() - _machines(ray).keys())
+
+
+def _everywhere(model: Union[str, os.PathLike]) -> str:
+    """Returns what names a model on all machines: an absolute path, or the name of one that comes with the package."""
+    return os.path.abspath(model) if resolve(model) == Path(model) else str(model)
 
 
 def check_cluster(address: str, actor_cpus: int = 1, gpu: bool = True) -> None:

@@ -29,9 +29,10 @@ RESEARCH_ONLY = "research use only: the training images are licensed for researc
 """The terms for networks trained on any other data set."""
 
 
-def licence_of(dataset: str) -> str:
-    """Returns the terms for networks trained on a data set, or on several whose names are separated by commas."""
-    return "; ".join(dict.fromkeys(LICENCES.get(name, RESEARCH_ONLY) for name in dataset.split(SEPARATOR)))
+def licence_of(*datasets: str) -> str:
+    """Returns the terms for networks trained on these data sets; a string may name several, separated by commas."""
+    names = [name for dataset in datasets for name in dataset.split(SEPARATOR)]
+    return "; ".join(dict.fromkeys(LICENCES.get(name, RESEARCH_ONLY) for name in names))
 
 
 _HEX = frozenset("0123456789abcdef")

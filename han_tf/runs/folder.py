@@ -1,5 +1,6 @@
 """Finding training runs and loading their networks."""
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,10 +8,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Optional, Union
 
 from han_tf.common.errors import UserError
 from han_tf.common.files import read_json
-from han_tf.common.run_files import CONFIG
+from han_tf.common.run_files import CONFIG, ENVIRONMENT
 from han_tf.data.joined import NamedDataset, named_datasets
 from han_tf.models import create_model
-from han_tf.weights import ARRAYS, is_stored, read_arrays, resolve
+from han_tf.weights import ABOUT, ARRAYS, is_stored, read_arrays, resolve
 
 if TYPE_CHECKING:
     from han_tf.models.network import ReIDNetwork
@@ -93,6 +94,25 @@ def data_of(config: Mapping[str, Any], name: str = "") -> NamedDataset:
         if name in ("", own.name):
             return own
     return NamedDataset(name)
+
+
+def trained_on(run: LoadedRun) -> list[str]:
+    """Returns the data sets that a network was trained on: the run's, then those of the runs that it started from.
+
+    A source that is not known is ``""``.
+    """
+    where = run.run_dir / (ABOUT if is_stored(run.run_dir) else ENVIRONMENT)
+    try:
+        source = json.loads(where.read_text(encoding="utf-8")).get("init_from")
+    except (OSError, ValueError, AttributeError):
+        source = None
+    if source is None and run.config.get("init_from"):
+        source = {}
+    found = [run.config["dataset"]]
+    while isinstance(source, dict):
+        found.append(str(source.get("dataset", "")))
+        source = source.get("init_from")
+    return found
 
 
 def create_network(settings: Mapping[str, Any], num_classes: int = 0, weights: str = "") -> "ReIDNetwork":

@@ -14,7 +14,7 @@ from han_tf import __version__
 from han_tf.models.costs import part_costs, total
 from han_tf.models.network import ReIDNetwork, inference_function
 from han_tf.runs.card import ModelCard, licence_of
-from han_tf.runs.folder import CHECKPOINTS, SWITCHES, LoadedRun, load_run
+from han_tf.runs.folder import CHECKPOINTS, SWITCHES, LoadedRun, load_run, trained_on
 from han_tf.runtimes import KERAS, limit_tensorflow
 from han_tf.weights import accuracy, is_stored
 
@@ -65,7 +65,7 @@ def card_of(run: LoadedRun) -> ModelCard:
         branch_names=tuple(model.branch_names),
         dataset=config["dataset"],
         split=config["split"],
-        licence=licence_of(config["dataset"]),
+        licence=licence_of(*trained_on(run)),
         schedule=schedule,
         accuracy=accuracy(run.run_dir) if finished else None,
         flops=total(part_costs(model, model.parts(), model.input_size)).paper_flops,

@@ -72,8 +72,8 @@ def store(run_dir: str, folder: Path, checkpoint: str) -> None:
     from han_tf.data.synthetic import SyntheticPedestrians
     from han_tf.models.network import inference_function
     from han_tf.models.transfer import named_variables
-    from han_tf.runs.card import LICENCES, RESEARCH_ONLY
-    from han_tf.runs.folder import load_run
+    from han_tf.runs.card import licence_of
+    from han_tf.runs.folder import load_run, trained_on
 
     run = load_run(run_dir, checkpoint)
     try:
@@ -92,7 +92,7 @@ def store(run_dir: str, folder: Path, checkpoint: str) -> None:
         "dataset": config["dataset"],
         "recipe": config.get("recipe", "paper"),
         "epochs": config["epochs"],
-        "licence": LICENCES.get(config["dataset"], RESEARCH_ONLY),
+        "licence": licence_of(*trained_on(run)),
         "commit": made_with.get("commit"),
         **({"init_from": made_with["init_from"]} if "init_from" in made_with else {}),
     }

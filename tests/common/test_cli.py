@@ -23,7 +23,9 @@ COMMANDS = [train, evaluate, visualize, flops_command, bench, export, extract, i
 
 PROGRAMS = [
     *(module.__name__.removesuffix(".__main__") for module in COMMANDS),
+    "han_tf",
     "han_tf.data.synthetic",
+    "han_tf.weights",
     *(f"experiments.{path.stem}" for path in sorted(HERE.glob("*.py")) if "FLAGS = " in path.read_text("utf-8")),
 ]
 """Modules that ``python -m`` runs."""
@@ -381,13 +383,23 @@ def test_the_installed_programs_run_the_commands():
         assert len(as_module) > 500
 
 
-@pytest.mark.parametrize("swallowed", [False, True])
-def test_ctrl_c_while_packages_are_imported_is_one_line(tmp_path, swallowed):
-    """Some packages turn a KeyboardInterrupt into an error of their own."""
-    waiting = "print('importing', flush=True)\nimport time\ntry: time.sleep(60)\n"
-    waiting += f"except BaseException: raise {'ImportError' if swallowed else ''}\n"
-    (tmp_path / "tensorflow.py").write_text(waiting)
-    command = launch("han_tf.flops", path=tmp_path)
+CAUGHT = {
+    "by nobody": "finally: pass",
+    "to raise another error": "except BaseException: raise ImportError",
+    "to go on": "except BaseException: pass\nclass config: list_physical_devices = list",
+}
+"""How a package deals with a KeyboardInterrupt while it is imported."""
+
+
+@pytest.mark.parametrize(
+    "arguments", [["han_tf.flops"], ["han_tf.evaluate", "--images=."]], ids=["before main", "in main"]
+)
+@pytest.mark.parametrize("caught", CAUGHT)
+def test_ctrl_c_while_tensorflow_is_imported_is_one_line(tmp_path, arguments, caught):
+    """Commands that may do without TensorFlow import it when they need it."""
+    waiting = "import time\ntry: print('importing', flush=True), time.sleep(60)\n"
+    (tmp_path / "tensorflow.py").write_text(waiting + CAUGHT[caught])
+    command = launch(*arguments, path=tmp_path)
     assert command.stdout.readline() == "importing\n"
     command.send_signal(signal.SIGINT)
     assert command.communicate() == ("", "interrupted\n")
@@ -425,12 +437,38 @@ def test_a_full_disk_behind_standard_output_is_one_line():
         assert command.returncode == 1
 
 
-def test_a_terminal_without_greek_shows_help_all_the_same():
-    command = launch("han_tf.train", "--help", encoding="latin-1", variables={"PYTHONIOENCODING": "latin-1"})
+@pytest.mark.parametrize("redirection", [">&-", "2>&-", ">&- 2>&-"])
+def test_closed_streams_are_no_error(redirection):
+    for arguments, status in (("--help", 0), ("--nosuchflag", 2)):
+        command = f"exec {sys.executable} -m han_tf.flops {arguments} {redirection}"
+        done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, cwd=HERE.parent)
+        assert done.returncode == status
+        assert (done.stdout == "") == (status > 0 or redirection.startswith(">"))
+        assert done.stderr.count("\n") == (status > 0 and "2" not in redirection)
+
+
+WITHOUT_GREEK = {
+    "latin-1": {"PYTHONIOENCODING": "latin-1"},
+    "ascii": {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"},  # as some containers and cron jobs
+}
+
+
+@pytest.mark.parametrize("encoding", WITHOUT_GREEK)
+def test_a_terminal_without_greek_shows_help_all_the_same(encoding):
+    command = launch("han_tf.train", "--help", encoding=encoding, variables=WITHOUT_GREEK[encoding])
     out, err = command.communicate()
     assert (command.returncode, err) == (0, "")
     assert "\\u03bb" in out
-    assert "·" in out
+    assert ("·" if encoding == "latin-1" else "\\xb7") in out
+
+
+def test_names_that_are_not_utf_8_are_written_as_they_are():
+    """In the locale C, where Python takes UTF-8 all the same."""
+    code = "import os; from han_tf.common.cli import new_flags, run\n"
+    code += "run(lambda _: print(os.fsdecode(b'\\xff')), new_flags(), '', ['command'])"
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
+    assert (done.stdout, done.stderr, done.returncode) == (b"\xff\n", b"", 0)
 
 
 def test_an_error_of_the_system_in_a_command_keeps_its_traceback(capsys):

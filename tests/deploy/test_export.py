@@ -250,6 +250,10 @@ def test_the_card_tells_of_this_network_alone(changing):
     assert (stopped.schedule["epochs_done"], stopped.schedule["epochs"], stopped.accuracy) == (1, epochs, None)
     change("last", 1, 0, 1)
     assert card_of(load_run(folder)).schedule["epochs_done"] == 0
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**settings, "dataset": "csv", "init_from": "a run that is gone"}))
+    assert card_of(load_run(folder)).licence.startswith("that of the owner of the training images")
+    assert "; research use only" in card_of(load_run(folder)).licence
 
 
 def test_an_unknown_accuracy_is_measured_on_the_runs_own_data_set_alone(changing, tiny_data):

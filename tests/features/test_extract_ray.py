@@ -267,6 +267,22 @@ def refused(images, tiny_run, card, tmp_path):
     return message
 
 
+def test_the_model_has_a_name_on_all_machines(tiny_run, monkeypatch):
+    """Machines may have the package, whose networks have names, at different places."""
+    monkeypatch.chdir(tiny_run.parent)
+    assert ray_extraction._everywhere(tiny_run.name) == str(tiny_run)
+    assert ray_extraction._everywhere("han_small-synthetic") == "han_small-synthetic"
+
+
+def test_ray_reports_its_use_only_if_asked_to(refused, monkeypatch):
+    for given, expected in (({}, "0"), ({"RAY_USAGE_STATS_ENABLED": "1"}, "1")):
+        monkeypatch.delenv("RAY_USAGE_STATS_ENABLED", raising=False)
+        for name, value in given.items():
+            monkeypatch.setenv(name, value)
+        refused("nowhere")
+        assert os.environ["RAY_USAGE_STATS_ENABLED"] == expected
+
+
 @pytest.mark.parametrize(
     "address", ["here", "ray://127.0.0.1:10001", "127.0.0.1", "127.0.0.1:", ":6379", "a:0", "a:99999"]
 )
