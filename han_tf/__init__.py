@@ -13,6 +13,8 @@ if sys.version_info >= (3, 12):
 if "tensorflow" not in sys.modules:
     # TensorFlow turns oneDNN on by itself only on processors with AVX-512 VNNI, bfloat16 or AMX.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+    # By default TensorFlow takes all memory of a GPU, whatever it needs.
+    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
 
 
 def __getattr__(name: str) -> Any:

@@ -67,7 +67,7 @@ The rate drops late, since in a short training only the time at the first rate c
 """
 
 SHOWN_COMPLAINTS = 6
-"""File of the trained network's results, in the run's folder."""
+"""Number of sentences on attention that are printed at the end; metrics.json has all."""
 
 LOCK = ".lock"
 """Lock file in the run's folder, held by the process that trains there."""
@@ -124,7 +124,8 @@ flags.DEFINE_string(
 flags.DEFINE_string(
     "init_from",
     _DEFAULT.init_from,
-    "Folder of a run whose network this one starts from, all but the classifiers: fine-tuning.",
+    "Fine-tuning: folder of a run, or name of a network that comes with the package, from which this network starts, "
+    "all but the classifiers.",
     flag_values=FLAGS,
 )
 flags.DEFINE_boolean(

@@ -1,6 +1,7 @@
 """An ablation from the command line: trained, resumed, evaluated and drawn with the right network."""
 
 import json
+import shutil
 
 import pytest
 
@@ -38,12 +39,20 @@ def test_nobody_complains_about_fixed_regions(run_dir):
     assert len(regions["mean"]) == 1
 
 
-def test_the_same_command_goes_on_and_another_one_does_not(run_dir, tiny_data, capsys):
+def test_the_same_command_goes_on_and_another_one_does_not(run_dir, tiny_data, tmp_path, capsys):
     arguments = ["--dataset=market1501", f"--data_dir={tiny_data}", f"--run={run_dir}", "--epochs=1", *TINY_SIZE]
     assert call(train, *arguments, *(f"--no{name}" for name in SWITCHES[:3])) == 1
     assert f"{run_dir} holds a run with --interaction False, this command has True" in capsys.readouterr().err
+    copy = shutil.copytree(run_dir, tmp_path / "run")
+    (row,) = json.loads((copy / "history.json").read_text())
+    row["attention"]["complaints"] = [f"complaint {number}" for number in range(8)]
+    (copy / "history.json").write_text(json.dumps([row]))
+    arguments[2] = f"--run={copy}"
     assert call(train, *arguments, *(f"--no{name}" for name in SWITCHES)) == 0
-    assert "hard attention" not in capsys.readouterr().out
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")]
+    assert told[:6] == [f"warning: complaint {number}" for number in range(6)]
+    assert told[6:] == ["warning: 2 more sentences on attention, see metrics.json"]
+    assert json.loads((copy / "metrics.json").read_text())["attention"] == row["attention"]
 
 
 def test_it_is_evaluated_and_drawn(run_dir, tmp_path, capsys):

@@ -1,5 +1,6 @@
 """What is built and installed: the wheel, the sdist, requirements on each system, pinned versions, make's choices."""
 
+import json
 import os
 import re
 import shutil
@@ -247,3 +248,34 @@ class TestMake:
         status, error, calls = make(["3.14", "3.13"], PYTHON=chosen)
         assert (status, calls) == (2, [])
         assert error.startswith(f"error: PYTHON={chosen} is no Python 3.10 to 3.13\n")
+
+
+AUDITED = [
+    {"name": "safe", "version": "1.0", "vulns": []},
+    {"name": "unreachable", "skip_reason": "no data"},
+    {"name": "holed", "version": "2.0", "vulns": [{"id": "CVE-1", "fix_versions": ["2.1", "3.0"]}]},
+]
+
+
+@pytest.mark.parametrize(
+    ("audit", "status", "told"),
+    [
+        (json.dumps({"dependencies": AUDITED[:1]}), 0, "1 packages audited, 0 holes known\n"),
+        (
+            json.dumps({"dependencies": AUDITED}),
+            1,
+            "holed 2.0: CVE-1, fixed in 2.1, 3.0\n"
+            "NOT AUDITED: 1 of 3 packages, the data on them cannot be reached\n"
+            "2 packages audited, 1 holes known\n",
+        ),
+        ("", 0, "NOT AUDITED: no network\n"),
+    ],
+    ids=["no holes", "a hole", "unreachable"],
+)
+def test_an_audit_says_aloud_what_it_could_not_compare(tmp_path, audit, status, told):
+    """With a stand-in for pip-audit."""
+    (tmp_path / "pip_audit.py").write_text(f"import sys; print({audit!r}); print('no network', file=sys.stderr)")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, str(ROOT / ".ci" / "audit")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (status, told)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from han_tf import __version__
+from han_tf.weights import HERE, accuracy, shipped_names
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -43,6 +44,13 @@ def test_the_rooms_are_told_in_the_order_that_is_checked():
     assert told == layers[::-1]
     folders = {path.parent.name for path in (ROOT / "han_tf").glob("*/__init__.py")}
     assert folders == set(told)
+
+
+def test_accuracies_of_the_networks_of_the_package_are_those_of_their_results():
+    for name in shipped_names():
+        found = accuracy(HERE / name)
+        rank1, mAP = (f"{100 * found[kind]:.1f}" for kind in ("rank-1", "mAP"))
+        assert re.search(rf"^\| `{name}`.* \| {rank1} \| {mAP} \|$", TEXT, re.MULTILINE), (name, rank1, mAP)
 
 
 def test_the_citation_is_of_this_version():

@@ -178,6 +178,14 @@ def test_a_run_of_other_settings_is_left_alone(capsys, tiny_data, tiny_run, tmp_
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
+def test_a_recipe_is_told(capsys, tiny_data, tiny_run):
+    """Before the run's folder is refused."""
+    arguments = ["--dataset=market1501", f"--data_dir={tiny_data}", "--recipe=strong", "--label_smoothing=0.2"]
+    assert run(train.main, train.FLAGS, train.__doc__, ["train", *arguments, f"--run={tiny_run}"]) == 1
+    told = "recipe strong: --label_smoothing 0.2, --horizontal_flip True, --random_translation True, --lr_drops (0.75, "
+    assert f"\n{told}" in capsys.readouterr().out
+
+
 def test_a_run_of_other_images_is_left_alone(capsys, copied, tiny_run, tmp_path):
     """One file has another size; number and people are the same. A data set that has only moved is accepted."""
     folder = shutil.copytree(tiny_run, tmp_path / "run")

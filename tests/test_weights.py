@@ -110,6 +110,8 @@ def test_terms_are_also_those_of_the_networks_it_started_from(tmp_path):
     assert trained_on(found) == ["synthetic", "csv", "dukemtmc"]
     (tmp_path / "environment.json").write_text("[")
     assert trained_on(found._replace(config={"dataset": "synthetic", "init_from": "runs/a"})) == ["synthetic", ""]
+    started = {"model": "han_small", "weights": "market1501", "dataset": "csv", "init_from": ""}
+    assert trained_on(found._replace(config=started))[:2] == ["csv", "market1501"]
     (tmp_path / weights.ARRAYS).touch()  # now a stored network
     (tmp_path / weights.ABOUT).write_text(json.dumps({"init_from": source}))
     assert trained_on(found) == ["synthetic", "csv", "dukemtmc"]

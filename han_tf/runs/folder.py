@@ -11,7 +11,7 @@ from han_tf.common.files import read_json
 from han_tf.common.run_files import CONFIG, ENVIRONMENT
 from han_tf.data.joined import NamedDataset, named_datasets
 from han_tf.models import create_model
-from han_tf.weights import ABOUT, ARRAYS, is_stored, read_arrays, resolve
+from han_tf.weights import ABOUT, ARRAYS, is_stored, read_about, read_arrays, resolve, shipped_names
 
 if TYPE_CHECKING:
     from han_tf.models.network import ReIDNetwork
@@ -97,15 +97,18 @@ def data_of(config: Mapping[str, Any], name: str = "") -> NamedDataset:
 
 
 def trained_on(run: LoadedRun) -> list[str]:
-    """Returns the data sets that a network was trained on: the run's, then those of the runs that it started from.
+    """Returns the data sets that a network was trained on: the run's, then those of the networks that it started from.
 
     A source that is not known is ``""``.
     """
+    shipped = f"{run.config.get('model')}-{run.config.get('weights')}"  # --weights takes those of the package, too
     where = run.run_dir / (ABOUT if is_stored(run.run_dir) else ENVIRONMENT)
     try:
         source = json.loads(where.read_text(encoding="utf-8")).get("init_from")
     except (OSError, ValueError, AttributeError):
         source = None
+    if source is None and shipped in shipped_names():
+        source = read_about(resolve(shipped))
     if source is None and run.config.get("init_from"):
         source = {}
     found = [run.config["dataset"]]

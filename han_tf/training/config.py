@@ -97,8 +97,8 @@ class TrainConfig:
       interaction: whether the branches interact, eq. (8) (Table 10).
       model_args: other arguments of the network, by name; see its constructor.
       weights: file of ImageNet weights to start from, for networks that take one; ``""`` for random weights.
-      init_from: folder of a run whose network, without its classifiers, this one starts from; ``""`` for none. The
-        input size may differ.
+      init_from: folder of a run, or name of a network that comes with the package, whose network, without its
+        classifiers, this one starts from; ``""`` for none. The input size may differ.
       init_classifiers: whether the classifiers are taken over, too; only for the same training images.
       freeze_epochs: number of first epochs in which only the classifiers are trained.
       epochs: passes over the training images.

@@ -392,3 +392,14 @@ def test_the_command_of_a_result_gives_its_settings():
     assert command_of(settings) == (
         "python -m han_tf.train --dataset=synthetic --arch=han_small --hard=false --epochs=40 --seed=0"
     )
+
+
+def test_the_shares_in_the_notes_on_costs_are_those_of_the_results():
+    def macs(network):
+        return json.loads((HERE / "results" / f"network-{network}-160x64.json").read_text())["macs"]
+
+    text = " ".join((HERE / "notes" / "costs.md").read_text(encoding="utf-8").split())
+    assert macs("mobilenet") < macs("han_small")
+    assert f"needs {100 * macs('han_large') / macs('resnet50'):.0f} percent of ResNet50's" in text
+    large, resnet50 = 7.01e8, 3.80e9  # Table 7
+    assert f"by the paper's figures it would be {100 * large / resnet50:.0f}." in text

@@ -59,6 +59,9 @@ def test_the_machine_is_described():
     assert machine["TF_ENABLE_ONEDNN_OPTS"] == os.environ["TF_ENABLE_ONEDNN_OPTS"]
 
 
+SET = {"TF_ENABLE_ONEDNN_OPTS": "0", "TF_FORCE_GPU_ALLOW_GROWTH": "false"}
+"""What a user may have set."""
+
 CPUINFO = {
     "x86": ("model name\t: A\nflags\t\t: fpu avx avx2 fma amx_tile\n", "A", ["avx", "fma", "avx2", "amx_tile"]),
     "arm": ("Features\t: fp asimd asimddp bf16\n", "aarch64", ["asimd", "asimddp", "bf16"]),
@@ -92,13 +95,12 @@ def test_a_system_without_cpuinfo_and_sysconf(monkeypatch):
 
 @pytest.mark.parametrize(
     ("given", "before", "expected"),
-    [(None, "", "1"), ("0", "", "0"), (None, "import tensorflow", None)],
+    [({}, "", "1 true"), (SET, "", "0 false"), ({}, "import tensorflow", "None None")],
     ids=["by default", "the user's", "imported before"],
 )
-def test_onednn_is_on_where_this_package_imports_tensorflow(given, before, expected):
-    environ = {name: value for name, value in os.environ.items() if name != "TF_ENABLE_ONEDNN_OPTS"}
-    if given is not None:
-        environ["TF_ENABLE_ONEDNN_OPTS"] = given
-    code = f"{before}\nimport os, han_tf; print(os.environ.get('TF_ENABLE_ONEDNN_OPTS'))"
-    done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == str(expected)
+def test_onednn_and_growing_gpu_memory_are_on_where_this_package_imports_tensorflow(given, before, expected):
+    environ = {name: value for name, value in os.environ.items() if name not in SET}
+    code = f"{before}\nimport os, han_tf; print(*(os.environ.get(name) for name in {list(SET)}))"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env={**environ, **given}, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == expected

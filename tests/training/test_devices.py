@@ -9,6 +9,7 @@ import time
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from han_tf.common.errors import UserError
 from han_tf.training.devices import CLUSTER, create_strategy
@@ -104,6 +105,14 @@ def test_two_devices_do_what_one_does(tiny_data, tmp_path):
     assert any(line.startswith("stopped by SIGTERM after 2 steps") for line in refused)
     assert any("batch norm saw a part of a batch on each of 2 devices, there are 1 now" in line for line in refused)
     assert any("batches of 15 images on 2 devices: expected a multiple of 2" in line for line in refused)
+
+
+def test_gpu_memory_grows_also_where_tensorflow_was_imported_before(monkeypatch):
+    config, grown = tf.config, {}
+    monkeypatch.setattr(config, "list_physical_devices", lambda kind: [f"{kind}:{number}" for number in range(2)])
+    monkeypatch.setattr(config.experimental, "set_memory_growth", grown.__setitem__)
+    create_strategy("one_device")
+    assert grown == {"GPU:0": True, "GPU:1": True}
 
 
 @pytest.mark.parametrize(

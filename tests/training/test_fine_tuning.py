@@ -15,6 +15,7 @@ from han_tf.models.transfer import named_variables, take_over
 from han_tf.runs.folder import load_run
 from han_tf.training.config import TrainConfig
 from han_tf.training.loop import Trainer
+from han_tf.weights import HERE, read_arrays
 
 SIZE = {"input_height": 48, "input_width": 32}
 FINGERPRINTS = {"train": "a", "test": "b"}
@@ -74,6 +75,16 @@ def test_all_but_the_classifiers_come_for_other_people_and_another_size(data, so
     told = json.loads((tmp_path / "run" / "environment.json").read_text())["init_from"]
     assert told["epochs"] == 1
     assert (told["dataset"], told["input_height"]) == ("market1501", 48)
+
+
+def test_a_network_of_the_package_is_named(data, tmp_path):
+    name = "han_small-synthetic"
+    trainer = Trainer(config(init_from=name), tmp_path / "run", data)
+    stored = read_arrays(HERE / name)
+    for found, variable in named_variables(trainer.model, classifiers=False).items():
+        np.testing.assert_array_equal(variable, stored[found], err_msg=found)
+    told = json.loads((tmp_path / "run" / "environment.json").read_text())["init_from"]
+    assert (told["dataset"], told["epochs"]) == ("synthetic", 8)
 
 
 def test_classifiers_come_for_the_same_images_alone(data, source, tmp_path):
