@@ -27,6 +27,7 @@ import numpy as np
 
 from han_tf.common.errors import UserError
 from han_tf.common.files import lock
+from han_tf.search.choice import ENGINES
 from han_tf.search.gallery import UNKNOWN, Columns, Entry
 
 DATABASE = "gallery.sqlite"
@@ -446,7 +447,7 @@ class Store:
                 if (np.diff(labels.ids[labels.alive]) <= 0).any():
                     raise ValueError("entries' ids do not rise with their rows")
                 np.maximum.accumulate(labels.ids, out=labels.ids)
-            except (KeyError, ValueError, TypeError) as error:
+            except (AttributeError, KeyError, ValueError, TypeError) as error:
                 raise UserError(f"{self.folder / DATABASE}: damaged ({error!r}), expected a gallery") from error
             finally:
                 if database.in_transaction:
@@ -580,9 +581,11 @@ def _check_settings(settings: dict[str, Any]) -> None:
     for name in ("rows", "dimension", "next_id", "revision"):
         if type(settings[name]) is not int or settings[name] < (name == "dimension"):
             raise ValueError(f"{name} is {settings[name]!r}")
-    for name in ("checksum", "engine"):
-        if not isinstance(settings[name], str):
+    for name in ("checksum", "engine", "reason"):
+        if not isinstance(settings[name], str) or (name == "engine" and settings[name] not in ENGINES):
             raise ValueError(f"{name} is {settings[name]!r}")
+    if not 0 <= ((settings["calibration"] or {}).get("gallery_images") or 0) < np.inf:
+        raise ValueError(f"calibration is {settings['calibration']!r}")
     for name, value in (("greatest_norm", settings["greatest_norm"]), ("threshold", settings["threshold"] or 0)):
         if not 0 <= value < np.inf:
             raise ValueError(f"{name} is {value!r}")

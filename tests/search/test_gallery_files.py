@@ -690,6 +690,10 @@ def test_names_from_the_database_lead_nowhere_else(path, tmp_path, setting, name
         ("threshold", -1),
         ("snapshot", "index-1.faiss"),
         ("greatest_norm", []),
+        ("engine", "milvus"),
+        ("reason", None),
+        ("calibration", [1]),
+        ("calibration", {"gallery_images": "many"}),
     ],
 )
 def test_settings_that_are_none(path, setting, value):
