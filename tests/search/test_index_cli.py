@@ -219,6 +219,23 @@ def test_flags_that_mean_nothing(call, arguments):
     call(index, *arguments, status=2)
 
 
+def test_vectors_are_compared_with_their_checksums(call, tmp_path, shards):
+    path = tmp_path / "gallery"
+    assert f"checked: {COUNT} vectors\n" in call(index, "--index", path, shards, "--check")
+    with open(path / "vectors-0.f32", "r+b") as stream:
+        stream.seek(4 * DIMENSION * 5)
+        stream.write(b"\1\2")
+    (line,) = (line for line in call(index, "--index", path).splitlines() if line.startswith("note: "))
+    named = f"the vectors of 1 entries are damaged (ids 5 {labels(COUNT)['paths'][5]})"
+    assert named in line
+    assert named in call(index, "--index", path, "--check", status=1)
+    out = call(index, "--index", path, shards, "--check")
+    assert f"0 of {COUNT} images added, 1 replaced" in out
+    assert f"checked: {COUNT} vectors\n" in out
+    milvus = tmp_path / "gallery.db"
+    assert "only a gallery in a folder can be checked" in call(index, "--index", milvus, shards, "--check", status=1)
+
+
 def test_the_threshold_is_chosen_and_used(call, tmp_path, archive):
     path = tmp_path / "gallery"
     strangers = write_archive(tmp_path / "validation.npz", 300, 7)
