@@ -307,6 +307,17 @@ def test_searching_for_images(call, tmp_path, tiny_run, tiny_data, monkeypatch):
     assert "--model is missing" in call(search, "--index", path, images[4], status=2)
 
 
+def test_a_query_that_is_not_finite_is_named(call, tmp_path, archive):
+    call(index, "--index", tmp_path / "gallery", archive, "--checksum=mine")
+    features = clustered(5, DIMENSION)
+    features[3, 2] = np.nan
+    paths = np.array([f"query/{i}.jpg" for i in range(5)])
+    ones = np.ones(5, np.int64)
+    save_features(tmp_path / "queries.npz", FeatureSet(features, ones, ones, paths))
+    line = call(search, "--index", tmp_path / "gallery", "--features", tmp_path / "queries.npz", status=1)
+    assert "queries.npz: the feature of query/3.jpg is not finite (1 such features)" in line
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
