@@ -59,6 +59,7 @@ flags.DEFINE_string("milvus_index", "HNSW", "Milvus: index type of a new collect
 command_line.group(FLAGS, "changes")
 command_line.define_list(FLAGS, "delete", [], "Ids of entries to delete.", flags.IntegerParser())
 flags.DEFINE_boolean("compact", False, "Give back the space of deleted entries, and rebuild.", flag_values=FLAGS)
+flags.DEFINE_boolean("check", False, "Compare all stored vectors with their checksums.", flag_values=FLAGS)
 flags.DEFINE_boolean("rebuild", False, "Train and build the index from the start.", flag_values=FLAGS)
 command_line.group(FLAGS, "threshold")
 flags.DEFINE_string("calibrate", "", "Features with pids to choose the threshold by.", flag_values=FLAGS)
@@ -115,6 +116,11 @@ def main(values: flags.FlagValues) -> None:
             gallery.set_threshold(values.threshold)
         for line in describe(gallery.info()):
             print(line)
+        if values.check:
+            with _Bar("check", len(gallery)) as bar:
+                compared = gallery.check(bar.show)
+            left = len(gallery) - compared
+            print(f"checked: {compared:,} vectors" + f"; {left:,} of an earlier version have no checksums" * bool(left))
 
 
 def _open(values: flags.FlagValues, sources: list[FeatureSource], checksums: dict[str, str]) -> Gallery:

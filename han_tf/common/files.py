@@ -146,7 +146,7 @@ def locked(path: Union[str, os.PathLike], taken: Optional[str] = None) -> Iterat
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        stream = path.open("w")
+        stream = path.open("a")  # of a link, the file it leads to keeps what it holds
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     with stream:

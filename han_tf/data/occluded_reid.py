@@ -11,7 +11,7 @@ from typing import NamedTuple, Optional
 
 from han_tf.common.errors import UserError
 from han_tf.data.counts import Counts, differences
-from han_tf.data.folders import PathLike, find_folder, read_folder
+from han_tf.data.folders import PathLike, find_folder, is_image, read_folder
 from han_tf.data.records import Record, ReIDDataset
 
 PUBLISHED = {
@@ -85,4 +85,6 @@ def _read_subset(folder: Path, camid: int, notes: list[str]) -> tuple[Record, ..
             raise UserError(f"{record.path}: an image of person {record.pid}, expected one of {person}, as its folder")
     if not people:
         records.extend(read_folder(folder, pid_and_camid, "001_01.tif", notes))
+    elif left := sum(is_image(child.name) and child.is_file() for child in folder.iterdir()):
+        notes.append(f"{folder.name}: {left:,} images beside the folders of people: passed over")
     return tuple(records)

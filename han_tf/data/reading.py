@@ -4,9 +4,10 @@ import io
 import os
 import stat
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
+from itertools import islice
 from typing import NamedTuple, Optional, Union
 
 import numpy as np
@@ -216,7 +217,7 @@ class ImageReader:
     always raises :class:`UserError`. So does a sequence of which no image could be decoded.
 
     Args:
-      records: the images to read: records, paths or pixels.
+      records: the images to read: records, paths or pixels. An iterator is asked for :data:`_AHEAD` batches at a time.
       input_size: height and width to resize to (:func:`resize`), in pixels.
       batch_size: records per batch.
       skip_bad_images: leave out files that cannot be decoded instead of raising.
@@ -227,7 +228,7 @@ class ImageReader:
 
     def __init__(
         self,
-        records: Sequence[Source],
+        records: Iterable[Source],
         input_size: Sequence[int],
         batch_size: int = 64,
         skip_bad_images: bool = False,
@@ -246,18 +247,19 @@ class ImageReader:
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         self.depth, self.bad_images = Depth(self.depth.white_level), []
-        with progress_bar(
-            total=len(self.records), desc=self.progress, unit="img", disable=self.progress is None
-        ) as bar:
-            for images, start, reasons in self.batches():
-                for index, reason in sorted(reasons.items()):
-                    bad = BadImage(path_of(self.records[index]), reason)
+        count, total = 0, len(self.records) if isinstance(self.records, Sized) else None
+        with progress_bar(total=total, desc=self.progress, unit="img", disable=self.progress is None) as bar:
+            for images, start, found in self.batches():
+                count = start + len(images)
+                for _, bad in sorted(found.items()):
                     if not self.skip_bad_images:
-                        raise UserError(f"{bad.path}: not a readable image ({reason}); --skip_bad_images leaves it out")
+                        raise UserError(
+                            f"{bad.path}: not a readable image ({bad.reason}); --skip_bad_images leaves it out"
+                        )
                     self.bad_images.append(bad)
-                kept = np.array([i for i in range(start, start + len(images)) if i not in reasons], np.int64)
+                kept = np.array([i for i in range(start, count) if i not in found], np.int64)
                 if len(kept):
-                    yield (images if not reasons else images[kept - start]), kept
+                    yield (images if not found else images[kept - start]), kept
                 bar.update(len(images))
         for sentence in self.depth.notes:
             tqdm.write(f"note: {sentence}")
@@ -265,40 +267,42 @@ class ImageReader:
             tqdm.write(f"skipped {len(self.bad_images)} unreadable images:")
             for bad in self.bad_images:
                 tqdm.write(f"  {bad.path}: {bad.reason}")
-        if len(self.bad_images) == len(self.records):
-            raise UserError(f"none of the {len(self.records)} images could be read, expected at least one")
+        if len(self.bad_images) == count and (count or total == 0):
+            raise UserError(f"none of the {count} images could be read, expected at least one")
 
-    def batches(self) -> Iterator[tuple[np.ndarray, int, dict[int, str]]]:
-        """Yields, per batch, images, index of the first record, and index -> reason of records that cannot be decoded.
+    def batches(self) -> Iterator[tuple[np.ndarray, int, dict[int, BadImage]]]:
+        """Yields, per batch, images, index of the first record, and by index the records that cannot be decoded.
 
         The pixels of undecodable images are arbitrary.
         """
         pool = ThreadPoolExecutor(self.threads, thread_name_prefix="decode")
         pending: deque[tuple[np.ndarray, int, list[Future]]] = deque()
-        starts = iter(range(0, len(self.records), self.batch_size))
+        records, asked = iter(self.records), 0
         try:
             while True:
-                while len(pending) < _AHEAD and (start := next(starts, None)) is not None:
-                    images = np.empty((min(self.batch_size, len(self.records) - start), *self.input_size, 3), np.uint8)
+                while len(pending) < _AHEAD and (batch := list(islice(records, self.batch_size))):
+                    images = np.empty((len(batch), *self.input_size, 3), np.uint8)
                     # Each batch is divided among all threads, so that the first one is ready early.
-                    step = -(-len(images) // self.threads)
-                    parts = range(0, len(images), step)
-                    tasks = [pool.submit(self._read, images[part : part + step], start + part) for part in parts]
-                    pending.append((images, start, tasks))
+                    step = -(-len(batch) // self.threads)
+                    tasks = [
+                        pool.submit(self._read, images[part : part + step], batch[part : part + step], asked + part)
+                        for part in range(0, len(batch), step)
+                    ]
+                    pending.append((images, asked, tasks))
+                    asked += len(batch)
                 if not pending:
                     return
                 images, start, tasks = pending.popleft()
-                yield images, start, {index: reason for task in tasks for index, reason in task.result().items()}
+                yield images, start, {index: bad for task in tasks for index, bad in task.result().items()}
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _read(self, images: np.ndarray, start: int) -> dict[int, str]:
-        """Fills ``images`` with the records from ``start`` on; returns record index -> reason of undecodable images."""
-        reasons = {}
-        for index, image in enumerate(images, start=start):
-            record = self.records[index]
+    def _read(self, images: np.ndarray, records: Sequence[Source], start: int) -> dict[int, BadImage]:
+        """Fills ``images`` with ``records``; returns those that cannot be decoded by their indices, from ``start``."""
+        found = {}
+        for index, (image, record) in enumerate(zip(images, records), start=start):
             if isinstance(record, BadImage):
-                reasons[index] = record.reason
+                found[index] = record
                 continue
             try:
                 if isinstance(record, np.ndarray):
@@ -308,10 +312,10 @@ class ImageReader:
             except UserError:
                 raise
             except Exception as error:  # the codecs, zlib and struct raise exceptions of many kinds
-                reasons[index] = " ".join(str(error).split()) or type(error).__name__
+                found[index] = BadImage(path_of(record), " ".join(str(error).split()) or type(error).__name__)
             else:
                 image[:] = resize(pixels, self.input_size)
-        return reasons
+        return found
 
 
 def path_of(source: Source) -> str:

@@ -2,8 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -15,9 +14,6 @@ from han_tf.data.reading import BadImage, ImageReader, Source, checked_pixels, r
 from han_tf.data.records import Record
 from han_tf.runtimes import KERAS, open_runtime
 from han_tf.runtimes.probes import prove
-
-TAKEN_AT_ONCE = 16
-"""Batches of images that are taken from an iterator and decoded together."""
 
 
 class FeatureExtractor:
@@ -124,8 +120,7 @@ class FeatureExtractor:
             batches, or of tuples that begin with one. Arrays are uint8 or float, RGB in [0, 255].
           skip_bad_images: whether to leave out files that cannot be decoded, and their rows, instead of raising.
           bad_images: a list that gets an entry for each image left out: its name and the reason.
-          progress: title of the progress bar; None for no bar. An iterator gets a bar for each 16 batches; arrays of
-            images and ``tf.data`` pipelines get none.
+          progress: title of the progress bar; None for no bar. Arrays of images and ``tf.data`` pipelines get none.
 
         Returns:
           ``[n, feature_dim]`` float32, in the order of the images; of a single image ``[1, feature_dim]``.
@@ -145,38 +140,29 @@ class FeatureExtractor:
                 for start in range(0, len(images), self.batch_size)
             ]
         else:
-            parts = []
-            for some in self._sequences(images):
-                stream = self.stream(some, skip_bad_images, progress)
-                parts += [features for features, _ in stream]
-                if bad_images is not None:
-                    bad_images += stream.bad_images
+            stream = self.stream(images, skip_bad_images, progress)
+            parts = [features for features, _ in stream]
+            if bad_images is not None:
+                bad_images += stream.bad_images
         return np.concatenate([np.empty([0, self.feature_dim], np.float32), *parts])
 
-    def _sequences(self, images: Any) -> Iterable[Sequence[Source]]:
-        """Yields the images in sequences: a sequence as it is, an iterator in parts."""
-        if isinstance(images, (Sequence, np.ndarray)):
-            yield images
-            return
-        if not isinstance(images, Iterable) or isinstance(images, (set, frozenset, dict)):
-            raise UserError(f"images are {_described(images)}, expected paths, arrays or PIL images")
-        iterator = iter(images)
-        while some := list(islice(iterator, TAKEN_AT_ONCE * self.batch_size)):
-            yield some
-
     def stream(
-        self, images: Sequence[Source], skip_bad_images: bool = False, progress: Optional[str] = None
+        self, images: Iterable[Source], skip_bad_images: bool = False, progress: Optional[str] = None
     ) -> "FeatureStream":
         """Returns the features of images batch by batch, decoded in parallel with the network.
 
         Args:
-          images: paths, records, PIL images, or arrays ``[height, width, 3]``.
+          images: paths, records, PIL images, or arrays ``[height, width, 3]``; an iterator is asked for few at a time.
           skip_bad_images, progress: as for a call of the extractor.
         """
-        if isinstance(images, (str, bytes, os.PathLike)) or not isinstance(images, (Sequence, np.ndarray)):
+        if isinstance(images, (str, bytes, os.PathLike)):
             raise UserError(f"images are {_described(images)}, expected a sequence of paths, arrays or PIL images")
-        if any(isinstance(image, Image.Image) for image in images):
-            images = [np.asarray(image.convert("RGB")) if isinstance(image, Image.Image) else image for image in images]
+        if not isinstance(images, Iterable) or isinstance(images, (set, frozenset, dict)):
+            raise UserError(f"images are {_described(images)}, expected paths, arrays or PIL images")
+        if not isinstance(images, (Sequence, np.ndarray)):
+            images = map(_pixels, images)
+        elif any(isinstance(image, Image.Image) for image in images):
+            images = list(map(_pixels, images))
         return FeatureStream(self, images, skip_bad_images, progress)
 
     def _of_batch(self, batch: Any) -> np.ndarray:
@@ -197,7 +183,7 @@ class FeatureStream:
     def __init__(
         self,
         extractor: FeatureExtractor,
-        images: Sequence[Source],
+        images: Iterable[Source],
         skip_bad_images: bool = False,
         progress: Optional[str] = None,
     ):
@@ -218,9 +204,14 @@ class FeatureStream:
         return self._reader.bad_images
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        if len(self._reader.records):
+        if not isinstance(self._reader.records, Sized) or len(self._reader.records):
             for images, kept in self._reader:
                 yield self._extractor.embed(images), kept
+
+
+def _pixels(image: Union[Source, Image.Image]) -> Source:
+    """Returns the pixels of one of Pillow's images, anything else as it is."""
+    return np.asarray(image.convert("RGB")) if isinstance(image, Image.Image) else image
 
 
 def _described(images: Any) -> str:

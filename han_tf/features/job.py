@@ -443,7 +443,7 @@ def _embedded(
 ) -> Iterator[tuple[np.ndarray, dict[int, str]]]:
     """Yields, per batch, features (arbitrary for bad images) and, by row, the reasons why images are bad."""
     for pixels, start, found in reader.batches():
-        reasons = {index - start: reason for index, reason in found.items()}
+        reasons = {index - start: bad.reason for index, bad in found.items()}
         for row in range(len(pixels)):
             try:
                 paths[start + row].encode()

@@ -107,7 +107,14 @@ def _queries(values: flags.FlagValues, gallery: Gallery) -> tuple[list[str], np.
             raise UserError(f"{values.features}: features {found}, expected [n, {gallery.dimension}]")
         paths = [str(path) for path in np.ravel(arrays.get("paths", []))]
         named = len(paths) == len(features)
-        return [paths[i] if named and paths[i] else f"row {i}" for i in range(len(features))], features
+        names = [paths[i] if named and paths[i] else f"row {i}" for i in range(len(features))]
+        spoiled = np.flatnonzero(~np.isfinite(features).all(axis=1)) if features.dtype.kind == "f" else ()
+        if len(spoiled):
+            raise UserError(
+                f"{values.features}: the feature of {names[spoiled[0]]} is not finite ({len(spoiled)} such features), "
+                "expected finite numbers"
+            )
+        return names, features
     if not values.model:
         raise command_line.UsageError("--model is missing, expected the run or export whose features the gallery holds")
     from han_tf.features.extractor import FeatureExtractor

@@ -28,11 +28,13 @@ class Address(NamedTuple):
     def of(cls, path: Union[str, os.PathLike], collection: Optional[str] = None) -> Optional["Address"]:
         """Returns the address that ``path`` is, with the collection after a ``#``; None if it is a folder's."""
         uri, token = os.fspath(path), ""
-        remote = uri.startswith(("http://", "https://"))
+        scheme, separator, rest = uri.partition("://")
+        remote = bool(separator) and scheme.lower() in ("http", "https")
+        if separator and not remote and "@" in rest:  # a password may stand there, which a folder's name would show
+            raise UserError(f"{scheme}:// is no address of Milvus, expected http://HOST:PORT or https://HOST:PORT")
         if remote:
-            scheme, _, rest = uri.partition("://")
             token, _, host = rest.rpartition("@")  # a password may hold any sign, a # or an @ too
-            uri, token = f"{scheme}://{host}", unquote(token)
+            uri, token = f"{scheme.lower()}://{host}", unquote(token)
         uri, _, named = uri.partition("#")
         if not remote and not uri.endswith(".db"):
             return None

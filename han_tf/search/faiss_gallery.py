@@ -67,6 +67,9 @@ CANDIDATES_PER_HIT = 4
 EXACT_SHARE = 20
 """Where fewer than one row in so many passes the filters, these are gone through one by one."""
 
+NAMED = 3
+"""Damaged entries that a note names."""
+
 LOADED_TRIES = 3
 """How often a gallery is read that another process changes at the same time."""
 
@@ -115,6 +118,9 @@ class FaissGallery(Gallery):
     checksum by the database once it is whole. Rows that it lacks are searched exactly. If it is damaged or missing,
     all rows are searched exactly, and :attr:`notes` says so.
 
+    Each vector has a checksum. Vectors of up to 128 MiB are compared with theirs when the gallery is opened, more by
+    :meth:`check` alone; where some are damaged, :attr:`notes` names their entries.
+
     What an index has learned from its first rows may not fit later ones. So while a process changes the gallery, it
     searches some of the stored vectors now and then, and compares what the index finds with what is nearest. Where
     the index falls short, all rows are searched exactly and a thread builds it anew. A thread compacts the gallery,
@@ -146,7 +152,7 @@ class FaissGallery(Gallery):
         self._guard = Guard()  # of self._loaded, and of the rows' numbers
         self._changing = threading.RLock()  # of whoever builds, compacts or adds to the index
         self._loaded: Optional[_Loaded] = None
-        self._damage = ""
+        self._damage = self._wrong = ""
         self._found: Optional[float] = None  # share of the nearest rows that an index finds which is not used any more
         self._worker: Optional[threading.Thread] = None
         self._worker_lock = threading.Lock()
@@ -219,7 +225,7 @@ class FaissGallery(Gallery):
 
     @property
     def notes(self) -> list[str]:  # noqa: D102
-        notes = [self._damage] if self._damage else []
+        notes = [note for note in (self._wrong, self._damage) if note]
         if self._found is not None:
             notes.append(POOR.format(self._found))
         state, loaded = self.store.state, self._loaded
@@ -538,6 +544,18 @@ class FaissGallery(Gallery):
                     self.store.compact(self._renumbering())
             self.build(anew=True, progress=progress)
 
+    def check(self, progress: Progress = None) -> int:  # noqa: D102
+        wrong, compared = self.store.damaged(progress)
+        self._wrong = ""
+        if wrong:
+            names = ", ".join(f"{entry.id} {entry.path}".strip() for entry in wrong[:NAMED])
+            self._wrong = (
+                f"the vectors of {len(wrong):,} entries are damaged (ids {names}{', …' * (len(wrong) > NAMED)}): add "
+                "their sources again, which replaces them, or delete them"
+            )
+            raise UserError(f"{self.location}: {self._wrong}")
+        return compared
+
     def info(self) -> dict[str, Any]:  # noqa: D102
         state, loaded = self.store.state, self._loaded
         return {
@@ -606,6 +624,9 @@ class FaissGallery(Gallery):
         with self._guard.writing():
             self._loaded, self._damage = loaded, damage
             self._found = self.store.settings["snapshot"].get("found") if loaded else None
+        if self.store.state.vectors.nbytes <= FLAT_BYTES:  # takes about as long as a search of them all
+            with suppress(UserError):  # a note tells of it
+                self.check()
         if self.store.writing:
             if loaded and 0 < len(self.store.state.vectors) - loaded.index.rows <= UNASKED_MOST:
                 self._catch_up()

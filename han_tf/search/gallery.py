@@ -594,6 +594,14 @@ class Gallery(ABC):
     def compact(self, progress: Progress = None) -> None:
         """Frees the space of deleted entries. Ids do not change."""
 
+    def check(self, progress: Progress = None) -> int:
+        """Compares the stored vectors with their checksums and returns how many were compared.
+
+        Raises:
+          UserError: some are damaged; the engine is Milvus, which checks its files itself.
+        """
+        raise UserError(f"{self.location}: only a gallery in a folder can be checked, expected one")
+
     @property
     @abstractmethod
     def notes(self) -> list[str]:

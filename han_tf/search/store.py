@@ -1,6 +1,7 @@
 """A gallery's files: an append-only file of vectors and an SQLite database.
 
-  gallery.sqlite    settings, and one row per entry: id, its row in the file of vectors, path, pid, camid, time
+  gallery.sqlite    settings, and one row per entry: id, its row in the file of vectors, path, pid, camid, time; a
+                    checksum of its vector, which earlier versions did not keep
   vectors-N.f32     float32 ``[rows, dimension]``, little-endian; N rises when the file is compacted
   lock              held by the process that writes
 
@@ -18,6 +19,7 @@ import re
 import secrets
 import sqlite3
 import threading
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -27,7 +29,8 @@ import numpy as np
 
 from han_tf.common.errors import UserError
 from han_tf.common.files import lock
-from han_tf.search.gallery import UNKNOWN, Columns, Entry
+from han_tf.search.choice import ENGINES
+from han_tf.search.gallery import UNKNOWN, Columns, Entry, Progress
 
 DATABASE = "gallery.sqlite"
 LOCK = "lock"
@@ -41,6 +44,9 @@ CREATE TABLE entries (
   id INTEGER PRIMARY KEY, row INTEGER NOT NULL, path TEXT NOT NULL, pid INTEGER, camid INTEGER, time REAL
 );
 """
+CHECKSUMS = "CREATE TABLE IF NOT EXISTS checksums (id INTEGER PRIMARY KEY, crc INTEGER NOT NULL)"
+"""CRC-32 of the entries' vectors; made at the first change of a gallery of an earlier version."""
+
 PATH_INDEX = "CREATE INDEX IF NOT EXISTS entries_path ON entries (path)"
 """Made when entries are first asked for by their paths."""
 
@@ -219,13 +225,14 @@ class Store:
         with self.lock:
             if len(self.state.vectors) != self.settings["rows"]:
                 self.load()  # an interrupt came after a commit
-            n, first = len(columns.features), self.settings["rows"]
+            features, first = columns.features.astype("<f4", copy=False), self.settings["rows"]
+            n = len(features)
             path = self.folder / self.settings["vectors"]
             row_bytes = 4 * self.settings["dimension"]
             with self._writing(path), open(path, "r+b", opener=_no_link) as stream:
                 stream.truncate(first * row_bytes)  # what a crash left
                 stream.seek(first * row_bytes)
-                stream.write(columns.features.astype("<f4", copy=False).data)
+                stream.write(features.data)
                 stream.flush()
                 os.fsync(stream.fileno())
             ids = np.arange(self.settings["next_id"], self.settings["next_id"] + n)
@@ -245,7 +252,9 @@ class Store:
 
             def change(database: sqlite3.Connection) -> None:
                 database.executemany("INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?)", rows)
-                database.executemany("DELETE FROM entries WHERE id = ?", ((id,) for id in gone.tolist()))
+                _delete(database, gone)
+                checksums = zip(ids.tolist(), map(zlib.crc32, features))
+                database.executemany("INSERT OR REPLACE INTO checksums VALUES (?, ?)", checksums)
 
             buried = self.state.rows_of(gone)
             self.commit(changed, change)
@@ -260,8 +269,7 @@ class Store:
             rows = rows[rows >= 0]
             if not len(rows):
                 return 0
-            found = [(id,) for id in self.state.labels.ids[rows].tolist()]
-            self.commit({}, lambda database: database.executemany("DELETE FROM entries WHERE id = ?", found))
+            self.commit({}, lambda database: _delete(database, self.state.labels.ids[rows]))
             self._bury(rows)
             return len(rows)
 
@@ -390,6 +398,41 @@ class Store:
                 found.update((row[0], Entry(*row)) for row in rows.fetchall())
         return found
 
+    def damaged(self, progress: Progress = None) -> tuple[list[Entry], int]:
+        """Compares the vectors with their checksums.
+
+        Returns:
+          The entries whose vectors are not those that were added, and how many entries were compared: all but those
+          of earlier versions, which have no checksums.
+        """
+        state, wrong, compared = self.state, [], 0
+        for ids, checksums in self._checksums():
+            rows = state.rows_of(ids)
+            there = np.flatnonzero(rows >= 0)
+            compared += len(there)
+            wrong += [ids[i] for i in there if zlib.crc32(state.vectors[rows[i]]) != checksums[i]]
+            if progress:
+                progress(compared, state.live)
+        # One that was deleted meanwhile has been overwritten.
+        return list(self.entries(map(int, wrong)).values()), compared
+
+    def _checksums(self) -> Iterator[np.ndarray]:
+        """Yields ids, rising, and checksums of entries, int64 ``[2, n]``; none in a gallery of an earlier version."""
+        last = -1
+        while True:
+            with self._reader_lock, self._reading_errors():
+                if self._reader is None:
+                    raise UserError(f"{self.folder}: the gallery is closed")
+                if not self._reader.execute("SELECT 1 FROM sqlite_master WHERE name = 'checksums'").fetchone():
+                    return
+                part = self._reader.execute(
+                    "SELECT id, crc FROM checksums WHERE id > ? ORDER BY id LIMIT ?", (last, LOADED_AT_ONCE)
+                ).fetchall()
+            if not part:
+                return
+            last = part[-1][0]
+            yield np.array(part, np.int64).T
+
     def named(self, paths: Sequence[str]) -> Iterator[Entry]:
         """Yields the entries of any of ``paths``, by path and id; the lock must have been taken."""
         with self.lock, self._reading_errors():
@@ -446,7 +489,7 @@ class Store:
                 if (np.diff(labels.ids[labels.alive]) <= 0).any():
                     raise ValueError("entries' ids do not rise with their rows")
                 np.maximum.accumulate(labels.ids, out=labels.ids)
-            except (KeyError, ValueError, TypeError) as error:
+            except (AttributeError, KeyError, ValueError, TypeError) as error:
                 raise UserError(f"{self.folder / DATABASE}: damaged ({error!r}), expected a gallery") from error
             finally:
                 if database.in_transaction:
@@ -523,7 +566,7 @@ def _make(folder: Path, settings: dict[str, Any]) -> None:
     temporary.unlink(missing_ok=True)
     database = _connect(temporary)
     with database:
-        database.executescript(SCHEMA)
+        database.executescript(SCHEMA + CHECKSUMS)
         database.execute("BEGIN IMMEDIATE")
         _write_settings(
             database,
@@ -580,9 +623,11 @@ def _check_settings(settings: dict[str, Any]) -> None:
     for name in ("rows", "dimension", "next_id", "revision"):
         if type(settings[name]) is not int or settings[name] < (name == "dimension"):
             raise ValueError(f"{name} is {settings[name]!r}")
-    for name in ("checksum", "engine"):
-        if not isinstance(settings[name], str):
+    for name in ("checksum", "engine", "reason"):
+        if not isinstance(settings[name], str) or (name == "engine" and settings[name] not in ENGINES):
             raise ValueError(f"{name} is {settings[name]!r}")
+    if not 0 <= ((settings["calibration"] or {}).get("gallery_images") or 0) < np.inf:
+        raise ValueError(f"calibration is {settings['calibration']!r}")
     for name, value in (("greatest_norm", settings["greatest_norm"]), ("threshold", settings["threshold"] or 0)):
         if not 0 <= value < np.inf:
             raise ValueError(f"{name} is {value!r}")
@@ -616,6 +661,12 @@ def _connect(path: Path) -> sqlite3.Connection:
 def _write_settings(database: sqlite3.Connection, settings: dict[str, Any]) -> None:
     rows = [(key, json.dumps(value, allow_nan=False)) for key, value in settings.items()]
     database.executemany("INSERT OR REPLACE INTO settings VALUES (?, ?)", rows)
+
+
+def _delete(database: sqlite3.Connection, ids: np.ndarray) -> None:
+    database.execute(CHECKSUMS)
+    for table in ("entries", "checksums"):
+        database.executemany(f"DELETE FROM {table} WHERE id = ?", ((id,) for id in ids.tolist()))
 
 
 def _nullable(values: np.ndarray) -> Sequence[Optional[int]]:

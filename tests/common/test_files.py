@@ -217,6 +217,14 @@ def test_a_lock_is_refused_or_waited_for(tmp_path):
         assert path.read_bytes() == b""
 
 
+def test_a_lock_that_is_a_link_empties_no_file(tmp_path):
+    (tmp_path / "other").write_text("kept")
+    (tmp_path / ".lock").symlink_to(tmp_path / "other")
+    with locked(tmp_path / ".lock", "taken"):
+        pass
+    assert (tmp_path / "other").read_text() == "kept"
+
+
 def test_a_lock_that_cannot_be_written_is_one_line(old):
     with pytest.raises(UserError, match=rf"^cannot write {old}/.lock: "), locked(old / ".lock"):
         pass

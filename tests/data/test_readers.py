@@ -336,6 +336,11 @@ def test_occluded_reid_may_lie_flat_and_refuses_a_wrong_folder_or_name(tmp_path)
     touch(tmp_path / "whole_body_images", "002/001_03.tif")
     with raises("002/001_03.tif: an image of person 1, expected one of 002, as its folder"):
         load_dataset("occluded_reid", tmp_path)
+    (tmp_path / "whole_body_images/002/001_03.tif").rename(tmp_path / "whole_body_images/002/002_03.tif")
+    dataset = load_dataset("occluded_reid", tmp_path)
+    assert labels(dataset.gallery) == [(2, 2)]
+    assert "whole_body_images: 2 images beside the folders of people: passed over" in dataset.notes
+    assert not any("occluded_body_images" in note for note in dataset.notes)
     touch(tmp_path / "occluded_body_images", "001/001_c1_05.tif")
     with raises("001_c1_05.tif: the file name does not fit, expected one like 001_01.tif"):
         load_dataset("occluded_reid", tmp_path)

@@ -1,5 +1,6 @@
 """The feature extractor takes any model and any kind of images."""
 
+import io
 import shutil
 import threading
 
@@ -7,10 +8,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
+from tqdm import tqdm
 
 import han_tf
 from han_tf.common.errors import UserError
-from han_tf.data import Record
+from han_tf.data import Record, reading
 from han_tf.features.extractor import FeatureExtractor
 from han_tf.features.keras import extract_features
 from han_tf.runs.folder import load_run
@@ -87,13 +89,52 @@ def test_one_image_is_one_row(extractor, files, expected):
         np.testing.assert_allclose(extractor(image), expected[:1], atol=1e-5)
 
 
-def test_pictures_of_pil_and_iterators(extractor, files, expected, monkeypatch):
-    monkeypatch.setattr(han_tf.features.extractor, "TAKEN_AT_ONCE", 1)
+def test_pictures_of_pil_and_iterators(extractor, files, expected):
     mixed = [Image.open(files[0]), *files[1:]]
     np.testing.assert_allclose(extractor(mixed), expected, atol=1e-5)
     np.testing.assert_allclose(extractor(iter(mixed)), expected, atol=1e-5)
     palette = Image.open(files[0]).convert("RGBA")
     np.testing.assert_allclose(extractor(palette), expected[:1], atol=1e-5)
+
+
+def test_an_iterator_is_one_list(extractor, files, expected, tmp_path, monkeypatch, capsys):
+    bad, grey = tmp_path / "bad.jpg", tmp_path / "grey.png"
+    bad.write_bytes(b"no image")
+    Image.fromarray(np.full((40, 20), 40_000, np.uint16)).save(grey)
+    images = [grey, *(files[number % 7] for number in range(47)), bad, grey, bad]
+    bars, left_out = [], []
+
+    def progress_bar(*arguments, **options):
+        bars.append(tqdm(*arguments, **options, file=io.StringIO()))
+        return bars[-1]
+
+    monkeypatch.setattr(reading, "progress_bar", progress_bar)
+    found = extractor(iter(images), skip_bad_images=True, bad_images=left_out, progress="features")
+    np.testing.assert_allclose(found[1:-1], expected[np.arange(47) % 7], atol=1e-5)
+    np.testing.assert_allclose(found[-1], found[0], atol=1e-5)
+    assert [image.path for image in left_out] == [str(bad)] * 2
+    assert [bar.n for bar in bars] == [len(images)]
+    told = capsys.readouterr().out
+    assert told.count("2 images of more than 8 bits per pixel") == told.count("note:") == 1
+    assert told.count("skipped 2 unreadable images") == told.count("skipped") == 1
+    with pytest.raises(UserError, match="none of the 2 images could be read"):
+        extractor(iter([bad, bad]), skip_bad_images=True)
+    assert extractor(iter([])).shape == (0, 1024)
+
+
+def test_an_iterator_is_not_read_far_ahead(extractor, files):
+    taken = []
+
+    def endless():
+        while True:
+            taken.append(files[len(taken) % 7])
+            yield taken[-1]
+
+    stream = iter(extractor.stream(endless()))
+    for _ in range(4):
+        next(stream)
+    stream.close()
+    assert len(taken) <= 3 * (4 + reading._AHEAD)
 
 
 def test_a_closed_extractor_says_so(tiny_run, files):

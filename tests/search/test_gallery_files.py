@@ -217,6 +217,75 @@ def test_vectors_that_a_kill_left_are_overwritten_by_the_next_writer(path):
         assert len(gallery) == 48
 
 
+def flip(path, row):
+    """Changes one bit of a stored vector."""
+    (file,) = path.glob("vectors-*.f32")
+    with open(file, "r+b") as stream:
+        stream.seek(row * DIMENSION * 4 + 5)
+        (byte,) = stream.read(1)
+        stream.seek(-1, os.SEEK_CUR)
+        stream.write(bytes([byte ^ 16]))
+
+
+@pytest.mark.parametrize("engine", ["flat", "hnsw"])
+def test_a_damaged_vector_is_named_and_its_source_mends_it(path, engine, small_builds):
+    features, names = clustered(600, DIMENSION), [f"{i}.jpg" for i in range(600)]
+    with create_gallery(path, DIMENSION, CHECKSUM, engine, threads=1) as gallery:
+        gallery.add(features, paths=names)
+        gallery.build()
+        gallery.delete([3, 599])
+        gallery.compact()
+        assert gallery.check() == 598
+    flip(path, 6)  # of the entry 7, since 3 has no row any more
+    with open_gallery(path) as gallery:
+        (note,) = gallery.notes
+        assert note.startswith("the vectors of 1 entries are damaged (ids 7 7.jpg): add their sources again")
+        with pytest.raises(UserError, match=r"gallery: the vectors of 1 entries are damaged \(ids 7 7.jpg\)"):
+            gallery.check()
+        ids = gallery.add(features[4:20], paths=names[4:20], replace=True)
+        assert ids.tolist() == [4, 5, 6, 600, *range(8, 20)]
+        assert gallery.check() == 598
+        assert gallery.notes == []
+        np.testing.assert_array_equal(gallery.features([600]), features[7:8])
+
+
+def test_a_large_gallery_is_checked_when_it_is_asked_for(path, monkeypatch):
+    built(path, "flat", 50)
+    flip(path, 6)
+    monkeypatch.setattr(faiss_engine, "FLAT_BYTES", 50 * DIMENSION * 4 - 1)
+    with open_gallery(path) as gallery:
+        assert gallery.store.damaged()[0] == gallery.entries([6])
+        gallery._wrong = ""
+        assert not any("damaged" in note for note in gallery.notes)
+        with pytest.raises(UserError, match="ids 6"):
+            gallery.check()
+        assert any("damaged" in note for note in gallery.notes)
+        gallery.delete([6])
+        assert gallery.check() == 49
+
+
+def test_a_vector_that_is_deleted_while_it_is_checked_is_not_damaged(path):
+    built(path, "flat", 50)
+    with open_gallery(path) as reader, open_gallery(path) as writer:
+        writer.delete([3, 4])
+        assert reader.store.damaged() == ([], 48)
+
+
+def test_a_gallery_of_an_earlier_version_has_checksums_of_what_is_added_later(path):
+    features = built(path, "flat", 50)
+    with sqlite3.connect(path / "gallery.sqlite") as database:
+        database.execute("DROP TABLE checksums")
+    database.close()
+    with open_gallery(path) as gallery:
+        assert gallery.check() == 0
+        gallery.delete([0])
+        gallery.add(features[:5] + 1)
+        assert (gallery.check(), len(gallery)) == (5, 54)
+    flip(path, 52)
+    with open_gallery(path) as gallery:
+        assert ["ids 52" in note for note in gallery.notes] == [True]
+
+
 @pytest.mark.parametrize("engine", ["hnsw", "ivfpq"])
 def test_an_index_is_built_over_deleted_rows(path, engine, small_builds):
     features = built(path, engine, 900)
@@ -690,6 +759,10 @@ def test_names_from_the_database_lead_nowhere_else(path, tmp_path, setting, name
         ("threshold", -1),
         ("snapshot", "index-1.faiss"),
         ("greatest_norm", []),
+        ("engine", "milvus"),
+        ("reason", None),
+        ("calibration", [1]),
+        ("calibration", {"gallery_images": "many"}),
     ],
 )
 def test_settings_that_are_none(path, setting, value):

@@ -219,6 +219,23 @@ def test_flags_that_mean_nothing(call, arguments):
     call(index, *arguments, status=2)
 
 
+def test_vectors_are_compared_with_their_checksums(call, tmp_path, shards):
+    path = tmp_path / "gallery"
+    assert f"checked: {COUNT} vectors\n" in call(index, "--index", path, shards, "--check")
+    with open(path / "vectors-0.f32", "r+b") as stream:
+        stream.seek(4 * DIMENSION * 5)
+        stream.write(b"\1\2")
+    (line,) = (line for line in call(index, "--index", path).splitlines() if line.startswith("note: "))
+    named = f"the vectors of 1 entries are damaged (ids 5 {labels(COUNT)['paths'][5]})"
+    assert named in line
+    assert named in call(index, "--index", path, "--check", status=1)
+    out = call(index, "--index", path, shards, "--check")
+    assert f"0 of {COUNT} images added, 1 replaced" in out
+    assert f"checked: {COUNT} vectors\n" in out
+    milvus = tmp_path / "gallery.db"
+    assert "only a gallery in a folder can be checked" in call(index, "--index", milvus, shards, "--check", status=1)
+
+
 def test_the_threshold_is_chosen_and_used(call, tmp_path, archive):
     path = tmp_path / "gallery"
     strangers = write_archive(tmp_path / "validation.npz", 300, 7)
@@ -288,6 +305,17 @@ def test_searching_for_images(call, tmp_path, tiny_run, tiny_data, monkeypatch):
     line = call(search, "--index", path, "--model", tiny_run, images[4], status=1)
     assert "the gallery holds features of the model another…" in line
     assert "--model is missing" in call(search, "--index", path, images[4], status=2)
+
+
+def test_a_query_that_is_not_finite_is_named(call, tmp_path, archive):
+    call(index, "--index", tmp_path / "gallery", archive, "--checksum=mine")
+    features = clustered(5, DIMENSION)
+    features[3, 2] = np.nan
+    paths = np.array([f"query/{i}.jpg" for i in range(5)])
+    ones = np.ones(5, np.int64)
+    save_features(tmp_path / "queries.npz", FeatureSet(features, ones, ones, paths))
+    line = call(search, "--index", tmp_path / "gallery", "--features", tmp_path / "queries.npz", status=1)
+    assert "queries.npz: the feature of query/3.jpg is not finite (1 such features)" in line
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ DIMENSION = 16
         ("s3://bucket", None),
         ("http://me:se#cr%40et@host:1#people", Address("http://host:1", "people", "me:se#cr@et")),
         ("https://key@host", Address("https://host", "gallery", "key")),
+        ("HTTP://me:secret@host", Address("http://host", "gallery", "me:secret")),
     ],
 )
 def test_an_address_is_told_from_a_folder(path, expected):
@@ -61,6 +62,17 @@ def test_a_password_is_used_and_never_shown(monkeypatch, capsys):
     for message in [*messages, repr(Address.of(path))]:
         assert "http://127.0.0.1:9#people" in message
         assert "secret" not in message
+
+
+def test_a_password_in_an_address_of_another_kind_is_not_shown(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for command, arguments in ((index, []), (search, ["--id=1"])):
+        arguments = ["x", "--index=milvus://me:secret@host:1", *arguments]
+        assert run(command.main, command.FLAGS, "", arguments, "files") == 1
+        told = "".join(capsys.readouterr())
+        assert "milvus:// is no address of Milvus, expected http://HOST:PORT" in told
+        assert "secret" not in told
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["a b", "1a", "ü", "a-b", 'x" or 1'])
