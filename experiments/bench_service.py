@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, Optional
 import numpy as np
 from absl import flags
 
-from experiments.measuring import make_picture, memory_mb, product_flops, write_figures
+from experiments.measuring import make_picture, new_flags, product_flops, watched_memory, write_figures
 from han_tf.common import cli as command_line
 from han_tf.common.errors import UserError
 from han_tf.common.processes import usable_cores
@@ -34,13 +34,12 @@ MIX = {"search": 60, "search_by_id": 15, "embed": 10, "image": 5, "add": 6, "del
 """Kind of request -> share, in percent."""
 
 PICTURES = 64
-FLAGS = command_line.new_flags()
+FLAGS = new_flags()
 flags.DEFINE_string("model", "han_small-synthetic", "Run or model to serve.", flag_values=FLAGS)
 command_line.old_name(FLAGS, "run", "model")
 flags.DEFINE_integer("clients", 64, "How many ask at a time.", 1, flag_values=FLAGS)
 flags.DEFINE_float("seconds", 60, "How long.", 1, flag_values=FLAGS)
 flags.DEFINE_integer("gallery", 10_000, "Images in the gallery.", 1, flag_values=FLAGS)
-flags.DEFINE_string("output", "", "JSON file for the figures.", flag_values=FLAGS)
 
 
 class Answer(NamedTuple):
@@ -168,17 +167,8 @@ async def _measure(load: Load, process: int, clients: int, seconds: float) -> li
     """Runs the load after a warm-up of five seconds; returns the service's memory at every second, in MiB."""
     await load.run(clients, 5)
     load.seconds.clear()
-    memory = [memory_mb(process=process)]
-
-    async def watch() -> None:
-        while True:
-            await asyncio.sleep(1)
-            memory.append(memory_mb(process=process))
-
-    watcher = asyncio.ensure_future(watch())
-    await load.run(clients, seconds)
-    watcher.cancel()
-    memory.append(memory_mb(process=process))
+    with watched_memory(process, every=1) as memory:
+        await load.run(clients, seconds)
     return memory
 
 
@@ -214,7 +204,7 @@ def main(values: flags.FlagValues) -> None:
     figures[0].update(dimension=dimension, model_format=_said(lines, "model"), exit_status=stopped, added_kept=kept)
     for figure in figures:
         print(json.dumps(figure))
-    write_figures(values.output, figures)
+    write_figures(values.output, "service_bench", figures=figures)
     bad = {status for _, status in load.seconds if status >= 300 and status != 503}
     if bad or load.broken or lost or stopped != -signal.SIGTERM:
         raise UserError(

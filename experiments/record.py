@@ -14,7 +14,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments.results import RESULTS, identity, load_results, stamp, training_result, write_result
+from experiments.results import KINDS, RESULTS, identity, load_results, stamp, training_result, write_result
 from han_tf.common import cli as command_line
 from han_tf.common.errors import UserError
 from han_tf.common.files import read_json
@@ -27,18 +27,6 @@ flags.DEFINE_string("apart", "", "Why the result belongs into no table, e.g. 'st
 flags.DEFINE_string("results_dir", str(RESULTS), "Where the JSONs are.", flag_values=FLAGS)
 
 
-MARKS = {
-    "bench": {"networks", "product_flops"},
-    "runtimes": {"runtimes"},
-    "norm": {"statistics"},
-    "index_bench": {"recall_at_10"},
-    "chaos": {"faults"},
-    "service_bench": {"statuses"},
-    "metrics_bench": {"figures"},
-}
-"""Kind of result -> entries that a benchmark's file of that kind, or its figures, must have; the first match counts."""
-
-
 def result_of(path: Path) -> tuple[str, dict[str, Any]]:
     """Returns name and content of the result in ``path``, a run's folder or a benchmark's file.
 
@@ -49,11 +37,9 @@ def result_of(path: Path) -> tuple[str, dict[str, Any]]:
         result = training_result(path)
         return TrainConfig.from_dict(result["settings"], str(path / CONFIG)).run_name(), result
     figures = read_json(path, "a run's folder or a benchmark's figures")
-    entries = set(figures) if isinstance(figures, dict) else set()
-    if "figures" in entries:
-        entries.update(*figures["figures"])
-    kind = next((kind for kind, marks in MARKS.items() if marks <= entries), None)
-    if kind is None:
+    if isinstance(figures, dict) and "networks" in figures:
+        figures = {"kind": "bench", **figures}  # han_tf.bench writes no kind
+    if not isinstance(figures, dict) or figures.get("kind") not in KINDS:
         raise UserError(
             f"{path}: neither a run's folder nor a benchmark's figures, expected the output of han_tf.train, "
             "han_tf.bench or of a benchmark of experiments"
@@ -61,7 +47,7 @@ def result_of(path: Path) -> tuple[str, dict[str, Any]]:
     made_with = figures.pop("environment", {})
     made_with.pop("command", None)
     # A benchmark's file without commit and machine gets those of this call.
-    return kind, {"kind": kind, **figures, **stamp(), **made_with}
+    return figures["kind"], {**stamp(), **figures, **made_with}
 
 
 def main(values: flags.FlagValues) -> None:

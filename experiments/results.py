@@ -5,8 +5,10 @@ import math
 import os
 import statistics
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -76,10 +78,17 @@ def write_result(folder: Union[str, os.PathLike], name: str, data: Mapping[str, 
     return path
 
 
+RUNTIMES = ("openvino", "onnxruntime")
+"""Packages that may run a model, beside TensorFlow."""
+
+
 def stamp() -> dict[str, Any]:
     """Returns commit, date, machine and packages, for a result that is measured now."""
     made_with = environment.describe()
     made_with.pop("command")  # holds this machine's paths
+    for package in RUNTIMES:
+        with suppress(metadata.PackageNotFoundError):
+            made_with["packages"][package] = metadata.version(package)
     return {**made_with, "date": _date(datetime.now(timezone.utc).timestamp())}
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.chaos import process
-from experiments.chaos.process import Ended, Fault, result_of, start, wait
+from experiments.chaos.process import UNDISTURBED, Child, Ended, Fault, result_of
 from han_tf import export, extract, index, train
 from han_tf.common import cli
 from han_tf.common.files import write_npz
@@ -67,7 +67,7 @@ def prepare(root: Path) -> list[Work]:
         Work("indexing", partial(_index, features), _entries),
     ]
     for work, folder in ((works[0], run), (works[1], exports)):
-        ended = wait(start(partial(work.command, folder), log, folder), log)
+        ended = Child(partial(work.command, folder), log, folder).end()
         if ended.status:
             raise RuntimeError(f"{work.name}: status {ended.status}: {ended.said}")
     return works
@@ -156,27 +156,25 @@ def disturb(work: Work, root: Path, rounds: int, seconds: float, seed: int) -> d
     """
     rng, log, base = np.random.default_rng(seed), root / "log", root / work.name
     begun = time.monotonic()
-    plain = wait(start(partial(work.command, base), log, base), log)
+    plain = Child(partial(work.command, base), log, base).end()
     counts: Counter[str] = Counter()
     faults: list[str] = []
     if plain.status:
         return {"case": work.name, "faults": [f"undisturbed: status {plain.status}: {plain.said[-500:]}"]}
     expected = result_of(lambda: list(work.rows(base)), log)
-    folder, finished = root / f"{work.name}-0", 0
-    while counts["kill"] < rounds and time.monotonic() < begun + seconds:
-        fault, after = chosen(rng, plain)
-        ended = wait(start(partial(work.command, folder), log, folder, fault), log, after)
-        counts[_happened(fault, ended)] += 1
+    folder, finished, last = root / f"{work.name}-disturbed", 0, False
+    while not last:
+        last = counts["kill"] >= rounds or time.monotonic() >= begun + seconds
+        fault = UNDISTURBED if last else chosen(rng, plain)
+        ended = Child(partial(work.command, folder), log, folder, fault).end()
+        if not last:
+            counts[_happened(fault, ended)] += 1
         faults += complaints(work.name, fault, ended)
-        if ended.status == 0:
+        if last or ended.status == 0:
             finished += 1
             counts.update(_compared(work, expected, folder, log, faults))
             shutil.rmtree(folder)
-            folder = root / f"{work.name}-{finished}"
-    last = wait(start(partial(work.command, folder), log, folder), log)
-    faults += complaints(work.name, Fault(), last)
-    counts.update(_compared(work, expected, folder, log, faults))
-    return figures(work.name, counts, finished + 1, faults, time.monotonic() - begun, len(expected))
+    return figures(work.name, counts, finished, faults, time.monotonic() - begun, len(expected))
 
 
 def _happened(fault: Fault, ended: Ended) -> str:
@@ -187,12 +185,12 @@ def _happened(fault: Fault, ended: Ended) -> str:
     return KINDS[fault.kind] if fault.kind > process.KILL and began else "too late"
 
 
-def chosen(rng: np.random.Generator, plain: Ended) -> tuple[Fault, Any]:
-    """Returns a fault, and the seconds after which to kill the command; None for no such kill."""
+def chosen(rng: np.random.Generator, plain: Ended) -> Fault:
+    """Returns a fault that falls into the time or the calls of the undisturbed command."""
     kind = int(rng.choice(list(SHARES), p=list(SHARES.values()))) if any(plain.calls) else process.KILL
     if kind == process.KILL and (rng.random() < 0.5 or not any(plain.calls)):
-        return Fault(), rng.uniform(0, plain.seconds)
-    return Fault(kind, int(rng.integers(max(1, plain.calls[kind == process.UNREADABLE])))), None
+        return Fault(seconds=rng.uniform(0, plain.seconds))
+    return Fault(kind, int(rng.integers(max(1, plain.calls[kind == process.UNREADABLE]))))
 
 
 def complaints(name: str, fault: Fault, ended: Ended) -> list[str]:
