@@ -25,20 +25,21 @@ from experiments.measuring import memory_mb
 LIBRARY = "HAN_TF_CHAOS_LIBRARY"
 """Environment variable with the path of the library of faults, set once the library is loaded."""
 
-COUNT, KILL, FULL, BROKEN, UNREADABLE = range(5)
-"""Kinds of faults, numbered as in ``faults.c``: none, SIGKILL, ENOSPC, EIO of writes, EIO of reads."""
+KINDS = ("", "kill", "disk full", "EIO, write", "EIO, read")
+OF_DISK = KINDS[2:]
+"""Kinds of faults, numbered as in ``faults.c``; the first one is none."""
 
 
 class Fault(NamedTuple):
     """What disturbs a command.
 
     Attributes:
-      kind: of the fault.
+      kind: one of :data:`KINDS`.
       after: number of calls beneath the command's folder after which it begins.
       seconds: when the command is killed instead; None for never.
     """
 
-    kind: int = COUNT
+    kind: str = ""
     after: int = 0
     seconds: Optional[float] = None
 
@@ -50,7 +51,7 @@ class Ended(NamedTuple):
     """How a command ended.
 
     Attributes:
-      status: exit status; minus the signal that ended it.
+      status: exit status, or minus the signal that ended it.
       said: the end of what it printed.
       calls: writes and reads beneath the folder; zeros if it was killed or the library is not loaded.
       seconds: how long it ran.
@@ -63,18 +64,13 @@ class Ended(NamedTuple):
 
 
 class Child(ForkProcess):
-    """A call in a child process, which starts at once.
+    """A call in a child process, which starts at once, with a fault beneath ``folder``.
 
-    Args:
-      call: returns the exit status; None for 0.
-      log: what it prints; not beneath ``folder``, so that writing it does not fail.
-      folder: where the fault is.
-      fault: disturbs it.
+    ``call`` returns the exit status; None for 0. The child prints into ``log``, which is not beneath ``folder``, so
+    that writing it does not fail.
     """
 
-    def __init__(
-        self, call: Callable[[], Any], log: Path, folder: Optional[Path] = None, fault: Optional[Fault] = None
-    ):
+    def __init__(self, call: Callable[[], Any], log: Path, folder: Optional[Path] = None, fault: Fault = UNDISTURBED):
         super().__init__()
         self._call, self._log, self._folder, self._fault = call, log, folder, fault
         self._calls, self._begun = RawArray("l", 2), time.monotonic()
@@ -88,7 +84,8 @@ class Child(ForkProcess):
             os.dup2(output, descriptor)
         library = ctypes.CDLL(os.environ[LIBRARY]) if os.environ.get(LIBRARY) else None
         if library and self._folder:
-            library.chaos_arm(os.fsencode(self._folder), self._fault.kind, ctypes.c_long(self._fault.after))
+            kind, after, _ = self._fault
+            library.chaos_arm(os.fsencode(self._folder), KINDS.index(kind), ctypes.c_long(after))
         status = self._call()
         if library:
             self._calls[:] = [library.chaos_calls(reading) for reading in (0, 1)]

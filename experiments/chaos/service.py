@@ -1,118 +1,40 @@
 """Kills the service during writes and makes its disk fail; every confirmed write must be there exactly once."""
 
-import http.client
-import json
 import os
 import re
 import signal
 import threading
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Optional
 
 import numpy as np
 
-from experiments.bench_service import PICTURES, form
-from experiments.chaos import process
-from experiments.chaos.kills import KINDS, chosen, complaints, figures, run_command
+from experiments.bench_service import Load
+from experiments.chaos.kills import chosen, complaints, figures, run_command
 from experiments.chaos.process import UNDISTURBED, Child, Ended, Fault, result_of
-from experiments.measuring import make_picture
 from han_tf.data.reading import decode_image
 from han_tf.runs.card import read_card
 from han_tf.search import create_gallery, open_gallery
 from han_tf.serve import __main__ as serve
 
+MIX = {"add": 1, "correct": 1, "delete": 1}
 WRITERS, WRITING_SECONDS, ENTRIES = 3, 1.5, 100
-CAMERAS = 1000
 
 
-class Writers:
-    """Clients that add, correct and delete images, and record the confirmed writes.
-
-    Attributes:
-      cameras: pid of each image, all different -> the cameras that it may have; none if it was deleted.
-      unsure: pids of images whose addition or deletion was not answered.
-      wrong: unexpected answers.
-      confirmed: number of confirmed writes.
-    """
-
-    def __init__(self) -> None:
-        self.cameras: dict[int, set[int]] = {}
-        self.unsure: set[int] = set()
-        self.wrong: list[str] = []
-        self.confirmed = 0
-        self._ids: dict[int, int] = {}
-        self._pictures = [make_picture(number) for number in range(PICTURES)]
-
-    def run(self, port: int, seconds: float, seed: int) -> None:
-        """Writes until the service has ended, at most for ``seconds``."""
-        end, first = time.monotonic() + seconds, (max(self.cameras, default=0) // WRITERS + 1) * WRITERS
-        with ThreadPoolExecutor(WRITERS) as pool:
-            list(
-                pool.map(lambda n: self._write(port, end, first + n, np.random.default_rng([seed, n])), range(WRITERS))
-            )
-
-    def _write(self, port: int, end: float, new: int, rng: np.random.Generator) -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-        own = [pid for pid in list(self._ids) if pid % WRITERS == new % WRITERS and pid not in self.unsure]
-        with closing(connection), suppress(OSError, http.client.HTTPException):  # raised once the service has ended
-            while time.monotonic() < end:
-                step = rng.choice(["add", "correct", "delete"]) if own else "add"
-                pid = new if step == "add" else own[int(rng.integers(len(own)))]
-                if step == "correct":
-                    camera = int(rng.integers(1, CAMERAS))
-                    self.cameras[pid].add(camera)
-                    body = json.dumps({"camid": camera}).encode()
-                    if self._ask(connection, "PATCH", f"/gallery/{self._ids[pid]}", body, "application/json"):
-                        self.cameras[pid] = {camera}
-                    continue
-                self.unsure.add(pid)
-                if step == "add":
-                    new += WRITERS
-                    self.cameras[pid] = {1}
-                    answer = self._ask(
-                        connection, "POST", "/gallery", *form(self._pictures[pid % PICTURES], pid=pid, camid=1)
-                    )
-                    if answer:
-                        self._ids[pid] = answer["id"]
-                        own.append(pid)
-                else:
-                    own.remove(pid)
-                    answer = self._ask(connection, "DELETE", f"/gallery/{self._ids.pop(pid)}")
-                    if answer:
-                        self.cameras[pid] = set()
-                if answer:
-                    self.unsure.remove(pid)
-
-    def _ask(
-        self, connection: http.client.HTTPConnection, method: str, path: str, body: bytes = b"", kind: str = ""
-    ) -> Any:
-        """Returns the answer's JSON; None if the status is 300 or higher."""
-        connection.request(method, path, body, {"Content-Type": kind} if kind else {})
-        answer = connection.getresponse()
-        said = answer.read()
-        if answer.status >= 300:
-            self.wrong += [f"{method} {path}: {answer.status} {said[:200]!r}"] * (answer.status != 503)
-            return None
-        self.confirmed += 1
-        return json.loads(said)
-
-
-def audit(folder: Path, writers: Writers) -> dict[str, set[int]]:
+def audit(folder: Path, load: Load) -> dict[str, set[int]]:
     """Compares gallery and pictures with the writers' records; returns the pids of wrong entries, by kind of error."""
     with open_gallery(folder / "index") as gallery:
-        entries = [entry for entry in gallery.page(10**6) if entry.pid in writers.cameras]
+        entries = [entry for entry in gallery.page(10**6) if entry.pid in load.cameras]
         len(gallery.features([entry.id for entry in entries]))
     times = Counter(entry.pid for entry in entries)
-    sure = {pid: bool(cameras) for pid, cameras in writers.cameras.items() if pid not in writers.unsure}
+    sure = {pid: bool(cameras) for pid, cameras in load.cameras.items() if pid not in load.unsure}
     wrong: dict[str, set[int]] = {
         "lost": {pid for pid, there in sure.items() if there and not times[pid]},
         "doubled": {pid for pid in times if times[pid] > 1 or not sure.get(pid, True)},
-        "differing": {e.pid for e in entries if sure.get(e.pid, True) and e.camid not in writers.cameras[e.pid]},
+        "differing": {e.pid for e in entries if sure.get(e.pid, True) and e.camid not in load.cameras[e.pid]},
         "unreadable": set(),
     }
     for entry in entries:
@@ -153,7 +75,7 @@ def port_of(service: Child, log: Path, seconds: float = 60) -> Optional[int]:
 
 def disturb_service(model: Path, root: Path, rounds: int, seconds: float, seed: int) -> dict[str, Any]:
     """Disturbs the service while clients write, as :func:`experiments.chaos.kills.disturb` disturbs a command."""
-    rng, log, folder, writers = np.random.default_rng(seed), root / "log", root / "service", Writers()
+    rng, log, folder, load = np.random.default_rng(seed), root / "log", root / "service", Load(ENTRIES, MIX)
     counts: Counter[str] = Counter()
     faults: list[str] = []
     begun = time.monotonic()
@@ -166,7 +88,7 @@ def disturb_service(model: Path, root: Path, rounds: int, seconds: float, seed: 
         killer.start()
         port = port_of(service, log)
         if port:
-            writers.run(port, WRITING_SECONDS, number + seed)
+            load.run("127.0.0.1", port, WRITERS, WRITING_SECONDS, number + seed)
         killer.cancel()
         if port and not number:
             os.kill(service.pid, signal.SIGINT)
@@ -174,27 +96,32 @@ def disturb_service(model: Path, root: Path, rounds: int, seconds: float, seed: 
             service.kill()
         ended = service.end()
         if number:
-            counts["kill" if fault.kind <= process.KILL else KINDS[fault.kind]] += 1
+            counts[fault.kind or "kill"] += 1
             faults += complaints("service", fault, ended)
         else:
             plain = ended
             faults += [] if ended.status == 130 else [f"service, Ctrl-C: {ended.status}: {ended.said}"]
         if "Traceback" in ended.said:
-            faults.append(f"service, {KINDS.get(fault.kind, 'no fault')}: {ended.said[-1500:]}")
-        for what, pids in result_of(partial(audit, folder, writers), log).items():
+            faults.append(f"service, {fault}: {ended.said[-1500:]}")
+        for what, pids in result_of(partial(audit, folder, load), log).items():
             counts[what] += len(pids)
             faults += [f"service, round {number}, {fault}: {what}: {sorted(pids)}"] if pids else []
             for pid in pids:
-                writers.cameras.pop(pid, None)
+                del load.cameras[pid]
+                load.ids.pop(pid, None)
         number += 1
     service = start_service(model, folder, log)  # removes the pictures of unfinished additions
     port_of(service, log)
     service.terminate()
     service.end()
     counts["orphans"] = result_of(partial(_orphans, folder), log)
-    faults += writers.wrong
-    made = figures("service", counts, number, faults, time.monotonic() - begun, len(writers.cameras))
-    return {**made, "writes confirmed": writers.confirmed, "pictures without entries": counts["orphans"]}
+    answers = {(kind, status): len(times) for (kind, status), times in load.seconds.items() if status != 503}
+    faults += [
+        f"service: {kind} answered with {status}, {n}×" for (kind, status), n in answers.items() if status >= 300
+    ]
+    confirmed = sum(n for (_, status), n in answers.items() if status < 300)
+    made = figures("service", counts, number, faults, time.monotonic() - begun, len(load.cameras))
+    return {**made, "writes confirmed": confirmed, "pictures without entries": counts["orphans"]}
 
 
 def _orphans(folder: Path) -> int:
