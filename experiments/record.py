@@ -14,10 +14,10 @@ from typing import Any
 
 from absl import flags
 
-from experiments.results import KINDS, RESULTS, identity, load_results, stamp, training_result, write_result
+from experiments.results import KINDS, RESULTS, check_replaceable, stamp, training_result
 from han_tf.common import cli as command_line
 from han_tf.common.errors import UserError
-from han_tf.common.files import read_json
+from han_tf.common.files import read_json, write_json
 from han_tf.common.run_files import CONFIG
 from han_tf.training.config import TrainConfig
 
@@ -58,13 +58,10 @@ def main(values: flags.FlagValues) -> None:
     name = values.name or name
     if values.apart:
         data["apart"] = values.apart
-    for result in load_results(values.results_dir):
-        same = result["kind"] == data["kind"] and result.get("apart") == data.get("apart")
-        if same and data["kind"] == "training":
-            same = identity(result["settings"]) == identity(data["settings"])
-        if result.name == name and not same:
-            raise UserError(f"{values.results_dir}/{name}.json holds the result of something else; give another --name")
-    print(f"written to {write_result(values.results_dir, name, data)}")
+    check_replaceable(values.results_dir, name, data)
+    path = Path(values.results_dir) / f"{name}.json"
+    write_json(path, data)
+    print(f"written to {path}")
 
 
 if __name__ == "__main__":
