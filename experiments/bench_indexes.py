@@ -28,7 +28,7 @@ import numpy as np
 from absl import flags
 
 from experiments.bench_metrics import Size, make
-from experiments.measuring import check_cases, memory_mb, product_flops, write_figures
+from experiments.measuring import check_cases, memory_mb, new_flags, product_flops, seconds, write_figures
 from han_tf.common import cli as command_line
 from han_tf.common.files import write_json
 from han_tf.common.progress import progress_bar
@@ -54,10 +54,9 @@ BAR_ROWS, BAR_RECALL, BAR_SPEEDUP = 1_000_000, 0.95, 20
 
 CHUNK = 16_384
 
-FLAGS = command_line.new_flags()
+FLAGS = new_flags()
 flags.DEFINE_string("folder", "", "Where galleries are built and kept.", flag_values=FLAGS)
 flags.DEFINE_boolean("build_only", False, "Build what is missing and measure nothing.", flag_values=FLAGS)
-flags.DEFINE_string("output", "", "JSON file for the figures.", flag_values=FLAGS)
 command_line.require(FLAGS, "folder", "a folder to keep galleries in")
 
 
@@ -85,68 +84,11 @@ def build(folder: Path, size: str, engine: str) -> Path:
         gallery_folder.mkdir(parents=True)
         shutil.copy(flat / "gallery.sqlite", gallery_folder)
         os.link(flat / "vectors-0.f32", gallery_folder / "vectors-0.f32")
-        with (
-            FaissGallery(gallery_folder, writable=True) as gallery,
-            progress_bar(total=rows, desc=f"{size} {engine}") as bar,
-        ):
-
-            def progress(done: int, _: int) -> None:
-                bar.update(done - bar.n)
-
-            with _clocked() as clock:
-                gallery.build(engine, progress=progress)
+        bar = progress_bar(total=rows, desc=f"{size} {engine}")
+        with bar, FaissGallery(gallery_folder, writable=True) as gallery, _clocked() as clock:
+            gallery.build(engine, progress=lambda done, _: bar.update(done - bar.n))
     write_json(gallery_folder / "build.json", clock)
     return gallery_folder
-
-
-def measure(gallery_folder: Path, size: str, engine: str, truth: np.ndarray) -> dict[str, Any]:
-    """Returns the figures of one gallery; to be called in a fresh process."""
-    queries = np.load(gallery_folder.parent / "query.npy")
-    before = memory_mb("RssAnon"), memory_mb("RssFile")
-    start = time.perf_counter()
-    gallery = FaissGallery(gallery_folder)
-    opened = time.perf_counter() - start
-    found = np.array([[hit.entry.id for hit in hits] for hits in gallery.search(queries, K)])
-    recall = np.mean([len(np.intersect1d(a, b)) / K for a, b in zip(found, truth)])
-    figures = {"rows": len(gallery), "dimension": gallery.dimension, "engine": engine, "recall_at_10": float(recall)}
-    start = time.perf_counter()
-    gallery.search(queries[:100], K)
-    figures["batch_ms_per_query"] = 10 * (time.perf_counter() - start)
-    figures |= {"memory_mb": memory_mb("RssAnon") - before[0], "mapped_mb": memory_mb("RssFile") - before[1]}
-    figures["open_seconds"] = opened
-    gallery.close()
-    for threads in sorted({1, default_threads(None)}):
-        with FaissGallery(gallery_folder, threads=threads) as gallery:
-            latencies = _latencies(gallery, queries)
-        p50, p99 = np.percentile(latencies, [50, 99])
-        figures |= {f"p50_ms_{threads}_threads": p50, f"p99_ms_{threads}_threads": p99}
-    figures["timed_queries"] = len(latencies)
-    figures["bytes_on_disk"] = sum(path.stat().st_size for path in gallery_folder.iterdir())
-    return {"case": f"{size}/{engine}", **figures, **json.loads((gallery_folder / "build.json").read_text())}
-
-
-def exact(gallery_folder: Path) -> np.ndarray:
-    """Returns the ids of the ``K`` nearest of every query, int64 ``[QUERIES, K]``."""
-    path = gallery_folder.parent / "truth.npy"
-    if not path.exists():
-        with FaissGallery(gallery_folder) as gallery:
-            found = gallery.search(np.load(gallery_folder.parent / "query.npy"), K)
-        np.save(path, np.array([[hit.entry.id for hit in hits] for hits in found]))
-    return np.load(path)
-
-
-def _latencies(gallery: Gallery, queries: np.ndarray) -> np.ndarray:
-    """Returns the times of searches for one query each, in milliseconds."""
-    for query in queries[:20]:
-        gallery.search(query[None], K)
-    latencies, began = [], time.perf_counter()
-    for query in queries:
-        start = time.perf_counter()
-        gallery.search(query[None], K)
-        latencies.append(1e3 * (time.perf_counter() - start))
-        if len(latencies) >= 100 and time.perf_counter() - began > TIMED_SECONDS:
-            break
-    return np.array(latencies)
 
 
 @contextmanager
@@ -159,6 +101,61 @@ def _clocked() -> Iterator[dict[str, float]]:
     figures["build_load"] = os.getloadavg()[1]
 
 
+def search(gallery: Gallery, queries: np.ndarray) -> np.ndarray:
+    """Returns the ids of the :data:`K` nearest of every query, int64 ``[n, K]``."""
+    return np.array([[hit.entry.id for hit in hits] for hits in gallery.search(queries, K)])
+
+
+def measure(gallery_folder: Path, truth: np.ndarray) -> dict[str, Any]:
+    """Returns the figures of one gallery; to be called in a fresh process."""
+    queries = np.load(gallery_folder.parent / "query.npy")
+    before = memory_mb("RssAnon"), memory_mb("RssFile")
+    start = time.perf_counter()
+    gallery = FaissGallery(gallery_folder)
+    opened = time.perf_counter() - start
+    recall = np.mean([len(np.intersect1d(a, b)) / K for a, b in zip(search(gallery, queries), truth)])
+    figures = {
+        "rows": len(gallery),
+        "dimension": gallery.dimension,
+        "engine": gallery_folder.name,
+        "recall_at_10": float(recall),
+        "batch_ms_per_query": 10 * seconds(lambda: gallery.search(queries[:100], K)),
+        "memory_mb": memory_mb("RssAnon") - before[0],
+        "mapped_mb": memory_mb("RssFile") - before[1],
+        "open_seconds": opened,
+    }
+    gallery.close()
+    for threads in sorted({1, default_threads(None)}):
+        with FaissGallery(gallery_folder, threads=threads) as gallery:
+            latencies = _latencies(gallery, queries)
+        p50, p99 = np.percentile(latencies, [50, 99])
+        figures |= {f"p50_ms_{threads}_threads": p50, f"p99_ms_{threads}_threads": p99}
+    figures["timed_queries"] = len(latencies)
+    figures["bytes_on_disk"] = sum(path.stat().st_size for path in gallery_folder.iterdir())
+    return {**figures, **json.loads((gallery_folder / "build.json").read_text())}
+
+
+def _latencies(gallery: Gallery, queries: np.ndarray) -> list[float]:
+    """Returns the times of searches for one query each, in milliseconds."""
+    for query in queries[:20]:
+        gallery.search(query[None], K)
+    latencies: list[float] = []
+    for query in queries:
+        latencies.append(1e3 * seconds(lambda query=query: gallery.search(query[None], K)))
+        if len(latencies) >= 100 and sum(latencies) > 1e3 * TIMED_SECONDS:
+            break
+    return latencies
+
+
+def exact(flat: Path) -> np.ndarray:
+    """Returns the ids of the :data:`K` nearest of every query by an exact search, int64 ``[QUERIES, K]``."""
+    path = flat.parent / "truth.npy"
+    if not path.exists():
+        with FaissGallery(flat) as gallery:
+            np.save(path, search(gallery, np.load(flat.parent / "query.npy")))
+    return np.load(path)
+
+
 def main(values: flags.FlagValues) -> None:
     """Builds and measures the named cases."""
     names = values.positional or CASES
@@ -168,14 +165,14 @@ def main(values: flags.FlagValues) -> None:
     if values.build_only:
         return
     product = product_flops() / 1e9
-    print(f"4096³ float32 product: {product:.0f} GFLOP/s")
     figures: dict[str, dict[str, Any]] = {}
-    for name in names:
+    for name, gallery_folder in gallery_folders.items():
         size, engine = name.split("/")
         truth = exact(build(folder, size, "flat"))
         with multiprocessing.get_context("spawn").Pool(1) as pool:
-            figure = pool.apply(measure, (gallery_folders[name], size, engine, truth))
-        figures[name] = {**figure, "load": os.getloadavg()[0], "product_gflops": product}
+            measured = pool.apply(measure, (gallery_folder, truth))
+        figure = {"case": name, **measured, "load": os.getloadavg()[0], "product_gflops": product}
+        figures[name] = figure
         print(
             f"{name}: recall@10 {figure['recall_at_10']:.3f}, p50 {figure['p50_ms_1_threads']:.2f} ms, "
             f"p99 {figure['p99_ms_1_threads']:.2f} ms on one thread, {figure['memory_mb']:.0f} MiB, "
@@ -184,13 +181,13 @@ def main(values: flags.FlagValues) -> None:
         flat = figures.get(f"{size}/flat")
         if flat and engine != "flat":
             speedup = flat["p50_ms_1_threads"] / figure["p50_ms_1_threads"]
-            figures[name]["times_faster_than_flat"] = speedup
+            figure["times_faster_than_flat"] = speedup
             text = f"  {speedup:.0f} times faster than flat"
             if figure["rows"] >= BAR_ROWS:
                 met = speedup >= BAR_SPEEDUP and figure["recall_at_10"] >= BAR_RECALL
                 text += f" (bar {BAR_SPEEDUP} at recall {BAR_RECALL}: {'met' if met else 'MISSED'})"
             print(text, flush=True)
-        write_figures(values.output, list(figures.values()))
+        write_figures(values.output, "index_bench", figures=list(figures.values()))
 
 
 if __name__ == "__main__":

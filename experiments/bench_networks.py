@@ -11,20 +11,18 @@ import sys
 
 from absl import flags
 
+from experiments.measuring import new_flags, write_figures
 from han_tf.common import cli as command_line
-from han_tf.common.files import write_json
 from han_tf.models import MODELS, create_deployed
 
 with command_line.deferred_imports(__name__):
     import numpy as np
-    import tensorflow as tf
 
-    from experiments.results import stamp
     from han_tf import bench
     from han_tf.models.costs import part_costs, total
     from han_tf.models.network import inference_function
 
-FLAGS = command_line.new_flags()
+FLAGS = new_flags()
 flags.DEFINE_enum("arch", "han_small", list(MODELS), "Network.", flag_values=FLAGS)
 command_line.old_name(FLAGS, "model", "arch")
 flags.DEFINE_integer("input_height", 160, "Image height, pixels.", 32, flag_values=FLAGS)
@@ -32,14 +30,6 @@ flags.DEFINE_integer("input_width", 64, "Image width, pixels.", 32, flag_values=
 flags.DEFINE_boolean("speed", False, "Measure images per second, too.", flag_values=FLAGS)
 flags.DEFINE_integer("batch_size", 64, "Images per forward pass.", 1, flag_values=FLAGS)
 flags.DEFINE_integer("repeats", 15, "Measurements; the median counts.", 3, flag_values=FLAGS)
-flags.DEFINE_string("output", "", "JSON file for the figures.", flag_values=FLAGS)
-
-
-def images_per_second(model: tf.keras.Model, batch_size: int, repeats: int) -> float:
-    """Returns how many images per second ``model`` turns into features, uint8 in, float32 out."""
-    images = np.random.default_rng(0).integers(0, 256, (batch_size, *model.input_size, 3), np.uint8)
-    embed = inference_function(model)
-    return batch_size / bench.seconds(lambda: embed(images).numpy(), repeats)
 
 
 def main(values: flags.FlagValues) -> None:
@@ -48,7 +38,6 @@ def main(values: flags.FlagValues) -> None:
     model = create_deployed(values.arch, input_size=input_size)
     cost = total(part_costs(model, model.parts(), input_size))
     figures = {
-        "kind": "network",
         "settings": {"model": values.arch, "input_height": input_size[0], "input_width": input_size[1]},
         "macs": cost.macs,
         "norm_macs": cost.norm_macs,
@@ -59,10 +48,11 @@ def main(values: flags.FlagValues) -> None:
     if values.speed:
         figures["load"] = round(os.getloadavg()[0], 2)
         figures["batch_size"] = values.batch_size
-        figures["images_per_second"] = images_per_second(model, values.batch_size, values.repeats)
+        images = np.random.default_rng(0).integers(0, 256, (values.batch_size, *input_size, 3), np.uint8)
+        embed = inference_function(model)
+        figures["images_per_second"] = len(images) / bench.seconds(lambda: embed(images).numpy(), values.repeats)
         print(f"{values.arch}: {figures['images_per_second']:.0f} img/s")
-    if values.output:
-        write_json(values.output, {**figures, **stamp()})
+    write_figures(values.output, "network", **figures)
 
 
 if __name__ == "__main__":

@@ -12,9 +12,8 @@ import sys
 import numpy as np
 from absl import flags
 
-from experiments.results import stamp
+from experiments.measuring import new_flags, write_figures
 from han_tf.common import cli as command_line
-from han_tf.common.files import write_json
 from han_tf.data import load_dataset
 from han_tf.data.records import Record
 from han_tf.runs.folder import data_of, load_run
@@ -30,13 +29,12 @@ with command_line.deferred_imports(__name__):
 
 BATCH = 32
 
-FLAGS = command_line.new_flags()
+FLAGS = new_flags()
 flags.DEFINE_string("run", "", "Folder of the run.", flag_values=FLAGS)
 command_line.require(FLAGS, "run", "the folder of a training run")
 flags.DEFINE_string("data_dir", "", "Data folder; that of the run if empty.", flag_values=FLAGS)
 flags.DEFINE_integer("batches", 64, "Batches of training images that are looked at.", 2, flag_values=FLAGS)
 flags.DEFINE_integer("seed", 0, "Seed of their choice.", 0, flag_values=FLAGS)
-flags.DEFINE_string("output", "", "JSON file for the figures.", flag_values=FLAGS)
 
 
 def norms(model: ReIDNetwork) -> list[tf.keras.layers.BatchNormalization]:
@@ -92,14 +90,9 @@ def main(values: flags.FlagValues) -> None:
         scores = score(run.model, list(dataset.query), list(dataset.gallery), training=rule == "batch")
         figures.append({"statistics": rule, **scores})
         print(f"{rule}: rank-1 {scores['rank-1']:.1%}, mAP {scores['mAP']:.1%}", flush=True)
-    if values.output:
-        epochs = run.config.get("epochs")
-        told = {"model": run.config["model"], "dataset": run.config["dataset"], "epochs": epochs}
-        size = list(run.model.input_size)
-        write_json(
-            values.output,
-            {"kind": "norm", **told, "input_size": size, "batches": len(batches), "figures": figures, **stamp()},
-        )
+    told = {name: run.config.get(name) for name in ("model", "dataset", "epochs")}
+    told |= {"input_size": list(run.model.input_size), "batches": len(batches)}
+    write_figures(values.output, "norm", **told, figures=figures)
 
 
 if __name__ == "__main__":

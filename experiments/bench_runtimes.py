@@ -10,22 +10,18 @@ x0.25, in PyTorch's fastest mode on a processor. --hacnn and --osnet give their 
 of another machine are scaled by the product. Accuracies are those of the export's check.
 """
 
-import contextlib
 import sys
 import tempfile
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 
 from experiments import bench_sections
-from experiments.measuring import STATED_PRODUCT, make_picture, product_flops
+from experiments.measuring import STATED_PRODUCT, make_picture, new_flags, product_flops, write_figures
 from experiments.results import Result
 from han_tf.common import cli as command_line
 from han_tf.common.errors import UserError
-from han_tf.common.files import write_json
-from han_tf.runs import environment
 from han_tf.runs.card import CARD, read_card
 from han_tf.runs.folder import find_run
 
@@ -43,10 +39,7 @@ OF_DECODED = 0.6
 ANCHORS = {"hacnn": ("torchreid HACNN", 112.0, 10.0), "osnet": ("torchreid OSNet x0.25", 456.0, 2.5)}
 """Flag -> a network, its most images per second where the product is STATED_PRODUCT, and the factor of the bar."""
 
-PACKAGES = ("openvino", "onnxruntime")
-"""Packages that run the models, beside TensorFlow."""
-
-FLAGS = command_line.new_flags()
+FLAGS = new_flags()
 flags.DEFINE_string("run", "", "The run's folder; the newest that fits if empty.", flag_values=FLAGS)
 flags.DEFINE_string("runs_dir", "runs", "Where runs are kept.", flag_values=FLAGS)
 flags.DEFINE_string("dataset", "", "Data set of the run, if several are there.", flag_values=FLAGS)
@@ -55,7 +48,6 @@ flags.DEFINE_string("exports", "", "Folder of the exported models; exports in th
 flags.DEFINE_integer("repeats", 7, "Measurements per figure; the median counts.", 3, flag_values=FLAGS)
 flags.DEFINE_float("hacnn", 0.0, "Images per second of HACNN on this machine, if measured.", 0, flag_values=FLAGS)
 flags.DEFINE_float("osnet", 0.0, "Images per second of OSNet x0.25 on this machine.", 0, flag_values=FLAGS)
-flags.DEFINE_string("output", "", "JSON file for the figures.", flag_values=FLAGS)
 
 
 def exports_of(run_dir: Path, exports: Path) -> list[Path]:
@@ -76,14 +68,6 @@ def exports_of(run_dir: Path, exports: Path) -> list[Path]:
     if not folders:
         raise UserError(f"{exports}: no models of this run, expected some: python -m han_tf.export --model {run_dir}")
     return folders
-
-
-def write_images(folder: Path) -> list[Path]:
-    """Writes :data:`FILES` JPEG images from a seed and returns their paths."""
-    paths = [folder / f"{number:04}.jpg" for number in range(FILES)]
-    for number, path in enumerate(paths):
-        path.write_bytes(make_picture(number))
-    return paths
 
 
 def figures(folder: Path, paths: list[Path], repeats: int) -> dict[str, Any]:
@@ -125,7 +109,9 @@ def main(values: flags.FlagValues) -> None:
     before = product_flops()
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
-        paths = write_images(Path(temporary))
+        paths = [Path(temporary) / f"{number:04}.jpg" for number in range(FILES)]
+        for number, path in enumerate(paths):
+            path.write_bytes(make_picture(number))
         for folder in (run_dir, *folders):
             rows.append(figures(folder, paths, values.repeats))
             print(f"{rows[-1]['format']} in {rows[-1]['precision']}: {rows[-1]['decoded']:.0f} img/s", flush=True)
@@ -133,12 +119,7 @@ def main(values: flags.FlagValues) -> None:
     found = bars(rows, product, {flag: getattr(values, flag) for flag in ANCHORS})
     report = {"product_flops": product, "runtimes": rows, "bars": found}
     print("", *bench_sections.runtimes(Result("", report), []), sep="\n\n")
-    if values.output:
-        made_with = environment.describe()
-        for package in PACKAGES:
-            with contextlib.suppress(metadata.PackageNotFoundError):
-                made_with["packages"][package] = metadata.version(package)
-        write_json(values.output, {**report, "environment": made_with})
+    write_figures(values.output, "runtimes", **report)
 
 
 if __name__ == "__main__":

@@ -9,26 +9,23 @@ nearest gallery features of all queries at once. Nothing else should be running.
 import os
 import statistics
 import sys
-import time
 
 import numpy as np
 from absl import flags
 
-from experiments.results import stamp
+from experiments.measuring import new_flags, seconds, write_figures
 from han_tf.common import cli as command_line
-from han_tf.common.files import write_json
 from han_tf.metrics import FeatureDistances
 from han_tf.metrics.checks import default_threads
 from han_tf.metrics.nearest import nearest
 
 TOPK = 10
 
-FLAGS = command_line.new_flags()
+FLAGS = new_flags()
 command_line.define_list(FLAGS, "dimension", [1024], "Feature dimensions.", flags.IntegerParser(2))
 flags.DEFINE_integer("queries", 3_368, "Queries.", 1, flag_values=FLAGS)
 flags.DEFINE_integer("gallery", 15_913, "Features to search.", TOPK, flag_values=FLAGS)
 flags.DEFINE_integer("repeats", 5, "Measurements per dimension; the median counts.", 1, flag_values=FLAGS)
-flags.DEFINE_string("output", "", "JSON file for the figures.", flag_values=FLAGS)
 
 
 def seconds_per_query(dimension: int, queries: int, gallery: int, repeats: int) -> float:
@@ -40,11 +37,8 @@ def seconds_per_query(dimension: int, queries: int, gallery: int, repeats: int) 
         return drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
 
     source = FeatureDistances(features(queries), features(gallery))
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        nearest(source, TOPK, memory_mb=1024, threads=default_threads(None))
-        times.append(time.perf_counter() - start)
+    threads = default_threads(None)
+    times = [seconds(lambda: nearest(source, TOPK, memory_mb=1024, threads=threads)) for _ in range(repeats)]
     return statistics.median(times) / queries
 
 
@@ -53,12 +47,11 @@ def main(values: flags.FlagValues) -> None:
     load = round(os.getloadavg()[0], 2)
     figures = []
     for dimension in sorted(set(values.dimension)):
-        seconds = seconds_per_query(dimension, values.queries, values.gallery, values.repeats)
-        figures.append({"dimension": dimension, "bytes_per_identity": 4 * dimension, "seconds_per_query": seconds})
-        print(f"{dimension}-D: {4 * dimension} bytes, {1e3 * seconds:.3f} ms per query")
-    if values.output:
-        kept = {"queries": values.queries, "gallery": values.gallery, "topk": TOPK, "load": load}
-        write_json(values.output, {"kind": "search", **kept, "dimensions": figures, **stamp()})
+        taken = seconds_per_query(dimension, values.queries, values.gallery, values.repeats)
+        figures.append({"dimension": dimension, "bytes_per_identity": 4 * dimension, "seconds_per_query": taken})
+        print(f"{dimension}-D: {4 * dimension} bytes, {1e3 * taken:.3f} ms per query")
+    kept = {"queries": values.queries, "gallery": values.gallery, "topk": TOPK, "load": load}
+    write_figures(values.output, "search", **kept, dimensions=figures)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ drawn people that comes with the package. Fails if the service answers anything 
 was answered with 201 is not in the gallery afterwards.
 """
 
-import asyncio
+import itertools
 import json
 import re
 import signal
@@ -17,14 +17,18 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from functools import partial
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
-from typing import Any, NamedTuple, Optional
+from typing import Any, Optional
 
 import numpy as np
 from absl import flags
 
-from experiments.measuring import make_picture, memory_mb, product_flops, write_figures
+from experiments.measuring import make_picture, new_flags, product_flops, watched_memory, write_figures
 from han_tf.common import cli as command_line
 from han_tf.common.errors import UserError
 from han_tf.common.processes import usable_cores
@@ -34,49 +38,14 @@ MIX = {"search": 60, "search_by_id": 15, "embed": 10, "image": 5, "add": 6, "del
 """Kind of request -> share, in percent."""
 
 PICTURES = 64
-FLAGS = command_line.new_flags()
+CAMERAS = 1000
+WARM_UP_SECONDS = 5
+FLAGS = new_flags()
 flags.DEFINE_string("model", "han_small-synthetic", "Run or model to serve.", flag_values=FLAGS)
 command_line.old_name(FLAGS, "run", "model")
 flags.DEFINE_integer("clients", 64, "How many ask at a time.", 1, flag_values=FLAGS)
 flags.DEFINE_float("seconds", 60, "How long.", 1, flag_values=FLAGS)
 flags.DEFINE_integer("gallery", 10_000, "Images in the gallery.", 1, flag_values=FLAGS)
-flags.DEFINE_string("output", "", "JSON file for the figures.", flag_values=FLAGS)
-
-
-class Answer(NamedTuple):
-    """One answer: its status, and its body if it is JSON."""
-
-    status: int
-    body: Any
-
-
-class Connection:
-    """A client's persistent connection, with the minimum of HTTP/1.1, so that clients take little CPU time."""
-
-    def __init__(self, host: str, port: int):
-        self._address = host, port
-        self._streams: Optional[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = None
-
-    async def ask(self, method: str, path: str, body: bytes = b"", kind: str = "") -> Answer:
-        """Sends a request and returns the answer; opens the connection if it is closed."""
-        if self._streams is None:
-            self._streams = await asyncio.open_connection(*self._address)
-        reader, writer = self._streams
-        head = f"{method} {path} HTTP/1.1\r\nHost: {self._address[0]}\r\nContent-Length: {len(body)}\r\n"
-        writer.write(head.encode() + (f"Content-Type: {kind}\r\n\r\n".encode() if kind else b"\r\n") + body)
-        status_line, *lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-        headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
-        data = await reader.readexactly(int(headers["content-length"]))
-        if headers.get("connection") == "close":
-            self.close()
-        is_json = headers.get("content-type", "").startswith("application/json")
-        return Answer(int(status_line.split()[1]), json.loads(data) if is_json else None)
-
-    def close(self) -> None:
-        """Closes the connection."""
-        if self._streams is not None:
-            self._streams[1].close()
-            self._streams = None
 
 
 def form(picture: Optional[bytes] = None, **fields: Any) -> tuple[bytes, str]:
@@ -91,65 +60,98 @@ def form(picture: Optional[bytes] = None, **fields: Any) -> tuple[bytes, str]:
 
 
 class Load:
-    """The clients' requests and their results.
+    """Clients' requests, and what is known of the images that they add.
+
+    Args:
+      gallery: number of images that the gallery holds before.
+      mix: kind of request -> its share; the kinds are those of :data:`MIX`, and ``correct``.
 
     Attributes:
       seconds: times of the answers, by (kind, status).
-      added: ids that were answered with 201 and not deleted since.
-      broken: number of connections that broke.
+      cameras: pid of each image, all different -> the cameras that it may have; none if it was deleted.
+      ids: pid -> id of the images that are there for sure.
+      unsure: pids of images whose addition or deletion was not confirmed.
+      broken: number of clients that lost their connection.
     """
 
-    def __init__(self, host: str, port: int, gallery: int):
-        self._address = host, port
+    def __init__(self, gallery: int, mix: Mapping[str, int] = MIX):
         self._gallery = gallery
+        self._kinds, self._shares = list(mix), np.array(list(mix.values())) / sum(mix.values())
+        self._pids = itertools.count(1)
         self._pictures = [make_picture(seed) for seed in range(PICTURES)]
         self.seconds: dict[tuple[str, int], list[float]] = {}
-        self.added: set[int] = set()
+        self.cameras: dict[int, set[int]] = {}
+        self.ids: dict[int, int] = {}
+        self.unsure: set[int] = set()
         self.broken = 0
 
-    async def run(self, clients: int, seconds: float) -> None:
-        """Sends requests from ``clients`` clients for ``seconds``."""
+    def run(self, host: str, port: int, clients: int, seconds: float, seed: int = 0) -> None:
+        """Sends requests from ``clients`` clients for ``seconds``, or until the service ends."""
         end = time.monotonic() + seconds
-        await asyncio.gather(*(self._client(number, end) for number in range(clients)))
+        owned = [sorted(self.ids)[number::clients] for number in range(clients)]
+        rngs = [np.random.default_rng([seed, number]) for number in range(clients)]
+        with ThreadPoolExecutor(clients) as pool:
+            list(pool.map(partial(self._client, f"{host}:{port}", end), rngs, owned))
 
-    async def _client(self, number: int, end: float) -> None:
-        rng = np.random.default_rng(number)
-        connection = Connection(*self._address)
-        kinds, weights = list(MIX), np.array(list(MIX.values())) / sum(MIX.values())
-        own: list[int] = []
-        while time.monotonic() < end:
-            kind = str(rng.choice(kinds, p=weights))
-            if kind == "delete" and not own:
-                kind = "add"
-            picture = self._pictures[rng.integers(PICTURES)]
-            id = int(rng.integers(self._gallery))
-            start = time.perf_counter()
+    def _client(self, address: str, end: float, rng: np.random.Generator, own: list[int]) -> None:
+        with closing(HTTPConnection(address, timeout=60)) as connection:
             try:
-                if kind == "search":
-                    answer = await connection.ask("POST", "/search", *form(picture, k=20, not_cameras=1))
-                elif kind == "search_by_id":
-                    answer = await connection.ask("POST", "/search", *form(id=id, k=20))
-                elif kind == "embed":
-                    answer = await connection.ask("POST", "/embed", *form(picture))
-                elif kind == "image":
-                    answer = await connection.ask("GET", f"/gallery/{own[-1]}/image" if own else "/overview")
-                elif kind == "add":
-                    answer = await connection.ask("POST", "/gallery", *form(picture, camid=3, time=1.5e9))
-                    if answer.status == 201:
-                        own.append(answer.body["id"])
-                        self.added.add(own[-1])
-                else:
-                    answer = await connection.ask("DELETE", f"/gallery/{own[-1]}")
-                    if answer.status == 200:
-                        self.added.discard(own.pop())
-            except (OSError, asyncio.IncompleteReadError):
+                while time.monotonic() < end:
+                    kind = str(rng.choice(self._kinds, p=self._shares))
+                    if kind in ("delete", "correct") and not own:
+                        kind = "add"
+                    start = time.perf_counter()
+                    status = self._request(connection, kind, rng, own)
+                    self.seconds.setdefault((kind, status), []).append(time.perf_counter() - start)
+                    if status == 503:
+                        time.sleep(1)
+            except (OSError, HTTPException):
                 self.broken += 1
-                connection.close()
-                continue
-            self.seconds.setdefault((kind, answer.status), []).append(time.perf_counter() - start)
-            if answer.status == 503:
-                await asyncio.sleep(1)
-        connection.close()
+
+    def _request(self, connection: HTTPConnection, kind: str, rng: np.random.Generator, own: list[int]) -> int:
+        """Sends a request of a kind, about one of the client's ``own`` images; returns the status of its answer."""
+        picture, pid = self._pictures[rng.integers(PICTURES)], int(rng.choice(own)) if own else 0
+        if kind == "add":
+            pid = next(self._pids)
+            self.cameras[pid] = {3}
+            self.unsure.add(pid)
+            status, answer = _ask(connection, "POST", "/gallery", *form(picture, pid=pid, camid=3, time=1.5e9))
+            if status == 201:
+                self.unsure.remove(pid)
+                self.ids[pid] = json.loads(answer)["id"]
+                own.append(pid)
+        elif kind == "delete":
+            own.remove(pid)
+            self.unsure.add(pid)
+            status, _ = _ask(connection, "DELETE", f"/gallery/{self.ids.pop(pid)}")
+            if status == 200:
+                self.unsure.remove(pid)
+                self.cameras[pid] = set()
+        elif kind == "correct":
+            camera = int(rng.integers(1, CAMERAS))
+            self.cameras[pid].add(camera)
+            body = json.dumps({"camid": camera}).encode()
+            status, _ = _ask(connection, "PATCH", f"/gallery/{self.ids[pid]}", body, "application/json")
+            if status == 200:
+                self.cameras[pid] = {camera}
+        elif kind == "image":
+            status, _ = _ask(connection, "GET", f"/gallery/{self.ids[pid]}/image" if own else "/overview")
+        elif kind == "embed":
+            status, _ = _ask(connection, "POST", "/embed", *form(picture))
+        else:
+            query = form(picture, k=20, not_cameras=1)
+            if kind == "search_by_id":
+                query = form(id=int(rng.integers(self._gallery)), k=20)
+            status, _ = _ask(connection, "POST", "/search", *query)
+        return status
+
+
+def _ask(
+    connection: HTTPConnection, method: str, path: str, body: bytes = b"", content_type: str = ""
+) -> tuple[int, bytes]:
+    connection.request(method, path, body, {"Content-Type": content_type} if content_type else {})
+    answer = connection.getresponse()
+    return answer.status, answer.read()
 
 
 def _fill(path: Path, images: int, model: str) -> int:
@@ -162,24 +164,6 @@ def _fill(path: Path, images: int, model: str) -> int:
         features /= np.linalg.norm(features, axis=1, keepdims=True)
         gallery.add(features, camids=rng.integers(1, 7, images).tolist(), times=rng.uniform(1e9, 2e9, images).tolist())
     return extractor.feature_dim
-
-
-async def _measure(load: Load, process: int, clients: int, seconds: float) -> list[float]:
-    """Runs the load after a warm-up of five seconds; returns the service's memory at every second, in MiB."""
-    await load.run(clients, 5)
-    load.seconds.clear()
-    memory = [memory_mb(process=process)]
-
-    async def watch() -> None:
-        while True:
-            await asyncio.sleep(1)
-            memory.append(memory_mb(process=process))
-
-    watcher = asyncio.ensure_future(watch())
-    await load.run(clients, seconds)
-    watcher.cancel()
-    memory.append(memory_mb(process=process))
-    return memory
 
 
 def main(values: flags.FlagValues) -> None:
@@ -199,26 +183,28 @@ def main(values: flags.FlagValues) -> None:
                     break
             else:
                 raise UserError(f"the service did not start, it said: {' '.join(lines) or 'nothing'}")
-            load = Load(match[1], int(match[2]), values.gallery)
-            memory = asyncio.run(_measure(load, process.pid, values.clients, values.seconds))
+            load, address = Load(values.gallery), (match[1], int(match[2]))
+            load.run(*address, values.clients, WARM_UP_SECONDS)
+            load.seconds.clear()
+            with watched_memory(process.pid, every=1) as memory:
+                load.run(*address, values.clients, values.seconds)
             process.send_signal(signal.SIGTERM)
             stopped = process.wait(60)
         finally:
             process.kill()
             process.stdout.close()
         with open_gallery(folder / "index") as gallery:
-            kept = len(gallery.entries(sorted(load.added)))
-            expected = values.gallery + len(load.added)
-            lost = expected - len(gallery)
+            kept = len(gallery.entries(sorted(load.ids.values())))
+            more = len(gallery) - values.gallery - len(load.ids)
     figures = _figures(load, values, memory, flops)
     figures[0].update(dimension=dimension, model_format=_said(lines, "model"), exit_status=stopped, added_kept=kept)
     for figure in figures:
         print(json.dumps(figure))
-    write_figures(values.output, figures)
+    write_figures(values.output, "service_bench", figures=figures)
     bad = {status for _, status in load.seconds if status >= 300 and status != 503}
-    if bad or load.broken or lost or stopped != -signal.SIGTERM:
+    if bad or load.broken or not 0 <= more <= len(load.unsure) or stopped != -signal.SIGTERM:
         raise UserError(
-            f"answered with {sorted(bad)}, {load.broken} broken connections, {lost} entries lost, exit {stopped}; "
+            f"answered with {sorted(bad)}, {load.broken} broken connections, {more} entries too many, exit {stopped}; "
             "expected 2xx and 503 alone, none broken, none lost, ended by SIGTERM"
         )
 

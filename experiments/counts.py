@@ -20,36 +20,28 @@ def training_data(dataset: str, split: str, data_dir: str) -> TrainingData:
     """Returns the counts of a data set; the embedded one need not be drawn.
 
     Raises:
-      UserError: the data set is missing; the message says how to get it.
+      UserError: the data set is missing.
     """
     if dataset == "synthetic":
         subsets = [frame.subset for frame in SyntheticPedestrians().frames()]
         return TrainingData(subsets.count("train"), "multi_query" in subsets)
-    try:
-        found = load_dataset(dataset, data_dir or None, split)
-        return TrainingData(len(found.train), bool(found.multi_query))
-    except UserError as error:
-        how = f"datasets/{dataset}/README.md says how to get it, --data_dir where it lies"
-        raise UserError(f"{error}; {how}" if "README" not in str(error) else str(error)) from error
+    found = load_dataset(dataset, data_dir or None, split)
+    return TrainingData(len(found.train), bool(found.multi_query))
 
 
 def count(name: str, data_dir: str) -> dict[str, Any]:
     """Returns the result on a data set of Table 2; if the data set is missing, prints a note and returns {}."""
     (row,) = (row for row in schema.load("table2").counts if row.dataset == name)
-    people: dict[str, set[int]] = {"train": set(), "test": set()}
-    images, cameras, differences = 0, set(), []
-    for split, subsets in row.counted.items():
-        try:
-            dataset = load_dataset(name, data_dir or None, split)
-        except UserError as error:
-            print(f"note: {row.title}: not found here ({error})")
-            return {}
-        people["train"] |= {record.pid for record in dataset.train}
-        people["test"] |= {record.pid for record in dataset.query}
-        images += sum(len(getattr(dataset, subset)) for subset in subsets)
-        records = [r for subset in dataset.subsets().values() for r in subset]
-        cameras |= {record.camid for record in records if record.pid != JUNK_PID}
-        differences += [difference for difference in dataset.differences if difference not in differences]
-    train, test = len(people["train"]), len(people["test"])
+    try:
+        found = {split: load_dataset(name, data_dir or None, split) for split in row.counted}
+    except UserError as error:
+        print(f"note: {row.title}: not found here ({error})")
+        return {}
+    train = len({record.pid for dataset in found.values() for record in dataset.train})
+    test = len({record.pid for dataset in found.values() for record in dataset.query})
+    images = sum(len(getattr(found[split], subset)) for split, subsets in row.counted.items() for subset in subsets)
+    records = [record for dataset in found.values() for subset in dataset.subsets().values() for record in subset]
+    cameras = {record.camid for record in records if record.pid != JUNK_PID}
+    differences = dict.fromkeys(difference for dataset in found.values() for difference in dataset.differences)
     counts = {"identities": train + test, "train": train, "test": test, "images": images, "cameras": len(cameras)}
-    return {"kind": "statistics", "dataset": name, "counts": counts, "differences": differences, **stamp()}
+    return {"kind": "statistics", "dataset": name, "counts": counts, "differences": list(differences), **stamp()}

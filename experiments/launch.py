@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Optional
 
+from experiments.measuring import memory_mb
 from experiments.results import HERE
 from han_tf.common import cli
 from han_tf.common.errors import Stopped, UserError
@@ -25,8 +26,8 @@ def in_child(
     module: str,
     arguments: Sequence[str],
     log: Path,
-    poll: Callable[[], None] = lambda: None,
     held: Sequence[int] = (),
+    poll: Callable[[], object] = lambda: None,
 ) -> Optional[float]:
     """Runs ``python -m module arguments`` in a child process, whose memory is freed when it ends.
 
@@ -34,12 +35,11 @@ def in_child(
     this process is killed, Linux sends the command a signal to stop.
 
     Args:
-      module: the command.
-      arguments: its command line.
+      module, arguments: the command line.
       log: its output is appended to this file.
-      poll: called a few times a second.
       held: descriptors of lock files, which the child inherits: if this process is killed, they stay locked until the
         command ends.
+      poll: called a few times a second.
 
     Returns:
       The most memory it held until shortly before its end, in MiB; None if the system does not report it.
@@ -65,7 +65,8 @@ def in_child(
         peak_mb, handed_on = None, 0
         try:
             while child.poll() is None:
-                peak_mb = _peak_mb(child.pid) or peak_mb
+                with contextlib.suppress(UserError):
+                    peak_mb = memory_mb("VmHWM", child.pid)
                 poll()
                 for number in caught[handed_on:]:
                     child.send_signal(number)
@@ -79,13 +80,7 @@ def in_child(
     return peak_mb
 
 
-def in_process(
-    module: str,
-    arguments: Sequence[str],
-    log: Path,
-    poll: Callable[[], None] = lambda: None,
-    held: Sequence[int] = (),
-) -> None:
+def in_process(module: str, arguments: Sequence[str], log: Path, *_: object) -> None:
     """Runs a command as :func:`in_child` does, but in this process and eagerly.
 
     Tracing graphs would take longer than a tiny run. Memory is not measured.
@@ -105,21 +100,17 @@ def in_process(
     finally:
         tf.config.run_functions_eagerly(eager)
         tf.keras.backend.clear_session()
-    poll()
     _check(module, status, max(status - 128, 0), log)
 
 
 @contextlib.contextmanager
-def claimed(path: Path, waiting: Optional[Callable[[], None]] = None) -> Iterator[Optional[int]]:
+def claimed(path: Path, waiting: Optional[Callable[[], object]] = None) -> Iterator[Optional[int]]:
     """Holds the lock file ``path`` within the block, so that two runners never do the same training.
 
-    Args:
-      path: the file; it stays, empty.
-      waiting: called once before waiting for a lock that another process holds; None: do not wait.
+    If another process holds it, ``waiting`` is called once before waiting; without ``waiting``, None is yielded.
 
     Yields:
-      The file's descriptor; a process that inherits it holds the lock as well. None if another process holds the lock
-      and ``waiting`` is None.
+      The file's descriptor; a process that inherits it holds the lock as well.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as stream:
@@ -130,32 +121,19 @@ def claimed(path: Path, waiting: Optional[Callable[[], None]] = None) -> Iterato
         yield stream.fileno() if held else None
 
 
-def _peak_mb(pid: int) -> Optional[float]:
-    """Returns the most memory a running process has held, in MiB; None if the system does not report it."""
-    try:
-        with open(f"/proc/{pid}/status", encoding="utf-8") as stream:
-            return next((int(line.split()[1]) / 1024 for line in stream if line.startswith("VmHWM:")), None)
-    except OSError:
-        return None
-
-
 def _check(module: str, status: int, stopped_by: int, log: Path) -> None:
     """Raises Stopped or UserError if a command was stopped or failed.
 
-    Args:
-      module: the command.
-      status: its exit status, or minus the signal that killed it.
-      stopped_by: the signal that this program received; 0 for none.
-      log: file with the command's output.
+    ``status`` is its exit status, or minus the signal that killed it; ``stopped_by`` the signal that this program
+    received, 0 for none.
     """
     if stopped_by:
         raise Stopped(f"stopped by {signal.Signals(stopped_by).name}; the same command goes on", stopped_by)
-    if status < 0:
-        name = signal.Signals(-status).name
-        reason = f"killed by {name}" + (" (is memory short?)" if name == "SIGKILL" else "")
-        raise UserError(f"{module}: {reason} (all of it in {log})")
     if status:
         text = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n")
         lines = [line.strip() for line in text.splitlines() if line.strip() and "%|" not in line]
         reason = lines[-1].removeprefix("error: ") if lines else f"exit status {status}"
+        if status < 0:
+            name = signal.Signals(-status).name
+            reason = f"killed by {name}" + (" (is memory short?)" if name == "SIGKILL" else "")
         raise UserError(f"{module}: {reason} (all of it in {log})")

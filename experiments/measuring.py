@@ -1,16 +1,20 @@
-"""Shared by the benchmarks: a matrix product to compare with, memory, pictures, and the file of their figures."""
+"""The frame of the benchmarks: their file of figures, times, memory, pictures, and a matrix product to compare with."""
 
 import io
+import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Union
 
 import numpy as np
+from absl import flags
 from PIL import Image
 
+from experiments.results import stamp
+from han_tf.common import cli as command_line
 from han_tf.common.errors import UserError
 from han_tf.common.files import write_json
-from han_tf.runs import environment
 
 PRODUCT_SIZE = 4096
 STATED_PRODUCT = 330e9
@@ -18,6 +22,25 @@ STATED_PRODUCT = 330e9
 
 PICTURE_SIZE = (64, 128)
 """Width and height of Market-1501's images, in pixels."""
+
+
+def new_flags() -> flags.FlagValues:
+    """Returns the flags that every benchmark has."""
+    values = command_line.new_flags()
+    flags.DEFINE_string("output", "", "JSON file for the figures.", flag_values=values)
+    return values
+
+
+def write_figures(output: str, kind: str, **figures: Any) -> None:
+    """Writes a benchmark's result as ``experiments/results`` holds it; writes nothing if ``output`` is empty.
+
+    Args:
+      output: the JSON file.
+      kind: one of :data:`experiments.results.KINDS`.
+      figures: its entries, beside those of :func:`experiments.results.stamp`.
+    """
+    if output:
+        write_json(output, {"kind": kind, **figures, **stamp()})
 
 
 def seconds(call: Callable[[], Any]) -> float:
@@ -28,10 +51,12 @@ def seconds(call: Callable[[], Any]) -> float:
 
 
 def product_flops() -> float:
-    """Returns operations per second of a 4096³ float32 matrix product in NumPy, the best of five."""
+    """Returns operations per second of a 4096³ float32 matrix product in NumPy, the best of five, and prints them."""
     matrix = np.random.default_rng(0).standard_normal((PRODUCT_SIZE, PRODUCT_SIZE), np.float32)
     other, out = matrix.copy(), np.empty_like(matrix)
-    return 2 * PRODUCT_SIZE**3 / min(seconds(lambda: np.matmul(matrix, other, out=out)) for _ in range(5))
+    flops = 2 * PRODUCT_SIZE**3 / min(seconds(lambda: np.matmul(matrix, other, out=out)) for _ in range(5))
+    print(f"4096³ float32 product: {flops / 1e9:.0f} GFLOP/s", flush=True)
+    return flops
 
 
 def memory_mb(entry: str = "RssAnon", process: Union[int, str] = "self") -> float:
@@ -47,6 +72,25 @@ def memory_mb(entry: str = "RssAnon", process: Union[int, str] = "self") -> floa
         raise UserError("memory cannot be measured here, expected Linux with /proc/self/status") from error
 
 
+@contextmanager
+def watched_memory(process: Union[int, str] = "self", every: float = 0.02) -> Iterator[list[float]]:
+    """Yields a list that gets a process's memory at the block's start and end and every few seconds between, in MiB."""
+    samples, ended = [memory_mb(process=process)], threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(every):
+            samples.append(memory_mb(process=process))
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield samples
+    finally:
+        ended.set()
+        thread.join()
+    samples.append(memory_mb(process=process))
+
+
 def make_picture(seed: int) -> bytes:
     """Returns a JPEG of coarse noise."""
     coarse = Image.fromarray(np.random.default_rng(seed).integers(0, 256, (16, 8, 3), np.uint8))
@@ -60,9 +104,3 @@ def check_cases(names: Iterable[str], cases: Collection[str]) -> None:
     for name in names:
         if name not in cases:
             raise UserError(f"unknown case {name!r}, expected one of {', '.join(cases)}")
-
-
-def write_figures(output: str, figures: Sequence[dict[str, Any]], **entries: Any) -> None:
-    """Writes figures and other entries to a JSON file, with the environment; writes nothing if ``output`` is empty."""
-    if output:
-        write_json(output, {"environment": environment.describe(), **entries, "figures": figures})

@@ -3,13 +3,14 @@
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any, NamedTuple, Optional
 
-from experiments.results import Result, identity, score
+from experiments.results import Result, identity, score, shown_trainings
 from experiments.schema import METRICS, Column, Experiment, Row
 from han_tf.common.errors import UserError
 from han_tf.data import DATASETS
-from han_tf.training.config import DEFAULTS, TrainConfig
+from han_tf.training.config import TrainConfig
 
 TINY = {
     "train_identities": 8,
@@ -48,13 +49,6 @@ SCALES = {
 """Scale by name. The tiny set has Market-1501's layout and is read by its reader."""
 
 
-class ShownColumn(NamedTuple):
-    """A column as it is run at a scale, and the index of the paper's column that it is compared with."""
-
-    column: Column
-    published: int
-
-
 def scale_of(scale: str, dataset: str) -> str:
     """Returns the scale that the flags mean: without one, ``full`` if real data sets are named, else ``synthetic``.
 
@@ -72,53 +66,37 @@ def scale_of(scale: str, dataset: str) -> str:
 
 def shown_columns(
     experiment: Experiment, scale: str, datasets: Sequence[str] = (), split: str = ""
-) -> tuple[ShownColumn, ...]:
-    """Returns the columns of a table at a scale: the paper's, or one per query type on the drawn set.
+) -> dict[int, Column]:
+    """Returns the columns of a table as they are run at a scale, by the index of the paper's column.
 
-    Args:
-      experiment: the table.
-      scale: a key of :data:`SCALES`.
-      datasets: only columns of these data sets; all of the table's if empty.
-      split: only columns of this protocol variant; all of the table's if empty.
+    On the drawn set there is one for each query type, which is compared with the paper's first one of that type.
+    ``datasets`` and ``split`` restrict the columns if they are not empty.
 
     Raises:
       UserError: a data set does not exist, or the table has no column of these data sets and this split.
     """
-    every = [ShownColumn(column, index) for index, column in enumerate(experiment.columns)]
-    drawn = SCALES[scale].dataset
-    if drawn is not None:
-        first: dict[str, ShownColumn] = {}
-        for column, index in every:
-            title = SCALES[scale].title + (" (multi-query)" if column.query == "multi" else "")
-            first.setdefault(column.query, ShownColumn(Column(title, drawn, "", column.query), index))
-        return tuple(first.values())
     for name in datasets:
         if name not in DATASETS:
             raise UserError(f"unknown dataset {name!r}, expected one of {', '.join(DATASETS)}")
-    wanted = [s for s in every if (not datasets or s.column.dataset in datasets) and split in ("", s.column.split)]
-    if every and not wanted:
+    drawn, shown = SCALES[scale].dataset, {}
+    for index, column in enumerate(experiment.columns):
+        if drawn is None:
+            if (not datasets or column.dataset in datasets) and split in ("", column.split):
+                shown[index] = column
+        elif column.query not in [known.query for known in shown.values()]:
+            title = SCALES[scale].title + (" (multi-query)" if column.query == "multi" else "")
+            shown[index] = Column(title, drawn, "", column.query)
+    if experiment.columns and not shown:
         known = dict.fromkeys(" ".join((c.dataset, c.split)).strip() for c in experiment.columns)
         named = " ".join([*datasets, split]).strip()
         raise UserError(f"{experiment.name} is not about {named}, expected {', '.join(known)}")
-    return tuple(wanted)
+    return shown
 
 
 def settings_for(row: Row, column: Column, scale: str, model: str = "") -> dict[str, Any]:
-    """Returns the settings of a row's training on a column's data set, without seed and data folder.
-
-    Args:
-      row, column: of a table.
-      scale: a key of :data:`SCALES`.
-      model: the network in place of the row's; ``""`` for the row's own.
-
-    Raises:
-      UserError: the row needs a setting that ``han_tf.train`` does not have.
-    """
-    settings = {**row.settings, **({"model": model} if model else {}), **SCALES[scale].settings}
-    for name in settings:
-        if name not in DEFAULTS:
-            raise UserError(f"row {row.name!r} needs the setting {name!r}, which han_tf.train does not have")
-    return {**settings, "dataset": column.dataset, "split": column.split}
+    """Returns the settings of a row's training, without seed and data folder; of ``model`` in place of its network."""
+    network = {"model": model} if model else {}
+    return {**row.settings, **network, **SCALES[scale].settings, "dataset": column.dataset, "split": column.split}
 
 
 def network_of(settings: Mapping[str, Any]) -> tuple[str, int, int]:
@@ -157,29 +135,20 @@ class Training:
         """The settings it learns from; trainings with equal ones are the same training."""
         return identity(self.config.to_dict())
 
-    @property
-    def network(self) -> tuple[str, int, int]:
-        """The settings on which its cost depends, see :func:`network_of`."""
-        return network_of(self.config.to_dict())
-
     def result(self, results: Iterable[Result]) -> Optional[Result]:
         """Returns this training's result in ``results``; None if there is none with all of :attr:`wanted`."""
-        mine = self.identity
-        for result in results:
-            if result["kind"] == "training" and "apart" not in result.data:
-                same = identity(result["settings"]) == mine
-                if same and all(score(result, *wanted, METRICS[0]) is not None for wanted in self.wanted):
-                    return result
+        for result in shown_trainings(results):
+            same = identity(result["settings"]) == self.identity
+            if same and all(score(result, *wanted, METRICS[0]) is not None for wanted in self.wanted):
+                return result
         return None
 
 
 def selected_rows(experiment: Experiment, scale: str, words: Sequence[str] = ()) -> list[Row]:
     """Returns the rows to run: those with settings that match one of ``words``.
 
-    Args:
-      experiment: the table.
-      scale: a key of :data:`SCALES`; the smallest leaves out some rows.
-      words: row names or parts of them, case-insensitive; all rows if empty. A whole name selects that row alone.
+    Words are row names or parts of them, case-insensitive; a whole name selects that row alone. Without words all rows
+    are returned. The smallest scale leaves out some rows.
     """
     rows = [row for row in experiment.rows if row.settings is not None and (row.smoke or scale != "smoke")]
     chosen = [] if words else rows
@@ -224,13 +193,13 @@ def make_plan(
       scale: a key of :data:`SCALES`.
       datasets, split: see :func:`shown_columns`.
       seeds: one training each.
-      rows: see :func:`selected_rows`.
+      rows: words of :func:`selected_rows`.
       model: the network in place of an ablation's; ``""`` for none.
-      overrides: settings of :class:`~han_tf.training.config.TrainConfig` that override the rows' and the scale's.
+      overrides: settings that override the rows' and the scale's.
 
     Raises:
-      UserError: as :func:`shown_columns` and :func:`settings_for`; one of ``rows`` matches no row; ``model`` is given
-        for an experiment that compares networks, or is of another family than the experiment's.
+      UserError: as :func:`shown_columns`; one of ``rows`` matches no row; ``model`` is given for an experiment that
+        compares networks, or is of another family than the experiment's.
     """
     plan = Plan()
     for word in rows:
@@ -241,13 +210,20 @@ def make_plan(
     counted = [SCALES[scale].dataset] if scale == "smoke" else datasets
     for experiment in experiments:
         plan.datasets.update(row.dataset for row in experiment.counts if not counted or row.dataset in counted)
-        if model and experiment.rows:
-            _check_model(model, experiment)
+        if model and experiment.rows and not experiment.model:
+            raise UserError(
+                f"--arch {model} cannot stand in for the networks of {experiment.name}, which compares them"
+            )
+        if model and experiment.rows and family(model) != family(experiment.model):
+            raise UserError(
+                f"--arch {model} has not the parts that {experiment.name} is about, expected a relative of "
+                f"{experiment.model}"
+            )
         chosen = selected_rows(experiment, scale, rows)
         if experiment.search:
             plan.dimensions.update(row.settings["feature_dim"] for row in chosen)
-        columns = [shown.column for shown in shown_columns(experiment, scale, datasets, split)]
-        for row, column in ((row, column) for row in chosen for column in columns):
+        columns = shown_columns(experiment, scale, datasets, split)
+        for row, column in product(chosen, columns.values()):
             config = TrainConfig(**{**settings_for(row, column, scale, model), **overrides})
             if experiment.flops:
                 network = network_of(config.to_dict())
@@ -260,13 +236,3 @@ def make_plan(
                 if experiment.name not in training.experiments:
                     training.experiments.append(experiment.name)
     return plan
-
-
-def _check_model(model: str, experiment: Experiment) -> None:
-    if not experiment.model:
-        raise UserError(f"--arch {model} cannot stand in for the networks of {experiment.name}, which compares them")
-    if family(model) != family(experiment.model):
-        raise UserError(
-            f"--arch {model} has not the parts that {experiment.name} is about, expected a relative of "
-            f"{experiment.model}"
-        )

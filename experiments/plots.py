@@ -3,6 +3,7 @@
 import re
 import statistics
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Optional
 
@@ -11,8 +12,8 @@ from matplotlib.figure import Figure
 
 from experiments.plan import family, network_of
 from experiments.results import Result
-from experiments.schema import METRICS, Experiment, load
-from experiments.tables import Group, groups, networks_by_name
+from experiments.schema import METRICS, load
+from experiments.tables import Group, networks_by_name
 from han_tf.metrics.plots import save_figure
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#882255", "#999933", "#000000")
@@ -21,30 +22,19 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8
 QUOTED = "#9a9a9a"
 
 
-def pictures(
-    experiment: Experiment, scale: str, results: Sequence[Result], comparable: bool = False
-) -> dict[str, Group]:
-    """Returns an experiment's pictures, one for each schedule: file name -> the results it shows.
-
-    Args:
-      experiment, scale, results, comparable: see :func:`experiments.tables.groups`.
-    """
-    if not experiment.picture:
-        return {}
-    return {
-        f"{experiment.name}-{scale}-{group.epochs}epochs.png": group
-        for group in groups(experiment, scale, results, comparable=comparable)
-    }
+def picture_name(group: Group) -> str:
+    """Returns the file name of a picture of one schedule's results; ``""`` if their experiment has none."""
+    name = group.experiment.name
+    return f"{name}-{group.scale}-{group.epochs}epochs.png" if name in PICTURES else ""
 
 
-def draw(
-    experiment: Experiment, scale: str, results: Sequence[Result], folder: Path, comparable: bool = False
-) -> list[Path]:
-    """Draws an experiment's :func:`pictures` into ``folder`` and returns the files."""
+def draw(found: Sequence[Group], results: Sequence[Result], folder: Path) -> list[Path]:
+    """Draws the pictures of an experiment's :func:`~experiments.tables.groups` into ``folder``; returns the files."""
     written = []
-    for name, group in pictures(experiment, scale, results, comparable).items():
-        written.append(Path(folder) / name)
-        save_figure(PICTURES[experiment.picture](group, results), written[-1])
+    for group in found:
+        if name := picture_name(group):
+            written.append(folder / name)
+            save_figure(PICTURES[group.experiment.name](group, results), written[-1])
     return written
 
 
@@ -54,9 +44,9 @@ def feature_dimension(group: Group, results: Sequence[Result]) -> Figure:
     times = {row["dimension"]: 1e3 * row["seconds_per_query"] for result in searches for row in result["dimensions"]}
     figure = Figure(figsize=(15, 4.2 * len(group.columns)), layout="constrained")
     panels = figure.subplots(len(group.columns), 3, squeeze=False)
-    for column, (shown, published) in enumerate(group.columns):
-        readable = [row for row in group.experiment.rows if row.published[published] is not None]
-        for place, (axes, metric) in enumerate(zip(panels[column], METRICS)):
+    for line, (column, shown) in zip(panels, group.columns.items()):
+        readable = [row for row in group.experiment.rows if row.published[column] is not None]
+        for place, (axes, metric) in enumerate(zip(line, METRICS)):
             curves: dict[str, dict[int, float]] = {}
             for index, row in enumerate(group.experiment.rows):
                 if numbers := group.numbers(index, column, metric):
@@ -65,12 +55,12 @@ def feature_dimension(group: Group, results: Sequence[Result]) -> Figure:
             _lines(axes, curves)
             if readable and not group.drawn:
                 x = [row.settings["feature_dim"] for row in readable]
-                y = [row.published[published][place] for row in readable]
+                y = [row.published[column][place] for row in readable]
                 style = {"facecolors": "none", "edgecolors": QUOTED, "marker": "s"}
                 axes.scatter(x, y, label="HAN (Large), as published", **style)
             axes.set(xlabel="feature dimension", ylabel=f"{metric} (%)", title=shown.title)
             axes.legend(loc="best")
-        axes = panels[column, 2]
+        axes = line[2]
         _lines(axes, {name: {4 * n: y for n, y in curve.items()} for name, curve in curves.items()})  # of mAP
         axes.set(xlabel="bytes per identity (one float32 feature)", ylabel="mAP (%)", title=f"{shown.title}: its cost")
         if times:
@@ -88,44 +78,43 @@ def cost_effectiveness(group: Group, results: Sequence[Result]) -> Figure:
     networks = networks_by_name(results)
     figure = Figure(figsize=(14, 9 * len(group.columns)), layout="constrained")
     panels = figure.subplots(2 * len(group.columns), 2, squeeze=False)
-    for column, (shown, published) in enumerate(group.columns):
-        for place, metric in enumerate(METRICS):
-            by_cost, by_speed = panels[2 * column + place]
-            source = "" if not group.drawn else f", {group.experiment.columns[published].title}"
-            _quoted(by_cost, place, f"as published{source}")
-            for row in group.experiment.rows:
-                if (paper := row.published[published]) is not None:
-                    # The efficient networks' FLOPs are multiply-adds, like those of the other quoted methods.
-                    is_han = family(row.settings["model"]) == "han"
-                    style = {"facecolors": "none" if is_han else QUOTED, "marker": "s" if is_han else "o"}
-                    label = f"HAN as published{source} (a multiply-add is two FLOPs)" if is_han else None
-                    by_cost.scatter(
-                        [published_flops(row.flops)], [paper[place]], edgecolors=QUOTED, s=24, label=label, **style
-                    )
-            for index, row in enumerate(group.experiment.rows):
-                numbers = group.numbers(index, column, metric)
-                cost = networks.get(network_of(group.cells[index, column][0]["settings"])) if numbers else None
-                if cost is not None:
-                    point = statistics.mean(numbers), row.name, COLOURS[index % len(COLOURS)]
-                    _point(by_cost, cost["macs"], *point)
-                    if "images_per_second" in cost.data:
-                        _point(by_speed, cost["images_per_second"], *point)
-            by_cost.set(
-                xscale="log", xlabel="multiply-adds per image at 160×64; quoted: as published, at their own input sizes"
-            )
-            by_speed.set(xlabel="images per second, measured here")
-            for axes in (by_cost, by_speed):
-                axes.set(ylabel=f"{metric} (%)", title=f"{shown.title}, {group.epochs} epochs")
-                axes.grid(alpha=0.3)
-                axes.margins(x=0.16)
+    places = product(group.columns.items(), enumerate(METRICS))
+    for (by_cost, by_speed), ((column, shown), (place, metric)) in zip(panels, places):
+        source = "" if not group.drawn else f", {group.experiment.columns[column].title}"
+        _quoted(by_cost, place, f"as published{source}")
+        for row in group.experiment.rows:
+            if (paper := row.published[column]) is not None:
+                # The efficient networks' FLOPs are multiply-adds, like those of the other quoted methods.
+                is_han = family(row.settings["model"]) == "han"
+                style = {"facecolors": "none" if is_han else QUOTED, "marker": "s" if is_han else "o"}
+                label = f"HAN as published{source} (a multiply-add is two FLOPs)" if is_han else None
+                by_cost.scatter(
+                    [published_flops(row.flops)], [paper[place]], edgecolors=QUOTED, s=24, label=label, **style
+                )
+        for index, row in enumerate(group.experiment.rows):
+            numbers = group.numbers(index, column, metric)
+            cost = networks.get(network_of(group.cells[index, column][0]["settings"])) if numbers else None
+            if cost is not None:
+                point = statistics.mean(numbers), row.name, COLOURS[index % len(COLOURS)]
+                _point(by_cost, cost["macs"], *point)
+                if "images_per_second" in cost.data:
+                    _point(by_speed, cost["images_per_second"], *point)
+        by_cost.set(
+            xscale="log", xlabel="multiply-adds per image at 160×64; quoted: as published, at their own input sizes"
+        )
+        by_speed.set(xlabel="images per second, measured here")
+        for axes in (by_cost, by_speed):
+            axes.set(ylabel=f"{metric} (%)", title=f"{shown.title}, {group.epochs} epochs")
+            axes.grid(alpha=0.3)
+            axes.margins(x=0.16)
     # Below the panels: in a panel it would cover points.
     labelled = dict(zip(*reversed(panels[0][0].get_legend_handles_labels())))
     figure.legend(labelled.values(), labelled, fontsize="small", loc="outside lower center", ncols=3)
     return figure
 
 
-PICTURES = {"feature_dimension": feature_dimension, "cost_effectiveness": cost_effectiveness}
-"""A config's ``picture`` -> the function that draws it."""
+PICTURES = {"figure6": feature_dimension, "cost_effectiveness": cost_effectiveness}
+"""Name of an experiment -> the function that draws it."""
 
 
 def published_flops(text: str) -> Optional[float]:

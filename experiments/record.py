@@ -14,10 +14,10 @@ from typing import Any
 
 from absl import flags
 
-from experiments.results import RESULTS, identity, load_results, stamp, training_result, write_result
+from experiments.results import KINDS, RESULTS, check_replaceable, stamp, training_result
 from han_tf.common import cli as command_line
 from han_tf.common.errors import UserError
-from han_tf.common.files import read_json
+from han_tf.common.files import read_json, write_json
 from han_tf.common.run_files import CONFIG
 from han_tf.training.config import TrainConfig
 
@@ -25,18 +25,6 @@ FLAGS = command_line.new_flags()
 flags.DEFINE_string("name", "", "Name of the result; if empty, the run's, or the benchmark's kind.", flag_values=FLAGS)
 flags.DEFINE_string("apart", "", "Why the result belongs into no table, e.g. 'stopped early'.", flag_values=FLAGS)
 flags.DEFINE_string("results_dir", str(RESULTS), "Where the JSONs are.", flag_values=FLAGS)
-
-
-MARKS = {
-    "bench": {"networks", "product_flops"},
-    "runtimes": {"runtimes"},
-    "norm": {"statistics"},
-    "index_bench": {"recall_at_10"},
-    "chaos": {"faults"},
-    "service_bench": {"statuses"},
-    "metrics_bench": {"figures"},
-}
-"""Kind of result -> entries that a benchmark's file of that kind, or its figures, must have; the first match counts."""
 
 
 def result_of(path: Path) -> tuple[str, dict[str, Any]]:
@@ -49,11 +37,9 @@ def result_of(path: Path) -> tuple[str, dict[str, Any]]:
         result = training_result(path)
         return TrainConfig.from_dict(result["settings"], str(path / CONFIG)).run_name(), result
     figures = read_json(path, "a run's folder or a benchmark's figures")
-    entries = set(figures) if isinstance(figures, dict) else set()
-    if "figures" in entries:
-        entries.update(*figures["figures"])
-    kind = next((kind for kind, marks in MARKS.items() if marks <= entries), None)
-    if kind is None:
+    if isinstance(figures, dict) and "networks" in figures:
+        figures = {"kind": "bench", **figures}  # han_tf.bench writes no kind
+    if not isinstance(figures, dict) or figures.get("kind") not in KINDS:
         raise UserError(
             f"{path}: neither a run's folder nor a benchmark's figures, expected the output of han_tf.train, "
             "han_tf.bench or of a benchmark of experiments"
@@ -61,7 +47,7 @@ def result_of(path: Path) -> tuple[str, dict[str, Any]]:
     made_with = figures.pop("environment", {})
     made_with.pop("command", None)
     # A benchmark's file without commit and machine gets those of this call.
-    return kind, {"kind": kind, **figures, **stamp(), **made_with}
+    return figures["kind"], {**stamp(), **figures, **made_with}
 
 
 def main(values: flags.FlagValues) -> None:
@@ -74,13 +60,10 @@ def main(values: flags.FlagValues) -> None:
     name = values.name or name
     if values.apart:
         data["apart"] = values.apart
-    for result in load_results(values.results_dir):
-        same = result["kind"] == data["kind"] and result.get("apart") == data.get("apart")
-        if same and data["kind"] == "training":
-            same = identity(result["settings"]) == identity(data["settings"])
-        if result.name == name and not same:
-            raise UserError(f"{values.results_dir}/{name}.json holds the result of something else; give another --name")
-    print(f"written to {write_result(values.results_dir, name, data)}")
+    check_replaceable(values.results_dir, name, data)
+    path = Path(values.results_dir) / f"{name}.json"
+    write_json(path, data)
+    print(f"written to {path}")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from absl import flags
@@ -59,21 +59,20 @@ flags.DEFINE_string("notes_dir", str(NOTES), "Where the prose is.", flag_values=
 flags.DEFINE_string("output", str(HERE / "RESULTS.md"), "The report; its pictures go beside it.", flag_values=FLAGS)
 
 
-class Report:
+class Report(NamedTuple):
     """Builds the report.
 
-    Args:
+    Attributes:
       results: all results.
       notes_dir: folder of the prose.
       output: the report's file.
       results_dir: folder of the results, for the links.
     """
 
-    def __init__(self, results: Sequence[Result], notes_dir: Path, output: Path, results_dir: Path):
-        self.results = results
-        self.notes_dir = notes_dir
-        self.output = output
-        self.results_dir = results_dir
+    results: Sequence[Result]
+    notes_dir: Path
+    output: Path
+    results_dir: Path
 
     def text(self) -> str:
         """Returns the whole report; its pictures are :meth:`draw`'s."""
@@ -85,7 +84,8 @@ class Report:
     def draw(self) -> None:
         """Draws the pictures that the report shows, into the folder ``figures`` beside it."""
         for experiment in map(schema.load, schema.names()):
-            plots.draw(experiment, "full", self.results, self.output.parent / "figures", comparable=True)
+            found = tables.groups(experiment, "full", self.results, comparable=True)
+            plots.draw(found, self.results, self.output.parent / "figures")
 
     def link(self, name: str, text: str = "") -> str:
         """Returns the Markdown link to a result, called ``text`` or else by its name."""
@@ -130,11 +130,11 @@ class Report:
 
     def _experiment(self, experiment: schema.Experiment) -> str:
         """Returns an experiment's section; empty if it has no results to compare."""
-        counted = experiment.counts and self._of_kind("statistics")
-        if not (counted or tables.groups(experiment, "full", self.results, comparable=True)):
+        found = tables.groups(experiment, "full", self.results, comparable=True)
+        if not found and not (experiment.counts and self._of_kind("statistics")):
             return ""
         text = tables.render(experiment, "full", self.results, self.link, comparable=True)
-        pictures = plots.pictures(experiment, "full", self.results, comparable=True)
+        pictures = filter(None, map(plots.picture_name, found))
         drawn = [f"![{tables.heading(experiment)}](figures/{quote(name)})" for name in pictures]
         return self._with_note(experiment.name, f"## {text}", *drawn)
 

@@ -4,14 +4,16 @@ import json
 import math
 import os
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Optional, Union
 
 from han_tf.common.errors import UserError
-from han_tf.common.files import read_json, write_json
+from han_tf.common.files import read_json
 from han_tf.common.run_files import CONFIG, ENVIRONMENT, EVALUATION, HISTORY, METRICS
 from han_tf.runs import environment
 from han_tf.training.config import DEFAULTS, NEUTRAL, OF_DATA, TrainConfig, flag_of
@@ -26,6 +28,9 @@ counts of a data set; the output of ``han_tf.bench`` and of ``bench_metrics``, `
 ``bench_service``, ``chaos`` and ``bench_norm`` of ``experiments``."""
 
 EXPECTED = "results as the runner writes them"
+
+RUNTIMES = ("openvino", "onnxruntime")
+"""Packages that may run a model, beside TensorFlow."""
 
 _METHODS = ("reranked", "expanded", "augmented")
 
@@ -69,17 +74,28 @@ def load_results(folder: Union[str, os.PathLike]) -> list[Result]:
     return results
 
 
-def write_result(folder: Union[str, os.PathLike], name: str, data: Mapping[str, Any]) -> Path:
-    """Writes a result atomically and returns its path."""
+def shown_trainings(results: Iterable[Result]) -> list[Result]:
+    """Returns the trainings that tables may show."""
+    return [result for result in results if result["kind"] == "training" and "apart" not in result.data]
+
+
+def check_replaceable(folder: Union[str, os.PathLike], name: str, data: Mapping[str, Any]) -> None:
+    """Raises UserError if writing ``data`` as the result ``name`` would overwrite the result of something else."""
     path = Path(folder) / f"{name}.json"
-    write_json(path, data)
-    return path
+    if path.exists():
+        old = read_json(path, EXPECTED)
+        same = all(old.get(entry) == data.get(entry) for entry in ("kind", "apart"))
+        if not same or identity(old.get("settings", {})) != identity(data.get("settings", {})):
+            raise UserError(f"{path} holds the result of something else; give another --name, or rename that file")
 
 
 def stamp() -> dict[str, Any]:
     """Returns commit, date, machine and packages, for a result that is measured now."""
     made_with = environment.describe()
     made_with.pop("command")  # holds this machine's paths
+    for package in RUNTIMES:
+        with suppress(metadata.PackageNotFoundError):
+            made_with["packages"][package] = metadata.version(package)
     return {**made_with, "date": _date(datetime.now(timezone.utc).timestamp())}
 
 
@@ -94,11 +110,6 @@ def settings_of(values: Mapping[str, Any]) -> dict[str, Any]:
 def identity(values: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     """Returns :func:`settings_of` in a form that can be compared and hashed: names, and values as JSON."""
     return tuple(sorted((name, json.dumps(value, sort_keys=True)) for name, value in settings_of(values).items()))
-
-
-def command_of(values: Mapping[str, Any]) -> str:
-    """Returns the training command with these settings, without the data folder."""
-    return " ".join(["python -m han_tf.train", *flags_of({**values, "data_dir": ""})])
 
 
 def flags_of(values: Mapping[str, Any]) -> list[str]:
@@ -139,23 +150,23 @@ def training_result(run_dir: Union[str, os.PathLike], peak_mb: Optional[float] =
 
     config, trained = read(CONFIG), read(METRICS)
     evaluated = read(EVALUATION, trained)
-    if not _of_the_same(evaluated, trained):
-        evaluated = trained
+    rows, more = _rows(trained), _rows(evaluated)
+    if _data_of(evaluated) != _data_of(trained) or not all(
+        math.isclose(rows[key][metric], more[key][metric], abs_tol=1e-3)
+        for key in rows.keys() & more.keys()
+        for metric in ("rank-1", "mAP")
+    ):
+        evaluated, more = trained, rows
     history, made_with = read(HISTORY, []), read(ENVIRONMENT, {})
     made_with.pop("command", None)
     speeds = [row["images_per_second"] for row in history if "images_per_second" in row]
     # Of the evaluations during training only the joint feature's, which comes first, is kept.
     evaluated_at = {row["epoch"]: row["evaluation"]["results"][0] for row in history if "evaluation" in row}
     evaluations = [{"epoch": epoch, **{m: row[m] for m in ("rank-1", "mAP")}} for epoch, row in evaluated_at.items()]
-    rows: dict[tuple, dict[str, Any]] = {}
-    for row in [*evaluated["results"], *trained["results"]]:
-        # Curves and tables of cameras are left out.
-        plain = {name: value for name, value in row.items() if not isinstance(value, (list, dict))}
-        rows.setdefault((row["feature"], row["query"], _methods(row)), plain)
     result = {
         "kind": "training",
         "settings": settings_of(config),
-        "command": command_of(config),
+        "command": " ".join(["python -m han_tf.train", *flags_of({**config, "data_dir": ""})]),
         "train_images": config.get("num_images"),
         "train_identities": config.get("num_classes"),
         "seconds": round(sum(row.get("seconds", 0) for row in history), 1) or None,
@@ -164,7 +175,7 @@ def training_result(run_dir: Union[str, os.PathLike], peak_mb: Optional[float] =
         "disk_mb": round(sum(p.stat().st_size for p in run_dir.rglob("*") if p.is_file()) / 2**20, 1),
         "differences": evaluated.get("differences", []),
         "counts": evaluated["counts"],
-        "results": list(rows.values()),
+        "results": list({**rows, **more}.values()),
         "regions": trained.get("attention") or trained.get("regions") or {},
         "loss": [round(row["loss"], 4) for row in history if "loss" in row],
         "evaluations": evaluations,
@@ -177,21 +188,18 @@ def training_result(run_dir: Union[str, os.PathLike], peak_mb: Optional[float] =
     return result
 
 
-def _of_the_same(evaluated: Mapping[str, Any], trained: Mapping[str, Any]) -> bool:
-    """Returns whether an evaluation has the data and the scores of the training's last one."""
+def _rows(report: Mapping[str, Any]) -> dict[tuple, dict[str, Any]]:
+    """Returns an evaluation's rows by feature, query type and methods, without curves and tables of cameras."""
+    return {
+        (row["feature"], row["query"], _methods(row)): {
+            name: value for name, value in row.items() if not isinstance(value, (list, dict))
+        }
+        for row in report["results"]
+    }
 
-    def plain(report: Mapping[str, Any]) -> dict[tuple[str, str], Mapping[str, Any]]:
-        return {(row["feature"], row["query"]): row for row in report["results"] if not _methods(row)}
 
-    def data(report: Mapping[str, Any]) -> tuple[Any, ...]:
-        return report.get("dataset"), report.get("split"), report["counts"]["queries"], report["counts"]["gallery"]
-
-    ours, theirs = plain(evaluated), plain(trained)
-    return data(evaluated) == data(trained) and all(
-        math.isclose(ours[key][metric], theirs[key][metric], abs_tol=1e-3)
-        for key in ours.keys() & theirs.keys()
-        for metric in ("rank-1", "mAP")
-    )
+def _data_of(report: Mapping[str, Any]) -> tuple[Any, ...]:
+    return report.get("dataset"), report.get("split"), report["counts"]["queries"], report["counts"]["gallery"]
 
 
 def score(result: Result, feature: str, query: str, reranked: bool, metric: str) -> Optional[float]:

@@ -12,7 +12,8 @@ To repeat a training, delete its JSON and its run folder.
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,14 +25,23 @@ from experiments.counts import TrainingData, count, training_data
 from experiments.launch import claimed, in_child, in_process
 from experiments.needs import Need, duration, free_disk_mb, free_memory_mb, needs, size
 from experiments.plan import SCALES, TINY, Plan, Training, make_plan, network_of, scale_of
-from experiments.results import RESULTS, Result, flags_of, identity, load_results, training_result, write_result
+from experiments.results import (
+    RESULTS,
+    Result,
+    check_replaceable,
+    flags_of,
+    identity,
+    load_results,
+    training_result,
+)
 from han_tf.common import cli as command_line
 from han_tf.common.errors import UserError
-from han_tf.common.files import atomic_open, read_json
+from han_tf.common.files import atomic_open, read_json, write_json
 from han_tf.common.progress import progress_bar
 from han_tf.common.run_files import CONFIG, EVALUATION, HISTORY, METRICS
 from han_tf.data import DATASETS
 from han_tf.data.synthetic import SyntheticPedestrians, generate, is_current
+from han_tf.models import MODELS
 from han_tf.runs.environment import machine
 
 with command_line.deferred_imports(__name__):
@@ -49,10 +59,14 @@ flags.DEFINE_enum(
 flags.DEFINE_list("dataset", [], f"Data sets, e.g. market1501,dukemtmc; of {', '.join(DATASETS)}.", flag_values=FLAGS)
 flags.DEFINE_string("split", "", "Protocol variant, e.g. detected (CUHK03); all if empty.", flag_values=FLAGS)
 flags.DEFINE_string("data_dir", "", "Data folder of the one data set; datasets/NAME if empty.", flag_values=FLAGS)
-flags.DEFINE_list("seeds", ["0"], "Seeds; several give mean ± deviation.", flag_values=FLAGS)
+command_line.define_list(
+    FLAGS, "seeds", [0], "Seeds; several give mean ± deviation.", flags.IntegerParser(0, 2**32 - 1)
+)
 flags.DEFINE_integer("epochs", None, "Instead of the scale's; the results say so.", 1, flag_values=FLAGS)
 flags.DEFINE_list("rows", [], "Rows to run: names or parts of names.", flag_values=FLAGS)
-flags.DEFINE_string("arch", "", "Network instead of an ablation's (Tables 8 to 11), e.g. han_small.", flag_values=FLAGS)
+flags.DEFINE_enum(
+    "arch", "", ["", *MODELS], "Network instead of an ablation's (Tables 8 to 11), e.g. han_small.", flag_values=FLAGS
+)
 command_line.old_name(FLAGS, "model", "arch")
 flags.DEFINE_integer("cache_mb", None, "Largest decoded training set kept in memory, MiB.", 0, flag_values=FLAGS)
 flags.DEFINE_string("runs_dir", "runs/experiments", "Where checkpoints, logs and tables go.", flag_values=FLAGS)
@@ -67,12 +81,11 @@ flags.DEFINE_boolean("check_resources", True, "Refuse to start if memory or disk
 
 
 class Measurement(NamedTuple):
-    """A command that measures something: the name of its result, its module and flags, and a description."""
+    """A command that measures something: the name of its result, its module and its flags."""
 
     name: str
     module: str
     arguments: list[str]
-    finds: str
 
 
 class Runner:
@@ -146,11 +159,16 @@ class Runner:
             seconds, unknown = seconds + (rest or 0), unknown + (rest is None)
             told = f"{duration(rest)} ({need.how}), memory {size(need.memory_mb)}, disk {size(need.disk_mb)}"
             lines.append(f"{state:<9} {what}: {told}")
-        lines += [f"to do     {measurement.finds}" for measurement in self._measurements()]
+        lines += [f"to do     {measurement.name}: a minute or two" for measurement in self._measurements()]
         lines += [f"to do     counts of {name}" for name in sorted(self.plan.datasets)]
-        in_all = [f"about {duration(seconds)}"] if seconds else []
-        in_all += [f"{unknown} training{'s' * (unknown > 1)} of unknown length"] if unknown else []
-        return lines + ([f"in all {' and '.join(in_all)}, one after the other"] if in_all else [])
+        if left:
+            without = f", without {unknown} of unknown length" if unknown else ""
+            lines.append(f"in all about {duration(seconds)}, one after the other{without}")
+        return lines
+
+    def _epochs_done(self, training: Training) -> int:
+        path = self.runs_dir / training.name / HISTORY
+        return min(len(read_json(path, "a run's history")), training.config.epochs) if path.exists() else 0
 
     def check_resources(self) -> None:
         """Raises UserError if memory or disk are too small for the trainings that are left."""
@@ -180,91 +198,78 @@ class Runner:
         failures: list[str] = []
         for name in [measurement.name for measurement in self._measurements()]:
             # The lock keeps two runners from measuring at the same time, or the same thing twice.
-            with _collected(failures), claimed(self.runs_dir / "measuring.lock", _waiting_for("a measurement")):
-                for _, module, arguments, _ in (left for left in self._measurements() if left.name == name):
+            waiting = partial(tqdm.write, "another process measures something; waiting for it")
+            with _collected(failures), claimed(self.runs_dir / "measuring.lock", waiting):
+                for _, module, arguments in (left for left in self._measurements() if left.name == name):
                     output = f"--output={self.results_dir / name}.json"
                     self.launch(module, [*arguments, output], self.runs_dir / f"{name}.log")
         for name in sorted(self.plan.datasets):
             if counted := count(name, self.data_dir):
-                write_result(self.results_dir, f"statistics-{name}", counted)
+                write_json(self.results_dir / f"statistics-{name}.json", counted)
         todo = self.left(self.results())
-        epochs = {training.name: self._epochs_left(training) for training in todo}
-        with progress_bar(total=sum(epochs.values()), unit="epoch", disable=not todo) as bar:
+        epochs = sum(training.config.epochs - self._epochs_done(training) for training in todo)
+        with progress_bar(total=epochs, unit="epoch", disable=not todo) as bar:
             # Trainings that another runner holds come last; the second pass waits for them.
             for wait in (False, True):
                 elsewhere = []
                 for training in todo:
-                    waiting = _waiting_for(training.name) if wait else None
-                    with claimed(self.runs_dir / f"{training.name}.lock", waiting) as lock:
+                    waiting = partial(tqdm.write, f"another process runs {training.name}; waiting for it")
+                    with claimed(self.runs_dir / f"{training.name}.lock", waiting if wait else None) as lock:
                         if lock is None:
                             elsewhere.append(training)
                             continue
-                        bar.set_postfix_str(training.name, refresh=False)
-                        at_end = bar.n + epochs[training.name]
+                        bar.set_postfix_str(training.name)
                         with _collected(failures):
-                            self._train(training, lock, bar, at_end)
-                        bar.update(at_end - bar.n)
+                            self._train(training, lock, bar)
                 todo = elsewhere
         return failures
 
     def _measurements(self) -> list[Measurement]:
         """Returns the missing measurements: FLOPs and speed of networks, search times of feature dimensions."""
         results, here, missing = self.results(), machine(), []
-        counted = [result for result in results if result["kind"] == "network"]
+        smoke = self.scale == "smoke"
         for network, speed in self.plan.networks.items():
-            found = [result for result in counted if network_of(result["settings"]) == network]
+            found = [r for r in results if r["kind"] == "network" and network_of(r["settings"]) == network]
             if any(not speed or ("images_per_second" in r.data and r.get("machine") == here) for r in found):
                 continue
-            name = f"{network[0]}-{network[1]}x{network[2]}"
-            arguments = [f"--arch={network[0]}", f"--input_height={network[1]}", f"--input_width={network[2]}"]
+            model, height, width = network
+            arguments = [f"--arch={model}", f"--input_height={height}", f"--input_width={width}"]
             arguments += ["--speed"] if speed else []
-            arguments += ["--repeats=3", "--batch_size=4"] if speed and self.scale == "smoke" else []
-            finds = f"{'speed and ' if speed else ''}FLOPs of {name}: a minute at most"
-            missing.append(Measurement(f"network-{name}", "experiments.bench_networks", arguments, finds))
+            arguments += ["--repeats=3", "--batch_size=4"] if speed and smoke else []
+            missing.append(Measurement(f"network-{model}-{height}x{width}", "experiments.bench_networks", arguments))
         of_here = [result for result in results if result["kind"] == "search" and result.get("machine") == here]
         searched = {row["dimension"] for result in of_here for row in result["dimensions"]}
         if not self.plan.dimensions <= searched:
             # All dimensions again, so that one run measures all times of a file.
             arguments = [f"--dimension={dimension}" for dimension in sorted(self.plan.dimensions | searched)]
-            arguments += ["--queries=20", "--gallery=300", "--repeats=1"] if self.scale == "smoke" else []
-            finds = f"search times of {len(self.plan.dimensions)} dimensions: a minute or two"
-            missing.append(Measurement("search", "experiments.bench_search", arguments, finds))
+            arguments += ["--queries=20", "--gallery=300", "--repeats=1"] if smoke else []
+            missing.append(Measurement("search", "experiments.bench_search", arguments))
         return missing
 
-    def _epochs_done(self, training: Training) -> int:
-        path = self.runs_dir / training.name / HISTORY
-        return min(len(read_json(path, "a run's history")), training.config.epochs) if path.exists() else 0
-
-    def _epochs_left(self, training: Training) -> int:
-        return training.config.epochs - self._epochs_done(training)
-
-    def _train(self, training: Training, lock: int, bar: tqdm, at_end: int) -> None:
-        """Trains, evaluates and draws what is missing; ``bar`` counts epochs and is at ``at_end`` after the last."""
-        run_dir, log = self.runs_dir / training.name, self.runs_dir / f"{training.name}.log"
-        data = [f"--data_dir={self.data_dir}"] if self.data_dir else []
-
-        def poll() -> None:
-            bar.update(max(0, at_end - self._epochs_left(training) - bar.n))
-
-        results = self.results()
+    def _train(self, training: Training, lock: int, bar: tqdm) -> None:
+        """Trains, evaluates and draws what is missing; ``bar`` counts epochs."""
+        results, name, begun = self.results(), training.name, bar.n - self._epochs_done(training)
         if training not in self.left(results):
             return
-        self._check_replaceable(training, results)
+        run_dir, log = self.runs_dir / name, self.runs_dir / f"{name}.log"
+        data = [f"--data_dir={self.data_dir}"] if self.data_dir else []
+        settings = training.config.to_dict()
+        check_replaceable(self.results_dir, name, {"kind": "training", "settings": settings})
         is_new = not _is_trained(run_dir, training)
         # If only the sheet is missing and the run has to be trained for it, its result is written, too.
         if is_new or training.result(results) is None:
             # For a finished run han_tf.train only checks that settings and images are still the same.
-            arguments = [f"--run={run_dir}", *flags_of(training.config.to_dict())]
-            peak_mb = self.launch("han_tf.train", arguments, log, poll, (lock,))
+            arguments = [f"--run={run_dir}", *flags_of(settings)]
+            show = lambda: bar.update(max(0, begun + self._epochs_done(training) - bar.n))  # noqa: E731
+            peak_mb = self.launch("han_tf.train", arguments, log, (lock,), show)
+            show()
             if any(reranked for _, _, reranked in training.wanted):
                 arguments = [f"--model={run_dir}", "--rerank", f"--output={run_dir / EVALUATION}", *data]
-                self.launch("han_tf.evaluate", arguments, log, poll, (lock,))
-            write_result(self.results_dir, training.name, training_result(run_dir, peak_mb if is_new else None))
+                self.launch("han_tf.evaluate", arguments, log, (lock,))
+            write_json(self.results_dir / f"{name}.json", training_result(run_dir, peak_mb if is_new else None))
         if training.sheet:
             sheet, kept = self._sheet(training), self._kept_sheet(training)
-            self.launch(
-                "han_tf.visualize", [f"--model={run_dir}", f"--output={sheet.parent}", *data], log, poll, (lock,)
-            )
+            self.launch("han_tf.visualize", [f"--model={run_dir}", f"--output={sheet.parent}", *data], log, (lock,))
             if kept != sheet:
                 with atomic_open(kept) as stream:
                     stream.write(sheet.read_bytes())
@@ -278,25 +283,12 @@ class Runner:
             return self._sheet(training)
         return self.results_dir.parent / "figures" / f"figure7-{training.name}.png"
 
-    def _check_replaceable(self, training: Training, results: Sequence[Result]) -> None:
-        for result in results:
-            same = result["kind"] == "training" and identity(result["settings"]) == training.identity
-            if result.name == training.name and ("apart" in result.data or not same):
-                raise UserError(
-                    f"{self.results_dir / training.name}.json holds the result of something else, which this training "
-                    "would overwrite; rename it"
-                )
-
 
 def _is_trained(run_dir: Path, training: Training) -> bool:
     """Returns whether ``run_dir`` holds this training, finished; if it holds another one, han_tf.train refuses it."""
     if not (run_dir / METRICS).exists() or not (run_dir / CONFIG).exists():
         return False
     return identity(read_json(run_dir / CONFIG, "the settings of a training run")) == training.identity
-
-
-def _waiting_for(what: str) -> Callable[[], None]:
-    return lambda: tqdm.write(f"another process runs {what}; waiting for it")
 
 
 @contextlib.contextmanager
@@ -307,39 +299,6 @@ def _collected(failures: list[str]) -> Iterator[None]:
     except UserError as error:
         failures.append(str(error))
         tqdm.write(f"failed: {error}")
-
-
-def _seeds(words: Sequence[str]) -> list[int]:
-    try:
-        seeds = [int(word) for word in words]
-    except ValueError as error:
-        raise UserError(f"--seeds is {','.join(words)!r}, expected whole numbers such as 0,1,2") from error
-    if not seeds or len(set(seeds)) < len(seeds) or not all(0 <= seed < 2**32 for seed in seeds):
-        raise UserError(f"--seeds is {','.join(words)!r}, expected different numbers from 0 to 4294967295")
-    return seeds
-
-
-def _there(experiments: Sequence[schema.Experiment]) -> list[str]:
-    """Returns the experiments' data sets that are on this machine; prints a note about the others.
-
-    Raises:
-      UserError: none is on this machine.
-    """
-    found, missing = [], {}
-    splits: dict[str, str] = {}
-    for column in (column for experiment in experiments if experiment.trains for column in experiment.columns):
-        splits.setdefault(column.dataset, column.split)
-    for name, split in splits.items():
-        try:
-            training_data(name, split, "")
-            found.append(name)
-        except UserError as error:
-            missing[name] = str(error)
-    if missing and not found:
-        raise UserError("; ".join(missing.values()))
-    for name, reason in missing.items():
-        print(f"note: without {name}: {reason}")
-    return found
 
 
 def main(values: flags.FlagValues) -> None:
@@ -358,19 +317,15 @@ def main(values: flags.FlagValues) -> None:
         data_dir = data_dir or str(runs_dir / "tiny" / "Market-1501")
     elif data_dir and scale == "full" and len(datasets) != 1:
         raise UserError(f"--data_dir {data_dir} is one data set's folder, expected one --dataset with it")
-    if scale == "full" and not datasets:
-        datasets = _there(experiments)
     if values.positional == ["all"] and datasets:
         experiments = [experiment for experiment in experiments if set(experiment.datasets) & set(datasets)]
-    if values.arch and values.arch not in schema.models():
-        raise UserError(f"--arch {values.arch}, expected one of {', '.join(schema.models())}")
     given = {name: getattr(values, name) for name in ("epochs", "cache_mb") if getattr(values, name) is not None}
     plan = make_plan(
         experiments,
         scale,
         datasets=datasets,
         split=values.split,
-        seeds=_seeds(values.seeds),
+        seeds=values.seeds,
         rows=values.rows,
         model=values.arch,
         data_dir=data_dir,
@@ -390,7 +345,7 @@ def main(values: flags.FlagValues) -> None:
         path = runs_dir / f"{'-'.join(filter(None, (experiment.name, values.arch, scale)))}.md"
         with atomic_open(path) as stream:
             stream.write(f"{text}\n".encode())
-        drawn = plots.draw(experiment, scale, results, runs_dir)
+        drawn = plots.draw(tables.groups(experiment, scale, results), results, runs_dir)
         print(f"\n{text}\n", *(f"written to {written}" for written in [path, *drawn]), sep="\n")
     if failures:
         raise UserError(f"{len(failures)} trainings or measurements failed: {'; '.join(failures)}")

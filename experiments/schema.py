@@ -110,9 +110,7 @@ class Experiment:
       speed: whether it shows images per second, too.
       search: whether it shows the search time for each of its feature dimensions.
       sheet: whether an attention sheet is drawn for each training.
-      picture: the picture of its results, a key of ``experiments.plots.PICTURES``; ``""`` for none.
       name: the config's name, such as ``table9``.
-      description: the config's docstring.
     """
 
     title: str
@@ -124,9 +122,7 @@ class Experiment:
     speed: bool = False
     search: bool = False
     sheet: bool = False
-    picture: str = ""
     name: str = ""
-    description: str = ""
 
     @property
     def model(self) -> str:
@@ -160,10 +156,4 @@ def load(name: str) -> Experiment:
     if name not in names():
         raise UserError(f"experiment {name!r} does not exist, expected one of {', '.join(names())}")
     module = importlib.import_module(f"experiments.configs.{name}")
-    return dataclasses.replace(module.EXPERIMENT, name=name, description=module.__doc__)
-
-
-def models() -> list[str]:
-    """Returns the networks that the experiments train."""
-    rows = [row for name in names() for row in load(name).rows]
-    return sorted({row.settings["model"] for row in rows if row.settings is not None})
+    return dataclasses.replace(module.EXPERIMENT, name=name)

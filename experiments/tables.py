@@ -6,9 +6,9 @@ from itertools import permutations, product
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
-from experiments.plan import SCALES, ShownColumn, family, network_of, settings_for, shown_columns
-from experiments.results import Result, identity, score, settings_of
-from experiments.schema import METRICS, Experiment
+from experiments.plan import SCALES, family, network_of, settings_for, shown_columns
+from experiments.results import Result, identity, score, settings_of, shown_trainings
+from experiments.schema import METRICS, Column, Experiment
 from han_tf.training.config import DEFAULTS, NAMED, TrainConfig
 
 NONE = "–"
@@ -35,15 +35,15 @@ class Group(NamedTuple):
       experiment, scale: see :func:`groups`.
       epochs: of all its trainings.
       model: the network in place of the table's one; ``""`` for none.
-      columns: the columns that have results.
-      cells: (row, column), as indices into the experiment's rows and ``columns`` -> results, one per seed.
+      columns: the columns that have results, by their index among the paper's.
+      cells: (row, column), as indices into the experiment's rows and columns -> results, one per seed.
     """
 
     experiment: Experiment
     scale: str
     epochs: int
     model: str
-    columns: tuple[ShownColumn, ...]
+    columns: Mapping[int, Column]
     cells: Mapping[tuple[int, int], Sequence[Result]]
 
     @property
@@ -53,13 +53,13 @@ class Group(NamedTuple):
 
     def numbers(self, row: int, column: int, metric: str) -> list[float]:
         """Returns one number in percent for each seed."""
-        query, of_row = self.columns[column].column.query, self.experiment.rows[row]
+        query, of_row = self.columns[column].query, self.experiment.rows[row]
         results = self.cells.get((row, column), ())
         return [score(result, of_row.feature, query, of_row.reranked, metric) for result in results]
 
     def published(self, row: int, column: int) -> tuple[Optional[float], Optional[float]]:
         """Returns the paper's rank-1 and mAP."""
-        return self.experiment.rows[row].published[self.columns[column].published] or (None, None)
+        return self.experiment.rows[row].published[column] or (None, None)
 
     def results(self) -> list[Result]:
         """Returns every result once."""
@@ -82,23 +82,19 @@ def groups(
       comparable: leave out groups in which nothing can be compared: those with one row, or with one training that does
         not give all rows.
     """
-    own = sum(row.settings is not None for row in experiment.rows)
-    trainings = [result for result in results if result["kind"] == "training" and "apart" not in result.data]
-
-    def of(model: str) -> list[Group]:
-        found = []
-        for group in _groups(experiment, scale, trainings, model):
-            rows = {row for row, _ in group.cells}
-            if not comparable or (len(rows) > 1 and (len(group.results()) > 1 or len(rows) == own)):
-                found.append(group)
-        return found
-
-    found = of(model)
+    trainings = shown_trainings(results)
+    found = [group for group in _groups(experiment, scale, trainings, model) if not comparable or _compares(group)]
     if found or model or not experiment.model or experiment.sheet:
         return found
     models = {result["settings"]["model"] for result in trainings}
-    related = sorted(model for model in models if family(model) == family(experiment.model))
-    return [group for model in related for group in of(model)]
+    related = sorted(model for model in models - {experiment.model} if family(model) == family(experiment.model))
+    return [group for model in related for group in groups(experiment, scale, results, model, comparable)]
+
+
+def _compares(group: Group) -> bool:
+    rows = {row for row, _ in group.cells}
+    own = sum(row.settings is not None for row in group.experiment.rows)
+    return len(rows) > 1 and (len(group.results()) > 1 or len(rows) == own)
 
 
 def _groups(experiment: Experiment, scale: str, trainings: Iterable[Result], model: str) -> list[Group]:
@@ -106,20 +102,23 @@ def _groups(experiment: Experiment, scale: str, trainings: Iterable[Result], mod
     for result in trainings:
         by_settings.setdefault(_without_schedule(result["settings"]), []).append(result)
     shown = shown_columns(experiment, scale)
+    rows = [(index, row) for index, row in enumerate(experiment.rows) if row.settings is not None]
     found: dict[int, dict[tuple[int, int], list[Result]]] = {}
-    for (row_index, row), (column_index, (column, _)) in product(enumerate(experiment.rows), enumerate(shown)):
-        if row.settings is None:
-            continue
+    for (row_index, row), (column_index, column) in product(rows, shown.items()):
         for result in by_settings.get(_without_schedule(settings_for(row, column, scale, model)), ()):
             if score(result, row.feature, column.query, row.reranked, METRICS[0]) is not None:
                 cells = found.setdefault(result["settings"]["epochs"], {})
                 cells.setdefault((row_index, column_index), []).append(result)
     made = []
     for epochs, cells in sorted(found.items(), reverse=True):
-        used = sorted({column for _, column in cells})
-        renumbered = {(row, used.index(column)): value for (row, column), value in cells.items()}
-        made.append(Group(experiment, scale, epochs, model, tuple(shown[column] for column in used), renumbered))
+        used = {column for _, column in cells}
+        columns = {index: column for index, column in shown.items() if index in used}
+        made.append(Group(experiment, scale, epochs, model, columns, cells))
     return made
+
+
+def _without_schedule(settings: Mapping[str, Any]) -> tuple:
+    return tuple(pair for pair in identity(settings) if pair[0] not in ("seed", "epochs"))
 
 
 def render(
@@ -132,12 +131,8 @@ def render(
 ) -> str:
     """Returns an experiment's heading and tables, one per schedule, with notes on how to read them.
 
-    Without results the table has only the paper's numbers.
-
-    Args:
-      experiment: a table or figure.
-      scale, results, model, comparable: see :func:`groups`.
-      link: returns the text for a result's name.
+    Without results the table has only the paper's numbers. The arguments are those of :func:`groups`, and ``link``,
+    which returns the text for a result's name.
     """
     if experiment.counts:
         parts = _statistics(experiment, results, link)
@@ -177,26 +172,20 @@ def order_agreement(names: Sequence[str], ours: Sequence[Sequence[float]], their
 
     Args:
       names: of the rows.
-      ours: their numbers, one per seed.
-      theirs: the paper's.
+      ours, theirs: their numbers: ours, one per seed, and the paper's.
     """
-    pairs, several, clear, against = 0, False, [], []
-    for better, worse in permutations(range(len(names)), 2):
-        if theirs[better] <= theirs[worse]:
-            continue
-        pairs += 1
-        if statistics.mean(ours[better]) <= statistics.mean(ours[worse]):
-            against.append(f"{names[better]} not above {names[worse]}")
-        if max(len(ours[better]), len(ours[worse])) > 1:
-            several = True
-            if min(ours[better]) > max(ours[worse]) or max(ours[better]) < min(ours[worse]):
-                clear.append(min(ours[better]) > max(ours[worse]))
+    means = [statistics.mean(numbers) for numbers in ours]
+    pairs = [(a, b) for a, b in permutations(range(len(names)), 2) if theirs[a] > theirs[b]]
     if not pairs:
         return "the paper has no order"
-    text = f"{pairs - len(against)} of {pairs} pairs of rows in the paper's order"
-    text += f"; of the {len(clear)} in which the seeds do not overlap, {sum(clear)}" if several else ", one seed each"
+    against = [f"{names[a]} not above {names[b]}" for a, b in pairs if means[a] <= means[b]]
+    text = f"{len(pairs) - len(against)} of {len(pairs)} pairs of rows in the paper's order"
+    several = [(ours[a], ours[b]) for a, b in pairs if max(len(ours[a]), len(ours[b])) > 1]
+    agreeing = sum(min(a) > max(b) for a, b in several)
+    clear = agreeing + sum(max(a) < min(b) for a, b in several)
+    text += f"; of the {clear} in which the seeds do not overlap, {agreeing}" if several else ", one seed each"
     if len(against) > SHOWN_PAIRS:
-        order = sorted(range(len(names)), key=lambda index: -statistics.mean(ours[index]))
+        order = sorted(range(len(names)), key=lambda index: -means[index])
         return f"{text} (ours from the best down: {', '.join(names[index] for index in order)})"
     return text + (f" (against it: {'; '.join(against)})" if against else "")
 
@@ -268,8 +257,8 @@ def _render_group(group: Group, results: Sequence[Result], link: Link) -> str:
     experiment = group.experiment
     rows = [(n, row) for n, row in enumerate(experiment.rows) if row.settings is not None or not group.drawn]
     head, lines = [""], [[row.name] for _, row in rows]
-    for column, (shown, published) in enumerate(group.columns):
-        paper = experiment.columns[published].title
+    for column, shown in group.columns.items():
+        paper = experiment.columns[column].title
         head += [f"{shown.title if group.drawn else paper}: R1", "mAP"]
         head += [f"paper, {paper}: R1", "mAP"] if group.drawn else []
         for line, (index, _) in zip(lines, rows):
@@ -279,9 +268,10 @@ def _render_group(group: Group, results: Sequence[Result], link: Link) -> str:
         head += ["FLOPs", "multiply-adds", "parameters", *(["img/s"] if experiment.speed else [])]
         networks = networks_by_name(results)
         for line, (_, row) in zip(lines, rows):
-            settings = settings_for(row, group.columns[0].column, group.scale) if row.settings is not None else {}
-            cost = networks.get(network_of({**DEFAULTS, **settings})) if settings else None
-            line += cost_cells(settings.get("model", ""), row.flops, cost)[: 4 if experiment.speed else 3]
+            settings = {**DEFAULTS, **SCALES[group.scale].settings, **(row.settings or {})}
+            cost = networks.get(network_of(settings)) if row.settings is not None else None
+            model = "" if row.settings is None else settings["model"]
+            line += cost_cells(model, row.flops, cost)[: 4 if experiment.speed else 3]
             measured.update({cost.name: cost} if cost else {})
     if experiment.search:
         head += ["bytes per identity", "search, ms per query"]
@@ -344,7 +334,7 @@ def _setting(group: Group) -> str:
 def _agreements(group: Group) -> list[str]:
     """Returns how far the order of rows agrees with the paper's, a Markdown list with a line per column and metric."""
     sentences = []
-    for (column, (shown, _)), (place, metric) in product(enumerate(group.columns), enumerate(METRICS)):
+    for (column, shown), (place, metric) in product(group.columns.items(), enumerate(METRICS)):
         names, ours, theirs = [], [], []
         for index, row in enumerate(group.experiment.rows):
             numbers, paper = group.numbers(index, column, metric), group.published(index, column)[place]
@@ -360,10 +350,7 @@ def _agreements(group: Group) -> list[str]:
 def cost_cells(model: str, paper: str, cost: Optional[Result]) -> list[str]:
     """Returns four cells: a network's FLOPs (ours and the paper's), multiply-adds, parameters, images per second.
 
-    Args:
-      model: the network; ``""`` for one that is only quoted.
-      paper: the FLOPs that the paper prints.
-      cost: the network's result of kind ``network``; None if there is none.
+    ``model`` is ``""`` for a network that is only quoted; ``cost`` is its result of kind ``network``.
     """
     if not model or cost is None:
         return [f"{NONE} / {paper}", NONE, NONE, NONE] if model else [paper or NONE, "", "", ""]
@@ -396,12 +383,7 @@ def settings_in_words(settings: Mapping[str, Any]) -> str:
 
     Another recipe is named, followed by the settings that differ from it.
     """
-    of_recipe = TrainConfig.of_recipe(settings.get("recipe", TrainConfig.recipe)).to_dict()
-    changed = {
-        name: value
-        for name, value in settings_of(settings).items()
-        if name not in NAMED and value != DEFAULTS.get(name)
-    }
+    changed = TrainConfig.from_dict(settings_of(settings), "a result").changes()
     told = [f"{settings['epochs']} epochs"]
     if "recipe" in changed:
         told.append(f"recipe {changed.pop('recipe')}")
@@ -411,16 +393,11 @@ def settings_in_words(settings: Mapping[str, Any]) -> str:
         if name == "init_from":
             told.append(f"from {Path(value).name}")
         elif name == "lr_drops":
-            if value != list(of_recipe[name]):
-                told.append(f"drops at {', '.join(f'{drop:.2g}' for drop in value)}" if value else "no drops")
-        elif name not in ("input_height", "input_width") and value != of_recipe.get(name):
+            told.append(f"drops at {', '.join(f'{drop:.2g}' for drop in value)}" if value else "no drops")
+        elif name not in (*NAMED, "input_height", "input_width"):
             told.append(f"{name} {value}")
     return ", ".join(told)
 
 
 def _bold(text: str) -> str:
     return text if text == NONE else f"**{text}**"
-
-
-def _without_schedule(settings: Mapping[str, Any]) -> tuple:
-    return tuple(pair for pair in identity(settings) if pair[0] not in ("seed", "epochs"))

@@ -23,10 +23,9 @@ from typing import Any
 from absl import flags
 
 from experiments.chaos.process import load_faults
+from experiments.measuring import new_flags, write_figures
 from han_tf.common import cli as command_line
 from han_tf.common.errors import UserError
-from han_tf.common.files import write_json
-from han_tf.runs import environment
 
 PARTS = ("kills", "fuzz", "load")
 FLAT_SHARE, FLAT_MB = 0.1, 64
@@ -35,7 +34,7 @@ FLAT_SHARE, FLAT_MB = 0.1, 64
 SHOWN = 5
 """Most faults of one kind that are printed; the JSON holds all."""
 
-FLAGS = command_line.new_flags()
+FLAGS = new_flags()
 command_line.define_list(FLAGS, "parts", PARTS, "What to do.", flags.EnumParser([*PARTS]))
 flags.DEFINE_integer("rounds", 100, "Kills of each command.", 0, flag_values=FLAGS)
 flags.DEFINE_integer("inputs", 10_000, "Damaged inputs.", 0, flag_values=FLAGS)
@@ -44,27 +43,24 @@ flags.DEFINE_float("load_minutes", 30, "How long the clients ask.", 0.1, flag_va
 flags.DEFINE_integer("clients", 64, "How many of them.", 1, flag_values=FLAGS)
 flags.DEFINE_integer("seed", 0, "Of all choices.", 0, flag_values=FLAGS)
 flags.DEFINE_string("kept", "", "Folder for inputs that end or stop their reader.", flag_values=FLAGS)
-flags.DEFINE_string("output", "", "JSON file for the figures.", flag_values=FLAGS)
 
 
 def main(values: flags.FlagValues) -> None:
     """Runs the parts that the flags name, and reports."""
     with tempfile.TemporaryDirectory(prefix="chaos-") as temporary:
         root = Path(temporary).resolve()
-        report = {"environment": environment.describe(), "seed": values.seed, "skipped": load_faults(root)}
-        report["minutes"] = 0.0
-        if report["skipped"]:
-            print(f"note: {report['skipped']}")
-        begun, figures = time.monotonic(), []
-        report["figures"] = figures
+        skipped = load_faults(root)
+        if skipped:
+            print(f"note: {skipped}")
+        begun, minutes, figures = time.monotonic(), 0.0, []
         for figure in _figures(values, root, begun + 60 * values.minutes):
             shown = figure["faults"][:SHOWN]
             print(json.dumps({**figure, "faults": len(figure["faults"])}), *shown, sep="\n", flush=True)
             figures.append(figure)
             if figure["part"] != "load":
-                report["minutes"] = (time.monotonic() - begun) / 60
-            if values.output:  # after each part, so that figures survive a crash
-                write_json(values.output, report)
+                minutes = (time.monotonic() - begun) / 60
+            # After each part, so that figures survive a crash.
+            write_figures(values.output, "chaos", seed=values.seed, skipped=skipped, minutes=minutes, figures=figures)
     wrong = sum(len(figure["faults"]) for figure in figures)
     if wrong:
         raise UserError(f"{wrong} times something went wrong that should not, see above")

@@ -1,13 +1,15 @@
 """Reads damaged inputs of every kind; expected is an answer or one line of error, in bounded time and memory."""
 
-import os
 import shutil
 import signal
 import time
 import traceback
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import numpy as np
 
 from experiments.chaos.damage import MEMORY_BYTES, damage
 from experiments.chaos.inputs import KINDS, Kind
-from experiments.chaos.process import bound_memory, result_of, start, wait
+from experiments.chaos.process import Child, bound_memory, result_of
 from experiments.chaos.requests import ask_damaged
 from experiments.measuring import memory_mb
 from han_tf.common.errors import UserError
@@ -35,67 +37,57 @@ def fuzz(root: Path, inputs: int, seed: int, kept: str) -> Iterator[dict[str, An
 
 
 def _read_damaged(kind: Kind, samples: Path, root: Path, inputs: int, seed: list[int], kept: str) -> dict[str, Any]:
-    log, progress = root / "log", root / "progress"
+    damaged = root / "damaged"
     counts: Counter[str] = Counter()
     faults: list[str] = []
-    begun, first = time.monotonic(), 0
+    begun, first, peak_mb = time.monotonic(), 0, 0
     while first < inputs:
-        progress.write_text("")
-        child = start(
-            partial(_read_many, kind, samples, root / "damaged", range(first, inputs), seed, progress), log, log
-        )
-        size, changed = 0, time.monotonic()
-        while os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-            if progress.stat().st_size != size:
-                size, changed = progress.stat().st_size, time.monotonic()
-            if time.monotonic() > changed + (SECONDS if size else 4 * SECONDS):
-                os.kill(child, signal.SIGKILL)
-                break
-            time.sleep(0.01)
-        ended = wait(child, log)
-        lines = progress.read_text().splitlines()
-        for line in lines:
-            what, _, rest = line.partition(" ")
-            counts[what] += 1
-            faults += [f"{kind.name} {rest}"] if what == "fault" else []
-        first += len(lines)
+        answers, sender = Pipe(duplex=False)
+        child = Child(partial(_read_many, kind, samples, damaged, range(first, inputs), seed, sender), root / "log")
+        sender.close()
+        patience = 4 * SECONDS  # until the first one, with the imports
+        with suppress(EOFError):
+            while first < inputs and answers.poll(patience):
+                what, said, more_mb = answers.recv()
+                counts[what] += 1
+                faults += [f"{kind.name} {first} of seed {seed}: {said}"] if said else []
+                peak_mb, patience, first = max(peak_mb, more_mb), SECONDS, first + 1
+        ended = child.end(most=10)
         if first < inputs:
             what = "hang" if ended.status == -signal.SIGKILL else f"status {ended.status}"
             faults.append(f"{kind.name} {first} of seed {seed}: {what}: {ended.said[-1500:]}")
             if kept:
-                shutil.copytree(root / "damaged", Path(kept) / f"{kind.name}-{first}", dirs_exist_ok=True)
+                shutil.copytree(damaged, Path(kept) / f"{kind.name}-{first}", dirs_exist_ok=True)
             first += 1
     return {
         "case": kind.name,
         "inputs": inputs,
         **{what: counts[what] for what in ("read", "refused")},
-        "peak_mb": max((int(line.split()[-1]) for line in lines), default=0),
+        "peak_mb": peak_mb,
         "seconds": time.monotonic() - begun,
         "faults": faults,
     }
 
 
-def _read_many(kind: Kind, samples: Path, damaged: Path, numbers: range, seed: list[int], progress: Path) -> None:
-    """Reads damaged copies and writes a line on each: read, refused or fault, and the peak of memory in MiB."""
+def _read_many(kind: Kind, samples: Path, damaged: Path, numbers: range, seed: list[int], answers: Connection) -> None:
+    """Reads damaged copies; sends of each: read, refused or fault, the traceback, and the peak of memory in MiB."""
     chosen = sorted(samples.iterdir())
     # Memory of one-time imports is not to count for an input. A copy, since reading may write beside the input.
     kind.read(_copy(chosen[0], damaged))
     before = memory_mb("VmRSS")
     bound_memory(MEMORY_BYTES)
-    with progress.open("a", buffering=1) as lines:
-        for number in numbers:
-            rng = np.random.default_rng([*seed, number])
-            sample, other = (chosen[int(place)] for place in rng.integers(len(chosen), size=2))
-            copy = _damaged_copy(sample, other, damaged, rng)
-            what = "read"
-            try:
-                kind.read(copy)
-            except UserError:
-                what = "refused"
-            except BaseException:
-                said = " | ".join(traceback.format_exc().strip().splitlines()[-6:])
-                what = f"fault {number} of seed {seed}: {said}"
-            lines.write(f"{what} {int(memory_mb('VmHWM') - before)}\n")
+    for number in numbers:
+        rng = np.random.default_rng([*seed, number])
+        sample, other = (chosen[int(place)] for place in rng.integers(len(chosen), size=2))
+        copy = _damaged_copy(sample, other, damaged, rng)
+        what, said = "read", ""
+        try:
+            kind.read(copy)
+        except UserError:
+            what = "refused"
+        except BaseException:
+            what, said = "fault", " | ".join(traceback.format_exc().strip().splitlines()[-6:])
+        answers.send((what, said, int(memory_mb("VmHWM") - before)))
 
 
 def _copy(sample: Path, folder: Path) -> Path:

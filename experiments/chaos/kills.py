@@ -12,8 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.chaos import process
-from experiments.chaos.process import Ended, Fault, result_of, start, wait
+from experiments.chaos.process import KINDS, OF_DISK, UNDISTURBED, Child, Ended, Fault, result_of
 from han_tf import export, extract, index, train
 from han_tf.common import cli
 from han_tf.common.files import write_npz
@@ -23,9 +22,8 @@ from han_tf.features.shards import FeatureShards
 from han_tf.runs.card import read_card, verify_files
 from han_tf.search import open_gallery
 
-KINDS = {process.KILL: "kill", process.FULL: "disk full", process.BROKEN: "EIO, write", process.UNREADABLE: "EIO, read"}
-SHARES = {process.KILL: 0.8, process.FULL: 0.08, process.BROKEN: 0.06, process.UNREADABLE: 0.06}
-"""Kind of fault -> its probability. Half of the kills are at a random time, half at a random write."""
+SHARES = (0, 0.8, 0.08, 0.06, 0.06)
+"""Probability of each kind of fault. Half of the kills are at a random time, half at a random write."""
 
 DIMENSION, ROWS = 64, 3000
 MODEL = "onnx-float32"
@@ -67,7 +65,7 @@ def prepare(root: Path) -> list[Work]:
         Work("indexing", partial(_index, features), _entries),
     ]
     for work, folder in ((works[0], run), (works[1], exports)):
-        ended = wait(start(partial(work.command, folder), log, folder), log)
+        ended = Child(partial(work.command, folder), log, folder).end()
         if ended.status:
             raise RuntimeError(f"{work.name}: status {ended.status}: {ended.said}")
     return works
@@ -156,53 +154,49 @@ def disturb(work: Work, root: Path, rounds: int, seconds: float, seed: int) -> d
     """
     rng, log, base = np.random.default_rng(seed), root / "log", root / work.name
     begun = time.monotonic()
-    plain = wait(start(partial(work.command, base), log, base), log)
+    plain = Child(partial(work.command, base), log, base).end()
     counts: Counter[str] = Counter()
     faults: list[str] = []
     if plain.status:
         return {"case": work.name, "faults": [f"undisturbed: status {plain.status}: {plain.said[-500:]}"]}
     expected = result_of(lambda: list(work.rows(base)), log)
-    folder, finished = root / f"{work.name}-0", 0
-    while counts["kill"] < rounds and time.monotonic() < begun + seconds:
-        fault, after = chosen(rng, plain)
-        ended = wait(start(partial(work.command, folder), log, folder, fault), log, after)
-        counts[_happened(fault, ended)] += 1
+    folder, finished, last = root / f"{work.name}-disturbed", 0, False
+    while not last:
+        last = counts["kill"] >= rounds or time.monotonic() >= begun + seconds
+        fault = UNDISTURBED if last else chosen(rng, plain)
+        ended = Child(partial(work.command, folder), log, folder, fault).end()
+        if not last:
+            counts[_happened(fault, ended)] += 1
         faults += complaints(work.name, fault, ended)
-        if ended.status == 0:
+        if last or ended.status == 0:
             finished += 1
             counts.update(_compared(work, expected, folder, log, faults))
             shutil.rmtree(folder)
-            folder = root / f"{work.name}-{finished}"
-    last = wait(start(partial(work.command, folder), log, folder), log)
-    faults += complaints(work.name, Fault(), last)
-    counts.update(_compared(work, expected, folder, log, faults))
-    return figures(work.name, counts, finished + 1, faults, time.monotonic() - begun, len(expected))
+    return figures(work.name, counts, finished, faults, time.monotonic() - begun, len(expected))
 
 
 def _happened(fault: Fault, ended: Ended) -> str:
     """Returns what disturbed a command, or "too late" if it ended before that."""
     if ended.status == -signal.SIGKILL:
         return "kill"
-    began = ended.status or ended.calls[fault.kind == process.UNREADABLE] > fault.after
-    return KINDS[fault.kind] if fault.kind > process.KILL and began else "too late"
+    began = ended.status or ended.calls[fault.kind == "EIO, read"] > fault.after
+    return fault.kind if fault.kind in OF_DISK and began else "too late"
 
 
-def chosen(rng: np.random.Generator, plain: Ended) -> tuple[Fault, Any]:
-    """Returns a fault, and the seconds after which to kill the command; None for no such kill."""
-    kind = int(rng.choice(list(SHARES), p=list(SHARES.values()))) if any(plain.calls) else process.KILL
-    if kind == process.KILL and (rng.random() < 0.5 or not any(plain.calls)):
-        return Fault(), rng.uniform(0, plain.seconds)
-    return Fault(kind, int(rng.integers(max(1, plain.calls[kind == process.UNREADABLE])))), None
+def chosen(rng: np.random.Generator, plain: Ended) -> Fault:
+    """Returns a fault that falls into the time or the calls of the undisturbed command."""
+    kind = str(rng.choice(KINDS, p=SHARES)) if any(plain.calls) else "kill"
+    if kind == "kill" and (rng.random() < 0.5 or not any(plain.calls)):
+        return Fault(seconds=rng.uniform(0, plain.seconds))
+    return Fault(kind, int(rng.integers(max(1, plain.calls[kind == "EIO, read"]))))
 
 
 def complaints(name: str, fault: Fault, ended: Ended) -> list[str]:
     """Returns a line if a command ended wrongly: not with status 0, SIGKILL, or a line of error after a disk fault."""
     refused = ended.status == 1 and "error: " in ended.said and "Traceback" not in ended.said
-    if ended.status in (0, -signal.SIGKILL) or (refused and fault.kind > process.KILL):
+    if ended.status in (0, -signal.SIGKILL) or (refused and fault.kind in OF_DISK):
         return []
-    return [
-        f"{name}, {KINDS.get(fault.kind, 'no fault')} from call {fault.after}: {ended.status}: {ended.said[-1500:]}"
-    ]
+    return [f"{name}, {fault}: {ended.status}: {ended.said[-1500:]}"]
 
 
 def _compared(work: Work, expected: Any, folder: Path, log: Path, faults: list[str]) -> dict[str, int]:
@@ -215,14 +209,7 @@ def _compared(work: Work, expected: Any, folder: Path, log: Path, faults: list[s
 
 def figures(name: str, counts: Counter, finished: int, faults: list[str], seconds: float, rows: int) -> dict[str, Any]:
     """Returns the figures of a disturbed command, as results hold them."""
+    disturbed = {what: counts[what] for what in KINDS[1:]}
     wrong = {what: counts[what] for what in ("lost", "doubled", "differing", "unreadable")}
-    disturbed = {what: counts[what] for what in KINDS.values()}
-    return {
-        "case": name,
-        **disturbed,
-        "compared": finished,
-        "rows": rows,
-        **wrong,
-        "seconds": seconds,
-        "faults": faults,
-    }
+    told = {"case": name, **disturbed, "compared": finished, "rows": rows, **wrong}
+    return {**told, "seconds": seconds, "faults": faults}

@@ -14,35 +14,44 @@ import signal
 import subprocess
 import sys
 import time
-import traceback
 from collections.abc import Callable
+from multiprocessing.context import ForkProcess
+from multiprocessing.sharedctypes import RawArray
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, Optional
+from typing import Any, NamedTuple, Optional
 
 from experiments.measuring import memory_mb
 
 LIBRARY = "HAN_TF_CHAOS_LIBRARY"
 """Environment variable with the path of the library of faults, set once the library is loaded."""
 
-COUNT, KILL, FULL, BROKEN, UNREADABLE = range(5)
-"""Kinds of faults, numbered as in ``faults.c``: none, SIGKILL, ENOSPC, EIO of writes, EIO of reads."""
-
-CRASHED = 70
-"""Exit status of a child that ended with a traceback."""
+KINDS = ("", "kill", "disk full", "EIO, write", "EIO, read")
+OF_DISK = KINDS[2:]
+"""Kinds of faults, numbered as in ``faults.c``; the first one is none."""
 
 
 class Fault(NamedTuple):
-    """A fault: its kind, and the number of calls beneath the command's folder after which it begins."""
+    """What disturbs a command.
 
-    kind: int = COUNT
+    Attributes:
+      kind: one of :data:`KINDS`.
+      after: number of calls beneath the command's folder after which it begins.
+      seconds: when the command is killed instead; None for never.
+    """
+
+    kind: str = ""
     after: int = 0
+    seconds: Optional[float] = None
+
+
+UNDISTURBED = Fault()
 
 
 class Ended(NamedTuple):
     """How a command ended.
 
     Attributes:
-      status: exit status; minus the signal that ended it.
+      status: exit status, or minus the signal that ended it.
       said: the end of what it printed.
       calls: writes and reads beneath the folder; zeros if it was killed or the library is not loaded.
       seconds: how long it ran.
@@ -52,6 +61,56 @@ class Ended(NamedTuple):
     said: str
     calls: tuple[int, int]
     seconds: float
+
+
+class Child(ForkProcess):
+    """A call in a child process, which starts at once, with a fault beneath ``folder``.
+
+    ``call`` returns the exit status; None for 0. The child prints into ``log``, which is not beneath ``folder``, so
+    that writing it does not fail.
+    """
+
+    def __init__(self, call: Callable[[], Any], log: Path, folder: Optional[Path] = None, fault: Fault = UNDISTURBED):
+        super().__init__()
+        self._call, self._log, self._folder, self._fault = call, log, folder, fault
+        self._calls, self._begun = RawArray("l", 2), time.monotonic()
+        self.start()
+
+    def run(self) -> None:
+        """Runs the call; in the child."""
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # instead of this program's handler
+        output = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        for descriptor in (1, 2):
+            os.dup2(output, descriptor)
+        library = ctypes.CDLL(os.environ[LIBRARY]) if os.environ.get(LIBRARY) else None
+        if library and self._folder:
+            kind, after, _ = self._fault
+            library.chaos_arm(os.fsencode(self._folder), KINDS.index(kind), ctypes.c_long(after))
+        status = self._call()
+        if library:
+            self._calls[:] = [library.chaos_calls(reading) for reading in (0, 1)]
+        sys.exit(status)
+
+    def end(self, most: float = 600) -> Ended:
+        """Waits for the end and returns it; kills the command when its fault says so, or after ``most`` seconds."""
+        self.join(most if self._fault.seconds is None else self._fault.seconds)
+        self.kill()
+        self.join()
+        said = self._log.read_text(errors="replace")[-4000:] if self._log.exists() else ""
+        return Ended(self.exitcode, said, tuple(self._calls), time.monotonic() - self._begun)
+
+
+def result_of(call: Callable[[], Any], log: Path) -> Any:
+    """Runs ``call`` in a child and returns its result.
+
+    Raises:
+      RuntimeError: it raised, or the child died; the message has the end of the output.
+    """
+    answer = log.with_suffix(".answer")
+    ended = Child(lambda: answer.write_bytes(pickle.dumps(call())) and None, log).end()
+    if ended.status:
+        raise RuntimeError(f"status {ended.status}: {ended.said}")
+    return pickle.loads(answer.read_bytes())  # written by this program
 
 
 def load_faults(folder: Path) -> str:
@@ -68,70 +127,6 @@ def load_faults(folder: Path) -> str:
     preloaded = f"{library}:{os.environ.get('LD_PRELOAD', '')}".rstrip(":")
     os.environ.update({LIBRARY: str(library), "LD_PRELOAD": preloaded})
     os.execv(sys.executable, sys.orig_argv)
-
-
-def start(call: Callable[[], Any], log: Path, folder: Path, fault: Fault = Fault()) -> int:  # noqa: B008
-    """Starts ``call`` in a child with a fault beneath ``folder``; returns its process id.
-
-    The child prints into ``log``, which is not beneath ``folder``, so that writing it does not fail.
-    """
-    process = os.fork()
-    if process:
-        return process
-    status: Any = CRASHED
-    try:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # instead of this program's handler
-        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        for descriptor in (1, 2):
-            os.dup2(output, descriptor)
-        library = ctypes.CDLL(os.environ[LIBRARY]) if os.environ.get(LIBRARY) else None
-        if library:
-            library.chaos_arm(os.fsencode(folder), fault.kind, ctypes.c_long(fault.after))
-        status = call() or 0
-        if library:
-            calls = " ".join(str(library.chaos_calls(reading)) for reading in (0, 1))
-            log.with_suffix(".calls").write_text(calls)
-    except BaseException:
-        traceback.print_exc()
-    _leave(status)
-
-
-def _leave(status: int) -> NoReturn:
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-    os._exit(status)
-
-
-def wait(process: int, log: Path, seconds: Optional[float] = None, most: float = 600) -> Ended:
-    """Waits for a child and returns how it ended; kills it after ``seconds``, or after ``most`` if it hangs."""
-    begun = time.monotonic()
-    end = begun + min(most, most if seconds is None else seconds)
-    while not (ended := os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG)):
-        if time.monotonic() >= end:
-            os.kill(process, signal.SIGKILL)
-            ended = os.waitid(os.P_PID, process, os.WEXITED)
-            break
-        time.sleep(0.002)
-    status = ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
-    counted, calls = log.with_suffix(".calls"), (0, 0)
-    if counted.exists():
-        calls = tuple(map(int, counted.read_text().split()))
-        counted.unlink()
-    said = log.read_text(errors="replace")[-4000:] if log.exists() else ""
-    return Ended(status, said, calls, time.monotonic() - begun)
-
-
-def result_of(call: Callable[[], Any], log: Path) -> Any:
-    """Runs ``call`` in a child and returns its result.
-
-    Raises:
-      RuntimeError: it raised, or the child died; the message has the end of the output.
-    """
-    answer = log.with_suffix(".answer")
-    ended = wait(start(lambda: answer.write_bytes(pickle.dumps(call())) and None, log, log), log)
-    if ended.status:
-        raise RuntimeError(f"status {ended.status}: {ended.said}")
-    return pickle.loads(answer.read_bytes())  # written by this program
 
 
 def bound_memory(more: int) -> None:

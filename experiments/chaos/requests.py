@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import re
 import signal
 import socket
@@ -20,7 +19,6 @@ from PIL import Image
 
 from experiments.chaos.damage import MEMORY_BYTES, damage
 from experiments.chaos.kills import MODEL
-from experiments.chaos.process import Fault, wait
 from experiments.chaos.service import ENTRIES, port_of, start_service
 from experiments.measuring import make_picture, memory_mb
 
@@ -44,23 +42,16 @@ WEIRD.append(b"[" * 5000 + b"]" * 5000)
 NAMES = ("id", "image", "images", "k", "cameras", "pid", "time", "name", "query", "hit", "token", "limit", "", "é\0")
 NAMES += ("x" * 5000, 'image"; filename="', 'image"; filename="../a\\b\xff.png')
 FORM = "multipart/form-data; boundary="
-KINDS = (
-    "application/json",
-    "text/plain",
-    "application/x-www-form-urlencoded",
-    *(FORM + b for b in ["", '"', "b" * 5000]),
-)
-KINDS += tuple(f"{FORM}b0undary; charset={name}" for name in ("utf-16", "undefined", "unicode_escape"))
-HEADERS = [f"Content-Type: {kind}" for kind in KINDS] + [f"Content-Length: {n}" for n in ("-1", "1e3", "99999999999")]
-HEADERS += ["Expect: 100-continue", "Host: elsewhere", "Host: [::1", "Host: 127.0.0.1:x", "Content-Encoding: gzip"]
-HEADERS += [
-    "Origin: null",
-    "Origin: http://[::1",
-    "Sec-Fetch-Site: cross-site",
-    "Upgrade: websocket",
-    "If-None-Match: *",
+HEADERS = [
+    *(f"Content-Type: {FORM}b0undary; charset={name}" for name in ("utf-16", "undefined", "unicode_escape")),
+    *(f"Content-Type: {FORM}{boundary}" for boundary in ("", '"', "b" * 5000)),
+    *(f"Content-Type: {kind}" for kind in ("application/json", "text/plain", "application/x-www-form-urlencoded")),
+    *(f"Content-Length: {number}" for number in ("-1", "1e3", "99999999999")),
+    *(f"Host: {host}" for host in ("elsewhere", "[::1", "127.0.0.1:x")),
+    *("Expect: 100-continue", "Content-Encoding: gzip", "Origin: null", "Origin: http://[::1"),
+    *("Sec-Fetch-Site: cross-site", "Upgrade: websocket", "If-None-Match: *", "Range: bytes=9-1"),
+    *('Cookie: han_tf="\xff\\400; =;', "Authorization: Bearer \xff"),
 ]
-HEADERS += ['Cookie: han_tf="\xff\\400; =;', "Authorization: Bearer \xff", "Range: bytes=9-1"]
 
 
 class Request(NamedTuple):
@@ -135,10 +126,10 @@ def ask_damaged(root: Path, inputs: int, seed: int) -> dict[str, Any]:
     png = io.BytesIO()
     Image.open(io.BytesIO(make_picture(0))).save(png, "PNG")
     pictures = make_picture(0), png.getvalue()
-    service = start_service(root / "exports" / MODEL, folder, log, Fault(), f"--body_seconds={ANSWER_SECONDS / 2}")
+    service = start_service(root / "exports" / MODEL, folder, log, f"--body_seconds={ANSWER_SECONDS / 2}")
     port = port_of(service, log)
     if port is None:
-        return {"case": "http", "inputs": 0, "faults": [f"no service: {wait(service, log, 0).said}"]}
+        return {"case": "http", "inputs": 0, "faults": [f"no service: {service.end(0).said}"]}
     faults: list[str] = []
     routes = set()
     for request in _requests(pictures, ENTRIES):  # the first one that it adds
@@ -150,7 +141,7 @@ def ask_damaged(root: Path, inputs: int, seed: int) -> dict[str, Any]:
             described = json.loads(answer.partition(b"\r\n\r\n")[2])["paths"]
     without = {(method, route) for route, methods in described.items() for method in methods} - routes
     faults += [f"http: no valid request of {without}"] if without else []
-    before = memory_mb("VmRSS", service)
+    before = memory_mb("VmRSS", service.pid)
     counts: Counter[str] = Counter()
     begun = time.monotonic()
     for number in range(inputs):
@@ -170,9 +161,9 @@ def ask_damaged(root: Path, inputs: int, seed: int) -> dict[str, Any]:
         if (status[0] == "5" and status != "503") or (status == "waits" and not bytewise):
             faults.append(f"http {number} of seed {seed}: {status}: {sent[:200]!r}")
     alive, _ = _ask(port, requests[0].encode(), HANG_SECONDS)
-    more = int(memory_mb("VmHWM", service) - before) if alive == "200" else 0
-    os.kill(service, signal.SIGTERM)
-    ended = wait(service, log, 60)
+    more = int(memory_mb("VmHWM", service.pid) - before) if alive == "200" else 0
+    service.terminate()
+    ended = service.end(60)
     if alive != "200" or ended.status != -signal.SIGTERM or "Traceback" in ended.said or more > MEMORY_BYTES >> 20:
         faults.append(f"http: {alive}, {ended.status}, {more} MiB more: {ended.said}")
     return {

@@ -1,7 +1,5 @@
 """Kills the service during writes and makes its disk fail; every confirmed write must be there exactly once."""
 
-import http.client
-import json
 import os
 import re
 import signal
@@ -14,112 +12,29 @@ from typing import Any, Optional
 
 import numpy as np
 
-from experiments.bench_service import PICTURES, form
-from experiments.chaos import process
-from experiments.chaos.kills import KINDS, chosen, complaints, figures, run_command
-from experiments.chaos.process import Ended, Fault, result_of, start, wait
-from experiments.measuring import make_picture
+from experiments.bench_service import Load
+from experiments.chaos.kills import chosen, complaints, figures, run_command
+from experiments.chaos.process import UNDISTURBED, Child, Ended, Fault, result_of
 from han_tf.data.reading import decode_image
 from han_tf.runs.card import read_card
 from han_tf.search import create_gallery, open_gallery
 from han_tf.serve import __main__ as serve
 
+MIX = {"add": 1, "correct": 1, "delete": 1}
 WRITERS, WRITING_SECONDS, ENTRIES = 3, 1.5, 100
-CAMERAS = 1000
 
 
-class Writers:
-    """Clients that add, correct and delete images, and record the confirmed writes.
-
-    Attributes:
-      cameras: pid of each image, all different -> the cameras that it may have; none if it was deleted.
-      unsure: pids of images whose addition or deletion was not answered.
-      wrong: unexpected answers.
-      confirmed: number of confirmed writes.
-    """
-
-    def __init__(self) -> None:
-        self.cameras: dict[int, set[int]] = {}
-        self.unsure: set[int] = set()
-        self.wrong: list[str] = []
-        self.confirmed = 0
-        self._ids: dict[int, int] = {}
-        self._pictures = [make_picture(number) for number in range(PICTURES)]
-
-    def run(self, port: int, seconds: float, seed: int) -> None:
-        """Writes until the service has ended, at most for ``seconds``."""
-        end, first = time.monotonic() + seconds, (max(self.cameras, default=0) // WRITERS + 1) * WRITERS
-        threads = [
-            threading.Thread(target=self._write, args=(port, end, first + n, np.random.default_rng([seed, n])))
-            for n in range(WRITERS)
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-
-    def _write(self, port: int, end: float, new: int, rng: np.random.Generator) -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-        own = [pid for pid in list(self._ids) if pid % WRITERS == new % WRITERS and pid not in self.unsure]
-        try:
-            while time.monotonic() < end:
-                step = rng.choice(["add", "correct", "delete"]) if own else "add"
-                pid = new if step == "add" else own[int(rng.integers(len(own)))]
-                if step == "correct":
-                    self._correct(connection, pid, int(rng.integers(1, CAMERAS)))
-                    continue
-                self.unsure.add(pid)
-                if step == "add":
-                    new += WRITERS
-                    self.cameras[pid] = {1}
-                    body, kind = form(self._pictures[pid % PICTURES], pid=pid, camid=1)
-                    answer = self._ask(connection, "POST", "/gallery", body, kind)
-                    if answer is not None:
-                        self._ids[pid] = answer["id"]
-                        own.append(pid)
-                else:
-                    own.remove(pid)
-                    answer = self._ask(connection, "DELETE", f"/gallery/{self._ids.pop(pid)}")
-                    if answer is not None:
-                        self.cameras[pid] = set()
-                if answer is not None:
-                    self.unsure.remove(pid)
-        except (OSError, http.client.HTTPException):
-            pass  # the service has ended
-        finally:
-            connection.close()
-
-    def _correct(self, connection: http.client.HTTPConnection, pid: int, camera: int) -> None:
-        self.cameras[pid].add(camera)
-        body = json.dumps({"camid": camera}).encode()
-        if self._ask(connection, "PATCH", f"/gallery/{self._ids[pid]}", body, "application/json") is not None:
-            self.cameras[pid] = {camera}
-
-    def _ask(
-        self, connection: http.client.HTTPConnection, method: str, path: str, body: bytes = b"", kind: str = ""
-    ) -> Any:
-        """Returns the answer's JSON; None if the status is 300 or higher."""
-        connection.request(method, path, body, {"Content-Type": kind} if kind else {})
-        answer = connection.getresponse()
-        said = answer.read()
-        if answer.status >= 300:
-            self.wrong += [f"{method} {path}: {answer.status} {said[:200]!r}"] * (answer.status != 503)
-            return None
-        self.confirmed += 1
-        return json.loads(said)
-
-
-def audit(folder: Path, writers: Writers) -> dict[str, set[int]]:
+def audit(folder: Path, load: Load) -> dict[str, set[int]]:
     """Compares gallery and pictures with the writers' records; returns the pids of wrong entries, by kind of error."""
     with open_gallery(folder / "index") as gallery:
-        entries = [entry for entry in gallery.page(10**6) if entry.pid in writers.cameras]
+        entries = [entry for entry in gallery.page(10**6) if entry.pid in load.cameras]
         len(gallery.features([entry.id for entry in entries]))
     times = Counter(entry.pid for entry in entries)
-    sure = {pid: bool(cameras) for pid, cameras in writers.cameras.items() if pid not in writers.unsure}
+    sure = {pid: bool(cameras) for pid, cameras in load.cameras.items() if pid not in load.unsure}
     wrong: dict[str, set[int]] = {
         "lost": {pid for pid, there in sure.items() if there and not times[pid]},
         "doubled": {pid for pid in times if times[pid] > 1 or not sure.get(pid, True)},
-        "differing": {e.pid for e in entries if sure.get(e.pid, True) and e.camid not in writers.cameras[e.pid]},
+        "differing": {e.pid for e in entries if sure.get(e.pid, True) and e.camid not in load.cameras[e.pid]},
         "unreadable": set(),
     }
     for entry in entries:
@@ -130,14 +45,14 @@ def audit(folder: Path, writers: Writers) -> dict[str, set[int]]:
     return wrong
 
 
-def start_service(model: Path, folder: Path, log: Path, fault: Fault = Fault(), *more: str) -> int:  # noqa: B008
-    """Starts a service over the gallery in ``folder``, which is made if it is missing; returns its process id."""
+def start_service(model: Path, folder: Path, log: Path, *more: str, fault: Fault = UNDISTURBED) -> Child:
+    """Starts a service over the gallery in ``folder``, which is made if it is missing."""
     if not folder.exists():
         result_of(partial(_make, model, folder), log)
     arguments = [f"--index={folder / 'index'}", f"--state={folder / 'state'}", f"--model={model}"]
     call = partial(run_command, serve, *arguments, "--port=0", "--threads=1", *more)
     log.unlink(missing_ok=True)
-    return start(call, log, folder, fault)
+    return Child(call, log, folder, fault)
 
 
 def _make(model: Path, folder: Path) -> None:
@@ -148,62 +63,65 @@ def _make(model: Path, folder: Path) -> None:
         gallery.add(features / np.linalg.norm(features, axis=1, keepdims=True))
 
 
-def port_of(service: int, log: Path, seconds: float = 60) -> Optional[int]:
+def port_of(service: Child, log: Path, seconds: float = 60) -> Optional[int]:
     """Waits until the service is ready and returns its port; None if it ends before that or takes too long."""
     end = time.monotonic() + seconds
-    while time.monotonic() < end:
+    while service.is_alive() and time.monotonic() < end:
         if log.exists() and (match := re.search(r"ready: http://[\d.]+:(\d+)", log.read_text(errors="replace"))):
             return int(match[1])
-        if os.waitid(os.P_PID, service, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-            return None
         time.sleep(0.005)
     return None
 
 
 def disturb_service(model: Path, root: Path, rounds: int, seconds: float, seed: int) -> dict[str, Any]:
     """Disturbs the service while clients write, as :func:`experiments.chaos.kills.disturb` disturbs a command."""
-    rng, log, folder, writers = np.random.default_rng(seed), root / "log", root / "service", Writers()
+    rng, log, folder, load = np.random.default_rng(seed), root / "log", root / "service", Load(ENTRIES, MIX)
     counts: Counter[str] = Counter()
     faults: list[str] = []
     begun = time.monotonic()
     plain, number = Ended(0, "", (0, 0), 0.0), 0
     while counts["kill"] < rounds and time.monotonic() < begun + seconds:
         # The first round ends with Ctrl-C; the faults of the others are drawn from its calls and seconds.
-        fault, after = chosen(rng, plain) if number else (Fault(), None)
-        begun_round = time.monotonic()
-        service = start_service(model, folder, log, fault)
-        if after is not None:
-            timer = threading.Timer(after, os.kill, (service, signal.SIGKILL))
-            timer.start()
+        fault = chosen(rng, plain) if number else UNDISTURBED
+        service = start_service(model, folder, log, fault=fault)
+        killer = threading.Timer(600 if fault.seconds is None else fault.seconds, service.kill)
+        killer.start()
         port = port_of(service, log)
         if port:
-            writers.run(port, WRITING_SECONDS, number + seed)
-        if after is not None:
-            timer.join()
-        os.kill(service, signal.SIGKILL if number else signal.SIGINT)
-        ended = wait(service, log)
+            load.run("127.0.0.1", port, WRITERS, WRITING_SECONDS, number + seed)
+        killer.cancel()
+        if port and not number:
+            os.kill(service.pid, signal.SIGINT)
+        else:
+            service.kill()
+        ended = service.end()
         if number:
-            counts["kill" if fault.kind <= process.KILL else KINDS[fault.kind]] += 1
+            counts[fault.kind or "kill"] += 1
             faults += complaints("service", fault, ended)
         else:
-            plain = ended._replace(seconds=time.monotonic() - begun_round)
+            plain = ended
             faults += [] if ended.status == 130 else [f"service, Ctrl-C: {ended.status}: {ended.said}"]
         if "Traceback" in ended.said:
-            faults.append(f"service, {KINDS.get(fault.kind, 'no fault')}: {ended.said[-1500:]}")
-        for what, pids in result_of(partial(audit, folder, writers), log).items():
+            faults.append(f"service, {fault}: {ended.said[-1500:]}")
+        for what, pids in result_of(partial(audit, folder, load), log).items():
             counts[what] += len(pids)
-            faults += [f"service, round {number}, {fault}, {after}: {what}: {sorted(pids)}"] if pids else []
+            faults += [f"service, round {number}, {fault}: {what}: {sorted(pids)}"] if pids else []
             for pid in pids:
-                writers.cameras.pop(pid, None)
+                del load.cameras[pid]
+                load.ids.pop(pid, None)
         number += 1
     service = start_service(model, folder, log)  # removes the pictures of unfinished additions
     port_of(service, log)
-    os.kill(service, signal.SIGTERM)
-    wait(service, log)
+    service.terminate()
+    service.end()
     counts["orphans"] = result_of(partial(_orphans, folder), log)
-    faults += writers.wrong
-    made = figures("service", counts, number, faults, time.monotonic() - begun, len(writers.cameras))
-    return {**made, "writes confirmed": writers.confirmed, "pictures without entries": counts["orphans"]}
+    answers = {(kind, status): len(times) for (kind, status), times in load.seconds.items() if status != 503}
+    faults += [
+        f"service: {kind} answered with {status}, {n}×" for (kind, status), n in answers.items() if status >= 300
+    ]
+    confirmed = sum(n for (_, status), n in answers.items() if status < 300)
+    made = figures("service", counts, number, faults, time.monotonic() - begun, len(load.cameras))
+    return {**made, "writes confirmed": confirmed, "pictures without entries": counts["orphans"]}
 
 
 def _orphans(folder: Path) -> int:

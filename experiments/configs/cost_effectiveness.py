@@ -31,5 +31,4 @@ EXPERIMENT = Experiment(
     ),
     flops=True,
     speed=True,
-    picture="cost_effectiveness",
 )

@@ -34,5 +34,4 @@ EXPERIMENT = Experiment(
         for dimension in DIMENSIONS
     ),
     search=True,
-    picture="feature_dimension",
 )

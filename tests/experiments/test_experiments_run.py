@@ -159,10 +159,7 @@ def test_another_network_can_stand_in_for_that_of_an_ablation(tmp_path, capsys):
         (["table9", "--dataset=mars"], "unknown dataset 'mars'"),
         (["table9", "--dataset=msmt17"], "table9 is not about msmt17, expected market1501, dukemtmc"),
         (["table9", "--rows=SAS"], "table9 has no row 'SAS' to run, expected No Attention, SSA, "),
-        (["table9", "--seeds=0,x"], "--seeds is '0,x', expected whole numbers such as 0,1,2"),
-        (["table9", "--seeds=1,1"], "--seeds is '1,1', expected different numbers"),
         (["table9", "--scale=smoke", "--dataset=market1501"], "--scale smoke has a drawn data set of its own"),
-        (["table9", "--arch=vit"], "--arch vit, expected one of condensenet, han_inception, "),
         (
             ["table8", "--arch=resnet50"],
             "--arch resnet50 has not the parts that table8 is about, expected a relative",
@@ -213,13 +210,13 @@ def test_too_little_memory_or_disk_is_told_before_the_start(prepared, monkeypatc
     monkeypatch.setattr(runner, "free_memory_mb", lambda: 4_000.0)
     monkeypatch.setattr(runner, "free_disk_mb", lambda _: 1e6)
     with pytest.raises(
-        UserError, match=r"market1501-han_large-300epochs-seed0 needs about 4.9 GiB of memory, 3.9 GiB are"
+        UserError, match=r"market1501-han_large-300epochs-seed0 needs about 5,000 MiB of memory, 4,000 MiB are"
     ):
         prepared.check_resources()
     monkeypatch.setattr(runner, "free_memory_mb", lambda: 6_000.0)
     prepared.check_resources()
     monkeypatch.setattr(runner, "free_disk_mb", lambda _: 1_000.0)
-    with pytest.raises(UserError, match=r"1 trainings need about 2.0 GiB in .*, 1000 MiB are free"):
+    with pytest.raises(UserError, match=r"1 trainings need about 2,000 MiB in .*, 1,000 MiB are free"):
         prepared.check_resources()
 
 

@@ -48,7 +48,7 @@ def test_bars_are_scaled_by_the_product_unless_measured():
 
 def test_they_are_recorded_and_reported(tmp_path):
     figures = {"product_flops": PRODUCT, "runtimes": ROWS, "bars": bars(ROWS, PRODUCT, {"hacnn": 0.0, "osnet": 700.0})}
-    (tmp_path / "figures.json").write_text(json.dumps({**figures, "environment": {"commit": "a" * 40}}))
+    (tmp_path / "figures.json").write_text(json.dumps({"kind": "runtimes", **figures, "commit": "a" * 40}))
     arguments = [f"--results_dir={tmp_path / 'results'}", str(tmp_path / "figures.json")]
     assert run(record.main, record.FLAGS, record.__doc__, ["record", *arguments], positional="path") == 0
     assert json.loads((tmp_path / "results" / "runtimes.json").read_text())["kind"] == "runtimes"

@@ -14,8 +14,7 @@ SMALL = bench.Size(queries=20, gallery=400, dimension=32, people=12, matching=15
 
 @pytest.fixture(autouse=True)
 def toy_sizes(monkeypatch):
-    for name in ("MARKET", "MSMT", "MILLION", "RERANKED_MILLION"):
-        monkeypatch.setattr(bench, name, SMALL)
+    monkeypatch.setattr(bench, "SIZES", dict.fromkeys(bench.SIZES, SMALL))
     monkeypatch.setattr(measuring, "PRODUCT_SIZE", 64)
 
 
