@@ -163,6 +163,15 @@ def test_who_listens_to_others_is_warned(capsys, tmp_path, monkeypatch):
     assert "cannot read --token" in said(f"--token={tmp_path}/nosuch")
 
 
+def test_what_is_wrong_with_the_gallery_is_said_at_the_start(make_index, extractor, tmp_path):
+    make_index(tmp_path / "index").close()
+    with open(tmp_path / "index/vectors-0.f32", "r+b") as stream:
+        stream.write(b"damage")
+    with open_gallery(tmp_path / "index") as gallery:
+        lines = Service(gallery, extractor, Store(tmp_path / "state")).describe().splitlines()
+    assert lines[-1].startswith("note: the vectors of 1 entries are damaged (ids 0 ")
+
+
 def test_a_start_that_fails_is_one_line(make_service, tmp_path, monkeypatch, capsys):
     service = make_service(tmp_path)
 
