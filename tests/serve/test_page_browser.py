@@ -664,6 +664,9 @@ def test_a_token_is_asked_for_once(browser, make_service, tmp_path, query):
     with on_socket(make_service(tmp_path), access=access) as address:
         context = browser.new_context()
         page = context.new_page()
+        page.goto(f"{address}/docs")
+        page.wait_for_selector("#error:not(:empty)")
+        assert "it needs the token" in page.inner_text("#error")
         page.goto(address)
         page.wait_for_selector("#sign-in[open]")
         page.fill("#token", "something else!!")
