@@ -138,6 +138,8 @@ def main(values: flags.FlagValues) -> None:
         own = data_of(run.config, values.dataset)
         data_dir, split = values.data_dir or own.data_dir or None, values.split or own.split
         dataset = load_dataset(own.name, data_dir, split).separate()[0]
+        for sentence in dataset.notes + dataset.differences:
+            print(f"note: {dataset.name}: {sentence}")
         records = spread(dataset.query, values.queries)
     shown = load_images(records, run.model.input_size, skip_bad_images=values.skip_bad_images)
     levels = attend(run.model, shown.images)

@@ -122,9 +122,12 @@ def test_average_precision_is_that_of_the_list(features):
 
 
 def test_newest_run_and_its_queries(folders, tmp_path, capsys):
-    runs, _ = folders
+    runs, data = folders
+    (data / "query" / "readme.txt").touch()
     assert run("--runs_dir", runs, "--output", tmp_path, "--ranked", "--k", 4, "--queries", 2) == 0
-    assert f"written to {tmp_path / 'attention.png'}" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert f"written to {tmp_path / 'attention.png'}" in told
+    assert "note: market1501: query: 1 files named *.txt: passed over" in told
     with Image.open(tmp_path / "ranked.png") as image:
         sheet = np.asarray(image)
     # The length of the frames' upper edges gives the number of images of each kind.

@@ -165,7 +165,7 @@ def exposed(address: str, access: Access) -> str:
 
 
 def state_folder(index: Union[str, Path]) -> str:
-    """Returns where the service of an index keeps what is its own.
+    """Returns where the service of an index keeps what is its own: the same place by whatever link it is reached.
 
     Raises:
       UserError: the index is at an address.
@@ -175,7 +175,9 @@ def state_folder(index: Union[str, Path]) -> str:
 
         index = Address.of(index) or index
         raise UserError(f"--index {index} is an address, expected --state with a folder for feedback and added images")
-    return f"{Path(index).absolute()}.service"
+    beside = f"{Path(index).absolute()}.service"
+    # Earlier versions kept it beside the link.
+    return beside if Path(beside).exists() else f"{Path(index).resolve()}.service"
 
 
 def check_installed() -> None:

@@ -23,6 +23,9 @@ PAGE_FILES = "/page/"
 READING = ("/embed", "/search", "/attention", "/login")
 """What a POST may be sent to that changes nothing."""
 
+ADDING = (("POST", "/gallery"), ("POST", "/gallery/batch"))
+"""What adds images: sent twice, they are there twice."""
+
 LEAST = 16
 """Shortest token, in characters: one that cannot be guessed needs no count of wrong ones."""
 

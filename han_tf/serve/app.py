@@ -40,7 +40,7 @@ Search a gallery of person images by another image: which of them show the same 
 
 Images are JPEG, PNG, WebP or BMP. Distances are L2 distances of features. A hit beyond the threshold is shown and
 marked `beyond`; if all are, the answer is `"known": false`, not in the gallery. Times are seconds since 1970 UTC.
-Errors are `{"error": "one line"}`; 503 comes with `Retry-After`.
+Errors are `{"error": "one line"}`; 503 comes with `Retry-After`, unless images may have been added all the same.
 """
 
 Id = Annotated[int, Path(ge=0, le=ID_LIMIT, description="id of an entry of the gallery")]

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from typing import Any, Optional
 from urllib.parse import urlsplit
 
-from han_tf.serve.access import OPEN, PAGE_FILES, READING, Access
+from han_tf.serve.access import ADDING, OPEN, PAGE_FILES, READING, Access
 from han_tf.serve.limits import Limits, Refusal, overloaded
 
 Message = MutableMapping[str, Any]
@@ -54,7 +54,7 @@ class Guard:
     - More bodies arriving, or more bytes of bodies, than allowed: 503 for the body that has taken longest to arrive, so
       that clients that stall keep nobody out.
     - More requests at a time than allowed, counted from when their bodies are there: 503.
-    - An answer that takes too long: 503.
+    - An answer that takes too long: 503; without ``Retry-After`` where images may have been added.
 
     HEAD is answered as GET is, without the body.
 
@@ -174,7 +174,10 @@ class Guard:
         try:
             await asyncio.wait_for(self._app(scope, replay, answer.send), self._limits.request_seconds)
         except asyncio.TimeoutError:
-            raise Refusal(503, f"no answer within {self._limits.request_seconds:g} seconds") from None
+            late = f"no answer within {self._limits.request_seconds:g} seconds"
+            if (scope["method"], scope["path"]) not in ADDING:
+                raise Refusal(503, late) from None
+            raise Refusal(503, f"{late}; the images may have been added all the same", again=False) from None
         except Exception:
             # A bug. Passed on, it would have uvicorn break the connection off before the client has read the answer.
             traceback.print_exc()

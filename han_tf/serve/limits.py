@@ -56,18 +56,20 @@ class Refusal(Exception):
 
     Attributes:
       status: the HTTP status: 4xx or 503; 500 for a bug.
+      again: whether a 503 invites to send the same request again.
     """
 
-    def __init__(self, status: int, reason: str):
+    def __init__(self, status: int, reason: str, again: bool = True):
         super().__init__(reason)
         self.status = status
+        self.again = again
 
     @property
     def headers(self) -> dict[str, str]:
         """What the answer tells beside its reason."""
         if self.status == 401:
             return {"WWW-Authenticate": "Bearer"}
-        return {"Retry-After": str(RETRY_AFTER)} if self.status == 503 else {}
+        return {"Retry-After": str(RETRY_AFTER)} if self.status == 503 and self.again else {}
 
 
 def overloaded(what: str) -> Refusal:

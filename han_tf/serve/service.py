@@ -222,7 +222,7 @@ class Service:
             f"attention: {self.attention.run_dir if self.attention else 'not drawn (see --attention)'}",
             f"feedback and added images: {self.store.folder}",
         ]
-        return "\n".join(lines)
+        return "\n".join([*lines, *(f"note: {note}" for note in gallery.notes)])
 
     async def start(self) -> None:
         """Begins to work, in the running event loop."""

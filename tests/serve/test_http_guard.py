@@ -215,6 +215,23 @@ def test_a_slow_answer():
     assert exchange.headers[b"retry-after"] == b"1"
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "again"),
+    [
+        ("GET", "/gallery", True),
+        ("POST", "/search", True),
+        ("POST", "/gallery", False),
+        ("POST", "/gallery/batch", False),
+    ],
+)
+def test_images_whose_addition_took_too_long_are_not_to_be_sent_again(method, path, again):
+    exchange = Exchange(method=method, path=path)
+    run(exchange, application=Application(seconds=20), refused=[503])
+    assert exchange.status == 503
+    assert (b"retry-after" in exchange.headers) == again
+    assert ("may have been added" in exchange.error) != again
+
+
 def test_bodies_that_never_come_end_for_those_that_do():
     stalled = [Exchange([b"x"], last=False) for _ in range(5)]
     whole = Exchange([b"abc"])

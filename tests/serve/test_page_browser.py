@@ -456,6 +456,149 @@ def test_enter_on_a_result_keeps_the_focus_among_results(open_page, query):
     assert focused(page) == 0
 
 
+def test_what_comes_late_does_not_take_the_place_of_a_search(browser, address, query, tiny_set):
+    page = browser.new_page()
+    problems = []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+
+    def later(pattern):
+        """Returns a function that lets the request come through which is held from now on."""
+        routes = held(page, pattern)
+
+        def come():
+            arrive(page, routes)
+            page.unroute(pattern)  # lets those through that are held
+            page.wait_for_timeout(300)
+
+        return come, routes
+
+    def ranked():
+        assert page.evaluate("document.querySelectorAll('#found .rank:not([hidden])').length") == 20
+
+    come, _ = later("**/overview")  # the page still begins
+    page.goto(address)
+    search(page, query)
+    come()
+    ranked()
+    for hash in ("#id=4", "#id=999"):  # an address is being looked up
+        come, routes = later(f"**/gallery/{hash[4:]}")
+        page.evaluate(f"location.hash = '{hash}'")
+        arrive(page, routes)
+        search(page, query)
+        come()
+        ranked()
+        assert page.inner_text("#error") == ""
+        assert "camera" not in page.inner_text("#query-facts")
+    page.goto("about:blank")
+    page.goto(address)
+    page.wait_for_selector("#found.browse .card")
+    come, routes = later("**/examples/0/image")
+    page.click("#found .card >> nth=0 >> .again")
+    arrive(page, routes)
+    search(page, tiny_set.query[2].path)
+    come()
+    ranked()
+    assert page.inner_text("#query-facts") == os.path.basename(tiny_set.query[2].path)
+    assert problems == []
+    page.close()
+
+
+def test_results_of_another_query_do_not_stay(open_page, query, tiny_set):
+    page = open_page(expected=["ERR_"])
+    search(page, query)
+    page.fill("#k", "0")
+    page.wait_for_selector("#error:not(:empty)")
+    assert len(cards(page)) == 20  # of this query
+    page.focus("#found .card")
+    page.keyboard.press("Enter")
+    until(page, "document.querySelectorAll('#found .card').length === 0")
+    assert page.inner_text("#error").startswith("Results: ")
+    assert not page.is_visible("#verdict")
+    assert page.evaluate("document.activeElement.id") == "results"
+    page.route("**/gallery?limit=60", lambda route: route.abort())
+    page.fill("#k", "20")
+    search(page, tiny_set.query[1].path)
+    page.evaluate("setTimeout(() => history.go(-3))")
+    until(page, "document.querySelector('#error').textContent.includes('does not answer')")
+    assert cards(page) == []
+
+
+def test_marks_are_sent_one_after_the_other_and_shown_wherever_the_hit_is(open_page, address, tiny_set):
+    page = open_page()
+    path = tiny_set.query[9].path
+    search(page, path)
+    before = int(page.inner_text("#verdicts"))
+    routes = held(page, "**/feedback")
+    page.focus("#found .card")
+    page.keyboard.press("y")
+    arrive(page, routes)
+    page.keyboard.press("y")
+    page.keyboard.press("n")
+    page.wait_for_timeout(300)
+    assert len(routes) == 1
+    page.check("#rerank")
+    until(page, "document.querySelector('#found h3').textContent.includes('re-ranked')")
+    assert not any("marked" in card["label"] for card in cards(page))
+    page.unroute("**/feedback")  # lets the first one through
+    until(page, "texts('.mark').filter((text) => text === 'wrong').length === 1")
+    until(page, f"document.querySelector('#verdicts').textContent === '{before + 1}'")
+    assert sorted(filter(None, (hit["verdict"] for hit in answer_of(address, path)["hits"]))) == ["wrong"]
+
+
+def test_a_mark_that_is_not_kept_is_taken_back(open_page, tiny_set):
+    page = open_page(expected=["ERR_", "500"])
+    search(page, tiny_set.query[10].path)
+    page.route("**/feedback", lambda route: route.fulfill(status=500, json={"error": "a fault"}))
+    page.click("#found .card >> nth=0 >> .yes")
+    page.wait_for_selector("#error:not(:empty)")
+    assert page.inner_text("#error") == "A fault."
+    assert not any("marked" in card["label"] for card in cards(page))
+
+
+@pytest.mark.parametrize("time", [1772440000.1234567, 253_402_300_800.5, -1e12, 1e12])
+def test_a_correction_leaves_the_time_as_it_is(browser, make_service, tmp_path, time):
+    """A field for times holds milliseconds, and no year above 9999."""
+    with on_socket(make_service(tmp_path)) as address:
+        assert httpx.patch(f"{address}/gallery/4", json={"time": time}).status_code == 200
+        before = httpx.get(f"{address}/gallery/4").json()
+        page = browser.new_page()
+        problems = []
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.goto(address)
+        page.wait_for_selector("#found .card")
+        place = page.evaluate("[...document.querySelectorAll('#found .card')].findIndex((card) => card.entry.id === 4)")
+        page.click(f"#found .card >> nth={place} >> .more")
+        page.fill("#entry-pid", "4711")
+        with page.expect_response("**/gallery/4") as answer:
+            page.keyboard.press("Enter")
+        assert answer.value.status == 200
+        assert httpx.get(f"{address}/gallery/4").json() == {**before, "pid": 4711}
+        assert problems == []
+        page.close()
+
+
+def test_an_addition_that_took_too_long_is_not_sent_again(browser, make_service, tmp_path):
+    (tmp_path / "new.png").write_bytes(encoded(noise()))
+    with on_socket(make_service(tmp_path)) as address:
+        page = browser.new_page()
+        page.goto(address)
+        page.wait_for_selector("#found .card")
+        sent = []
+
+        def late(route):
+            sent.append(route)
+            route.fulfill(status=503, json={"error": "no answer within 30 seconds"})
+
+        page.route("**/gallery", late)
+        page.click("#add")
+        page.set_input_files("#adding-files", tmp_path / "new.png")
+        page.click("#adding-go")
+        until(page, "document.querySelector('#adding-progress').textContent === '0 of 1 added, 1 refused'")
+        assert "new.png: No answer within 30 seconds" in page.inner_text("#adding-error")
+        assert len(sent) == 1
+        page.close()
+
+
 def test_an_entry_is_enlarged_corrected_and_deleted(browser, make_service, tmp_path):
     with on_socket(make_service(tmp_path)) as address:
         page = browser.new_page()
@@ -521,6 +664,9 @@ def test_a_token_is_asked_for_once(browser, make_service, tmp_path, query):
     with on_socket(make_service(tmp_path), access=access) as address:
         context = browser.new_context()
         page = context.new_page()
+        page.goto(f"{address}/docs")
+        page.wait_for_selector("#error:not(:empty)")
+        assert "it needs the token" in page.inner_text("#error")
         page.goto(address)
         page.wait_for_selector("#sign-in[open]")
         page.fill("#token", "something else!!")
@@ -727,6 +873,16 @@ def test_long_names_stay_on_the_page(browser, make_service, tmp_path, viewport):
             page.goto(address + path)
             page.wait_for_selector("#found .card")
             assert page.evaluate("document.documentElement.scrollWidth") <= viewport["width"], path
+        page.goto("about:blank")
+        page.goto(address)
+        page.wait_for_selector("#found .card")
+        ids = [card["id"] for card in cards(page)]
+        page.click(f"#found .card >> nth={ids.index(added)} >> .more")
+        until(page, "document.querySelector('#entry').open")
+        box = page.locator("#entry").bounding_box()
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= viewport["width"]
+        assert page.evaluate("((e) => e.scrollWidth - e.clientWidth)(document.querySelector('#entry'))") <= 0
         page.close()
 
 

@@ -60,6 +60,7 @@ def test_what_is_missing_or_does_not_fit(capsys, tmp_path, tiny_run, make_index,
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert f"port {port}" in refused(capsys, index, f"--port={port}")
+        assert f"port {port}" in refused(capsys, index, f"--model={tiny_run}/nosuch", f"--port={port}")  # first of all
     assert "--state" in refused(capsys, "--index=http://127.0.0.1:1", "--port=0")
     with open_gallery(tmp_path / "index", writable=True):
         line = refused(capsys, index, f"--model={tiny_run}", "--port=0")
@@ -71,6 +72,17 @@ def test_a_model_is_found_by_its_checksum(tiny_run, extractor):
     assert Path(found) == tiny_run
     assert Path(run_of(tiny_run / "exports" / "onnx-float32")) == tiny_run
     assert run_of("/") is None
+
+
+def test_an_index_has_one_state_by_whatever_link_it_is_reached(tmp_path):
+    (tmp_path / "index").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "index")
+    assert command.state_folder(tmp_path / "link") == command.state_folder(tmp_path / "index")
+    (tmp_path / "index.service").mkdir()
+    assert command.state_folder(tmp_path / "link") == f"{tmp_path}/index.service"
+    (tmp_path / "link.service").mkdir()  # as earlier versions have made it
+    assert command.state_folder(tmp_path / "link") == f"{tmp_path}/link.service"
+    assert command.state_folder(tmp_path / "index") == f"{tmp_path}/index.service"
 
 
 def test_a_missing_extra_is_named(monkeypatch, capsys):
@@ -149,6 +161,15 @@ def test_who_listens_to_others_is_warned(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("HAN_TF_TOKEN", "short")
     assert "a token of 5 characters, expected at least 16" in said()
     assert "cannot read --token" in said(f"--token={tmp_path}/nosuch")
+
+
+def test_what_is_wrong_with_the_gallery_is_said_at_the_start(make_index, extractor, tmp_path):
+    make_index(tmp_path / "index").close()
+    with open(tmp_path / "index/vectors-0.f32", "r+b") as stream:
+        stream.write(b"damage")
+    with open_gallery(tmp_path / "index") as gallery:
+        lines = Service(gallery, extractor, Store(tmp_path / "state")).describe().splitlines()
+    assert lines[-1].startswith("note: the vectors of 1 entries are damaged (ids 0 ")
 
 
 def test_a_start_that_fails_is_one_line(make_service, tmp_path, monkeypatch, capsys):

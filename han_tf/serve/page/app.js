@@ -17,6 +17,7 @@ const state = {
 };
 const PAST = 50; // queries that Back can reach
 const past = new Map(); // key in the browser's history -> query, so that Back works for uploaded images, too
+let view = 0; // rises with whatever is to be shown next: what comes late for an earlier one is dropped
 let search = new AbortController();
 let filterTimer = 0;
 let queryOverlay = "";
@@ -36,7 +37,8 @@ async function ask(path, options = {}) {
       throw new Failure("The service does not answer. Is it still running?");
     }
     if (response.ok) return response;
-    if (response.status === 503 && turn < TRIES) {
+    // An addition that took too long may have been made: that answer does not invite to come again.
+    if (response.status === 503 && turn < TRIES && response.headers.has("Retry-After")) {
       const seconds = Number(response.headers.get("Retry-After")) || 1;
       await new Promise((done) => setTimeout(done, 1000 * seconds));
       if (options.signal?.aborted) throw new DOMException("", "AbortError");
@@ -117,6 +119,7 @@ function element(tag, text, className) {
 // ---------------------------------------------------------------- the query
 
 function setQuery(query, remember = true) {
+  view += 1;
   search.abort();
   clearTimeout(filterTimer);
   $("error").textContent = "";
@@ -204,11 +207,12 @@ function useEntry(entry) {
 }
 
 async function useExample(example) {
+  const here = ++view;
   try {
     const blob = await (await ask(`/examples/${example.number}/image`)).blob();
-    useFile(new File([blob], example.title, { type: blob.type }));
+    if (here === view) useFile(new File([blob], example.title, { type: blob.type }));
   } catch (error) {
-    showError(error);
+    if (here === view) showError(error);
   }
 }
 
@@ -269,8 +273,7 @@ async function find() {
   if (!$("filters").checkValidity()) {
     $("found").setAttribute("aria-busy", "false");
     const wrong = $("filters").querySelector(":invalid");
-    showError(new Failure(`${wrong.labels[0].textContent.trim()}: ${wrong.validationMessage}`));
-    return;
+    return noAnswer(new Failure(`${wrong.labels[0].textContent.trim()}: ${wrong.validationMessage}`));
   }
   $("found").setAttribute("aria-busy", "true");
   try {
@@ -284,13 +287,23 @@ async function find() {
     announce(`${$("verdict").textContent}. ${count(answer.hits.length, "result")}.`);
   } catch (error) {
     if (signal.aborted) return;
-    showError(error);
-    if (!state.answer) {
-      $("found").replaceChildren();
-      $("verdict").hidden = true;
-    }
+    noAnswer(error);
   }
   $("found").setAttribute("aria-busy", "false");
+}
+
+/** Says why a search has no answer; what was found for another query goes. */
+function noAnswer(error) {
+  showError(error);
+  if (!state.answer) clear();
+}
+
+function clear() {
+  const found = $("found");
+  const focused = found.contains(document.activeElement);
+  found.replaceChildren();
+  $("verdict").hidden = true;
+  if (focused) $("results").focus({ preventScroll: true });
 }
 
 function showAnswer() {
@@ -420,13 +433,14 @@ function activate(card) {
 
 /** Before a search: queries to try, where there are any, and some of the gallery. */
 async function browse() {
+  const here = ++view;
   const found = $("found");
   $("verdict").hidden = true;
   found.className = "browse";
   found.setAttribute("aria-busy", "false");
   try {
     const [examples, { entries }] = await Promise.all([askJson("/examples"), askJson("/gallery?limit=60")]);
-    if (state.query) return;
+    if (here !== view) return;
     const focused = found.contains(document.activeElement);
     found.replaceChildren();
     $("results-title").textContent = "Where else was this person?";
@@ -442,6 +456,8 @@ async function browse() {
     setCurrent(0);
     if (focused) (cards()[0] || $("results")).focus({ preventScroll: true });
   } catch (error) {
+    if (here !== view) return;
+    clear();
     showError(error);
   }
 }
@@ -460,8 +476,9 @@ function more(text, act) {
 
 /** Shows the entries whose ids follow `after`: in place of what is there for the first, else below it. */
 async function showAll(after) {
+  const here = view;
   const { entries, next } = await askJson(`/gallery?limit=60&after=${after}`);
-  if (state.query) return;
+  if (here !== view) return;
   const found = $("found");
   if (after < 0) {
     found.replaceChildren(element("h3", "All images of the gallery"), tiles(entries));
@@ -479,8 +496,13 @@ async function showAll(after) {
 // ---------------------------------------------------------------- the gallery's entries: looking, correcting, adding
 
 const numberOf = (input) => (input.value === "" ? null : Number(input.value));
-const timeOf = (time) => (time === null ? "" : new Date(1000 * time).toISOString().slice(0, -1));
+/** The time for a field, which has milliseconds and four digits for the year; empty if it does not fit. */
+function timeOf(time) {
+  const date = new Date(time === null ? NaN : 1000 * time);
+  return Number.isNaN(date.getTime()) ? "" : date.toISOString().slice(0, -1);
+}
 let shownCard = null;
+let shownTime = ""; // what the field made of the entry's time, which it may not hold exactly
 
 function showEntry(card) {
   const { entry } = card;
@@ -491,6 +513,7 @@ function showEntry(card) {
   $("entry-pid").value = entry.pid ?? "";
   $("entry-camid").value = entry.camid ?? "";
   $("entry-time").value = timeOf(entry.time);
+  shownTime = $("entry-time").value;
   $("entry-error").textContent = "";
   askTwice(false);
   if (!$("entry").open) $("entry").showModal();
@@ -508,7 +531,7 @@ async function saveEntry() {
   const body = {};
   if (numberOf($("entry-pid")) !== entry.pid) body.pid = numberOf($("entry-pid"));
   if (numberOf($("entry-camid")) !== entry.camid) body.camid = numberOf($("entry-camid"));
-  if ($("entry-time").value !== timeOf(entry.time)) body.time = toSeconds($("entry-time"));
+  if ($("entry-time").value !== shownTime) body.time = toSeconds($("entry-time"));
   if (Object.keys(body).length) {
     const options = { method: "PATCH", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
     const { pid, camid, time } = await askJson(`/gallery/${entry.id}`, options);
@@ -531,6 +554,7 @@ async function deleteEntry() {
   $("entry").close();
   announce("Deleted");
   if (cards().length) go(Math.min(place, cards().length - 1));
+  else $("results").focus({ preventScroll: true });
 }
 
 /** Runs what a dialog asks for; what goes wrong is said there. */
@@ -579,23 +603,37 @@ async function addFiles() {
 
 // ---------------------------------------------------------------- verdicts
 
-async function mark(card, verdict) {
+function mark(card, verdict) {
   const { entry } = card;
   if (!("distance" in entry)) return;
-  const before = entry.verdict;
-  const said = before === verdict ? null : verdict;
+  if (!("kept" in entry)) entry.kept = entry.verdict; // by the service
+  const said = entry.verdict === verdict ? null : verdict;
   entry.verdict = said; // shown at once, taken back if it could not be kept
   showMark(card);
-  try {
-    const body = JSON.stringify({ query: card.query, hit: entry.id, verdict: said, distance: entry.distance });
-    await ask("/feedback", { method: "POST", headers: { "Content-Type": "application/json" }, body });
-    announce(said ? `Marked ${said}` : "Mark taken back");
-    state.overview.verdicts += (said !== null) - (before !== null);
-    $("verdicts").textContent = state.overview.verdicts.toLocaleString();
-  } catch (error) {
-    entry.verdict = before;
-    showMark(card);
-    showError(error);
+  const sent = Promise.resolve(card.sent).then(send); // one after the other: the last one counts
+  card.sent = sent;
+
+  async function send() {
+    try {
+      const body = JSON.stringify({ query: card.query, hit: entry.id, verdict: said, distance: entry.distance });
+      await ask("/feedback", { method: "POST", headers: { "Content-Type": "application/json" }, body });
+      announce(said ? `Marked ${said}` : "Mark taken back");
+      state.overview.verdicts += (said !== null) - (entry.kept !== null);
+      $("verdicts").textContent = state.overview.verdicts.toLocaleString();
+      entry.kept = said;
+      // The same hit may have been found again meanwhile.
+      const others = cards().filter((other) => other !== card && !other.sent && other.query === card.query);
+      for (const other of others.filter((one) => one.entry.id === entry.id)) {
+        other.entry.verdict = said;
+        showMark(other);
+      }
+    } catch (error) {
+      if (card.sent === sent) {
+        entry.verdict = entry.kept;
+        showMark(card);
+      }
+      showError(error);
+    }
   }
 }
 
@@ -792,12 +830,14 @@ addEventListener("popstate", (event) => {
 
 /** Begins with the entry that the address names, or with a look at the gallery. */
 async function openAddress() {
+  const here = ++view;
   const id = new URLSearchParams(location.hash.slice(1)).get("id");
   if (id === null || !/^\d+$/.test(id)) return setQuery(null, false);
   try {
     const facts = await askJson(`/gallery/${id}`);
-    await setQuery({ id: facts.id, facts }, false);
+    if (here === view) await setQuery({ id: facts.id, facts }, false);
   } catch (error) {
+    if (here !== view) return;
     await setQuery(null, false);
     showError(error);
   }
@@ -810,7 +850,7 @@ async function learn() {
   state.told = true;
   showFacts();
   $("k").max = overview.max_k;
-  $("k").value = $("k").defaultValue = Math.min($("k").value, overview.max_k);
+  for (const name of ["value", "defaultValue"]) $("k")[name] = $("k")[name] && Math.min($("k")[name], overview.max_k);
   $("threshold").placeholder = overview.threshold === null ? "none" : distanceText(overview.threshold);
   document.body.classList.toggle("read-only", overview.read_only);
   showCameras(overview.cameras);
@@ -826,7 +866,7 @@ function showFacts() {
 async function begin() {
   if (matchMedia("(max-width: 820px)").matches) $("filters-box").open = false;
   const failure = await learn().catch((error) => error);
-  await openAddress();
+  if (!view) await openAddress(); // somebody may have chosen an image already
   if (failure && !state.told) showError(failure);
 }
 

@@ -80,7 +80,9 @@ function operation(method, path, what, all) {
 }
 
 try {
-  const all = await (await fetch("/openapi.json")).json();
+  const answer = await fetch("/openapi.json");
+  const all = await answer.json();
+  if (!answer.ok) throw new Error(answer.status === 401 ? "it needs the token, for which the search page asks" : all.error);
   $("facts").textContent = `version ${all.info.version}`;
   prose($("about"), all.info.description);
   for (const tag of all.tags) {
