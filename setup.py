@@ -21,7 +21,7 @@ EXTRAS = {
     "faiss": [FAISS],  # approximate neighbours for re-ranking huge galleries
     "export": ["nncf>=3", "onnxruntime>=1.16", OPENVINO, "tf2onnx>=1.17"],  # tf2onnx before: protobuf 3
     "extract": PYARROW,
-    "ray": ["ray[data]>=2.60", *PYARROW],
+    "ray": ["ray>=2.60", *PYARROW],
     "search": [FAISS, *PYARROW],
     "milvus": ["milvus-lite>=2.5", *PYARROW, "pymilvus>=2.5,<3"],
     "serve": [FAISS, "fastapi>=0.110", "prometheus-client>=0.20", *PYARROW, "python-multipart>=0.0.9", "uvicorn>=0.30"],

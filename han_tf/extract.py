@@ -167,7 +167,7 @@ def main(values: flags.FlagValues) -> None:
         start = time.perf_counter()
         try:
             if values.ray:
-                lost = extract_with_ray(
+                notes = extract_with_ray(
                     values.ray,
                     model,
                     images,
@@ -178,14 +178,13 @@ def main(values: flags.FlagValues) -> None:
                     actor_cpus=values.actor_cpus,
                     gpu=gpu,
                 )
-                if lost:
-                    print(f"note: machines of the cluster that were lost: {lost}; others have done their part")
             else:
-                for sentence in extraction.extract_locally(extractor, images, values.output, work):
-                    print(f"note: {sentence}")
+                notes = extraction.extract_locally(extractor, images, values.output, work)
         except KeyboardInterrupt as interrupt:
             raise Stopped("interrupted: finished files stay, the same command goes on", signal.SIGINT) from interrupt
         seconds = time.perf_counter() - start
+        for sentence in notes:
+            print(f"note: {sentence}")
         with extraction.planning(values.output, part):
             missing = extraction.missing_shards(values.output, work.manifest)
             done = None

@@ -56,7 +56,7 @@ def atomic_open(path: Union[str, os.PathLike]) -> Iterator[BinaryIO]:
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, target)
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
@@ -64,7 +64,7 @@ def atomic_open(path: Union[str, os.PathLike]) -> Iterator[BinaryIO]:
             os.unlink(temporary)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Waits until the names in ``folder`` are on disk; otherwise a power cut may bring an old file back."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)

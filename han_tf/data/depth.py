@@ -1,6 +1,7 @@
 """Conversion of grey images of more than 8 bits per pixel to 8 bits."""
 
 import threading
+from collections.abc import Mapping
 from typing import Optional
 
 import numpy as np
@@ -19,13 +20,15 @@ class Depth:
 
     Args:
       white_level: the value that becomes 255; the largest value of the format if None.
+
+    Attributes:
+      scaled: value that became 255 -> number of images, and the largest value in them.
     """
 
     def __init__(self, white_level: Optional[float] = None):
         self.white_level = None if white_level is None else float(white_level)
         self._lock = threading.Lock()
-        self._images: dict[float, int] = {}
-        self._brightest: dict[float, float] = {}
+        self.scaled: dict[float, tuple[int, float]] = {}
 
     def eight_bits(self, image: Image.Image) -> np.ndarray:
         """Returns the pixels of a loaded image, ``[height, width]`` uint8.
@@ -53,18 +56,23 @@ class Depth:
             raise ValueError(
                 f"pixels from {least:g} to {most:g} of {white:g} become black, expected a white level for them"
             )
-        with self._lock:
-            self._images[chosen] = self._images.get(chosen, 0) + 1
-            self._brightest[chosen] = max(most, self._brightest.get(chosen, most))
+        self.add({chosen: (1, most)})
         return result
+
+    def add(self, scaled: Mapping[float, tuple[int, float]]) -> None:
+        """Counts the images of another one's :attr:`scaled` as well."""
+        with self._lock:
+            for white, (count, brightest) in scaled.items():
+                before, most = self.scaled.get(white, (0, brightest))
+                self.scaled[white] = before + count, max(most, brightest)
 
     @property
     def notes(self) -> list[str]:
         """One sentence for each white level used so far; empty if no image had more than 8 bits."""
         return [
             f"{count:,} images of more than 8 bits per pixel: {white:,g} became white, their brightest pixel is "
-            f"{self._brightest[white]:,g}"
-            for white, count in sorted(self._images.items())
+            f"{brightest:,g}"
+            for white, (count, brightest) in sorted(self.scaled.items())
         ]
 
 

@@ -13,7 +13,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, Optional, Protocol, Union
@@ -23,6 +23,7 @@ import numpy as np
 from han_tf.common import files
 from han_tf.common.errors import UserError
 from han_tf.common.progress import progress_bar
+from han_tf.data.depth import Depth
 from han_tf.data.image_lists import ImageList
 from han_tf.data.reading import BadImage, ImageReader
 from han_tf.features.extractor import FeatureExtractor
@@ -138,13 +139,9 @@ def locked(folder: Union[str, os.PathLike], part: Part = WHOLE) -> Iterator[None
         yield
 
 
-@contextmanager
-def planning(folder: Union[str, os.PathLike], part: Part) -> Iterator[None]:
+def planning(folder: Union[str, os.PathLike], part: Part) -> AbstractContextManager[None]:
     """Makes parts call :func:`plan` one after the other; the whole, which is alone, needs no lock."""
-    with ExitStack() as stack:
-        if part != WHOLE:
-            stack.enter_context(files.locked(Path(folder) / LOCK))
-        yield
+    return nullcontext() if part == WHOLE else files.locked(Path(folder) / LOCK)
 
 
 def plan(
@@ -255,7 +252,7 @@ def extract_shards(
     manifest: Manifest,
     shards: Sequence[int],
     progress: Callable[[int], object] = lambda images: None,
-) -> list[str]:
+) -> Depth:
     """Makes shards; decoding, network and writing run in parallel, across the borders of shards.
 
     Memory holds the features of three shards at most. An image whose feature is not finite counts as bad. Rows that
@@ -270,7 +267,7 @@ def extract_shards(
       progress: called with the number of images that were processed since the last call.
 
     Returns:
-      Sentences on how grey images were scaled, see :attr:`han_tf.data.depth.Depth.notes`.
+      What scaled grey images of more than 8 bits, and counted them.
 
     Raises:
       UserError: a shard cannot be written, or an image file that existed when it was listed cannot be read.
@@ -286,36 +283,28 @@ def extract_shards(
         threads=extractor.threads,
         white_level=manifest.white_level or None,
     )
+    rows = _embedded(extractor, reader, [images.paths[row] for row in left], progress)
     # Only the last shard of the list may be shorter than the others, and it comes last here.
     starts = range(0, len(images), manifest.shard_images)
     written: Optional[Future[None]] = None
     with ThreadPoolExecutor(1, thread_name_prefix="write") as writer:
-        batches = _embedded(extractor, reader, [images.paths[row] for row in left])
-        rest: tuple[np.ndarray, dict[int, str]] = np.empty([0, extractor.feature_dim], np.float32), {}
         for number, start in zip(shards, starts):
             part = images.part(start, start + manifest.shard_images)
-            features = np.empty([len(part), extractor.feature_dim], np.float32)
             known = aside.known[start : start + len(part)]
+            features = np.empty([len(part), extractor.feature_dim], np.float32)
             aside.take(features, start)
             progress(int(known.sum()))
-            rows = np.flatnonzero(~known)
             reasons: dict[int, str] = {}
-            filled = 0
-            while filled < len(rows):
-                if not len(rest[0]):
-                    rest = next(batches)
-                taken = min(len(rest[0]), len(rows) - filled)
-                features[rows[filled : filled + taken]] = rest[0][:taken]
-                reasons.update({int(rows[filled + row]): reason for row, reason in rest[1].items() if row < taken})
-                rest = rest[0][taken:], {row - taken: reason for row, reason in rest[1].items() if row >= taken}
-                filled += taken
-                progress(taken)
+            for row in np.flatnonzero(~known).tolist():
+                features[row], reason = next(rows)
+                if reason:
+                    reasons[row] = reason
             if written is not None:
                 written.result()
             written = writer.submit(_write, folder, manifest, number, part, features, reasons)
         if written is not None:
             written.result()
-    return reader.depth.notes
+    return reader.depth
 
 
 def extract_locally(
@@ -324,7 +313,7 @@ def extract_locally(
     """Makes the pending shards in this process, with a progress bar over all images.
 
     Returns:
-      Sentences, as :func:`extract_shards` does.
+      Sentences on how grey images were scaled, see :attr:`han_tf.data.depth.Depth.notes`.
 
     Raises:
       UserError: as :func:`extract_shards` does.
@@ -337,7 +326,7 @@ def extract_locally(
     with progress_bar(
         total=len(images), initial=len(images) - pending, desc="features", unit="img", smoothing=0.1
     ) as bar:
-        return extract_shards(extractor, left, folder, work.manifest, work.pending, bar.update)
+        return extract_shards(extractor, left, folder, work.manifest, work.pending, bar.update).notes
 
 
 def missing_shards(folder: Union[str, os.PathLike], manifest: Manifest) -> int:
@@ -439,22 +428,24 @@ def _remove_aside(folder: Path) -> None:
 
 
 def _embedded(
-    extractor: FeatureExtractor, reader: ImageReader, paths: Sequence[str]
-) -> Iterator[tuple[np.ndarray, dict[int, str]]]:
-    """Yields, per batch, features (arbitrary for bad images) and, by row, the reasons why images are bad."""
+    extractor: FeatureExtractor, reader: ImageReader, paths: Sequence[str], progress: Callable[[int], object]
+) -> Iterator[tuple[np.ndarray, str]]:
+    """Yields, per image, its feature and why the image is bad; its feature is arbitrary then, the reason else empty."""
     for pixels, start, found in reader.batches():
-        reasons = {index - start: bad.reason for index, bad in found.items()}
-        for row in range(len(pixels)):
+        reasons = {index: bad.reason for index, bad in found.items()}
+        for row in range(start, start + len(pixels)):
             try:
-                paths[start + row].encode()
+                paths[row].encode()
             except UnicodeEncodeError:
                 reasons[row] = "the path is not UTF-8, which Parquet wants"
-        whole = np.array([row not in reasons for row in range(len(pixels))])
+        whole = np.array([row not in reasons for row in range(start, start + len(pixels))])
         features = np.zeros([len(pixels), extractor.feature_dim], np.float32)
         features[whole] = extractor.embed(pixels if whole.all() else pixels[whole])
-        for row in np.flatnonzero(~np.isfinite(features).all(axis=1)):
-            reasons[int(row)] = "the network's feature of it is not finite"
-        yield features, reasons
+        for row in np.flatnonzero(~np.isfinite(features).all(axis=1)).tolist():
+            reasons[start + row] = "the network's feature of it is not finite"
+        progress(len(pixels))
+        for row, feature in enumerate(features, start):
+            yield feature, reasons.get(row, "")
 
 
 def _write(

@@ -13,6 +13,7 @@ images without a pid are left out.
 """
 
 import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple, Optional
 
 import numpy as np
@@ -21,6 +22,7 @@ from han_tf.common.errors import UserError
 from han_tf.features.archives import FeatureSet
 from han_tf.metrics import FeatureDistances, same_pid_and_camera, verify
 from han_tf.metrics.nearest import nearest
+from han_tf.search.exact import widened
 from han_tf.search.gallery import UNKNOWN, Gallery
 
 KINDS = ("search", "pair")
@@ -122,17 +124,13 @@ def _labelled(validation: FeatureSet, rate: float) -> FeatureSet:
 
 def _nearest_others(gallery: Gallery, queries: np.ndarray, pids: np.ndarray) -> np.ndarray:
     """Returns each query's L2 distance to the nearest entry that is not of its pid, infinity if there is none."""
-    distances = np.full(len(queries), np.inf)
-    todo, asked = np.arange(len(queries)), ASKED
-    while len(todo):
-        again = []
-        for i, hits in zip(todo, gallery.search(queries[todo], asked, threshold=math.inf)):
-            others = (hit.distance for hit in hits if hit.entry.pid != pids[i])
-            distances[i] = next(others, math.inf)
-            if math.isinf(distances[i]) and len(hits) == asked:
-                again.append(i)
-        todo, asked = np.array(again, int), 4 * asked
-    return distances
+
+    def ask(numbers: list[int], asked: int) -> Iterator[tuple[float, bool]]:
+        for i, hits in zip(numbers, gallery.search(queries[numbers], asked, threshold=math.inf)):
+            distance = next((hit.distance for hit in hits if hit.entry.pid != pids[i]), math.inf)
+            yield distance, distance < math.inf or len(hits) < asked
+
+    return np.array(widened(len(queries), ASKED, ask))
 
 
 def _of_searches(validation: FeatureSet, nearest_other: np.ndarray, rate: float, facts: dict[str, Any]) -> Calibration:

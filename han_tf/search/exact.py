@@ -5,6 +5,7 @@ hidden a nearer vector, it is asked for more candidates. So the result is exactl
 (distance, row).
 """
 
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Optional
 
@@ -60,6 +61,27 @@ def error_bound(dimension: int, greatest_norm: float) -> float:
     return UNIT * (terms / 2 + 6) * 4 * greatest_norm + 2 * dimension * DENORMAL
 
 
+def widened(queries: int, asked: int, ask: Callable[[list[int], int], Iterable[tuple[Any, bool]]]) -> list[Any]:
+    """Returns the result of each query, looking at four times as many candidates until all results are certain.
+
+    Args:
+      queries: how many there are.
+      asked: candidates of each query to look at first.
+      ask: takes numbers of queries and how many candidates to look at for each; yields, in that order, their results
+        and whether they are certain.
+    """
+    results: list[Any] = [None] * queries
+    left = list(range(queries))
+    while left:
+        uncertain = []
+        for i, (result, certain) in zip(left, ask(left, asked)):
+            results[i] = result
+            if not certain:
+                uncertain.append(i)
+        left, asked = uncertain, 4 * asked
+    return results
+
+
 class ExactSearch:
     """Searches all of the rows, or some.
 
@@ -93,24 +115,20 @@ class ExactSearch:
             found = self.search(queries, vectors[chosen], None, k, greatest_norm)
             return [(chosen[rows], distances) for rows, distances in found]
         everything = np.arange(len(vectors)) if chosen is None else chosen
-        results: list[Any] = [None] * len(queries)
         norms = np.einsum("ij,ij->i", queries, queries, dtype=np.float64)
         margins = error_bound(queries.shape[1], 1) * np.maximum(norms, greatest_norm)
-        todo, asked = np.arange(len(queries)), k + SPARE
-        while len(todo):
+
+        def ask(numbers: list[int], asked: int) -> Iterator[tuple[tuple[np.ndarray, np.ndarray], bool]]:
             if asked >= len(everything) // 2:
-                for i in todo:
-                    results[i] = nearest(queries[i], vectors, everything, k)
-                break
-            near, rows = self.candidates(queries[todo], vectors, chosen, asked)
-            uncertain = []
-            for i, distances, candidates in zip(todo, near, rows):
-                results[i] = nearest(queries[i], vectors, candidates, k)
+                for i in numbers:
+                    yield nearest(queries[i], vectors, everything, k), True
+                return
+            for i, distances, rows in zip(numbers, *self.candidates(queries[numbers], vectors, chosen, asked)):
+                found = nearest(queries[i], vectors, rows, k)
                 # Whatever was not returned is at least as far as the last one, but for FAISS's rounding.
-                if results[i][1][-1] >= distances[-1] - margins[i]:
-                    uncertain.append(i)
-            todo, asked = np.array(uncertain, int), 4 * asked
-        return results
+                yield found, found[1][-1] < distances[-1] - margins[i]
+
+        return widened(len(queries), k + SPARE, ask)
 
     def candidates(
         self, queries: np.ndarray, vectors: np.ndarray, chosen: Optional[np.ndarray], k: int

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple, Optional, Union
 import numpy as np
 
 from han_tf.common.errors import UserError
-from han_tf.common.files import sha256_of
+from han_tf.common.files import sha256_of, sync_folder
 from han_tf.metrics.checks import check_count, default_threads, squared_norms
-from han_tf.search.approximate import KINDS, ApproximateIndex, read_index
+from han_tf.search.approximate import ApproximateIndex, spread
 from han_tf.search.choice import ENGINES, FLAT_BYTES, choose_engine
 from han_tf.search.exact import ExactSearch, error_bound, import_faiss, nearest, squared_distances
 from han_tf.search.gallery import (
@@ -27,7 +27,7 @@ from han_tf.search.gallery import (
     stored_threshold,
 )
 from han_tf.search.guard import Guard
-from han_tf.search.store import State, Store, sync_folder
+from han_tf.search.store import State, Store
 
 BUILT_LEAST = 1000
 """Rows below which nothing is built: going through all of them is quicker, and too few to learn from."""
@@ -75,8 +75,6 @@ LOADED_TRIES = 3
 
 SNAPSHOT_SHARE = 0.01
 """An index is written when the gallery closes if more than this share of its rows is not in the file."""
-
-HASHED_BYTES = 2**22
 
 ASKED_FOR = "asked for"
 """The reason for an engine that was not chosen by ``auto``."""
@@ -200,28 +198,12 @@ class FaissGallery(Gallery):
         return cls(path, threads=threads, store=Store.create(Path(path), settings))
 
     @property
-    def dimension(self) -> int:  # noqa: D102
-        return self.store.settings["dimension"]
-
-    @property
-    def checksum(self) -> str:  # noqa: D102
-        return self.store.settings["checksum"]
-
-    @property
-    def identity(self) -> str:  # noqa: D102
-        return self.store.settings.get("identity", "")
+    def settings(self) -> dict[str, Any]:  # noqa: D102
+        return self.store.settings
 
     @property
     def engine(self) -> str:  # noqa: D102
         return self.store.settings["engine"]
-
-    @property
-    def threshold(self) -> Optional[float]:  # noqa: D102
-        return self.store.settings["threshold"]
-
-    @property
-    def calibration(self) -> Optional[dict[str, Any]]:  # noqa: D102
-        return self.store.settings["calibration"]
 
     @property
     def notes(self) -> list[str]:  # noqa: D102
@@ -251,8 +233,7 @@ class FaissGallery(Gallery):
         return self.store.state.live
 
     def _add(self, columns: Columns, gone: Optional[np.ndarray] = None, bulk: bool = False) -> np.ndarray:
-        with self.store.lock:
-            self._own()
+        with self._alone():
             greatest = float(squared_norms(columns.features, "features").max())
             ids = self.store.append(columns, greatest, np.empty(0, np.int64) if gone is None else gone)
         # Whoever builds an index adds these rows himself at the end.
@@ -289,8 +270,7 @@ class FaissGallery(Gallery):
             yield
 
     def note_source(self, name: str, done: int, rows: int) -> None:  # noqa: D102
-        with self.store.lock:
-            self._own()
+        with self._alone():
             notes = {key: [*value[:-2], rows, rows] for key, value in self._sources() if value[-3] == name}
             notes[f"{SOURCE}{name}"] = [name, done, rows]
             if any(self.store.settings.get(key) != value for key, value in notes.items()):
@@ -302,8 +282,7 @@ class FaissGallery(Gallery):
 
     def delete(self, ids: Sequence[int]) -> int:  # noqa: D102
         ids = check_ids(ids)
-        with self.store.lock:
-            self._own()
+        with self._alone():
             count = self.store.delete(ids)
         self._tend()
         return count
@@ -311,7 +290,7 @@ class FaissGallery(Gallery):
     def some(self, limit: int) -> list[Entry]:  # noqa: D102
         labels = self.store.state.labels
         alive = np.flatnonzero(labels.alive)
-        chosen = alive[np.unique(np.linspace(0, len(alive) - 1, min(limit, len(alive))).astype(np.int64))]
+        chosen = alive[spread(len(alive), limit)]
         return list(self.store.entries(labels.ids[chosen].tolist()).values())
 
     def page(self, limit: int, after: int = -1, filters: Filters = NO_FILTERS) -> list[Entry]:  # noqa: D102
@@ -332,21 +311,8 @@ class FaissGallery(Gallery):
         labels = self.store.state.labels
         return [camid for camid in np.unique(labels.camids[labels.alive]).tolist() if camid != UNKNOWN]
 
-    def entries(self, ids: Sequence[int]) -> list[Entry]:  # noqa: D102
-        ids = check_ids(ids).tolist()
-        found = self.store.entries(set(ids))
-        for id in ids:
-            if id not in found:
-                raise self._no_entry(id)
-        return [found[id] for id in ids]
-
     def features(self, ids: Sequence[int]) -> np.ndarray:  # noqa: D102
-        ids = check_ids(ids)
-        state = self.store.state
-        rows = state.rows_of(ids)
-        if (rows < 0).any():
-            raise self._no_entry(ids[np.argmin(rows)])
-        features = state.vectors[rows]
+        features = super().features(ids)
         self.entries(ids)  # another process may have deleted one and its vector since
         return features
 
@@ -357,9 +323,6 @@ class FaissGallery(Gallery):
         state = self.store.state
         rows = state.rows_of(ids)
         return ids[rows >= 0], state.vectors[rows[rows >= 0]]
-
-    def _no_entry(self, id: int) -> UserError:
-        return UserError(f"{self.location}: no entry {id}, expected the id of one of its {len(self):,} entries")
 
     def _search(self, queries: np.ndarray, k: int, filters: Filters) -> list[tuple[np.ndarray, np.ndarray]]:
         self.faiss.omp_set_num_threads(self.threads if len(queries) > 1 else 1)
@@ -401,8 +364,7 @@ class FaissGallery(Gallery):
 
     def set_threshold(self, threshold: Optional[float], calibration: Optional[dict[str, Any]] = None) -> None:  # noqa: D102
         value = stored_threshold(threshold)
-        with self.store.lock:
-            self._own()
+        with self._alone():
             self.store.commit({"threshold": value, "calibration": calibration})
 
     def build(
@@ -427,8 +389,7 @@ class FaissGallery(Gallery):
           UserError: unknown engine; it cannot be written.
         """
         with self._changing:
-            with self.store.lock:
-                self._own()
+            with self._alone():
                 reason = self.store.settings["reason"]
             rows = len(self.store.state.vectors)
             if engine is None:
@@ -452,10 +413,10 @@ class FaissGallery(Gallery):
 
     def _train(self, engine: str, progress: Progress) -> None:
         """Makes a new index of all rows and measures how well it finds them; the old one is searched until then."""
-        index, state = KINDS[engine](self.dimension), self.store.state
+        index, state = ApproximateIndex(engine, self.dimension), self.store.state
         trained = len(state.vectors)
         self.faiss.omp_set_num_threads(self.threads)
-        index.train(_Living(state))
+        index.train(state.vectors, np.flatnonzero(state.labels.alive))
         while index.rows < (there := len(self.store.state.vectors)):
             if self._closing and threading.current_thread() is self._worker:
                 raise UserError(f"{self.location}: the gallery was closed while its index was built")
@@ -479,7 +440,7 @@ class FaissGallery(Gallery):
         for rows in (living[living < trained], living[living >= trained]):
             if not len(rows):
                 continue
-            queries = vectors[rows[np.unique(np.linspace(0, len(rows) - 1, SAMPLED).astype(np.int64))]]
+            queries = vectors[rows[spread(len(rows), SAMPLED)]]
             _, exact = self._exact.candidates(queries, vectors, chosen, k)
             mask = None if chosen is None else alive
             with self._guard.reading():
@@ -538,8 +499,7 @@ class FaissGallery(Gallery):
     def compact(self, progress: Progress = None) -> None:
         """Frees the space of deleted entries and builds the index anew. Ids do not change."""
         with self._changing:
-            with self.store.lock:
-                self._own()
+            with self._alone():
                 if self.store.state.live < len(self.store.state.vectors):
                     self.store.compact(self._renumbering())
             self.build(anew=True, progress=progress)
@@ -643,7 +603,7 @@ class FaissGallery(Gallery):
             raise UserError(f"{path}: {error.strerror or error}, expected the gallery's index") from error
         if found != snapshot["sha256"]:
             raise UserError(f"{path}: SHA-256 {found[:12]}…, expected {snapshot['sha256'][:12]}…: it is damaged")
-        index = read_index(snapshot["kind"], path, self.dimension)
+        index = ApproximateIndex.read(snapshot["kind"], path, self.dimension)
         if index.rows != snapshot["rows"] or index.rows > len(self.store.state.vectors):
             raise UserError(f"{path}: {index.rows:,} rows, expected {snapshot['rows']:,}")
         trained = snapshot["trained"]
@@ -688,7 +648,7 @@ class FaissGallery(Gallery):
             temporary.unlink(missing_ok=True)
         self._commit_snapshot(snapshot, settings)
         # From the file, lists are mapped instead of held in memory.
-        loaded = _Loaded(read_index(index.kind, path, self.dimension), trained, index.rows, recall, checked)
+        loaded = _Loaded(ApproximateIndex.read(index.kind, path, self.dimension), trained, index.rows, recall, checked)
         with self._guard.writing():
             self._loaded = loaded
 
@@ -705,19 +665,6 @@ def _passing(state: State, filters: Filters) -> Optional[np.ndarray]:
     if not filters:
         return None if state.live == len(state.vectors) else state.labels.alive
     return state.labels.alive & filters.passing(*state.labels[2:])
-
-
-class _Living:
-    """The vectors of rows whose entries are there, by number among these."""
-
-    def __init__(self, state: State):
-        self.vectors, self.rows = state.vectors, np.flatnonzero(state.labels.alive)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, numbers: np.ndarray) -> np.ndarray:
-        return self.vectors[self.rows[numbers]]
 
 
 def _add_rows(index: ApproximateIndex, state: State, most: int) -> None:

@@ -206,13 +206,33 @@ class Gallery(ABC):
     """
 
     location: str
-    dimension: int
-    checksum: str
-    identity: str
     engine: str
-    threshold: Optional[float]
-    calibration: Optional[dict[str, Any]]
     closed: bool = False
+
+    @property
+    @abstractmethod
+    def settings(self) -> Mapping[str, Any]:
+        """JSON values by name, as they are stored."""
+
+    @property
+    def dimension(self) -> int:  # noqa: D102
+        return self.settings["dimension"]
+
+    @property
+    def checksum(self) -> str:  # noqa: D102
+        return self.settings["checksum"]
+
+    @property
+    def identity(self) -> str:  # noqa: D102
+        return self.settings.get("identity", "")
+
+    @property
+    def threshold(self) -> Optional[float]:  # noqa: D102
+        return self.settings["threshold"]
+
+    @property
+    def calibration(self) -> Optional[dict[str, Any]]:  # noqa: D102
+        return self.settings["calibration"]
 
     @abstractmethod
     def __len__(self) -> int:
@@ -447,21 +467,34 @@ class Gallery(ABC):
     def cameras(self) -> list[int]:
         """Returns the cameras of the entries, rising."""
 
-    @abstractmethod
     def entries(self, ids: Sequence[int]) -> list[Entry]:
         """Returns the entries ``ids``, in that order.
 
         Raises:
           UserError: there is no such entry.
         """
+        wanted = check_ids(ids)
+        found = self._entries(set(wanted.tolist()))
+        self._check_present(wanted, [*found])
+        return [found[id] for id in wanted.tolist()]
 
-    @abstractmethod
     def features(self, ids: Sequence[int]) -> np.ndarray:
         """Returns the features of the entries ``ids``, float32 ``[n, dimension]``, in that order.
 
         Raises:
           UserError: there is no such entry.
         """
+        wanted = check_ids(ids)
+        present, features = self._features(wanted)
+        self._check_present(wanted, present)
+        return features
+
+    def _check_present(self, ids: np.ndarray, present: Sequence[int]) -> None:
+        missing = ids[~np.isin(ids, present)]
+        if len(missing):
+            raise UserError(
+                f"{self.location}: no entry {missing[0]}, expected the id of one of its {len(self):,} entries"
+            )
 
     def search(
         self,
@@ -715,30 +748,25 @@ def _paths(paths: Optional[Sequence[str]], n: int) -> list[str]:
 
 
 def _integers(values: Any, name: str, n: int) -> np.ndarray:
-    if values is None:
-        return np.full(n, UNKNOWN)
     _check_range(values, name)
-    array = np.asarray(values)
-    if array.shape != (n,):
-        raise UserError(f"{name} has shape {list(array.shape)}, expected [{n}], one per image")
-    if array.dtype == object:
-        array = np.asarray([UNKNOWN if value is None else value for value in array.tolist()])
-    if n and array.dtype.kind not in "iu":
-        raise UserError(f"{name} are {array.dtype}, expected integers or None")
-    return array.astype(np.int64)
+    return _column(values, name, n, UNKNOWN, "iu", "integers or None").astype(np.int64)
 
 
 def _times(values: Any, n: int) -> np.ndarray:
-    if values is None:
-        return np.full(n, np.nan)
-    array = np.asarray(values)
-    if array.shape != (n,):
-        raise UserError(f"times has shape {list(array.shape)}, expected [{n}], one per image")
-    if array.dtype == object:
-        array = np.asarray([math.nan if value is None else value for value in array.tolist()])
-    if n and array.dtype.kind not in "fiu":
-        raise UserError(f"times are {array.dtype}, expected numbers, seconds since 1970, or None")
-    times = array.astype(np.float64)
+    expected = "numbers, seconds since 1970, or None"
+    times = _column(values, "times", n, math.nan, "fiu", expected).astype(np.float64)
     if np.isinf(times).any():
         raise UserError("times hold an infinity, expected seconds since 1970, or NaN")
     return times
+
+
+def _column(values: Any, name: str, n: int, unknown: float, kinds: str, expected: str) -> np.ndarray:
+    """Returns values ``[n]`` of a dtype among ``kinds``, with ``unknown`` in the place of None."""
+    array = np.full(n, unknown) if values is None else np.asarray(values)
+    if array.shape != (n,):
+        raise UserError(f"{name} has shape {list(array.shape)}, expected [{n}], one per image")
+    if array.dtype == object:
+        array = np.asarray([unknown if value is None else value for value in array.tolist()])
+    if n and array.dtype.kind not in kinds:
+        raise UserError(f"{name} are {array.dtype}, expected {expected}")
+    return array

@@ -22,7 +22,7 @@ from han_tf.common.errors import UserError
 from han_tf.common.files import lock
 from han_tf.metrics.checks import check_count
 from han_tf.search.address import Address
-from han_tf.search.exact import SPARE, error_bound, nearest
+from han_tf.search.exact import SPARE, error_bound, nearest, widened
 from han_tf.search.gallery import (
     NO_FILTERS,
     UNKNOWN,
@@ -219,24 +219,8 @@ class MilvusGallery(Gallery):
         client.delete(settings_name, ids=sorted({own, *before}))
 
     @property
-    def dimension(self) -> int:  # noqa: D102
-        return self._settings["dimension"]
-
-    @property
-    def checksum(self) -> str:  # noqa: D102
-        return self._settings["checksum"]
-
-    @property
-    def identity(self) -> str:  # noqa: D102
-        return self._settings.get("identity", "")
-
-    @property
-    def threshold(self) -> Optional[float]:  # noqa: D102
-        return self._settings["threshold"]
-
-    @property
-    def calibration(self) -> Optional[dict[str, Any]]:  # noqa: D102
-        return self._settings["calibration"]
+    def settings(self) -> dict[str, Any]:  # noqa: D102
+        return self._settings
 
     def __len__(self) -> int:
         return self.count()
@@ -285,31 +269,23 @@ class MilvusGallery(Gallery):
         step = max(1, REQUEST_BYTES // (4 * self.dimension))
         for start in range(0, len(ids), step):
             part = slice(start, start + step)
-            self.client.upsert(self.address.collection, self._rows(ids[part], columns, part))
-
-    def _store(self, key: str, value: dict[str, Any]) -> None:
-        self.client.upsert(self._settings_name, _settings_row(key, value))
-
-    def _free_ids(self, n: int) -> int:
-        while True:
-            first = secrets.randbelow(2**ID_BITS)
-            if not self._query(self.address.collection, ["id"], f"id >= {first} and id < {first + n}", limit=1):
-                return first
-
-    @staticmethod
-    def _rows(ids: np.ndarray, columns: Columns, part: slice) -> list[dict[str, Any]]:
-        times = np.where(np.isnan(columns.times[part]), NO_TIME, columns.times[part])
-        return [
-            {"id": id, "feature": feature, "path": path, "pid": pid, "camid": camid, "time": time}
-            for id, feature, path, pid, camid, time in zip(
-                ids.tolist(),
+            times = np.where(np.isnan(columns.times[part]), NO_TIME, columns.times[part])
+            rows = zip(
+                ids[part].tolist(),
                 columns.features[part],
                 columns.paths[part],
                 columns.pids[part].tolist(),
                 columns.camids[part].tolist(),
                 times.tolist(),
             )
-        ]
+            names = ("id", "feature", "path", "pid", "camid", "time")
+            self.client.upsert(self.address.collection, [dict(zip(names, row)) for row in rows])
+
+    def _free_ids(self, n: int) -> int:
+        while True:
+            first = secrets.randbelow(2**ID_BITS)
+            if not self._query(self.address.collection, ["id"], f"id >= {first} and id < {first + n}", limit=1):
+                return first
 
     def delete(self, ids: Sequence[int]) -> int:  # noqa: D102
         found = list(self._entries(set(check_ids(ids).tolist())))
@@ -343,25 +319,8 @@ class MilvusGallery(Gallery):
                     return sorted(found)
                 found.update(row["camid"] for row in rows)
 
-    def entries(self, ids: Sequence[int]) -> list[Entry]:  # noqa: D102
-        ids = check_ids(ids).tolist()
-        found = self._entries(set(ids))
-        for id in ids:
-            if id not in found:
-                raise UserError(f"{self.location}: no entry {id}, expected the id of an entry")
-        return [found[id] for id in ids]
-
-    def features(self, ids: Sequence[int]) -> np.ndarray:  # noqa: D102
-        ids = check_ids(ids)
-        present, features = self._features(ids)
-        if len(present) < len(ids):
-            missing = ids[~np.isin(ids, present)][0]
-            raise UserError(f"{self.location}: no entry {missing}, expected the id of an entry")
-        return features
-
     def _entries(self, ids: set[int]) -> dict[int, Entry]:
-        rows = self._by_ids(sorted(ids), FIELDS, MOST_HITS)
-        return {row["id"]: _entry(row) for row in rows}
+        return {row["id"]: _entry(row) for row in self._by_ids(sorted(ids), FIELDS, MOST_HITS)}
 
     def _features(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         rows = self._by_ids(np.unique(ids).tolist(), ["id", "feature"], max(1, REQUEST_BYTES // (4 * self.dimension)))
@@ -382,23 +341,20 @@ class MilvusGallery(Gallery):
 
     def _search(self, queries: np.ndarray, k: int, filters: Filters) -> list[tuple[np.ndarray, np.ndarray]]:
         expression = _expression(filters)
-        results: list[Any] = [None] * len(queries)
-        todo, limit = list(range(len(queries))), min(k + SPARE, MOST_HITS)
-        while todo:
-            uncertain = []
-            for part in _parts(todo, max(1, REQUEST_BYTES // (4 * self.dimension * limit))):
+
+        def ask(numbers: list[int], asked: int) -> Iterator[tuple[tuple[np.ndarray, np.ndarray], bool]]:
+            limit = min(asked, MOST_HITS)
+            for part in _parts(numbers, max(1, REQUEST_BYTES // (4 * self.dimension * limit))):
                 for i, (ids, features, distances) in zip(part, self._candidates(queries[part], limit, expression)):
                     rows, exact = nearest(queries[i], features, np.arange(len(ids)), k)
-                    results[i] = ids[rows], np.sqrt(exact)
-                    # As in han_tf.search.exact: rounding, or many at one distance, may have hidden a nearer one.
-                    norms = np.einsum("ij,ij->i", features, features, dtype=np.float64)
-                    greatest = max([float(queries[i] @ queries[i]), *norms])
-                    if len(ids) == limit < MOST_HITS and (
-                        exact[-1] >= distances.max() - error_bound(self.dimension, greatest)
-                    ):
-                        uncertain.append(i)
-            todo, limit = uncertain, min(4 * limit, MOST_HITS)
-        return results
+                    certain = len(ids) < limit or limit == MOST_HITS
+                    if not certain:  # many at one distance, or rounding, may have hidden a nearer one
+                        norms = np.einsum("ij,ij->i", features, features, dtype=np.float64)
+                        greatest = max(float(queries[i] @ queries[i]), norms.max())
+                        certain = exact[-1] < distances.max() - error_bound(self.dimension, greatest)
+                    yield (ids[rows], np.sqrt(exact)), certain
+
+        return widened(len(queries), k + SPARE, ask)
 
     def _candidates(
         self, queries: np.ndarray, limit: int, expression: str
@@ -432,7 +388,7 @@ class MilvusGallery(Gallery):
         value = stored_threshold(threshold)
         settings = {**self._settings, "threshold": value, "calibration": calibration}
         with self._errors():
-            self._store(SETTINGS, settings)
+            self.client.upsert(self._settings_name, _settings_row(SETTINGS, settings))
         self._settings = settings
 
     def build(self, engine: Optional[str] = None, *, anew: bool = False, progress: Progress = None) -> None:

@@ -23,12 +23,12 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple, Optional, Union
+from typing import Any, BinaryIO, NamedTuple, Optional, Union
 
 import numpy as np
 
 from han_tf.common.errors import UserError
-from han_tf.common.files import lock
+from han_tf.common.files import lock, sync_folder
 from han_tf.search.choice import ENGINES
 from han_tf.search.gallery import UNKNOWN, Columns, Entry, Progress
 
@@ -229,12 +229,10 @@ class Store:
             n = len(features)
             path = self.folder / self.settings["vectors"]
             row_bytes = 4 * self.settings["dimension"]
-            with self._writing(path), open(path, "r+b", opener=_no_link) as stream:
+            with self._written(path, "r+b") as stream:
                 stream.truncate(first * row_bytes)  # what a crash left
                 stream.seek(first * row_bytes)
                 stream.write(features.data)
-                stream.flush()
-                os.fsync(stream.fileno())
             ids = np.arange(self.settings["next_id"], self.settings["next_id"] + n)
             changed = {
                 "rows": first + n,
@@ -247,7 +245,7 @@ class Store:
                 columns.paths,
                 _nullable(columns.pids),
                 _nullable(columns.camids),
-                (None if time != time else time for time in columns.times.tolist()),
+                _nullable(columns.times),
             )
 
             def change(database: sqlite3.Connection) -> None:
@@ -291,19 +289,16 @@ class Store:
         if not len(rows):
             return
         path = self.folder / self.settings["vectors"]
-        with self._writing(path), open(path, "r+b", opener=_no_link) as stream:
+        with self._written(path, "r+b") as stream:
             for run in np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1):
                 stream.seek(int(run[0]) * row_bytes)
                 for start in range(0, len(run), step):
                     stream.write(bytes(len(run[start : start + step]) * row_bytes))
-            stream.flush()
-            os.fsync(stream.fileno())
 
     def relabel(self, ids: np.ndarray, pids: np.ndarray, camids: np.ndarray, times: np.ndarray) -> None:
         """Gives entries these labels, as of :class:`Columns`; durable when it returns."""
         with self.lock:
-            known_times = (None if time != time else time for time in times.tolist())
-            changed = list(zip(_nullable(pids), _nullable(camids), known_times, ids.tolist()))
+            changed = list(zip(_nullable(pids), _nullable(camids), _nullable(times), ids.tolist()))
             self.commit(
                 {},
                 lambda database: database.executemany(
@@ -332,11 +327,10 @@ class Store:
             step = max(1, COPIED_BYTES // (4 * self.settings["dimension"]))
             path = self.folder / new
             try:
-                with self._writing(path), open(path, "wb", opener=_no_link) as stream:
+                with self._written(path, "wb") as stream:
                     for start in range(0, len(kept), step):
                         stream.write(np.ascontiguousarray(self.state.vectors[kept[start : start + step]]).data)
-                    stream.flush()
-                    os.fsync(stream.fileno())
+                with self._writing(path):
                     sync_folder(self.folder)
                 moved = zip(range(len(kept)), labels.ids[kept].tolist())
                 with swapping:
@@ -385,18 +379,10 @@ class Store:
 
     def entries(self, ids: Iterable[int]) -> dict[int, Entry]:
         """Returns those of the entries ``ids`` that there are."""
-        ids, found = list(ids), {}
         with self._reader_lock, self._reading_errors():
             if self._reader is None:
                 raise UserError(f"{self.folder}: the gallery is closed")
-            for start in range(0, len(ids), ASKED_AT_ONCE):
-                part = ids[start : start + ASKED_AT_ONCE]
-                marks = ",".join("?" * len(part))
-                rows = self._reader.execute(
-                    f"SELECT id, path, pid, camid, time FROM entries WHERE id IN ({marks})", part
-                )
-                found.update((row[0], Entry(*row)) for row in rows.fetchall())
-        return found
+            return {entry.id: entry for entry in _entries_where(self._reader, "id", list(ids))}
 
     def damaged(self, progress: Progress = None) -> tuple[list[Entry], int]:
         """Compares the vectors with their checksums.
@@ -438,16 +424,7 @@ class Store:
         with self.lock, self._reading_errors():
             database = self._open_database()
             database.execute(PATH_INDEX)
-            for start in range(0, len(paths), ASKED_AT_ONCE):
-                part = paths[start : start + ASKED_AT_ONCE]
-                marks = ",".join("?" * len(part))
-                yield from map(
-                    Entry._make,
-                    database.execute(
-                        f"SELECT id, path, pid, camid, time FROM entries WHERE path IN ({marks}) ORDER BY path, id",
-                        part,
-                    ),
-                )
+            yield from _entries_where(database, "path", paths)
 
     def revision(self) -> int:
         """Returns how many changes have been committed, by any process."""
@@ -545,6 +522,14 @@ class Store:
         except OSError as error:
             raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
+    @contextmanager
+    def _written(self, path: Path, mode: str) -> Iterator[BinaryIO]:
+        """Opens a file for writing; what was written is on disk at the end."""
+        with self._writing(path), open(path, mode, opener=_no_link) as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+
 
 def _check_new(folder: Path) -> None:
     """Raises UserError unless ``folder`` is empty but for what an interrupted creation left."""
@@ -641,15 +626,6 @@ def _check_settings(settings: dict[str, Any]) -> None:
             raise ValueError(f"{name} of the snapshot is {snapshot[name]!r}")
 
 
-def sync_folder(folder: Union[str, os.PathLike]) -> None:
-    """Syncs to disk which files were created, renamed or removed in ``folder``."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _connect(path: Path) -> sqlite3.Connection:
     # Transactions are begun by hand. EXTRA has the folder confirmed as well, without which a commit may be lost.
     database = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
@@ -669,5 +645,15 @@ def _delete(database: sqlite3.Connection, ids: np.ndarray) -> None:
         database.executemany(f"DELETE FROM {table} WHERE id = ?", ((id,) for id in ids.tolist()))
 
 
-def _nullable(values: np.ndarray) -> Sequence[Optional[int]]:
-    return [None if value == UNKNOWN else value for value in values.tolist()]
+def _nullable(values: np.ndarray) -> Sequence[Union[int, float, None]]:
+    """Returns integers with None for :data:`UNKNOWN`, or floats with None for NaN."""
+    return [None if value == UNKNOWN or value != value else value for value in values.tolist()]
+
+
+def _entries_where(database: sqlite3.Connection, column: str, values: Sequence[Any]) -> Iterator[Entry]:
+    """Yields the entries with one of these values, by value and id."""
+    for start in range(0, len(values), ASKED_AT_ONCE):
+        part = values[start : start + ASKED_AT_ONCE]
+        marks = ",".join("?" * len(part))
+        query = f"SELECT id, path, pid, camid, time FROM entries WHERE {column} IN ({marks}) ORDER BY {column}, id"
+        yield from map(Entry._make, database.execute(query, part))

@@ -78,13 +78,13 @@ UPLOADS = _responses(400, 403, 408, 413, 415, 422)
 WRITES = _responses(400, 403, 408, 413, 422)
 
 
-def _image_response(media_type: str) -> dict[int, dict[str, Any]]:
-    schema = {"schema": {"type": "string", "contentMediaType": media_type}}
-    return {200: {"description": "The image.", "content": {media_type: schema}}}
-
-
-def _text_response(media_type: str, description: str) -> dict[int, dict[str, Any]]:
-    return {200: {"description": description, "content": {media_type: {"schema": {"type": "string"}}}}}
+def _file(media_type: str, responses: dict[int, dict[str, Any]], description: str = "The image.") -> dict[str, Any]:
+    """Returns the options of a route that answers with a file."""
+    schema = {"type": "string"}
+    if media_type.startswith("image/"):
+        schema["contentMediaType"] = media_type
+    answer = {200: {"description": description, "content": {media_type: {"schema": schema}}}}
+    return {"responses": responses | answer, "response_class": Response}
 
 
 def create_app(service: Service, access: Access = Access()) -> FastAPI:  # noqa: B008 - frozen
@@ -241,32 +241,17 @@ def create_app(service: Service, access: Access = Access()) -> FastAPI:  # noqa:
         await service.delete(id)
         return schemas.Deleted(id=id)
 
-    @app.get(
-        "/gallery/{id}/image",
-        tags=["gallery"],
-        responses=READS_ENTRY | _image_response("image/jpeg"),
-        response_class=Response,
-    )
+    @app.get("/gallery/{id}/image", tags=["gallery"], **_file("image/jpeg", READS_ENTRY))
     async def image(id: Id) -> Response:
         """Returns the image of an entry as JPEG, shrunk if it is large; upright, without any metadata."""
         return Response(await service.shown_image(id), media_type="image/jpeg", headers=_CACHED)
 
-    @app.get(
-        "/gallery/{id}/attention",
-        tags=["page"],
-        responses=READS_ENTRY | _image_response("image/png"),
-        response_class=Response,
-    )
+    @app.get("/gallery/{id}/attention", tags=["page"], **_file("image/png", READS_ENTRY))
     async def entry_attention(id: Id, kind: KindParameter = "both", level: LevelParameter = 1) -> Response:
         """Draws what the network attends to in the image of an entry."""
         return Response(await service.overlay_of_entry(id, kind, level), media_type="image/png", headers=_CACHED)
 
-    @app.post(
-        "/attention",
-        tags=["page"],
-        responses={**UPLOADS, **_responses(404), **_image_response("image/png")},
-        response_class=Response,
-    )
+    @app.post("/attention", tags=["page"], **_file("image/png", UPLOADS | _responses(404)))
     async def picture_attention(image: Image, kind: KindParameter = "both", level: LevelParameter = 1) -> Response:
         """Draws what the network attends to in an image."""
         overlay = await service.overlay_of_picture(await picture_of(image), kind, level)
@@ -279,10 +264,7 @@ def create_app(service: Service, access: Access = Access()) -> FastAPI:  # noqa:
         return schemas.Marked(query=said.query, hit=said.hit, verdict=said.verdict, time=when)
 
     @app.get(
-        "/feedback.csv",
-        tags=["feedback"],
-        responses=_responses() | _text_response("text/csv", "One line per verdict, oldest first."),
-        response_class=Response,
+        "/feedback.csv", tags=["feedback"], **_file("text/csv", _responses(), "One line per verdict, oldest first.")
     )
     async def export() -> Response:
         """Returns all verdicts: time, query, hit, verdict, distance and the file name of the hit's image."""
@@ -313,12 +295,7 @@ def create_app(service: Service, access: Access = Access()) -> FastAPI:  # noqa:
         """Returns queries to try; none but in the demo."""
         return [schemas.Example(number=n, title=example.title) for n, example in enumerate(service.examples)]
 
-    @app.get(
-        "/examples/{number}/image",
-        tags=["page"],
-        responses=READS_ENTRY | _image_response("image/png"),
-        response_class=Response,
-    )
+    @app.get("/examples/{number}/image", tags=["page"], **_file("image/png", READS_ENTRY))
     async def example_image(number: Annotated[int, Path(ge=0, le=10_000)]) -> Response:
         """Returns the image of an example."""
         return Response(await service.example_image(number), media_type="image/png", headers=_CACHED)
@@ -328,12 +305,9 @@ def create_app(service: Service, access: Access = Access()) -> FastAPI:  # noqa:
         """Says that the service can answer; 503 if the gallery cannot be read or too much is waiting."""
         return schemas.Health(status="ok", entries=await service.check(), model=service.extractor.checksum)
 
-    @app.get(
-        "/metrics",
-        tags=["operation"],
-        responses=_responses() | _text_response(CONTENT_TYPE_LATEST.split(";")[0], "Prometheus' text format."),
-        response_class=Response,
-    )
+    text = _file(CONTENT_TYPE_LATEST.split(";")[0], _responses(), "Prometheus' text format.")
+
+    @app.get("/metrics", tags=["operation"], **text)
     async def metrics() -> Response:
         """Returns counts and times for Prometheus."""
         return Response(await service.measure(), headers={"Content-Type": CONTENT_TYPE_LATEST})

@@ -92,9 +92,11 @@ class Guard:
         answer, body = _Answer(send, self._limits.request_seconds), _Body()
         counted = 0
         try:
-            headers = _headers(scope)
+            headers = {name.lower(): value for name, value in scope["headers"]}
             self._check(scope, headers)
-            self._check_announced(headers)
+            announced = headers.get(b"content-length", b"0")
+            if announced.isdigit() and int(announced[:20]) > self._limits.upload_bytes:
+                raise _too_large(self._limits.upload_bytes)
             if not await self._arrived(body, receive):
                 return
             if self._requests >= self._limits.requests:
@@ -199,11 +201,6 @@ class Guard:
         if self._access.read_only and scope["path"] not in READING:
             raise Refusal(403, "this service is read-only")
 
-    def _check_announced(self, headers: dict[bytes, bytes]) -> None:
-        announced = headers.get(b"content-length", b"0")
-        if announced.isdigit() and int(announced[:20]) > self._limits.upload_bytes:
-            raise _too_large(self._limits.upload_bytes)
-
 
 class _Body:
     """A body that is being read: the bytes so far, whether more follow, and why another request ended it."""
@@ -258,10 +255,6 @@ async def _drain(receive: Receive, most: int) -> None:
                 return
     except Refusal:
         return
-
-
-def _headers(scope: Message) -> dict[bytes, bytes]:
-    return {name.lower(): value for name, value in scope["headers"]}
 
 
 def _name(host: str) -> Optional[str]:

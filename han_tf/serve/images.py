@@ -5,7 +5,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple, Optional
+from typing import Optional
 
 import numpy as np
 from PIL import Image
@@ -23,13 +23,6 @@ _SEGMENT = re.compile(rb"\xff[\xc0-\xcf\xd9-\xfe]")
 """Markers that a length follows, and that of the end."""
 
 _HEADER_BYTES = 30
-
-
-class Size(NamedTuple):
-    """Width and height, in pixels."""
-
-    width: int
-    height: int
 
 
 def decode_upload(
@@ -78,7 +71,7 @@ def _opened(data: bytes, max_pixels: int, of_file: bool) -> Iterator[Image.Image
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of metadata we do not look at, and of sizes we check ourselves
             with Image.open(io.BytesIO(data), formats=formats) as image:
-                _check_size(Size(*image.size), max_pixels)
+                _check_size(*image.size, max_pixels)
                 # A JPEG of several pictures (MPO) is what phones write: the first one is the picture.
                 if not of_file and getattr(image, "is_animated", False) and image.format != "MPO":
                     frames = getattr(image, "n_frames", 1)
@@ -111,12 +104,10 @@ def _check_scans(data: bytes) -> None:
         position = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
 
 
-def _check_size(size: Size, max_pixels: int) -> None:
-    if size.width * size.height > max_pixels:
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
         raise Refusal(
-            413,
-            f"the image has {size.width} × {size.height} = {size.width * size.height:,} pixels, "
-            f"expected at most {max_pixels:,}",
+            413, f"the image has {width} × {height} = {width * height:,} pixels, expected at most {max_pixels:,}"
         )
 
 
@@ -127,13 +118,13 @@ def _check_webp_size(data: bytes, max_pixels: int) -> None:
         return
     kind = head[12:16]
     if kind == b"VP8X":
-        size = Size(1 + int.from_bytes(head[24:27], "little"), 1 + int.from_bytes(head[27:30], "little"))
+        width, height = (1 + int.from_bytes(head[at : at + 3], "little") for at in (24, 27))
     elif kind == b"VP8L":
         bits = int.from_bytes(head[21:25], "little")
-        size = Size(1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF))
+        width, height = (1 + (bits >> shift & 0x3FFF) for shift in (0, 14))
     else:
-        size = Size(*(int.from_bytes(head[at : at + 2], "little") & 0x3FFF for at in (26, 28)))
-    _check_size(size, max_pixels)
+        width, height = (int.from_bytes(head[at : at + 2], "little") & 0x3FFF for at in (26, 28))
+    _check_size(width, height, max_pixels)
 
 
 def encode(image: np.ndarray, format: str, max_side: int = 0) -> bytes:

@@ -179,22 +179,13 @@ class Service:
         self._queries: OrderedDict[str, None] = OrderedDict()
         store.gallery = gallery.identity
         queue = limits.queue
-        self._embed = Batcher(
-            lambda images: extractor.embed(np.stack(images)),
-            "images",
-            limits.batch,
-            limits.batch_wait_ms,
-            queue,
-            metrics.batch.labels("features").observe,
-        )
-        self._attend = Batcher(
-            lambda images: attention(images),
-            "overlays",
-            limits.batch,
-            limits.batch_wait_ms,
-            queue,
-            metrics.batch.labels("attention").observe,
-        )
+
+        def batcher(compute: Callable[[Sequence[Any]], Sequence[Any]], what: str, network: str) -> Batcher:
+            observe = metrics.batch.labels(network).observe
+            return Batcher(compute, what, limits.batch, limits.batch_wait_ms, queue, observe)
+
+        self._embed = batcher(lambda images: extractor.embed(np.stack(images)), "images", "features")
+        self._attend = batcher(lambda images: attention(images), "overlays", "attention")
         # Pillow, NumPy and the engines let go of the interpreter's lock where the time goes.
         self._decode = Pool(2, "images", queue)
         self._decode_large = Pool(1, "parts of large images", queue)

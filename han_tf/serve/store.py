@@ -8,13 +8,14 @@ import sqlite3
 import threading
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Optional, Union
 
 from han_tf.common.errors import UserError
-from han_tf.common.files import atomic_open
-from han_tf.search.store import DATABASE_ERRORS, sync_folder
+from han_tf.common.files import atomic_open, sync_folder
+from han_tf.search.store import DATABASE_ERRORS
 
 COLUMNS = ("time", "query", "hit", "verdict", "distance", "image", "gallery")
 """Of the exported verdicts: seconds since 1970 UTC; ``sha256:…`` of an uploaded image or ``id:…`` of an entry; the
@@ -234,25 +235,13 @@ class Store:
         with self._lock:
             self._database.close()
 
-    def _transaction(self) -> "_Transaction":
-        return _Transaction(self._lock, self._database)
-
-
-class _Transaction:
-    def __init__(self, lock: threading.Lock, database: sqlite3.Connection):
-        self._lock = lock
-        self._database = database
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-        try:
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with self._lock:
             self._database.execute("BEGIN IMMEDIATE")
-        except BaseException:
-            self._lock.release()
-            raise
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        try:
-            self._database.execute("COMMIT" if kind is None else "ROLLBACK")
-        finally:
-            self._lock.release()
+            try:
+                yield
+            except BaseException:
+                self._database.execute("ROLLBACK")
+                raise
+            self._database.execute("COMMIT")

@@ -2,9 +2,7 @@
 
 import contextlib
 import os
-import pickle
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -14,10 +12,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from han_tf.common.errors import UserError
 from han_tf.data.image_lists import list_images
-from han_tf.features import ray_job as ray_extraction
+from han_tf.features import ray_cluster, ray_job
 from han_tf.features.extractor import FeatureExtractor
 from han_tf.features.job import extract_shards, finish, plan
 from han_tf.features.ray_job import ShardMaker, extract_with_ray
@@ -167,6 +166,11 @@ def test_a_node_that_dies_costs_no_row(two_nodes, stalled, images, tiny_run, ext
 def test_a_local_ray_does_what_is_left(images, tiny_run, extractor, tmp_path):
     pytest.importorskip("ray", reason="needs Ray: pip install 'han-tf[ray]'")
     out = tmp_path / "out"
+    grey = sorted(images.iterdir())[: 2 * SHARD_IMAGES : SHARD_IMAGES]  # one in each of two shards
+    for path, brightest in zip(grey, (50_000, 60_000)):
+        pixels = np.linspace(0, brightest, 128 * 64, dtype=np.uint16).reshape(128, 64)
+        Image.fromarray(pixels).save(path.with_suffix(".png"))
+        path.unlink()
     listed = list_images([str(images)])
     work = plan(out, listed, extractor.card, SHARD_IMAGES)
     made = range(3, len(work.pending))
@@ -178,6 +182,9 @@ def test_a_local_ray_does_what_is_left(images, tiny_run, extractor, tmp_path):
     text, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, errors
     assert f"{len(made)} of {len(work.pending)} files are there" in text
+    assert (
+        "note: 2 images of more than 8 bits per pixel: 65,535 became white, their brightest pixel is 60,000\n" in text
+    )
     assert [line for line in errors.replace("\r", "\n").split("\n") if line.strip() and "%|" not in line] == []
     assert all(path.stat().st_mtime_ns == mtime for path, mtime in finished.items())
     assert_rows(out, images, extractor)
@@ -193,30 +200,26 @@ class TestShardMaker:
         def load(path, **options):
             return extractor if path == str(tiny_run) else FeatureExtractor(path, **options)
 
-        monkeypatch.setattr(ray_extraction, "FeatureExtractor", load)
+        monkeypatch.setattr(ray_job, "FeatureExtractor", load)
 
     @pytest.fixture
     def work(self, images, card, tmp_path):
         listed = list_images([str(images)])
         manifest = plan(tmp_path / "out", listed, card, 25).manifest
-        rows = [
-            {"shard": number, "images": pickle.dumps(listed.part(*manifest.bounds(number)))}
-            for number in range(manifest.shards)
-        ]
-        return str(tmp_path / "out"), manifest, rows
+        parts = [(number, listed.part(*manifest.bounds(number))) for number in range(manifest.shards)]
+        return str(tmp_path / "out"), manifest, parts
 
     def test_makes_each_shard_once(self, work, images, tiny_run, extractor):
-        out, manifest, rows = work
+        out, manifest, parts = work
         maker = ShardMaker(str(tiny_run), out, manifest, 1, 7)
-        assert [maker(row) for row in rows] == [
-            {"shard": 0, "images": 25, "problem": ""},
-            {"shard": 1, "images": 15, "problem": ""},
-        ]
+        for part in parts:
+            maker.make(*part)
         assert finish(out, manifest) == (IMAGES, 0)
         assert_rows(out, images, extractor)
         before = [shard_path(out, number).stat().st_mtime_ns for number in range(2)]
         shard_path(out, 1).write_bytes(b"half")
-        assert [maker(row)["problem"] for row in rows] == ["", ""]
+        for part in parts:
+            maker.make(*part)
         after = [shard_path(out, number).stat().st_mtime_ns for number in range(2)]
         assert after[0] == before[0]
         assert after[1] != before[1]
@@ -224,20 +227,20 @@ class TestShardMaker:
 
     def test_makes_no_bad_images_of_those_that_it_cannot_see(self, work, images, tiny_run, tmp_path):
         """A machine may lack a disk that the others have."""
-        out, manifest, rows = work
+        out, manifest, parts = work
         images.rename(tmp_path / "elsewhere")
         maker = ShardMaker(str(tiny_run), out, manifest, 1, 7)
-        for row in rows:
-            problem = maker(row)["problem"]
-            assert problem.startswith(f"{socket.gethostname()}: {images}/")
-            assert "cannot be read (No such file or directory)" in problem
+        for part in parts:
+            with pytest.raises(UserError, match=rf"^{socket.gethostname()}: {images}/.*cannot be read \(No such file"):
+                maker.make(*part)
         assert not list(Path(out).glob("part*"))
         (tmp_path / "elsewhere").rename(images)
-        assert [maker(row)["problem"] for row in rows] == ["", ""]
+        for part in parts:
+            maker.make(*part)
         assert finish(out, manifest) == (IMAGES, 0)
 
     def test_says_in_one_line_what_is_wrong(self, work, tiny_run, tmp_path):
-        out, manifest, (row, _) = work
+        out, manifest, (part, _) = work
         other = Manifest(**{**manifest.__dict__, "model": "0" * 64})
         (tmp_path / "file").touch()
         for arguments, words in (
@@ -245,10 +248,9 @@ class TestShardMaker:
             ((str(tiny_run), out, other), f"checksum {manifest.model}, expected {'0' * 64}"),
             ((str(tiny_run), str(tmp_path / "file"), manifest), f"cannot write {tmp_path}/file"),
         ):
-            summary = ShardMaker(*arguments, 1, 64)(row)
-            assert summary["problem"].startswith(f"{socket.gethostname()}: ")
-            assert words in summary["problem"]
-            assert "\n" not in summary["problem"]
+            with pytest.raises(UserError, match=f"^{socket.gethostname()}: .*{words}") as raised:
+                ShardMaker(*arguments, 1, 64).make(*part)
+            assert "\n" not in str(raised.value)
         assert not list(Path(out).glob("part*"))
 
 
@@ -270,8 +272,8 @@ def refused(images, tiny_run, card, tmp_path):
 def test_the_model_has_a_name_on_all_machines(tiny_run, monkeypatch):
     """Machines may have the package, whose networks have names, at different places."""
     monkeypatch.chdir(tiny_run.parent)
-    assert ray_extraction._everywhere(tiny_run.name) == str(tiny_run)
-    assert ray_extraction._everywhere("han_small-synthetic") == "han_small-synthetic"
+    assert ray_job._everywhere(tiny_run.name) == str(tiny_run)
+    assert ray_job._everywhere("han_small-synthetic") == "han_small-synthetic"
 
 
 def test_ray_reports_its_use_only_if_asked_to(refused, monkeypatch):
@@ -302,7 +304,7 @@ def test_nobody_there(refused):
 
 def test_somebody_else_there(refused, monkeypatch):
     pytest.importorskip("ray", reason="needs Ray: pip install 'han-tf[ray]'")
-    monkeypatch.setattr(ray_extraction, "ANSWER_SECONDS", 5)
+    monkeypatch.setattr(ray_cluster, "ANSWER_SECONDS", 5)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         assert refused(address).startswith(f"Ray at {address} cannot be used (no answer within 5 s)")
@@ -334,45 +336,44 @@ def cluster(*machines):
 )
 def test_each_actor_has_to_fit_into_a_machine(machines, cpus, gpu, room):
     ray = cluster(*machines)
-    needs = ray_extraction._needs(ray, cpus, gpu)
     if isinstance(room, int):
-        assert ray_extraction._checked_room(ray, "head:6379", needs) == room
+        with socket.create_server(("127.0.0.1", 0)) as head:
+            ray.get_runtime_context = lambda: SimpleNamespace(gcs_address=f"127.0.0.1:{head.getsockname()[1]}")
+            needs = ray_cluster.actor_needs(ray, "head:6379", cpus, gpu)
+            assert next(ray_cluster.rooms(ray, "head:6379", needs)) == room
     else:
         with pytest.raises(UserError, match=f"^Ray at head:6379: .*{room}$"):
-            ray_extraction._checked_room(ray, "head:6379", needs)
+            ray_cluster.actor_needs(ray, "head:6379", cpus, gpu)
 
 
 class TestWatch:
     """Messages on a cluster that has lost its head or all other machines, with a fake Ray."""
 
     @pytest.fixture
-    def watched(self, monkeypatch):
-        monkeypatch.setattr(ray_extraction, "WATCH_SECONDS", 0.02)
-
+    def rooms(self):
         def watch(port, cores):
             context = SimpleNamespace(gcs_address=f"127.0.0.1:{port}")
             ray = SimpleNamespace(get_runtime_context=lambda: context, nodes=cluster({"CPU": cores}).nodes)
-            return ray_extraction._watched(ray, "head:6379", {"CPU": 1})
+            return ray_cluster.rooms(ray, "head:6379", {"CPU": 1})
 
         return watch
 
-    def test_without_a_head_it_ends_in_one_line(self, watched):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        lost = r"^Ray at head:6379: the head of the cluster was lost; finished files stay"
-        with pytest.raises(UserError, match=lost), watched(port, 1):
-            time.sleep(PATIENCE)
-
-    def test_ctrl_c_stays_what_it_is(self, watched):
-        head = socket.create_server(("127.0.0.1", 0))
-        with head, pytest.raises(KeyboardInterrupt), watched(head.getsockname()[1], 1):
-            signal.raise_signal(signal.SIGINT)
+    def test_without_a_head_it_ends_in_one_line(self, rooms, monkeypatch):
+        monkeypatch.setattr(ray_cluster, "LOST_SECONDS", 0.5)
+        with socket.create_server(("127.0.0.1", 0)) as head:
+            watched = rooms(head.getsockname()[1], 3)
+            assert next(watched) == 3
+        assert next(watched) == 3
+        time.sleep(0.5)
+        with pytest.raises(
+            UserError, match=r"^Ray at head:6379: the head of the cluster was lost; finished files stay"
+        ):
+            next(watched)
 
     @pytest.mark.parametrize("cores", [0, 1])
-    def test_without_machines_it_says_once_that_it_waits(self, watched, cores, capsys):
-        with socket.create_server(("127.0.0.1", 0)) as head, watched(head.getsockname()[1], cores):
-            for _ in range(3):
-                head.accept()[0].close()
+    def test_without_machines_it_says_once_that_it_waits(self, rooms, cores, capsys):
+        with socket.create_server(("127.0.0.1", 0)) as head:
+            watched = rooms(head.getsockname()[1], cores)
+            assert [next(watched) for _ in range(3)] == [cores] * 3
         expected = "note: no machine of head:6379 has room for an actor; waiting for one\n"
         assert capsys.readouterr().err == (expected if not cores else "")

@@ -3,14 +3,16 @@
 import threading
 import time
 
+import faiss
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from search_helpers import CHECKSUM, clustered
 
+from han_tf.common.errors import UserError
 from han_tf.search import Filters, create_gallery, faiss_gallery
-from han_tf.search.approximate import KINDS, principal_axes
+from han_tf.search.approximate import KINDS, ApproximateIndex, principal_axes
 from han_tf.search.choice import choose_engine
 from han_tf.search.exact import ExactSearch, squared_distances
 from han_tf.search.guard import Guard
@@ -84,16 +86,16 @@ def test_indexes_find_nearly_all_that_are_nearest(tmp_path, engine, latent):
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_index_knows_one_that_it_wrote(tmp_path, kind, dimension, latent):
     features = clustered(900, dimension, latent=latent)
-    index = KINDS[kind](dimension)
-    index.train(features)
+    index = ApproximateIndex(kind, dimension)
+    index.train(features, np.arange(900))
     index.add(features[:500])
     index.write(tmp_path / "i")
-    assert (index.projection is None) == (dimension == 37)
-    again = KINDS[kind].read(tmp_path / "i", dimension)
+    assert (index.width < dimension) == (dimension != 37)
+    again = ApproximateIndex.read(kind, tmp_path / "i", dimension)
     assert again.rows == 500
     again.add(features[500:])
     again.write(tmp_path / "j")
-    last = KINDS[kind].read(tmp_path / "j", dimension)
+    last = ApproximateIndex.read(kind, tmp_path / "j", dimension)
     rows = last.propose(features[:50], 30, None, 1)
     assert rows.max() < 900
     assert all(i in found for i, found in enumerate(rows))
@@ -102,19 +104,46 @@ def test_an_index_knows_one_that_it_wrote(tmp_path, kind, dimension, latent):
     found = last.propose(features[:1], 5, mask, 16)
     assert set(found[found >= 0]) <= {7, 650}
     for other in (dimension - 1, 2 * dimension):
-        with pytest.raises(ValueError, match=r"dimension|another kind"):
-            KINDS[kind].read(tmp_path / "i", other)
+        with pytest.raises(UserError, match=r"dimension|another kind"):
+            ApproximateIndex.read(kind, tmp_path / "i", other)
 
 
-def test_principal_axes_hold_the_variance_and_no_more_than_half():
+@pytest.mark.parametrize(("kind", "dimension"), [("hnsw", 32), ("ivfpq", 32), ("ivfpq", 37)])
+def test_files_of_earlier_versions_are_read(tmp_path, kind, dimension):
+    """Their projection has no offset, and where vectors are padded, the file does not say so."""
+    features = clustered(900, dimension, latent=12)
+    axes = np.linalg.svd(features - features.mean(axis=0), full_matrices=False)[2][:16]
+    reduced = np.pad(features, ((0, 0), (0, 1))) if dimension == 37 else np.ascontiguousarray(features @ axes.T)
+    width = reduced.shape[1]
+    if kind == "hnsw":
+        index = faiss.IndexHNSWSQ(width, faiss.ScalarQuantizer.QT_8bit, 32)
+    else:
+        quantiser = faiss.IndexFlatL2(width)
+        index = faiss.IndexIVFPQ(quantiser, width, 5, width // 2, 8)
+        index.by_residual = False
+    index.train(reduced)
+    index.add(reduced)
+    if dimension == 32:
+        transform = faiss.LinearTransform(dimension, width, False)
+        faiss.copy_array_to_vector(axes.ravel(), transform.A)
+        transform.is_trained = True
+        index = faiss.IndexPreTransform(transform, index)
+    faiss.write_index(index, str(tmp_path / "i"))
+    read = ApproximateIndex.read(kind, tmp_path / "i", dimension)
+    assert (read.rows, read.width) == (900, width)
+    read.add(features[:3])
+    found = read.propose(features[:50], 30, None, 1)
+    assert found.max() >= 900
+    assert all(i in rows for i, rows in enumerate(found))
+
+
+def test_principal_axes_hold_the_variance_and_are_no_more_than_half():
     features = clustered(500, 64, latent=12)
-    axes = principal_axes(features)
-    assert axes.shape == (64, 16)
-    np.testing.assert_allclose(axes.T @ axes, np.eye(16), atol=1e-5)
-    centred = features - features.mean(axis=0)
-    assert ((centred @ axes) ** 2).sum() > 0.99 * (centred**2).sum()
-    assert principal_axes(np.random.default_rng(0).standard_normal((500, 64)).astype(np.float32)) is None
-    assert principal_axes(np.zeros((10, 64), np.float32)) is None
+    assert principal_axes(features) == 16
+    spread = np.linalg.svd(features - features.mean(axis=0), compute_uv=False) ** 2
+    assert spread[:16].sum() > 0.99 * spread.sum()
+    assert principal_axes(np.random.default_rng(0).standard_normal((500, 64)).astype(np.float32)) == 0
+    assert principal_axes(np.zeros((10, 64), np.float32)) == 0
 
 
 @settings(max_examples=60, deadline=None)
