@@ -1,6 +1,7 @@
 """Runs a TFLite model, one interpreter for each thread."""
 
 import queue
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Optional
@@ -28,10 +29,13 @@ class TFLiteModel:
     def __init__(self, path: str, threads: int):
         content = Path(path).read_bytes()
         self._free: queue.SimpleQueue = queue.SimpleQueue()
-        for _ in range(threads):
-            interpreter = tf.lite.Interpreter(model_content=content, num_threads=1)
-            interpreter.allocate_tensors()
-            self._free.put(interpreter)
+        with warnings.catch_warnings():
+            # TensorFlow advertises another package in six lines.
+            warnings.filterwarnings("ignore", r"\s*Warning: tf\.lite\.Interpreter is deprecated", UserWarning)
+            for _ in range(threads):
+                interpreter = tf.lite.Interpreter(model_content=content, num_threads=1)
+                interpreter.allocate_tensors()
+                self._free.put(interpreter)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="tflite")
 
     def embed(self, images: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import warnings
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from han_tf.deploy.writing import Comparison, Export
 from han_tf.features.extractor import FeatureExtractor
 from han_tf.models import create_model
 from han_tf.runs.card import CARD, hash_files
+from han_tf.runtimes.tflite import TFLiteModel
 
 SIZE = (48, 32)
 
@@ -107,6 +109,23 @@ def test_tflite_int8_of_an_untrained_network_does_not_abort(images, tmp_path):
     writer.export(function, tmp_path, "int8", images[:8])
     code = "import sys; import tensorflow as tf; tf.lite.Interpreter(sys.argv[1]).allocate_tensors()"
     assert subprocess.run([sys.executable, "-c", code, str(tmp_path / "model.tflite")], check=False).returncode == 0
+
+
+def test_tflite_opens_without_the_newest_tensorflows_warning(tmp_path, monkeypatch):
+    line = "    Warning: tf.lite.Interpreter is deprecated and is scheduled for deletion in\n    TF 2.20."
+
+    class Interpreter:
+        def __init__(self, **options):
+            warnings.warn(line, stacklevel=2)
+
+        def allocate_tensors(self):
+            warnings.warn("another", stacklevel=2)
+
+    monkeypatch.setattr(tf.lite, "Interpreter", Interpreter)
+    (tmp_path / "model.tflite").touch()
+    with pytest.warns(UserWarning, match="another") as seen:
+        TFLiteModel(str(tmp_path / "model.tflite"), 2)
+    assert {str(warning.message) for warning in seen} == {"another"}
 
 
 @pytest.mark.parametrize("pair", [("tflite", "float32"), ("onnx", "float32"), ("openvino", "float32")], ids="-".join)
