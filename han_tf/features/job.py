@@ -16,7 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple, Optional, Protocol, Union
+from typing import NamedTuple, Optional, Union
 
 import numpy as np
 
@@ -42,6 +42,7 @@ from han_tf.features.shards import (
     write_manifest,
     write_shard,
 )
+from han_tf.runs.card import ModelCard
 
 SHARD_IMAGES = 8192
 """Default number of images per shard: 32 MiB of 1,024-D features, seconds to minutes of work."""
@@ -59,16 +60,6 @@ ASIDE = "previous-"
 
 SHARDS = "part-*.parquet"
 """Pattern of the shards' names."""
-
-
-class Model(Protocol):
-    """What identifies the features of a network; feature extractors and model cards have it."""
-
-    checksum: str
-    feature_dim: int
-    branch_names: tuple[str, ...]
-    format: str
-    precision: str
 
 
 class Part(NamedTuple):
@@ -147,7 +138,7 @@ def planning(folder: Union[str, os.PathLike], part: Part) -> AbstractContextMana
 def plan(
     folder: Union[str, os.PathLike],
     images: ImageList,
-    model: Model,
+    model: ModelCard,
     shard_images: Optional[int] = None,
     overwrite: bool = False,
     *,
@@ -163,7 +154,7 @@ def plan(
     Args:
       folder: where the features go.
       images: the images to extract features of.
-      model: the network.
+      model: the network's card.
       shard_images: images per shard; if None, as in the folder, or :data:`SHARD_IMAGES` in a new one.
       overwrite: whether to remove everything that earlier extractions left there.
       update: whether this list replaces the folder's; features of unchanged images are kept.
