@@ -381,7 +381,7 @@ def test_what_is_no_result_is_not_recorded(tmp_path, capsys, content, words):
         path.write_text(content)
     assert record(path, f"--results_dir={tmp_path / 'results'}") == 1
     assert words in capsys.readouterr().err
-    assert record() == 1
+    assert record() == 2
 
 
 def test_the_flags_of_a_result_give_its_settings():
