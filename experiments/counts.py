@@ -20,12 +20,15 @@ def training_data(dataset: str, split: str, data_dir: str) -> TrainingData:
     """Returns the counts of a data set; the embedded one need not be drawn.
 
     Raises:
-      UserError: the data set is missing.
+      UserError: the data set is missing; the message says how to get it.
     """
     if dataset == "synthetic":
         subsets = [frame.subset for frame in SyntheticPedestrians().frames()]
         return TrainingData(subsets.count("train"), "multi_query" in subsets)
-    found = load_dataset(dataset, data_dir or None, split)
+    try:
+        found = load_dataset(dataset, data_dir or None, split)
+    except UserError as error:
+        raise UserError(f"{error}; see datasets/{dataset}/README.md, or give --data_dir") from error
     return TrainingData(len(found.train), bool(found.multi_query))
 
 

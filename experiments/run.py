@@ -301,6 +301,27 @@ def _collected(failures: list[str]) -> Iterator[None]:
         tqdm.write(f"failed: {error}")
 
 
+def _there(experiments: Sequence[schema.Experiment]) -> list[str]:
+    """Returns the experiments' data sets that are on this machine; prints a note about the others.
+
+    Raises:
+      UserError: none is on this machine.
+    """
+    columns = [column for experiment in experiments if experiment.trains for column in experiment.columns]
+    found, missing = [], []
+    for name, split in {column.dataset: column.split for column in reversed(columns)}.items():
+        try:
+            training_data(name, split, "")
+            found.append(name)
+        except UserError as error:
+            missing.append(f"without {name}: {error}")
+    if missing and not found:
+        raise UserError("; ".join(missing))
+    for note in missing:
+        print(f"note: {note}")
+    return found
+
+
 def main(values: flags.FlagValues) -> None:
     """Runs what the flags say."""
     if not values.positional:
@@ -317,6 +338,8 @@ def main(values: flags.FlagValues) -> None:
         data_dir = data_dir or str(runs_dir / "tiny" / "Market-1501")
     elif data_dir and scale == "full" and len(datasets) != 1:
         raise UserError(f"--data_dir {data_dir} is one data set's folder, expected one --dataset with it")
+    if scale == "full" and not datasets:
+        datasets = _there(experiments)
     if values.positional == ["all"] and datasets:
         experiments = [experiment for experiment in experiments if set(experiment.datasets) & set(datasets)]
     given = {name: getattr(values, name) for name in ("epochs", "cache_mb") if getattr(values, name) is not None}
