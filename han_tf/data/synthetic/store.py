@@ -27,13 +27,8 @@ def generate(
     """Draws a data set and writes it to the folder ``root``, with a progress bar.
 
     The images go to a folder beside ``root`` that is renamed at the end, so an interrupted run leaves
-    ``root`` as it was. An earlier synthetic data set in ``root`` is replaced.
-
-    Args:
-      root: folder to write to.
-      pedestrians: the data set to draw.
-      layout: a key of :data:`han_tf.data.synthetic.layouts.LAYOUTS`.
-      workers: number of processes that draw, at least 1; that of the cores if None.
+    ``root`` as it was. An earlier synthetic data set in ``root`` is replaced. ``layout`` is a key of :data:`LAYOUTS`,
+    ``workers`` the number of processes that draw, at least 1; that of the cores if None.
 
     Raises:
       UserError: ``root`` holds other files, the layout is unknown, ``workers`` is below 1 or a file cannot be written.
