@@ -2,7 +2,7 @@
 
 Training, testing and trying a reader need no download. The images have the difficulties of real re-identification:
 viewpoints, camera colours, occlusion, bad boxes, and people who differ in one detail only. Data flow: identity → body
-in a pose → shapes on a canvas → the camera's image.
+in a pose → tubes on a canvas → the camera's image.
 """
 
 from han_tf.data.synthetic.generator import GENERATOR_VERSION, SyntheticPedestrians

@@ -1,213 +1,138 @@
-"""Paints shaded tubes and ellipsoids, of which bodies, clothes and bags consist, on an image.
+"""Paints shaded tubes, of which people, their belongings and the things around them consist, on an image.
 
-Coordinates are metres on a plane that faces the camera, x to the right and y up. A surface is a function of
-azimuth (the angle around the body, 0 in front, in radians) and place along the axis, so that a fabric's pattern turns
-with the body.
+Coordinates are metres on a plane that faces the camera, x to the right and y up. A surface depends on the direction in
+which it faces and on the place along the tube, so that a fabric's pattern turns with the body.
+
+The same seed gives the same pixels everywhere: arrays are added, multiplied and divided in NumPy, which rounds alike on
+all processors, and resized by :func:`interpolate`, since Pillow's rounding depends on its version.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import NamedTuple, Union
 
 import numpy as np
-from PIL import Image
 
-Surface = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""Takes azimuth and place along the axis in [0, 1], both [h, w]; returns RGB [h, w, 3] or [3]."""
+Colour = tuple[float, float, float]
+"""Red, green and blue in [0, 1]."""
+
+
+class Patch(NamedTuple):
+    """The visible points of a tube, [h, w] each. Azimuth is the angle around the axis: 0 in front, π/2 on the right."""
+
+    front: np.ndarray  # cosine of the azimuth
+    side: np.ndarray  # sine of the azimuth
+    along: np.ndarray  # place along the axis, 0 to 1
+
+
+Surface = Union[Colour, Callable[[Patch], np.ndarray]]
+"""One colour, or a function that returns the RGB [h, w, 3] of a patch."""
+
+OVAL = tuple(math.sqrt(1 - (i / 8 - 1) ** 2) for i in range(17))
+"""Half widths that make a tube an ellipsoid."""
 
 
 class Tube(NamedTuple):
-    """A generalised cylinder with rounded or flat ends.
-
-    Attributes:
-      start, end: (x, y) of the axis in metres; place along the axis is 0 at the start.
-      half_widths: half the width in metres, at equal steps from start to end.
-      surface: its colours.
-      depth: larger is nearer to the camera; painted later.
-      azimuth: azimuth of the middle line that faces the camera, in radians.
-      round_start, round_end: length by which the ends bulge, relative to the half width there.
-      folds: strength of the wrinkles.
-    """
+    """A body of revolution."""
 
     start: tuple[float, float]
     end: tuple[float, float]
-    half_widths: tuple[float, ...]
+    widths: Sequence[float]  # half the width, at equal steps from start to end
     surface: Surface
-    depth: float
-    azimuth: float = 0.0
-    round_start: float = 1.0
-    round_end: float = 1.0
-    folds: float = 0.0
+    depth: float = 0.0  # larger is nearer to the camera
+    facing: tuple[float, float] = (1.0, 0.0)  # cosine and sine of the azimuth of the middle line
+    ends: float = 1.0  # length by which they bulge, relative to the half width there
+    folds: float = 0.0  # strength of the wrinkles
+    opacity: float = 1.0
 
 
-class Ellipsoid(NamedTuple):
-    """An ellipsoid, upright or tilted by ``tilt`` radians; place is 0 at its bottom and 1 at its top."""
+class Canvas(NamedTuple):
+    """An RGB image on which tubes are painted."""
 
-    centre: tuple[float, float]
-    half_width: float
-    half_height: float
-    surface: Surface
-    depth: float
-    azimuth: float = 0.0
-    tilt: float = 0.0
-    folds: float = 0.0
+    rgb: np.ndarray  # [h, w, 3] float32 in [0, 1], painted over in place
+    scale: float  # pixels per metre
+    origin: tuple[float, float]  # (column, row) of the point (0, 0)
+    light: tuple[float, float, float]  # direction (x right, y up, z to the camera) times its strength
+    ambient: float  # strength of the light from everywhere
+    wrinkles: Sequence[int] = (0, 0)  # (row, column) below 500 of the part of wrinkle_tile() to use
 
+    def paint(self, tubes: Iterable[Tube], x: float = 0.0, y: float = 0.0) -> None:
+        """Paints tubes from the farthest to the nearest, their point (0, 0) at (x, y)."""
+        left, down = self.origin[0] + x * self.scale, self.origin[1] - y * self.scale
+        for tube in sorted(tubes, key=lambda tube: tube.depth):
+            (x0, y0), (x1, y1) = ((left + self.scale * a, down - self.scale * b) for a, b in (tube.start, tube.end))
+            self._paint(tube, x0, y0, x1, y1)
 
-Shape = Union[Tube, Ellipsoid]
-
-
-class Light(NamedTuple):
-    """Unit vector to the light (x right, y up, z to the camera) and strengths of ambient and diffuse light."""
-
-    direction: tuple[float, float, float]
-    ambient: float
-    diffuse: float
-
-
-def plain(colour: tuple[float, float, float]) -> Surface:
-    """Returns a surface of one colour."""
-    value = np.asarray(colour, np.float32)
-    return lambda azimuth, place: value
-
-
-class Canvas:
-    """An RGB image on which shapes are painted.
-
-    Args:
-      rgb: [h, w, 3] float32 in [0, 1], the background; painted over in place.
-      scale: pixels per metre.
-      origin: (column, row) in pixels of the point (0, 0).
-      light: the light on all shapes.
-      wrinkles: (row, column) of the part of :func:`wrinkle_tile` to use; different for each figure.
-    """
-
-    def __init__(
-        self,
-        rgb: np.ndarray,
-        scale: float,
-        origin: tuple[float, float],
-        light: Light,
-        wrinkles: tuple[int, int] = (0, 0),
-    ):
-        self.rgb = rgb
-        self.scale = scale
-        self.origin = origin
-        self.light = light
-        self.wrinkles = wrinkles
-
-    def paint(self, shapes: list[Shape]) -> None:
-        """Paints the shapes from the farthest to the nearest."""
-        for shape in sorted(shapes, key=lambda s: s.depth):
-            if isinstance(shape, Tube):
-                self._tube(shape)
-            else:
-                self._ellipsoid(shape)
-
-    def darken(self, centre: tuple[float, float], half_size: tuple[float, float], strength: float) -> None:
-        """Darkens an ellipse with a soft edge, such as a shadow at the feet."""
-        x, y = self._pixels(centre)
-        a, b = half_size[0] * self.scale, half_size[1] * self.scale
-        window = self._window(x - 1.5 * a, x + 1.5 * a, y - 1.5 * b, y + 1.5 * b)
-        if window is None:
-            return
-        rows, columns, ys, xs = window
-        distance = ((xs - x) / a) ** 2 + ((ys - y) / b) ** 2
-        self.rgb[rows, columns] *= (1 - strength * np.exp(-1.5 * distance))[..., None]
-
-    def _pixels(self, point: tuple[float, float]) -> tuple[float, float]:
-        return self.origin[0] + point[0] * self.scale, self.origin[1] - point[1] * self.scale
-
-    def _window(self, left: float, right: float, top: float, bottom: float):
-        height, width = self.rgb.shape[:2]
-        left, right = max(int(left) - 1, 0), min(int(right) + 2, width)
-        top, bottom = max(int(top) - 1, 0), min(int(bottom) + 2, height)
-        if left >= right or top >= bottom:
-            return None
-        ys = np.arange(top, bottom, dtype=np.float32)[:, None]
-        xs = np.arange(left, right, dtype=np.float32)[None, :]
-        return slice(top, bottom), slice(left, right), ys, xs
-
-    def _tube(self, tube: Tube) -> None:
-        x0, y0 = self._pixels(tube.start)
-        x1, y1 = self._pixels(tube.end)
-        length = max(np.hypot(x1 - x0, y1 - y0), 0.5)
+    def _paint(self, tube: Tube, x0: float, y0: float, x1: float, y1: float) -> None:
+        length = max(math.hypot(x1 - x0, y1 - y0), 0.5)
         ax, ay = (x1 - x0) / length, (y1 - y0) / length
-        widths = np.asarray(tube.half_widths, np.float32) * self.scale
-        reach = float(widths.max())
-        window = self._window(min(x0, x1) - reach, max(x0, x1) + reach, min(y0, y1) - reach, max(y0, y1) + reach)
-        if window is None:
+        widths = [width * self.scale for width in tube.widths]
+        reach = max(widths) + 1
+        left, right = max(int(min(x0, x1) - reach), 0), min(int(max(x0, x1) + reach) + 1, self.rgb.shape[1])
+        top, bottom = max(int(min(y0, y1) - reach), 0), min(int(max(y0, y1) + reach) + 1, self.rgb.shape[0])
+        if left >= right or top >= bottom:
             return
-        rows, columns, ys, xs = window
-        dx, dy = xs - np.float32(x0), ys - np.float32(y0)
-        along = dx * np.float32(ax) + dy * np.float32(ay)
-        across = dy * np.float32(ax) - dx * np.float32(ay)
-        on_axis = np.clip(along, 0, length)
-        place = on_axis * np.float32(1 / length)
-        if len(widths) == 2:
-            half = widths[0] + (widths[1] - widths[0]) * place
-        else:
-            half = np.interp(place, np.linspace(0, 1, len(widths)), widths).astype(np.float32)
-        half = np.maximum(half, 0.4)
-        beyond = along - on_axis
+        columns = np.arange(left, right, dtype=np.float32) - np.float32(x0)
+        rows = np.arange(top, bottom, dtype=np.float32)[:, None] - np.float32(y0)
+        distance = columns * np.float32(ax) + rows * np.float32(ay)
+        across = rows * np.float32(ax) - columns * np.float32(ay)
+        on_axis = distance.clip(0, np.float32(length))
+        along = on_axis / np.float32(length)
+        half = np.interp(along, np.linspace(0, 1, len(widths)), widths).astype(np.float32).clip(0.4)
         # A bulge of 0 would divide by zero; a small one ends the tube within a pixel.
-        beyond *= np.where(beyond < 0, 1 / max(tube.round_start, 0.02), 1 / max(tube.round_end, 0.02)).astype(
-            np.float32
-        )
-        cover = np.clip(half + np.float32(0.5) - np.hypot(across, beyond), 0, 1)
-        u = np.clip(across / half, -0.995, 0.995)
-        nz = np.sqrt(1 - u * u)
-        # The axis may run up or down the image; azimuth always grows towards the image's left.
-        side = u if ay <= 0 else -u
-        lx, ly, lz = self.light.direction
-        facing = u * np.float32(-ay * lx - ax * ly) + nz * np.float32(lz)
-        azimuth = tube.azimuth - np.arcsin(side)
-        self._blend(rows, columns, cover, tube.surface(azimuth, place), facing, nz, tube.folds)
+        beyond = (distance - on_axis) / np.float32(max(tube.ends, 0.02))
+        cover = (half + np.float32(0.5) - np.sqrt(across * across + beyond * beyond)).clip(0, 1)
+        sine = (across / half).clip(-0.995, 0.995)
+        cosine = np.sqrt(1 - sine * sine)
+        lx, ly, lz = self.light
+        shade = (sine * np.float32(-ay * lx - ax * ly) + cosine * np.float32(lz)).clip(0) + np.float32(self.ambient)
+        shade *= np.float32(0.62) + np.float32(0.38) * cosine
+        if tube.folds:
+            noise = wrinkle_tile()[self.wrinkles[0] + top :, self.wrinkles[1] + left :]
+            shade *= 1 + np.float32(tube.folds) * noise[: bottom - top, : right - left]
+        if callable(tube.surface):
+            # The axis may run up or down the image; the person's right is always at the image's left.
+            cos, sin = map(np.float32, tube.facing)
+            sine = sine if ay <= 0 else -sine
+            colour = tube.surface(Patch(cosine * cos + sine * sin, cosine * sin - sine * cos, along))
+        else:
+            colour = np.float32(tube.surface)
+        under = self.rgb[top:bottom, left:right]
+        under += (cover * np.float32(tube.opacity))[..., None] * (colour * shade[..., None] - under)
 
-    def _ellipsoid(self, ball: Ellipsoid) -> None:
-        x, y = self._pixels(ball.centre)
-        a, b = max(ball.half_width * self.scale, 0.4), max(ball.half_height * self.scale, 0.4)
-        reach = max(a, b) if ball.tilt else 0
-        window = self._window(x - max(a, reach), x + max(a, reach), y - max(b, reach), y + max(b, reach))
-        if window is None:
-            return
-        rows, columns, ys, xs = window
-        dx, dy = xs - np.float32(x), np.float32(y) - ys
-        if ball.tilt:
-            c, s = np.float32(np.cos(ball.tilt)), np.float32(np.sin(ball.tilt))
-            dx, dy = c * dx + s * dy, c * dy - s * dx
-        u, v = dx * np.float32(1 / a) + 0 * dy, dy * np.float32(1 / b) + 0 * dx
-        radius = np.sqrt(u * u + v * v)
-        cover = np.clip((1 - radius) * np.float32(min(a, b)) + np.float32(0.5), 0, 1)
-        nz = np.sqrt(np.maximum(1 - radius * radius, 0.01))
-        lx, ly, lz = self.light.direction
-        facing = u * np.float32(lx) + v * np.float32(ly) + nz * np.float32(lz)
-        ring = np.sqrt(np.maximum(1 - v * v, 0.02))
-        azimuth = ball.azimuth - np.arcsin(np.clip(u / ring, -1, 1))
-        place = np.clip((v + 1) * np.float32(0.5), 0, 1)
-        self._blend(rows, columns, cover, ball.surface(azimuth, place), facing, nz, ball.folds)
 
-    def _blend(self, rows, columns, cover, colour, facing, nz, folds) -> None:
-        shade = self.light.ambient + self.light.diffuse * np.maximum(facing, 0)
-        shade *= np.float32(0.62) + np.float32(0.38) * nz
-        if folds:
-            noise = wrinkle_tile()
-            top, left = self.wrinkles[0] + rows.start, self.wrinkles[1] + columns.start
-            shade *= 1 + np.float32(folds) * noise[top : top + shade.shape[0], left : left + shade.shape[1]]
-        under = self.rgb[rows, columns]
-        under += cover[..., None] * (colour * shade[..., None].astype(np.float32) - under)
+def mix(rgb: Sequence[float], colour: Sequence[float], share: np.ndarray) -> np.ndarray:
+    """Returns ``rgb`` [3] or [h, w, 3] with ``share`` [h, w] of it, in [0, 1] or bool, replaced by ``colour``."""
+    rgb = np.asarray(rgb, np.float32)
+    return rgb + np.asarray(share, np.float32)[..., None] * (np.float32(colour) - rgb)
+
+
+def scaled(colour: Colour, factor: float) -> Colour:
+    """Returns a darker or, with a factor above 1, a lighter colour."""
+    red, green, blue = (min(value * factor, 1.0) for value in colour)
+    return red, green, blue
+
+
+def interpolate(values: np.ndarray, places: np.ndarray, axis: int) -> np.ndarray:
+    """Returns ``values`` at fractional ``places`` [n] along an axis, linearly interpolated."""
+    first = places.clip(0, values.shape[axis] - 2).astype(int)
+    share = (places - first).clip(0, 1).astype(values.dtype).reshape(-1, *[1] * (values.ndim - axis - 1))
+    start = values.take(first, axis)
+    return start + share * (values.take(first + 1, axis) - start)
 
 
 def smooth_noise(rng: np.random.Generator, shape: tuple[int, int], cell: tuple[float, float]) -> np.ndarray:
-    """Returns [h, w] float32 noise of standard deviation about 1, smooth over ``cell`` (h, w) pixels."""
-    small = max(int(shape[0] / cell[0]), 2), max(int(shape[1] / cell[1]), 2)
-    coarse = Image.fromarray(rng.standard_normal(small).astype(np.float32))
-    return np.asarray(coarse.resize((shape[1], shape[0]), Image.Resampling.BICUBIC))
+    """Returns [h, w] float32 noise of mean 0 and standard deviation about 1, smooth over ``cell`` (h, w) pixels."""
+    counts = [max(int(size / step), 2) for size, step in zip(shape, cell)]
+    noise = rng.normal(0, 1.5, counts).astype(np.float32)
+    for axis, count in enumerate(counts):
+        noise = interpolate(noise, np.linspace(0, count - 1, shape[axis]), axis)
+    return noise
 
 
 @lru_cache(maxsize=1)
 def wrinkle_tile() -> np.ndarray:
-    """Returns [1024, 1024] float32 noise for the folds of cloth."""
-    rng = np.random.default_rng(20200)
-    shape = (1024, 1024)
-    noise = smooth_noise(rng, shape, (26, 12)) + 0.6 * smooth_noise(rng, shape, (9, 14))
-    return (noise + 0.35 * smooth_noise(rng, shape, (4, 4))).astype(np.float32)
+    """Returns [1100, 1100] float32 noise for the folds of cloth."""
+    rng, shape = np.random.default_rng(20200), (1100, 1100)
+    return smooth_noise(rng, shape, (26, 12)) + np.float32(0.6) * smooth_noise(rng, shape, (9, 14))

@@ -1,23 +1,24 @@
-"""A labelled image in memory, as the generator yields it and the layout writers take it."""
+"""Labels of an image, and the labelled image in memory that the generator yields and the layout writers take."""
 
 from typing import NamedTuple
 
 from PIL import Image
 
 
-class LabelledImage(NamedTuple):
-    """One person bounding-box image with its labels.
+class Frame(NamedTuple):
+    """The labels of an image to draw."""
 
-    Attributes:
-      subset: ``train``, ``query``, ``gallery`` or ``multi_query``.
-      pid: person id; −1 junk, 0 distractor, as in :mod:`han_tf.data.records`.
-      camid: camera id, 1-based.
-      index: frame number, unique within the data set.
-      image: RGB, of the size of its box.
-    """
+    subset: str  # train, query, gallery or multi_query
+    pid: int  # person id; -1 junk, 0 distractor, as in han_tf.data.records
+    camid: int  # camera id, 1-based
+    index: int  # frame number, unique within the data set
+
+
+class LabelledImage(NamedTuple):
+    """One person bounding-box image with the labels of its :class:`Frame`."""
 
     subset: str
     pid: int
     camid: int
     index: int
-    image: Image.Image
+    image: Image.Image  # RGB, of the size of its box

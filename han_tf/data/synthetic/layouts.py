@@ -17,7 +17,6 @@ csv            everything as it is.
 
 import csv
 import io
-import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,16 +26,10 @@ from PIL import Image
 
 from han_tf.common.errors import UserError
 from han_tf.common.files import atomic_open
+from han_tf.data import cuhk03, dukemtmc, market1501, msmt17
 from han_tf.data.csv_dataset import COLUMNS, FILE_NAME
-from han_tf.data.cuhk03 import CUHK03Name, require_h5py
-from han_tf.data.cuhk03 import format_name as format_cuhk03
-from han_tf.data.dukemtmc import DukeName
-from han_tf.data.dukemtmc import format_name as format_duke
+from han_tf.data.cuhk03 import CUHK03Name
 from han_tf.data.folders import PathLike
-from han_tf.data.market1501 import MarketName
-from han_tf.data.market1501 import format_name as format_market
-from han_tf.data.msmt17 import MSMT17Name
-from han_tf.data.msmt17 import format_name as format_msmt17
 from han_tf.data.records import DISTRACTOR_PID
 from han_tf.data.synthetic.images import LabelledImage
 
@@ -47,12 +40,7 @@ _MARKET_FOLDERS = {**_CUHK03_NP_FOLDERS, "multi_query": "gt_bbox"}
 
 
 def write_layout(layout: str, root: PathLike, images: Iterable[LabelledImage]) -> None:
-    """Writes ``images`` under ``root`` in the layout of one data set.
-
-    Args:
-      layout: a key of :data:`LAYOUTS`.
-      root: the folder to write to; created if missing.
-      images: the images, consumed one at a time.
+    """Writes ``images``, taken one at a time, to the folder ``root`` in a layout that is a key of :data:`LAYOUTS`.
 
     Raises:
       UserError: the layout is unknown, or a file cannot be written.
@@ -67,38 +55,36 @@ def write_layout(layout: str, root: PathLike, images: Iterable[LabelledImage]) -
 
 def _save(path: Path, image: Image.Image) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".jpg":
-        image.save(path, quality=95)
-    else:
-        image.save(path)
+    image.save(path, quality=95)  # which PNG leaves aside
 
 
 def _write_market1501(root: Path, images: Iterable[LabelledImage]) -> None:
     for subset, pid, camid, index, image in images:
         box = 0 if subset in ("query", "multi_query") else 1
-        name = format_market(MarketName(pid, camid, sequence=1, frame=index, box=box))
+        name = market1501.format_name(market1501.MarketName(pid, camid, sequence=1, frame=index, box=box))
         _save(root / _MARKET_FOLDERS[subset] / f"{name}.jpg", image)
 
 
 def _write_dukemtmc(root: Path, images: Iterable[LabelledImage]) -> None:
     for subset, pid, camid, index, image in images:
-        if pid < DISTRACTOR_PID or subset == "multi_query":
-            continue
-        name = format_duke(DukeName(pid if pid > DISTRACTOR_PID else 10_000 + index, camid, frame=index))
-        _save(root / _MARKET_FOLDERS[subset] / f"{name}.jpg", image)
+        if pid >= DISTRACTOR_PID and subset != "multi_query":
+            name = dukemtmc.format_name(dukemtmc.DukeName(pid or 10_000 + index, camid, frame=index))
+            _save(root / _MARKET_FOLDERS[subset] / f"{name}.jpg", image)
+
+
+def _people(images: Iterable[LabelledImage]) -> Iterator[LabelledImage]:
+    return (image for image in images if image.pid > DISTRACTOR_PID and image.subset != "multi_query")
 
 
 def _write_msmt17(root: Path, images: Iterable[LabelledImage]) -> None:
     pids: dict[str, dict[int, int]] = {"train": {}, "test": {}}
     seen: dict[tuple[str, int], int] = {}
     lists: dict[str, list[str]] = {"train": [], "val": [], "query": [], "gallery": []}
-    for subset, pid, camid, index, image in images:
-        if pid <= DISTRACTOR_PID or subset == "multi_query":
-            continue
+    for subset, pid, camid, index, image in _people(images):
         folder = "train" if subset == "train" else "test"
         pid = pids[folder].setdefault(pid, len(pids[folder]))
         number = seen[folder, pid] = seen.get((folder, pid), -1) + 1
-        name = format_msmt17(MSMT17Name(pid, number, camid, f"0303morning_{index:04d}_0"))
+        name = msmt17.format_name(msmt17.MSMT17Name(pid, number, camid, f"0303morning_{index:04d}_0"))
         path = f"{pid:04d}/{name}.jpg"
         _save(root / folder / path, image)
         lists["val" if subset == "train" and number % 4 == 3 else subset].append(f"{path} {pid}\n")
@@ -120,62 +106,48 @@ def _write_csv(root: Path, images: Iterable[LabelledImage]) -> None:
 
 
 class _Folded(NamedTuple):
-    """An image with labels that fit CUHK03; ``slot`` is 1 to 5 within its person and view."""
+    """An image with labels that fit CUHK03: views 1 and 2 with the numbers 1 to 5 and 6 to 10."""
 
     subset: str
     pid: int
     view: int
-    slot: int
-    labelled: Image.Image
-    detected: Image.Image
+    number: int
+    boxes: dict[str, Image.Image]
 
 
 def _fold(images: Iterable[LabelledImage]) -> Iterator[_Folded]:
-    queried: set[tuple[int, int]] = set()
-    filled: dict[tuple[int, int], int] = {}
-    for subset, pid, camid, _, image in images:
-        if pid <= DISTRACTOR_PID or subset == "multi_query":
-            continue
+    filled: dict[tuple[int, int, bool], int] = {}
+    for subset, pid, camid, _, image in _people(images):
         view = 1 if camid % 2 else 2
-        if subset == "query" and (pid, view) in queried:
+        if subset == "query" and (pid, view, True) in filled:
             subset = "gallery"
-        if subset == "query":
-            queried.add((pid, view))
-            slot = 1
-        else:
-            # The first slot of a test person is reserved for the query, which may come after the gallery.
-            slot = filled.get((pid, view), 1 if subset == "gallery" else 0) + 1
-            if slot > _SLOTS:
-                continue
-            filled[pid, view] = slot
-        detected = image.crop((0, 0, image.width, image.height - image.height // 12))
-        yield _Folded(subset, pid, view, slot, image, detected)
+        # The first number of a test person is reserved for the query, which may come after the gallery.
+        key = pid, view, subset == "query"
+        slot = filled[key] = filled.get(key, 1 if subset == "gallery" else 0) + 1
+        if slot <= _SLOTS:
+            detected = image.crop((0, 0, image.width, image.height - image.height // 12))
+            yield _Folded(subset, pid, view, (view - 1) * _SLOTS + slot, {"detected": detected, "labeled": image})
 
 
 def _write_cuhk03_np(root: Path, images: Iterable[LabelledImage]) -> None:
-    for item in _fold(images):
-        number = (item.view - 1) * _SLOTS + item.slot
-        name = f"{item.pid:04d}_c{item.view}_{number}.png"
-        _save(root / "labeled" / _CUHK03_NP_FOLDERS[item.subset] / name, item.labelled)
-        _save(root / "detected" / _CUHK03_NP_FOLDERS[item.subset] / name, item.detected)
+    for subset, pid, view, number, boxes in _fold(images):
+        for split, image in boxes.items():
+            _save(root / split / _CUHK03_NP_FOLDERS[subset] / f"{pid:04d}_c{view}_{number}.png", image)
 
 
 def _write_cuhk03(root: Path, images: Iterable[LabelledImage]) -> None:
-    mat = root / "cuhk-03.mat"
-    h5py = require_h5py(mat)
-    root.mkdir(parents=True, exist_ok=True)
-    temporary = root / f".{mat.name}.{os.getpid()}.tmp"
+    h5py = cuhk03.require_h5py(root / "cuhk-03.mat")
     subsets: dict[CUHK03Name, str] = {}
     references: dict[str, dict[CUHK03Name, Any]] = {"detected": {}, "labeled": {}}
     people: dict[int, tuple[int, int]] = {}
-    try:
+    with atomic_open(root / "cuhk-03.mat") as stream:
         # MATLAB writes a text header into the first 512 bytes, which HDF5 ignores.
-        with h5py.File(temporary, "w", userblock_size=512) as file:
+        with h5py.File(stream, "w", userblock_size=512) as file:
             for item in _fold(images):
                 pair, pid = people.setdefault(item.pid, (len(people) % _PAIRS + 1, len(people) // _PAIRS + 1))
-                name = CUHK03Name(pair, pid, item.view, (item.view - 1) * _SLOTS + item.slot)
+                name = CUHK03Name(pair, pid, item.view, item.number)
                 subsets[name] = item.subset
-                for split, image in (("detected", item.detected), ("labeled", item.labelled)):
+                for split, image in item.boxes.items():
                     pixels = np.asarray(image.convert("RGB")).transpose(2, 1, 0)
                     references[split][name] = _put(file, pixels, "uint8")
             for split, cells in references.items():
@@ -185,17 +157,13 @@ def _write_cuhk03(root: Path, images: Iterable[LabelledImage]) -> None:
                     # HDF5 lists MATLAB's dimensions in reverse: people x 10 becomes [10, people].
                     grid = np.empty((2 * _SLOTS, size), dtype=h5py.ref_dtype)
                     for idx, pid in np.ndindex(*grid.shape):
-                        view = 1 if idx < _SLOTS else 2
-                        name = CUHK03Name(pair, pid + 1, view, idx + 1)
+                        name = CUHK03Name(pair, pid + 1, 1 if idx < _SLOTS else 2, idx + 1)
                         grid[idx, pid] = cells.get(name) or _put_empty(file)
                     pairs.append(_put(file, grid, "cell"))
                 _put(file, np.array([pairs], dtype=h5py.ref_dtype), "cell", split)
+        stream.seek(0)
         header = b"MATLAB 7.3 MAT-file, Platform: GLNXA64, HDF5 schema 1.00 .".ljust(116)
-        with temporary.open("r+b") as stream:
-            stream.write(header + bytes(8) + b"\x00\x02IM")
-        temporary.replace(mat)
-    finally:
-        temporary.unlink(missing_ok=True)
+        stream.write(header + bytes(8) + b"\x00\x02IM")
     for split in references:
         _write_protocol(root / f"cuhk03_new_protocol_config_{split}.mat", subsets)
 
@@ -216,24 +184,20 @@ def _put_empty(file: Any) -> Any:
 
 
 def _write_protocol(path: Path, subsets: dict[CUHK03Name, str]) -> None:
+    import scipy.io
+
     names = sorted(subsets)
-    labels: dict[tuple[int, int], int] = {}
-    for name in names:
-        labels.setdefault((name.pair, name.pid), len(labels) + 1)
+    labels = {person: rank for rank, person in enumerate(sorted({name[:2] for name in names}), start=1)}
     protocol = {
-        "filelist": np.array([[f"{format_cuhk03(name)}.png"] for name in names], dtype=object),
-        "labels": np.array([[labels[name.pair, name.pid]] for name in names], np.uint16).reshape(-1, 1),
-        "camId": np.array([[name.view] for name in names], np.uint8).reshape(-1, 1),
+        "filelist": np.array([[f"{cuhk03.format_name(name)}.png"] for name in names], dtype=object),
+        "labels": np.array([labels[name[:2]] for name in names], np.uint16)[:, None],
+        "camId": np.array([name.view for name in names], np.uint8)[:, None],
     }
     for subset in ("train", "query", "gallery"):
         chosen = [index for index, name in enumerate(names, start=1) if subsets[name] == subset]
-        protocol[f"{subset}_idx"] = np.array(chosen, np.uint16).reshape(-1, 1)
-    import scipy.io
-
-    buffer = io.BytesIO()
-    scipy.io.savemat(buffer, protocol)
+        protocol[f"{subset}_idx"] = np.array(chosen, np.uint16)[:, None]
     with atomic_open(path) as stream:
-        stream.write(buffer.getvalue())
+        scipy.io.savemat(stream, protocol)
 
 
 LAYOUTS: dict[str, Callable[[Path, Iterable[LabelledImage]], None]] = {

@@ -5,12 +5,13 @@ import os
 import shutil
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any, Optional
 
 from han_tf.common.errors import UserError
 from han_tf.common.files import locked, write_json
 from han_tf.common.processes import usable_cores
 from han_tf.common.progress import progress_bar
+from han_tf.data.folders import PathLike
 from han_tf.data.synthetic.generator import GENERATOR_VERSION, SyntheticPedestrians
 from han_tf.data.synthetic.layouts import LAYOUTS, write_layout
 
@@ -19,21 +20,13 @@ DESCRIPTION = "synthetic.json"
 
 
 def generate(
-    root: Union[str, os.PathLike],
-    pedestrians: SyntheticPedestrians,
-    layout: str = "market1501",
-    workers: Optional[int] = None,
+    root: PathLike, pedestrians: SyntheticPedestrians, layout: str = "market1501", workers: Optional[int] = None
 ) -> None:
     """Draws a data set and writes it to the folder ``root``, with a progress bar.
 
     The images go to a folder beside ``root`` that is renamed at the end, so an interrupted run leaves
-    ``root`` as it was. An earlier synthetic data set in ``root`` is replaced.
-
-    Args:
-      root: folder to write to.
-      pedestrians: the data set to draw.
-      layout: a key of :data:`han_tf.data.synthetic.layouts.LAYOUTS`.
-      workers: number of processes that draw, at least 1; that of the cores if None.
+    ``root`` as it was. An earlier synthetic data set in ``root`` is replaced. ``layout`` is a key of :data:`LAYOUTS`,
+    ``workers`` the number of processes that draw, at least 1; that of the cores if None.
 
     Raises:
       UserError: ``root`` holds other files, the layout is unknown, ``workers`` is below 1 or a file cannot be written.
@@ -61,7 +54,7 @@ def generate(
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def draw_once(root: Union[str, os.PathLike], pedestrians: SyntheticPedestrians, layout: str = "market1501") -> None:
+def draw_once(root: PathLike, pedestrians: SyntheticPedestrians, layout: str = "market1501") -> None:
     """Draws a data set as :func:`generate` does, unless ``root`` holds it.
 
     Of concurrent calls one draws and the others wait. A data set that another version of the generator drew from the
@@ -86,7 +79,7 @@ def draw_once(root: Union[str, os.PathLike], pedestrians: SyntheticPedestrians, 
         generate(root, pedestrians, layout)
 
 
-def is_current(root: Union[str, os.PathLike], pedestrians: SyntheticPedestrians, layout: str = "market1501") -> bool:
+def is_current(root: PathLike, pedestrians: SyntheticPedestrians, layout: str = "market1501") -> bool:
     """Returns whether the description in ``root`` is the one that :func:`generate` would write."""
     return _read_description(Path(root)) == _description(pedestrians, layout)
 
