@@ -23,8 +23,10 @@ import pytest
 from han_tf import train
 from han_tf.common.cli import run
 from han_tf.data.synthetic import SyntheticPedestrians, generate
+from han_tf.deploy.measuring import measure
+from han_tf.features.extractor import FeatureExtractor
 from han_tf.runs.card import ModelCard, hash_files
-from han_tf.runtimes import probes
+from han_tf.runtimes import open_runtime, probes
 
 # The same examples in every run, so that a failure can be repeated.
 hypothesis.settings.register_profile("seeded", derandomize=True)
@@ -43,11 +45,22 @@ def pytest_testnodedown(node, error):
         print(f"\nworker {node.gateway.id} ended with status {status}", flush=True)
 
 
+def pytest_collection_modifyitems(items):
+    """Puts the tests marked as long first; pytest-xdist hands them out in this order."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
 PLAIN_SIZE = (48, 32)
 """Of the images of :func:`plain_model`."""
 
 TINY_SIZE = ("--input_height=48", "--input_width=32")
 """Small enough for a training step to take milliseconds, large enough for three levels."""
+
+TINY_ARGS = {"stem_width": 16, "widths": [16, 32, 48], "strides": [2, 1]}
+"""A HAN of three levels with few filters, and with one unit of each stride: its graph is built and run fast."""
+
+TINY_NETWORK = "--model_args=" + ",".join(f"{name}={value}" for name, value in TINY_ARGS.items()).replace(" ", "")
+"""The flag for :data:`TINY_ARGS`."""
 
 
 @pytest.fixture(scope="session")
@@ -71,9 +84,21 @@ def tiny_data(tmp_path_factory):
 def tiny_run(tiny_data, tmp_path_factory):
     """The folder of a finished run of two epochs on :func:`tiny_data`."""
     run_dir = tmp_path_factory.mktemp("runs") / "tiny"
-    arguments = ["--dataset=market1501", f"--data_dir={tiny_data}", f"--run={run_dir}", "--epochs=2", *TINY_SIZE]
-    assert run(train.main, train.FLAGS, train.__doc__, ["train", *arguments]) == 0
+    arguments = ["--dataset=market1501", f"--data_dir={tiny_data}", f"--run={run_dir}", "--epochs=2"]
+    assert run(train.main, train.FLAGS, train.__doc__, ["train", *arguments, *TINY_SIZE, TINY_NETWORK]) == 0
     return run_dir
+
+
+@pytest.fixture(scope="session")
+def extractor(tiny_run):
+    """The extractor of the tiny run, which takes seconds to load; not to be closed."""
+    return FeatureExtractor(tiny_run, threads=1)
+
+
+def measure_here(folder, images, drawn, paths):
+    """Does in this process what ``measure_apart`` does in one of its own, whose start takes seconds."""
+    card, runtime = open_runtime(folder)
+    return measure(runtime, images, drawn, paths, card.input_size)
 
 
 @pytest.fixture

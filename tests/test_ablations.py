@@ -7,7 +7,7 @@ import pytest
 from han_tf import evaluate, train, visualize
 from han_tf.common import cli
 from han_tf.runs.folder import SWITCHES, load_run
-from tests.conftest import TINY_SIZE
+from tests.conftest import TINY_NETWORK, TINY_SIZE
 
 
 def call(command, *arguments, **options):
@@ -18,8 +18,8 @@ def call(command, *arguments, **options):
 def run_dir(tiny_data, tmp_path_factory):
     """The folder of a run with everything off that can be off."""
     runs = tmp_path_factory.mktemp("runs")
-    arguments = ["--dataset=market1501", f"--data_dir={tiny_data}", f"--runs_dir={runs}", "--epochs=1", *TINY_SIZE]
-    assert call(train, *arguments, *(f"--no{name}" for name in SWITCHES)) == 0
+    arguments = ["--dataset=market1501", f"--data_dir={tiny_data}", f"--runs_dir={runs}", "--epochs=1"]
+    assert call(train, *arguments, *TINY_SIZE, TINY_NETWORK, *(f"--no{name}" for name in SWITCHES)) == 0
     (folder,) = runs.iterdir()
     return folder
 
@@ -39,7 +39,8 @@ def test_nobody_complains_about_fixed_regions(run_dir):
 
 
 def test_the_same_command_goes_on_and_another_one_does_not(run_dir, tiny_data, capsys):
-    arguments = ["--dataset=market1501", f"--data_dir={tiny_data}", f"--run={run_dir}", "--epochs=1", *TINY_SIZE]
+    arguments = ["--dataset=market1501", f"--data_dir={tiny_data}", f"--run={run_dir}", "--epochs=1"]
+    arguments += [*TINY_SIZE, TINY_NETWORK]
     assert call(train, *arguments, *(f"--no{name}" for name in SWITCHES[:3])) == 1
     assert f"{run_dir} holds a run with --interaction False, this command has True" in capsys.readouterr().err
     assert call(train, *arguments, *(f"--no{name}" for name in SWITCHES)) == 0

@@ -11,13 +11,7 @@ from han_tf.common.cli import run
 from han_tf.data import load_dataset
 from han_tf.data.records import Record
 from han_tf.data.synthetic import SyntheticPedestrians
-from han_tf.features.extractor import FeatureExtractor
 from han_tf.search import open_gallery
-
-
-@pytest.fixture(scope="module")
-def extractor(tiny_run):
-    return FeatureExtractor(tiny_run, threads=1)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from han_tf.data import load_dataset
 from han_tf.data.synthetic import SyntheticPedestrians, generate
 from han_tf.runs.folder import data_of, read_config
 from han_tf.runtimes.keras import card_of, load_run
-from tests.conftest import TINY_SIZE
+from tests.conftest import TINY_NETWORK, TINY_SIZE
 
 
 def call(command, *arguments, **options):
@@ -43,7 +43,7 @@ def csv_data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def arguments(tiny_data, csv_data):
     data = ["--dataset=market1501,csv", f"--data_dir={tiny_data},{csv_data}"]
-    return [*data, *TINY_SIZE, "--epochs=2", "--eval_every=1"]
+    return [*data, *TINY_SIZE, TINY_NETWORK, "--epochs=2", "--eval_every=1"]
 
 
 @pytest.fixture(scope="module")

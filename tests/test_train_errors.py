@@ -15,11 +15,11 @@ from han_tf import train
 from han_tf.common.cli import run
 from han_tf.common.files import locked
 from han_tf.data import load_dataset
-from tests.conftest import TINY_SIZE
+from tests.conftest import TINY_NETWORK, TINY_SIZE
 
 
 def call(*arguments):
-    return run(train.main, train.FLAGS, train.__doc__, ["train", *TINY_SIZE, *map(str, arguments)])
+    return run(train.main, train.FLAGS, train.__doc__, ["train", *TINY_SIZE, TINY_NETWORK, *map(str, arguments)])
 
 
 def messages(stderr):

@@ -15,6 +15,7 @@ from han_tf.models import create_model
 from han_tf.runs.checkpoints import Checkpoints
 from han_tf.runs.folder import load_run
 from han_tf.viz.ranked import QUERY, RIGHT, WRONG, ranked_sheet
+from tests.conftest import TINY_ARGS
 
 PEOPLE = (11, 12, 13)
 SETTINGS = {
@@ -25,6 +26,7 @@ SETTINGS = {
     "input_width": 32,
     "feature_dim": 64,
     "num_classes": 2,
+    "model_args": TINY_ARGS,
 }
 
 
@@ -54,7 +56,7 @@ def folders(tmp_path_factory):
     run_dir = root / "runs" / "tiny"
     run_dir.mkdir(parents=True)
     (run_dir / "config.json").write_text(json.dumps({**SETTINGS, "data_dir": str(data)}))
-    model = create_model("han_small", num_classes=2, input_size=(64, 32), feature_dim=64)
+    model = create_model("han_small", num_classes=2, input_size=(64, 32), feature_dim=64, **TINY_ARGS)
     Checkpoints(run_dir / "checkpoints", 1, model=model).save(1)
     return root / "runs", data
 

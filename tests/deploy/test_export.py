@@ -2,6 +2,7 @@
 
 import base64
 import dataclasses
+import functools
 import io
 import json
 import shutil
@@ -19,7 +20,7 @@ from han_tf.common.cli import run
 from han_tf.common.errors import UserError
 from han_tf.common.files import locked
 from han_tf.data import load_dataset
-from han_tf.deploy import checking, exporters
+from han_tf.deploy import checking, exporters, writing
 from han_tf.deploy.exporters import FORMATS, INT8, check_supported
 from han_tf.deploy.graph import INPUT, OUTPUT
 from han_tf.deploy.writing import Comparison, Export, _replace
@@ -29,6 +30,7 @@ from han_tf.runs.checkpoints import Checkpoints
 from han_tf.runs.folder import CHECKPOINTS, load_run
 from han_tf.runtimes import probes
 from han_tf.runtimes.keras import card_of
+from tests.conftest import measure_here
 
 FAST = "saved_model"
 """The format that is fastest to write."""
@@ -36,6 +38,22 @@ FAST = "saved_model"
 
 def command(*arguments):
     return run(export.main, export.FLAGS, export.__doc__, ["export", *map(str, arguments)])
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _loaded_once(tiny_run):
+    """Exports share the network of the tiny run, which they leave as it is: to load and trace it takes seconds."""
+    load = writing.load_run
+    once = functools.cache(load)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(writing, "load_run", lambda folder, which: (once if folder == tiny_run else load)(folder, which))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _measured_here(monkeypatch):
+    """All exports but those of :func:`exported` are measured in this process."""
+    monkeypatch.setattr(writing, "measure_apart", measure_here)
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from han_tf.deploy.folding import Folded, fold_batch_norm
 from han_tf.deploy.graph import GatheredCrop, deployment_function
 from han_tf.layers.crop import AffineCrop
 from han_tf.models import create_deployed, create_model
+from tests.conftest import TINY_ARGS
 
 SIZE = (48, 32)
 
@@ -83,7 +84,7 @@ def test_a_shared_layer_is_left_alone():
     ids=lambda switches: "-".join(switches) or "all",
 )
 def test_the_exported_graph_gives_the_features(switches, flat):
-    model = trained_looking(create_model("han_small", input_size=SIZE, **switches))
+    model = trained_looking(create_model("han_small", input_size=SIZE, **TINY_ARGS, **switches))
     expected = model(images()).numpy()
     function = deployment_function(model, flat)
     for count in (1, 3):

@@ -15,6 +15,7 @@ from han_tf.models.network import ReIDNetwork
 from han_tf.runs import folder as runs
 from han_tf.runs.checkpoints import Checkpoints
 from han_tf.runs.folder import SWITCHES, create_network, find_run, load_run, read_config
+from tests.conftest import TINY_ARGS
 
 SETTINGS = {
     "dataset": "market1501",
@@ -205,7 +206,7 @@ class TestLoadRun:
         np.testing.assert_array_equal(run.model.global_classifier.kernel.numpy(), named)
 
     def test_the_last_one_stands_in_for_the_best(self, tiny_run, tmp_path, monkeypatch):
-        model = create_model("han_small", num_classes=8, input_size=(48, 32))
+        model = create_model("han_small", num_classes=8, input_size=(48, 32), **TINY_ARGS)
         monkeypatch.setattr(runs, "create_model", lambda name, **arguments: model)
         folder = self.copy(tiny_run, tmp_path / "copy")
         assert load_run(folder, "best").checkpoint.startswith(str(folder / "best" / "ckpt-"))

@@ -18,14 +18,19 @@ from han_tf.viz.attention import (
     region_overlay,
     relative_attention,
 )
+from tests.conftest import TINY_ARGS
 
 RED, BLUE, GREEN, VIOLET = REGION_COLOURS[:4]
 GREY = np.full([40, 20, 3], 128, np.uint8)
 
 
+def tiny(**switches):
+    return create_model("han_small", input_size=(80, 32), **TINY_ARGS, **switches)
+
+
 @pytest.fixture(scope="module")
 def model():
-    return create_model("han_small", input_size=(80, 32))
+    return tiny()
 
 
 @pytest.fixture(scope="module")
@@ -239,7 +244,7 @@ class TestAttend:
     def test_is_what_the_network_attends_to(self, model, images):
         levels = attend(model, images)
         expected = model.branches(images).attention
-        assert [level.soft.shape for level in levels] == [(2, 20, 8, 128), (2, 10, 4, 256), (2, 5, 2, 384)]
+        assert [level.soft.shape for level in levels] == [(2, 20, 8, 16), (2, 10, 4, 32), (2, 5, 2, 48)]
         for level, tensors in zip(levels, expected):
             assert isinstance(level.boxes, np.ndarray)
             np.testing.assert_array_equal(level.soft, tensors.soft.numpy())
@@ -247,20 +252,18 @@ class TestAttend:
 
     def test_without_interaction_later_levels_have_no_regions(self, images):
         """Table 10, and Table 9's first row on top of it: two levels with nothing at all."""
-        alone = create_model("han_small", input_size=(80, 32), interaction=False)
+        alone = tiny(interaction=False)
         levels = attend(alone, images)
         assert [level.boxes is None for level in levels] == [False, True, True]
         assert list(attention_panels(alone, images)) == ["level1/regions"] + [f"level{n}/soft" for n in (1, 2, 3)]
-        bare = create_model(
-            "han_small", input_size=(80, 32), interaction=False, spatial=False, channel=False, hard=False
-        )
+        bare = tiny(interaction=False, spatial=False, channel=False, hard=False)
         assert list(attention_panels(bare, images)) == ["level1/regions"]
         sheet = attention_sheet(images, attend(bare, images), scale=1)
         assert len(find(sheet, region_overlay(images[0], attend(bare, images)[0].boxes[0], Margin(0, 2)))) == 1
 
     def test_with_fixed_regions(self, images):
         """Hard attention off: the strips are the same on every image, and all of them show."""
-        fixed = create_model("han_small", input_size=(80, 32), hard=False)
+        fixed = tiny(hard=False)
         levels = attend(fixed, images)
         sheet = attention_sheet(images, levels, scale=1)
         # 12 of 40 rows and 14 of 16 columns, on pixels twice as large; centred at 1/8, 3/8, 5/8 and 7/8 of the height.
@@ -271,7 +274,7 @@ class TestAttend:
             assert len(find(sheet, region_overlay(images[row], strips, Margin(0, 2)))) == 2
 
     def test_without_soft_attention(self, images):
-        bare = create_model("han_small", input_size=(80, 32), spatial=False, channel=False)
+        bare = tiny(spatial=False, channel=False)
         assert [level.soft for level in attend(bare, images)] == [None] * 3
         assert set(attention_panels(bare, images)) == {f"level{level}/regions" for level in (1, 2, 3)}
 
@@ -290,7 +293,7 @@ class TestAttentionPanels:
         ]
 
     def test_size_does_not_depend_on_where_the_regions_are(self, images):
-        moved = create_model("han_small", input_size=(80, 32))
+        moved = tiny()
         before = attention_panels(moved, images)
         for attention in moved.attentions:
             attention.hard.localisation.bias.assign([9, 9, -9, -9, 9, -9, -9, 9])
