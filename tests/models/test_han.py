@@ -13,6 +13,10 @@ from han_tf.models import MODELS, create_model
 from han_tf.models.han import HAN
 from han_tf.models.network import joint_feature
 
+SIZE = (48, 32)
+SMALL = {"input_size": SIZE, "widths": (16, 32, 48), "strides": (2,)}
+"""Arguments of a HAN that is built and run fast."""
+
 
 @pytest.fixture(scope="module")
 def small():
@@ -62,8 +66,8 @@ def test_attention_of_all_levels_comes_with_the_forward_pass(small):
 def test_local_weights_are_shared_by_the_streams(small):
     """A local block has as many weights as one stream needs."""
     for regions in (1, 4):
-        model = HAN(regions=regions)
-        model(random_images(1))
+        model = HAN(regions=regions, strides=[2], input_size=SIZE)
+        model(random_images(1, SIZE))
         counts = [sum(int(np.prod(v.shape)) for v in block.trainable_variables) for block in model.local_blocks]
         assert counts == [16672, 76352, 188256]
 
@@ -88,7 +92,7 @@ def test_nine_global_and_three_local_units(small):
 
 @pytest.mark.parametrize("size", [(256, 128), (128, 64), (224, 224), (150, 70)])
 def test_other_input_sizes_work_and_regions_follow(size):
-    model = HAN(input_size=size)
+    model = HAN(input_size=size, strides=[2], widths=(16, 32, 48))
     branches = model.branches(random_images(2, size), training=True)
     assert branches.features["local"].shape == (2, 512)
     (map_height, map_width), (height, width) = model.map_sizes[0], model.region_sizes[0]
@@ -103,7 +107,7 @@ def test_wrong_image_size_is_refused(small):
 
 @pytest.mark.parametrize("dim", [128, 1024])
 def test_feature_dimension_is_split_evenly(dim):
-    features = HAN(feature_dim=dim).branches(random_images(1)).features
+    features = HAN(feature_dim=dim, **SMALL).branches(random_images(1, SIZE)).features
     assert {name: feature.shape[1] for name, feature in features.items()} == {"global": dim // 2, "local": dim // 2}
 
 
@@ -112,11 +116,14 @@ TABLE_9 = [
 ]
 """The rows of Table 9: soft spatial, soft channel and hard regional attention, on or off."""
 
+ONE_UNIT = {"num_classes": 3, "input_size": SIZE, "strides": (2,)}
+"""Arguments of a HAN with the paper's attention, and one unit in each global block: it is built and run fast."""
+
 
 @pytest.fixture(scope="module", params=TABLE_9, ids=lambda row: "+".join(name for name in row if row[name]) or "none")
 def row_of_table_9(request):
     tf.keras.utils.set_random_seed(0)
-    return request.param, create_model("han_small", num_classes=3, input_size=(48, 32), **request.param)
+    return request.param, create_model("han_small", **ONE_UNIT, **request.param)
 
 
 def test_what_is_off_has_no_variables(row_of_table_9):
@@ -131,7 +138,7 @@ def test_what_is_off_has_no_variables(row_of_table_9):
 
 def test_what_is_off_is_not_in_the_attention(row_of_table_9):
     row, model = row_of_table_9
-    for level in model.branches(random_images(2, (48, 32)), training=True).attention:
+    for level in model.branches(random_images(2, SIZE), training=True).attention:
         assert (level.soft is None) == (not row["spatial"] and not row["channel"])
         if not row["hard"]:
             np.testing.assert_allclose(level.theta[:, :, 0], 0)
@@ -184,9 +191,9 @@ def test_every_variable_of_a_row_of_table_9_gets_a_finite_gradient(row_of_table_
 def test_without_interaction_only_the_first_level_has_regions():
     """Table 10: the other levels have no crops and no regions, and every variable has a gradient."""
     tf.keras.utils.set_random_seed(0)
-    model = create_model("han_small", num_classes=3, input_size=(48, 32), interaction=False)
+    model = create_model("han_small", **ONE_UNIT, interaction=False)
     assert_finite_gradients(model)
-    first, *others = model.branches(random_images(2, (48, 32))).attention
+    first, *others = model.branches(random_images(2, SIZE)).attention
     assert first.theta.shape == (2, 4, 2)
     assert first.boxes.shape == (2, 4, 4)
     for level in others:
@@ -194,15 +201,15 @@ def test_without_interaction_only_the_first_level_has_regions():
         assert level.theta is None
         assert level.boxes is None
     assert len(model.localisation_variables) == 2
-    fixed = create_model("han_small", input_size=(48, 32), interaction=False, hard=False)
-    assert fixed.branches(random_images(2, (48, 32))).attention[0].theta.shape == (2, 4, 2)
+    fixed = HAN(**SMALL, interaction=False, hard=False)
+    assert fixed.branches(random_images(2, SIZE)).attention[0].theta.shape == (2, 4, 2)
     assert fixed.localisation_variables == []
 
 
 @functools.cache
 def of_table_12(name):
     tf.keras.utils.set_random_seed(0)
-    return create_model(name, num_classes=3, input_size=(48, 32))
+    return create_model(name, num_classes=3, input_size=SIZE)
 
 
 @pytest.mark.parametrize("name", ["han_large", "han_inception", "han_residual"])
@@ -223,7 +230,7 @@ def test_units_of_table_12(name, global_units, local_unit):
     for block in model.global_blocks:
         assert [type(unit) for unit in block.units] == global_units
     assert [type(block.unit) for block in model.local_blocks] == [local_unit] * 3
-    maps = [level.soft.shape[1:] for level in model.branches(random_images(1, (48, 32))).attention]
+    maps = [level.soft.shape[1:] for level in model.branches(random_images(1, SIZE)).attention]
     assert maps == [(12, 8, 128), (6, 4, 256), (3, 2, 384)]
 
 
@@ -239,10 +246,10 @@ def test_building_blocks_differ_in_nothing_but_the_blocks():
 
 def test_without_interaction_later_levels_get_no_gradient_from_the_local_branch():
     """Table 10: eq. (9) has no second sum beyond level 1's input."""
-    images = random_images(4)
+    images = random_images(4, SIZE)
     for interaction, reached in ((True, True), (False, False)):
         tf.keras.utils.set_random_seed(0)
-        model = HAN(interaction=interaction)
+        model = HAN(**SMALL, interaction=interaction)
         with tf.GradientTape() as tape:
             objective = tf.reduce_sum(model.branches(images, training=True).features["local"] ** 2)
         kernel = model.global_blocks[0].units[0].normal.conv.kernel
@@ -321,9 +328,9 @@ def test_classifiers_have_no_bias_and_one_output_per_identity(small):
 
 
 def test_a_network_without_classifiers_says_so():
-    model = create_model("han_small")
+    model = HAN(**SMALL)
     with pytest.raises(ValueError, match="num_classes 0"):
-        model.classify(model.branches(random_images(1)))
+        model.classify(model.branches(random_images(1, SIZE)))
 
 
 @pytest.mark.parametrize(
@@ -358,7 +365,7 @@ def test_unknown_model_lists_the_known_ones():
 
 
 def test_config_makes_the_same_network():
-    model = HAN(strides=(1, 2, 1), widths=(32, 64), regions=3, hard=False)
+    model = HAN(strides=(1, 2, 1), widths=(32, 64), regions=3, hard=False, input_size=SIZE)
     twin = HAN(**model.get_config())
-    model(random_images(1)), twin(random_images(1))
+    model(random_images(1, SIZE)), twin(random_images(1, SIZE))
     assert [v.shape for v in model.variables] == [v.shape for v in twin.variables]

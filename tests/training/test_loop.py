@@ -21,7 +21,7 @@ from han_tf.runs.folder import load_run
 from han_tf.training.config import TrainConfig
 from han_tf.training.loop import Trainer
 from han_tf.training.step import Step
-from tests.conftest import TINY_SIZE
+from tests.conftest import TINY_ARGS, TINY_NETWORK, TINY_SIZE
 
 SIZE = {"input_height": 48, "input_width": 32}
 
@@ -32,7 +32,9 @@ def data(tiny_data):
 
 
 def config(**changes):
-    return TrainConfig(**{"dataset": "market1501", "epochs": 3, "batch_size": 16, **SIZE, **changes})
+    """Returns settings; unless ``changes`` say otherwise, of a HAN of one level, whose graph is built fast."""
+    network = {} if "model" in changes else {"model_args": {"widths": [16]}}
+    return TrainConfig(**{"dataset": "market1501", "epochs": 3, "batch_size": 16, **SIZE, **network, **changes})
 
 
 def weights(run_dir):
@@ -59,7 +61,7 @@ def unbroken(data, tmp_path_factory):
 
 
 def test_it_learns(data, tmp_path):
-    trainer = Trainer(config(epochs=10, lr=0.005), tmp_path, data)
+    trainer = Trainer(config(epochs=10, lr=0.005, model_args=TINY_ARGS), tmp_path, data)
     trainer.run()
     first, last = trainer.history[0], trainer.history[-1]
     assert last["loss"] < 0.8 * first["loss"]
@@ -133,10 +135,12 @@ def test_other_batches_go_on_to_the_same_weights(data, tmp_path, colours, change
     assert whole.history[0]["global_accuracy"] != plain.history[0]["global_accuracy"]
 
 
+@pytest.mark.long
 def test_a_killed_run_goes_on_to_the_same_weights(tiny_data, tmp_path):
     def command(run_dir):
         arguments = ["--dataset=market1501", f"--data_dir={tiny_data}", f"--run={run_dir}", *TINY_SIZE]
-        return [sys.executable, "-m", "han_tf.train", *arguments, "--epochs=3", "--panel_images=0", "--batch_size=16"]
+        arguments += [TINY_NETWORK, "--epochs=3", "--panel_images=0", "--batch_size=16"]
+        return [sys.executable, "-m", "han_tf.train", *arguments]
 
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     subprocess.run(command(whole), check=True, capture_output=True)
@@ -159,11 +163,18 @@ def test_another_seed_gives_another_network(data, unbroken, tmp_path):
     assert np.abs(first[name] - second[name]).max() > 1e-3
 
 
-def test_localisation_learns_at_its_own_rate(data, tmp_path):
+@pytest.fixture
+def without_graph(monkeypatch):
+    """Takes steps without a graph, which would take longer to build than a step or two."""
+    monkeypatch.setattr(Step, "take", Step.take.python_function)
+
+
+def test_localisation_learns_at_its_own_rate(data, tmp_path, without_graph):
     """With momentum off, one step of SGD moves the regions by the factor times the gradient."""
     moved = {}
     for factor in (1.0, 0.01):
-        trainer = Trainer(config(localisation_lr=factor, momentum=0.0), tmp_path / str(factor), data)
+        settings = config(localisation_lr=factor, momentum=0.0, model_args=TINY_ARGS)
+        trainer = Trainer(settings, tmp_path / str(factor), data)
         before = [v.numpy() for v in trainer.model.trainable_variables]
         trainer.train_step(data.images[:16], tf.constant(trainer.labels[:16], tf.int32))
         after = [v.numpy() for v in trainer.model.trainable_variables]
@@ -177,7 +188,7 @@ def test_localisation_learns_at_its_own_rate(data, tmp_path):
             assert np.abs(full).max() > 0
 
 
-def test_weight_decay_is_coupled(data, tmp_path):
+def test_weight_decay_is_coupled(data, tmp_path, without_graph):
     """A step with decay differs from one without by -lr·λ·w on kernels, and by nothing elsewhere."""
     stepped = {}
     for decay in (0.0, 0.1):
@@ -201,10 +212,8 @@ def test_the_triplet_loss_alone_trains_a_network_without_classifiers(data, tmp_p
     np.testing.assert_array_equal(run.model(data.images[:3]), trainer.model(data.images[:3]))
 
 
-def test_losses_are_summed_over_kinds_and_branches(data, tmp_path, monkeypatch):
+def test_losses_are_summed_over_kinds_and_branches(data, tmp_path, without_graph):
     """The loss of both kinds is the sum of the losses of each, on the same batch and weights."""
-    # Without a graph, which would take longer to build than one step.
-    monkeypatch.setattr(Step, "take", Step.take.python_function)
     losses = {}
     for loss in ("cross_entropy", "triplet", "cross_entropy+triplet"):
         people = PEOPLE if "triplet" in loss else {}
@@ -254,7 +263,7 @@ def test_a_huge_rate_is_noticed(data, tmp_path):
 
 
 def test_saturated_regions_are_said(data, tmp_path, capsys):
-    trainer = Trainer(config(epochs=1), tmp_path, data)
+    trainer = Trainer(config(epochs=1, model_args={"widths": [16, 16], "strides": [2]}), tmp_path, data)
     trainer.model.attentions[1].hard.localisation.bias.assign([5.0] * 8)
     trainer.run()
     assert "level 2 region 1 is saturated" in capsys.readouterr().out
@@ -393,13 +402,14 @@ def test_settings_that_do_not_matter_may_change(data, unbroken):
 
 def test_a_disk_that_is_full_costs_no_earlier_checkpoint(tiny_data, tmp_path):
     """A limit on the size of files stands in for the disk."""
-    arguments = ["--dataset=market1501", f"--data_dir={tiny_data}", f"--run={tmp_path}", *TINY_SIZE, "--epochs=2"]
+    arguments = ["--dataset=market1501", f"--data_dir={tiny_data}", f"--run={tmp_path}", *TINY_SIZE, TINY_NETWORK]
     limited = (
         "import resource, sys; from han_tf import train; from han_tf.common.cli import run;"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20));"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (2**19, 2**19));"
         "sys.exit(run(train.main, train.FLAGS, '', sys.argv))"
     )
-    done = subprocess.run([sys.executable, "-c", limited, *arguments], capture_output=True, text=True)
+    command = [sys.executable, "-c", limited, *arguments, "--epochs=2", "--panel_images=0"]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
     assert [line for line in done.stderr.replace("\r", "\n").splitlines() if line.startswith("error:")] == [
         line for line in done.stderr.splitlines() if "cannot write a checkpoint to" in line
@@ -423,7 +433,8 @@ def test_tensorboard_gets_curves_regions_and_attention(data, tmp_path):
     from han_tf.viz.attention import attention_panels
 
     images = data.images[:2]
-    Trainer(config(epochs=1), tmp_path, data, panel=lambda model: attention_panels(model, images)).run()
+    settings = config(epochs=1, model_args=TINY_ARGS)
+    Trainer(settings, tmp_path, data, panel=lambda model: attention_panels(model, images)).run()
     events = EventAccumulator(str(tmp_path / "tensorboard"), {"tensors": 0})
     events.Reload()
     tags = set(events.Tags()["tensors"])
