@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from experiments.results import HERE
+from tests.conftest import TINY_NETWORK, TINY_SIZE
 
 WATCH = """
 import os, socket, sys
@@ -91,14 +92,15 @@ def watched(tmp_path):
     return run
 
 
+@pytest.mark.long
 def test_commands_open_no_connection(watched, tiny_data, tiny_run, tmp_path):
     pytest.importorskip("openvino")
     pytest.importorskip("nncf")
     run, data, model = f"--model={tiny_run}", f"--data_dir={tiny_data}", f"--model={tmp_path}/exports/openvino-int8"
     shutil.copytree(tiny_run, tmp_path / "runs" / "tiny")
-    size = ("--input_height=48", "--input_width=32")
+    network = (*TINY_SIZE, TINY_NETWORK)
     commands = [
-        ("han_tf.train", "--dataset=market1501", data, f"--run={tmp_path}/run", "--epochs=1", *size),
+        ("han_tf.train", "--dataset=market1501", data, f"--run={tmp_path}/run", "--epochs=1", *network),
         ("han_tf.evaluate", run, f"--output={tmp_path}/evaluation.json"),
         ("han_tf.visualize", run, f"--output={tmp_path}"),
         ("han_tf.flops", "--arch=han_small"),

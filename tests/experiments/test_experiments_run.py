@@ -95,6 +95,7 @@ def test_what_is_finished_is_skipped(smoke, capsys, monkeypatch):
     assert "Table 8: " in out
 
 
+@pytest.mark.long
 def test_a_killed_runner_goes_on_to_the_same_result(smoke, tmp_path):
     """The runner is killed with SIGKILL while it trains; then the same command runs again."""
     shutil.copytree(smoke / "tiny", tmp_path / "tiny")

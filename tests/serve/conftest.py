@@ -3,17 +3,11 @@
 import pytest
 
 from han_tf.data import load_dataset
-from han_tf.features.extractor import FeatureExtractor
 from han_tf.search import create_gallery
 from han_tf.serve.attention import AttentionModel
 from han_tf.serve.service import Service
 from han_tf.serve.store import Store
 from tests.serve.serving import FIRST_TIME, client_of
-
-
-@pytest.fixture(scope="session")
-def extractor(tiny_run):
-    return FeatureExtractor(tiny_run, threads=1)
 
 
 @pytest.fixture(scope="session")

@@ -402,13 +402,13 @@ def test_settings_that_do_not_matter_may_change(data, unbroken):
 
 def test_a_disk_that_is_full_costs_no_earlier_checkpoint(tiny_data, tmp_path):
     """A limit on the size of files stands in for the disk."""
-    arguments = ["--dataset=market1501", f"--data_dir={tiny_data}", f"--run={tmp_path}", *TINY_SIZE, TINY_NETWORK]
+    arguments = ["--dataset=market1501", f"--data_dir={tiny_data}", f"--run={tmp_path}", *TINY_SIZE]
     limited = (
         "import resource, sys; from han_tf import train; from han_tf.common.cli import run;"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (2**19, 2**19));"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (2**18, 2**18));"
         "sys.exit(run(train.main, train.FLAGS, '', sys.argv))"
     )
-    command = [sys.executable, "-c", limited, *arguments, "--epochs=2", "--panel_images=0"]
+    command = [sys.executable, "-c", limited, *arguments, "--model_args=widths=[16]", "--epochs=2", "--panel_images=0"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
     assert [line for line in done.stderr.replace("\r", "\n").splitlines() if line.startswith("error:")] == [
