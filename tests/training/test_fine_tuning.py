@@ -82,7 +82,7 @@ def test_all_but_the_classifiers_come_for_other_people_and_another_size(data, so
 
 def test_a_network_of_the_package_is_named(data, tmp_path):
     name = "han_small-synthetic"
-    trainer = Trainer(config(init_from=name), tmp_path / "run", data)
+    trainer = Trainer(config(init_from=name, model_args={}), tmp_path / "run", data)
     stored = read_arrays(HERE / name)
     for found, variable in named_variables(trainer.model, classifiers=False).items():
         np.testing.assert_array_equal(variable, stored[found], err_msg=found)
