@@ -811,7 +811,8 @@ class TestWrongInput:
             check_error(capsys, ["--features", *query, tmp_path / "odd.npz"], words)
 
     def test_a_file_without_its_flag(self, capsys, tiny_run):
-        check_error(capsys, [f"--run={tiny_run}", "query.npz"], "unexpected argument 'query.npz'", "--features")
+        words = "unexpected argument 'query.npz'", "--features"
+        check_error(capsys, [f"--run={tiny_run}", "query.npz"], *words, status=2)
 
     def test_reranking_out_of_range(self, capsys, evaluated):
         arguments = ["--features", evaluated / "features", "--rerank"]

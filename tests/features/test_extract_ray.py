@@ -53,14 +53,14 @@ def call(images, model, out, *arguments):
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def wait_for(condition, process):
-    """Returns the first true value of ``condition()``; fails if the process ends first."""
+def wait_for(condition, process=None):
+    """Returns the first true value of ``condition()``; fails if the process, if any, ends first."""
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
         value = condition()
         if value:
             return value
-        assert process.poll() is None, process.communicate()
+        assert process is None or process.poll() is None, process.communicate()
         time.sleep(0.1)
     pytest.fail(f"nothing within {PATIENCE} s")
 
@@ -147,8 +147,8 @@ def test_a_node_that_dies_costs_no_row(two_nodes, stalled, images, plain_model, 
         stalled.unlink()
         finished = {path: path.stat().st_mtime_ns for path in out.glob("part-*.parquet")}
         cluster.remove_node(node, allow_graceful=False)
-        wait_for(lambda: not Path(f"/proc/{reader}").exists(), process)
         text, errors = process.communicate(timeout=PATIENCE)
+        wait_for(lambda: not Path(f"/proc/{reader}").exists())
     finally:
         process.kill()
         os.close(pipe)

@@ -104,7 +104,8 @@ def test_two_devices_do_what_one_does(tiny_data, tmp_path):
     np.testing.assert_allclose(two["attention"]["mean"], one["attention"]["mean"], atol=1e-4)
     for ours, theirs in zip(two["attention"]["levels"], one["attention"]["levels"]):
         assert ours == pytest.approx(theirs, rel=1e-3)
-    assert abs(apart["loss"] / one["loss"] - 1) > 1e-2, "batch norm over half of a batch is another network"
+    # Ten times what the others may differ by.
+    assert abs(apart["loss"] / one["loss"] - 1) > 1e-3, "batch norm over half of a batch is another network"
     refused = done.stdout.splitlines()
     assert any(line.startswith("stopped by SIGTERM after 2 steps") for line in refused)
     assert any("batch norm saw a part of a batch on each of 2 devices, there are 1 now" in line for line in refused)
