@@ -57,8 +57,8 @@ def expose(
     gains of this image (automatic exposure and white balance).
     """
     width, height = size
-    # 15 % of the images are blurred as if the person were far away.
-    blur = rng.uniform(2.5, 4.0) if rng.random() < 0.15 else camera.blur * rng.uniform(0.8, 1.3)
+    # 10 % of the images are blurred as if the person were far away.
+    blur = rng.uniform(2.5, 4.0) if rng.random() < 0.1 else camera.blur * rng.uniform(0.8, 1.3)
     for axis, pixels in enumerate((height, width)):
         # Each pixel is the mean over `blur` pixels, a difference of two sums from the border.
         sums = np.concatenate([np.zeros_like(rgb.take([0], axis)), rgb.cumsum(axis)], axis)

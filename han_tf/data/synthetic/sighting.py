@@ -42,11 +42,11 @@ def draw_frame(seed: int, frame: Frame) -> Image.Image:
         background = interpolate(background, places, axis)
     origin, wrinkles = ((wide / 2 - x) * rows / high, (high / 2 + y) * rows / high), own.integers(0, 500, 2).tolist()
     canvas = Canvas(background, rows / high, origin, camera.light, camera.ambient, wrinkles)
-    if own.random() < 0.2:
+    if own.random() < 0.15:
         _pass_by(canvas, camera, own.uniform(0.35, 0.75), own.uniform(0.02, 0.4), own)
     if not junk or own.random() < 0.6:
         _stand(canvas, tubes, 0.0, 0.0)
-    if own.random() < 0.25:
+    if own.random() < 0.18:
         kind = choose(own, _OCCLUDERS)
         if kind == "person":
             _pass_by(canvas, camera, own.uniform(0.25, 0.5), own.uniform(-0.3, -0.05), own)
