@@ -46,8 +46,8 @@ def pytest_testnodedown(node, error):
 
 
 def pytest_collection_modifyitems(items):
-    """Puts the tests marked as long first; pytest-xdist hands them out in this order."""
-    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+    """Puts tests marked as long first, others marked so last; pytest-xdist hands them out in this order."""
+    items.sort(key=lambda item: bool(item.get_closest_marker("last")) - bool(item.get_closest_marker("long")))
 
 
 PLAIN_SIZE = (48, 32)

@@ -133,7 +133,7 @@ def reader_of(path, node):
     return None
 
 
-@pytest.mark.long
+@pytest.mark.last
 def test_a_node_that_dies_costs_no_row(two_nodes, stalled, images, plain_model, tmp_path):
     """One node is killed while it waits for an image in the middle of the first shard; the other one goes on."""
     cluster, nodes = two_nodes

@@ -23,7 +23,7 @@ from han_tf.features.extractor import FeatureExtractor
 from han_tf.models import create_model
 from han_tf.runs.card import CARD, hash_files
 from han_tf.runtimes.tflite import TFLiteModel
-from tests.conftest import TINY_ARGS, measure_here
+from tests.conftest import measure_here
 
 SIZE = (48, 32)
 
@@ -109,7 +109,7 @@ def test_tflite_int8_is_near_the_keras_network(export, tmp_path):
 def test_tflite_int8_of_an_untrained_network_does_not_abort(images, tmp_path):
     """Its regions start at whole pixels, so the interpolation weights are 0 for every image."""
     writer = importlib.import_module("han_tf.deploy.exporters.tflite")
-    function = deployment_function(create_model("han_small", input_size=SIZE, **TINY_ARGS), writer.FLAT)
+    function = deployment_function(create_model("han_small", input_size=SIZE), writer.FLAT)
     writer.export(function, tmp_path, "int8", images[:8])
     code = "import sys; import tensorflow as tf; tf.lite.Interpreter(sys.argv[1]).allocate_tensors()"
     assert subprocess.run([sys.executable, "-c", code, str(tmp_path / "model.tflite")], check=False).returncode == 0
