@@ -47,6 +47,10 @@ CREATE TABLE entries (
 CHECKSUMS = "CREATE TABLE IF NOT EXISTS checksums (id INTEGER PRIMARY KEY, crc INTEGER NOT NULL)"
 """CRC-32 of the entries' vectors; made at the first change of a gallery of an earlier version."""
 
+CHECKSUMS_AFTER = """SELECT id, CASE typeof(crc) WHEN 'integer' THEN crc ELSE -1 END FROM checksums
+    WHERE id > ? ORDER BY id LIMIT ?"""
+"""A damaged file may hold a checksum that is not an integer; it counts as -1, which is the checksum of no vector."""
+
 PATH_INDEX = "CREATE INDEX IF NOT EXISTS entries_path ON entries (path)"
 """Made when entries are first asked for by their paths."""
 
@@ -411,9 +415,7 @@ class Store:
                     raise UserError(f"{self.folder}: the gallery is closed")
                 if not self._reader.execute("SELECT 1 FROM sqlite_master WHERE name = 'checksums'").fetchone():
                     return
-                part = self._reader.execute(
-                    "SELECT id, crc FROM checksums WHERE id > ? ORDER BY id LIMIT ?", (last, LOADED_AT_ONCE)
-                ).fetchall()
+                part = self._reader.execute(CHECKSUMS_AFTER, (last, LOADED_AT_ONCE)).fetchall()
             if not part:
                 return
             last = part[-1][0]

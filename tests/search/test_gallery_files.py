@@ -1,5 +1,6 @@
 """The folder of a gallery: crashes, damage, several processes, and its derived index."""
 
+import contextlib
 import json
 import os
 import re
@@ -225,6 +226,16 @@ def flip(path, row):
         (byte,) = stream.read(1)
         stream.seek(-1, os.SEEK_CUR)
         stream.write(bytes([byte ^ 16]))
+
+
+@pytest.mark.parametrize("checksum", ["eight", b"\0", 1e300, -(2**63), 2**32])
+def test_a_checksum_that_is_none_counts_as_a_damaged_vector(path, checksum):
+    with create_gallery(path, DIMENSION, CHECKSUM) as gallery:
+        gallery.add(clustered(3, DIMENSION), paths=["0.jpg", "1.jpg", "2.jpg"])
+        with contextlib.closing(sqlite3.connect(path / store_module.DATABASE)) as database, database:
+            database.execute("UPDATE checksums SET crc = ? WHERE id = 1", (checksum,))
+        with pytest.raises(UserError, match=r"the vectors of 1 entries are damaged \(ids 1 1.jpg\)"):
+            gallery.check()
 
 
 @pytest.mark.parametrize("engine", ["flat", "hnsw"])
