@@ -20,7 +20,7 @@ from absl import flags
 
 from han_tf.common import cli as command_line
 from han_tf.common.errors import UserError
-from han_tf.common.files import write_json
+from han_tf.common.files import remove, write_json
 from han_tf.common.run_files import CONFIG, METRICS
 from han_tf.data import DISTRACTOR_PID, JUNK_PID, Record, ReIDDataset, load_dataset
 from han_tf.runs.folder import data_of, read_config
@@ -151,7 +151,7 @@ def prepare(folder: Path, dataset: ReIDDataset, extractor: FeatureExtractor) -> 
         if all(made.get(name) == value for name, value in origin.items()):
             return made
     # The description is written last: without it, the rest is of an interrupted start and is made again.
-    description.unlink(missing_ok=True)
+    remove(description)
     shutil.rmtree(folder / "gallery", ignore_errors=True)
     records = [record for record in dataset.gallery if record.pid != JUNK_PID]
     features = extractor(records, progress="gallery features")

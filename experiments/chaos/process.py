@@ -79,6 +79,7 @@ class Child(ForkProcess):
     def run(self) -> None:
         """Runs the call; in the child."""
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # instead of this program's handler
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
         output = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         for descriptor in (1, 2):
             os.dup2(output, descriptor)

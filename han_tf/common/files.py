@@ -12,7 +12,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Optional, Union
 
@@ -60,8 +60,27 @@ def atomic_open(path: Union[str, os.PathLike]) -> Iterator[BinaryIO]:
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
+        if temporary is not None:
+            discard(temporary)
+
+
+def discard(path: Path) -> None:
+    """Deletes a file that nobody needs, if it is there and can be deleted: for clean-up after an error."""
+    with suppress(OSError):
+        os.unlink(path)
+
+
+def remove(path: Path) -> None:
+    """Deletes a file, if it is there.
+
+    Raises:
+      UserError: it cannot be deleted.
+    """
+    try:
+        with suppress(FileNotFoundError):
+            os.unlink(path)
+    except OSError as error:
+        raise UserError(f"cannot remove {path}: {error.strerror or error}") from error
 
 
 def sync_folder(folder: Path) -> None:

@@ -168,12 +168,15 @@ def plan(
     folder = Path(folder)
     import_pyarrow()  # a missing package shows now, not at the first shard
     left = [path for name in (SHARDS, MANIFEST, BAD_IMAGES) for path in folder.glob(f".{name}.*.tmp")]
-    _remove([path for path in left if part == WHOLE or part.holds(_number(path))])
+    for path in left:
+        if part == WHOLE or part.holds(_number(path)):
+            files.remove(path)
     if overwrite:
         # The manifest goes last: while it stands, the remaining old shards cannot be taken for new ones.
-        _remove([*folder.glob(SHARDS), folder / BAD_IMAGES])
+        for path in [*folder.glob(SHARDS), folder / BAD_IMAGES]:
+            files.remove(path)
         _remove_aside(folder)
-        _remove([folder / MANIFEST])
+        files.remove(folder / MANIFEST)
     wanted = Manifest(
         model.checksum,
         model.feature_dim,
@@ -344,7 +347,7 @@ def finish(folder: Union[str, os.PathLike], manifest: Manifest, max_bad_images: 
     if done.bad_images:
         _write_bad_images(path, summaries)
     else:
-        _remove([path])
+        files.remove(path)
     _remove_aside(folder)
     if not done.rows:
         raise UserError(f"none of the {manifest.images} images could be read, expected at least one; see {path}")
@@ -487,11 +490,3 @@ def _write_bad_images(path: Path, summaries: Sequence[ShardSummary]) -> None:
         for summary in summaries:
             writer.writerows(summary.bad_images)
         text.detach()
-
-
-def _remove(paths: Sequence[Path]) -> None:
-    for path in paths:
-        try:
-            path.unlink(missing_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot remove {path}: {error.strerror or error}") from error

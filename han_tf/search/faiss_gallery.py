@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Optional, Union
 import numpy as np
 
 from han_tf.common.errors import UserError
-from han_tf.common.files import sha256_of, sync_folder
+from han_tf.common.files import discard, remove, sha256_of, sync_folder
 from han_tf.metrics.checks import check_count, default_threads, squared_norms
 from han_tf.search.approximate import ApproximateIndex, spread
 from han_tf.search.choice import ENGINES, FLAT_BYTES, choose_engine
@@ -645,7 +645,7 @@ class FaissGallery(Gallery):
             reason = getattr(error, "strerror", None) or " ".join(str(error).split())
             raise UserError(f"cannot write {path}: {reason}") from error
         finally:
-            temporary.unlink(missing_ok=True)
+            discard(temporary)
         self._commit_snapshot(snapshot, settings)
         # From the file, lists are mapped instead of held in memory.
         loaded = _Loaded(ApproximateIndex.read(index.kind, path, self.dimension), trained, index.rows, recall, checked)
@@ -657,7 +657,7 @@ class FaissGallery(Gallery):
         self._damage = ""
         for path in [*self.folder.glob("index-*.faiss"), *self.folder.glob(".index-*.tmp")]:
             if snapshot is None or path.name != snapshot["file"]:
-                path.unlink(missing_ok=True)
+                remove(path)
 
 
 def _passing(state: State, filters: Filters) -> Optional[np.ndarray]:

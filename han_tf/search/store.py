@@ -28,7 +28,7 @@ from typing import Any, BinaryIO, NamedTuple, Optional, Union
 import numpy as np
 
 from han_tf.common.errors import UserError
-from han_tf.common.files import lock, sync_folder
+from han_tf.common.files import discard, lock, sync_folder
 from han_tf.search.choice import ENGINES
 from han_tf.search.gallery import UNKNOWN, Columns, Entry, Progress
 
@@ -346,7 +346,7 @@ class Store:
                     self.state = self._visible(self._map(new, len(kept), self.settings["dimension"]), len(kept))
             except BaseException:
                 if self.settings["vectors"] == old:
-                    path.unlink(missing_ok=True)
+                    discard(path)
                 raise
             self._remove_vectors()
 

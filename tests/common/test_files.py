@@ -1,5 +1,6 @@
 """Files are written whole or not at all, and mapped arrays equal loaded ones."""
 
+import errno
 import hashlib
 import io
 import json
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 from han_tf.common.errors import UserError
-from han_tf.common.files import atomic_open, locked, read_npz, sha256_of, write_json, write_npz
+from han_tf.common.files import atomic_open, locked, read_npz, remove, sha256_of, write_json, write_npz
 
 
 @pytest.fixture
@@ -97,6 +98,19 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_file(old, writer):
     assert done.stdout == f"cannot write {old}: File too large\n"
     assert done.stderr == ""
     assert_untouched(old)
+
+
+def test_the_error_of_a_broken_disk_is_that_of_writing_not_of_cleaning_up(old, monkeypatch):
+    def broken(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", broken)
+    monkeypatch.setattr(os, "unlink", broken)
+    with pytest.raises(UserError, match=f"^cannot write {old}: Input/output error$"):
+        write_json(old, [1])
+    assert old.read_bytes() == b"old"
+    with pytest.raises(UserError, match=f"^cannot remove {old}: Input/output error$"):
+        remove(old)
 
 
 @pytest.mark.parametrize("moment", ["fsync", "replace"])

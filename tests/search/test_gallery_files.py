@@ -1,6 +1,7 @@
 """The folder of a gallery: crashes, damage, several processes, and its derived index."""
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -631,6 +632,31 @@ def test_a_database_whose_damage_is_no_text_is_said_in_one_line(path):
     database.write_bytes(database.read_bytes().replace(schema, damaged))
     with pytest.raises(UserError, match=f"{database}: .*expected a gallery's database"):
         open_gallery(path)
+
+
+def test_an_index_on_a_broken_disk_is_one_line(path, monkeypatch, small_builds):
+    unlink = os.unlink
+
+    def broken(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    def broken_for_indexes(file):
+        (broken if str(file).endswith(".faiss") else unlink)(file)
+
+    with create_gallery(path, DIMENSION, CHECKSUM, "hnsw", threads=1) as gallery:
+        gallery.add(clustered(600, DIMENSION))
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", broken)
+            patch.setattr(os, "unlink", broken)
+            with pytest.raises(UserError, match=r"^cannot write .*index-\d+\.faiss: Input/output error$"):
+                gallery.build()
+        gallery.build()
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "unlink", broken_for_indexes)
+            with pytest.raises(UserError, match=r"^cannot remove .*index-\d+\.faiss: Input/output error$"):
+                gallery.build(anew=True)
+    with open_gallery(path) as gallery:
+        assert len(gallery) == 600
 
 
 def test_no_room_on_the_disk(path, tmp_path):
