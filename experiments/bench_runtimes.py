@@ -40,11 +40,13 @@ ANCHORS = {"hacnn": ("torchreid HACNN", 112.0, 10.0), "osnet": ("torchreid OSNet
 """Flag -> a network, its most images per second where the product is STATED_PRODUCT, and the factor of the bar."""
 
 FLAGS = new_flags()
+command_line.group(FLAGS, "model")
 flags.DEFINE_string("run", "", "The run's folder; the newest that fits if empty.", flag_values=FLAGS)
 flags.DEFINE_string("runs_dir", "runs", "Where runs are kept.", flag_values=FLAGS)
 flags.DEFINE_string("dataset", "", "Data set of the run, if several are there.", flag_values=FLAGS)
 flags.DEFINE_string("split", "", "Its protocol variant.", flag_values=FLAGS)
 flags.DEFINE_string("exports", "", "Folder of the exported models; exports in the run if empty.", flag_values=FLAGS)
+command_line.group(FLAGS, "measurements")
 flags.DEFINE_integer("repeats", 7, "Measurements per figure; the median counts.", 3, flag_values=FLAGS)
 flags.DEFINE_float("hacnn", 0.0, "Images per second of HACNN on this machine, if measured.", 0, flag_values=FLAGS)
 flags.DEFINE_float("osnet", 0.0, "Images per second of OSNet x0.25 on this machine.", 0, flag_values=FLAGS)

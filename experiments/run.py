@@ -48,6 +48,7 @@ with command_line.deferred_imports(__name__):
     from experiments import plots
 
 FLAGS = command_line.new_flags()
+command_line.group(FLAGS, "trainings")
 flags.DEFINE_enum(
     "scale",
     "",
@@ -56,9 +57,6 @@ flags.DEFINE_enum(
     "If empty: full where --dataset names a real data set, else synthetic.",
     flag_values=FLAGS,
 )
-flags.DEFINE_list("dataset", [], f"Data sets, e.g. market1501,dukemtmc; of {', '.join(DATASETS)}.", flag_values=FLAGS)
-flags.DEFINE_string("split", "", "Protocol variant, e.g. detected (CUHK03); all if empty.", flag_values=FLAGS)
-flags.DEFINE_string("data_dir", "", "Data folder of the one data set; datasets/NAME if empty.", flag_values=FLAGS)
 command_line.define_list(
     FLAGS, "seeds", [0], "Seeds; several give mean ± deviation.", flags.IntegerParser(0, 2**32 - 1)
 )
@@ -68,7 +66,14 @@ flags.DEFINE_enum(
     "arch", "", ["", *MODELS], "Network instead of an ablation's (Tables 8 to 11), e.g. han_small.", flag_values=FLAGS
 )
 command_line.old_name(FLAGS, "model", "arch")
+command_line.group(FLAGS, "data")
+flags.DEFINE_list("dataset", [], f"Data sets, e.g. market1501,dukemtmc; of {', '.join(DATASETS)}.", flag_values=FLAGS)
+flags.DEFINE_string("split", "", "Protocol variant, e.g. detected (CUHK03); all if empty.", flag_values=FLAGS)
+flags.DEFINE_string("data_dir", "", "Data folder of the one data set; datasets/NAME if empty.", flag_values=FLAGS)
+command_line.group(FLAGS, "computation")
 flags.DEFINE_integer("cache_mb", None, "Largest decoded training set kept in memory, MiB.", 0, flag_values=FLAGS)
+flags.DEFINE_boolean("check_resources", True, "Refuse to start if memory or disk look too small.", flag_values=FLAGS)
+command_line.group(FLAGS, "output")
 flags.DEFINE_string("runs_dir", "runs/experiments", "Where checkpoints, logs and tables go.", flag_values=FLAGS)
 flags.DEFINE_string(
     "results_dir",
@@ -77,7 +82,6 @@ flags.DEFINE_string(
     flag_values=FLAGS,
 )
 flags.DEFINE_boolean("dry_run", False, "Only say what would be run and what it needs.", flag_values=FLAGS)
-flags.DEFINE_boolean("check_resources", True, "Refuse to start if memory or disk look too small.", flag_values=FLAGS)
 
 
 class Measurement(NamedTuple):
