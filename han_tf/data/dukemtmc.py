@@ -53,13 +53,8 @@ def read_dukemtmc(data_dir: PathLike, split: str = "") -> ReIDDataset:
       UserError: a folder is missing or an image's file name is invalid.
     """
     root = find_folder(data_dir, "dukemtmc", *LAYOUTS)
-
-    def pid_and_camid(stem: str) -> Optional[tuple[int, int]]:
-        name = parse_name(stem)
-        return (name.pid, name.camid) if name else None
-
     notes: list[str] = []
-    subsets = read_subsets(root, pid_and_camid, "0005_c2_f0046985.jpg", notes)
+    subsets = read_subsets(root, parse_name, "0005_c2_f0046985.jpg", notes)
     return ReIDDataset(
         name="dukemtmc",
         split=split,

@@ -131,7 +131,7 @@ def find_folder(data_dir: PathLike, key: str, *choices: Sequence[str]) -> Path:
 
 def read_folder(
     folder: Path,
-    parse: Callable[[str], Optional[tuple[int, int]]],
+    parse: Callable[[str], Optional[Sequence[int]]],
     example: str,
     notes: list[str],
 ) -> tuple[Record, ...]:
@@ -141,7 +141,8 @@ def read_folder(
 
     Args:
       folder: an existing folder; it is not searched recursively.
-      parse: takes a file name without its image extension(s), returns (pid, camid), or None if it is invalid.
+      parse: takes a file name without its image extension(s); returns a sequence that begins with pid and camid, or
+        None if the name is invalid.
       example: a valid name, for the message.
       notes: a sentence is appended if anything is ignored.
 
@@ -160,9 +161,8 @@ def read_folder(
         parsed = parse(stem)
         if parsed is None:
             raise UserError(f"{folder / name}: the file name does not fit, expected one like {example}")
-        for field, value in zip(("pid", "camid"), parsed):
-            check_label(str(folder / name), field, value)
-        records.append(Record(os.path.join(folder, name), *parsed))
+        pid, camid = (check_label(str(folder / name), *field) for field in zip(("pid", "camid"), parsed))
+        records.append(Record(os.path.join(folder, name), pid, camid))
     if passed:
         notes.append(f"{folder.name}: {passed_note(passed)}")
     return tuple(records)

@@ -5,7 +5,7 @@ junk, 0000 a distractor (see :mod:`han_tf.data.records`). A few files of the pub
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Optional
 
@@ -54,7 +54,7 @@ def format_name(name: MarketName) -> str:
 
 
 def read_subsets(
-    root: Path, parse: Callable[[str], Optional[tuple[int, int]]], example: str, notes: list[str]
+    root: Path, parse: Callable[[str], Optional[Sequence[int]]], example: str, notes: list[str]
 ) -> dict[str, tuple[Record, ...]]:
     """Returns train, query and gallery of a folder with one of the :data:`LAYOUTS`.
 
@@ -66,7 +66,7 @@ def read_subsets(
     Raises:
       UserError: an image's file name is invalid.
     """
-    gallery = next(name for name in ("bounding_box_test", "gallery") if (root / name).is_dir())
+    gallery = "bounding_box_test" if (root / "bounding_box_test").exists() else "gallery"
     subsets = {"train": (), "query": (), "gallery": ()}
     for subset, folder in (("train", "bounding_box_train"), ("query", "query"), ("gallery", gallery)):
         if subset != "train" or (root / folder).is_dir():
@@ -99,10 +99,10 @@ def read_market1501(
     """
     root = find_folder(data_dir, "market1501", *LAYOUTS)
     notes: list[str] = []
-    subsets = read_subsets(root, _pid_and_camid, "0002_c1s1_000451_03.jpg", notes)
+    subsets = read_subsets(root, parse_name, "0002_c1s1_000451_03.jpg", notes)
     found = dict(subsets)
     if (root / "gt_bbox").is_dir():
-        found["multi_query"] = read_folder(root / "gt_bbox", _pid_and_camid, "0001_c1s1_001051_00.jpg", notes)
+        found["multi_query"] = read_folder(root / "gt_bbox", parse_name, "0001_c1s1_001051_00.jpg", notes)
         probes = {(record.pid, record.camid) for record in subsets["query"]}
         subsets["multi_query"] = tuple(r for r in found["multi_query"] if (r.pid, r.camid) in probes)
     elif "multi_query" in published:
@@ -116,8 +116,3 @@ def read_market1501(
         differences=differences(found, published),
         notes=tuple(notes),
     )
-
-
-def _pid_and_camid(stem: str) -> Optional[tuple[int, int]]:
-    name = parse_name(stem)
-    return (name.pid, name.camid) if name else None

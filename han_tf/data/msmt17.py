@@ -110,8 +110,7 @@ def _read_list(path: Path, folder: Path, offset: int) -> tuple[Record, ...]:
         if len(fields) != 2 or not re.fullmatch("[0-9]{1,17}", fields[1]):
             raise UserError(f"{path}, line {number}: found {line!r}, expected 'path pid'")
         image = os.path.join(folder, fields[0])
-        stem = image_stem(os.path.basename(image))
-        name = parse_name(stem) if stem else None
+        name = parse_name(image_stem(os.path.basename(image)) or "")
         if name is None:
             raise UserError(
                 f"{path}, line {number}: the file name in {fields[0]!r} does not fit, expected one like "

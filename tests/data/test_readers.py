@@ -216,6 +216,14 @@ def test_missing_folder_names_it(tmp_path):
         load_dataset("market1501", tmp_path)
 
 
+@pytest.mark.parametrize("name", ["query", "bounding_box_test"])
+def test_a_file_in_place_of_a_folder(tmp_path, name):
+    shutil.rmtree(market_tree(tmp_path) / name)
+    (tmp_path / name).touch()
+    with raises(rf"market1501: cannot read {tmp_path}/{name} \(Not a directory\), expected readable files"):
+        load_dataset("market1501", tmp_path)
+
+
 def test_empty_folder(tmp_path):
     for folder in ("bounding_box_train", "query", "bounding_box_test"):
         (tmp_path / folder).mkdir()

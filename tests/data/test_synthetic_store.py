@@ -238,8 +238,3 @@ def test_help_names_every_argument_and_layout(capsys):
         assert f"--{name} " in text
     for layout in LAYOUTS:
         assert layout in text
-
-
-def test_unknown_layout(tmp_path):
-    with pytest.raises(UserError, match="unknown layout 'viper', expected one of"):
-        generate(tmp_path / "set", SyntheticPedestrians(**TINY), "viper")

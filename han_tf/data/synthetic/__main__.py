@@ -1,4 +1,4 @@
-"""Writes a synthetic data set in the layout of any supported data set.
+"""Write a synthetic data set in the layout of any supported data set.
 
 Example, to try the CUHK03 reader without CUHK03:
 

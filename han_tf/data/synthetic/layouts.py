@@ -30,13 +30,12 @@ from han_tf.data import cuhk03, dukemtmc, market1501, msmt17
 from han_tf.data.csv_dataset import COLUMNS, FILE_NAME
 from han_tf.data.cuhk03 import CUHK03Name
 from han_tf.data.folders import PathLike
-from han_tf.data.records import DISTRACTOR_PID
+from han_tf.data.records import DISTRACTOR_PID, SUBSETS
 from han_tf.data.synthetic.images import LabelledImage
 
 _PAIRS = 5
 _SLOTS = 5  # images per person and view
-_CUHK03_NP_FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
-_MARKET_FOLDERS = {**_CUHK03_NP_FOLDERS, "multi_query": "gt_bbox"}
+_FOLDERS = dict(zip(SUBSETS, (*market1501.LAYOUTS[0], "gt_bbox")))
 
 
 def write_layout(layout: str, root: PathLike, images: Iterable[LabelledImage]) -> None:
@@ -62,14 +61,14 @@ def _write_market1501(root: Path, images: Iterable[LabelledImage]) -> None:
     for subset, pid, camid, index, image in images:
         box = 0 if subset in ("query", "multi_query") else 1
         name = market1501.format_name(market1501.MarketName(pid, camid, sequence=1, frame=index, box=box))
-        _save(root / _MARKET_FOLDERS[subset] / f"{name}.jpg", image)
+        _save(root / _FOLDERS[subset] / f"{name}.jpg", image)
 
 
 def _write_dukemtmc(root: Path, images: Iterable[LabelledImage]) -> None:
     for subset, pid, camid, index, image in images:
         if pid >= DISTRACTOR_PID and subset != "multi_query":
             name = dukemtmc.format_name(dukemtmc.DukeName(pid or 10_000 + index, camid, frame=index))
-            _save(root / _MARKET_FOLDERS[subset] / f"{name}.jpg", image)
+            _save(root / _FOLDERS[subset] / f"{name}.jpg", image)
 
 
 def _people(images: Iterable[LabelledImage]) -> Iterator[LabelledImage]:
@@ -132,7 +131,7 @@ def _fold(images: Iterable[LabelledImage]) -> Iterator[_Folded]:
 def _write_cuhk03_np(root: Path, images: Iterable[LabelledImage]) -> None:
     for subset, pid, view, number, boxes in _fold(images):
         for split, image in boxes.items():
-            _save(root / split / _CUHK03_NP_FOLDERS[subset] / f"{pid:04d}_c{view}_{number}.png", image)
+            _save(root / split / _FOLDERS[subset] / f"{pid:04d}_c{view}_{number}.png", image)
 
 
 def _write_cuhk03(root: Path, images: Iterable[LabelledImage]) -> None:
