@@ -23,7 +23,7 @@ from tqdm import tqdm
 from experiments import schema, tables
 from experiments.counts import TrainingData, count, training_data
 from experiments.launch import claimed, in_child, in_process
-from experiments.needs import Need, duration, free_disk_mb, free_memory_mb, needs, size
+from experiments.needs import Need, duration, free_disk_mb, needs, size
 from experiments.plan import SCALES, TINY, Plan, Training, make_plan, network_of, scale_of
 from experiments.results import (
     RESULTS,
@@ -37,6 +37,7 @@ from experiments.results import (
 from han_tf.common import cli as command_line
 from han_tf.common.errors import UserError
 from han_tf.common.files import atomic_open, read_json, write_json
+from han_tf.common.processes import free_memory_mb
 from han_tf.common.progress import progress_bar
 from han_tf.common.run_files import CONFIG, EVALUATION, HISTORY, METRICS
 from han_tf.data import DATASETS
@@ -200,13 +201,14 @@ class Runner:
           Stopped: a signal came; another call with the same plan goes on from there.
         """
         failures: list[str] = []
-        for name in [measurement.name for measurement in self._measurements()]:
+        if self._measurements():
             # The lock keeps two runners from measuring at the same time, or the same thing twice.
             waiting = partial(tqdm.write, "another process measures something; waiting for it")
-            with _collected(failures), claimed(self.runs_dir / "measuring.lock", waiting):
-                for _, module, arguments in (left for left in self._measurements() if left.name == name):
-                    output = f"--output={self.results_dir / name}.json"
-                    self.launch(module, [*arguments, output], self.runs_dir / f"{name}.log")
+            with claimed(self.runs_dir / "measuring.lock", waiting):
+                for name, module, arguments in self._measurements():
+                    with _collected(failures):
+                        output = f"--output={self.results_dir / name}.json"
+                        self.launch(module, [*arguments, output], self.runs_dir / f"{name}.log")
         for name in sorted(self.plan.datasets):
             if counted := count(name, self.data_dir):
                 write_json(self.results_dir / f"statistics-{name}.json", counted)
