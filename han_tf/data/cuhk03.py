@@ -31,7 +31,7 @@ from han_tf.common.errors import UserError
 from han_tf.common.processes import signal_name
 from han_tf.common.progress import progress_bar
 from han_tf.data.counts import Counts, differences
-from han_tf.data.folders import PathLike, image_stem, search_folder
+from han_tf.data.folders import PathLike, image_stem, name_parser, search_folder
 from han_tf.data.market1501 import LAYOUTS, read_subsets
 from han_tf.data.reading import MAX_PIXELS
 from han_tf.data.records import Record, ReIDDataset
@@ -53,7 +53,7 @@ PAIR_IDENTITIES = (843, 440, 77, 58, 49)
 """People per camera pair; they add up to the 1,467 labels of the protocol."""
 
 _NAME = re.compile(r"([1-5])_(\d{3})_([12])_(\d{2})")
-_NP_NAME = re.compile(r"(\d+)_c([12])_(\d+)")
+_parse_np_name = name_parser(r"(?P<pid>\d{1,255})_c(?P<camid>[12])_\d+")
 _SPELLINGS = {"detected": ("detected",), "labelled": ("labeled", "labelled")}
 
 
@@ -277,9 +277,8 @@ def _read_protocol(path: Path, images: Path) -> dict[str, tuple[Record, ...]]:
 
 def _pid_and_view(stem: str) -> Optional[tuple[int, int]]:
     """Returns (label, view) of a file name of CUHK03-NP."""
-    match = _NP_NAME.fullmatch(stem)
-    if match:
-        return int(match.group(1)), int(match.group(2))
+    if (labels := _parse_np_name(stem)) is not None:
+        return labels
     name = parse_name(stem)
     if name is None or not 1 <= name.pid <= PAIR_IDENTITIES[name.pair - 1]:
         return None

@@ -4,13 +4,11 @@ File names are ``{pid:04}_c{camera}s{sequence}_{frame:06}_{box:02}.jpg``, e.g. `
 junk, 0000 a distractor (see :mod:`han_tf.data.records`). A few files of the published archive end in ``.jpg.jpg``.
 """
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple, Optional
 
 from han_tf.data.counts import Counts, differences
-from han_tf.data.folders import PathLike, find_folder, read_folder
+from han_tf.data.folders import NameParser, PathLike, find_folder, name_parser, read_folder
 from han_tf.data.records import Record, ReIDDataset
 
 PUBLISHED = {
@@ -28,34 +26,10 @@ LAYOUTS = (
 )
 """The folders that a data set may consist of; without ``bounding_box_train`` it is for evaluation only."""
 
-_NAME = re.compile(r"(-1|\d+)_c(\d+)s(\d+)_(\d+)_(\d+)")
+parse_name = name_parser(r"(?P<pid>-1|\d{1,255})_c(?P<camid>\d{1,255})s\d+_\d+_\d+")
 
 
-class MarketName(NamedTuple):
-    """The fields of a file name."""
-
-    pid: int
-    camid: int
-    sequence: int
-    frame: int
-    box: int
-
-
-def parse_name(stem: str) -> Optional[MarketName]:
-    """Returns the fields of a file name without extension, or None if it does not fit."""
-    match = _NAME.fullmatch(stem)
-    return MarketName(*map(int, match.groups())) if match else None
-
-
-def format_name(name: MarketName) -> str:
-    """Returns the file name without extension; the inverse of :func:`parse_name`."""
-    pid = "-1" if name.pid == -1 else f"{name.pid:04d}"
-    return f"{pid}_c{name.camid}s{name.sequence}_{name.frame:06d}_{name.box:02d}"
-
-
-def read_subsets(
-    root: Path, parse: Callable[[str], Optional[Sequence[int]]], example: str, notes: list[str]
-) -> dict[str, tuple[Record, ...]]:
+def read_subsets(root: Path, parse: NameParser, example: str, notes: list[str]) -> dict[str, tuple[Record, ...]]:
     """Returns train, query and gallery of a folder with one of the :data:`LAYOUTS`.
 
     Args:
