@@ -15,7 +15,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 from absl import flags
 from tqdm import tqdm
@@ -83,14 +82,6 @@ flags.DEFINE_string(
     flag_values=FLAGS,
 )
 flags.DEFINE_boolean("dry_run", False, "Only say what would be run and what it needs.", flag_values=FLAGS)
-
-
-class Measurement(NamedTuple):
-    """A command that measures something: the name of its result, its module and its flags."""
-
-    name: str
-    module: str
-    arguments: list[str]
 
 
 class Runner:
@@ -164,7 +155,7 @@ class Runner:
             seconds, unknown = seconds + (rest or 0), unknown + (rest is None)
             told = f"{duration(rest)} ({need.how}), memory {size(need.memory_mb)}, disk {size(need.disk_mb)}"
             lines.append(f"{state:<9} {what}: {told}")
-        lines += [f"to do     {measurement.name}: a minute or two" for measurement in self._measurements()]
+        lines += [f"to do     {name}: a minute or two" for name, *_ in self._measurements()]
         lines += [f"to do     counts of {name}" for name in sorted(self.plan.datasets)]
         if left:
             without = f", without {unknown} of unknown length" if unknown else ""
@@ -230,8 +221,11 @@ class Runner:
                 todo = elsewhere
         return failures
 
-    def _measurements(self) -> list[Measurement]:
-        """Returns the missing measurements: FLOPs and speed of networks, search times of feature dimensions."""
+    def _measurements(self) -> list[tuple[str, str, list[str]]]:
+        """Returns the missing measurements: FLOPs and speed of networks, search times of feature dimensions.
+
+        Each is the name of a result, and the module and the flags of the command that makes it.
+        """
         results, here, missing = self.results(), machine(), []
         smoke = self.scale == "smoke"
         for network, speed in self.plan.networks.items():
@@ -242,14 +236,14 @@ class Runner:
             arguments = [f"--arch={model}", f"--input_height={height}", f"--input_width={width}"]
             arguments += ["--speed"] if speed else []
             arguments += ["--repeats=3", "--batch_size=4"] if speed and smoke else []
-            missing.append(Measurement(f"network-{model}-{height}x{width}", "experiments.bench_networks", arguments))
+            missing.append((f"network-{model}-{height}x{width}", "experiments.bench_networks", arguments))
         of_here = [result for result in results if result["kind"] == "search" and result.get("machine") == here]
         searched = {row["dimension"] for result in of_here for row in result["dimensions"]}
         if not self.plan.dimensions <= searched:
             # All dimensions again, so that one run measures all times of a file.
             arguments = [f"--dimension={dimension}" for dimension in sorted(self.plan.dimensions | searched)]
             arguments += ["--queries=20", "--gallery=300", "--repeats=1"] if smoke else []
-            missing.append(Measurement("search", "experiments.bench_search", arguments))
+            missing.append(("search", "experiments.bench_search", arguments))
         return missing
 
     def _train(self, training: Training, lock: int, bar: tqdm) -> None:
