@@ -55,6 +55,7 @@ BAR_ROWS, BAR_RECALL, BAR_SPEEDUP = 1_000_000, 0.95, 20
 CHUNK = 16_384
 
 FLAGS = new_flags()
+command_line.group(FLAGS, "galleries")
 flags.DEFINE_string("folder", "", "Where galleries are built and kept.", flag_values=FLAGS)
 flags.DEFINE_boolean("build_only", False, "Build what is missing and measure nothing.", flag_values=FLAGS)
 command_line.require(FLAGS, "folder", "a folder to keep galleries in")

@@ -41,6 +41,7 @@ COMMON_SECONDS = 3.2
 """Time of the common Cython code for the metrics of Market-1501 from given distances."""
 
 FLAGS = new_flags()
+command_line.group(FLAGS, "measurements")
 flags.DEFINE_integer("memory_mb", 1024, "Memory for distances, MiB.", 16, flag_values=FLAGS)
 command_line.old_name(FLAGS, "memory", "memory_mb")
 flags.DEFINE_integer("repeats", 3, "Measurements of the short cases; the best counts.", 1, flag_values=FLAGS)

@@ -23,10 +23,12 @@ with command_line.deferred_imports(__name__):
     from han_tf.models.network import inference_function
 
 FLAGS = new_flags()
+command_line.group(FLAGS, "network")
 flags.DEFINE_enum("arch", "han_small", list(MODELS), "Network.", flag_values=FLAGS)
 command_line.old_name(FLAGS, "model", "arch")
 flags.DEFINE_integer("input_height", 160, "Image height, pixels.", 32, flag_values=FLAGS)
 flags.DEFINE_integer("input_width", 64, "Image width, pixels.", 32, flag_values=FLAGS)
+command_line.group(FLAGS, "speed")
 flags.DEFINE_boolean("speed", False, "Measure images per second, too.", flag_values=FLAGS)
 flags.DEFINE_integer("batch_size", 64, "Images per forward pass.", 1, flag_values=FLAGS)
 flags.DEFINE_integer("repeats", 15, "Measurements; the median counts.", 3, flag_values=FLAGS)

@@ -32,6 +32,7 @@ BATCH = 32
 FLAGS = new_flags()
 flags.DEFINE_string("run", "", "Folder of the run.", flag_values=FLAGS)
 command_line.require(FLAGS, "run", "the folder of a training run")
+command_line.group(FLAGS, "data")
 flags.DEFINE_string("data_dir", "", "Data folder; that of the run if empty.", flag_values=FLAGS)
 flags.DEFINE_integer("batches", 64, "Batches of training images that are looked at.", 2, flag_values=FLAGS)
 flags.DEFINE_integer("seed", 0, "Seed of their choice.", 0, flag_values=FLAGS)

@@ -1,7 +1,7 @@
 """Measure the formats and precisions that a run was exported in, beside the run itself: size, speed, accuracy.
 
   python -m han_tf.export --model RUN --format all --precision all
-  python -m experiments.bench_runtimes --run RUN
+  python -m experiments.bench_runtimes --model RUN
 
 Each figure is the median of several measurements: images per second of decoded images and of JPEG files of
 Market-1501's size on disk, and the time of a single image. They are printed with the speed of a 4096³ float32 matrix
@@ -40,11 +40,12 @@ ANCHORS = {"hacnn": ("torchreid HACNN", 112.0, 10.0), "osnet": ("torchreid OSNet
 """Flag -> a network, its most images per second where the product is STATED_PRODUCT, and the factor of the bar."""
 
 FLAGS = new_flags()
-flags.DEFINE_string("run", "", "The run's folder; the newest that fits if empty.", flag_values=FLAGS)
-flags.DEFINE_string("runs_dir", "runs", "Where runs are kept.", flag_values=FLAGS)
+command_line.group(FLAGS, "model")
+command_line.define_run(FLAGS)
 flags.DEFINE_string("dataset", "", "Data set of the run, if several are there.", flag_values=FLAGS)
 flags.DEFINE_string("split", "", "Its protocol variant.", flag_values=FLAGS)
 flags.DEFINE_string("exports", "", "Folder of the exported models; exports in the run if empty.", flag_values=FLAGS)
+command_line.group(FLAGS, "measurements")
 flags.DEFINE_integer("repeats", 7, "Measurements per figure; the median counts.", 3, flag_values=FLAGS)
 flags.DEFINE_float("hacnn", 0.0, "Images per second of HACNN on this machine, if measured.", 0, flag_values=FLAGS)
 flags.DEFINE_float("osnet", 0.0, "Images per second of OSNet x0.25 on this machine.", 0, flag_values=FLAGS)
@@ -104,7 +105,7 @@ def bars(rows: list[dict[str, Any]], product: float, measured: dict[str, float])
 
 def main(values: flags.FlagValues) -> None:
     """Measures as the flags say."""
-    run_dir = Path(values.run or find_run(values.runs_dir, values.dataset or None, values.split or None))
+    run_dir = Path(values.model or find_run(values.runs_dir, values.dataset or None, values.split or None))
     folders = exports_of(run_dir, Path(values.exports or run_dir / "exports"))
     before = product_flops()
     rows = []

@@ -22,6 +22,7 @@ from han_tf.metrics.nearest import nearest
 TOPK = 10
 
 FLAGS = new_flags()
+command_line.group(FLAGS, "measurements")
 command_line.define_list(FLAGS, "dimension", [1024], "Feature dimensions.", flags.IntegerParser(2))
 flags.DEFINE_integer("queries", 3_368, "Queries.", 1, flag_values=FLAGS)
 flags.DEFINE_integer("gallery", 15_913, "Features to search.", TOPK, flag_values=FLAGS)

@@ -45,11 +45,10 @@ def bench(result: Result, _: Sequence[Result]) -> list[str]:
     """Speed of inference and training, and the share of a matrix product's operations that they reach."""
     product, figures = result["product_flops"], []
     for name, rates in result["networks"].items():
-        figures.append({"network": name, **rates})
         # A training step goes forward once and backward twice, for the inputs and for the weights.
-        for what, passes in (("inference", 1), ("training", 3)):
-            share = passes * 2 * rates["macs"] * rates[what] / product
-            figures[-1].setdefault(f"{what}_of_product", share)
+        passes = {"inference": 1, "training": 3}
+        shares = {f"{what}_of_product": 2 * n * rates["macs"] * rates[what] / product for what, n in passes.items()}
+        figures.append({"network": name, **shares, **rates})
     pipeline = result["pipeline"]
     times = float(f"{pipeline['cached'] / max(figure['training'] for figure in figures):.2g}")
     return [

@@ -41,8 +41,10 @@ PICTURES = 64
 CAMERAS = 1000
 WARM_UP_SECONDS = 5
 FLAGS = new_flags()
+command_line.group(FLAGS, "model")
 flags.DEFINE_string("model", "han_small-synthetic", "Run or model to serve.", flag_values=FLAGS)
 command_line.old_name(FLAGS, "run", "model")
+command_line.group(FLAGS, "load")
 flags.DEFINE_integer("clients", 64, "How many ask at a time.", 1, flag_values=FLAGS)
 flags.DEFINE_float("seconds", 60, "How long.", 1, flag_values=FLAGS)
 flags.DEFINE_integer("gallery", 10_000, "Images in the gallery.", 1, flag_values=FLAGS)

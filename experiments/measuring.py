@@ -27,7 +27,9 @@ PICTURE_SIZE = (64, 128)
 def new_flags() -> flags.FlagValues:
     """Returns the flags that every benchmark has."""
     values = command_line.new_flags()
+    command_line.group(values, "output")
     flags.DEFINE_string("output", "", "JSON file for the figures.", flag_values=values)
+    command_line.group(values, "options")
     return values
 
 

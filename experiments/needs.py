@@ -1,4 +1,4 @@
-"""Estimates of the time, memory and disk a training needs, and how much of them is free."""
+"""Estimates of the time, memory and disk a training needs, and how much space is free."""
 
 import shutil
 from collections.abc import Mapping, Sequence
@@ -69,15 +69,6 @@ def needs(training: Training, images: int, results: Sequence[Result], here: Mapp
         if same and result["settings"]["batch_size"] == config.batch_size and result.get("peak_mb"):
             memory = max(memory or 0, result["peak_mb"])
     return Need(seconds, memory, disk, how)
-
-
-def free_memory_mb() -> Optional[float]:
-    """Returns how much memory is free for programs, in MiB; None if the system does not report it."""
-    try:
-        with open("/proc/meminfo", encoding="utf-8") as stream:
-            return next(int(line.split()[1]) for line in stream if line.startswith("MemAvailable")) / 1024
-    except (OSError, StopIteration):
-        return None
 
 
 def free_disk_mb(folder: Path) -> float:

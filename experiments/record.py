@@ -23,7 +23,7 @@ from han_tf.training.config import TrainConfig
 
 FLAGS = command_line.new_flags()
 flags.DEFINE_string("name", "", "Name of the result; if empty, the run's, or the benchmark's kind.", flag_values=FLAGS)
-flags.DEFINE_string("apart", "", "Why the result belongs into no table, e.g. 'stopped early'.", flag_values=FLAGS)
+flags.DEFINE_string("apart", "", "Why the result belongs in no table, e.g. 'stopped early'.", flag_values=FLAGS)
 flags.DEFINE_string("results_dir", str(RESULTS), "Where the JSONs are.", flag_values=FLAGS)
 
 

@@ -180,7 +180,7 @@ def fill(text: str, results: Sequence[Result], where: str) -> str:
     A path consists of names of objects' entries and indices of lists, with dots in between; a format is Python's.
 
     Raises:
-      UserError: there is no such result or entry; the message names ``where``.
+      UserError: there is no such result or entry, or the format does not fit it; the message names ``where``.
     """
     by_name = {result.name: result.data for result in results}
 
@@ -194,7 +194,10 @@ def fill(text: str, results: Sequence[Result], where: str) -> str:
                 entry = entry[int(step) if isinstance(entry, list) else step]
             except (KeyError, IndexError, TypeError, ValueError) as error:
                 raise UserError(f"{where}: {name} has no entry {path!r} (at {step!r})") from error
-        return format(entry, form or "")
+        try:
+            return format(entry, form or "")
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{where}: {name}'s {path} cannot be written as {form!r} ({error})") from error
 
     return PLACEHOLDER.sub(value, text)
 

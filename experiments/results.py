@@ -15,6 +15,7 @@ from typing import Any, Optional, Union
 from han_tf.common.errors import UserError
 from han_tf.common.files import read_json
 from han_tf.common.run_files import CONFIG, ENVIRONMENT, EVALUATION, HISTORY, METRICS
+from han_tf.evaluation.scoring import METHODS
 from han_tf.runs import environment
 from han_tf.training.config import DEFAULTS, NEUTRAL, OF_DATA, TrainConfig, flag_of
 
@@ -31,8 +32,6 @@ EXPECTED = "results as the runner writes them"
 
 RUNTIMES = ("openvino", "onnxruntime")
 """Packages that may run a model, beside TensorFlow."""
-
-_METHODS = ("reranked", "expanded", "augmented")
 
 
 @dataclass(frozen=True)
@@ -211,7 +210,7 @@ def score(result: Result, feature: str, query: str, reranked: bool, metric: str)
 
 
 def _methods(row: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(name for name in _METHODS if row.get(name))
+    return tuple(name for name in METHODS if row.get(name))
 
 
 def _date(seconds: float) -> str:

@@ -15,7 +15,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 from absl import flags
 from tqdm import tqdm
@@ -23,7 +22,7 @@ from tqdm import tqdm
 from experiments import schema, tables
 from experiments.counts import TrainingData, count, training_data
 from experiments.launch import claimed, in_child, in_process
-from experiments.needs import Need, duration, free_disk_mb, free_memory_mb, needs, size
+from experiments.needs import Need, duration, free_disk_mb, needs, size
 from experiments.plan import SCALES, TINY, Plan, Training, make_plan, network_of, scale_of
 from experiments.results import (
     RESULTS,
@@ -37,6 +36,7 @@ from experiments.results import (
 from han_tf.common import cli as command_line
 from han_tf.common.errors import UserError
 from han_tf.common.files import atomic_open, read_json, write_json
+from han_tf.common.processes import free_memory_mb
 from han_tf.common.progress import progress_bar
 from han_tf.common.run_files import CONFIG, EVALUATION, HISTORY, METRICS
 from han_tf.data import DATASETS
@@ -48,6 +48,7 @@ with command_line.deferred_imports(__name__):
     from experiments import plots
 
 FLAGS = command_line.new_flags()
+command_line.group(FLAGS, "trainings")
 flags.DEFINE_enum(
     "scale",
     "",
@@ -56,9 +57,6 @@ flags.DEFINE_enum(
     "If empty: full where --dataset names a real data set, else synthetic.",
     flag_values=FLAGS,
 )
-flags.DEFINE_list("dataset", [], f"Data sets, e.g. market1501,dukemtmc; of {', '.join(DATASETS)}.", flag_values=FLAGS)
-flags.DEFINE_string("split", "", "Protocol variant, e.g. detected (CUHK03); all if empty.", flag_values=FLAGS)
-flags.DEFINE_string("data_dir", "", "Data folder of the one data set; datasets/NAME if empty.", flag_values=FLAGS)
 command_line.define_list(
     FLAGS, "seeds", [0], "Seeds; several give mean ± deviation.", flags.IntegerParser(0, 2**32 - 1)
 )
@@ -68,7 +66,14 @@ flags.DEFINE_enum(
     "arch", "", ["", *MODELS], "Network instead of an ablation's (Tables 8 to 11), e.g. han_small.", flag_values=FLAGS
 )
 command_line.old_name(FLAGS, "model", "arch")
+command_line.group(FLAGS, "data")
+flags.DEFINE_list("dataset", [], f"Data sets, e.g. market1501,dukemtmc; of {', '.join(DATASETS)}.", flag_values=FLAGS)
+flags.DEFINE_string("split", "", "Protocol variant, e.g. detected (CUHK03); all if empty.", flag_values=FLAGS)
+flags.DEFINE_string("data_dir", "", "Data folder of the one data set; datasets/NAME if empty.", flag_values=FLAGS)
+command_line.group(FLAGS, "computation")
 flags.DEFINE_integer("cache_mb", None, "Largest decoded training set kept in memory, MiB.", 0, flag_values=FLAGS)
+flags.DEFINE_boolean("check_resources", True, "Refuse to start if memory or disk look too small.", flag_values=FLAGS)
+command_line.group(FLAGS, "output")
 flags.DEFINE_string("runs_dir", "runs/experiments", "Where checkpoints, logs and tables go.", flag_values=FLAGS)
 flags.DEFINE_string(
     "results_dir",
@@ -77,15 +82,6 @@ flags.DEFINE_string(
     flag_values=FLAGS,
 )
 flags.DEFINE_boolean("dry_run", False, "Only say what would be run and what it needs.", flag_values=FLAGS)
-flags.DEFINE_boolean("check_resources", True, "Refuse to start if memory or disk look too small.", flag_values=FLAGS)
-
-
-class Measurement(NamedTuple):
-    """A command that measures something: the name of its result, its module and its flags."""
-
-    name: str
-    module: str
-    arguments: list[str]
 
 
 class Runner:
@@ -159,7 +155,7 @@ class Runner:
             seconds, unknown = seconds + (rest or 0), unknown + (rest is None)
             told = f"{duration(rest)} ({need.how}), memory {size(need.memory_mb)}, disk {size(need.disk_mb)}"
             lines.append(f"{state:<9} {what}: {told}")
-        lines += [f"to do     {measurement.name}: a minute or two" for measurement in self._measurements()]
+        lines += [f"to do     {name}: a minute or two" for name, *_ in self._measurements()]
         lines += [f"to do     counts of {name}" for name in sorted(self.plan.datasets)]
         if left:
             without = f", without {unknown} of unknown length" if unknown else ""
@@ -196,13 +192,14 @@ class Runner:
           Stopped: a signal came; another call with the same plan goes on from there.
         """
         failures: list[str] = []
-        for name in [measurement.name for measurement in self._measurements()]:
+        if self._measurements():
             # The lock keeps two runners from measuring at the same time, or the same thing twice.
             waiting = partial(tqdm.write, "another process measures something; waiting for it")
-            with _collected(failures), claimed(self.runs_dir / "measuring.lock", waiting):
-                for _, module, arguments in (left for left in self._measurements() if left.name == name):
-                    output = f"--output={self.results_dir / name}.json"
-                    self.launch(module, [*arguments, output], self.runs_dir / f"{name}.log")
+            with claimed(self.runs_dir / "measuring.lock", waiting):
+                for name, module, arguments in self._measurements():
+                    with _collected(failures):
+                        output = f"--output={self.results_dir / name}.json"
+                        self.launch(module, [*arguments, output], self.runs_dir / f"{name}.log")
         for name in sorted(self.plan.datasets):
             if counted := count(name, self.data_dir):
                 write_json(self.results_dir / f"statistics-{name}.json", counted)
@@ -224,8 +221,11 @@ class Runner:
                 todo = elsewhere
         return failures
 
-    def _measurements(self) -> list[Measurement]:
-        """Returns the missing measurements: FLOPs and speed of networks, search times of feature dimensions."""
+    def _measurements(self) -> list[tuple[str, str, list[str]]]:
+        """Returns the missing measurements: FLOPs and speed of networks, search times of feature dimensions.
+
+        Each is the name of a result, and the module and the flags of the command that makes it.
+        """
         results, here, missing = self.results(), machine(), []
         smoke = self.scale == "smoke"
         for network, speed in self.plan.networks.items():
@@ -236,14 +236,14 @@ class Runner:
             arguments = [f"--arch={model}", f"--input_height={height}", f"--input_width={width}"]
             arguments += ["--speed"] if speed else []
             arguments += ["--repeats=3", "--batch_size=4"] if speed and smoke else []
-            missing.append(Measurement(f"network-{model}-{height}x{width}", "experiments.bench_networks", arguments))
+            missing.append((f"network-{model}-{height}x{width}", "experiments.bench_networks", arguments))
         of_here = [result for result in results if result["kind"] == "search" and result.get("machine") == here]
         searched = {row["dimension"] for result in of_here for row in result["dimensions"]}
         if not self.plan.dimensions <= searched:
             # All dimensions again, so that one run measures all times of a file.
             arguments = [f"--dimension={dimension}" for dimension in sorted(self.plan.dimensions | searched)]
             arguments += ["--queries=20", "--gallery=300", "--repeats=1"] if smoke else []
-            missing.append(Measurement("search", "experiments.bench_search", arguments))
+            missing.append(("search", "experiments.bench_search", arguments))
         return missing
 
     def _train(self, training: Training, lock: int, bar: tqdm) -> None:

@@ -1,5 +1,6 @@
 """Settings and fixtures of all tests."""
 
+import json
 import os
 import re
 import signal
@@ -25,7 +26,7 @@ from han_tf.common.cli import run
 from han_tf.data.synthetic import SyntheticPedestrians, generate
 from han_tf.deploy.measuring import measure
 from han_tf.features.extractor import FeatureExtractor
-from han_tf.runs.card import ModelCard, hash_files
+from han_tf.runs.card import CARD, ModelCard, hash_files
 from han_tf.runtimes import open_runtime, probes
 
 # The same examples in every run, so that a failure can be repeated.
@@ -93,6 +94,12 @@ def tiny_run(tiny_data, tmp_path_factory):
 def extractor(tiny_run):
     """The extractor of the tiny run, which takes seconds to load; not to be closed."""
     return FeatureExtractor(tiny_run, threads=1)
+
+
+def rewrite_card(folder, **entries):
+    """Changes entries of a model's card."""
+    values = json.loads((folder / CARD).read_text())
+    (folder / CARD).write_text(json.dumps({**values, **entries}))
 
 
 def measure_here(folder, images, drawn, paths):

@@ -1,6 +1,5 @@
 """Bad input to han_tf.train: a status, one line that names it, and no saved file is lost."""
 
-import csv
 import json
 import re
 import shutil
@@ -14,7 +13,6 @@ from PIL import Image
 from han_tf import train
 from han_tf.common.cli import run
 from han_tf.common.files import locked
-from han_tf.data import load_dataset
 from tests.conftest import TINY_NETWORK, TINY_SIZE
 
 
@@ -46,28 +44,6 @@ def check(capsys, tmp_path):
 @pytest.fixture
 def copied(tiny_data, tmp_path):
     return shutil.copytree(tiny_data, tmp_path / "data")
-
-
-@pytest.fixture
-def write_csv(tiny_data, tmp_path):
-    """Returns a function that describes the tiny data set in a CSV file, changed by its argument."""
-    dataset = load_dataset("market1501", tiny_data)
-
-    def write(change=lambda row: row):
-        rows = [
-            {"path": record.path, "pid": record.pid, "camid": record.camid, "subset": subset}
-            for subset, records in dataset.subsets().items()
-            for record in records
-        ]
-        rows = [row for row in map(change, rows) if row]
-        path = tmp_path / "records.csv"
-        with path.open("w", newline="", encoding="utf-8") as stream:
-            writer = csv.DictWriter(stream, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
-        return path
-
-    return write
 
 
 @pytest.mark.parametrize(
@@ -119,26 +95,6 @@ def test_a_folder_without_images(check, copied, folder):
     names = {"query": "query", "bounding_box_test": "gallery"}
     empty = f"{copied}: no {names.get(folder)} images found, expected at least one"
     check(arguments, training if folder == "bounding_box_train" else empty)
-
-
-def test_a_person_in_training_and_test(check, write_csv):
-    path = write_csv(lambda row: {**row, "pid": 1} if row["subset"] == "query" else row)
-    check(["--dataset=csv", f"--data_dir={path}"], "pid 1 is in both train and test")
-
-
-def test_one_person_only(check, write_csv):
-    path = write_csv(lambda row: {**row, "pid": 1} if row["subset"] == "train" else row)
-    check(["--dataset=csv", f"--data_dir={path}"], "one training identity only (pid 1), expected at least 2")
-
-
-def test_no_camera_ids(check, write_csv):
-    path = write_csv(lambda row: {name: value for name, value in row.items() if name != "camid"})
-    check(["--dataset=csv", f"--data_dir={path}"], f"{path}, line 1: no column camid;", "needs a camera id")
-
-
-def test_one_camera_only(check, write_csv):
-    path = write_csv(lambda row: {**row, "camid": 1})
-    check(["--dataset=csv", f"--data_dir={path}"], "no query has a gallery image of the same pid from another camera")
 
 
 def test_a_file_in_place_of_the_run_folder(capsys, tmp_path, tiny_data):

@@ -35,14 +35,18 @@ SHOWN = 5
 """Most faults of one kind that are printed; the JSON holds all."""
 
 FLAGS = new_flags()
+command_line.group(FLAGS, "output")
+flags.DEFINE_string("kept", "", "Folder for inputs that end or stop their reader.", flag_values=FLAGS)
+command_line.group(FLAGS, "options")
 command_line.define_list(FLAGS, "parts", PARTS, "What to do.", flags.EnumParser([*PARTS]))
+flags.DEFINE_integer("seed", 0, "Of all choices.", 0, flag_values=FLAGS)
+command_line.group(FLAGS, "kills and damaged inputs")
 flags.DEFINE_integer("rounds", 100, "Kills of each command.", 0, flag_values=FLAGS)
 flags.DEFINE_integer("inputs", 10_000, "Damaged inputs.", 0, flag_values=FLAGS)
 flags.DEFINE_float("minutes", 30, "For all but the load; then no more kills.", 0.1, flag_values=FLAGS)
+command_line.group(FLAGS, "load")
 flags.DEFINE_float("load_minutes", 30, "How long the clients ask.", 0.1, flag_values=FLAGS)
 flags.DEFINE_integer("clients", 64, "How many of them.", 1, flag_values=FLAGS)
-flags.DEFINE_integer("seed", 0, "Of all choices.", 0, flag_values=FLAGS)
-flags.DEFINE_string("kept", "", "Folder for inputs that end or stop their reader.", flag_values=FLAGS)
 
 
 def main(values: flags.FlagValues) -> None:

@@ -63,9 +63,9 @@ def _make(model: Path, folder: Path) -> None:
         gallery.add(features / np.linalg.norm(features, axis=1, keepdims=True))
 
 
-def port_of(service: Child, log: Path, seconds: float = 60) -> Optional[int]:
-    """Waits until the service is ready and returns its port; None if it ends before that or takes too long."""
-    end = time.monotonic() + seconds
+def port_of(service: Child, log: Path) -> Optional[int]:
+    """Waits until the service is ready and returns its port; None if it ends before that or takes over a minute."""
+    end = time.monotonic() + 60
     while service.is_alive() and time.monotonic() < end:
         if log.exists() and (match := re.search(r"ready: http://[\d.]+:(\d+)", log.read_text(errors="replace"))):
             return int(match[1])

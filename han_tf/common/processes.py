@@ -1,4 +1,4 @@
-"""Child processes, usable cores, and signals that ask to stop."""
+"""Child processes, usable cores, free memory, and signals that ask to stop."""
 
 import ctypes
 import os
@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Optional
 
 _PR_SET_PDEATHSIG = 1
 
@@ -29,6 +30,15 @@ def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def free_memory_mb() -> Optional[int]:
+    """Returns how much memory is free for programs, in MiB; None if the system does not report it."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as stream:
+            return next(int(line.split()[1]) // 1024 for line in stream if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return None
 
 
 @contextmanager

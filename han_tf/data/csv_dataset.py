@@ -11,11 +11,10 @@ from pathlib import Path
 
 from han_tf.common.errors import UserError
 from han_tf.data.folders import PathLike
-from han_tf.data.records import Record, ReIDDataset, parse_label
+from han_tf.data.records import SUBSETS, Record, ReIDDataset, parse_label
 from han_tf.data.tables import read_table
 
 COLUMNS = ("path", "pid", "camid", "subset")
-SUBSETS = ("train", "query", "gallery", "multi_query")
 FILE_NAME = "records.csv"
 
 _WHY_CAMID = (

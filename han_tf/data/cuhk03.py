@@ -31,8 +31,8 @@ from han_tf.common.errors import UserError
 from han_tf.common.processes import signal_name
 from han_tf.common.progress import progress_bar
 from han_tf.data.counts import Counts, differences
-from han_tf.data.folders import PathLike, image_stem, search_folder
-from han_tf.data.market1501 import read_subsets
+from han_tf.data.folders import PathLike, image_stem, name_parser, search_folder
+from han_tf.data.market1501 import LAYOUTS, read_subsets
 from han_tf.data.reading import MAX_PIXELS
 from han_tf.data.records import Record, ReIDDataset
 
@@ -53,9 +53,8 @@ PAIR_IDENTITIES = (843, 440, 77, 58, 49)
 """People per camera pair; they add up to the 1,467 labels of the protocol."""
 
 _NAME = re.compile(r"([1-5])_(\d{3})_([12])_(\d{2})")
-_NP_NAME = re.compile(r"(\d+)_c([12])_(\d+)")
+_parse_np_name = name_parser(r"(?P<pid>\d{1,255})_c(?P<camid>[12])_\d+")
 _SPELLINGS = {"detected": ("detected",), "labelled": ("labeled", "labelled")}
-_FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
 
 
 class CUHK03Name(NamedTuple):
@@ -92,7 +91,7 @@ def read_cuhk03(data_dir: PathLike, split: str = "detected") -> ReIDDataset:
     notes: list[str] = []
     data_dir = _parent_of_split(Path(data_dir), split)
     for spelling in _SPELLINGS[split]:
-        folders = [f"{spelling}/{folder}" for folder in _FOLDERS.values()]
+        folders = [f"{spelling}/{folder}" for folder in LAYOUTS[0]]
         root = search_folder(data_dir, "cuhk03", folders, folders[1:])
         if root is not None:
             subsets = read_subsets(root / spelling, _pid_and_view, "0001_c1_1.png", notes)
@@ -102,7 +101,7 @@ def read_cuhk03(data_dir: PathLike, split: str = "detected") -> ReIDDataset:
         if root is None:
             raise UserError(
                 f"{data_dir}: neither cuhk-03.mat nor a folder {_SPELLINGS[split][0]} with "
-                f"{', '.join(_FOLDERS.values())} found, expected one of the two"
+                f"{', '.join(LAYOUTS[0])} found, expected one of the two"
             )
         protocol = _find_protocol(root, split)
         subsets = _read_protocol(protocol, extract_images(root / "cuhk-03.mat", split))
@@ -260,8 +259,7 @@ def _read_protocol(path: Path, images: Path) -> dict[str, tuple[Record, ...]]:
     for subset, chosen in indices.items():
         records = []
         for index in chosen:
-            stem = image_stem(names[index])
-            name = parse_name(stem) if stem else None
+            name = parse_name(image_stem(names[index]) or "")
             if name is None or name.view != views[index]:
                 raise UserError(
                     f"{path}: file name {names[index]!r} with camId {views[index]} does not fit, "
@@ -279,9 +277,8 @@ def _read_protocol(path: Path, images: Path) -> dict[str, tuple[Record, ...]]:
 
 def _pid_and_view(stem: str) -> Optional[tuple[int, int]]:
     """Returns (label, view) of a file name of CUHK03-NP."""
-    match = _NP_NAME.fullmatch(stem)
-    if match:
-        return int(match.group(1)), int(match.group(2))
+    if (labels := _parse_np_name(stem)) is not None:
+        return labels
     name = parse_name(stem)
     if name is None or not 1 <= name.pid <= PAIR_IDENTITIES[name.pair - 1]:
         return None

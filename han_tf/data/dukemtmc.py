@@ -5,11 +5,8 @@ The folders are those of Market-1501; file names are ``{pid:04}_c{camera}_f{fram
 their own in the gallery, which no query has, so no special rule is needed.
 """
 
-import re
-from typing import NamedTuple, Optional
-
 from han_tf.data.counts import Counts, differences
-from han_tf.data.folders import PathLike, find_folder
+from han_tf.data.folders import PathLike, find_folder, name_parser
 from han_tf.data.market1501 import LAYOUTS, read_subsets
 from han_tf.data.records import ReIDDataset
 
@@ -19,26 +16,7 @@ PUBLISHED = {
     "gallery": Counts(images=17_661, identities=702 + 408, cameras=8),
 }
 
-_NAME = re.compile(r"(\d+)_c(\d+)_f(\d+)")
-
-
-class DukeName(NamedTuple):
-    """The fields of a file name."""
-
-    pid: int
-    camid: int
-    frame: int
-
-
-def parse_name(stem: str) -> Optional[DukeName]:
-    """Returns the fields of a file name without extension, or None if it does not fit."""
-    match = _NAME.fullmatch(stem)
-    return DukeName(*map(int, match.groups())) if match else None
-
-
-def format_name(name: DukeName) -> str:
-    """Returns the file name without extension; the inverse of :func:`parse_name`."""
-    return f"{name.pid:04d}_c{name.camid}_f{name.frame:07d}"
+parse_name = name_parser(r"(?P<pid>\d{1,255})_c(?P<camid>\d{1,255})_f\d+")
 
 
 def read_dukemtmc(data_dir: PathLike, split: str = "") -> ReIDDataset:
@@ -53,13 +31,8 @@ def read_dukemtmc(data_dir: PathLike, split: str = "") -> ReIDDataset:
       UserError: a folder is missing or an image's file name is invalid.
     """
     root = find_folder(data_dir, "dukemtmc", *LAYOUTS)
-
-    def pid_and_camid(stem: str) -> Optional[tuple[int, int]]:
-        name = parse_name(stem)
-        return (name.pid, name.camid) if name else None
-
     notes: list[str] = []
-    subsets = read_subsets(root, pid_and_camid, "0005_c2_f0046985.jpg", notes)
+    subsets = read_subsets(root, parse_name, "0005_c2_f0046985.jpg", notes)
     return ReIDDataset(
         name="dukemtmc",
         split=split,

@@ -129,9 +129,24 @@ def find_folder(data_dir: PathLike, key: str, *choices: Sequence[str]) -> Path:
     raise UserError(f"{nearest}: no {missing} in it, expected {', '.join(markers)}{hint}")
 
 
+NameParser = Callable[[str], Optional[tuple[int, int]]]
+"""Takes a file name without its image extension(s), returns pid and camid, or None if the name does not fit."""
+
+
+def name_parser(pattern: str) -> NameParser:
+    """Returns a parser of file names that match a regular expression with the groups ``pid`` and ``camid``."""
+    compiled = re.compile(pattern)
+
+    def parse(stem: str) -> Optional[tuple[int, int]]:
+        match = compiled.fullmatch(stem)
+        return (int(match["pid"]), int(match["camid"])) if match else None
+
+    return parse
+
+
 def read_folder(
     folder: Path,
-    parse: Callable[[str], Optional[tuple[int, int]]],
+    parse: NameParser,
     example: str,
     notes: list[str],
 ) -> tuple[Record, ...]:
@@ -141,7 +156,7 @@ def read_folder(
 
     Args:
       folder: an existing folder; it is not searched recursively.
-      parse: takes a file name without its image extension(s), returns (pid, camid), or None if it is invalid.
+      parse: for the file names.
       example: a valid name, for the message.
       notes: a sentence is appended if anything is ignored.
 
@@ -160,9 +175,8 @@ def read_folder(
         parsed = parse(stem)
         if parsed is None:
             raise UserError(f"{folder / name}: the file name does not fit, expected one like {example}")
-        for field, value in zip(("pid", "camid"), parsed):
-            check_label(str(folder / name), field, value)
-        records.append(Record(os.path.join(folder, name), *parsed))
+        pid, camid = (check_label(str(folder / name), *field) for field in zip(("pid", "camid"), parsed))
+        records.append(Record(os.path.join(folder, name), pid, camid))
     if passed:
         notes.append(f"{folder.name}: {passed_note(passed)}")
     return tuple(records)

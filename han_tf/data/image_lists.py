@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from typing import Any, Optional, Union
+from typing import Any, Union
 
 import numpy as np
 
@@ -33,8 +33,7 @@ UNKNOWN = np.iinfo(np.int64).min
 """Unknown pid or camid in int64 arrays; an unknown time is NaN."""
 
 NAMES = {"market1501": market1501.parse_name, "dukemtmc": dukemtmc.parse_name}
-"""Name of a file naming scheme -> function that takes a file name without extension and returns pid and camid, or
-None."""
+"""Name of a file naming scheme -> its :data:`~han_tf.data.folders.NameParser`."""
 
 FIELDS = ("pid", "camid", "time")
 
@@ -297,11 +296,10 @@ def _name_parser(names: str) -> _Parse:
     if names in NAMES:
 
         def parse_known(path: str) -> Mapping[str, Any]:
-            stem = image_stem(os.path.basename(path))
-            fields: Optional[Any] = NAMES[names](stem) if stem else None
-            if fields is None:
+            labels = NAMES[names](image_stem(os.path.basename(path)) or "")
+            if labels is None:
                 raise UserError(f"{path}: the file name does not fit, expected one as in {names}")
-            return {name: check_label(path, name, getattr(fields, name)) for name in ("pid", "camid")}
+            return {name: check_label(path, name, value) for name, value in zip(("pid", "camid"), labels)}
 
         return parse_known
     try:

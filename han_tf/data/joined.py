@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from han_tf.common.errors import UserError
-from han_tf.data.records import DISTRACTOR_PID, JUNK_PID, Record, ReIDDataset
+from han_tf.data.records import DISTRACTOR_PID, JUNK_PID, SUBSETS, Record, ReIDDataset
 
 SEPARATOR = ","
-SUBSETS = ("train", "query", "gallery", "multi_query")
 
 
 class NamedDataset(NamedTuple):

@@ -4,13 +4,11 @@ File names are ``{pid:04}_c{camera}s{sequence}_{frame:06}_{box:02}.jpg``, e.g. `
 junk, 0000 a distractor (see :mod:`han_tf.data.records`). A few files of the published archive end in ``.jpg.jpg``.
 """
 
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple, Optional
 
 from han_tf.data.counts import Counts, differences
-from han_tf.data.folders import PathLike, find_folder, read_folder
+from han_tf.data.folders import NameParser, PathLike, find_folder, name_parser, read_folder
 from han_tf.data.records import Record, ReIDDataset
 
 PUBLISHED = {
@@ -28,34 +26,10 @@ LAYOUTS = (
 )
 """The folders that a data set may consist of; without ``bounding_box_train`` it is for evaluation only."""
 
-_NAME = re.compile(r"(-1|\d+)_c(\d+)s(\d+)_(\d+)_(\d+)")
+parse_name = name_parser(r"(?P<pid>-1|\d{1,255})_c(?P<camid>\d{1,255})s\d+_\d+_\d+")
 
 
-class MarketName(NamedTuple):
-    """The fields of a file name."""
-
-    pid: int
-    camid: int
-    sequence: int
-    frame: int
-    box: int
-
-
-def parse_name(stem: str) -> Optional[MarketName]:
-    """Returns the fields of a file name without extension, or None if it does not fit."""
-    match = _NAME.fullmatch(stem)
-    return MarketName(*map(int, match.groups())) if match else None
-
-
-def format_name(name: MarketName) -> str:
-    """Returns the file name without extension; the inverse of :func:`parse_name`."""
-    pid = "-1" if name.pid == -1 else f"{name.pid:04d}"
-    return f"{pid}_c{name.camid}s{name.sequence}_{name.frame:06d}_{name.box:02d}"
-
-
-def read_subsets(
-    root: Path, parse: Callable[[str], Optional[tuple[int, int]]], example: str, notes: list[str]
-) -> dict[str, tuple[Record, ...]]:
+def read_subsets(root: Path, parse: NameParser, example: str, notes: list[str]) -> dict[str, tuple[Record, ...]]:
     """Returns train, query and gallery of a folder with one of the :data:`LAYOUTS`.
 
     Args:
@@ -66,7 +40,7 @@ def read_subsets(
     Raises:
       UserError: an image's file name is invalid.
     """
-    gallery = next(name for name in ("bounding_box_test", "gallery") if (root / name).is_dir())
+    gallery = "bounding_box_test" if (root / "bounding_box_test").exists() else "gallery"
     subsets = {"train": (), "query": (), "gallery": ()}
     for subset, folder in (("train", "bounding_box_train"), ("query", "query"), ("gallery", gallery)):
         if subset != "train" or (root / folder).is_dir():
@@ -99,10 +73,10 @@ def read_market1501(
     """
     root = find_folder(data_dir, "market1501", *LAYOUTS)
     notes: list[str] = []
-    subsets = read_subsets(root, _pid_and_camid, "0002_c1s1_000451_03.jpg", notes)
+    subsets = read_subsets(root, parse_name, "0002_c1s1_000451_03.jpg", notes)
     found = dict(subsets)
     if (root / "gt_bbox").is_dir():
-        found["multi_query"] = read_folder(root / "gt_bbox", _pid_and_camid, "0001_c1s1_001051_00.jpg", notes)
+        found["multi_query"] = read_folder(root / "gt_bbox", parse_name, "0001_c1s1_001051_00.jpg", notes)
         probes = {(record.pid, record.camid) for record in subsets["query"]}
         subsets["multi_query"] = tuple(r for r in found["multi_query"] if (r.pid, r.camid) in probes)
     elif "multi_query" in published:
@@ -116,8 +90,3 @@ def read_market1501(
         differences=differences(found, published),
         notes=tuple(notes),
     )
-
-
-def _pid_and_camid(stem: str) -> Optional[tuple[int, int]]:
-    name = parse_name(stem)
-    return (name.pid, name.camid) if name else None

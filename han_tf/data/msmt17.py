@@ -12,11 +12,10 @@ The files number training and test people from 0 each. A record's pid is the fil
 import os
 import re
 from pathlib import Path
-from typing import NamedTuple, Optional
 
 from han_tf.common.errors import UserError
 from han_tf.data.counts import Counts, differences
-from han_tf.data.folders import PathLike, find_folder, image_stem
+from han_tf.data.folders import PathLike, find_folder, image_stem, name_parser
 from han_tf.data.records import Record, ReIDDataset, check_label
 
 TRAIN_OFFSET = 1
@@ -31,30 +30,7 @@ PUBLISHED_TRAINVAL = {**PUBLISHED, "train": Counts(images=30_248 + 2_373, identi
 
 _VERSIONS = (("train", "test"), ("mask_train_v2", "mask_test_v2"))
 # The part after the camera (day and time, frame, box) differs between copies: some names end in "_ex".
-_NAME = re.compile(r"(\d+)_(\d+)_(\d+)_(.+)")
-
-
-class MSMT17Name(NamedTuple):
-    """The fields of a file name; ``pid`` and ``index`` (within the person) as in the file, from 0."""
-
-    pid: int
-    index: int
-    camid: int
-    rest: str
-
-
-def parse_name(stem: str) -> Optional[MSMT17Name]:
-    """Returns the fields of a file name without extension, or None if it does not fit."""
-    match = _NAME.fullmatch(stem)
-    if not match:
-        return None
-    pid, index, camid, rest = match.groups()
-    return MSMT17Name(int(pid), int(index), int(camid), rest)
-
-
-def format_name(name: MSMT17Name) -> str:
-    """Returns the file name without extension; the inverse of :func:`parse_name`."""
-    return f"{name.pid:04d}_{name.index:03d}_{name.camid:02d}_{name.rest}"
+parse_name = name_parser(r"(?P<pid>\d{1,255})_\d+_(?P<camid>\d{1,255})_.+")
 
 
 def read_msmt17(data_dir: PathLike, split: str = "") -> ReIDDataset:
@@ -110,15 +86,14 @@ def _read_list(path: Path, folder: Path, offset: int) -> tuple[Record, ...]:
         if len(fields) != 2 or not re.fullmatch("[0-9]{1,17}", fields[1]):
             raise UserError(f"{path}, line {number}: found {line!r}, expected 'path pid'")
         image = os.path.join(folder, fields[0])
-        stem = image_stem(os.path.basename(image))
-        name = parse_name(stem) if stem else None
-        if name is None:
+        labels = parse_name(image_stem(os.path.basename(image)) or "")
+        if labels is None:
             raise UserError(
                 f"{path}, line {number}: the file name in {fields[0]!r} does not fit, expected one like "
                 "0000_001_03_0303morning_0015_0.jpg"
             )
         if not os.path.isfile(image):
             raise UserError(f"{path}, line {number}: {image} is not there, expected every listed image")
-        camid = check_label(f"{path}, line {number}", "camid", name.camid)
+        camid = check_label(f"{path}, line {number}", "camid", labels[1])
         records.append(Record(image, int(fields[1]) + offset, camid))
     return tuple(records)

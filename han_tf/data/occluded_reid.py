@@ -7,7 +7,7 @@ There is one folder per person, with images such as ``occluded_body_images/001/0
 
 import re
 from pathlib import Path
-from typing import NamedTuple, Optional
+from typing import Optional
 
 from han_tf.common.errors import UserError
 from han_tf.data.counts import Counts, differences
@@ -25,25 +25,7 @@ FOLDERS = {"query": "occluded_body_images", "gallery": "whole_body_images"}
 CAMERAS = {"query": 1, "gallery": 2}
 """Subset -> the camera id of its images."""
 
-_NAME = re.compile(r"(\d+)_(\d+)")
-
-
-class OccludedName(NamedTuple):
-    """The fields of a file name."""
-
-    pid: int
-    index: int
-
-
-def parse_name(stem: str) -> Optional[OccludedName]:
-    """Returns the fields of a file name without extension, or None if it does not fit."""
-    match = _NAME.fullmatch(stem)
-    return OccludedName(*map(int, match.groups())) if match else None
-
-
-def format_name(name: OccludedName) -> str:
-    """Returns the file name without extension; the inverse of :func:`parse_name`."""
-    return f"{name.pid:03d}_{name.index:02d}"
+_NAME = re.compile(r"(\d{1,255})_\d+")
 
 
 def read_occluded_reid(data_dir: PathLike, split: str = "") -> ReIDDataset:
@@ -74,8 +56,8 @@ def _read_subset(folder: Path, camid: int, notes: list[str]) -> tuple[Record, ..
     """Returns the images in the folders of people, or those in ``folder`` itself if there are no such folders."""
 
     def pid_and_camid(stem: str) -> Optional[tuple[int, int]]:
-        name = parse_name(stem)
-        return (name.pid, camid) if name else None
+        match = _NAME.fullmatch(stem)
+        return (int(match[1]), camid) if match else None
 
     people = sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
     records = [record for person in people for record in read_folder(person, pid_and_camid, "001_01.tif", notes)]

@@ -6,12 +6,13 @@ import stat
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import lru_cache
 from itertools import islice
 from typing import NamedTuple, Optional, Union
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from han_tf.common.errors import UserError
@@ -41,17 +42,6 @@ MAX_PIXELS = 50_000_000
 
 MAX_BYTES = 2**29
 """Largest image file, in bytes; it is read into memory before it is decoded."""
-
-_ORIENTATION = 0x0112
-_TURNED = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 _AHEAD = 3
 """Batches that are decoded ahead of the one in use."""
@@ -113,21 +103,13 @@ def upright_pixels(image: Image.Image, depth: Optional[Depth] = None) -> np.ndar
       ``[height, width, 3]`` uint8, RGB.
     """
     image.load()
-    orientation = _orientation(image)  # load() has already applied that of a TIFF
+    with suppress(Exception):  # an image with damaged metadata is still accepted
+        ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith(("I", "F")):  # Pillow's convert() clips these at 255 instead of scaling
         image = Image.fromarray((depth or Depth()).eight_bits(image))
     if image.mode != "RGB":
         image = image.convert("RGB")
-    if orientation in _TURNED:
-        image = image.transpose(_TURNED[orientation])
     return np.asarray(image)
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        return image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # an image with damaged metadata is still accepted
-        return 1
 
 
 def checked_pixels(pixels: np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@
 import hashlib
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from han_tf.common.errors import UserError
@@ -13,6 +13,9 @@ JUNK_PID = -1
 
 DISTRACTOR_PID = 0
 """Person id of distractors (people without a query), which are ranked as negatives for every query."""
+
+SUBSETS = ("train", "query", "gallery", "multi_query")
+"""Names of the subsets of a data set."""
 
 
 class Record(NamedTuple):
@@ -49,7 +52,7 @@ class ReIDDataset:
     gallery: tuple[Record, ...]
     multi_query: tuple[Record, ...] = ()
     differences: tuple[str, ...] = ()
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
     parts: tuple["ReIDDataset", ...] = ()
 
     def separate(self) -> tuple["ReIDDataset", ...]:
@@ -58,13 +61,7 @@ class ReIDDataset:
 
     def subsets(self) -> dict[str, tuple[Record, ...]]:
         """Returns the non-empty subsets by name."""
-        subsets = {
-            "train": self.train,
-            "query": self.query,
-            "gallery": self.gallery,
-            "multi_query": self.multi_query,
-        }
-        return {name: records for name, records in subsets.items() if records}
+        return {name: getattr(self, name) for name in SUBSETS if getattr(self, name)}
 
     def fingerprint(self, *subsets: str) -> str:
         """Returns 64 hexadecimal digits that change with the path, file size, pid or camid of any image of ``subsets``.

@@ -7,6 +7,7 @@ import numpy as np
 from han_tf.deploy.exporters import BFLOAT16, FLOAT16, FLOAT32, INT8
 from han_tf.evaluation.scoring import evaluate_features
 from han_tf.features.archives import FeatureSet
+from han_tf.runtimes.probes import cosines
 
 LARGEST_LOSS = {FLOAT32: 0.1, FLOAT16: 0.1, BFLOAT16: 0.1, INT8: 0.5}
 """Precision -> points of mAP that an export may lose."""
@@ -29,13 +30,12 @@ def compare(expected: np.ndarray, found: np.ndarray, branches: int) -> dict[str,
       ``images`` (n), ``largest_difference`` of any number, ``least_cosine`` and ``mean_cosine`` between rows, and
       ``norm_error``, the largest distance of the norm of a part of ``found`` from 1.
     """
-    norms = np.linalg.norm(expected, axis=1) * np.linalg.norm(found, axis=1)
-    cosines = np.einsum("nd,nd->n", expected, found) / np.maximum(norms, np.finfo(np.float32).tiny)
+    similar = cosines(expected, found)
     return {
         "images": len(expected),
         "largest_difference": float(np.abs(expected - found).max()),
-        "least_cosine": float(cosines.min()),
-        "mean_cosine": float(cosines.mean()),
+        "least_cosine": float(similar.min()),
+        "mean_cosine": float(similar.mean()),
         "norm_error": float(np.abs(np.linalg.norm(found.reshape(len(found), branches, -1), axis=2) - 1).max()),
     }
 

@@ -26,7 +26,7 @@ from han_tf.data.records import Record
 from han_tf.runtimes import Runtime, open_runtime
 from han_tf.runtimes.probes import embed
 
-TIMED_IMAGES = 256
+TIMED_IMAGES, REPEATS = 256, 5
 
 _IMAGES, _PATHS, _FOUND = "images.npz", "paths.json", "found.npz"
 """Files of a job."""
@@ -108,17 +108,16 @@ def measure_apart(folder: Path, images: np.ndarray, probes: np.ndarray, paths: S
     return Measured(**{**found, "images_per_second": float(found["images_per_second"])})
 
 
-def images_per_second(runtime: Runtime, images: np.ndarray, repeats: int = 5) -> float:
-    """Returns how many decoded images the runtime embeds per second, by the median time of several measurements.
+def images_per_second(runtime: Runtime, images: np.ndarray) -> float:
+    """Returns how many decoded images the runtime embeds per second, by the median time of :data:`REPEATS` calls.
 
     Args:
       runtime: the model.
       images: ``[n, height, width, 3]`` uint8, n ≥ 1; repeated to :data:`TIMED_IMAGES`.
-      repeats: number of measurements, after one that is not counted.
     """
     images = np.resize(images, (TIMED_IMAGES, *images.shape[1:]))
     seconds = []
-    for _ in range(repeats + 1):
+    for _ in range(1 + REPEATS):  # the first is not counted
         start = time.perf_counter()
         runtime.embed(images)
         seconds.append(time.perf_counter() - start)

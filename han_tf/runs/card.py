@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Optional, Union
 
 from han_tf.common.errors import UserError
-from han_tf.common.files import read_json, sha256_of, write_json
+from han_tf.common.files import atomic_open, read_json, sha256_of, write_json
 from han_tf.data.joined import SEPARATOR
 
 CARD = "card.json"
@@ -92,10 +92,8 @@ class ModelCard:
           UserError: it cannot be written.
         """
         write_json(Path(folder) / CARD, {"kind": KIND, "version": VERSION, **asdict(self)})
-        try:
-            (Path(folder) / READABLE).write_text(self.describe(), encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"cannot write {Path(folder) / READABLE}: {error.strerror or error}") from error
+        with atomic_open(Path(folder) / READABLE) as stream:
+            stream.write(self.describe().encode("utf-8"))
 
     def describe(self) -> str:
         """Returns the card in Markdown."""

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 SETTINGS = ("dataset", "split", "data_dir", "model", "num_classes", "input_height", "input_width", "feature_dim")
 """Settings that every run's config.json must hold."""
 
+TYPES = {"dataset": str, "split": str, "data_dir": str, "model": str, "model_args": dict}
+"""Settings whose type is checked when they are read -> the type."""
+
 SWITCHES = ("spatial", "channel", "hard", "interaction")
 """Parts that an ablation switches off (Tables 9 and 10); on if a run's config.json lacks them."""
 
@@ -55,6 +58,9 @@ def read_config(run_dir: Union[str, os.PathLike]) -> dict[str, Any]:
     for name in SETTINGS:
         if name not in config:
             raise UserError(f"{path}: no setting {name!r}, expected the settings of a training run")
+    for name, kind in TYPES.items():
+        if not isinstance(config.get(name, kind()), kind):
+            raise UserError(f"{path}: {name} is {config[name]!r}, expected the settings of a training run")
     return config
 
 

@@ -10,12 +10,11 @@ import importlib.util
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, Optional, Protocol, Union
+from typing import Optional, Protocol, Union
 
 import numpy as np
 
 from han_tf.common.errors import UserError
-from han_tf.common.processes import usable_cores
 from han_tf.common.run_files import CONFIG
 from han_tf.runs.card import CARD, ModelCard, read_card, verify_files
 from han_tf.weights import resolve, shipped_names
@@ -34,26 +33,12 @@ class Runtime(Protocol):
         """Maps ``[n, height, width, 3]`` uint8 of the card's ``input_size``, n ≥ 1, to ``[n, feature_dim]`` float32."""
 
 
-class Entry(NamedTuple):
-    """A runtime's module and package.
+RUNTIMES = {"saved_model": "", "tflite": "", "onnx": "onnxruntime", "openvino": "openvino"}
+"""Format of an export -> the package to be installed beside TensorFlow; ``""`` for none.
 
-    Attributes:
-      module: name below this package; its function ``open_model(folder, card, threads)`` returns a :class:`Runtime`
-        and raises the runtime's own exceptions for a file that it cannot use.
-      package: the package to be installed beside TensorFlow; ``""`` for none.
-    """
-
-    module: str
-    package: str = ""
-
-
-RUNTIMES = {
-    "saved_model": Entry("saved_model"),
-    "tflite": Entry("tflite"),
-    "onnx": Entry("onnx", "onnxruntime"),
-    "openvino": Entry("openvino", "openvino"),
-}
-"""Format of an export -> its runtime."""
+The module of the same name in this package runs it. Its function ``open_model(folder, card, threads)`` returns a
+:class:`Runtime` and raises the runtime's own exceptions for a file that it cannot use.
+"""
 
 
 def open_runtime(path: Union[str, os.PathLike], threads: Optional[int] = None) -> tuple[ModelCard, Runtime]:
@@ -84,9 +69,8 @@ def open_runtime(path: Union[str, os.PathLike], threads: Optional[int] = None) -
     if card.format not in RUNTIMES:
         raise UserError(f"{folder / CARD}: format is {card.format!r}, expected one of {', '.join(RUNTIMES)}")
     verify_files(folder, card)
-    entry = RUNTIMES[card.format]
-    require(entry.package, f"a model in format {card.format}")
-    module = importlib.import_module(f"{__name__}.{entry.module}")
+    require(RUNTIMES[card.format], f"a model in format {card.format}")
+    module = importlib.import_module(f"{__name__}.{card.format}")
     try:
         return card, module.open_model(folder, card, threads)
     except UserError:
@@ -112,11 +96,6 @@ def model_file(folder: Path, card: ModelCard, suffix: str) -> str:
     if len(names) != 1:
         raise UserError(f"{folder / CARD}: names {len(names)} files {suffix}, expected one")
     return str(folder / names[0])
-
-
-def cores(threads: Optional[int]) -> int:
-    """Returns ``threads``, or the number of cores this process may use if it is None."""
-    return threads or usable_cores()
 
 
 def limit_tensorflow(threads: Optional[int]) -> None:

@@ -40,10 +40,10 @@ class KerasRun:
         return self._embed(tf.constant(images)).numpy()
 
 
-def open_run(folder: Path, threads: Optional[int], checkpoint: str = "last") -> tuple[ModelCard, KerasRun]:
+def open_run(folder: Path, threads: Optional[int]) -> tuple[ModelCard, KerasRun]:
     """Opens a training run's folder, see :func:`han_tf.runtimes.open_runtime`."""
     limit_tensorflow(threads)
-    run = load_run(folder, checkpoint)
+    run = load_run(folder)
     return card_of(run), KerasRun(run.model)
 
 

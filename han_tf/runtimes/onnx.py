@@ -6,8 +6,9 @@ from typing import Optional
 import numpy as np
 import onnxruntime
 
+from han_tf.common.processes import usable_cores
 from han_tf.runs.card import ModelCard
-from han_tf.runtimes import cores, in_batches, model_file
+from han_tf.runtimes import in_batches, model_file
 
 BATCH = 16
 """Images per call: enough for fast matrix products, few enough for the maps to stay in the cache."""
@@ -33,5 +34,5 @@ class ONNXModel:
 
 
 def open_model(folder: Path, card: ModelCard, threads: Optional[int]) -> ONNXModel:
-    """Opens an ONNX model, see :class:`han_tf.runtimes.Entry`."""
-    return ONNXModel(model_file(folder, card, ".onnx"), cores(threads))
+    """Opens an ONNX model, see :data:`han_tf.runtimes.RUNTIMES`."""
+    return ONNXModel(model_file(folder, card, ".onnx"), threads or usable_cores())

@@ -11,8 +11,9 @@ from typing import Any, Optional
 import numpy as np
 
 from han_tf.common.errors import UserError
+from han_tf.common.processes import usable_cores
 from han_tf.runs.card import ModelCard
-from han_tf.runtimes import cores, model_file
+from han_tf.runtimes import model_file
 from han_tf.runtimes.quiet_openvino import openvino
 
 BATCHES = (1, 4, 16)
@@ -125,7 +126,7 @@ class OpenVINOModel:
 
 
 def open_model(folder: Path, card: ModelCard, threads: Optional[int]) -> OpenVINOModel:
-    """Opens an OpenVINO model, see :class:`han_tf.runtimes.Entry`."""
+    """Opens an OpenVINO model, see :data:`han_tf.runtimes.RUNTIMES`."""
     if card.precision not in HINTS:
         raise UserError(f"{folder}: precision is {card.precision!r}, expected one of {', '.join(HINTS)}")
-    return OpenVINOModel(model_file(folder, card, ".xml"), card.precision, cores(threads))
+    return OpenVINOModel(model_file(folder, card, ".xml"), card.precision, threads or usable_cores())

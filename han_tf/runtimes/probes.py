@@ -94,10 +94,13 @@ def processor() -> str:
 
 def least_cosine(expected: np.ndarray, found: np.ndarray) -> float:
     """Returns the smallest cosine between rows; NaN if a number is not finite."""
-    if not np.isfinite(found).all():
-        return float("nan")
+    return float(cosines(expected, found).min()) if np.isfinite(found).all() else float("nan")
+
+
+def cosines(expected: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """Returns the cosine between each pair of rows, float32 ``[n]``; 0 if a row is all 0."""
     norms = np.linalg.norm(expected, axis=1) * np.linalg.norm(found, axis=1)
-    return float((np.einsum("nd,nd->n", expected, found) / np.maximum(norms, np.finfo(np.float32).tiny)).min())
+    return np.einsum("nd,nd->n", expected, found) / np.maximum(norms, np.finfo(np.float32).tiny)
 
 
 def _encoded(pixels: np.ndarray) -> str:

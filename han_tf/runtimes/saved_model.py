@@ -27,6 +27,6 @@ class SavedModel:
 
 
 def open_model(folder: Path, card: ModelCard, threads: Optional[int]) -> SavedModel:
-    """Opens a SavedModel, see :class:`han_tf.runtimes.Entry`."""
+    """Opens a SavedModel, see :data:`han_tf.runtimes.RUNTIMES`."""
     limit_tensorflow(threads)
     return SavedModel(folder)

@@ -9,8 +9,9 @@ from typing import Optional
 import numpy as np
 import tensorflow as tf
 
+from han_tf.common.processes import usable_cores
 from han_tf.runs.card import ModelCard
-from han_tf.runtimes import cores, in_batches, model_file
+from han_tf.runtimes import in_batches, model_file
 
 BATCH = 8
 """Images per call of an interpreter: enough for fast products, few enough for the maps to stay in the cache."""
@@ -57,5 +58,5 @@ class TFLiteModel:
 
 
 def open_model(folder: Path, card: ModelCard, threads: Optional[int]) -> TFLiteModel:
-    """Opens a TFLite model, see :class:`han_tf.runtimes.Entry`."""
-    return TFLiteModel(model_file(folder, card, ".tflite"), cores(threads))
+    """Opens a TFLite model, see :data:`han_tf.runtimes.RUNTIMES`."""
+    return TFLiteModel(model_file(folder, card, ".tflite"), threads or usable_cores())

@@ -3,6 +3,7 @@
 import os
 from typing import NamedTuple, Optional
 
+from han_tf.common.processes import free_memory_mb
 from han_tf.search.approximate import CODE_BYTES, LINKS
 
 FLAT_BYTES = 2**27
@@ -20,14 +21,7 @@ class Choice(NamedTuple):
 
 def available_memory_mb() -> int:
     """Returns the available memory, MiB; half of the machine's memory if that is not known."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as stream:
-            for line in stream:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) // 1024
-    except OSError:
-        pass
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**21
+    return free_memory_mb() or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**21
 
 
 def index_bytes(engine: str, rows: int, dimension: int) -> int:

@@ -192,7 +192,7 @@ class TrainConfig:
             raise UserError(f"--lr_drops {shown}, expected ascending parts of the epochs, between 0 and 1")
         for name in ("init_classifiers", "freeze_epochs"):
             if getattr(self, name) and not self.init_from:
-                raise UserError(f"--{name} says nothing without --init_from")
+                raise UserError(f"--{name} means nothing without --init_from")
         if self.init_from and self.weights:
             raise UserError(f"--init_from {self.init_from} and --weights {self.weights}, expected one of them")
         if self.freeze_epochs and (self.freeze_epochs >= self.epochs or CROSS_ENTROPY not in LOSSES[self.loss]):
@@ -208,7 +208,7 @@ class TrainConfig:
         if not 0 <= self.label_smoothing < 1:
             raise UserError(f"--label_smoothing {self.label_smoothing}, expected at least 0 and less than 1")
         if self.label_smoothing and CROSS_ENTROPY not in LOSSES[self.loss]:
-            raise UserError(f"--label_smoothing {self.label_smoothing} says nothing with --loss {self.loss}")
+            raise UserError(f"--label_smoothing {self.label_smoothing} means nothing with --loss {self.loss}")
         if TRIPLET in LOSSES[self.loss]:
             if self.people * self.images_per_person != self.batch_size:
                 raise UserError(
@@ -268,12 +268,15 @@ class TrainConfig:
         A missing setting gets its default, which is what older runs without that setting did.
 
         Raises:
-          UserError: ``values`` holds an unknown setting; the error names ``where``.
+          UserError: ``values`` holds an unknown setting or one of a wrong type; the error names ``where``.
         """
         unknown = sorted(set(values) - {setting.name for setting in fields(cls)})
         if unknown:
             raise UserError(f"{where}: setting {unknown[0]!r} is unknown, expected a run of this version")
-        return cls(**values)
+        try:
+            return cls(**values)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{where}: a setting of a wrong type ({error}), expected a run of this version") from error
 
     def check_resumable(self, saved: "TrainConfig", where: str) -> None:
         """Raises UserError if a run with the settings ``saved`` cannot go on with these."""

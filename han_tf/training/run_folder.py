@@ -100,8 +100,8 @@ class RunFolder:
         if self.checkpoints.latest is not None:
             path = self.checkpoints.restore()
             try:
-                history = json.loads((self.path / HISTORY).read_text(encoding="utf-8"))
-            except (OSError, ValueError):
+                history = [dict(row) for row in json.loads((self.path / HISTORY).read_text(encoding="utf-8"))]
+            except (OSError, ValueError, TypeError):
                 tqdm.write(f"warning: {self.path / HISTORY} is missing or damaged; earlier epochs are not in it")
                 history = []
             # Epochs that the file lacks have been trained all the same.
@@ -152,10 +152,10 @@ def _of_source(run: LoadedRun) -> dict[str, Any]:
     try:
         history = json.loads((run.run_dir / HISTORY).read_text(encoding="utf-8"))
         before = json.loads((run.run_dir / ENVIRONMENT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        told |= {"epochs": len(history), "commit": before.get("commit")}
+        return {**told, **({"init_from": before["init_from"]} if "init_from" in before else {})}
+    except (OSError, ValueError, TypeError, AttributeError):
         return told  # these files are for information only; the network is complete
-    told.update(epochs=len(history), commit=before.get("commit"))
-    return {**told, **({"init_from": before["init_from"]} if "init_from" in before else {})}
 
 
 def check_run_folder(config: TrainConfig, run_dir: Path) -> None:

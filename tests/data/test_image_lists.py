@@ -99,14 +99,6 @@ def test_contents_change_with_the_file_or_with_its_bytes(tmp_path, checksum):
     assert list_images([str(tmp_path)], checksum=checksum).contents[300] == expected
 
 
-def test_spreadsheets_leave_blank_lines_and_empty_fields(tmp_path):
-    path = tmp_path / "list.csv"
-    path.write_text("Path,PID ,,\n\n,,,\n  ,\na.jpg,7,,\nb.jpg,8\n,,\n")
-    found = list_images([str(path)])
-    assert found.paths == [str(tmp_path / "a.jpg"), str(tmp_path / "b.jpg")]
-    assert list(found.pids) == [7, 8]
-
-
 @pytest.mark.parametrize(
     ("pattern", "expected"),
     [
@@ -180,19 +172,16 @@ def test_columns_that_are_not_there_are_unknown(tmp_path):
     assert (found.pids[0], found.camids[0]) == (UNKNOWN, 7)
 
 
-def test_absolute_paths_stay_and_a_byte_order_mark_is_taken_off(tmp_path):
-    (tmp_path / "list.csv").write_text("\ufeffpath\n/data/a.jpg\n\n", encoding="utf-8")
+def test_absolute_paths_stay(tmp_path):
+    (tmp_path / "list.csv").write_text("path\n/data/a.jpg\n")
     assert list_images([str(tmp_path / "list.csv")]).paths == ["/data/a.jpg"]
 
 
+# tests/data/test_readers.py has more mistakes in CSV files, which the same reader finds.
 @pytest.mark.parametrize(
     ("text", "words"),
     [
         ("", "line 1: found the header '', expected path[,pid][,camid][,time]"),
-        ("name,pid\na.jpg,1\n", "line 1: found the header 'name,pid'"),
-        ("path;pid\na.jpg;1\n", "line 1: found the header 'path;pid'"),
-        ("path,pid,pid\na.jpg,1,1\n", "line 1: found the header"),
-        ("path,pid\na.jpg\n", "line 2: 1 columns, expected 2 (path,pid)"),
         ("path,pid\na.jpg,1\n,1\n", "line 3: path is '', expected an image file"),
         ("path,pid\na.jpg,one\n", "line 2: pid is 'one', expected an integer of at least -1"),
         ("path,pid\na.jpg,-2\n", "line 2: pid is '-2', expected an integer of at least -1"),
@@ -202,7 +191,6 @@ def test_absolute_paths_stay_and_a_byte_order_mark_is_taken_off(tmp_path):
         ("path,time\na.jpg,noon\n", "line 2: time is 'noon', expected seconds since 1970 or ISO 8601"),
         ("path,time\na.jpg,nan\n", "line 2: time is 'nan'"),
         ("path,time\na.jpg,1e999\n", "line 2: time is '1e999'"),
-        ('path\n"a.jpg\n', "not a CSV file in UTF-8"),
         ("path\n", "no images found, expected at least one"),
     ],
 )
@@ -212,12 +200,6 @@ def test_a_csv_file_that_does_not_fit_is_named_with_its_line(tmp_path, text, wor
     found = error_of([str(path)])
     assert found.startswith(str(path))
     assert words in found
-
-
-def test_a_csv_file_in_another_encoding_is_named(tmp_path):
-    path = tmp_path / "list.csv"
-    path.write_bytes("path\nü.jpg\n".encode("latin-1"))
-    assert error_of([str(path)]).startswith(f"{path}: not a CSV file in UTF-8")
 
 
 def test_sources_that_are_none_are_named(tmp_path):

@@ -10,6 +10,7 @@ from PIL import Image
 
 from han_tf.common.errors import UserError
 from han_tf.data import load_dataset
+from han_tf.data.synthetic import SyntheticPedestrians, generate
 from han_tf.data.synthetic.images import LabelledImage
 from han_tf.data.synthetic.layouts import LAYOUTS, write_layout
 
@@ -188,7 +189,8 @@ def test_jpeg_is_close_to_the_image(tmp_path, images):
 
 def test_unknown_layout(tmp_path):
     with pytest.raises(UserError, match="unknown layout 'viper', expected one of market1501"):
-        write_layout("viper", tmp_path, [])
+        generate(tmp_path / "set", SyntheticPedestrians(), "viper", workers=1)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_cannot_write(tmp_path, images):

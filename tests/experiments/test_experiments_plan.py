@@ -163,11 +163,6 @@ def test_images_of_a_real_layout(tiny_data):
     assert training_data("market1501", "", str(tiny_data)) == (len(found.train), bool(found.multi_query))
 
 
-def test_a_data_set_that_is_not_there_says_how_to_get_it(tmp_path):
-    with pytest.raises(UserError, match=r"no such folder.*README"):
-        training_data("msmt17", "", str(tmp_path / "none"))
-
-
 @pytest.mark.parametrize(
     ("seconds", "words"),
     [

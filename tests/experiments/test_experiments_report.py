@@ -219,6 +219,8 @@ def test_numbers_in_prose_come_from_results():
     for wrong, words in (
         ("{{nothing:seconds}}", "note.md: there is no result 'nothing'"),
         ("{{market1501-han_large-seed_3:results.7.mAP}}", "has no entry 'results.7.mAP' .at '7'."),
+        ("{{market1501-han_large-seed_3:results:.2f}}", "note.md: market1501.*'s results cannot be written as '.2f'"),
+        ("{{market1501-han_large-seed_3:seconds:.2?}}", "note.md: market1501.*'s seconds cannot be written as '.2.'"),
     ):
         with pytest.raises(UserError, match=words):
             fill(wrong, [result], "note.md")

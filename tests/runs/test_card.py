@@ -7,6 +7,7 @@ import pytest
 
 from han_tf.common.errors import UserError
 from han_tf.runs.card import CARD, READABLE, ModelCard, hash_files, read_card, verify_files
+from tests.conftest import rewrite_card
 
 MADE = ModelCard(
     format="onnx",
@@ -36,11 +37,6 @@ def saved(tmp_path):
     (tmp_path / "parts" / "more").write_bytes(b"more weights")
     dataclasses.replace(MADE, files=hash_files(tmp_path)).save(tmp_path)
     return tmp_path
-
-
-def change(folder, **entries):
-    values = json.loads((folder / CARD).read_text())
-    (folder / CARD).write_text(json.dumps({**values, **entries}))
 
 
 def test_what_is_read_is_what_was_written(saved):
@@ -81,7 +77,7 @@ def test_people_can_read_it(saved):
     ],
 )
 def test_a_card_that_cannot_be_true_is_one_line(saved, entries, line):
-    change(saved, **entries)
+    rewrite_card(saved, **entries)
     with pytest.raises(UserError, match=line) as raised:
         read_card(saved)
     assert str(raised.value).startswith(str(saved / CARD))

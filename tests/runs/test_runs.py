@@ -116,6 +116,8 @@ class TestReadConfig:
             (b"[1, 2]", "a JSON list"),
             (b"null", "a JSON NoneType"),
             (b"{}", "no setting 'dataset'"),
+            (json.dumps({**SETTINGS, "dataset": ["a"]}).encode(), "dataset is ['a'], "),
+            (json.dumps({**SETTINGS, "model_args": None}).encode(), "model_args is None, "),
             *(
                 (json.dumps({k: v for k, v in SETTINGS.items() if k != name}).encode(), f"no setting '{name}'")
                 for name in SETTINGS

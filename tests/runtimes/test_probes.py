@@ -11,40 +11,19 @@ from PIL import Image
 
 from han_tf.common.errors import Note, UserError
 from han_tf.features.extractor import FeatureExtractor
-from han_tf.runs.card import CARD, READABLE, read_card
+from han_tf.runs.card import CARD, read_card
 from han_tf.runtimes import probes
-
-
-def rewrite(folder, **entries):
-    values = json.loads((folder / CARD).read_text())
-    (folder / CARD).write_text(json.dumps({**values, **entries}))
-
-
-def stored_features(card):
-    return np.frombuffer(base64.b64decode(card.probes["features"]), "<f4").reshape(probes.PROBES, card.feature_dim)
-
-
-def test_a_card_holds_drawn_images_and_their_features(plain_model, plain_weights):
-    card = read_card(plain_model)
-    images = np.stack([np.asarray(Image.open(io.BytesIO(base64.b64decode(text)))) for text in card.probes["images"]])
-    np.testing.assert_array_equal(images, probes.draw(card.input_size))
-    assert images.shape == (probes.PROBES, *card.input_size, 3)
-    assert len(np.unique(images.reshape(len(images), -1), axis=0)) == probes.PROBES
-    np.testing.assert_allclose(
-        stored_features(card), images.reshape(len(images), -1).astype(np.float64) @ plain_weights, rtol=1e-3, atol=1
-    )
-    assert f"checked on | {probes.processor()}" in (plain_model / READABLE).read_text()
-    FeatureExtractor(plain_model)
+from tests.conftest import rewrite_card
 
 
 def test_a_model_whose_features_are_off_is_refused(plain_model):
     """The card holds the features of other images, as if this processor computed wrong ones."""
     card = read_card(plain_model)
-    features = stored_features(card)
+    features = np.frombuffer(base64.b64decode(card.probes["features"]), "<f4").reshape(probes.PROBES, card.feature_dim)
     moved = np.roll(features, 1, axis=0)
     off = {**card.probes, "features": base64.b64encode(moved.tobytes()).decode(), "processor": "an abacus"}
     cosine = min(a @ b / np.linalg.norm(a) / np.linalg.norm(b) for a, b in zip(features, moved))
-    rewrite(plain_model, probes=off)
+    rewrite_card(plain_model, probes=off)
     with pytest.raises(UserError) as raised:
         FeatureExtractor(plain_model)
     line = str(raised.value)
@@ -52,7 +31,7 @@ def test_a_model_whose_features_are_off_is_refused(plain_model):
     found = float(re.search(r"probe images is (\S+), expected at least 0\.999990, as on an abacus", line)[1])
     assert found == pytest.approx(cosine, abs=1e-4)
     assert "\n" not in line
-    rewrite(plain_model, probes={**off, "least_cosine": found - 1e-3})
+    rewrite_card(plain_model, probes={**off, "least_cosine": found - 1e-3})
     FeatureExtractor(plain_model)  # the card's own bound applies
 
 
@@ -91,7 +70,7 @@ def test_an_export_without_probes_opens_with_a_note(plain_model):
     ids=str,
 )
 def test_damaged_probes_are_one_line(plain_model, change):
-    rewrite(plain_model, probes={**read_card(plain_model).probes, **change})
+    rewrite_card(plain_model, probes={**read_card(plain_model).probes, **change})
     line = rf"^{plain_model / CARD}: probes are damaged \(.+\); export the run anew$"
     with pytest.raises(UserError, match=line) as raised:
         FeatureExtractor(plain_model)
@@ -103,6 +82,6 @@ def test_an_image_of_another_size_is_not_decoded(plain_model, monkeypatch):
     Image.new("RGB", (33, 48)).save(stream, "PNG")
     large = base64.b64encode(stream.getvalue()).decode()
     monkeypatch.setattr(Image.Image, "load", None)
-    rewrite(plain_model, probes={**read_card(plain_model).probes, "images": [large]})
+    rewrite_card(plain_model, probes={**read_card(plain_model).probes, "images": [large]})
     with pytest.raises(UserError, match=r"probes are damaged \(an image is RGB 33x48\)"):
         FeatureExtractor(plain_model)

@@ -23,7 +23,7 @@ from han_tf.features.extractor import FeatureExtractor
 from han_tf.models import create_model
 from han_tf.runs.card import CARD, hash_files
 from han_tf.runtimes.tflite import TFLiteModel
-from tests.conftest import measure_here
+from tests.conftest import measure_here, rewrite_card
 
 SIZE = (48, 32)
 
@@ -197,11 +197,6 @@ def copied(request, folders, tmp_path):
     return folder
 
 
-def rewrite(folder, **entries):
-    values = json.loads((folder / CARD).read_text())
-    (folder / CARD).write_text(json.dumps({**values, **entries}))
-
-
 def largest_file(folder):
     files = [folder / name for name in json.loads((folder / CARD).read_text())["files"]]
     return max(files, key=lambda path: path.stat().st_size)
@@ -247,17 +242,17 @@ def test_files_of_another_kind_are_one_line(copied):
     """The checksums fit, but the runtime cannot read the files."""
     for name in json.loads((copied / CARD).read_text())["files"]:
         (copied / name).write_bytes(b"something else entirely" * 10)
-    rewrite(copied, files=hash_files(copied))
+    rewrite_card(copied, files=hash_files(copied))
     with pytest.raises(UserError, match=r"cannot run this model \(.*\); export the run anew") as raised:
         FeatureExtractor(copied)
     assert "\n" not in str(raised.value)
 
 
 def test_another_version_or_format_is_one_line(copied):
-    rewrite(copied, version=0)
+    rewrite_card(copied, version=0)
     with pytest.raises(UserError, match="version is 0, expected 1; export the run anew"):
         FeatureExtractor(copied)
-    rewrite(copied, version=1, format="caffe")
+    rewrite_card(copied, version=1, format="caffe")
     with pytest.raises(UserError, match="format is 'caffe', expected one of saved_model, tflite, onnx, openvino"):
         FeatureExtractor(copied)
 

@@ -1,4 +1,4 @@
-"""Writes a synthetic data set in the layout of any supported data set.
+"""Write a synthetic data set in the layout of any supported data set.
 
 Example, to try the CUHK03 reader without CUHK03:
 
@@ -7,8 +7,6 @@ Example, to try the CUHK03 reader without CUHK03:
 
 import inspect
 import sys
-from collections.abc import Sequence
-from typing import Optional
 
 from absl import flags
 
@@ -27,16 +25,14 @@ _HELP = {
 }
 
 
-def define_flags() -> flags.FlagValues:
-    """Returns the flags; the numbers default to those of :class:`SyntheticPedestrians`."""
-    values = command_line.new_flags()
-    flags.DEFINE_string("root", None, "Folder to make.", flag_values=values)
-    command_line.require(values, "root", "the folder to make")
-    flags.DEFINE_enum("layout", "market1501", sorted(LAYOUTS), "Layout to write.", flag_values=values)
-    for name, parameter in inspect.signature(SyntheticPedestrians).parameters.items():
-        flags.DEFINE_integer(name, parameter.default, _HELP[name], flag_values=values)
-    flags.DEFINE_integer("workers", None, "Processes that draw; one per core if not given.", flag_values=values)
-    return values
+FLAGS = command_line.new_flags()
+flags.DEFINE_string("root", None, "Folder to make.", flag_values=FLAGS)
+command_line.require(FLAGS, "root", "the folder to make")
+flags.DEFINE_enum("layout", "market1501", sorted(LAYOUTS), "Layout to write.", flag_values=FLAGS)
+flags.DEFINE_integer("workers", None, "Processes that draw; one per core if not given.", flag_values=FLAGS)
+command_line.group(FLAGS, "images")
+for _name, _parameter in inspect.signature(SyntheticPedestrians).parameters.items():
+    flags.DEFINE_integer(_name, _parameter.default, _HELP[_name], flag_values=FLAGS)
 
 
 def main(values: flags.FlagValues) -> None:
@@ -46,10 +42,5 @@ def main(values: flags.FlagValues) -> None:
     print(f"{len(pedestrians)} images drawn, written to {values.root} ({values.layout} layout)")
 
 
-def cli(argv: Optional[Sequence[str]] = None) -> int:
-    """Runs the command line and returns its exit status."""
-    return command_line.run(main, define_flags(), __doc__, argv)
-
-
 if __name__ == "__main__":
-    sys.exit(cli())
+    sys.exit(command_line.run(main, FLAGS, __doc__))

@@ -26,17 +26,16 @@ from PIL import Image
 
 from han_tf.common.errors import UserError
 from han_tf.common.files import atomic_open
-from han_tf.data import cuhk03, dukemtmc, market1501, msmt17
+from han_tf.data import cuhk03, market1501
 from han_tf.data.csv_dataset import COLUMNS, FILE_NAME
 from han_tf.data.cuhk03 import CUHK03Name
 from han_tf.data.folders import PathLike
-from han_tf.data.records import DISTRACTOR_PID
+from han_tf.data.records import DISTRACTOR_PID, JUNK_PID, SUBSETS
 from han_tf.data.synthetic.images import LabelledImage
 
 _PAIRS = 5
 _SLOTS = 5  # images per person and view
-_CUHK03_NP_FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
-_MARKET_FOLDERS = {**_CUHK03_NP_FOLDERS, "multi_query": "gt_bbox"}
+_FOLDERS = dict(zip(SUBSETS, (*market1501.LAYOUTS[0], "gt_bbox")))
 
 
 def write_layout(layout: str, root: PathLike, images: Iterable[LabelledImage]) -> None:
@@ -61,15 +60,14 @@ def _save(path: Path, image: Image.Image) -> None:
 def _write_market1501(root: Path, images: Iterable[LabelledImage]) -> None:
     for subset, pid, camid, index, image in images:
         box = 0 if subset in ("query", "multi_query") else 1
-        name = market1501.format_name(market1501.MarketName(pid, camid, sequence=1, frame=index, box=box))
-        _save(root / _MARKET_FOLDERS[subset] / f"{name}.jpg", image)
+        person = "-1" if pid == JUNK_PID else f"{pid:04d}"
+        _save(root / _FOLDERS[subset] / f"{person}_c{camid}s1_{index:06d}_{box:02d}.jpg", image)
 
 
 def _write_dukemtmc(root: Path, images: Iterable[LabelledImage]) -> None:
     for subset, pid, camid, index, image in images:
         if pid >= DISTRACTOR_PID and subset != "multi_query":
-            name = dukemtmc.format_name(dukemtmc.DukeName(pid or 10_000 + index, camid, frame=index))
-            _save(root / _MARKET_FOLDERS[subset] / f"{name}.jpg", image)
+            _save(root / _FOLDERS[subset] / f"{pid or 10_000 + index:04d}_c{camid}_f{index:07d}.jpg", image)
 
 
 def _people(images: Iterable[LabelledImage]) -> Iterator[LabelledImage]:
@@ -84,8 +82,7 @@ def _write_msmt17(root: Path, images: Iterable[LabelledImage]) -> None:
         folder = "train" if subset == "train" else "test"
         pid = pids[folder].setdefault(pid, len(pids[folder]))
         number = seen[folder, pid] = seen.get((folder, pid), -1) + 1
-        name = msmt17.format_name(msmt17.MSMT17Name(pid, number, camid, f"0303morning_{index:04d}_0"))
-        path = f"{pid:04d}/{name}.jpg"
+        path = f"{pid:04d}/{pid:04d}_{number:03d}_{camid:02d}_0303morning_{index:04d}_0.jpg"
         _save(root / folder / path, image)
         lists["val" if subset == "train" and number % 4 == 3 else subset].append(f"{path} {pid}\n")
     for subset, lines in lists.items():
@@ -132,7 +129,7 @@ def _fold(images: Iterable[LabelledImage]) -> Iterator[_Folded]:
 def _write_cuhk03_np(root: Path, images: Iterable[LabelledImage]) -> None:
     for subset, pid, view, number, boxes in _fold(images):
         for split, image in boxes.items():
-            _save(root / split / _CUHK03_NP_FOLDERS[subset] / f"{pid:04d}_c{view}_{number}.png", image)
+            _save(root / split / _FOLDERS[subset] / f"{pid:04d}_c{view}_{number}.png", image)
 
 
 def _write_cuhk03(root: Path, images: Iterable[LabelledImage]) -> None:

@@ -13,7 +13,7 @@ from han_tf.common.processes import usable_cores
 from han_tf.common.progress import progress_bar
 from han_tf.data.folders import PathLike
 from han_tf.data.synthetic.generator import GENERATOR_VERSION, SyntheticPedestrians
-from han_tf.data.synthetic.layouts import LAYOUTS, write_layout
+from han_tf.data.synthetic.layouts import write_layout
 
 DESCRIPTION = "synthetic.json"
 """File in the data set's folder with its arguments, layout and generator version."""
@@ -24,16 +24,15 @@ def generate(
 ) -> None:
     """Draws a data set and writes it to the folder ``root``, with a progress bar.
 
-    The images go to a folder beside ``root`` that is renamed at the end, so an interrupted run leaves
-    ``root`` as it was. An earlier synthetic data set in ``root`` is replaced. ``layout`` is a key of :data:`LAYOUTS`,
-    ``workers`` the number of processes that draw, at least 1; that of the cores if None.
+    The images go to a folder beside ``root`` that is renamed at the end, so an interrupted run leaves ``root`` as it
+    was. An earlier synthetic data set in ``root`` is replaced. ``layout`` is a key of
+    :data:`han_tf.data.synthetic.LAYOUTS`, ``workers`` the number of processes that draw, at least 1; that of the cores
+    if None.
 
     Raises:
       UserError: ``root`` holds other files, the layout is unknown, ``workers`` is below 1 or a file cannot be written.
     """
     root = Path(root).absolute()
-    if layout not in LAYOUTS:
-        raise UserError(f"unknown layout {layout!r}, expected one of {', '.join(LAYOUTS)}")
     if workers is not None and workers < 1:
         raise UserError(f"workers is {workers}, expected at least 1")
     _check_replaceable(root)
