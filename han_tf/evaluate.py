@@ -21,7 +21,8 @@ If queries and gallery are the same images, every image searches all others:
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Optional, Union
@@ -45,6 +46,7 @@ with command_line.deferred_imports(__name__):
     from han_tf.evaluation.tables import camera_table, row_name, single_shot_table, table, verification_table
     from han_tf.features.archives import FeatureSet, load_features, save_features
     from han_tf.metrics import MatrixDistances, check_normalised
+    from han_tf.metrics.checks import BadRow
     from han_tf.metrics.verification import REPORTED_FPR
 
 SUBSETS = ("query", "gallery", "multi_query")
@@ -300,7 +302,8 @@ def _evaluate(
     plots: Optional[ModuleType],
 ) -> None:
     """Evaluates the features of one data set, prints the tables and writes the files that the flags ask for."""
-    methods = _methods(values, subsets, branches)
+    with _naming_images(subsets):
+        methods = _methods(values, subsets, branches)
     if values.save_features:
         for name, features in subsets.items():
             save_features(Path(values.save_features) / f"{name}.npz", features)
@@ -325,7 +328,8 @@ def _evaluate(
         origin["distances"] = values.distances
         rows = [score(MatrixDistances(distances), query, gallery, "distances", **options)]
     else:
-        rows = evaluate_features(*subsets.values(), branches=branches, **methods, **options)
+        with _naming_images(subsets):
+            rows = evaluate_features(*subsets.values(), branches=branches, **methods, **options)
 
     if options["protocol"] != Protocol():
         origin["protocol"] = options["protocol"]._asdict()
@@ -351,6 +355,18 @@ def _evaluate(
         written += _save_plots(plots, rows, Path(values.plots))
     for path in written:
         print(f"written to {path}")
+
+
+@contextmanager
+def _naming_images(subsets: Mapping[str, FeatureSet]) -> Iterator[None]:
+    """Adds the image, where its path is known, to an error about one of the features."""
+    try:
+        yield
+    except BadRow as error:
+        own = [subset for subset in subsets.values() if np.may_share_memory(subset.features, error.features)]
+        if not own or not own[0].paths[error.row]:
+            raise
+        raise UserError(f"{error}; the image is {own[0].paths[error.row]}") from error
 
 
 def _result_name(origin: Mapping[str, Any], checkpoint: str, within_camera: bool) -> str:

@@ -177,10 +177,11 @@ def _features(values: flags.FlagValues, run: LoadedRun, subset: str, records: Se
     saved = load_features(path)
     rows = {image: row for row, image in enumerate(saved.paths)}
     missing = [record.path for record in records if record.path not in rows]
-    if missing and not (values.skip_bad_images and len(missing) < len(records)):
-        raise UserError(
-            f"{path}: no features of {missing[0]} ({len(missing)} such images), expected those of all images"
-        )
+    if missing:
+        lacking = f"{path}: no features of {missing[0]} ({len(missing)} such images)"
+        if not values.skip_bad_images or len(missing) == len(records):
+            raise UserError(f"{lacking}, expected those of all images")
+        print(f"note: {lacking}, left out")
     return saved.where(np.array([rows[record.path] for record in records if record.path in rows]))
 
 

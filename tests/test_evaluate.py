@@ -23,6 +23,7 @@ from han_tf.data.reading import decode_image, resize
 from han_tf.evaluation.scoring import METHODS, evaluate_features
 from han_tf.evaluation.tables import camera_table, table, verification_table
 from han_tf.features.archives import FeatureSet, load_features, save_features
+from han_tf.features.shards import FeatureBatch, Manifest, write_manifest, write_shard
 from han_tf.metrics import FeatureDistances, single_gallery_shot
 from han_tf.runs.card import read_card
 
@@ -496,6 +497,39 @@ class TestWrongFeatures:
     def test_features_that_must_be_normalised(self, capsys, subsets, tmp_path, subset, change, words, flag):
         self.save(tmp_path, subsets, subset, "features", change)
         check_error(capsys, ["--features", tmp_path, "--branches=global,local", flag], words)
+
+    @pytest.mark.parametrize(
+        "more", [(), ("--branches=global,local",), EXPANDED, ("--rerank",)], ids=["plain", "branches", "QE", "re-rank"]
+    )
+    @pytest.mark.parametrize("subset", ["query", "gallery", "multi_query"])
+    def test_the_image_of_a_feature_that_is_not_finite_is_named(self, capsys, subsets, tmp_path, subset, more):
+        query, gallery = subsets
+        others = query._replace(paths=np.array([f"other/{number}.jpg" for number in range(QUERIES)]))
+        files = {"query": query, "gallery": gallery, "multi_query": others}
+        bad = files[subset]._replace(features=with_value(files[subset].features, 6, np.nan))
+        for name, features in {**files, subset: bad}.items():
+            save_features(tmp_path / f"{name}.npz", features)
+        check_error(capsys, ["--features", tmp_path, *more], "row 6 holds nan", f"; the image is {bad.paths[6]}")
+
+    def test_the_image_of_a_feature_in_parquet_files_is_named(self, capsys, subsets, tmp_path):
+        pytest.importorskip("pyarrow")
+        query, gallery = subsets
+        save_features(tmp_path / "query.npz", query)
+        bad = gallery._replace(features=with_value(gallery.features, 6, np.inf))
+        manifest = Manifest("0" * 64, DIMENSION, ("global", "local"), "f" * 64, len(bad.paths), 100)
+        write_manifest(tmp_path / "gallery", manifest)
+        for number in range(manifest.shards):
+            rows = bad.where(np.arange(*manifest.bounds(number)))
+            times, paths = np.full(len(rows.pids), np.nan), rows.paths.astype(object)
+            write_shard(tmp_path / "gallery", manifest, number, FeatureBatch(*rows[:3], times, paths))
+        words = f"gallery_features row 6 holds inf (1 such rows), expected finite numbers; the image is {bad.paths[6]}"
+        check_error(capsys, ["--features", tmp_path / "query.npz", tmp_path / "gallery"], words)
+
+    def test_an_image_without_a_path_is_not_named(self, capsys, subsets, tmp_path):
+        nameless = [features._replace(paths=np.full(len(features.paths), "")) for features in subsets]
+        self.save(tmp_path, nameless, "query", "features", lambda a: with_value(a, 4, np.nan))
+        assert call("--features", tmp_path) == 1
+        assert capsys.readouterr().err.rstrip().endswith("expected finite numbers")
 
     @pytest.mark.parametrize("empty", ["query", "gallery"])
     def test_no_images(self, capsys, subsets, tmp_path, empty):

@@ -163,6 +163,15 @@ def test_saved_features_are_used(folders, features, tmp_path, capsys):
     message = f"error: {tmp_path / 'query.npz'}: no features of {dataset.query[0].path} (1 such images)"
     assert message in capsys.readouterr().err
 
+    people = np.flatnonzero(opposite.pids != -1)
+    save_features(tmp_path / "gallery.npz", opposite.where(people[2:]))
+    assert run(*arguments, "--skip_bad_images") == 0
+    notes = [line for line in capsys.readouterr().out.splitlines() if "no features of" in line]
+    assert notes == [
+        f"note: {tmp_path / 'query.npz'}: no features of {dataset.query[0].path} (1 such images), left out",
+        f"note: {tmp_path / 'gallery.npz'}: no features of {opposite.paths[people[0]]} (2 such images), left out",
+    ]
+
 
 def test_pictures_go_to_the_run_by_default(folders):
     runs, _ = folders

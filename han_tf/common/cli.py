@@ -243,8 +243,8 @@ def run(
         status = _run(main, values, description, list(sys.argv if argv is None else argv), positional)
         sys.stdout.flush()
         return status
-    except OSError:
-        error = _output_error()
+    except OSError as raised:
+        error = _output_error(raised)
         if error is None:
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes again when it exits
@@ -267,8 +267,13 @@ def _prepare_output() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def _output_error() -> Optional[OSError]:
-    """Returns the error of writing an empty line to standard output, None if that works."""
+def _output_error(raised: OSError) -> Optional[OSError]:
+    """Returns the error of writing an empty line to standard output; None if that works, or ``raised`` is no such one.
+
+    An error of standard output comes from the system, which gives it a number, and is about no named file.
+    """
+    if raised.errno is None or raised.filename is not None:
+        return None
     try:
         sys.stdout.flush()
         os.write(sys.stdout.fileno(), b"\n")  # an unbuffered stream keeps nothing to flush after a failed write

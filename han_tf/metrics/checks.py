@@ -32,6 +32,19 @@ GREATEST_NORM = float(np.finfo(np.float32).max / 8)
 """Bound on squared norms, below which squared distances do not overflow float32."""
 
 
+class BadRow(UserError):
+    """A feature that no metric takes.
+
+    Attributes:
+      features: ``[n, d]``, the features it is one of, or a view of them.
+      row: its number there.
+    """
+
+    def __init__(self, message: str, features: np.ndarray, row: int):
+        super().__init__(message)
+        self.features, self.row = features, row
+
+
 def check_features(features: Any, name: str, dimension: Optional[int] = None) -> np.ndarray:
     """Returns ``features`` as an array ``[n, d]`` of numbers; arrays, also memory-mapped ones, are not copied.
 
@@ -58,7 +71,7 @@ def squared_norms(features: np.ndarray, name: str) -> np.ndarray:
     """Returns each row's squared L2 norm, float64 ``[n]``; reads the features once, block by block.
 
     Raises:
-      UserError: a value is NaN or infinite, or a squared norm is at least :data:`GREATEST_NORM`.
+      BadRow: a value is NaN or infinite, or a squared norm is at least :data:`GREATEST_NORM`.
     """
     norms = np.empty(len(features), np.float64)
     for start in range(0, len(features), ROWS):
@@ -70,7 +83,8 @@ def squared_norms(features: np.ndarray, name: str) -> np.ndarray:
         values = np.asarray(features[row])
         wrong = values[~np.isfinite(values)]
         found = wrong[0] if len(wrong) else f"a squared norm of {norms[row]:.3g}"
-        raise UserError(f"{name} row {row} holds {found} ({len(bad)} such rows), expected finite numbers")
+        message = f"{name} row {row} holds {found} ({len(bad)} such rows), expected finite numbers"
+        raise BadRow(message, features, row)
     return norms
 
 

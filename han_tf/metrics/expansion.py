@@ -8,6 +8,7 @@ from han_tf.common.errors import UserError
 from han_tf.metrics.checks import (
     LEAST_MEMORY,
     ROWS,
+    BadRow,
     check_camids,
     check_count,
     check_features,
@@ -31,7 +32,8 @@ def check_normalised(features: Any, parts: int = 1, name: str = "features") -> N
       name: of the array in error messages.
 
     Raises:
-      UserError: a part of a feature has another norm, or d is no multiple of ``parts``.
+      UserError: d is no multiple of ``parts``; as :class:`~han_tf.metrics.checks.BadRow`, a part of a feature has
+        another norm.
     """
     features = check_features(features, name)
     size = _part_size(features.shape[1], parts, name)
@@ -40,9 +42,8 @@ def check_normalised(features: Any, parts: int = 1, name: str = "features") -> N
         bad = np.flatnonzero(np.abs(norms - 1) > NORM_TOLERANCE)
         if len(bad):
             where = f" part {part + 1} of {parts}" if parts > 1 else ""
-            raise UserError(
-                f"{name} row {bad[0]}{where} has L2 norm {norms[bad[0]]:.4g} ({len(bad)} such rows), expected 1"
-            )
+            message = f"{name} row {bad[0]}{where} has L2 norm {norms[bad[0]]:.4g} ({len(bad)} such rows), expected 1"
+            raise BadRow(message, features, int(bad[0]))
 
 
 def normalise(features: np.ndarray, parts: int = 1) -> np.ndarray:

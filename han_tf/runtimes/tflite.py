@@ -4,17 +4,20 @@ import queue
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 
 import numpy as np
 import tensorflow as tf
 
+from han_tf.common.errors import Note
 from han_tf.common.processes import usable_cores
 from han_tf.runs.card import ModelCard
 from han_tf.runtimes import in_batches, model_file
 
 BATCH = 8
 """Images per call of an interpreter: enough for fast products, few enough for the maps to stay in the cache."""
+
+_WITHOUT_XNNPACK = tf.lite.experimental.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
 
 
 class TFLiteModel:
@@ -33,9 +36,16 @@ class TFLiteModel:
         with warnings.catch_warnings():
             # TensorFlow advertises another package in six lines.
             warnings.filterwarnings("ignore", r"\s*Warning: tf\.lite\.Interpreter is deprecated", UserWarning)
-            for _ in range(threads):
-                interpreter = tf.lite.Interpreter(model_content=content, num_threads=1)
-                interpreter.allocate_tensors()
+            options: dict[str, Any] = {"model_content": content, "num_threads": 1}
+            try:
+                first = _interpreter(options)
+            except RuntimeError as error:
+                # XNNPACK's kernels refuse an int8 layer that gave only 0 in the calibration: its scale is too small.
+                options["experimental_op_resolver_type"] = _WITHOUT_XNNPACK
+                first = _interpreter(options)
+                reason = " ".join(str(error).split())
+                warnings.warn(f"{path}: runs without XNNPACK, more slowly ({reason})", Note, stacklevel=2)
+            for interpreter in (first, *(_interpreter(options) for _ in range(threads - 1))):
                 self._free.put(interpreter)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="tflite")
 
@@ -55,6 +65,12 @@ class TFLiteModel:
             return interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
         finally:
             self._free.put(interpreter)
+
+
+def _interpreter(options: dict[str, Any]) -> tf.lite.Interpreter:
+    interpreter = tf.lite.Interpreter(**options)
+    interpreter.allocate_tensors()
+    return interpreter
 
 
 def open_model(folder: Path, card: ModelCard, threads: Optional[int]) -> TFLiteModel:

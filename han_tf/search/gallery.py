@@ -682,6 +682,14 @@ class Gallery(ABC):
         return features
 
 
+def check_format(found: Any, known: int, location: Any) -> None:
+    """Raises UserError unless ``found``, the version of the format of a gallery, is the one that is ``known``."""
+    if found != known:
+        newer = type(found) is int and found > known
+        advice = "a newer han-tf made it, update this one" if newer else "build it again with python -m han_tf.index"
+        raise UserError(f"{location}: a gallery of format {found}, expected {known}: {advice}")
+
+
 def check_threshold(threshold: float) -> float:
     """Returns ``threshold``; raises UserError if it is no distance, infinity being one."""
     if isinstance(threshold, bool) or not isinstance(threshold, (int, float, np.number)) or not threshold >= 0:

@@ -31,11 +31,14 @@ from han_tf.search.gallery import (
     Filters,
     Gallery,
     Progress,
+    check_format,
     check_ids,
     stored_threshold,
 )
 
 FORMAT = 1
+"""Version of the collections, as that of the files in :mod:`han_tf.search.store`."""
+
 TOKEN = "MILVUS_TOKEN"
 """Variable of the environment that holds the token, or user:password, where none is given."""
 
@@ -115,10 +118,7 @@ class MilvusGallery(Gallery):
             if not rows:
                 raise UserError(f"{self.location}: no gallery here, expected one made by python -m han_tf.index")
             self._settings = json.loads(rows[0]["value"])
-            if self._settings.get("format") != FORMAT:
-                raise UserError(
-                    f"{self.location}: a gallery of format {self._settings.get('format')}, expected {FORMAT}"
-                )
+            check_format(self._settings.get("format"), FORMAT, self.location)
             with self._errors():
                 self.client.load_collection(address.collection)
         except BaseException:

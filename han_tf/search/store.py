@@ -30,13 +30,14 @@ import numpy as np
 from han_tf.common.errors import UserError
 from han_tf.common.files import discard, lock, sync_folder
 from han_tf.search.choice import ENGINES
-from han_tf.search.gallery import UNKNOWN, Columns, Entry, Progress
+from han_tf.search.gallery import UNKNOWN, Columns, Entry, Progress, check_format
 
 DATABASE = "gallery.sqlite"
 LOCK = "lock"
 FIRST_VECTORS = "vectors-0.f32"
 FORMAT = 1
-"""Version of the files; another one is refused."""
+"""Version of the files; another one is refused. Raised when a version that knows the one before would read or search
+worse what this one writes."""
 
 SCHEMA = """
 CREATE TABLE settings (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -441,11 +442,7 @@ class Store:
             database.execute("BEGIN")
             try:
                 settings = {key: json.loads(value) for key, value in database.execute("SELECT * FROM settings")}
-                if settings.get("format") != FORMAT:
-                    raise UserError(
-                        f"{self.folder}: a gallery of format {settings.get('format')}, expected {FORMAT}: "
-                        "build it again with python -m han_tf.index"
-                    )
+                check_format(settings.get("format"), FORMAT, self.folder)
                 _check_settings(settings)
                 rows = settings["rows"]
                 vectors = self._map(settings["vectors"], rows, settings["dimension"])

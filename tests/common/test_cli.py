@@ -437,6 +437,14 @@ def test_a_full_disk_behind_standard_output_is_one_line():
         assert command.returncode == 1
 
 
+@pytest.mark.parametrize("error", [OSError("broken data stream"), FileNotFoundError(2, "No such file", "a.jpg")])
+def test_an_error_that_is_not_of_standard_output_writes_nothing_there(capfd, error):
+    with pytest.raises(OSError, match=r"broken data stream|No such file") as raised:
+        Command(result=error)()
+    assert raised.value is error
+    assert capfd.readouterr().out == ""
+
+
 @pytest.mark.parametrize("redirection", [">&-", "2>&-", ">&- 2>&-"])
 def test_closed_streams_are_no_error(redirection):
     for arguments, status in (("--help", 0), ("--nosuchflag", 2)):

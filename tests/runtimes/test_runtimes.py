@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 
 from han_tf import runtimes
-from han_tf.common.errors import UserError
+from han_tf.common.errors import Note, UserError
 from han_tf.data import load_dataset
 from han_tf.deploy import writing
 from han_tf.deploy.exporters import FORMATS
@@ -23,7 +23,7 @@ from han_tf.features.extractor import FeatureExtractor
 from han_tf.models import create_model
 from han_tf.runs.card import CARD, hash_files
 from han_tf.runtimes.tflite import TFLiteModel
-from tests.conftest import measure_here, rewrite_card
+from tests.conftest import TINY_ARGS, measure_here, rewrite_card
 
 SIZE = (48, 32)
 
@@ -113,6 +113,45 @@ def test_tflite_int8_of_an_untrained_network_does_not_abort(images, tmp_path):
     writer.export(function, tmp_path, "int8", images[:8])
     code = "import sys; import tensorflow as tf; tf.lite.Interpreter(sys.argv[1]).allocate_tensors()"
     assert subprocess.run([sys.executable, "-c", code, str(tmp_path / "model.tflite")], check=False).returncode == 0
+
+
+def test_tflite_int8_of_an_untrained_narrow_network_runs(images, tmp_path):
+    """Layers of one filter give only 0, with scales that the newest TensorFlow's XNNPACK refuses."""
+    writer = importlib.import_module("han_tf.deploy.exporters.tflite")
+    tf.keras.utils.set_random_seed(0)
+    network = create_model("han_small", input_size=SIZE, feature_dim=64, **TINY_ARGS)
+    writer.export(deployment_function(network, writer.FLAT), tmp_path, "int8", images[:8])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Note)
+        model = TFLiteModel(str(tmp_path / "model.tflite"), 1)
+    for count in (1, 8):
+        assert np.isfinite(model.embed(images[:count])).all()
+
+
+def test_what_xnnpack_refuses_runs_without_it(tmp_path, monkeypatch):
+    writer = importlib.import_module("han_tf.deploy.exporters.tflite")
+    doubled = tf.function(
+        lambda images: {"features": 2 * tf.cast(images, tf.float32)[:, 0, 0]},
+        [tf.TensorSpec([None, 4, 4, 3], tf.uint8, name="images")],
+    )
+    writer.export(doubled.get_concrete_function(), tmp_path, "float32", None)
+
+    class Interpreter(tf.lite.Interpreter):
+        def __init__(self, **options):
+            self.refuses = "experimental_op_resolver_type" not in options
+            super().__init__(**options)
+
+        def allocate_tensors(self):
+            if self.refuses:
+                raise RuntimeError("failed to create XNNPACK runtime\nNode number 371")
+            super().allocate_tensors()
+
+    monkeypatch.setattr(tf.lite, "Interpreter", Interpreter)
+    path = str(tmp_path / "model.tflite")
+    with pytest.warns(Note, match=r"runs without XNNPACK, more slowly \(failed to create XNNPACK runtime Node number"):
+        model = TFLiteModel(path, 2)
+    images = np.random.default_rng(0).integers(0, 256, (3, 4, 4, 3)).astype(np.uint8)
+    np.testing.assert_array_equal(model.embed(images), 2.0 * images[:, 0, 0])
 
 
 def test_tflite_opens_without_the_newest_tensorflows_warning(tmp_path, monkeypatch):

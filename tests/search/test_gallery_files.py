@@ -606,7 +606,12 @@ def test_what_is_no_gallery_is_said_in_one_line(path, tmp_path):
     with sqlite3.connect(path / "gallery.sqlite") as database:
         database.execute("UPDATE settings SET value = '7' WHERE key = 'format'")
     database.close()
-    with pytest.raises(UserError, match="a gallery of format 7, expected 1"):
+    with pytest.raises(UserError, match="a gallery of format 7, expected 1: a newer han-tf made it, update this one"):
+        open_gallery(path)
+    with sqlite3.connect(path / "gallery.sqlite") as database:
+        database.execute("UPDATE settings SET value = '0' WHERE key = 'format'")
+    database.close()
+    with pytest.raises(UserError, match="a gallery of format 0, expected 1: build it again"):
         open_gallery(path)
     (path / "gallery.sqlite").write_bytes(b"no database" * 100)
     with pytest.raises(UserError, match=r"gallery.sqlite: file is not a database"):

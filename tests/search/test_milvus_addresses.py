@@ -39,6 +39,15 @@ def test_an_address_is_told_from_a_folder(path, expected):
         assert Address.of(str(expected)) == expected._replace(token="")
 
 
+def test_a_gallery_of_a_newer_version_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "gallery.db"
+    with monkeypatch.context() as newer:
+        newer.setattr(milvus_gallery, "FORMAT", 2)
+        create_gallery(path, DIMENSION, CHECKSUM).close()
+    with pytest.raises(UserError, match="a gallery of format 2, expected 1: a newer han-tf made it, update this one"):
+        open_gallery(path)
+
+
 def test_a_password_is_used_and_never_shown(monkeypatch, capsys):
     milvus_gallery._import_client()  # before pymilvus itself, which would configure all logging
     from pymilvus import MilvusException
