@@ -1,6 +1,6 @@
 """Galleries of features to search in, behind one interface: FAISS in a folder, or Milvus.
 
-README.md beside this file shows how. The engines' packages are imported when a gallery is made or opened.
+README.md in this folder has examples. An engine's packages are imported when a gallery is created or opened.
 """
 
 from han_tf.search.gallery import Entry, Filters, Gallery, Hit

@@ -4,10 +4,10 @@
   python -m han_tf.search --index DIR --id N
   python -m han_tf.search --index DIR --features FILE.npz
 
---index is a folder or an address of Milvus, as python -m han_tf.index made it. --model is a training run or an export,
-the one whose features the gallery holds. Hits beyond the gallery's threshold are left out; where none is left, the
-answer is "not in the gallery". --white_level is that which the gallery's images were extracted with. Times are seconds
-since 1970, UTC, or ISO 8601 (UTC if they name no zone).
+--index is a folder or an address of Milvus, made by python -m han_tf.index. --model is the training run or export that
+made the gallery's features. Hits beyond the gallery's threshold are left out; if none is left, the answer is "not in
+the gallery". --white_level is the one that the gallery's images were extracted with. Times are seconds since 1970, UTC,
+or ISO 8601 (UTC if they name no zone).
 """
 
 import json
@@ -94,7 +94,7 @@ def main(values: flags.FlagValues) -> None:
 
 
 def _queries(values: flags.FlagValues, gallery: Gallery) -> tuple[list[str], np.ndarray]:
-    """Returns what is searched for: names to show and features."""
+    """Returns the queries: names to print, and features ``[n, dimension]``."""
     if values.id:
         return [f"entry {id}" for id in values.id], gallery.features(values.id)
     if values.features:

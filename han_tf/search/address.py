@@ -7,17 +7,16 @@ from urllib.parse import unquote
 from han_tf.common.errors import UserError
 
 COLLECTION = "gallery"
+"""The collection of an address that names none."""
 
 
 class Address(NamedTuple):
-    """The address of a Milvus gallery.
-
-    Its text form leaves out the token, so it can be shown.
+    """The address of a Milvus gallery. Its text form does not contain the token and may be shown.
 
     Attributes:
       uri: an http(s) address or a file of Milvus Lite.
       collection: its name.
-      token: ``user:password`` or a token that stood in the address, before an ``@``; empty if none did.
+      token: the part of the address before ``@``, ``user:password`` or a token; empty if there is none.
     """
 
     uri: str
@@ -26,14 +25,18 @@ class Address(NamedTuple):
 
     @classmethod
     def of(cls, path: Union[str, os.PathLike], collection: Optional[str] = None) -> Optional["Address"]:
-        """Returns the address that ``path`` is, with the collection after a ``#``; None if it is a folder's."""
+        """Returns the address in ``path``, which may end in ``#collection``; None if ``path`` is a folder.
+
+        Raises:
+          UserError: a scheme other than http and https with a token; no valid name of a collection.
+        """
         uri, token = os.fspath(path), ""
         scheme, separator, rest = uri.partition("://")
         remote = bool(separator) and scheme.lower() in ("http", "https")
-        if separator and not remote and "@" in rest:  # a password may stand there, which a folder's name would show
+        if separator and not remote and "@" in rest:  # taken for a folder, its name would show the password
             raise UserError(f"{scheme}:// is no address of Milvus, expected http://HOST:PORT or https://HOST:PORT")
         if remote:
-            token, _, host = rest.rpartition("@")  # a password may hold any sign, a # or an @ too
+            token, _, host = rest.rpartition("@")  # the password may contain # and @
             uri, token = f"{scheme.lower()}://{host}", unquote(token)
         uri, _, named = uri.partition("#")
         if not remote and not uri.endswith(".db"):

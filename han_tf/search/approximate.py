@@ -1,13 +1,13 @@
-"""Approximate indexes of FAISS that propose candidates; they are derived from the vectors and can be made anew.
+"""Approximate indexes of FAISS that propose candidates; they are derived from the vectors and can be rebuilt.
 
-Features of trained networks vary in far fewer directions than they have values. So vectors are first projected on the
-principal axes that hold 99 % of a sample's variance, where these are half as many as the values or fewer. What is left
-is kept in a byte per value or less. Both affect only the choice of candidates, which are then compared
+Features of trained networks vary in far fewer directions than they have values. Vectors are therefore projected on the
+principal axes that hold 99 % of a sample's variance, if these are at most half as many as the values. The projected
+vectors are quantised to one byte per value or less. Both affect only the choice of candidates, which are then compared
 by their float32 features.
 
-- ``hnsw``: a graph over vectors of one byte per value (8-bit scalar quantiser), all of it in memory.
+- ``hnsw``: a graph over vectors of one byte per value (8-bit scalar quantiser), held in memory.
 - ``ivfpq``: inverted lists of product-quantised vectors, up to 64 bytes each. The file of the lists is mapped into
-  memory, so that only the lists that are searched are read; rows added since it was written are kept in memory.
+  memory, so that a search reads only the lists that it uses. Rows added since it was written are held in memory.
 """
 
 import math
@@ -24,34 +24,34 @@ KINDS = ("hnsw", "ivfpq")
 VARIANCE = 0.99
 AXES_STEP = 16
 PROJECTION_TRAINED = 16_384
-"""Share of the variance that the principal axes hold; they are a multiple of 16; vectors they are learnt from."""
+"""Share of the variance that the principal axes hold; their number is a multiple of 16; vectors they are trained on."""
 
 LINKS = 32
 CONSTRUCTION = 80
 SEARCHED = 256
-"""HNSW: links per vector and level (M), candidates kept while building and while searching (ef)."""
+"""HNSW: links per vector and level (M), candidates kept while building (efConstruction) and while searching (ef)."""
 
 LISTS_PER_ROOT = 4
 TRAINED_PER_LIST = 40
 TRAINING_ROUNDS = 10
 CODE_BYTES = 64
-"""IVF-PQ: lists per √n; vectors that train each, in how many rounds of k-means; most bytes per vector."""
+"""IVF-PQ: number of lists divided by √n; training vectors per list; rounds of k-means; most bytes per vector."""
 
 LIST_SHARE = 5
 LISTS_LEAST = 16
 PREFETCHING = 4
-"""IVF-PQ: one list in so many is read by a search, and at least so many; threads that begin to read them from disk,
-of which FAISS starts 32 for every search, at more cost than a search in memory has."""
+"""IVF-PQ: a search reads one list in five, at least 16; threads that prefetch lists from disk. FAISS's default of 32
+threads per search costs more time than a search in memory takes."""
 
 SCALAR_TRAINED = 65_536
-"""Vectors from which the range of each value is learnt for 8 bits."""
+"""Vectors that the range of the 8-bit values is trained on."""
 
 MOST_EFFORT = 16
-"""Filters that let few pass make a search look at more, up to so many times as much."""
+"""If few rows pass a filter, a search looks at up to 16 times as many candidates or lists."""
 
 
 class ApproximateIndex:
-    """An index that proposes rows near a query. Several threads may search at once; adding excludes all others.
+    """An index that proposes rows near a query. Several threads may search at once, but not while one adds rows.
 
     Args:
       kind: one of :data:`KINDS`.
@@ -64,18 +64,18 @@ class ApproximateIndex:
         self.faiss = import_faiss()
         self.kind = kind
         self.dimension = dimension
-        self._whole: Any = None  # owns the transform and the part that were trained or read
+        self._whole: Any = None  # keeps the objects of FAISS alive that the next two refer to
         self._transform: Any = None
-        self._parts: list[Any] = []  # an index takes new rows; for ivfpq the lists in the file may stand before it
+        self._parts: list[Any] = []  # the last takes new rows; of a file of ivfpq, the mapped lists are the first
 
     @property
     def rows(self) -> int:
-        """Rows ``[0, rows)`` of the file of vectors are in the index."""
+        """Number of indexed rows; these are the first ones of the file of vectors."""
         return sum(part.ntotal for part in self._parts)
 
     @property
     def width(self) -> int:
-        """Values that are left of a vector."""
+        """Dimension of the projected vectors."""
         return self._parts[-1].d
 
     def train(self, vectors: np.ndarray, chosen: np.ndarray) -> None:
@@ -102,12 +102,12 @@ class ApproximateIndex:
         if self.kind == "hnsw":
             index.hnsw.efConstruction = CONSTRUCTION
         else:
-            # Codes of the vectors themselves, not of what is left after the list's centre: then one table serves a
-            # query in all lists. That costs accuracy which the exact comparison gives back.
+            # Codes of the vectors, not of their differences from the list's centre: one table of distances per query
+            # is enough for all lists. The exact comparison makes up for the lower accuracy.
             index.by_residual = False
             for clustering in (index.cp, index.pq.cp):
                 clustering.niter = TRAINING_ROUNDS
-                clustering.min_points_per_centroid = 1  # few vectors are no reason for a warning
+                clustering.min_points_per_centroid = 1  # prevents FAISS's warning about few vectors
         self._whole.train(sample(trained))
 
     def add(self, vectors: np.ndarray) -> None:
@@ -123,9 +123,9 @@ class ApproximateIndex:
 
         Args:
           queries: float32 ``[q, d]``.
-          k: rows.
-          mask: bool ``[rows]``, those that may be proposed; None for all.
-          effort: at least 1; how many times as much to look at as usual.
+          k: most rows per query and part.
+          mask: bool ``[rows]``, the rows that may be proposed; None for all.
+          effort: factor on the number of candidates or lists to look at, at least 1.
         """
         faiss, queries, effort = self.faiss, self._reduced(queries), min(effort, MOST_EFFORT)
         selector = None
@@ -157,17 +157,17 @@ class ApproximateIndex:
 
     @classmethod
     def read(cls, kind: str, path: Path, dimension: int) -> "ApproximateIndex":
-        """Returns what :meth:`write` wrote.
+        """Returns the index that :meth:`write` wrote.
 
         Raises:
-          UserError: it is none of that kind and dimension.
+          UserError: the file holds no index of that kind and dimension.
         """
         faiss = import_faiss()
         try:
             read = cls(kind, dimension)
             whole = faiss.read_index(str(path), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY if kind == "ivfpq" else 0)
             if isinstance(whole, faiss.IndexIVFPQ) and whole.d == _padded(dimension) > dimension:
-                # Older files hold no transform that pads.
+                # Files of earlier versions lack the transform that pads.
                 whole = faiss.IndexPreTransform(faiss.RemapDimensionsTransform(dimension, whole.d, False), whole)
             if whole.d != dimension:
                 raise ValueError(f"it is of dimension {whole.d}, not {dimension}")
@@ -179,11 +179,11 @@ class ApproximateIndex:
             raise UserError(f"{path}: {' '.join(str(error).split())}, expected an index of kind {kind}") from error
         if kind == "ivfpq":
             faiss.downcast_InvertedLists(index.invlists).prefetch_nthread = PREFETCHING
-            read._parts.append(read._without_rows(index))  # a mapped file takes no rows
+            read._parts.append(read._without_rows(index))  # rows cannot be added to a mapped file
         return read
 
     def _take(self, whole: Any) -> None:
-        """Uses an index of FAISS that was made or read."""
+        """Uses an index that FAISS has created or read."""
         self._whole = index = whole
         if isinstance(whole, self.faiss.IndexPreTransform):
             self._transform = self.faiss.downcast_VectorTransform(whole.chain.at(0))
@@ -191,7 +191,7 @@ class ApproximateIndex:
         self._parts = [index]
 
     def _without_rows(self, index: Any) -> Any:
-        """Returns an IVF-PQ index with the quantisers of ``index``, which it needs as long as it lives, and no rows."""
+        """Returns an empty IVF-PQ index that shares the quantisers of ``index``, which must outlive it."""
         like = self.faiss.IndexIVFPQ(index.quantizer, index.d, index.nlist, index.pq.M, index.pq.nbits)
         like.pq, like.by_residual, like.is_trained = index.pq, index.by_residual, True
         return like
@@ -201,7 +201,7 @@ class ApproximateIndex:
 
 
 def principal_axes(vectors: np.ndarray) -> int:
-    """Returns how many axes hold 99 % of the variance, a multiple of 16; 0 if these are more than d/2.
+    """Returns how many axes hold 99 % of the variance, rounded up to a multiple of 16; 0 if that is more than d/2.
 
     Args:
       vectors: float32 ``[n, d]``.
@@ -214,12 +214,12 @@ def principal_axes(vectors: np.ndarray) -> int:
 
 
 def _code_bytes(width: int) -> int:
-    """Returns the bytes of a product-quantised vector: one for two values, or for more."""
+    """Returns the bytes of a product-quantised vector: one per two values, at most :data:`CODE_BYTES`."""
     return min(CODE_BYTES, -(-width // 2))
 
 
 def _padded(width: int) -> int:
-    """Returns the next width of which each byte stands for equally many values."""
+    """Returns ``width``, rounded up so that each byte encodes the same number of values."""
     return -(-width // _code_bytes(width)) * _code_bytes(width)
 
 

@@ -1,15 +1,15 @@
-"""A threshold for a wanted false-accept rate, from images of people that the gallery does not know.
+"""A threshold for a wanted false-accept rate, chosen with images of people who are not in the gallery.
 
 Two rates have this name and differ by orders of magnitude:
 
-- per **search** (``search``; NIST's FPIR, false positive identification rate): the share of searches of a stranger that
-  find anybody at all within the threshold. It is the rate in a deployment, and rises with the gallery.
+- per **search** (``search``; NIST's FPIR, false positive identification rate): the share of searches for a stranger
+  that find anybody within the threshold. It is the rate in a deployment, and grows with the gallery.
 - per **pair** (``pair``; the false match rate, the FPR of :func:`han_tf.metrics.verify`): the share of pairs of images
-  of two people that lie within the threshold. A search compares the query with all N images: at a rate of r per pair up
-  to N·r false hits are to be expected.
+  of two people that lie within the threshold. A search compares the query with all N images: at a rate of r per pair,
+  up to N·r false hits are expected.
 
-A search of a stranger is emulated by searching with a validation image among the images of all other people. Validation
-images without a pid are left out.
+A search for a stranger is simulated by searching with a validation image among the images of all other people.
+Validation images without a pid are left out.
 """
 
 import math
@@ -25,25 +25,23 @@ from han_tf.metrics.nearest import nearest
 from han_tf.search.exact import widened
 from han_tf.search.gallery import UNKNOWN, Gallery
 
-KINDS = ("search", "pair")
-
 BATCH = 256
 """Searches at a time."""
 
 ASKED = 16
-"""Hits asked for at first; more where all are of the query's own person."""
+"""Hits per query in the first request; more are requested if all are of the query's own person."""
 
 
 class Calibration(NamedTuple):
     """A threshold and the facts of its calibration.
 
     Attributes:
-      threshold: greatest L2 distance that is accepted.
-      facts: JSON values by name, to be stored with it: ``kind``, ``rate`` (wanted), ``measured_rate`` (with this
-        threshold, of the validation images themselves), ``trials`` (searches or pairs), ``people``,
-        ``gallery_images`` (that were searched; None for pairs), ``emulated_by`` (``gallery`` or ``validation``),
-        ``accepted_rate`` (validation images with an image of their person, from another camera where cameras are
-        known, within the threshold; None if nobody has two).
+      threshold: largest L2 distance that is accepted.
+      facts: JSON values by name, to be stored with it: ``kind`` (``search`` or ``pair``), ``rate`` (wanted),
+        ``measured_rate`` (of the validation images with this threshold), ``trials`` (searches or pairs), ``people``,
+        ``gallery_images`` (that were searched; None for pairs), ``emulated_by`` (``gallery`` or ``validation``: where
+        strangers were searched for), ``accepted_rate`` (share of validation images that have an image of their person
+        within the threshold, from another camera if cameras are known; None if no image has another one of its person).
     """
 
     threshold: float
@@ -51,13 +49,13 @@ class Calibration(NamedTuple):
 
 
 def calibrate_search(validation: FeatureSet, rate: float, gallery: Gallery) -> Calibration:
-    """Chooses the threshold at which a stranger's search of ``gallery`` finds somebody at the wanted rate.
+    """Chooses the threshold at which searches of ``gallery`` for a stranger find somebody at the wanted rate.
 
-    A validation image's own person is left out where the gallery has the pid; an entry without a pid counts as somebody
-    else. So the validation people must be strangers to the gallery or be labelled in it with the same pids.
+    Entries with the pid of the validation image are ignored; entries without a pid count as other people. The people of
+    the validation images must therefore not be in the gallery, or be labelled there with the same pids.
 
     Raises:
-      UserError: nobody to search for or in; too few searches to measure the rate.
+      UserError: no validation image has a pid, the gallery is empty, or there are too few searches to measure the rate.
     """
     validation = _labelled(validation, rate)
     if not len(gallery):
@@ -71,9 +69,9 @@ def calibrate_search(validation: FeatureSet, rate: float, gallery: Gallery) -> C
 
 
 def calibrate_search_within(validation: FeatureSet, rate: float) -> Calibration:
-    """Chooses the threshold as :func:`calibrate_search` does, where the validation images are the gallery, too.
+    """Chooses the threshold as :func:`calibrate_search` does, with the validation images as the gallery.
 
-    Each is searched for among those of all other people (leave one person out).
+    Each image is searched for among those of all other people (leave one person out).
 
     Raises:
       UserError: fewer than two people; too few searches to measure the rate.
@@ -94,19 +92,16 @@ def calibrate_pair(validation: FeatureSet, rate: float) -> Calibration:
     """Chooses the threshold within which the wanted share of the pairs of two people lies.
 
     Raises:
-      UserError: no two images of one person, or of two; too few pairs to measure the rate.
+      UserError: there are no pairs of one person, none of two people, or too few to measure the rate.
     """
     validation = _labelled(validation, rate)
-    known = validation.camids != UNKNOWN
-    # The protocol leaves out pairs of one person and camera, an image and itself among them: where a camera is not
-    # known, it is one of the image's own.
-    cameras = np.where(known, _numbered(validation.camids), len(known) + np.arange(len(known)))
+    cameras = _cameras(validation.camids)
     distances = FeatureDistances(validation.features, validation.features)
     labels = validation.pids, validation.pids, cameras, cameras
     result = verify(distances, *labels, wanted_fpr=[rate], excluders=[same_pid_and_camera(*labels)])
     if result.impostors * rate < 1:
         raise UserError(f"{result.impostors:,} pairs of two people cannot show a rate of {rate}, expected more")
-    # There, a pair is accepted below the threshold; here, at it as well.
+    # verify() accepts distances below its threshold, a search also those at it.
     threshold = float(np.nextafter(result.thresholds[0], 0))
     facts = {"gallery_images": None, "emulated_by": "validation"}
     return _calibration("pair", threshold, validation, rate, float(result.fpr[0]), result.impostors, facts)
@@ -123,7 +118,7 @@ def _labelled(validation: FeatureSet, rate: float) -> FeatureSet:
 
 
 def _nearest_others(gallery: Gallery, queries: np.ndarray, pids: np.ndarray) -> np.ndarray:
-    """Returns each query's L2 distance to the nearest entry that is not of its pid, infinity if there is none."""
+    """Returns each query's L2 distance to the nearest entry without its pid, infinity if there is none."""
 
     def ask(numbers: list[int], asked: int) -> Iterator[tuple[float, bool]]:
         for i, hits in zip(numbers, gallery.search(queries[numbers], asked, threshold=math.inf)):
@@ -144,7 +139,7 @@ def _of_searches(validation: FeatureSet, nearest_other: np.ndarray, rate: float,
     ordered = np.sort(nearest_other)
     if math.isinf(ordered[allowed]):
         raise UserError("the gallery has nobody but the validation people themselves, expected strangers to them")
-    # Half way to the nearest hit that is accepted: roundings of distances change nothing.
+    # Halfway between the last accepted and the first rejected distance, so that rounding of distances does not matter.
     accepted = ordered[ordered < ordered[allowed]]
     threshold = float((ordered[allowed] + (accepted[-1] if len(accepted) else 0)) / 2)
     return _calibration("search", threshold, validation, rate, float((ordered <= threshold).mean()), searches, facts)
@@ -174,11 +169,11 @@ def _calibration(
 
 
 def accepted_rate(images: FeatureSet, threshold: float) -> Optional[float]:
-    """Returns the share of images that have one of their person within the threshold, among those that have any.
+    """Returns the share of images with another one of their person within the threshold, among those with any other.
 
-    Images of the same camera do not count, where cameras are known. None if no image has another one.
+    Images of the same camera do not count, if the camera is known. None if no image has another one.
     """
-    cameras = np.where(images.camids == UNKNOWN, -1 - np.arange(len(images.camids)), _numbered(images.camids))
+    cameras = _cameras(images.camids)
     accepted = []
     order = np.argsort(images.pids, kind="stable")
     for own in np.split(order, np.flatnonzero(np.diff(images.pids[order])) + 1):
@@ -190,6 +185,7 @@ def accepted_rate(images: FeatureSet, threshold: float) -> Optional[float]:
     return float(np.mean(accepted)) if accepted else None
 
 
-def _numbered(values: np.ndarray) -> np.ndarray:
-    """Returns the same labels as integers from 0 up."""
-    return np.unique(values, return_inverse=True)[1]
+def _cameras(camids: np.ndarray) -> np.ndarray:
+    """Returns the cameras as numbers from 0 up; each image of unknown camera gets a number of its own."""
+    numbers = np.unique(camids, return_inverse=True)[1]
+    return np.where(camids == UNKNOWN, len(camids) + np.arange(len(camids)), numbers)

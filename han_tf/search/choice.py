@@ -7,7 +7,7 @@ from han_tf.common.processes import free_memory_mb
 from han_tf.search.approximate import CODE_BYTES, LINKS
 
 FLAT_BYTES = 2**27
-"""Float32 vectors that an exact search goes through in about 10 ms."""
+"""Size of the float32 vectors that an exact search compares in about 10 ms."""
 
 ENGINES = ("flat", "hnsw", "ivfpq")
 
@@ -25,13 +25,13 @@ def available_memory_mb() -> int:
 
 
 def index_bytes(engine: str, rows: int, dimension: int) -> int:
-    """Returns roughly how much memory an engine's index of ``rows`` vectors takes.
+    """Returns an estimate of the memory that an engine's index of ``rows`` vectors takes, in bytes.
 
     The vectors themselves are mapped: the operating system decides which of their pages stay in memory.
     """
-    if engine == "hnsw":  # one byte per value; 2·M links of the lowest level and their like above, 4 bytes each
+    if engine == "hnsw":  # one byte per value; 2·M links of 4 bytes on the lowest level, and few on those above
         return rows * (dimension + 4 * 2 * LINKS + 16)
-    if engine == "ivfpq":  # the lists' centres; their codes and ids lie on disk
+    if engine == "ivfpq":  # the lists' centres; codes and ids are on disk
         return 16 * int(rows**0.5) * dimension
     return 0
 
@@ -40,9 +40,9 @@ def choose_engine(rows: int, dimension: int, memory_mb: Optional[int] = None) ->
     """Chooses the engine for a gallery.
 
     Args:
-      rows: vectors it holds, or will.
+      rows: number of vectors, or expected number.
       dimension: of the features.
-      memory_mb: memory an index may take, MiB; None: half of what is available.
+      memory_mb: memory that an index may take, MiB; half of the available memory if None.
     """
     if memory_mb is None:
         memory_mb = available_memory_mb() // 2

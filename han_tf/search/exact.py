@@ -1,7 +1,7 @@
 """Exact search with FAISS's flat kernel over vectors in memory or in a mapped file.
 
-FAISS computes in float32. The distances of its candidates are computed again in float64, and if rounding could have
-hidden a nearer vector, it is asked for more candidates. So the result is exactly the k smallest
+FAISS computes in float32. The distances of its candidates are computed again in float64, and if rounding in float32
+could have excluded a nearer vector, it is asked for more candidates. So the result is exactly the k smallest
 (distance, row).
 """
 
@@ -14,13 +14,13 @@ import numpy as np
 from han_tf.metrics.distances import DENORMAL, UNIT
 
 SPARE = 16
-"""Candidates beyond k that are asked for at first."""
+"""The first request is for k plus this many candidates."""
 
 BLOCK = 2**22
 """Values that are converted to float64 at a time."""
 
 GATHERED = 4096
-"""Chosen rows up to which they are copied together; more are skipped to one by one in place."""
+"""Up to this number, chosen rows are copied and searched; of more rows, FAISS selects the chosen ones by a bitmap."""
 
 
 def import_faiss() -> Any:
@@ -46,28 +46,29 @@ def squared_distances(query: np.ndarray, vectors: np.ndarray, rows: np.ndarray) 
 
 
 def nearest(query: np.ndarray, vectors: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the ``k`` nearest of the candidates ``rows`` and their squared distances; ties in order of rows."""
+    """Returns the ``k`` nearest of the candidates ``rows`` and their squared distances; ties are sorted by row."""
     distances = squared_distances(query, vectors, rows)
     order = np.lexsort((rows, distances))[:k]
     return rows[order], distances[order]
 
 
 def error_bound(dimension: int, greatest_norm: float) -> float:
-    """Returns a bound on |float32 squared distance − exact|, where no squared norm exceeds ``greatest_norm``.
+    """Returns a bound on |float32 squared distance − exact| for vectors of squared norms up to ``greatest_norm``.
 
-    As :meth:`han_tf.metrics.FeatureDistances.margins` has it for products; sums of squared differences err less.
+    It is that of :meth:`han_tf.metrics.FeatureDistances.margins` for products; the error of sums of squared
+    differences is smaller.
     """
     terms = min(dimension, 8 * np.sqrt(dimension))
     return UNIT * (terms / 2 + 6) * 4 * greatest_norm + 2 * dimension * DENORMAL
 
 
 def widened(queries: int, asked: int, ask: Callable[[list[int], int], Iterable[tuple[Any, bool]]]) -> list[Any]:
-    """Returns the result of each query, looking at four times as many candidates until all results are certain.
+    """Returns the result of each query, using four times as many candidates each time until all results are certain.
 
     Args:
-      queries: how many there are.
-      asked: candidates of each query to look at first.
-      ask: takes numbers of queries and how many candidates to look at for each; yields, in that order, their results
+      queries: number of queries.
+      asked: candidates per query at first.
+      ask: takes the indices of queries and the number of candidates per query; yields, in that order, their results
         and whether they are certain.
     """
     results: list[Any] = [None] * queries
@@ -83,10 +84,10 @@ def widened(queries: int, asked: int, ask: Callable[[list[int], int], Iterable[t
 
 
 class ExactSearch:
-    """Searches all of the rows, or some.
+    """Searches all rows, or some.
 
     Args:
-      threads: threads that share one query's rows.
+      threads: of FAISS; a single query is split among them by rows.
     """
 
     def __init__(self, threads: int):
@@ -107,9 +108,9 @@ class ExactSearch:
         Args:
           queries: float32 ``[q, d]``.
           vectors: float32 ``[n, d]``.
-          chosen: the rows to look at, rising; None for all.
-          k: at most so many.
-          greatest_norm: no squared norm of a vector exceeds it.
+          chosen: the rows to search, ascending; None for all.
+          k: most results per query.
+          greatest_norm: greatest squared norm of the vectors, or a larger number.
         """
         if chosen is not None and len(chosen) <= GATHERED:
             found = self.search(queries, vectors[chosen], None, k, greatest_norm)
@@ -125,7 +126,7 @@ class ExactSearch:
                 return
             for i, distances, rows in zip(numbers, *self.candidates(queries[numbers], vectors, chosen, asked)):
                 found = nearest(queries[i], vectors, rows, k)
-                # Whatever was not returned is at least as far as the last one, but for FAISS's rounding.
+                # Vectors that FAISS did not return are at least as far as its last one, up to rounding.
                 yield found, found[1][-1] < distances[-1] - margins[i]
 
         return widened(len(queries), k + SPARE, ask)
@@ -133,7 +134,7 @@ class ExactSearch:
     def candidates(
         self, queries: np.ndarray, vectors: np.ndarray, chosen: Optional[np.ndarray], k: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Returns float32 squared distances and rows of the ``k`` nearest, both ``[q, k]``, by FAISS."""
+        """Returns FAISS's float32 squared distances and rows of the ``k`` nearest, both ``[q, k]``."""
         parts = min(self.threads, len(vectors) // (4 * k)) if self.pool and len(queries) < self.threads else 1
         if parts <= 1:
             return self._part(queries, vectors, chosen, k, 0, len(vectors), self.threads)

@@ -24,60 +24,59 @@ from han_tf.search.gallery import (
     Gallery,
     Progress,
     check_ids,
-    stored_threshold,
 )
 from han_tf.search.guard import Guard
 from han_tf.search.store import State, Store
 
 BUILT_LEAST = 1000
-"""Rows below which nothing is built: going through all of them is quicker, and too few to learn from."""
+"""Smallest number of rows to build an index for: an exact search of fewer is faster, and they are too few to train."""
 
 UNASKED_LEAST = 10_000
 UNASKED_MOST = 20_000
-"""An index is begun without being asked at so many rows; so many that it lacks are added to it without being asked."""
+"""``add`` builds the first index at the former number of rows, and adds up to the latter number that an index lacks."""
 
 ADDED_AT_ONCE = 256
-"""Rows added to the index while searches wait."""
+"""Rows that are added to the index at a time while searches wait."""
 
 BUILT_AT_ONCE = 16_384
-"""Rows added to an index that nobody searches yet, between two reports of progress."""
+"""Rows that are added at a time to an index that is not in use yet, between two reports of progress."""
 
 GROWN = 4
-"""An index that was trained on so many times fewer rows than it holds is better built anew."""
+"""An index that holds more than this many times the rows it was trained on should be built anew."""
 
 CHECKED_LEAST, CHECKED_SHARE = 1000, 0.05
-"""An index is checked when so many rows, and so large a share of them, have been added since it was last."""
+"""An index is checked when this number of rows, and this share of its rows, were added since the last check."""
 
 SAMPLED, NEAREST = 64, 10
-"""Rows, of those that an index was trained on and of those that came later, whose nearest rows a check searches."""
+"""A check searches the 10 nearest rows of 64 rows that the index was trained on and of 64 that were added later."""
 
 RECALL_SHARE = 0.9
-"""An index that finds less than this share of what it found when it was built has learned from other images."""
+"""An index whose recall falls below this share of its recall when it was built is built anew."""
 
 RECALL_LEAST = 0.8
-"""A new index that finds a smaller share of the nearest rows is not recommended."""
+"""If the recall of a new index is lower, a note recommends the engine flat."""
 
 COMPACTED_LEAST, COMPACTED_SHARE = 1000, 0.2
-"""A gallery is compacted when so many rows, and so large a share of them, are of deleted entries."""
+"""A gallery is compacted when this number of rows, and this share of all rows, are of deleted entries."""
 
 CANDIDATES_LEAST = 100
 CANDIDATES_PER_HIT = 4
-"""Rows that an index proposes, to be compared exactly, for k hits."""
+"""An index proposes 4·k candidates for k hits, at least 100; these are compared exactly."""
 
 EXACT_SHARE = 20
-"""Where fewer than one row in so many passes the filters, these are gone through one by one."""
+"""If fewer than one row in 20 passes the filters, all that pass are compared exactly, without the index."""
 
 NAMED = 3
 """Damaged entries that a note names."""
 
 LOADED_TRIES = 3
-"""How often a gallery is read that another process changes at the same time."""
+"""How often loading is tried while another process changes the gallery."""
 
 SNAPSHOT_SHARE = 0.01
-"""An index is written when the gallery closes if more than this share of its rows is not in the file."""
+"""Closing a gallery writes the index if more than this share of its rows is not in its file."""
 
 ASKED_FOR = "asked for"
-"""The reason for an engine that was not chosen by ``auto``."""
+"""The stored reason for an engine that the user chose."""
 
 POOR = (
     "the index finds only {:.0%} of the nearest images, having learned from others: searches go through all rows until "
@@ -85,7 +84,7 @@ POOR = (
 )
 
 SOURCE = "source "
-"""Begins the settings that say how far a source has been added."""
+"""Prefix of the settings that hold how many rows of a source have been added."""
 
 
 class _Loaded(NamedTuple):
@@ -93,10 +92,10 @@ class _Loaded(NamedTuple):
 
     Attributes:
       index: the index.
-      trained: rows there were when it was trained.
-      written: rows of it that its file holds.
+      trained: number of rows when it was trained.
+      written: number of its rows that its file holds.
       recall: share of the nearest rows that it found when it was built; 1 if that was not measured.
-      checked: rows there were when it was last found good.
+      checked: number of rows when a check last passed.
     """
 
     index: ApproximateIndex
@@ -109,29 +108,30 @@ class _Loaded(NamedTuple):
 class FaissGallery(Gallery):
     """A gallery in a folder; see :mod:`han_tf.search.store` for its files.
 
-    Any number of processes may search it. One at a time may change it, and holds the lock from its first change until
-    it closes. A process that only searches sees the gallery as it was when it opened it, less what was deleted since.
+    Any number of processes may search it. One at a time may change it; it holds the lock from its first change until
+    it closes the gallery. A process that only searches sees the gallery as it was when it opened it, without the
+    entries that were deleted since.
 
-    The index of the engines ``hnsw`` and ``ivfpq`` is derived from the vectors: ``index-N.faiss``, named with its
-    checksum by the database once it is whole. Rows that it lacks are searched exactly. If it is damaged or missing,
-    all rows are searched exactly, and :attr:`notes` says so.
+    The engines ``hnsw`` and ``ivfpq`` keep an index, which is derived from the vectors, in ``index-N.faiss``. The
+    database records the file's name and checksum once it is complete. Rows that the index lacks are searched exactly.
+    If it is damaged or missing, all rows are searched exactly, and :attr:`notes` says so.
 
-    Each vector has a checksum. Vectors of up to 128 MiB are compared with theirs when the gallery is opened, more by
-    :meth:`check` alone; where some are damaged, :attr:`notes` names their entries.
+    Each vector has a checksum. Opening a gallery compares them if its vectors take up to 128 MiB; larger galleries are
+    compared by :meth:`check` only. :attr:`notes` names the entries of damaged vectors.
 
-    What an index has learned from its first rows may not fit later ones. So while a process changes the gallery, it
-    searches some of the stored vectors now and then, and compares what the index finds with what is nearest. Where
-    the index falls short, all rows are searched exactly and a thread builds it anew. A thread compacts the gallery,
-    too, when many of its entries have been deleted.
+    An index that was trained on the first rows may not suit later ones. While a process changes the gallery, a thread
+    therefore measures the index's recall from time to time. If it has fallen, all rows are searched exactly until the
+    thread has built the index anew. The thread also compacts the gallery when many of its entries are deleted.
 
     Args:
       path: the folder.
       writable: whether to take the lock for changes at once.
       threads: threads of a search; the number of cores if None.
-      store: its files, if they are open already; closed with the gallery.
+      store: its open files, if any; closed with the gallery.
 
     Raises:
-      UserError: no gallery, a damaged one or one of another version; somebody else writes; FAISS is not installed.
+      UserError: there is no gallery, it is damaged or of another version, another process changes it, or FAISS is not
+        installed.
     """
 
     def __init__(
@@ -147,25 +147,22 @@ class FaissGallery(Gallery):
         self.faiss = import_faiss()
         self.threads = default_threads(threads)
         self._exact = ExactSearch(self.threads)
-        self._guard = Guard()  # of self._loaded, and of the rows' numbers
-        self._changing = threading.RLock()  # of whoever builds, compacts or adds to the index
+        self._guard = Guard()  # protects self._loaded and the numbers of the rows
+        self._changing = threading.RLock()  # held while the index is built or extended, or the gallery compacted
         self._loaded: Optional[_Loaded] = None
-        self._damage = self._wrong = ""
-        self._found: Optional[float] = None  # share of the nearest rows that an index finds which is not used any more
+        self._damage = ""  # a note on the index
+        self._wrong = ""  # a note on the vectors
+        self._found: Optional[float] = None  # recall of an index that is no longer used because it is too low
         self._worker: Optional[threading.Thread] = None
         self._worker_lock = threading.Lock()
         self._closing = False
+        self.store = store or Store(self.folder)
         try:
-            self.store = store or Store(self.folder)
-            try:
-                if writable:
-                    self.store.take_lock()
-                self._load()
-            except BaseException:
-                self.store.close()
-                raise
+            if writable:
+                self.store.take_lock()
+            self._load()
         except BaseException:
-            self._exact.close()
+            self.store.close()
             raise
 
     @classmethod
@@ -180,15 +177,15 @@ class FaissGallery(Gallery):
         memory_mb: Optional[int] = None,
         threads: Optional[int] = None,
     ) -> "FaissGallery":
-        """Makes an empty gallery; see :func:`han_tf.search.create_gallery`.
+        """Creates an empty gallery; see :func:`han_tf.search.create_gallery`.
 
         Args:
           path: the folder.
           dimension: of the features.
           checksum: of the model.
-          engine: one of :data:`ENGINES`; or ``auto``: chosen for ``rows`` and ``memory_mb``.
-          rows: how many vectors are expected.
-          memory_mb: what an index may take, MiB; None: half of what is available.
+          engine: one of :data:`ENGINES`, or ``auto`` to choose one by ``rows`` and ``memory_mb``.
+          rows: expected number of vectors.
+          memory_mb: memory that an index may take, MiB; half of the available memory if None.
           threads: threads of a search; the number of cores if None.
         """
         import_faiss()
@@ -236,7 +233,7 @@ class FaissGallery(Gallery):
         with self._alone():
             greatest = float(squared_norms(columns.features, "features").max())
             ids = self.store.append(columns, greatest, np.empty(0, np.int64) if gone is None else gone)
-        # Whoever builds an index adds these rows himself at the end.
+        # If another thread holds the lock, it builds the index and adds these rows at the end.
         if not bulk and self._changing.acquire(blocking=False):
             try:
                 rows, loaded = len(self.store.state.vectors), self._loaded
@@ -245,12 +242,12 @@ class FaissGallery(Gallery):
                 elif not loaded and self.engine != "flat" and UNASKED_LEAST <= rows <= UNASKED_MOST:
                     self.build()
             except (UserError, RuntimeError, MemoryError) as error:
-                # The rows are in the gallery whatever becomes of the index.
+                # The rows are in the gallery even if the index could not be updated.
                 reason = " ".join(str(error).split()) or "no memory"
                 self._damage = f"{reason}: what the index lacks is searched one by one until it is built"
                 if not isinstance(error, UserError):
                     with self._guard.writing():
-                        self._loaded = None  # FAISS may have stopped half-way
+                        self._loaded = None  # FAISS may have changed it in part
             finally:
                 self._changing.release()
             self._tend()
@@ -277,7 +274,7 @@ class FaissGallery(Gallery):
                 self.store.commit(notes)
 
     def _sources(self) -> list[tuple[str, list[Any]]]:
-        """Returns the settings that end in a source's name, rows that have been added and rows that it has."""
+        """Returns key and value of the settings on sources; a value ends in name, added rows and all rows."""
         return [(key, value) for key, value in self.store.settings.items() if key.startswith(SOURCE)]
 
     def delete(self, ids: Sequence[int]) -> int:  # noqa: D102
@@ -313,7 +310,7 @@ class FaissGallery(Gallery):
 
     def features(self, ids: Sequence[int]) -> np.ndarray:  # noqa: D102
         features = super().features(ids)
-        self.entries(ids)  # another process may have deleted one and its vector since
+        self.entries(ids)  # raises NoEntry if another process has deleted one since, which overwrites its vector
         return features
 
     def _entries(self, ids: set[int]) -> dict[int, Entry]:
@@ -333,7 +330,7 @@ class FaissGallery(Gallery):
             count = len(state.vectors) if passing is None else int(passing.sum())
             proposed = min(max(CANDIDATES_LEAST, CANDIDATES_PER_HIT * k), count)
             candidates = None
-            # Where few pass, going through these is quicker than an index that skips the others.
+            # If few rows pass, comparing these is faster than an index that skips the others.
             if covered and count > max(BUILT_LEAST, covered / EXACT_SHARE):
                 mask = None if passing is None else passing[:covered]
                 within = covered if mask is None else int(mask.sum())
@@ -351,7 +348,7 @@ class FaissGallery(Gallery):
             for i, query in enumerate(queries):
                 rows = candidates[i][candidates[i] >= 0]
                 near = nearest(query, vectors, rows, len(rows))
-                # Too few, or so many at one distance that others may have been passed over.
+                # Too few candidates, or the k-th is as far as the last: the index may lack others at that distance.
                 if len(rows) < min(k, within) or (len(rows) > k and near[1][k - 1] == near[1][-1]):
                     found += self._exact.search(queries[i : i + 1], vectors, everything, k, greatest)
                 elif later:
@@ -362,10 +359,9 @@ class FaissGallery(Gallery):
                     found.append((near[0][:k], near[1][:k]))
         return [(labels.ids[rows], np.sqrt(distances)) for rows, distances in found]
 
-    def set_threshold(self, threshold: Optional[float], calibration: Optional[dict[str, Any]] = None) -> None:  # noqa: D102
-        value = stored_threshold(threshold)
+    def _set(self, settings: dict[str, Any]) -> None:
         with self._alone():
-            self.store.commit({"threshold": value, "calibration": calibration})
+            self.store.commit(settings)
 
     def build(
         self,
@@ -375,18 +371,18 @@ class FaissGallery(Gallery):
         anew: bool = False,
         progress: Progress = None,
     ) -> None:
-        """Builds or completes the index, and writes it. Searches and additions go on meanwhile.
+        """Builds the index, or adds the rows that it lacks, and writes it. Searches and additions go on meanwhile.
 
         Until it is written, the previous file stays valid. An index that was trained on too few rows is built anew.
 
         Args:
-          engine: to go over to; ``auto`` chooses again; None keeps what there is.
-          memory_mb: what an index may take, MiB, if it is to be chosen; None: half of what is available.
-          anew: whether to train and build from the start even where rows are only missing.
-          progress: told how far it is.
+          engine: the new engine; ``auto`` chooses one; None keeps the present one.
+          memory_mb: memory that an index may take, MiB, for ``auto``; half of the available memory if None.
+          anew: whether to train the index even if it only lacks rows.
+          progress: called after each part.
 
         Raises:
-          UserError: unknown engine; it cannot be written.
+          UserError: the engine is unknown; the index cannot be written.
         """
         with self._changing:
             with self._alone():
@@ -412,7 +408,7 @@ class FaissGallery(Gallery):
             self._write(settings)
 
     def _train(self, engine: str, progress: Progress) -> None:
-        """Makes a new index of all rows and measures how well it finds them; the old one is searched until then."""
+        """Builds a new index of all rows and measures its recall; searches use the old one until then."""
         index, state = ApproximateIndex(engine, self.dimension), self.store.state
         trained = len(state.vectors)
         self.faiss.omp_set_num_threads(self.threads)
@@ -428,9 +424,9 @@ class FaissGallery(Gallery):
             self._loaded, self._found = _Loaded(index, trained, 0, recall, index.rows), None
 
     def _recall(self, index: ApproximateIndex, trained: int) -> float:
-        """Returns the share of the nearest rows of stored vectors that the index finds.
+        """Returns the index's recall: the share of the nearest rows of stored vectors that it finds.
 
-        It is the smaller one of rows that it was trained on and of rows that came later.
+        It is measured for vectors that the index was trained on and for later ones; the smaller value is returned.
         """
         state = self.store.state
         vectors, alive = state.vectors[: index.rows], state.labels.alive[: index.rows]
@@ -447,7 +443,7 @@ class FaissGallery(Gallery):
                 found = index.propose(queries, max(CANDIDATES_LEAST, k), mask, len(vectors) / len(living))
             shares = []
             for query, there, proposed in zip(queries, exact, found):
-                # Of rows that are equally near, or nearly so, any will do.
+                # Among rows at the same distance, up to rounding, any counts as found.
                 limit = squared_distances(query, vectors, there).max() + margin
                 near = nearest(query, vectors, proposed[proposed >= 0], k)[1]
                 shares.append((near <= limit).sum() / k)
@@ -455,13 +451,13 @@ class FaissGallery(Gallery):
         return worst
 
     def _unchecked(self) -> bool:
-        """Returns whether so many rows were added since the index was last checked that it is to be checked again."""
+        """Returns whether enough rows were added since the index was last checked to check it again."""
         loaded = self._loaded
         added = loaded.index.rows - loaded.checked if loaded and self._found is None else 0
         return added >= max(CHECKED_LEAST, CHECKED_SHARE * loaded.index.rows) if added else False
 
     def _check(self) -> bool:
-        """Returns whether the index still finds what is nearest; if it does not, it is not searched any more."""
+        """Returns whether the index's recall is still good; if not, searches no longer use the index."""
         loaded = self._loaded
         recall = self._recall(loaded.index, loaded.trained)
         if recall >= RECALL_SHARE * loaded.recall:
@@ -474,12 +470,12 @@ class FaissGallery(Gallery):
         return False
 
     def _sparse(self) -> bool:
-        """Returns whether so many entries were deleted that the gallery is to be compacted."""
+        """Returns whether enough entries were deleted to compact the gallery."""
         rows = len(self.store.state.vectors)
         return rows - self.store.state.live >= max(COMPACTED_LEAST, COMPACTED_SHARE * rows)
 
     def _tend(self) -> None:
-        """Begins, in a thread, what the gallery needs: compaction, or a check of its index."""
+        """Starts a thread that compacts the gallery or checks its index, if either is due."""
         with self._worker_lock:
             busy = self._worker is not None and self._worker.is_alive()
             if not busy and not self._closing and (self._sparse() or self._unchecked()):
@@ -519,21 +515,13 @@ class FaissGallery(Gallery):
     def info(self) -> dict[str, Any]:  # noqa: D102
         state, loaded = self.store.state, self._loaded
         return {
-            "location": self.location,
-            "engine": self.engine,
+            **super().info(),
             "reason": self.store.settings["reason"],
-            "entries": state.live,
             "deleted": len(state.vectors) - state.live,
             "indexed": loaded.index.rows if loaded else 0,
             "axes": loaded.index.width if loaded else None,
             "recall": loaded.recall if loaded else None,
-            "dimension": self.dimension,
-            "model": self.checksum,
-            "identity": self.identity,
-            "threshold": self.threshold,
-            "calibration": self.calibration,
             "bytes": _bytes(self.folder),
-            "notes": self.notes,
         }
 
     def close(self) -> None:  # noqa: D102
@@ -549,7 +537,7 @@ class FaissGallery(Gallery):
                 try:
                     self._write({})
                 except UserError as error:
-                    self._damage = str(error)  # nothing is lost: the rows are searched exactly, or added again
+                    self._damage = str(error)  # no row is lost: those that the old file lacks are searched exactly
             with self._guard.writing():
                 self._loaded = None
             self.store.close()
@@ -557,7 +545,7 @@ class FaissGallery(Gallery):
 
     @contextmanager
     def _renumbering(self) -> Iterator[None]:
-        """Holds off searches; the index, which knows the rows by their numbers, goes with the file of vectors."""
+        """Excludes searches; drops the index if the file of vectors has changed, because it refers to row numbers."""
         with self._guard.writing():
             vectors = self.store.settings["vectors"]
             try:
@@ -567,12 +555,12 @@ class FaissGallery(Gallery):
                     self._loaded = None
 
     def _own(self) -> None:
-        """Takes the lock for changes; reads the gallery again if another process has changed it."""
+        """Takes the lock for changes; loads the gallery again if another process has changed it."""
         if self.store.take_lock(self._renumbering()):
             self._load()
 
     def _load(self) -> None:
-        """Loads the index that the database names."""
+        """Loads the index that the database names, and checks the vectors of a small gallery."""
         for _ in range(LOADED_TRIES):
             try:
                 loaded, damage = self._read_snapshot(), ""
@@ -580,12 +568,12 @@ class FaissGallery(Gallery):
                 loaded, damage = None, f"{error}: until it is built anew, searches go through all rows"
             if not damage or self.store.revision() == self.store.settings["revision"]:
                 break
-            self.store.load()  # the file went because another process wrote the next one
+            self.store.load()  # the file is missing because another process has written a newer one
         with self._guard.writing():
             self._loaded, self._damage = loaded, damage
             self._found = self.store.settings["snapshot"].get("found") if loaded else None
-        if self.store.state.vectors.nbytes <= FLAT_BYTES:  # half a second of vectors of 64 values, less of longer ones
-            with suppress(UserError):  # a note tells of it
+        if self.store.state.vectors.nbytes <= FLAT_BYTES:  # takes at most half a second
+            with suppress(UserError):  # self._wrong has the message
                 self.check()
         if self.store.writing:
             if loaded and 0 < len(self.store.state.vectors) - loaded.index.rows <= UNASKED_MOST:
@@ -610,7 +598,7 @@ class FaissGallery(Gallery):
         return _Loaded(index, trained, index.rows, snapshot.get("recall", 1.0), snapshot.get("checked", trained))
 
     def _catch_up(self, progress: Progress = None) -> None:
-        """Adds the rows that the index lacks, a few at a time."""
+        """Adds the rows that the index lacks, :data:`ADDED_AT_ONCE` at a time."""
         self.faiss.omp_set_num_threads(self.threads)
         index = self._loaded.index
         while index.rows < (there := len(self.store.state.vectors)):
@@ -641,13 +629,13 @@ class FaissGallery(Gallery):
             }
             os.replace(temporary, path)
             sync_folder(self.folder)
-        except (OSError, RuntimeError) as error:  # FAISS's is the latter
+        except (OSError, RuntimeError) as error:  # FAISS raises RuntimeError
             reason = getattr(error, "strerror", None) or " ".join(str(error).split())
             raise UserError(f"cannot write {path}: {reason}") from error
         finally:
             discard(temporary)
         self._commit_snapshot(snapshot, settings)
-        # From the file, lists are mapped instead of held in memory.
+        # The lists in a file are mapped instead of held in memory.
         loaded = _Loaded(ApproximateIndex.read(index.kind, path, self.dimension), trained, index.rows, recall, checked)
         with self._guard.writing():
             self._loaded = loaded
@@ -661,7 +649,7 @@ class FaissGallery(Gallery):
 
 
 def _passing(state: State, filters: Filters) -> Optional[np.ndarray]:
-    """Returns which rows may be found, bool ``[rows]``; None if all."""
+    """Returns which rows are of entries that pass, bool ``[rows]``; None for all rows."""
     if not filters:
         return None if state.live == len(state.vectors) else state.labels.alive
     return state.labels.alive & filters.passing(*state.labels[2:])
@@ -671,7 +659,7 @@ def _add_rows(index: ApproximateIndex, state: State, most: int) -> None:
     part = slice(index.rows, index.rows + most)
     vectors, alive = np.array(state.vectors[part]), state.labels.alive[part]
     if alive.any():
-        # Zeros, which are nearer to everybody than others are, would stand in a graph's way.
+        # Deleted vectors are zeros, which are near to all others: searches of a graph would stop at them.
         vectors[~alive] = vectors[alive][np.arange(len(alive) - alive.sum()) % alive.sum()]
     index.add(vectors)
 

@@ -21,40 +21,45 @@ UNKNOWN = np.iinfo(np.int64).min
 """Stands for an unknown pid or camid in arrays, as in :mod:`han_tf.data.image_lists`; an unknown time is NaN."""
 
 Progress = Optional[Callable[[int, int], None]]
-"""Is called with the rows that are done and those there are."""
+"""Called with the number of finished rows and the number of all rows."""
 
 RERANKED_LEAST = 100
 RERANKED_PER_HIT = 5
-"""Candidates that are re-ranked for k hits: five per hit, at least a hundred."""
+"""Candidates that are re-ranked for k hits: five per hit, at least 100."""
 
 RERANK_K1 = 20
 RERANK_K2 = 6
-"""Neighbourhoods of the re-ranking, as its authors chose them; fewer where there are fewer candidates."""
+"""Neighbourhood sizes of the re-ranking, as its authors chose them; at most the number of candidates."""
 
 OUTGROWN = 1.5
-"""A threshold of a false-accept rate per search is noted as outdated when the gallery is so many times larger."""
+"""A threshold for a false-accept rate per search is outdated once the gallery has grown by more than this factor."""
 
 SAME = 1e-5
-"""Features are the same where they are so far apart, in units of their length: float32 inference of one image in other
-batches differs by less, another precision by more."""
+"""Largest distance of two equal features, relative to their length. One image in different batches differs by less in
+float32, and by more in another precision."""
 
 COMPARED_AT_ONCE = 4096
+"""Features that are loaded at a time to be compared with new ones."""
 
 DELETED_AT_ONCE = 10_000
-"""Entries that :meth:`Gallery.delete_where` deletes in one go."""
+"""Entries that :meth:`Gallery.delete_where` deletes at a time."""
 
 ADDED_AT_ONCE = 2**22
-"""Most rows of one call of ``add``: a transaction holds all their labels."""
+"""Most rows of one call of ``add``, whose labels are written in one transaction."""
+
+
+class NoEntry(UserError):
+    """The gallery has no entry of a given id."""
 
 
 class Entry(NamedTuple):
     """One image of a gallery.
 
     Attributes:
-      id: given by the gallery when the image was added; never given again.
-      path: the image file, as it was called when it was added; empty if not known.
+      id: assigned by the gallery; never reused.
+      path: of the image file, as it was given when the image was added; empty if not known.
       pid, camid: person and camera; None if not known.
-      time: when it was taken, seconds since 1970 UTC; None if not known.
+      time: when the image was taken, seconds since 1970 UTC; None if not known.
     """
 
     id: int
@@ -87,19 +92,19 @@ def _bound(value: Any, name: str) -> Optional[float]:
 
 @dataclass(frozen=True)
 class Filters:
-    """Which entries a search may find.
+    """Conditions that an entry must meet to be found.
 
-    An entry whose camera is not known never passes ``cameras`` and always ``not_cameras``; one whose time is not
-    known passes neither ``after`` nor ``before``; one whose pid is not known never passes ``pids``.
+    An entry without a camera never passes ``cameras`` and always passes ``not_cameras``. An entry without a time
+    passes neither ``after`` nor ``before``, an entry without a pid never ``pids``.
 
     Attributes:
-      cameras: from these cameras only, integers; empty for all.
-      not_cameras: from none of these.
+      cameras: only entries of these cameras, integers; empty for all.
+      not_cameras: no entries of these cameras.
       after, before: ``after <= time < before``, seconds since 1970 UTC, finite.
-      pids: of these people only, integers; empty for all.
+      pids: only entries of these people, integers; empty for all.
 
     Raises:
-      UserError: cameras or pids that are no integers, or a time that is no finite number.
+      UserError: a camera or pid is not an integer, or a time is not a finite number.
     """
 
     cameras: tuple[int, ...] = ()
@@ -115,7 +120,7 @@ class Filters:
             object.__setattr__(self, name, _bound(getattr(self, name), name))
 
     def __bool__(self) -> bool:
-        """Whether any filter is set."""
+        """Returns whether any condition is set."""
         return self != Filters()
 
     def passing(self, pids: np.ndarray, camids: np.ndarray, times: np.ndarray) -> np.ndarray:
@@ -143,14 +148,14 @@ NO_FILTERS = Filters()
 
 
 class Hit(NamedTuple):
-    """An entry that a search found, and its L2 distance to the query (re-ranked: see :meth:`Gallery.search`)."""
+    """A found entry and its L2 distance to the query; after re-ranking see :meth:`Gallery.search`."""
 
     entry: Entry
     distance: float
 
 
 class Columns(NamedTuple):
-    """What :meth:`Gallery.add` was given, checked.
+    """The checked arguments of :meth:`Gallery.add`.
 
     Attributes:
       features: float32 ``[n, d]``, contiguous and finite.
@@ -167,9 +172,8 @@ class Columns(NamedTuple):
 
     def where(self, rows: np.ndarray) -> "Columns":
         """Returns the rows ``rows``, integers ``[m]``."""
-        arrays = (array[rows] for array in (self.features, self.pids, self.camids, self.times))
-        features, pids, camids, times = arrays
-        return Columns(features, [self.paths[row] for row in rows], pids, camids, times)
+        paths = [self.paths[row] for row in rows]
+        return Columns(self.features[rows], paths, self.pids[rows], self.camids[rows], self.times[rows])
 
 
 class Put(NamedTuple):
@@ -177,9 +181,9 @@ class Put(NamedTuple):
 
     Attributes:
       ids: of their entries, int64 ``[n]``.
-      added: how many are new.
-      replaced: how many took the place of entries with the same path and another feature.
-      relabelled: how many were already there and got other labels.
+      added: number of new images.
+      replaced: number of images that replaced entries with the same path and another feature.
+      relabelled: number of images that were there and got other labels.
     """
 
     ids: np.ndarray
@@ -189,20 +193,20 @@ class Put(NamedTuple):
 
 
 class Gallery(ABC):
-    """Features of images that are searched by L2 distance.
+    """Features of images, searched by L2 distance.
 
-    Threads of one process may use one gallery at the same time. It is a context manager that closes itself.
+    Several threads may use a gallery at the same time. It is a context manager, which closes it.
 
     Attributes:
-      location: where it is: a folder, a file, or an address and a collection.
-      dimension: of its features.
+      location: a folder, a file, or an address and a collection.
+      dimension: of the features.
       checksum: of the model that made the features; see :class:`han_tf.FeatureExtractor`.
-      identity: drawn at random when the gallery was made. Store it beside ids that are kept elsewhere: ids begin
-        again in a gallery that is made anew. Empty if the gallery was made without one.
+      identity: drawn at random when the gallery is created. Ids that are stored elsewhere should be stored with it: a
+        gallery that is created anew starts again with the first id. Empty in galleries of old versions.
       engine: ``flat``, ``hnsw``, ``ivfpq`` or ``milvus``.
-      threshold: L2 distance beyond which nobody is taken for the same person; None if none was chosen.
-      calibration: how the threshold was chosen: JSON values by name; None if it was not.
-      closed: whether it was closed.
+      threshold: largest L2 distance of a hit; None if not set.
+      calibration: how the threshold was chosen: JSON values by name; None if it was not calibrated.
+      closed: whether :meth:`close` was called.
     """
 
     location: str
@@ -212,7 +216,7 @@ class Gallery(ABC):
     @property
     @abstractmethod
     def settings(self) -> Mapping[str, Any]:
-        """JSON values by name, as they are stored."""
+        """The stored settings: JSON values by name."""
 
     @property
     def dimension(self) -> int:  # noqa: D102
@@ -251,23 +255,23 @@ class Gallery(ABC):
     ) -> np.ndarray:
         """Adds images, all of them or none; they are on disk when it returns.
 
-        With ``replace`` a path names one image. An entry of the same path whose feature is the same up to float32
-        rounding stays and keeps its id; labels that are given and differ are changed. Entries
-        of the same path with another feature are deleted and the image is added under a new id, so that
-        an id always stands for one image.
+        With ``replace`` a path identifies one image. If the gallery has an entry of this path with the same feature,
+        up to float32 rounding, the entry keeps its id, and given labels that differ are changed. Entries of this path
+        with another feature are deleted and the image is added under a new id, so that an id always refers to the same
+        image.
 
         Args:
-          features: numbers ``[n, dimension]``, kept as float32.
-          paths, pids, camids, times: what is known of them, ``n`` each; None, or NaN for a time, where it is not.
+          features: numbers ``[n, dimension]``, stored as float32.
+          paths, pids, camids, times: labels of the images, ``n`` each; None, or NaN for a time, where not known.
           checksum: of the model that made the features; compared with the gallery's if given.
-          replace: whether entries of the same paths are replaced. Images without a path are added.
+          replace: whether to replace entries of the same paths. Images without a path are added.
 
         Returns:
-          The images' ids, int64 ``[n]``; they are new and rise unless ``replace`` found entries.
+          The images' ids, int64 ``[n]``; new and ascending, except those of entries that ``replace`` kept.
 
         Raises:
-          UserError: arrays that do not fit, another model's features; with ``replace`` a path that stands there
-            twice; it cannot be written.
+          UserError: the arrays do not fit together, the features are of another model, a path occurs twice with
+            ``replace``, or the gallery cannot be written.
         """
         self.check_model(checksum)
         features = self._checked(features, "features")
@@ -288,11 +292,11 @@ class Gallery(ABC):
         times: Any,
         twins: Mapping[int, Optional[Entry]],
     ) -> Put:
-        """Adds images as :meth:`add` with ``replace`` does, but does not update the index; call :meth:`build` for that.
+        """Adds images as :meth:`add` with ``replace`` does, without updating the index; :meth:`build` does that.
 
         Args:
           features, paths, pids, camids, times: as of :meth:`add`.
-          twins: rows that are not known by their paths, and the entry that each is, None for a new one.
+          twins: rows that their paths do not identify -> the entry of the same image, None if there is none.
         """
         return self._put(_columns(self._checked(features, "features"), paths, pids, camids, times), twins, bulk=True)
 
@@ -323,7 +327,7 @@ class Gallery(ABC):
             return Put(ids, len(new) - replaced, replaced, self._correct(columns, there))
 
     def _same(self, features: np.ndarray, pairs: list[tuple[int, Entry]]) -> np.ndarray:
-        """Returns for pairs of a row of ``features`` and an entry whether their features are the same."""
+        """Returns, for pairs of a row of ``features`` and an entry, whether their features are the same."""
         same = np.zeros(len(pairs), bool)
         ids = np.array([entry.id for _, entry in pairs], np.int64)
         for start in range(0, len(pairs), COMPARED_AT_ONCE):
@@ -336,12 +340,12 @@ class Gallery(ABC):
         return same
 
     def _correct(self, columns: Columns, there: Mapping[int, Entry]) -> int:
-        """Sets the known labels of the rows' entries; returns how many entries had other labels."""
+        """Sets the known labels of the rows' entries; returns the number of entries that had other labels."""
         changed = []
         for row, entry in there.items():
             given = Entry(entry.id, entry.path, *_labels(columns, row))
             merged = Entry(*(old if new is None else new for new, old in zip(given, entry)))
-            if given.pid is None and entry.pid == DISTRACTOR_PID:  # as galleries were made that knew no distractors
+            if given.pid is None and entry.pid == DISTRACTOR_PID:  # old versions kept the pid of distractors
                 merged = merged._replace(pid=None)
             if merged != entry:
                 changed.append(merged)
@@ -360,11 +364,11 @@ class Gallery(ABC):
         """Changes the labels of entries, of all of them or none; on disk when it returns.
 
         Args:
-          ids: the entries, ``n``.
-          pids, camids, times: ``n`` each, with None for what is not known; left as they are if not given.
+          ids: of the entries, ``n``.
+          pids, camids, times: the new labels, ``n`` each, None for unknown ones; labels that are not given stay.
 
         Raises:
-          UserError: there is no such entry, an id stands there twice, arrays that do not fit; it cannot be written.
+          UserError: an id is unknown or occurs twice, the arrays do not fit together, or the gallery cannot be written.
         """
         ids = check_ids(ids)
         if len(np.unique(ids)) < len(ids):
@@ -386,14 +390,14 @@ class Gallery(ABC):
         camids: Optional[Sequence[Optional[int]]] = None,
         times: Optional[Sequence[Optional[float]]] = None,
     ) -> int:
-        """Changes the labels of all entries of some paths, see :meth:`relabel`; returns how many there are.
+        """Changes the labels of all entries of some paths as :meth:`relabel` does; returns the number of entries.
 
         Args:
           paths: of the entries, ``n``, each once.
           pids, camids, times: as of :meth:`relabel`, one per path.
 
         Raises:
-          UserError: as :meth:`relabel`; a path without an entry, or one that stands there twice.
+          UserError: as :meth:`relabel`; a path has no entry or occurs twice.
         """
         names = _paths(paths, len(paths))
         given = {"pids": pids, "camids": camids, "times": times}
@@ -416,33 +420,33 @@ class Gallery(ABC):
 
     @abstractmethod
     def _relabel(self, ids: np.ndarray, pids: np.ndarray, camids: np.ndarray, times: np.ndarray) -> None:
-        """Sets the labels of entries, given as in :class:`Columns`."""
+        """Sets the labels of entries; unknown ones as in :class:`Columns`."""
 
     @abstractmethod
     def _add(self, columns: Columns, gone: Optional[np.ndarray] = None, bulk: bool = False) -> np.ndarray:
-        """Adds rows and deletes the entries ``gone``; with ``bulk`` the index is not updated."""
+        """Adds rows and deletes the entries ``gone``; returns the new ids. With ``bulk`` the index is not updated."""
 
     @abstractmethod
     def named(self, paths: Sequence[str]) -> Iterator[Entry]:
         """Yields the entries of any of ``paths``."""
 
     def _alone(self) -> AbstractContextManager:
-        """Keeps other threads from changing the gallery, and other processes where the engine can."""
+        """Excludes changes by other threads, and by other processes if the engine has a lock for that."""
         return nullcontext()
 
     @abstractmethod
     def note_source(self, name: str, done: int, rows: int) -> None:
-        """Notes that ``done`` of the ``rows`` rows of a source have been added, for :attr:`notes`."""
+        """Stores that ``done`` of the ``rows`` rows of a source have been added, for :attr:`notes`."""
 
     @abstractmethod
     def delete(self, ids: Sequence[int]) -> int:
-        """Deletes the entries ``ids`` and returns how many of them there were; on disk when it returns."""
+        """Deletes the entries ``ids`` and returns how many of them existed; on disk when it returns."""
 
     def delete_where(self, filters: Filters) -> int:
-        """Deletes the entries that pass, for example those of a person or before a time; returns how many there were.
+        """Deletes the entries that pass, for example those of a person or before a time; returns their number.
 
         Raises:
-          UserError: the filters let everything pass.
+          UserError: no filter is set.
         """
         if not filters:
             raise UserError("these filters let every entry pass, expected a camera, a person or a time")
@@ -453,25 +457,25 @@ class Gallery(ABC):
 
     @abstractmethod
     def some(self, limit: int) -> list[Entry]:
-        """Returns some entries for a first look, ``limit`` of them or all."""
+        """Returns a sample of ``limit`` entries, or all if there are fewer."""
 
     @abstractmethod
     def page(self, limit: int, after: int = -1, filters: Filters = NO_FILTERS) -> list[Entry]:
-        """Returns at most ``limit`` entries that pass the filters, by rising id, starting after the id ``after``."""
+        """Returns at most ``limit`` entries that pass the filters, by ascending id, with ids above ``after``."""
 
     @abstractmethod
     def count(self, filters: Filters = NO_FILTERS) -> int:
-        """Returns how many entries pass the filters."""
+        """Returns the number of entries that pass the filters."""
 
     @abstractmethod
     def cameras(self) -> list[int]:
-        """Returns the cameras of the entries, rising."""
+        """Returns the cameras of the entries, ascending."""
 
     def entries(self, ids: Sequence[int]) -> list[Entry]:
         """Returns the entries ``ids``, in that order.
 
         Raises:
-          UserError: there is no such entry.
+          NoEntry: there is no such entry.
         """
         wanted = check_ids(ids)
         found = self._entries(set(wanted.tolist()))
@@ -482,7 +486,7 @@ class Gallery(ABC):
         """Returns the features of the entries ``ids``, float32 ``[n, dimension]``, in that order.
 
         Raises:
-          UserError: there is no such entry.
+          NoEntry: there is no such entry.
         """
         wanted = check_ids(ids)
         present, features = self._features(wanted)
@@ -492,7 +496,7 @@ class Gallery(ABC):
     def _check_present(self, ids: np.ndarray, present: Sequence[int]) -> None:
         missing = ids[~np.isin(ids, present)]
         if len(missing):
-            raise UserError(
+            raise NoEntry(
                 f"{self.location}: no entry {missing[0]}, expected the id of one of its {len(self):,} entries"
             )
 
@@ -506,33 +510,33 @@ class Gallery(ABC):
         rerank: bool = False,
         checksum: Optional[str] = None,
     ) -> list[list[Hit]]:
-        """Finds the nearest entries of each query.
+        """Returns the nearest entries of each query.
 
-        Distances are those of the stored float32 features, computed in float64 with every engine; equal
-        distances are sorted by id.
+        Every engine computes the distances in float64 from the stored float32 features, and sorts equal distances by
+        id.
 
-        With ``rerank`` the nearest max(100, 5·k) entries within the threshold are sorted anew by k-reciprocal
-        re-ranking (:func:`han_tf.metrics.rerank`, k1 = 20, k2 = 6, λ = 0.3) among themselves and the query. The
-        hits' distances are then re-ranked ones, 0 to 1, of no meaning beside a threshold or another query's.
+        With ``rerank`` the nearest max(100, 5·k) entries within the threshold are sorted by k-reciprocal re-ranking
+        (:func:`han_tf.metrics.rerank`, k1 = 20, k2 = 6, λ = 0.3) among themselves and the query. The hits' distances
+        are then re-ranked ones, 0 to 1, which cannot be compared with a threshold or with those of another query.
 
         Args:
-          queries: numbers ``[n, dimension]``; of none, the answer is an empty list.
+          queries: numbers ``[n, dimension]``, may be empty.
           k: most hits per query.
-          filters: which entries may be found.
-          threshold: greatest L2 distance of a hit. None: the gallery's own, if it has one; infinity for none.
-          rerank: whether to sort the nearest anew.
+          filters: conditions that hits meet.
+          threshold: largest L2 distance of a hit; infinity for none. None: the gallery's own, if it has one.
+          rerank: whether to re-rank.
           checksum: of the model that made the queries; compared with the gallery's if given.
 
         Returns:
-          For each query at most ``k`` hits, nearest first. An empty list is the answer "not in the gallery".
+          For each query at most ``k`` hits, nearest first. An empty list means "not in the gallery".
 
         Raises:
-          UserError: queries that do not fit, another model's queries, ``k`` below 1, a threshold that is NaN
-            or negative; the gallery is closed.
+          UserError: the queries do not fit or are of another model, ``k`` is below 1, the threshold is NaN or negative,
+            or the gallery is closed.
         """
         found = self._hits(queries, k, filters, threshold, rerank, checksum)
         entries = self._entries({int(id) for ids, _ in found for id in ids})
-        # Between the search and now another thread may have deleted an entry: it is no hit any more.
+        # Another thread may have deleted an entry since the search.
         return [
             [Hit(entries[id], distance) for id, distance in zip(ids.tolist(), distances.tolist()) if id in entries]
             for ids, distances in found
@@ -548,11 +552,11 @@ class Gallery(ABC):
         rerank: bool = False,
         checksum: Optional[str] = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Does what :meth:`search` does, for many queries at once.
+        """Returns the result of :meth:`search` as arrays, without the entries' labels.
 
         Returns:
-          The hits' ids, int64 ``[n, k]``, and distances, float64 ``[n, k]``, nearest first; −1 and infinity where there
-          are no more.
+          The hits' ids, int64 ``[n, k]``, and distances, float64 ``[n, k]``, nearest first; −1 and infinity after the
+          last hit.
 
         Raises:
           UserError: as :meth:`search`.
@@ -615,13 +619,28 @@ class Gallery(ABC):
         order = np.argsort(distances, kind="stable")  # ties: the nearer one by L2
         return ids[order], distances[order]
 
-    @abstractmethod
     def set_threshold(self, threshold: Optional[float], calibration: Optional[dict[str, Any]] = None) -> None:
-        """Stores the threshold (None or infinity: none) and the facts of its calibration; on disk when it returns."""
+        """Stores the threshold and how it was calibrated; on disk when it returns.
+
+        Args:
+          threshold: largest L2 distance of a hit; None or infinity for none.
+          calibration: JSON values by name.
+
+        Raises:
+          UserError: the threshold is not a distance; it cannot be written.
+        """
+        if threshold is not None:
+            check_threshold(threshold)
+            threshold = None if math.isinf(threshold) else float(threshold)
+        self._set({"threshold": threshold, "calibration": calibration})
+
+    @abstractmethod
+    def _set(self, settings: dict[str, Any]) -> None:
+        """Stores settings; on disk when it returns."""
 
     @abstractmethod
     def build(self, engine: Optional[str] = None, *, anew: bool = False, progress: Progress = None) -> None:
-        """Makes the index hold all rows and writes it, see the engine's own; nothing is searched less meanwhile."""
+        """Brings the index up to date and writes it; searches find all entries meanwhile. See the engine's own."""
 
     @abstractmethod
     def compact(self, progress: Progress = None) -> None:
@@ -638,15 +657,25 @@ class Gallery(ABC):
     @property
     @abstractmethod
     def notes(self) -> list[str]:
-        """Sentences for the operator of the gallery."""
+        """Sentences about what the gallery's operator should know or do."""
 
-    @abstractmethod
     def info(self) -> dict[str, Any]:
         """Returns facts about the gallery: JSON values by name."""
+        return {
+            "location": self.location,
+            "engine": self.engine,
+            "entries": len(self),
+            "dimension": self.dimension,
+            "model": self.checksum,
+            "identity": self.identity,
+            "threshold": self.threshold,
+            "calibration": self.calibration,
+            "notes": self.notes,
+        }
 
     @abstractmethod
     def close(self) -> None:
-        """Closes files and releases locks; the gallery cannot be used after that. A second call does nothing."""
+        """Closes files and releases locks; later calls of other methods raise UserError. May be called twice."""
 
     def __enter__(self) -> "Gallery":
         return self
@@ -667,7 +696,7 @@ class Gallery(ABC):
             )
 
     def _threshold_notes(self) -> list[str]:
-        """Returns a note if the gallery has outgrown its threshold."""
+        """Returns a note if the gallery has grown too much since its threshold was calibrated, else nothing."""
         chosen_for = (self.calibration or {}).get("gallery_images")
         if self.threshold is None or not chosen_for or len(self) <= OUTGROWN * chosen_for:
             return []
@@ -690,20 +719,14 @@ def check_format(found: Any, known: int, location: Any) -> None:
         raise UserError(f"{location}: a gallery of format {found}, expected {known}: {advice}")
 
 
-def check_threshold(threshold: float) -> float:
-    """Returns ``threshold``; raises UserError if it is no distance, infinity being one."""
+def check_threshold(threshold: float) -> None:
+    """Raises UserError unless ``threshold`` is a number from 0 to infinity."""
     if isinstance(threshold, bool) or not isinstance(threshold, (int, float, np.number)) or not threshold >= 0:
         raise UserError(f"threshold is {threshold!r}, expected a distance from 0 up")
-    return float(threshold)
-
-
-def stored_threshold(threshold: Optional[float]) -> Optional[float]:
-    """Returns ``threshold`` as a gallery stores it: None for none; raises UserError if it is no distance."""
-    return None if threshold is None or math.isinf(check_threshold(threshold)) else float(threshold)
 
 
 def check_ids(ids: Any) -> np.ndarray:
-    """Returns ``ids`` as int64 ``[n]``; raises UserError if they are no integers of 64 bits."""
+    """Returns ``ids`` as int64 ``[n]``; raises UserError unless they are integers of 64 bits."""
     _check_range(ids, "ids")
     array = np.asarray(ids)
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
@@ -769,7 +792,7 @@ def _times(values: Any, n: int) -> np.ndarray:
 
 
 def _column(values: Any, name: str, n: int, unknown: float, kinds: str, expected: str) -> np.ndarray:
-    """Returns values ``[n]`` of a dtype among ``kinds``, with ``unknown`` in the place of None."""
+    """Returns values ``[n]`` of a dtype among ``kinds``, with ``unknown`` in place of None."""
     array = np.full(n, unknown) if values is None else np.asarray(values)
     if array.shape != (n,):
         raise UserError(f"{name} has shape {list(array.shape)}, expected [{n}], one per image")

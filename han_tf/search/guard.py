@@ -8,7 +8,7 @@ from contextlib import contextmanager
 class Guard:
     """A lock for readers or one writer, which take turns if both wait.
 
-    A thread that holds the lock for reading must not acquire it again, for reading or writing.
+    A thread that holds the lock for reading must not acquire it again, neither for reading nor for writing.
     """
 
     def __init__(self):
@@ -17,11 +17,11 @@ class Guard:
         self._writing = False
         self._waiting_readers = 0
         self._waiting_writers = 0
-        self._turn = 0  # readers that go before the next writer
+        self._turn = 0  # number of waiting readers that are admitted before the next writer
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Holds off writers."""
+        """Holds the lock for reading: excludes writers."""
         with self._changed:
             self._waiting_readers += 1
             try:
@@ -39,7 +39,7 @@ class Guard:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Holds off everybody else."""
+        """Holds the lock for writing: excludes readers and other writers."""
         with self._changed:
             self._waiting_writers += 1
             try:

@@ -1,7 +1,7 @@
 """The distributed engine: a Milvus cluster, or Milvus Lite in a file, through pymilvus.
 
-A gallery is a collection of the entries and a second one, ``NAME_settings``, of its settings as keys and JSON values.
-Unknown values are sentinels instead of nulls, which not every version knows how to compare.
+A gallery consists of two collections: one with the entries, and ``NAME_settings`` with keys and JSON values. Unknown
+labels are stored as special values, because some versions of Milvus cannot compare nulls.
 """
 
 import json
@@ -33,42 +33,41 @@ from han_tf.search.gallery import (
     Progress,
     check_format,
     check_ids,
-    stored_threshold,
 )
 
 FORMAT = 1
 """Version of the collections, as that of the files in :mod:`han_tf.search.store`."""
 
 TOKEN = "MILVUS_TOKEN"
-"""Variable of the environment that holds the token, or user:password, where none is given."""
+"""The environment variable with the token, or user:password, that is used if none is given."""
 
 SETTINGS, CREATION = "settings", "creation "
-"""The key of the gallery's own settings; what the keys of those who make one begin with."""
+"""The key of the gallery's settings; the prefix of the keys that processes write while they create a gallery."""
 
 SETTLED_SECONDS, CREATED_SECONDS = 3.0, 60.0
-"""How long a process that makes a gallery waits for others; and how long others wait for one that has begun."""
+"""How long a process that creates a gallery waits for the keys of others; how long others wait for it to finish."""
 
 NO_TIME = -1e300
-"""Stands for a time that is not known."""
+"""Stands for an unknown time."""
 
 SECONDS = 10.0
-"""How long an address is tried to be reached; and ten times that, an answer waited for."""
+"""Time limit for a connection; ten times as much for an answer."""
 
 REQUEST_BYTES = 2**24
-"""Vectors in one request or answer; gRPC refuses messages of more than 64 MiB."""
+"""Most bytes of vectors in a request or answer; gRPC refuses messages of more than 64 MiB."""
 
 MOST_HITS = 16_384
-"""Milvus finds no more per query."""
+"""Most hits that Milvus returns per query."""
 
 CAMERAS_AT_ONCE = 1000
-"""Entries that are asked for at a time to find out what cameras there are."""
+"""Most entries in an answer of which the cameras are read."""
 
 PATHS_AT_ONCE = 500
 ROWS_AT_ONCE = MOST_HITS
 """Paths in one request, and rows in its answer."""
 
 ID_BITS = 52
-"""Ids are drawn at random, so that several writers need not agree; JavaScript, too, holds such integers exactly."""
+"""Ids are random, so that several writers need not coordinate; JavaScript represents such integers exactly."""
 
 LOGGERS = ("pymilvus", "pymilvus.milvus_client", "milvus_lite", "grpc")
 
@@ -82,7 +81,7 @@ INDEXES: dict[str, tuple[dict[str, Any], Callable[[int], dict[str, Any]]]] = {
 """Milvus's index types that keep float32: parameters of building, and of a search for k hits."""
 
 APPEARS_SECONDS = 3.0
-"""How long another process may take to make the collection that this one could not make."""
+"""How long to wait for a collection of the same name that another process seems to be creating."""
 
 FIELDS = ["id", "path", "pid", "camid", "time"]
 
@@ -90,17 +89,18 @@ FIELDS = ["id", "path", "pid", "camid", "time"]
 class MilvusGallery(Gallery):
     """A gallery in Milvus.
 
-    Several processes may use a cluster's gallery at once, for reading and writing. A file of Milvus Lite belongs to
-    the process that has it open, and to all galleries in that. Additions are seen by the next search (strong
-    consistency). One of more than 16 MiB of vectors is several requests: what is in by then is deleted if one fails,
-    but stays if this process dies; additions that Milvus has confirmed survive that.
+    Several processes may read and write a cluster's gallery at once. A file of Milvus Lite can be open in one process
+    at a time, which may open all galleries in it. The next search finds what was added (strong consistency). An
+    addition of more than 16 MiB of vectors takes several requests: if one fails, the rows of the others are deleted;
+    they stay if the process dies in between.
 
     Args:
-      address: where it is.
-      token: of the cluster; if None, that in the address or else in the environment's ``MILVUS_TOKEN``.
+      address: of the gallery.
+      token: of the cluster; if None, that in the address, else that in the environment variable ``MILVUS_TOKEN``.
 
     Raises:
-      UserError: not reachable; no such gallery; another version; pymilvus is not installed.
+      UserError: the address cannot be reached, there is no such gallery, it is of another version, or pymilvus is not
+        installed.
     """
 
     engine = "milvus"
@@ -129,10 +129,10 @@ class MilvusGallery(Gallery):
     def create(
         cls, address: Address, dimension: int, checksum: str, *, index: str = "HNSW", token: Optional[str] = None
     ) -> "MilvusGallery":
-        """Makes an empty gallery; see :func:`han_tf.search.create_gallery`.
+        """Creates an empty gallery; see :func:`han_tf.search.create_gallery`.
 
         Args:
-          address: where.
+          address: of the gallery.
           dimension: of the features.
           checksum: of the model.
           index: Milvus's index type, one of :data:`INDEXES`; ``FLAT`` is exact.
@@ -167,10 +167,11 @@ class MilvusGallery(Gallery):
 
     @staticmethod
     def _make(client: Any, address: Address, dimension: int, checksum: str, index: str, settled: float) -> None:
-        """Makes the collections of a new gallery; of several processes at once one succeeds, the others are refused.
+        """Creates the collections of a new gallery; if several processes try at once, one succeeds.
 
-        Milvus has no locks. So each says in the collection of settings that it will, waits until whoever looked
-        before that must have said so, too, and goes on if its word is the least.
+        Milvus has no locks. So each process writes a random key to the collection of settings and waits until those
+        that began at the same time have written theirs. The process with the least key creates the gallery, the others
+        are refused.
 
         Args:
           client, address, dimension, checksum, index: as of :meth:`create`.
@@ -184,7 +185,7 @@ class MilvusGallery(Gallery):
             try:
                 _make_settings(client, settings_name)
             except Exception:
-                # Another one may be making the same, which then soon is there.
+                # Another process may be creating it.
                 end = time.monotonic() + APPEARS_SECONDS
                 while not client.has_collection(settings_name):
                     if time.monotonic() > end:
@@ -193,7 +194,7 @@ class MilvusGallery(Gallery):
         own, end = f"{CREATION}{secrets.token_hex(8)}", time.monotonic() + CREATED_SECONDS
         while not _read_settings(client, settings_name) and (before := _creations(client, settings_name)):
             if not settled or time.monotonic() > end:
-                break  # they were interrupted
+                break  # those processes were interrupted
             time.sleep(settled / 4)
         if _read_settings(client, settings_name):
             raise already
@@ -204,7 +205,7 @@ class MilvusGallery(Gallery):
         if _read_settings(client, settings_name):
             raise already
         if client.has_collection(name):
-            client.drop_collection(name)  # of a creation that was interrupted
+            client.drop_collection(name)  # left by a creation that was interrupted
         _make_entries(client, name, dimension, index)
         value = {
             "format": FORMAT,
@@ -236,7 +237,7 @@ class MilvusGallery(Gallery):
                 self.client.delete(self.address.collection, filter=f"id >= {first} and id < {first + n}")
                 raise
         if gone is not None and len(gone):
-            self.delete(gone)  # after the others: should this process die in between, it is done when they come again
+            self.delete(gone)  # last: if the process dies before, adding the same images again deletes them
         return ids
 
     def _relabel(self, ids: np.ndarray, pids: np.ndarray, camids: np.ndarray, times: np.ndarray) -> None:
@@ -250,10 +251,10 @@ class MilvusGallery(Gallery):
                 yield _entry(row)
 
     def note_source(self, name: str, done: int, rows: int) -> None:
-        """Does nothing: many processes may add at once."""
+        """Does nothing: several processes may add the same source at once."""
 
     def _rows_where(self, expression: str, last: int = -1, at_once: int = ROWS_AT_ONCE) -> Iterator[dict[str, Any]]:
-        """Yields the rows that fit, by rising id from behind ``last``, of which ``at_once`` are asked for at a time."""
+        """Yields the rows that match, by ascending id, with ids above ``last``; requests ``at_once`` at a time."""
         at_once = min(at_once, ROWS_AT_ONCE)
         while True:
             terms = " and ".join(term for term in (expression, f"id > {last}") if term)
@@ -295,7 +296,7 @@ class MilvusGallery(Gallery):
         return len(found)
 
     def some(self, limit: int) -> list[Entry]:  # noqa: D102
-        # Features of one length are all as near to the origin: these come from everywhere.
+        # Features of the same length are equally far from the origin: the hits are spread over the gallery.
         origin = np.zeros((1, self.dimension), np.float32)
         (hits,) = self._request(origin, min(limit, MOST_HITS), "", FIELDS)
         return [_entry({"id": hit["id"], **hit["entity"]}) for hit in hits]
@@ -348,7 +349,7 @@ class MilvusGallery(Gallery):
                 for i, (ids, features, distances) in zip(part, self._candidates(queries[part], limit, expression)):
                     rows, exact = nearest(queries[i], features, np.arange(len(ids)), k)
                     certain = len(ids) < limit or limit == MOST_HITS
-                    if not certain:  # many at one distance, or rounding, may have hidden a nearer one
+                    if not certain:  # rounding, or many at the same distance, may have excluded a nearer one
                         norms = np.einsum("ij,ij->i", features, features, dtype=np.float64)
                         greatest = max(float(queries[i] @ queries[i]), norms.max())
                         certain = exact[-1] < distances.max() - error_bound(self.dimension, greatest)
@@ -359,7 +360,7 @@ class MilvusGallery(Gallery):
     def _candidates(
         self, queries: np.ndarray, limit: int, expression: str
     ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Yields for each query the ids that Milvus finds, rising, their features, and squared distances by Milvus."""
+        """Yields, per query, the ids that Milvus finds, ascending, their features, and Milvus's squared distances."""
         for hits in self._request(queries, limit, expression, ["feature"]):
             ids = np.array([hit["id"] for hit in hits], np.int64)
             order = np.argsort(ids)
@@ -370,7 +371,7 @@ class MilvusGallery(Gallery):
             yield ids[order], features[order], distances[order]
 
     def _request(self, queries: np.ndarray, limit: int, expression: str, fields: list[str]) -> Any:
-        """Returns what Milvus finds: for each query at most ``limit`` hits, with ``fields``."""
+        """Returns Milvus's answer: for each query at most ``limit`` hits, with ``fields``."""
         parameters = {"metric_type": "L2", "params": INDEXES[self._settings["index"]][1](limit)}
         with self._errors():
             return self.client.search(
@@ -384,18 +385,17 @@ class MilvusGallery(Gallery):
                 timeout=10 * SECONDS,
             )
 
-    def set_threshold(self, threshold: Optional[float], calibration: Optional[dict[str, Any]] = None) -> None:  # noqa: D102
-        value = stored_threshold(threshold)
-        settings = {**self._settings, "threshold": value, "calibration": calibration}
+    def _set(self, settings: dict[str, Any]) -> None:
+        settings = {**self._settings, **settings}
         with self._errors():
             self.client.upsert(self._settings_name, _settings_row(SETTINGS, settings))
         self._settings = settings
 
     def build(self, engine: Optional[str] = None, *, anew: bool = False, progress: Progress = None) -> None:
-        """Makes Milvus write its data in memory to storage; Milvus builds indexes by itself.
+        """Makes Milvus write its data in memory to storage. Milvus builds its indexes itself.
 
         Raises:
-          UserError: another engine is asked for.
+          UserError: ``engine`` is another one.
         """
         if engine not in (None, "auto", self.engine):
             raise UserError(f"engine is {engine!r}, expected milvus at {self.location}")
@@ -403,7 +403,7 @@ class MilvusGallery(Gallery):
             self.client.flush(self.address.collection)
 
     def compact(self, progress: Progress = None) -> None:
-        """Makes a cluster free the space of deleted entries; Milvus Lite does so by itself."""
+        """Makes a cluster free the space of deleted entries; Milvus Lite does so itself."""
         self.build()
         if not self.address.local:
             with self._errors():
@@ -414,18 +414,7 @@ class MilvusGallery(Gallery):
         return self._threshold_notes()
 
     def info(self) -> dict[str, Any]:  # noqa: D102
-        return {
-            "location": self.location,
-            "engine": self.engine,
-            "index": self._settings["index"],
-            "entries": len(self),
-            "dimension": self.dimension,
-            "model": self.checksum,
-            "identity": self.identity,
-            "threshold": self.threshold,
-            "calibration": self.calibration,
-            "notes": self.notes,
-        }
+        return {**super().info(), "index": self._settings["index"]}
 
     def close(self) -> None:  # noqa: D102
         self.closed = True
@@ -439,7 +428,7 @@ class MilvusGallery(Gallery):
 
 
 def _import_client() -> Any:
-    # On import pymilvus configures the logging of the whole process, and so closes the handlers of everybody else.
+    # When imported, pymilvus configures the logging of the whole process, which closes all other handlers.
     configure = logging.config.dictConfig
     logging.config.dictConfig = lambda config: None
     try:
@@ -448,7 +437,7 @@ def _import_client() -> Any:
         raise UserError(f"this gallery needs pymilvus ({error}), expected: pip install 'han-tf[milvus]'") from error
     finally:
         logging.config.dictConfig = configure
-    # What they log is raised as well, and reported in one line.
+    # Errors that these packages log are raised as well, and reported in one line.
     for name in LOGGERS:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     return MilvusClient
@@ -467,7 +456,7 @@ def _connect(address: Address, token: Optional[str]) -> Any:
 
 
 def _why_closed(path: str) -> UserError:
-    """Returns the likely reason why Milvus Lite does not open a file; its own error gives none."""
+    """Returns the likely reason why Milvus Lite cannot open a file; its own error names none."""
     try:
         with open(Path(path) / "LOCK", "rb") as stream:
             if not lock(stream.fileno()):
@@ -484,7 +473,7 @@ def _milvus_errors(location: str, what: str = "used") -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        # pymilvus lets errors of gRPC through, which are no MilvusException, and raises a few of its own.
+        # Besides MilvusException, pymilvus raises other errors of its own and those of gRPC.
         if type(error).__module__.split(".")[0] not in ("pymilvus", "grpc", "milvus_lite"):
             raise
         reason = " ".join(str(getattr(error, "message", "") or error).split())
@@ -492,7 +481,7 @@ def _milvus_errors(location: str, what: str = "used") -> Iterator[None]:
 
 
 def _read_settings(client: Any, name: str) -> list[dict[str, Any]]:
-    """Returns the row of the gallery's own settings; none if there is no gallery, or a half-made one."""
+    """Returns the row of the gallery's settings; none if there is no gallery or its creation is not complete."""
     if not client.has_collection(name):
         return []
     client.load_collection(name)
@@ -500,7 +489,7 @@ def _read_settings(client: Any, name: str) -> list[dict[str, Any]]:
 
 
 def _creations(client: Any, name: str) -> set[str]:
-    """Returns the keys of processes that are making a gallery, or were interrupted."""
+    """Returns the keys of processes that are creating a gallery, or were interrupted."""
     rows = client.query(name, f'key like "{CREATION}%"', output_fields=["key"], consistency_level="Strong")
     return {row["key"] for row in rows}
 
@@ -511,7 +500,7 @@ def _make_settings(client: Any, name: str) -> None:
     schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
     schema.add_field("key", DataType.VARCHAR, is_primary=True, max_length=64)
     schema.add_field("value", DataType.VARCHAR, max_length=65_535)
-    schema.add_field("unused", DataType.FLOAT_VECTOR, dim=2)  # Milvus wants one in every collection
+    schema.add_field("unused", DataType.FLOAT_VECTOR, dim=2)  # Milvus requires a vector in every collection
     parameters = client.prepare_index_params()
     parameters.add_index("unused", index_type="FLAT", metric_type="L2")
     client.create_collection(name, schema=schema, index_params=parameters, consistency_level="Strong")
@@ -544,15 +533,15 @@ def _entry(row: dict[str, Any]) -> Entry:
 def _expression(filters: Filters) -> str:
     terms = []
     if filters.cameras:
-        terms.append(f"camid in {[int(camera) for camera in filters.cameras]}")
+        terms.append(f"camid in {[*filters.cameras]}")
     if filters.not_cameras:
-        terms.append(f"camid not in {[int(camera) for camera in filters.not_cameras]}")
+        terms.append(f"camid not in {[*filters.not_cameras]}")
     if filters.pids:
-        terms.append(f"pid in {[int(pid) for pid in filters.pids]}")
+        terms.append(f"pid in {[*filters.pids]}")
     if filters.after is not None:
-        terms.append(f"time >= {max(float(filters.after), NO_TIME / 2)!r}")
+        terms.append(f"time >= {max(filters.after, NO_TIME / 2)!r}")
     if filters.before is not None:
-        terms.append(f"time > {NO_TIME / 2!r} and time < {float(filters.before)!r}")
+        terms.append(f"time > {NO_TIME / 2!r} and time < {filters.before!r}")
     return " and ".join(terms)
 
 

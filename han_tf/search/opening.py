@@ -1,4 +1,4 @@
-"""Creating, opening and finding galleries. An engine's packages are imported only if that engine is used."""
+"""Creating and opening galleries. An engine's packages are imported only if that engine is used."""
 
 import os
 from typing import Any, Optional, Union
@@ -18,21 +18,21 @@ def create_gallery(
     collection: Optional[str] = None,
     **options: Any,
 ) -> Gallery:
-    """Makes an empty gallery and opens it for writing.
+    """Creates an empty gallery and opens it for writing.
 
     Args:
-      path: a folder that is made or is empty; or, for Milvus, an address like ``http://host:19530`` or the file of
-        a Milvus Lite, whose name ends in ``.db``, with ``#collection`` if it is not called ``gallery``.
+      path: a new or an empty folder; or, for Milvus, an address such as ``http://host:19530`` or a file of Milvus Lite,
+        whose name ends in ``.db``. Addresses and files may end in ``#collection``; the default is ``gallery``.
       dimension: of the features.
       checksum: of the model that makes them.
-      engine: ``auto``; ``milvus`` goes with its addresses; ``flat``, ``hnsw`` or ``ivfpq`` in a folder, see
-        :func:`han_tf.search.choice.choose_engine`.
-      collection: the same as what follows the ``#``.
+      engine: ``auto``; ``flat``, ``hnsw`` or ``ivfpq`` for a folder, see
+        :func:`han_tf.search.choice.choose_engine`; or ``milvus``, for its addresses only.
+      collection: the name of the collection, instead of ``#collection``.
       **options: of the engine, see :meth:`han_tf.search.faiss_gallery.FaissGallery.create` and
         :meth:`han_tf.search.milvus_gallery.MilvusGallery.create`.
 
     Raises:
-      UserError: there is a gallery already; it cannot be written or reached; a bad argument.
+      UserError: there is a gallery already, it cannot be written or reached, or an argument is not valid.
     """
     check_count(dimension, "dimension", 1)
     address = Address.of(path, collection)
@@ -62,12 +62,13 @@ def open_gallery(
     Args:
       path, collection: as of :func:`create_gallery`.
       checksum: of the model whose features will be searched for; compared with the gallery's if given.
-      writable: lock a folder for changes now instead of at the first change. One process at a time can hold the lock.
-      **options: ``threads`` of a search in a folder, ``token`` of a cluster of Milvus.
+      writable: whether to lock a folder for changes now instead of at the first change. One process at a time can hold
+        the lock.
+      **options: ``threads`` of a search in a folder, ``token`` of a Milvus cluster.
 
     Raises:
-      UserError: there is no gallery, it is damaged, of another version or of another model; another process
-        has locked it for changes.
+      UserError: there is no gallery, it is damaged, of another version or of another model, or another process has
+        locked it for changes.
     """
     address = Address.of(path, collection)
     if address is None:
@@ -87,10 +88,10 @@ def open_gallery(
 
 
 def gallery_exists(path: Union[str, os.PathLike], *, collection: Optional[str] = None) -> bool:
-    """Returns whether there is a gallery at ``path``, whole or damaged.
+    """Returns whether there is a gallery at ``path``, which may be damaged.
 
     Raises:
-      UserError: an address of Milvus that is not reachable.
+      UserError: Milvus cannot be reached at the address.
     """
     from han_tf.search.store import DATABASE
 

@@ -18,26 +18,26 @@ from han_tf.metrics.checks import GREATEST_NORM
 from han_tf.search.gallery import UNKNOWN, Entry, Gallery, Progress
 
 ROWS = 4096
-"""Rows of an archive that are handed on at a time."""
+"""Rows of an archive that are yielded at a time."""
 
 NAMED = 3
-"""Images that a note names, of those that cannot be used."""
+"""Number of images with unusable features that a note names."""
 
 
 class FeatureSource(ABC):
-    """Features with the labels of their images. Iterating yields all that can be used, in the order of the file.
+    """Features with the labels of their images. Iterating yields the usable rows, in the order of the file.
 
-    One rule holds for all kinds of files: junk (pid -1) is left out; distractors (pid 0), who are many people under
-    one pid, have none; and an image whose feature is not finite is left out.
+    For all kinds of files, junk (pid -1) and images whose features are not finite are left out. Distractors (pid 0) get
+    no pid, because they are many people.
 
     Attributes:
       name: the file or folder.
       dimension: of the features.
-      checksum: of the model that made them; None if the file does not say.
-      doubled: paths that stand there more than once, and the empty one.
+      checksum: of the model that made them; None if the file does not name it.
+      doubled: paths that do not identify an image: those that occur more than once, and the empty one.
       junk: paths of the junk that the last iteration left out.
-      distractors: how many images it took without a pid.
-      spoiled: the images that it left out for their features.
+      distractors: number of images that it yielded without their pid.
+      spoiled: names of the images that it left out because of their features.
     """
 
     name: str
@@ -59,10 +59,10 @@ class FeatureSource(ABC):
         """Yields all rows unchanged."""
 
     def __iter__(self) -> Iterator[FeatureBatch]:
-        """Yields the rows that can be used.
+        """Yields the usable rows.
 
         Raises:
-          UserError: none can; a file is damaged.
+          UserError: there are none; a file is damaged.
         """
         self.junk, self.distractors, self.spoiled = [], 0, []
         start = 0
@@ -82,12 +82,12 @@ class FeatureSource(ABC):
 
     @property
     def taken(self) -> int:
-        """How many images the last iteration yielded."""
+        """Number of images that the last iteration yielded."""
         return len(self) - len(self.junk) - len(self.spoiled)
 
     @property
     def note(self) -> str:
-        """What the last iteration did not take as it stands there, in one line; empty if it took all."""
+        """What the last iteration left out or changed, in one line; empty if nothing."""
         parts = []
         if self.junk:
             parts.append(f"{len(self.junk):,} junk images (pid {JUNK_PID}) left out")
@@ -116,7 +116,7 @@ class ParquetSource(FeatureSource):
 
 
 class ArchiveSource(FeatureSource):
-    """An ``.npz`` with features, pids, camids and perhaps paths, see :mod:`han_tf.features.archives`."""
+    """An ``.npz`` with features, pids, camids and optional paths, see :mod:`han_tf.features.archives`."""
 
     def __init__(self, path: Path):
         super().__init__()
@@ -136,14 +136,14 @@ class ArchiveSource(FeatureSource):
 
 
 class Added(NamedTuple):
-    """The result of adding a source's images.
+    """The result of adding a source's images, in numbers.
 
     Attributes:
-      images: how many it has that can be used.
-      added: how many of them are new in the gallery.
-      replaced: how many took the place of entries with the same path and another feature.
-      relabelled: how many were there with other labels.
-      removed: how many entries were deleted that the source says are junk.
+      images: usable images of the source.
+      added: images that are new in the gallery.
+      replaced: images that replaced entries with the same path and another feature.
+      relabelled: images that were there with other labels.
+      removed: deleted entries that are junk in the source.
     """
 
     images: int
@@ -168,7 +168,7 @@ def open_source(path: Union[str, os.PathLike]) -> FeatureSource:
     """Opens features on disk.
 
     Raises:
-      UserError: there is nothing of that name, or it is damaged or something else.
+      UserError: there is no such file or folder, it is damaged, or it does not hold features.
     """
     path = Path(path)
     if path.is_dir():
@@ -181,14 +181,15 @@ def open_source(path: Union[str, os.PathLike]) -> FeatureSource:
 def add_source(gallery: Gallery, source: FeatureSource, progress: Progress = None) -> Added:
     """Brings a gallery up to date with a source, and returns what changed.
 
-    An image is known by its path. Where the gallery has it with the same feature, it stays; with another one, it is
-    replaced; labels that the source knows and that differ are changed. An image without a path, or whose path the
-    source has more than once, is known by path and feature together. So the same source added again changes
-    nothing, one that has grown adds what is new, and an addition that was interrupted, in whatever way, goes on where
-    it was. Entries that were deleted come back if their source is added again. Images that a source no longer has stay.
+    An image is identified by its path. An entry of this path with the same feature stays, with another feature it is
+    replaced; labels that differ are changed, unless the source does not know them. An image without a path, or with a
+    path that occurs more than once in the source, is identified by path and feature together. Adding the same source
+    again therefore changes nothing, a source that has grown adds its new images, and an interrupted addition can be
+    repeated to complete it. Deleted entries come back if their source is added again. Entries of images that the source
+    no longer has stay.
 
     Raises:
-      UserError: the features do not fit, a file is damaged, or it cannot be written; rows added before stay.
+      UserError: the features do not fit, a file is damaged, or the gallery cannot be written; rows added before stay.
     """
     if source.dimension != gallery.dimension:
         raise UserError(
@@ -218,14 +219,14 @@ def add_source(gallery: Gallery, source: FeatureSource, progress: Progress = Non
 
 
 class _Twins:
-    """Entries that are known by path and feature together, each of which stands for one image of a source."""
+    """Finds the entries of images that are identified by path and feature together; uses each entry once."""
 
     def __init__(self, gallery: Gallery):
         self.gallery = gallery
         self.groups: dict[str, dict[bytes, list[Entry]]] = {}
 
     def take(self, path: str, feature: np.ndarray) -> Optional[Entry]:
-        """Returns an entry of that path and feature that was not taken before, None if there is none."""
+        """Returns an entry of this path and feature that was not returned before, None if there is none."""
         if path not in self.groups:
             self.groups[path] = self._group(path)
         entries = self.groups[path].get(_digest(feature))
@@ -239,7 +240,7 @@ class _Twins:
             for entry, feature in zip(part, self.gallery.features([entry.id for entry in part])):
                 group.setdefault(_digest(feature), []).append(entry)
         for same in group.values():
-            same.reverse()  # the first one is taken first
+            same.reverse()  # so that pop() returns them in their order
         return group
 
 
@@ -248,6 +249,6 @@ def _digest(feature: np.ndarray) -> bytes:
 
 
 def _finite(features: np.ndarray) -> np.ndarray:
-    """Returns which rows a gallery takes, bool ``[n]``."""
+    """Returns which rows have finite features that a gallery accepts, bool ``[n]``."""
     values = features.astype(np.float64)
     return np.einsum("ij,ij->i", values, values) < GREATEST_NORM

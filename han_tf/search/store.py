@@ -1,15 +1,15 @@
 """A gallery's files: an append-only file of vectors and an SQLite database.
 
-  gallery.sqlite    settings, and one row per entry: id, its row in the file of vectors, path, pid, camid, time; a
-                    checksum of its vector, which earlier versions did not keep
-  vectors-N.f32     float32 ``[rows, dimension]``, little-endian; N rises when the file is compacted
-  lock              held by the process that writes
+  gallery.sqlite    settings; per entry: id, row in the file of vectors, path, pid, camid, time, and a checksum of the
+                    vector (entries of earlier versions have no checksum)
+  vectors-N.f32     float32 ``[rows, dimension]``, little-endian; each compaction writes a new file and increases N
+  lock              locked by the process that writes
 
-Adding appends the vectors, has the disk confirm them, and commits the entries together with the new number of
-rows. Vectors beyond the committed rows were left by a crash and are overwritten. So after a crash at any
-point the gallery has the state before or the state after.
+Adding appends the vectors, syncs the file, and commits the entries together with the new number of rows. Vectors
+beyond the committed rows were left by a crash and are overwritten. After a crash at any point the gallery therefore has
+the state before the addition or the state after it.
 
-Deleting commits first and then overwrites the vectors with zeros, and SQLite what it held of the entries. Vectors of
+Deleting commits first; then the vectors are overwritten with zeros. SQLite overwrites the deleted entries. Vectors of
 deleted entries that a crash left are overwritten by the next process that writes.
 """
 
@@ -46,29 +46,29 @@ CREATE TABLE entries (
 );
 """
 CHECKSUMS = "CREATE TABLE IF NOT EXISTS checksums (id INTEGER PRIMARY KEY, crc INTEGER NOT NULL)"
-"""CRC-32 of the entries' vectors; made at the first change of a gallery of an earlier version."""
+"""CRC-32 of the entries' vectors; created by the first change to a gallery of an earlier version."""
 
 CHECKSUMS_AFTER = """SELECT id, CASE typeof(crc) WHEN 'integer' THEN crc ELSE -1 END FROM checksums
     WHERE id > ? ORDER BY id LIMIT ?"""
 """A damaged file may hold a checksum that is not an integer; it counts as -1, which is the checksum of no vector."""
 
 PATH_INDEX = "CREATE INDEX IF NOT EXISTS entries_path ON entries (path)"
-"""Made when entries are first asked for by their paths."""
+"""Created when entries are first looked up by path."""
 
 DATABASE_ERRORS = (sqlite3.Error, UnicodeDecodeError)
-"""What SQLite raises; Python cannot decode all of what it says of a damaged file."""
+"""Errors of SQLite; UnicodeDecodeError if its message quotes damaged bytes of a file."""
 
 BUSY_SECONDS = 30
-"""How long another process's commit is waited for."""
+"""How long to wait for another process's commit."""
 
 LOADED_AT_ONCE = 2**16
 """Entries that are read at a time."""
 
 ASKED_AT_ONCE = 500
-"""Ids in one SQL statement."""
+"""Most ids or paths in one SQL statement."""
 
 VECTORS_NAME, INDEX_NAME = re.compile(r"vectors-\d{1,18}\.f32"), re.compile(r"index-\d{1,18}\.faiss")
-"""What the files that the database names are called: nothing else is joined to the folder."""
+"""Valid names of the files that the database names; a path with any other name is never opened."""
 
 COPIED_BYTES = 2**24
 """Bytes of vectors that compaction copies at a time."""
@@ -78,8 +78,8 @@ class Labels(NamedTuple):
     """The labels of all rows in the file of vectors, for filters.
 
     Attributes:
-      ids: int64 ``[n]``, rising; where an entry was deleted, some id that is not greater than the next.
-      alive: bool ``[n]``; False where the entry was deleted.
+      ids: int64 ``[n]``, ascending; the row of a deleted entry has any id that keeps this order.
+      alive: bool ``[n]``; False for rows of deleted entries.
       pids, camids: int64 ``[n]``, :data:`UNKNOWN` where not known.
       times: float64 ``[n]``, NaN where not known.
     """
@@ -103,7 +103,7 @@ class State(NamedTuple):
     Attributes:
       vectors: float32 ``[rows, dimension]``, mapped into memory, read-only.
       labels: of the same rows.
-      live: entries among them.
+      live: number of rows that are not of deleted entries.
     """
 
     vectors: np.ndarray
@@ -111,34 +111,34 @@ class State(NamedTuple):
     live: int
 
     def rows_of(self, ids: np.ndarray) -> np.ndarray:
-        """Returns the rows of the entries ``ids``, int64 ``[n]``; −1 where there is none."""
+        """Returns the rows of the entries ``ids``, int64 ``[n]``; −1 for ids without an entry."""
         if not len(self.vectors):
             return np.full(len(ids), -1)
-        # Of equal ids the first one's entry is alive, if any.
+        # If rows have the same id, only the first of them can be alive.
         rows = np.minimum(np.searchsorted(self.labels.ids, ids), len(self.vectors) - 1)
         return np.where((self.labels.ids[rows] == ids) & self.labels.alive[rows], rows, -1)
 
 
 class Store:
-    """The files of one gallery, open. What changes them needs :meth:`take_lock` before.
+    """The open files of one gallery. Call :meth:`take_lock` before changing them.
 
     Args:
-      folder: the gallery.
-      lock_file: of the lock, if it has been taken; closed with the store.
+      folder: of the gallery.
+      lock_file: descriptor of the lock's file, if this process holds the lock; closed with the store.
 
     Attributes:
       settings: JSON values by key, as committed.
-      state: what there is to search.
+      state: the rows that searches use.
 
     Raises:
-      UserError: no gallery, a damaged one or one of another version.
+      UserError: there is no gallery, or it is damaged or of another version.
     """
 
     def __init__(self, folder: Path, lock_file: Optional[int] = None):
         self.folder = folder
-        self.lock = threading.RLock()  # of whoever changes something
+        self.lock = threading.RLock()  # held while the files are changed
         self._lock_file = lock_file
-        # Two connections, so that a search need not wait for the disk to confirm what another thread adds.
+        # Two connections, so that a search does not wait while another thread commits.
         self._database: Optional[sqlite3.Connection] = None
         self._reader: Optional[sqlite3.Connection] = None
         self._reader_lock = threading.Lock()
@@ -156,14 +156,14 @@ class Store:
 
     @classmethod
     def create(cls, folder: Path, settings: dict[str, Any]) -> "Store":
-        """Makes the files of an empty gallery in ``folder`` and opens it with the lock taken.
+        """Creates the files of an empty gallery in ``folder`` and opens it, holding the lock.
 
-        The database, renamed at the end, makes it a gallery. The lock is taken before anything is looked for or made,
-        so that of several processes one makes it and the others are refused.
+        The lock is taken before the files are created, so that only one of several processes creates them. The
+        database is renamed to its final name last; before that, the folder does not count as a gallery.
         """
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            _check_new(folder)  # before a lock is left in a folder of something else
+            _check_new(folder)  # so that no file for the lock is left in a folder with other files
             lock_file = _take(folder)
             try:
                 _check_new(folder)
@@ -185,22 +185,22 @@ class Store:
                     database.close()
             self._database = self._reader = None
             if self._lock_file is not None:
-                os.close(self._lock_file)  # gives back the lock, too
+                os.close(self._lock_file)  # releases the lock
                 self._lock_file = None
 
     @property
     def writing(self) -> bool:
-        """Whether this process has the lock."""
+        """Whether this process holds the lock."""
         return self._lock_file is not None
 
     def take_lock(self, swapping: Optional[AbstractContextManager] = None) -> bool:
-        """Takes the right to write; returns whether the gallery had to be read again, changed by another process.
+        """Takes the lock; returns whether the gallery was loaded again, because another process had changed it.
 
         Args:
-          swapping: entered while it is read again and the rows may change their numbers.
+          swapping: entered while it is loaded again, which may change the rows' numbers.
 
         Raises:
-          UserError: another process has it, or nothing may be written here.
+          UserError: another process holds the lock, or the folder cannot be written.
         """
         with self.lock:
             if self._lock_file is not None:
@@ -220,7 +220,7 @@ class Store:
             return changed
 
     def append(self, columns: Columns, greatest_norm: float, gone: np.ndarray) -> np.ndarray:
-        """Adds rows and returns their ids, and deletes entries as :meth:`delete` does; durable when it returns.
+        """Adds rows, deletes entries as :meth:`delete` does, and returns the new ids; durable when it returns.
 
         Args:
           columns: the rows.
@@ -229,13 +229,13 @@ class Store:
         """
         with self.lock:
             if len(self.state.vectors) != self.settings["rows"]:
-                self.load()  # an interrupt came after a commit
+                self.load()  # the last addition was interrupted after its commit
             features, first = columns.features.astype("<f4", copy=False), self.settings["rows"]
             n = len(features)
             path = self.folder / self.settings["vectors"]
             row_bytes = 4 * self.settings["dimension"]
             with self._written(path, "r+b") as stream:
-                stream.truncate(first * row_bytes)  # what a crash left
+                stream.truncate(first * row_bytes)  # removes vectors that a crash left
                 stream.seek(first * row_bytes)
                 stream.write(features.data)
             ids = np.arange(self.settings["next_id"], self.settings["next_id"] + n)
@@ -277,17 +277,17 @@ class Store:
             return len(rows)
 
     def _bury(self, rows: np.ndarray) -> None:
-        """Leaves rows out of searches that begin now, and overwrites their vectors."""
+        """Excludes rows from searches that begin now, and overwrites their vectors."""
         if not len(rows):
             return
-        # A copy: a search that has begun sees the entries of its own moment.
+        # A copy, so that searches that have begun keep their state.
         self._labels = self._labels._replace(alive=self._labels.alive.copy())
         self._labels.alive[rows] = False
         self.state = self._visible(self.state.vectors, self.state.live - len(rows))
         self._overwrite(rows)
 
     def _overwrite(self, rows: np.ndarray) -> None:
-        """Writes zeros over the vectors of ``rows``, rising, where there are others; durable when it returns."""
+        """Writes zeros over those vectors of ``rows``, ascending, that are not zero; durable when it returns."""
         step, row_bytes = max(1, COPIED_BYTES // (4 * self.settings["dimension"])), 4 * self.settings["dimension"]
         parts = (rows[start : start + step] for start in range(0, len(rows), step))
         rows = np.concatenate([part[self.state.vectors[part].any(axis=1)] for part in parts] or [rows])
@@ -301,7 +301,7 @@ class Store:
                     stream.write(bytes(len(run[start : start + step]) * row_bytes))
 
     def relabel(self, ids: np.ndarray, pids: np.ndarray, camids: np.ndarray, times: np.ndarray) -> None:
-        """Gives entries these labels, as of :class:`Columns`; durable when it returns."""
+        """Sets the labels of entries, given as in :class:`Columns`; durable when it returns."""
         with self.lock:
             changed = list(zip(_nullable(pids), _nullable(camids), _nullable(times), ids.tolist()))
             self.commit(
@@ -318,12 +318,12 @@ class Store:
             self.state = self._visible(self.state.vectors, self.state.live)
 
     def compact(self, swapping: AbstractContextManager) -> None:
-        """Writes the vectors anew without those of deleted entries; ids stay.
+        """Writes a new file of vectors, without those of deleted entries, and removes the old one; ids stay.
 
-        Until it commits, the old file counts.
+        The old file is valid until the commit.
 
         Args:
-          swapping: entered while the rows change their numbers.
+          swapping: entered while the rows' numbers change.
         """
         with self.lock:
             old, labels = self.settings["vectors"], self.state.labels
@@ -352,7 +352,7 @@ class Store:
             self._remove_vectors()
 
     def _remove_vectors(self) -> None:
-        """Removes files of vectors that do not count: before a compaction, or of one that was interrupted."""
+        """Removes files of vectors from before a compaction, and those that an interrupted compaction left."""
         with self._writing(self.folder):
             for path in self.folder.glob("vectors-*.f32"):
                 if path.name != self.settings["vectors"]:
@@ -374,7 +374,7 @@ class Store:
                 if database.in_transaction:
                     database.execute("ROLLBACK")
                 elif committing and not isinstance(error, DATABASE_ERRORS):
-                    # An interrupt while the disk confirmed is raised when it has.
+                    # Python raises KeyboardInterrupt after the COMMIT that it interrupted has succeeded.
                     self.settings = {**self.settings, **settings}
                     self.load()
                 if isinstance(error, DATABASE_ERRORS):
@@ -383,7 +383,7 @@ class Store:
             self.settings = {**self.settings, **settings}
 
     def entries(self, ids: Iterable[int]) -> dict[int, Entry]:
-        """Returns those of the entries ``ids`` that there are."""
+        """Returns id -> entry for those of ``ids`` that exist."""
         with self._reader_lock, self._reading_errors():
             if self._reader is None:
                 raise UserError(f"{self.folder}: the gallery is closed")
@@ -393,8 +393,7 @@ class Store:
         """Compares the vectors with their checksums.
 
         Returns:
-          The entries whose vectors are not those that were added, and how many entries were compared: all but those
-          of earlier versions, which have no checksums.
+          The entries with damaged vectors, and the number of compared entries, which are all that have a checksum.
         """
         state, wrong, compared = self.state, [], 0
         for ids, checksums in self._checksums():
@@ -404,11 +403,11 @@ class Store:
             wrong += [ids[i] for i in there if zlib.crc32(state.vectors[rows[i]]) != checksums[i]]
             if progress:
                 progress(compared, state.live)
-        # One that was deleted meanwhile has been overwritten.
+        # Entries that were deleted meanwhile are not damaged but overwritten; self.entries() leaves them out.
         return list(self.entries(map(int, wrong)).values()), compared
 
     def _checksums(self) -> Iterator[np.ndarray]:
-        """Yields ids, rising, and checksums of entries, int64 ``[2, n]``; none in a gallery of an earlier version."""
+        """Yields ids, ascending, and checksums of entries, int64 ``[2, n]``; nothing without such a table."""
         last = -1
         while True:
             with self._reader_lock, self._reading_errors():
@@ -423,14 +422,14 @@ class Store:
             yield np.array(part, np.int64).T
 
     def named(self, paths: Sequence[str]) -> Iterator[Entry]:
-        """Yields the entries of any of ``paths``, by path and id; the lock must have been taken."""
+        """Yields the entries of any of ``paths``, sorted by path and id; the lock must be held."""
         with self.lock, self._reading_errors():
             database = self._open_database()
             database.execute(PATH_INDEX)
             yield from _entries_where(database, "path", paths)
 
     def revision(self) -> int:
-        """Returns how many changes have been committed, by any process."""
+        """Returns the number of changes that all processes have committed."""
         with self.lock, self._reading_errors():
             rows = self._open_database().execute("SELECT value FROM settings WHERE key = 'revision'")
             return json.loads(rows.fetchone()[0])
@@ -523,7 +522,7 @@ class Store:
 
     @contextmanager
     def _written(self, path: Path, mode: str) -> Iterator[BinaryIO]:
-        """Opens a file for writing; what was written is on disk at the end."""
+        """Opens a file for writing, and syncs it at the end."""
         with self._writing(path), open(path, mode, opener=_no_link) as stream:
             yield stream
             stream.flush()
@@ -531,7 +530,7 @@ class Store:
 
 
 def _check_new(folder: Path) -> None:
-    """Raises UserError unless ``folder`` is empty but for what an interrupted creation left."""
+    """Raises UserError unless ``folder`` is empty or holds only files that an interrupted creation left."""
     if (folder / DATABASE).exists():
         raise UserError(f"{folder}: there is a gallery already, expected a new folder")
     own = {LOCK, FIRST_VECTORS}
@@ -544,7 +543,7 @@ def _check_new(folder: Path) -> None:
 
 
 def _make(folder: Path, settings: dict[str, Any]) -> None:
-    """Makes the files of an empty gallery; the lock must be held."""
+    """Creates the files of an empty gallery; the lock must be held."""
     (folder / FIRST_VECTORS).touch()
     temporary = folder / f".{DATABASE}.{os.getpid()}.tmp"
     temporary.unlink(missing_ok=True)
@@ -575,10 +574,10 @@ def _make(folder: Path, settings: dict[str, Any]) -> None:
 
 
 def _take(folder: Path) -> int:
-    """Takes the lock of the gallery in ``folder``; returns its file, open.
+    """Takes the lock of the gallery in ``folder``; returns the descriptor of its file.
 
     Raises:
-      UserError: another process has it, or nothing may be written here.
+      UserError: another process holds the lock, or the folder cannot be written.
     """
     path = folder / LOCK
     lock_file = None
@@ -598,12 +597,12 @@ def _take(folder: Path) -> int:
 
 
 def _no_link(path: str, flags: int) -> int:
-    """Opens a file of the folder itself: a link would have another place written to."""
+    """Opens a file unless it is a symbolic link, which could lead to a file outside the folder."""
     return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def _check_settings(settings: dict[str, Any]) -> None:
-    """Raises ValueError, KeyError or TypeError where settings cannot be those of a gallery."""
+    """Raises ValueError, KeyError or TypeError if the settings are not valid."""
     for name in ("rows", "dimension", "next_id", "revision"):
         if type(settings[name]) is not int or settings[name] < (name == "dimension"):
             raise ValueError(f"{name} is {settings[name]!r}")
@@ -626,9 +625,9 @@ def _check_settings(settings: dict[str, Any]) -> None:
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    # Transactions are begun by hand. EXTRA has the folder confirmed as well, without which a commit may be lost.
+    # isolation_level=None: transactions are begun explicitly.
     database = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-    database.execute("PRAGMA synchronous = EXTRA")
+    database.execute("PRAGMA synchronous = EXTRA")  # also syncs the folder; without that, a power cut may undo a commit
     database.execute("PRAGMA secure_delete = ON")
     return database
 
@@ -650,7 +649,7 @@ def _nullable(values: np.ndarray) -> Sequence[Union[int, float, None]]:
 
 
 def _entries_where(database: sqlite3.Connection, column: str, values: Sequence[Any]) -> Iterator[Entry]:
-    """Yields the entries with one of these values, by value and id."""
+    """Yields the entries that have one of these values in ``column``, sorted by value and id."""
     for start in range(0, len(values), ASKED_AT_ONCE):
         part = values[start : start + ASKED_AT_ONCE]
         marks = ",".join("?" * len(part))

@@ -5,6 +5,7 @@ from typing import NamedTuple, Optional
 
 import numpy as np
 
+from han_tf.features.shards import FeatureBatch, Manifest, write_manifest, write_shard
 from han_tf.search import Entry, Filters
 
 CHECKSUM = "0123456789abcdef" * 4
@@ -75,3 +76,12 @@ def labels(count: int, seed: int = 1):
         "camids": some(rng.integers(0, 5, count).tolist()),
         "times": some(rng.integers(0, 100, count).astype(float).tolist()),
     }
+
+
+def write_shards(folder, batch: FeatureBatch, size: int):
+    """Writes Parquet files of ``size`` rows as han_tf.extract does; returns the folder."""
+    manifest = Manifest(CHECKSUM, batch.features.shape[1], ("global", "local"), "f" * 64, len(batch.pids), size)
+    write_manifest(folder, manifest)
+    for number in range(manifest.shards):
+        write_shard(folder, manifest, number, FeatureBatch(*(a[slice(*manifest.bounds(number))] for a in batch)))
+    return folder

@@ -6,15 +6,13 @@ import time
 import faiss
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from search_helpers import CHECKSUM, clustered
 
 from han_tf.common.errors import UserError
 from han_tf.search import Filters, create_gallery, faiss_gallery
 from han_tf.search.approximate import KINDS, ApproximateIndex, principal_axes
 from han_tf.search.choice import choose_engine
-from han_tf.search.exact import ExactSearch, squared_distances
+from han_tf.search.exact import squared_distances
 from han_tf.search.guard import Guard
 
 
@@ -144,45 +142,6 @@ def test_principal_axes_hold_the_variance_and_are_no_more_than_half():
     assert spread[:16].sum() > 0.99 * spread.sum()
     assert principal_axes(np.random.default_rng(0).standard_normal((500, 64)).astype(np.float32)) == 0
     assert principal_axes(np.zeros((10, 64), np.float32)) == 0
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.data())
-def test_exact_search_is_exact_for_any_rounding(data):
-    """Values of which float32 sums lose digits, many of them nearly or wholly alike."""
-    d, n = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 60))
-    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
-    scale = data.draw(st.sampled_from([1.0, 1e3, 1e-3]))
-    vectors = (scale + data.draw(st.sampled_from([0.0, 1e-6, 1e-2])) * rng.integers(-2, 3, (n, d))).astype(np.float32)
-    queries = vectors[rng.integers(0, n, 3)] + np.float32(1e-3 * scale)
-    chosen = data.draw(st.sampled_from([None, np.flatnonzero(rng.random(n) < 0.5)]))
-    k = data.draw(st.integers(1, 8))
-    threads = data.draw(st.integers(1, 2))
-    searcher = ExactSearch(threads)
-    norms = float((vectors.astype(np.float64) ** 2).sum(axis=1).max())
-    rows = np.arange(n) if chosen is None else chosen
-    if len(rows):
-        for query, (found, distances) in zip(queries, searcher.search(queries, vectors, chosen, k, norms)):
-            true = squared_distances(query, vectors, rows)
-            order = np.lexsort((rows, true))[:k]
-            np.testing.assert_array_equal(found, rows[order])
-            np.testing.assert_array_equal(distances, true[order])
-    searcher.close()
-
-
-def test_a_large_exact_search_in_parts(monkeypatch):
-    monkeypatch.setattr("han_tf.search.exact.GATHERED", 100)
-    vectors = clustered(5000, 24)
-    queries = clustered(3, 24, 1)
-    chosen = np.flatnonzero(np.random.default_rng(0).random(5000) < 0.3)
-    for threads in (1, 4):
-        searcher = ExactSearch(threads)
-        for rows in (None, chosen):
-            among = np.arange(5000) if rows is None else rows
-            for query, (found, _) in zip(queries[:1], searcher.search(queries[:1], vectors, rows, 10, 1.0)):
-                true = squared_distances(query, vectors, among)
-                np.testing.assert_array_equal(found, among[np.lexsort((among, true))[:10]])
-        searcher.close()
 
 
 def test_readers_and_writers_exclude_each_other_and_take_turns():

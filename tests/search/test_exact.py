@@ -1,9 +1,11 @@
-"""The exact search among vectors that float32 cannot tell apart."""
+"""The exact search, also among vectors that float32 cannot tell apart."""
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from han_tf.search.exact import ExactSearch
+from han_tf.search.exact import ExactSearch, squared_distances
 
 
 def brute(query, vectors, k):
@@ -13,7 +15,7 @@ def brute(query, vectors, k):
 
 
 def close_together(count, seed, spread, dimension=64):
-    """Returns vectors of unit length that lie as far from each other as ``spread`` says."""
+    """Returns vectors of unit length whose distances are proportional to ``spread``."""
     rng = np.random.default_rng(seed)
     middle = np.random.default_rng(5).standard_normal(dimension)
     vectors = middle / np.linalg.norm(middle) + spread * rng.standard_normal((count, dimension))
@@ -24,7 +26,7 @@ def close_together(count, seed, spread, dimension=64):
 @pytest.mark.parametrize("spread", [1e-1, 1e-3, 1e-4, 1e-6])
 @pytest.mark.parametrize("threads", [1, 2])
 def test_the_k_nearest_are_those_of_the_definition(queries, spread, threads):
-    """From 20 queries on FAISS subtracts squared norms of 1 from products of nearly 1: little is left of a distance."""
+    """From 20 queries on, FAISS computes distances from squared norms and products, which are all nearly 1."""
     vectors, asked = close_together(5000, 0, spread), close_together(queries, 1, spread)
     search = ExactSearch(threads)
     try:
@@ -37,3 +39,26 @@ def test_the_k_nearest_are_those_of_the_definition(queries, spread, threads):
                 np.testing.assert_allclose(distances, values, rtol=1e-9)
     finally:
         search.close()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_the_k_nearest_for_any_rounding(data):
+    """Values of which float32 sums lose digits, many of them nearly or wholly alike."""
+    dimension, count = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 60))
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    scale, step = data.draw(st.sampled_from([1.0, 1e3, 1e-3])), data.draw(st.sampled_from([0.0, 1e-6, 1e-2]))
+    vectors = (scale + step * rng.integers(-2, 3, (count, dimension))).astype(np.float32)
+    queries = vectors[rng.integers(0, count, 3)] + np.float32(1e-3 * scale)
+    chosen = data.draw(st.sampled_from([None, np.flatnonzero(rng.random(count) < 0.5)]))
+    k = data.draw(st.integers(1, 8))
+    search = ExactSearch(data.draw(st.integers(1, 2)))
+    rows = np.arange(count) if chosen is None else chosen
+    if len(rows):
+        greatest = float((vectors.astype(np.float64) ** 2).sum(axis=1).max())
+        for query, (near, distances) in zip(queries, search.search(queries, vectors, chosen, k, greatest)):
+            true = squared_distances(query, vectors, rows)  # ties are those of its rounding
+            order = np.lexsort((rows, true))[:k]
+            np.testing.assert_array_equal(near, rows[order])
+            np.testing.assert_array_equal(distances, true[order])
+    search.close()

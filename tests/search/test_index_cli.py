@@ -6,14 +6,14 @@ import shutil
 
 import numpy as np
 import pytest
-from search_helpers import CHECKSUM, clustered, labels
+from search_helpers import CHECKSUM, clustered, labels, write_shards
 
 from han_tf import index
 from han_tf.common.cli import run
 from han_tf.common.errors import UserError
 from han_tf.data.image_lists import UNKNOWN
 from han_tf.features.archives import FeatureSet, save_features
-from han_tf.features.shards import FeatureBatch, Manifest, write_manifest, write_shard
+from han_tf.features.shards import FeatureBatch
 from han_tf.search import __main__ as search
 from han_tf.search import open_gallery
 from han_tf.search import sources as feature_sources
@@ -54,19 +54,16 @@ def write_archive(path, count=COUNT, seed=0, dimension=DIMENSION):
 @pytest.fixture
 def shards(tmp_path):
     """A folder of Parquet files as han_tf.extract writes it."""
-    folder = tmp_path / "extracted"
-    manifest = Manifest(CHECKSUM, DIMENSION, ("global", "local"), "f" * 64, COUNT, 40)
-    write_manifest(folder, manifest)
     features, known = clustered(COUNT, DIMENSION), labels(COUNT)
 
     def numbers(name):
         return np.array([UNKNOWN if value is None else value for value in known[name]])
 
     times = np.array([np.nan if time is None else time for time in known["times"]])
-    batch = FeatureBatch(features, numbers("pids"), numbers("camids"), times, np.array(known["paths"], object))
-    for number in range(manifest.shards):
-        write_shard(folder, manifest, number, FeatureBatch(*(a[slice(*manifest.bounds(number))] for a in batch)))
-    return folder
+    paths = np.array(known["paths"], object)
+    return write_shards(
+        tmp_path / "extracted", FeatureBatch(features, numbers("pids"), numbers("camids"), times, paths), 40
+    )
 
 
 @pytest.mark.parametrize("place", ["gallery", "gallery.db"])

@@ -5,12 +5,12 @@ import sqlite3
 
 import numpy as np
 import pytest
-from search_helpers import CHECKSUM, clustered
+from search_helpers import CHECKSUM, clustered, write_shards
 
 from han_tf.common.errors import UserError
 from han_tf.data.image_lists import UNKNOWN
 from han_tf.features.archives import FeatureSet, save_features
-from han_tf.features.shards import FeatureBatch, Manifest, write_manifest, write_shard
+from han_tf.features.shards import FeatureBatch
 from han_tf.search import create_gallery, open_gallery
 from han_tf.search.sources import Added, add_source, open_source
 
@@ -37,13 +37,7 @@ def rows(count, seed=0, **changed):
 
 
 def shards(folder, batch, size=20):
-    """Writes Parquet files as han_tf.extract does."""
-    manifest = Manifest(CHECKSUM, DIMENSION, ("global", "local"), "f" * 64, len(batch.pids), size)
-    folder.mkdir(exist_ok=True)
-    write_manifest(folder, manifest)
-    for number in range(manifest.shards):
-        write_shard(folder, manifest, number, FeatureBatch(*(a[slice(*manifest.bounds(number))] for a in batch)))
-    return open_source(folder)
+    return open_source(write_shards(folder, batch, size))
 
 
 def archive(path, batch, save=save_features):
