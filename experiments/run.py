@@ -157,7 +157,9 @@ class Runner:
             lines.append(f"{state:<9} {what}: {told}")
         lines += [f"to do     {name}: a minute or two" for name, *_ in self._measurements()]
         lines += [f"to do     counts of {name}" for name in sorted(self.plan.datasets)]
-        if left:
+        if left and unknown == len(left):
+            lines.append("in all unknown: no measurement yet")
+        elif left:
             without = f", without {unknown} of unknown length" if unknown else ""
             lines.append(f"in all about {duration(seconds)}, one after the other{without}")
         return lines

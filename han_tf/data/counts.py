@@ -1,9 +1,10 @@
 """Comparison of a data set's image counts with the published ones."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple, Optional
 
-from han_tf.data.records import DISTRACTOR_PID, JUNK_PID, Record
+from han_tf.data.records import DISTRACTOR_PID, JUNK_PID, Record, ReIDDataset
 
 
 class Counts(NamedTuple):
@@ -52,3 +53,16 @@ def differences(subsets: Mapping[str, Sequence[Record]], published: Mapping[str,
                 noun = "junk images" if what == "junk" else what
                 sentences.append(f"{subset}: {here:,} {noun}, published {there:,}")
     return tuple(sentences)
+
+
+def compared(
+    name: str,
+    split: str,
+    root: Path,
+    subsets: Mapping[str, tuple[Record, ...]],
+    published: Mapping[str, Counts],
+    notes: Sequence[str],
+) -> ReIDDataset:
+    """Returns the data set of these ``subsets``, with its differences from the published counts."""
+    told = {"differences": differences(subsets, published), "notes": tuple(notes)}
+    return ReIDDataset(name, split, str(root), **{"train": (), **subsets}, **told)

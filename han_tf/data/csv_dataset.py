@@ -7,6 +7,7 @@ Paths are absolute or relative to the CSV file's folder. People are numbered fro
 
 import os
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from han_tf.common.errors import UserError
@@ -40,45 +41,36 @@ def read_csv(data_dir: PathLike, split: str = "") -> ReIDDataset:
     if not path.is_file():
         raise UserError(f"{path}: no such file, expected a CSV file with the columns {', '.join(COLUMNS)}")
     subsets: dict[str, list[Record]] = {subset: [] for subset in SUBSETS}
-    files = _Files()
+    rows_of_file: dict[tuple[int, int], list[tuple[str, str, Record]]] = {}
     for where, fields in read_table(path, COLUMNS, reasons={"camid": _WHY_CAMID}):
         subset, record = _read_row(where, path.parent, fields)
-        files.add(where, subset, record)
         subsets[subset].append(record)
-    return ReIDDataset(
-        name="csv",
-        split=split,
-        root=str(path.parent),
-        **{subset: tuple(records) for subset, records in subsets.items()},
-        notes=files.notes(),
-    )
-
-
-class _Files:
-    """Collects the files of all rows, by inode, and refuses a file with two pids or two camids."""
-
-    def __init__(self) -> None:
-        self._first: dict[tuple[int, int], tuple[str, Record]] = {}
-        self._subsets: dict[tuple[int, int], list[str]] = {}
-
-    def add(self, where: str, subset: str, record: Record) -> None:
         status = os.stat(record.path)
-        file = (status.st_dev, status.st_ino)
-        there, first = self._first.setdefault(file, (where, record))
+        rows = rows_of_file.setdefault((status.st_dev, status.st_ino), [])
+        rows.append((where, subset, record))
+        there, _, first = rows[0]
         if (record.pid, record.camid) != (first.pid, first.camid):
             raise UserError(
                 f"{where}: {record.path} with pid {record.pid} and camid {record.camid}, expected pid {first.pid} and "
                 f"camid {first.camid} as in {there.rpartition(', ')[2]}: it is the same file"
             )
-        self._subsets.setdefault(file, []).append(subset)
+    return ReIDDataset(
+        name="csv",
+        split=split,
+        root=str(path.parent),
+        **{subset: tuple(records) for subset, records in subsets.items()},
+        notes=_repeated([[subset for _, subset, _ in rows] for rows in rows_of_file.values()]),
+    )
 
-    def notes(self) -> tuple[str, ...]:
-        kinds = Counter(
-            " and ".join(dict.fromkeys(subsets)) if len(set(subsets)) > 1 else f"{subsets[0]} more than once"
-            for subsets in self._subsets.values()
-            if len(subsets) > 1
-        )
-        return tuple(f"{count:,} files stand in {kind}" for kind, count in sorted(kinds.items()))
+
+def _repeated(subsets_of_files: Iterable[Sequence[str]]) -> tuple[str, ...]:
+    """Returns sentences on the files with more than one row."""
+    kinds = Counter(
+        " and ".join(dict.fromkeys(subsets)) if len(set(subsets)) > 1 else f"{subsets[0]} more than once"
+        for subsets in subsets_of_files
+        if len(subsets) > 1
+    )
+    return tuple(f"{count:,} files stand in {kind}" for kind, count in sorted(kinds.items()))
 
 
 def _read_row(where: str, folder: Path, fields: dict[str, str]) -> tuple[str, Record]:

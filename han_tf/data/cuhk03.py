@@ -30,7 +30,7 @@ from PIL import Image
 from han_tf.common.errors import UserError
 from han_tf.common.processes import signal_name
 from han_tf.common.progress import progress_bar
-from han_tf.data.counts import Counts, differences
+from han_tf.data.counts import Counts, compared
 from han_tf.data.folders import PathLike, image_stem, name_parser, search_folder
 from han_tf.data.market1501 import LAYOUTS, read_subsets
 from han_tf.data.reading import MAX_PIXELS
@@ -105,14 +105,7 @@ def read_cuhk03(data_dir: PathLike, split: str = "detected") -> ReIDDataset:
             )
         protocol = _find_protocol(root, split)
         subsets = _read_protocol(protocol, extract_images(root / "cuhk-03.mat", split))
-    return ReIDDataset(
-        name="cuhk03",
-        split=split,
-        root=str(root),
-        **subsets,
-        differences=differences(subsets, PUBLISHED[split]),
-        notes=tuple(notes),
-    )
+    return compared("cuhk03", split, root, subsets, PUBLISHED[split], notes)
 
 
 def _parent_of_split(data_dir: Path, split: str) -> Path:

@@ -5,7 +5,7 @@ The folders are those of Market-1501; file names are ``{pid:04}_c{camera}_f{fram
 their own in the gallery, which no query has, so no special rule is needed.
 """
 
-from han_tf.data.counts import Counts, differences
+from han_tf.data.counts import Counts, compared
 from han_tf.data.folders import PathLike, find_folder, name_parser
 from han_tf.data.market1501 import LAYOUTS, read_subsets
 from han_tf.data.records import ReIDDataset
@@ -33,11 +33,4 @@ def read_dukemtmc(data_dir: PathLike, split: str = "") -> ReIDDataset:
     root = find_folder(data_dir, "dukemtmc", *LAYOUTS)
     notes: list[str] = []
     subsets = read_subsets(root, parse_name, "0005_c2_f0046985.jpg", notes)
-    return ReIDDataset(
-        name="dukemtmc",
-        split=split,
-        root=str(root),
-        **subsets,
-        differences=differences(subsets, PUBLISHED),
-        notes=tuple(notes),
-    )
+    return compared("dukemtmc", split, root, subsets, PUBLISHED, notes)

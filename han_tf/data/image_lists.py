@@ -160,7 +160,7 @@ def parse_time(text: str) -> float:
       ValueError: it is neither, or not finite.
     """
     try:
-        seconds = float(text)
+        seconds = float(text.replace("_", "x"))  # float() would read 1_0 as 10
     except ValueError:
         moment = datetime.fromisoformat(re.sub("[zZ]$", "+00:00", text))  # Python 3.10 does not know the Z
         seconds = (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp()

@@ -14,7 +14,7 @@ import re
 from pathlib import Path
 
 from han_tf.common.errors import UserError
-from han_tf.data.counts import Counts, differences
+from han_tf.data.counts import Counts, compared
 from han_tf.data.folders import PathLike, find_folder, image_stem, name_parser
 from han_tf.data.records import Record, ReIDDataset, check_label
 
@@ -63,14 +63,9 @@ def read_msmt17(data_dir: PathLike, split: str = "") -> ReIDDataset:
     }
     if split == "trainval":
         subsets["train"] += _read_list(root / "list_val.txt", root / train, TRAIN_OFFSET)
-    return ReIDDataset(
-        name="msmt17",
-        split=split,
-        root=str(root),
-        **subsets,
-        differences=differences(subsets, PUBLISHED_TRAINVAL if split == "trainval" else PUBLISHED),
-        notes=() if trained else ("no list_train.txt: for evaluation only",),
-    )
+    published = PUBLISHED_TRAINVAL if split == "trainval" else PUBLISHED
+    notes = () if trained else ("no list_train.txt: for evaluation only",)
+    return compared("msmt17", split, root, subsets, published, notes)
 
 
 def _read_list(path: Path, folder: Path, offset: int) -> tuple[Record, ...]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Optional
 
 from han_tf.common.errors import UserError
-from han_tf.data.counts import Counts, differences
+from han_tf.data.counts import Counts, compared
 from han_tf.data.folders import PathLike, find_folder, is_image, read_folder
 from han_tf.data.records import Record, ReIDDataset
 
@@ -41,15 +41,7 @@ def read_occluded_reid(data_dir: PathLike, split: str = "") -> ReIDDataset:
     root = find_folder(data_dir, "occludedreid", tuple(FOLDERS.values()))
     notes = ["no training images: for evaluation only"]
     subsets = {subset: _read_subset(root / folder, CAMERAS[subset], notes) for subset, folder in FOLDERS.items()}
-    return ReIDDataset(
-        name="occluded_reid",
-        split=split,
-        root=str(root),
-        train=(),
-        **subsets,
-        differences=differences(subsets, PUBLISHED),
-        notes=tuple(notes),
-    )
+    return compared("occluded_reid", split, root, subsets, PUBLISHED, notes)
 
 
 def _read_subset(folder: Path, camid: int, notes: list[str]) -> tuple[Record, ...]:

@@ -190,6 +190,7 @@ def test_absolute_paths_stay(tmp_path):
         ("path,camid\na.jpg,-1\n", "line 2: camid is '-1', expected an integer of at least 0"),
         ("path,time\na.jpg,noon\n", "line 2: time is 'noon', expected seconds since 1970 or ISO 8601"),
         ("path,time\na.jpg,nan\n", "line 2: time is 'nan'"),
+        ("path,time\na.jpg,1_0\n", "line 2: time is '1_0'"),
         ("path,time\na.jpg,1e999\n", "line 2: time is '1e999'"),
         ("path\n", "no images found, expected at least one"),
     ],

@@ -149,8 +149,9 @@ def test_dry_run_says_what_would_be_done(tmp_path, capsys):
 
 def test_another_network_can_stand_in_for_that_of_an_ablation(tmp_path, capsys):
     assert call("table9", "--rows=no attention", "--arch=han_small", "--dry_run", f"--results_dir={tmp_path}") == 0
-    (line, _) = capsys.readouterr().out.splitlines()
+    (line, total) = capsys.readouterr().out.splitlines()
     assert " synthetic-han_small-spatial_False-channel_False-hard_False-" in line
+    assert total == "in all unknown: no measurement yet"
 
 
 @pytest.mark.parametrize(
