@@ -86,7 +86,7 @@ class Guard:
         self._arriving: dict[_Body, asyncio.Task] = {}  # in the order in which they began
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Answers one request."""
+        """Answers one request; other protocols, such as WebSocket, get no answer."""
         if scope["type"] != "http":
             return
         answer, body = _Answer(send, self._limits.request_seconds), _Body()

@@ -42,7 +42,7 @@ LARGE_WORK = 2_000_000
 """Images of this many pixels or more have a thread and a queue of their own, so that smaller ones need not wait."""
 
 REMEMBERED = 20_000
-"""Queries that verdicts are accepted for, the latest ones since the start."""
+"""Number of latest queries since the start that verdicts are accepted for, beside those that have a verdict."""
 
 LISTED = 60
 """Default number of listed entries."""
