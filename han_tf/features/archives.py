@@ -40,7 +40,7 @@ class FeatureSet(NamedTuple):
     def where(self, chosen: np.ndarray) -> "FeatureSet":
         """Returns the rows that ``chosen`` selects: a mask, bool ``[n]``, or row numbers, integers ``[m]``.
 
-        A mask of rows that follow each other gives views; anything else copies, memory-mapped features too.
+        A mask of consecutive rows returns views; anything else copies, memory-mapped features too.
         """
         if chosen.dtype == bool:
             rows = np.flatnonzero(chosen)
@@ -85,7 +85,7 @@ def load_features(path: Union[str, os.PathLike], labels_only: bool = False) -> F
 
     Args:
       path: the archive, or the folder of Parquet files.
-      labels_only: whether to skip the features, which may then be missing; they are returned as ``[n, 0]``.
+      labels_only: whether to skip the features, which may then be missing; ``[n, 0]`` is returned for them.
 
     Raises:
       UserError: the file is missing, damaged or not such an archive; its arrays do not fit together, have a wrong dtype

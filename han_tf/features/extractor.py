@@ -62,7 +62,7 @@ class FeatureExtractor:
         if self.card.probes:
             prove(Path(path), self.card, self._runtime)
         elif self.card.format != KERAS:
-            warnings.warn(f"{path}: an export without probe images, which cannot prove itself here", Note, stacklevel=2)
+            warnings.warn(f"{path}: an export without probe images: its features are not checked", Note, stacklevel=2)
         self.checksum = self.card.checksum
         self.feature_dim = self.card.feature_dim
         self.input_size = self.card.input_size
@@ -71,7 +71,7 @@ class FeatureExtractor:
         self.precision = self.card.precision
 
     def embed(self, images: np.ndarray) -> np.ndarray:
-        """Runs the network once, without resizing.
+        """Runs the network once on images of its input size.
 
         Args:
           images: ``[n, *input_size, 3]`` uint8, RGB.
@@ -119,7 +119,7 @@ class FeatureExtractor:
             different sizes and in any mixture; an array ``[n, height, width, 3]``; or a ``tf.data.Dataset`` of such
             batches, or of tuples that begin with one. Arrays are uint8 or float, RGB in [0, 255].
           skip_bad_images: whether to leave out files that cannot be decoded, and their rows, instead of raising.
-          bad_images: a list that gets an entry for each image left out: its name and the reason.
+          bad_images: a list to which the images left out are appended, each with its name and the reason.
           progress: title of the progress bar; None for no bar. Arrays of images and ``tf.data`` pipelines get none.
 
         Returns:
@@ -152,7 +152,8 @@ class FeatureExtractor:
         """Returns the features of images batch by batch, decoded in parallel with the network.
 
         Args:
-          images: paths, records, PIL images, or arrays ``[height, width, 3]``; an iterator is asked for few at a time.
+          images: paths, records, PIL images, or arrays ``[height, width, 3]``; of an iterator, only a few batches are
+            read ahead.
           skip_bad_images, progress: as for a call of the extractor.
         """
         if isinstance(images, (str, bytes, os.PathLike)):
@@ -163,7 +164,9 @@ class FeatureExtractor:
             images = map(_pixels, images)
         elif any(isinstance(image, Image.Image) for image in images):
             images = list(map(_pixels, images))
-        return FeatureStream(self, images, skip_bad_images, progress)
+        size, batch_size = self.input_size, self.batch_size
+        reader = ImageReader(images, size, batch_size, skip_bad_images, progress, self.threads, self.white_level)
+        return FeatureStream(self, reader)
 
     def _of_batch(self, batch: Any) -> np.ndarray:
         """Returns the features of a batch ``[n, height, width, 3]`` of any size, or of a tuple that begins with one."""
@@ -180,23 +183,9 @@ class FeatureStream:
     ``[m]``. While the network runs, the next batches are decoded.
     """
 
-    def __init__(
-        self,
-        extractor: FeatureExtractor,
-        images: Iterable[Source],
-        skip_bad_images: bool = False,
-        progress: Optional[str] = None,
-    ):
+    def __init__(self, extractor: FeatureExtractor, reader: ImageReader):
         self._extractor = extractor
-        self._reader = ImageReader(
-            images,
-            extractor.input_size,
-            extractor.batch_size,
-            skip_bad_images,
-            progress,
-            extractor.threads,
-            extractor.white_level,
-        )
+        self._reader = reader
 
     @property
     def bad_images(self) -> list[BadImage]:

@@ -1,8 +1,8 @@
 """Writes features of any number of images into a folder of Parquet files, and resumes after a stop.
 
-The list of images is cut into shards, which are made one by one and appear whole (:mod:`han_tf.features.shards`). A
-later call makes only the missing shards: no row is lost or doubled. Shards with changed image files, and with
-``update`` those of an earlier list, are moved to a folder of their own; rows of unchanged images are reused from there.
+The list of images is divided into shards, each of which is written atomically (:mod:`han_tf.features.shards`). A later
+call makes only the missing shards, so that no row is lost or doubled. Shards with changed image files, and with
+``update`` those of an earlier list, are moved to a subfolder, from which the rows of unchanged images are reused.
 """
 
 import bisect
@@ -51,12 +51,13 @@ BAD_IMAGES = "bad_images.csv"
 """The list of images that could not be read, with columns path and reason."""
 
 LOCK = ".lock"
+"""Name of the locked file; with ``-PART-PARTS`` for a part."""
 
 _LISTED = ("images", "fingerprint", "shard_images")
 """Entries of a manifest that an update may change."""
 
 ASIDE = "previous-"
-"""Prefix of the folders with earlier shards."""
+"""Prefix of the subfolders with earlier shards."""
 
 SHARDS = "part-*.parquet"
 """Pattern of the shards' names."""
@@ -131,7 +132,7 @@ def locked(folder: Union[str, os.PathLike], part: Part = WHOLE) -> Iterator[None
 
 
 def planning(folder: Union[str, os.PathLike], part: Part) -> AbstractContextManager[None]:
-    """Makes parts call :func:`plan` one after the other; the whole, which is alone, needs no lock."""
+    """Makes parts call :func:`plan` one after the other; an extraction without parts needs no further lock."""
     return nullcontext() if part == WHOLE else files.locked(Path(folder) / LOCK)
 
 
@@ -172,7 +173,7 @@ def plan(
         if part == WHOLE or part.holds(_number(path)):
             files.remove(path)
     if overwrite:
-        # The manifest goes last: while it stands, the remaining old shards cannot be taken for new ones.
+        # The manifest is removed last: while it exists, the remaining old shards cannot be mistaken for new ones.
         for path in [*folder.glob(SHARDS), folder / BAD_IMAGES]:
             files.remove(path)
         _remove_aside(folder)
@@ -197,17 +198,17 @@ def plan(
         write_manifest(folder, wanted)
         return Plan(wanted, tuple(filter(part.holds, range(wanted.shards))), ())
     manifest = read_manifest(folder)
-    untold = [name for name in ("model_format", "precision") if not getattr(manifest, name)]  # as in older manifests
+    unknown = [name for name in ("model_format", "precision") if not getattr(manifest, name)]  # in older manifests
     if update:
         if not shard_images:
             wanted = replace(wanted, shard_images=manifest.shard_images)
-        _check_same(folder, manifest, wanted, ignored=[*_LISTED, *untold])
+        _check_same(folder, manifest, wanted, ignored=[*_LISTED, *unknown])
         if any(getattr(manifest, name) != getattr(wanted, name) for name in _LISTED):
             _set_aside(folder, manifest, folder.glob(SHARDS))
             write_manifest(folder, wanted)
             manifest = wanted
     else:
-        _check_same(folder, manifest, wanted, ignored=untold if shard_images else ["shard_images", *untold])
+        _check_same(folder, manifest, wanted, ignored=unknown if shard_images else ["shard_images", *unknown])
     pending, notes, older = [], [], 0
     own = list(filter(part.holds, range(manifest.shards)))
     for number in progress_bar(own, "checking", unit="shard", delay=2, leave=False):
@@ -222,14 +223,14 @@ def plan(
             notes.append(str(error))
             pending.append(number)
             continue
-        looked_at = images.part(*manifest.bounds(number))
+        listed = images.part(*manifest.bounds(number))
         older += not content
-        if content and content != content_checksum(looked_at.paths, looked_at.contents):
-            notes.append(f"{path}: image files are not what they were, their features are made again")
+        if content and content != content_checksum(listed.paths, listed.contents):
+            notes.append(f"{path}: image files have changed, their features are made again")
             _set_aside(folder, manifest, [path])
             pending.append(number)
     if older:
-        notes.append(f"{older} of {len(own)} files do not tell what the image files held: changes are not noticed")
+        notes.append(f"{older} of {len(own)} files hold no checksum of the image files: changes are not noticed")
     return Plan(manifest, tuple(pending), tuple(notes))
 
 
@@ -261,7 +262,7 @@ def extract_shards(
       progress: called with the number of images that were processed since the last call.
 
     Returns:
-      What scaled grey images of more than 8 bits, and counted them.
+      How grey images of more than 8 bits were scaled, and how many.
 
     Raises:
       UserError: a shard cannot be written, or an image file that existed when it was listed cannot be read.
@@ -424,14 +425,14 @@ def _remove_aside(folder: Path) -> None:
 def _embedded(
     extractor: FeatureExtractor, reader: ImageReader, paths: Sequence[str], progress: Callable[[int], object]
 ) -> Iterator[tuple[np.ndarray, str]]:
-    """Yields, per image, its feature and why the image is bad; its feature is arbitrary then, the reason else empty."""
+    """Yields, per image, its feature and why it is bad, else an empty string; features of bad images are arbitrary."""
     for pixels, start, found in reader.batches():
         reasons = {index: bad.reason for index, bad in found.items()}
         for row in range(start, start + len(pixels)):
             try:
                 paths[row].encode()
             except UnicodeEncodeError:
-                reasons[row] = "the path is not UTF-8, which Parquet wants"
+                reasons[row] = "the path is not UTF-8, which Parquet requires"
         whole = np.array([row not in reasons for row in range(start, start + len(pixels))])
         features = np.zeros([len(pixels), extractor.feature_dim], np.float32)
         features[whole] = extractor.embed(pixels if whole.all() else pixels[whole])
@@ -483,7 +484,7 @@ def _check_same(folder: Path, found: Manifest, wanted: Manifest, ignored: Sequen
 
 def _write_bad_images(path: Path, summaries: Sequence[ShardSummary]) -> None:
     with files.atomic_open(path) as stream:
-        # Paths that are not UTF-8 are written as their bytes on disk.
+        # Paths that are not UTF-8 are written as the bytes of their names.
         text = io.TextIOWrapper(stream, "utf-8", "surrogateescape", newline="", write_through=True)
         writer = csv.writer(text)
         writer.writerow(BadImage._fields)

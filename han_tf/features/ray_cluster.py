@@ -25,11 +25,11 @@ ANSWER_SECONDS = 20
 
 WATCH_SECONDS = 5
 LOST_SECONDS = 20
-"""Interval between checks that the cluster's head is reachable, and the time without it after which it counts as lost.
-Ray would end the process after a minute, without a message."""
+"""Interval between checks that the cluster's head can be reached, and time after which an unreachable head counts as
+lost. Ray itself would end the process after a minute, without a message."""
 
 OBJECT_STORE_BYTES = 128 * 2**20
-"""Shared memory of a local Ray; only paths and numbers pass through it."""
+"""Shared memory of a local Ray, which holds only paths and numbers."""
 
 _LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """Environment variable; 0 makes Ray use 127.0.0.1 instead of an address that other machines can reach."""
@@ -37,11 +37,11 @@ _LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 
 @contextlib.contextmanager
 def connected(address: str) -> Iterator[ModuleType]:
-    """Gives ``ray``, connected while the block runs.
+    """Yields the module ``ray``, which is connected to the cluster while the block runs.
 
     Args:
-      address: ``HOST:PORT`` of a cluster's head; ``auto`` for the cluster of this machine, or that of ``RAY_ADDRESS``;
-        ``local`` for one on this machine that ends with the block.
+      address: ``HOST:PORT`` of a cluster's head; ``auto`` for the cluster of this machine, or that in ``RAY_ADDRESS``;
+        ``local`` for a new one on this machine, which ends with the block.
 
     Raises:
       UserError: Ray is not installed, the cluster cannot be reached or is of another version; in the block, Ray failed,
@@ -78,7 +78,7 @@ def connected(address: str) -> Iterator[ModuleType]:
 
 
 def machines(ray: ModuleType) -> dict[str, Mapping[str, float]]:
-    """Returns ID -> resources of the machines of the cluster, by Ray's names."""
+    """Returns ID -> resources, by Ray's names, of the cluster's machines."""
     return {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
 
 
@@ -86,13 +86,13 @@ def actor_needs(ray: ModuleType, address: str, cpus: int, gpu: bool) -> dict[str
     """Returns the resources that an actor takes, by Ray's names.
 
     Args:
-      ray: as :func:`connected` gives it.
+      ray: from :func:`connected`.
       address: of the cluster, for messages.
       cpus: cores of each actor.
       gpu: whether each actor also gets a GPU, if the cluster has any.
 
     Raises:
-      UserError: no machine has so much.
+      UserError: no machine has these resources.
     """
     has_gpus = any(has.get("GPU", 0) >= 1 for has in machines(ray).values())
     needs = {"CPU": cpus, "GPU": 1} if gpu and has_gpus else {"CPU": cpus}
@@ -106,12 +106,12 @@ def actor_needs(ray: ModuleType, address: str, cpus: int, gpu: bool) -> dict[str
 
 
 def _room(ray: ModuleType, needs: Mapping[str, int]) -> int:
-    """Returns how many actors the cluster has room for; each has to fit into one machine."""
+    """Returns how many actors the cluster has room for; an actor cannot be spread over machines."""
     return sum(min(int(has.get(name, 0)) // number for name, number in needs.items()) for has in machines(ray).values())
 
 
 def rooms(ray: ModuleType, address: str, needs: Mapping[str, int]) -> Iterator[int]:
-    """Yields how many actors the cluster has room for at the moment, without end; prints a note if that is none.
+    """Yields, without end, how many actors the cluster has room for now; prints a note when there is none.
 
     Raises:
       UserError: the cluster's head has been lost.
@@ -137,7 +137,7 @@ def _check_address(address: str) -> None:
     if "://" in address or not separator or not host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise UserError(f"--ray {address}: expected HOST:PORT of the cluster's head, {AUTO} or {LOCAL}")
     if host in ("127.0.0.1", "localhost"):
-        # Ray replaces these by the machine's outer address, where a cluster of one machine may not listen.
+        # Ray replaces these by the machine's outer address, at which a cluster of one machine may not listen.
         if _refusal(_outer_address(), int(port)) is None:
             return
         os.environ.setdefault(_LOOPBACK, "0")
@@ -166,7 +166,7 @@ def _outer_address() -> str:
 
 
 def _check_answer(address: str) -> None:
-    """Raises UserError unless a Ray of the same version answers; asks in another process, which can be timed out."""
+    """Raises UserError unless a Ray of the same version answers; asks in another process, to limit the time."""
     command = [sys.executable, "-m", "ray.scripts.scripts", "health-check"]
     command += [] if address == AUTO else ["--address", address]
     try:
@@ -179,6 +179,6 @@ def _check_answer(address: str) -> None:
 
 
 def _line(text: str) -> str:
-    """Returns the first and the last line of Ray's message, without the traceback that often stands between them."""
+    """Returns the first and the last line of Ray's message, without the traceback between them."""
     lines = [line for line in map(str.strip, text.splitlines()) if line]
     return " … ".join(dict.fromkeys(line[:200] for line in [*lines[:1], *lines[-1:]]))

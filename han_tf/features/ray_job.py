@@ -1,8 +1,8 @@
 """Extraction on the machines of a Ray cluster: actors load the model and make shards, one at a time.
 
 All machines must see the folder, the images and the model under the same paths. If a machine or a process dies, Ray
-starts its actor anew, elsewhere if need be, and repeats its unfinished shard. A shard appears only when it is whole;
-one that is made twice is replaced by an equal one.
+starts its actor again, on another machine if necessary, and repeats the unfinished shard. Shards are written
+atomically; a shard that is made twice is replaced by an equal one.
 """
 
 import contextlib
@@ -63,7 +63,7 @@ def extract_with_ray(
     if not work.pending:
         return []
     stdout = sys.stdout
-    # Ray prints to standard output what it observes of lost machines, until it is disconnected.
+    # Until it is disconnected, Ray prints messages about lost machines to standard output.
     with contextlib.redirect_stdout(io.StringIO()), connected(address) as ray:
         needs = actor_needs(ray, address, actor_cpus, gpu)
         free = ray.available_resources()
@@ -88,7 +88,7 @@ def extract_with_ray(
                     number = pending.popleft()
                     start, end = work.manifest.bounds(number)
                     running[maker.make.remote(number, images.part(start, end))] = maker, end - start
-                for maker in idle:  # leaves its room to one that restarts
+                for maker in idle:  # so that actors that restart have room
                     ray.kill(maker)
                 if not running:
                     break
@@ -107,7 +107,7 @@ def extract_with_ray(
 
 
 def _everywhere(model: Union[str, os.PathLike]) -> str:
-    """Returns what names a model on all machines: an absolute path, or the name of one that comes with the package."""
+    """Returns a name that is valid on all machines: an absolute path, or the name of a network of the package."""
     return os.path.abspath(model) if resolve(model) == Path(model) else str(model)
 
 
@@ -154,7 +154,7 @@ class ShardMaker:
         self._extractor: Optional[FeatureExtractor] = None
 
     def make(self, number: int, images: ImageList) -> dict[float, tuple[int, float]]:
-        """Makes a shard, unless an actor that has died since has made it.
+        """Makes a shard, unless it exists already, made by an actor that died later.
 
         Args:
           number: of the shard.

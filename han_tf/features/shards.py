@@ -14,9 +14,9 @@ content string                                 size and time of the image file, 
 ======= ====================================== ======================================================
 
 Each file is self-contained: its metadata name the list of images, the network, the file's place in the list, a checksum
-of the image files' contents, and the images that could not be read; its pages carry checksums. It is written under a
-temporary name and renamed, so a file of that name is whole unless it was damaged later. ``manifest.json`` is written
-before the first of them.
+of the image files' contents, and the images that could not be read; its pages have checksums. It is written under a
+temporary name and renamed, so that a file of that name is complete unless it was damaged later. ``manifest.json`` is
+written before the first file.
 """
 
 import hashlib
@@ -48,7 +48,7 @@ METADATA = b"han_tf"
 
 @dataclass(frozen=True)
 class Manifest:
-    """What the files of a folder have in common.
+    """The properties that all files of a folder share.
 
     Attributes:
       model: checksum of the network, 64 hexadecimal digits.
@@ -125,7 +125,7 @@ class FeatureShards:
       folder: where the files are.
 
     Attributes:
-      manifest: what the files have in common.
+      manifest: of the folder.
 
     Raises:
       UserError: there is no such folder, a file is missing or damaged, or belongs to other images or another
@@ -200,7 +200,7 @@ def read_manifest(folder: Union[str, os.PathLike]) -> Manifest:
 
 
 _LATER = {"model_format": "", "precision": "", "white_level": 0.0}
-"""Entries that older manifests lack -> their defaults."""
+"""Entries that older manifests do not have -> their defaults."""
 
 
 def content_checksum(paths: Sequence[str], contents: Sequence[str]) -> str:
@@ -243,7 +243,7 @@ def write_shard(
     if rows.features.shape != expected:
         raise ValueError(f"features have the shape {rows.features.shape}, expected {expected}")
     features = np.ascontiguousarray(rows.features, np.float32)
-    # Features hold no nulls; declared so, Parquet files are read twice as fast.
+    # Without nulls in its schema, a Parquet file is read twice as fast.
     vector = arrow.list_(arrow.field("element", arrow.float32(), nullable=False), manifest.feature_dim)
     checksums = arrow.DictionaryArray.from_arrays(np.zeros(len(features), np.int32), arrow.array([manifest.model]))
     columns = {
@@ -274,7 +274,7 @@ def write_shard(
             stream,
             row_group_size=manifest.shard_images,
             use_dictionary=["model"],
-            # Features do not compress, and statistics of them are of no use.
+            # Features are not compressible, and their statistics are useless.
             compression={**dict.fromkeys(columns, "zstd"), "feature.list.element": "none"},
             write_statistics=["path", "pid", "camid", "time"],
             write_page_checksum=True,

@@ -45,7 +45,7 @@ flags.DEFINE_string("after", "", "Taken at this time or later.", flag_values=FLA
 flags.DEFINE_string("before", "", "Taken before this time.", flag_values=FLAGS)
 command_line.group(FLAGS, "hits")
 flags.DEFINE_float("threshold", None, "Greatest distance; the gallery's own if not given.", 0, flag_values=FLAGS)
-flags.DEFINE_boolean("any_distance", False, "Leave out nobody, however far.", flag_values=FLAGS)
+flags.DEFINE_boolean("any_distance", False, "Ignore the gallery's threshold.", flag_values=FLAGS)
 flags.DEFINE_boolean("rerank", False, "Sort the nearest anew by k-reciprocal re-ranking.", flag_values=FLAGS)
 flags.DEFINE_boolean("json", False, "Print JSON.", flag_values=FLAGS)
 command_line.group(FLAGS, "what to search for")

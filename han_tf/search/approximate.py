@@ -128,10 +128,7 @@ class ApproximateIndex:
           effort: factor on the number of candidates or lists to look at, at least 1.
         """
         faiss, queries, effort = self.faiss, self._reduced(queries), min(effort, MOST_EFFORT)
-        selector = None
-        if mask is not None:
-            bitmap = np.packbits(mask, bitorder="little")
-            selector = faiss.IDSelectorBitmap(len(bitmap), faiss.swig_ptr(bitmap))
+        selector = None if mask is None else faiss.IDSelectorBitmap(np.packbits(mask, bitorder="little"))
         found = []
         for part in self._parts:
             if self.kind == "hnsw":

@@ -64,8 +64,7 @@ def calibrate_search(validation: FeatureSet, rate: float, gallery: Gallery) -> C
     for start in range(0, len(nearest_other), BATCH):
         part = slice(start, start + BATCH)
         nearest_other[part] = _nearest_others(gallery, validation.features[part], validation.pids[part])
-    facts = {"gallery_images": len(gallery), "emulated_by": "gallery"}
-    return _of_searches(validation, nearest_other, rate, facts)
+    return _of_searches(validation, nearest_other, rate, gallery_images=len(gallery), emulated_by="gallery")
 
 
 def calibrate_search_within(validation: FeatureSet, rate: float) -> Calibration:
@@ -84,8 +83,8 @@ def calibrate_search_within(validation: FeatureSet, rate: float) -> Calibration:
         own = validation.pids == pid
         source = FeatureDistances(validation.features[own], validation.features[~own])
         nearest_other[own] = source.report(nearest(source, 1, memory_mb=256, threads=1)[1][:, 0])
-    facts = {"gallery_images": len(validation.pids), "emulated_by": "validation"}
-    return _of_searches(validation, nearest_other, rate, facts)
+    images = len(validation.pids)
+    return _of_searches(validation, nearest_other, rate, gallery_images=images, emulated_by="validation")
 
 
 def calibrate_pair(validation: FeatureSet, rate: float) -> Calibration:
@@ -103,8 +102,8 @@ def calibrate_pair(validation: FeatureSet, rate: float) -> Calibration:
         raise UserError(f"{result.impostors:,} pairs of two people cannot show a rate of {rate}, expected more")
     # verify() accepts distances below its threshold, a search also those at it.
     threshold = float(np.nextafter(result.thresholds[0], 0))
-    facts = {"gallery_images": None, "emulated_by": "validation"}
-    return _calibration("pair", threshold, validation, rate, float(result.fpr[0]), result.impostors, facts)
+    facts = {"rate": rate, "measured_rate": float(result.fpr[0]), "trials": result.impostors}
+    return _calibration(validation, threshold, kind="pair", **facts, gallery_images=None, emulated_by="validation")
 
 
 def _labelled(validation: FeatureSet, rate: float) -> FeatureSet:
@@ -128,7 +127,7 @@ def _nearest_others(gallery: Gallery, queries: np.ndarray, pids: np.ndarray) -> 
     return np.array(widened(len(queries), ASKED, ask))
 
 
-def _of_searches(validation: FeatureSet, nearest_other: np.ndarray, rate: float, facts: dict[str, Any]) -> Calibration:
+def _of_searches(validation: FeatureSet, nearest_other: np.ndarray, rate: float, **facts: Any) -> Calibration:
     searches = len(nearest_other)
     allowed = int(rate * searches)
     if not allowed:
@@ -138,34 +137,20 @@ def _of_searches(validation: FeatureSet, nearest_other: np.ndarray, rate: float,
         )
     ordered = np.sort(nearest_other)
     if math.isinf(ordered[allowed]):
-        raise UserError("the gallery has nobody but the validation people themselves, expected strangers to them")
+        raise UserError("the gallery holds only the people of the validation images, expected other people, too")
     # Halfway between the last accepted and the first rejected distance, so that rounding of distances does not matter.
     accepted = ordered[ordered < ordered[allowed]]
     threshold = float((ordered[allowed] + (accepted[-1] if len(accepted) else 0)) / 2)
-    return _calibration("search", threshold, validation, rate, float((ordered <= threshold).mean()), searches, facts)
-
-
-def _calibration(
-    kind: str,
-    threshold: float,
-    validation: FeatureSet,
-    rate: float,
-    measured: float,
-    trials: int,
-    facts: dict[str, Any],
-) -> Calibration:
-    return Calibration(
-        threshold,
-        {
-            "kind": kind,
-            "rate": rate,
-            "measured_rate": measured,
-            "trials": trials,
-            "people": len(np.unique(validation.pids)),
-            **facts,
-            "accepted_rate": accepted_rate(validation, threshold),
-        },
+    measured = float((ordered <= threshold).mean())
+    return _calibration(
+        validation, threshold, kind="search", rate=rate, measured_rate=measured, trials=searches, **facts
     )
+
+
+def _calibration(validation: FeatureSet, threshold: float, **facts: Any) -> Calibration:
+    """Returns a threshold with these facts and those that are the same for all kinds."""
+    people, accepted = len(np.unique(validation.pids)), accepted_rate(validation, threshold)
+    return Calibration(threshold, {**facts, "people": people, "accepted_rate": accepted})
 
 
 def accepted_rate(images: FeatureSet, threshold: float) -> Optional[float]:

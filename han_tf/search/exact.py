@@ -164,8 +164,7 @@ class ExactSearch:
         if chosen is not None:
             bits = np.zeros(stop - start, bool)
             bits[chosen[np.searchsorted(chosen, start) : np.searchsorted(chosen, stop)] - start] = True
-            bitmap = np.packbits(bits, bitorder="little")
-            selector = faiss.IDSelectorBitmap(len(bitmap), faiss.swig_ptr(bitmap))
+            selector = faiss.IDSelectorBitmap(np.packbits(bits, bitorder="little"))
         faiss.omp_set_num_threads(threads)
         faiss.knn_L2sqr(
             faiss.swig_ptr(queries),

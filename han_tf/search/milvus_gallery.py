@@ -154,11 +154,11 @@ class MilvusGallery(Gallery):
         return cls(address, token)
 
     @staticmethod
-    def exists(address: Address, token: Optional[str] = None) -> bool:
+    def exists(address: Address) -> bool:
         """Returns whether there is a gallery."""
         if address.local and not Path(address.uri).exists():
             return False
-        client = _connect(address, token)
+        client = _connect(address, None)
         try:
             with _milvus_errors(str(address)):
                 return bool(_read_settings(client, f"{address.collection}_settings"))

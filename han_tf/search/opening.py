@@ -87,7 +87,7 @@ def open_gallery(
     return gallery
 
 
-def gallery_exists(path: Union[str, os.PathLike], *, collection: Optional[str] = None) -> bool:
+def gallery_exists(path: Union[str, os.PathLike]) -> bool:
     """Returns whether there is a gallery at ``path``, which may be damaged.
 
     Raises:
@@ -95,7 +95,7 @@ def gallery_exists(path: Union[str, os.PathLike], *, collection: Optional[str] =
     """
     from han_tf.search.store import DATABASE
 
-    address = Address.of(path, collection)
+    address = Address.of(path)
     if address is None:
         return os.path.exists(os.path.join(path, DATABASE))
     from han_tf.search.milvus_gallery import MilvusGallery

@@ -2,9 +2,8 @@
 
 import hashlib
 import os
-from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple, Optional, Union
 
@@ -12,7 +11,7 @@ import numpy as np
 
 from han_tf.common.errors import UserError
 from han_tf.data.records import DISTRACTOR_PID, JUNK_PID
-from han_tf.features.archives import load_features
+from han_tf.features.archives import FeatureSet, load_features
 from han_tf.features.shards import MANIFEST, FeatureBatch, FeatureShards
 from han_tf.metrics.checks import GREATEST_NORM
 from han_tf.search.gallery import UNKNOWN, Entry, Gallery, Progress
@@ -24,39 +23,44 @@ NAMED = 3
 """Number of images with unusable features that a note names."""
 
 
-class FeatureSource(ABC):
+class FeatureSource:
     """Features with the labels of their images. Iterating yields the usable rows, in the order of the file.
 
     For all kinds of files, junk (pid -1) and images whose features are not finite are left out. Distractors (pid 0) get
     no pid, because they are many people.
 
-    Attributes:
+    Args:
       name: the file or folder.
       dimension: of the features.
       checksum: of the model that made them; None if the file does not name it.
-      doubled: paths that do not identify an image: those that occur more than once, and the empty one.
+      images: number of all images.
+      batches: returns an iterator of all rows.
+      doubled: paths that occur more than once and therefore do not identify an image.
+
+    Attributes:
       junk: paths of the junk that the last iteration left out.
       distractors: number of images that it yielded without their pid.
       spoiled: names of the images that it left out because of their features.
     """
 
-    name: str
-    dimension: int
-    checksum: Optional[str]
-    doubled: frozenset[str] = frozenset([""])
-
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        name: str,
+        dimension: int,
+        checksum: Optional[str],
+        images: int,
+        batches: Callable[[], Iterator[FeatureBatch]],
+        doubled: Iterable[str] = (),
+    ):
+        self.name, self.dimension, self.checksum = name, dimension, checksum
+        self.doubled = frozenset(["", *doubled])
         self.junk: list[str] = []
         self.distractors = 0
         self.spoiled: list[str] = []
+        self._images, self._batches = images, batches
 
-    @abstractmethod
     def __len__(self) -> int:
-        """Returns the number of all images in the source."""
-
-    @abstractmethod
-    def _batches(self) -> Iterator[FeatureBatch]:
-        """Yields all rows unchanged."""
+        return self._images
 
     def __iter__(self) -> Iterator[FeatureBatch]:
         """Yields the usable rows.
@@ -99,42 +103,6 @@ class FeatureSource(ABC):
         return ", ".join(parts)
 
 
-class ParquetSource(FeatureSource):
-    """A folder written by ``python -m han_tf.extract``."""
-
-    def __init__(self, folder: Path):
-        super().__init__()
-        self.shards = FeatureShards(folder)
-        manifest = self.shards.manifest
-        self.name, self.dimension, self.checksum = str(folder), manifest.feature_dim, manifest.model
-
-    def __len__(self) -> int:
-        return len(self.shards)
-
-    def _batches(self) -> Iterator[FeatureBatch]:
-        return iter(self.shards)
-
-
-class ArchiveSource(FeatureSource):
-    """An ``.npz`` with features, pids, camids and optional paths, see :mod:`han_tf.features.archives`."""
-
-    def __init__(self, path: Path):
-        super().__init__()
-        self.features = load_features(path)
-        self.name, self.dimension, self.checksum = str(path), self.features.features.shape[1], None
-        counts = Counter(self.features.paths.tolist())
-        self.doubled = self.doubled.union(path for path, count in counts.items() if count > 1)
-
-    def __len__(self) -> int:
-        return len(self.features.pids)
-
-    def _batches(self) -> Iterator[FeatureBatch]:
-        for start in range(0, len(self), ROWS):
-            part = self.features.where(np.arange(start, min(start + ROWS, len(self))))
-            times = np.full(len(part.pids), np.nan)
-            yield FeatureBatch(part.features, part.pids, part.camids, times, part.paths.astype(object))
-
-
 class Added(NamedTuple):
     """The result of adding a source's images, in numbers.
 
@@ -165,17 +133,30 @@ class Added(NamedTuple):
 
 
 def open_source(path: Union[str, os.PathLike]) -> FeatureSource:
-    """Opens features on disk.
+    """Opens a folder of Parquet files, written by ``python -m han_tf.extract``, or an ``.npz`` archive.
 
     Raises:
       UserError: there is no such file or folder, it is damaged, or it does not hold features.
     """
     path = Path(path)
     if path.is_dir():
-        return ParquetSource(path)
+        shards = FeatureShards(path)
+        manifest = shards.manifest
+        return FeatureSource(str(path), manifest.feature_dim, manifest.model, len(shards), lambda: iter(shards))
     if not path.exists():
         raise UserError(f"{path}: no such file or folder, expected features: a folder with {MANIFEST}, or an .npz")
-    return ArchiveSource(path)
+    images = load_features(path)
+    doubled = (name for name, count in Counter(images.paths.tolist()).items() if count > 1)
+    return FeatureSource(
+        str(path), images.features.shape[1], None, len(images.pids), lambda: _archived(images), doubled
+    )
+
+
+def _archived(images: FeatureSet) -> Iterator[FeatureBatch]:
+    """Yields the rows of an archive, :data:`ROWS` at a time."""
+    for start in range(0, len(images.pids), ROWS):
+        features, pids, camids, paths = (array[start : start + ROWS] for array in images)
+        yield FeatureBatch(features, pids, camids, np.full(len(pids), np.nan), paths.astype(object))
 
 
 def add_source(gallery: Gallery, source: FeatureSource, progress: Progress = None) -> Added:

@@ -1,4 +1,4 @@
-"""The search service: an HTTP interface and a page over a gallery and a network; README.md beside this file.
+"""The search service: an HTTP interface and a page for a gallery and a network; README.md in this folder describes it.
 
-FastAPI and uvicorn are imported where the service is started, not here.
+FastAPI and uvicorn are imported when the service is started, not here.
 """

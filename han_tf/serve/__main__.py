@@ -1,8 +1,8 @@
-"""Serve a gallery: search by image over HTTP, and a page to look at the answers.
+"""Serve a gallery: search by image over HTTP, with a page for the browser.
 
   python -m han_tf.serve --index DIR [--model DIR]
 
-Prints the address when it is ready. Ctrl-C or SIGTERM stops it; what was accepted is finished first.
+Prints the address when it is ready. Ctrl-C or SIGTERM stops it after the accepted requests have been answered.
 """
 
 import sys
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
-from typing import Optional, Union
+from typing import Union
 
 from absl import flags
 
@@ -34,7 +34,7 @@ flags.DEFINE_string(
 flags.DEFINE_string("runs_dir", "runs", "Where runs are kept.", flag_values=FLAGS)
 command_line.group(FLAGS, "gallery")
 flags.DEFINE_list(
-    "images", [], "Folders from which the gallery's images may be shown; those it lies in if empty.", flag_values=FLAGS
+    "images", [], "Folders from which images may be shown; those of the gallery's images if empty.", flag_values=FLAGS
 )
 flags.DEFINE_string("state", "", "Folder for feedback and added images; INDEX.service if empty.", flag_values=FLAGS)
 command_line.group(FLAGS, "access")
@@ -43,7 +43,7 @@ flags.DEFINE_integer("port", 8000, "Port to listen on; 0 for any free one.", 0, 
 flags.DEFINE_string(
     "token",
     "",
-    "File with the token that clients must send; HAN_TF_TOKEN of the environment if empty; everybody may if neither.",
+    "File with the token that clients must send; the variable HAN_TF_TOKEN if empty; no token if neither is set.",
     flag_values=FLAGS,
 )
 flags.DEFINE_boolean("read_only", False, "Whether to refuse every change, verdicts included.", flag_values=FLAGS)
@@ -102,7 +102,7 @@ def main(values: flags.FlagValues) -> None:
         request_seconds=values.request_seconds,
     )
     state = values.state or state_folder(values.index)
-    # First of all: whatever is wrong with the address is known before TensorFlow has been loaded.
+    # First, so that a wrong address is reported before TensorFlow is loaded.
     with closing(listen(values.host, values.port)) as bound:
         address = ip_address(bound.getsockname()[0].partition("%")[0])
         hosts = allowed_hosts(values.host, address, values.allowed_hosts)
@@ -133,15 +133,15 @@ Address = Union[IPv4Address, IPv6Address]
 
 
 def allowed_hosts(host: str, address: Address, names: Sequence[str]) -> set[str]:
-    """Returns the names by which clients may call a service.
+    """Returns the names that clients may use for the service.
 
     Args:
-      host: what it was told to listen on.
-      address: what that turned out to be: ``0`` is all addresses, too.
-      names: further ones.
+      host: the ``--host`` to listen on.
+      address: the address that it was resolved to; ``0``, for example, means all addresses.
+      names: further names.
 
     Raises:
-      UserError: it listens on all addresses, and no names are given.
+      UserError: the service listens on all addresses, and no names are given.
     """
     if address.is_unspecified and not names:
         raise UserError(
@@ -154,7 +154,7 @@ def allowed_hosts(host: str, address: Address, names: Sequence[str]) -> set[str]
 
 
 def exposed(address: str, access: Access) -> str:
-    """Returns what whoever lets others reach the service should know."""
+    """Returns a warning for a service that other machines can reach."""
     allowed = "search" if access.read_only else "search, add and delete"
     who = "everybody who has the token" if access.token else "everybody who can reach it"
     advice = "" if access.token else "; --token FILE lets in only those who have it"
@@ -165,33 +165,30 @@ def exposed(address: str, access: Access) -> str:
 
 
 def state_folder(index: Union[str, Path]) -> str:
-    """Returns where the service of an index keeps what is its own: the same place by whatever link it is reached.
+    """Returns the default folder for feedback and added images: beside the index, the same for all links to it.
 
     Raises:
       UserError: the index is at an address.
     """
     if "://" in str(index):
-        from han_tf.search.address import Address  # as text it shows no password
+        from han_tf.search.address import Address  # its text form does not contain the password
 
         index = Address.of(index) or index
         raise UserError(f"--index {index} is an address, expected --state with a folder for feedback and added images")
     beside = f"{Path(index).absolute()}.service"
-    # Earlier versions kept it beside the link.
+    # Earlier versions put the folder beside the link.
     return beside if Path(beside).exists() else f"{Path(index).resolve()}.service"
 
 
 def check_installed() -> None:
-    """Raises UserError, with the line that installs it, if a package of the service is missing."""
-    missing: Optional[ImportError] = None
+    """Raises UserError, with the command that installs it, if a package of the service is missing."""
     try:
         import fastapi  # noqa: F401
         import prometheus_client  # noqa: F401
         import python_multipart  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError as error:
-        missing = error
-    if missing is not None:
-        raise UserError(f"the service needs {missing.name}, expected: pip install 'han-tf[serve]'") from missing
+        raise UserError(f"the service needs {error.name}, expected: pip install 'han-tf[serve]'") from error
 
 
 def cli() -> None:

@@ -14,20 +14,20 @@ VARIABLE = "HAN_TF_TOKEN"
 """The environment variable that may hold the token."""
 
 COOKIE = "han_tf"
-"""Of a browser that has given the token."""
+"""Name of the cookie of a browser that has sent the token."""
 
 OPEN = ("/", "/docs", "/login")
 PAGE_FILES = "/page/"
-"""What everybody may ask for: the page's own files, which tell nothing of the gallery, and its way in."""
+"""Paths that need no token: the page's own files, which contain nothing of the gallery, and the login."""
 
 READING = ("/embed", "/search", "/attention", "/login")
-"""What a POST may be sent to that changes nothing."""
+"""Paths at which a POST changes nothing."""
 
 ADDING = (("POST", "/gallery"), ("POST", "/gallery/batch"))
-"""What adds images: sent twice, they are there twice."""
+"""Requests that add images, which would be in the gallery twice if a request were repeated."""
 
 LEAST = 16
-"""Shortest token, in characters: one that cannot be guessed needs no count of wrong ones."""
+"""Shortest token, in characters; too long to be guessed, so that wrong tokens need not be counted."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Access:
     read_only: bool = False
 
     def admits(self, headers: Mapping[bytes, bytes]) -> bool:
-        """Tells whether a request with these headers, names in lower case, carries the token or a browser's cookie."""
+        """Returns whether a request with these headers, names in lower case, has the token or a browser's cookie."""
         if not self.token:
             return True
         kind, _, given = headers.get(b"authorization", b"").partition(b" ")
@@ -53,11 +53,13 @@ class Access:
             cookie = SimpleCookie(headers.get(b"cookie", b"").decode("latin-1")).get(COOKIE)
         except CookieError:
             return False
-        return cookie is not None and _same(cookie.value.encode("latin-1", "replace"), self.cookie.encode())
+        return cookie is not None and hmac.compare_digest(
+            cookie.value.encode("latin-1", "replace"), self.cookie.encode()
+        )
 
     def is_token(self, given: bytes) -> bool:
-        """Compares with the token in constant time."""
-        return _same(given, self.token.encode())
+        """Returns whether ``given`` is the token; the time that takes does not depend on where they differ."""
+        return hmac.compare_digest(given, self.token.encode())
 
     @property
     def cookie(self) -> str:
@@ -65,15 +67,11 @@ class Access:
         return hmac.new(self.token.encode(), b"han-tf browser", hashlib.sha256).hexdigest()
 
 
-def _same(a: bytes, b: bytes) -> bool:
-    return hmac.compare_digest(hashlib.sha256(a).digest(), hashlib.sha256(b).digest())
-
-
 def read_token(path: str, environment: Mapping[str, str] = os.environ) -> str:
     """Returns the token in a file, or in :data:`VARIABLE` if ``path`` is empty; "" if that is not set either.
 
     Raises:
-      UserError: the file cannot be read; a token that is short or holds other than printable ASCII characters.
+      UserError: the file cannot be read; the token is too short or contains other than printable ASCII characters.
     """
     where = path or VARIABLE
     if path:

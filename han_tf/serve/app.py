@@ -1,4 +1,4 @@
-"""The service over HTTP: routes, their documentation, and errors as JSON."""
+"""The HTTP interface of the service: routes, their documentation, and errors as JSON."""
 
 import re
 import time as clock
@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartParser
 
 from han_tf import __version__
-from han_tf.search import Entry, Filters
+from han_tf.search import Filters
 from han_tf.serve import schemas
 from han_tf.serve.access import COOKIE, Access
 from han_tf.serve.attention import Kind
@@ -27,20 +27,21 @@ from han_tf.serve.service import LISTED, Picture, Service
 from han_tf.serve.service import Query as SearchQuery
 
 PAGE_TYPES = {"html": "text/html; charset=utf-8", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
-"""Ending of a file of the page -> its media type."""
+"""Suffix of a file of the page -> its media type."""
 
 HITS = 20
 MOST_LISTED = 200
 MOST_CAMERAS = 1000
 MOST_ADDED = 64
 NAME_LENGTH = 200
+"""Default number of hits; most listed entries, cameras in a filter, and images added at once; characters of a name."""
 
 DESCRIPTION = """
 Search a gallery of person images by another image: which of them show the same person?
 
-Images are JPEG, PNG, WebP or BMP. Distances are L2 distances of features. A hit beyond the threshold is shown and
-marked `beyond`; if all are, the answer is `"known": false`, not in the gallery. Times are seconds since 1970 UTC.
-Errors are `{"error": "one line"}`; 503 comes with `Retry-After`, unless images may have been added all the same.
+Images are JPEG, PNG, WebP or BMP. Distances are L2 distances of features. Hits beyond the threshold are listed and
+marked `beyond`; if all are, the answer has `"known": false`: not in the gallery. Times are seconds since 1970 UTC.
+Errors are `{"error": "one line"}`; 503 has `Retry-After`, unless images may have been added despite the error.
 """
 
 Id = Annotated[int, Path(ge=0, le=ID_LIMIT, description="id of an entry of the gallery")]
@@ -57,17 +58,17 @@ Bound = Annotated[
 
 def _responses(*statuses: int) -> dict[int, dict[str, Any]]:
     texts = {
-        400: "The body is no form.",
-        401: "No token, or a wrong one.",
+        400: "The body is not a valid form.",
+        401: "The token is missing or wrong.",
         403: "Sent by a page of another site, or the service is read-only.",
-        404: "There is no such thing.",
-        408: "The body came too slowly.",
-        409: "There are too many already.",
+        404: "Not found.",
+        408: "The body arrived too slowly.",
+        409: "Too many are stored already.",
         413: "Too many bytes or pixels.",
-        415: "No image, or in another format.",
-        421: "Meant for another host.",
-        422: "Something of the request does not fit.",
-        503: "Too much at once, too slow, or the gallery is out of reach; try again after `Retry-After` seconds.",
+        415: "Not an image, or in another format.",
+        421: "The request is for another host.",
+        422: "A value is missing or not valid.",
+        503: "Overloaded, too slow, or the gallery cannot be reached; try again after `Retry-After` seconds.",
     }
     return {status: {"model": schemas.Error, "description": texts[status]} for status in (*statuses, 401, 421, 503)}
 
@@ -79,7 +80,7 @@ WRITES = _responses(400, 403, 408, 413, 422)
 
 
 def _file(media_type: str, responses: dict[int, dict[str, Any]], description: str = "The image.") -> dict[str, Any]:
-    """Returns the options of a route that answers with a file."""
+    """Returns the options of a route that returns a file."""
     schema = {"type": "string"}
     if media_type.startswith("image/"):
         schema["contentMediaType"] = media_type
@@ -88,9 +89,9 @@ def _file(media_type: str, responses: dict[int, dict[str, Any]], description: st
 
 
 def create_app(service: Service, access: Access = Access()) -> FastAPI:  # noqa: B008 - frozen
-    """Returns the routes of ``service``, which must have been started, without the guards of :func:`guarded`."""
+    """Returns the application with the routes of ``service``, without the checks of :func:`guarded`."""
     limits = service.limits
-    # A body is in memory already when a form is read; a file on disk beside it would need a usable TMPDIR.
+    # The guard holds the whole body in memory; larger values would be written to a temporary file again.
     MultiPartParser.spool_max_size = max(MultiPartParser.spool_max_size, limits.upload_bytes + 1)
     levels = service.attention.levels if service.attention else 1
     LevelParameter = Annotated[int, Query(ge=1, le=levels, description="level of the network, from 1")]
@@ -99,15 +100,15 @@ def create_app(service: Service, access: Access = Access()) -> FastAPI:  # noqa:
         title="han-tf",
         version=__version__,
         description=DESCRIPTION,
-        docs_url=None,  # FastAPI's own page loads its code from elsewhere; /docs below is ours
+        docs_url=None,  # FastAPI's page loads scripts from another site; /docs is a page of our own
         redoc_url=None,
         redirect_slashes=False,
         openapi_tags=[
-            {"name": "search", "description": "Features, and who is like whom."},
+            {"name": "search", "description": "Features of images, and searches."},
             {"name": "gallery", "description": "The images that are searched."},
-            {"name": "feedback", "description": "What people say about hits."},
-            {"name": "page", "description": "What the page needs beside that."},
-            {"name": "operation", "description": "For whoever runs the service."},
+            {"name": "feedback", "description": "Verdicts on hits."},
+            {"name": "page", "description": "Further routes that the page uses."},
+            {"name": "operation", "description": "For the operator of the service."},
         ],
     )
     _add_errors(app)
@@ -133,7 +134,7 @@ def create_app(service: Service, access: Access = Access()) -> FastAPI:  # noqa:
             list[Number], Form(max_length=MOST_CAMERAS, description="from these cameras only; empty for all")
         ] = [],  # noqa: B006 - FastAPI copies it
         not_cameras: Annotated[
-            list[Number], Form(max_length=MOST_CAMERAS, description="from none of these cameras")
+            list[Number], Form(max_length=MOST_CAMERAS, description="without entries of these cameras")
         ] = [],  # noqa: B006
         after: Bound = None,
         before: Bound = None,
@@ -143,10 +144,10 @@ def create_app(service: Service, access: Access = Access()) -> FastAPI:  # noqa:
         ] = None,
         rerank: Annotated[bool, Form(description="sort the nearest anew by k-reciprocal re-ranking")] = False,
     ) -> schemas.SearchResult:
-        """Finds the entries that are most like an image, or like another entry.
+        """Finds the entries that are most similar to an image, or to another entry.
 
-        An entry that is searched for is no hit of itself. Entries whose time is not known are left out when `after`
-        or `before` is given, those whose camera is not known when `cameras` is.
+        An entry that is searched for is not among its own hits. Entries of unknown time are left out if `after` or
+        `before` is given, those of unknown camera if `cameras` is given.
         """
         if (image is None) == (id is None):
             given = "both image and id" if image else "neither image nor id"
@@ -159,14 +160,7 @@ def create_app(service: Service, access: Access = Access()) -> FastAPI:  # noqa:
         else:
             query = SearchQuery(f"id:{id}", id=id)
         filters = Filters(tuple(cameras), tuple(not_cameras), after, before)
-        answer = await service.search(query, k, filters, threshold, rerank)
-        hits = [
-            schemas.HitOut(**_entry(hit.entry, hit.name), distance=hit.distance, beyond=hit.beyond, verdict=hit.verdict)
-            for hit in answer.hits
-        ]
-        return schemas.SearchResult(
-            query=query.name, known=answer.known, threshold=answer.threshold, reranked=rerank, hits=hits
-        )
+        return await service.search(query, k, filters, threshold, rerank)
 
     @app.post("/gallery", tags=["gallery"], status_code=201, responses=UPLOADS)
     async def add(
@@ -175,10 +169,10 @@ def create_app(service: Service, access: Access = Access()) -> FastAPI:  # noqa:
         camid: Annotated[Optional[Number], Form(description="camera, if known")] = None,
         time: Time = None,
         name: Annotated[
-            str, Form(max_length=NAME_LENGTH, description="what to call it; the file's own name if not given")
+            str, Form(max_length=NAME_LENGTH, description="name of the image; the file's name if not given")
         ] = "",
     ) -> schemas.Added:
-        """Adds an image. Its copy and its entry are on disk when the answer comes."""
+        """Adds an image. Its copy and its entry are on disk when the answer is sent."""
         picture = await service.read(await image.read(), to_keep=True)
         (id,) = await service.add(
             [picture], [_printable(name)[:NAME_LENGTH] or _called(image.filename)], pid, camid, time
@@ -190,11 +184,11 @@ def create_app(service: Service, access: Access = Access()) -> FastAPI:  # noqa:
         images: Annotated[
             list[UploadFile], File(min_length=1, max_length=MOST_ADDED, description="JPEG, PNG, WebP or BMP each")
         ],
-        pid: Annotated[Optional[Number], Form(description="person that all show, if known")] = None,
-        camid: Annotated[Optional[Number], Form(description="camera of all, if known")] = None,
+        pid: Annotated[Optional[Number], Form(description="person on all images, if known")] = None,
+        camid: Annotated[Optional[Number], Form(description="camera of all images, if known")] = None,
         time: Time = None,
     ) -> schemas.AddedMany:
-        """Adds images, all of them or none. Their copies and entries are on disk when the answer comes."""
+        """Adds images, all of them or none. Their copies and entries are on disk when the answer is sent."""
         pictures = []
         for number, image in enumerate(images):
             try:
@@ -208,60 +202,59 @@ def create_app(service: Service, access: Access = Access()) -> FastAPI:  # noqa:
     async def list_entries(
         limit: Annotated[int, Query(ge=1, le=MOST_LISTED, description="most entries")] = LISTED,
         after: Annotated[
-            Optional[int], Query(ge=-1, le=ID_LIMIT, description="only greater ids, in their order; -1 for the first")
+            Optional[int], Query(ge=-1, le=ID_LIMIT, description="only greater ids, ascending; -1 for the first page")
         ] = None,
     ) -> schemas.Page:
-        """Returns some entries from everywhere, for a first look; with `after`, page by page, all of them."""
+        """Returns a sample of the entries; with `after`, all entries page by page."""
         entries = await service.list_entries(limit, after)
-        following = entries[-1][0].id if after is not None and len(entries) == limit else None
-        shown = [schemas.EntryOut(**_entry(entry, name)) for entry, name in entries]
-        return schemas.Page(entries=shown, next=following)
+        following = entries[-1].id if after is not None and len(entries) == limit else None
+        return schemas.Page(entries=entries, next=following)
 
     @app.get("/gallery/{id}", tags=["gallery"], responses=READS_ENTRY)
     async def entry(id: Id) -> schemas.EntryOut:
-        """Returns what is known of an entry."""
-        return schemas.EntryOut(**_entry(*await service.entry(id)))
+        """Returns the labels of an entry."""
+        return await service.entry(id)
 
     @app.patch("/gallery/{id}", tags=["gallery"], responses=WRITES | _responses(404))
-    async def correct(id: Id, better: schemas.Correction) -> schemas.EntryOut:
-        """Changes what is known of an entry: person, camera, time. It is on disk when the answer comes."""
-        changes = better.model_dump(exclude_unset=True)
+    async def correct(id: Id, given: schemas.Correction) -> schemas.EntryOut:
+        """Changes the labels of an entry: person, camera, time. They are on disk when the answer is sent."""
+        changes = given.model_dump(exclude_unset=True)
         if not changes:
             raise Refusal(422, "nothing to change, expected pid, camid or time")
-        return schemas.EntryOut(**_entry(*await service.correct(id, **changes)))
+        return await service.correct(id, **changes)
 
     @app.post("/compact", tags=["operation"], responses=_responses(403))
     async def compact() -> schemas.Compacted:
-        """Gives back the space of deleted entries; searches go on meanwhile."""
+        """Frees the space of deleted entries; searches go on meanwhile."""
         return schemas.Compacted(entries=await service.compact())
 
     @app.delete("/gallery/{id}", tags=["gallery"], responses=WRITES | _responses(404))
     async def delete(id: Id) -> schemas.Deleted:
-        """Deletes an entry. If it was added by this service, the copy of its image goes, too."""
+        """Deletes an entry, and the copy of its image if this service added it."""
         await service.delete(id)
         return schemas.Deleted(id=id)
 
     @app.get("/gallery/{id}/image", tags=["gallery"], **_file("image/jpeg", READS_ENTRY))
     async def image(id: Id) -> Response:
-        """Returns the image of an entry as JPEG, shrunk if it is large; upright, without any metadata."""
+        """Returns the image of an entry as JPEG, upright, without metadata; a large image is shrunk."""
         return Response(await service.shown_image(id), media_type="image/jpeg", headers=_CACHED)
 
     @app.get("/gallery/{id}/attention", tags=["page"], **_file("image/png", READS_ENTRY))
     async def entry_attention(id: Id, kind: KindParameter = "both", level: LevelParameter = 1) -> Response:
-        """Draws what the network attends to in the image of an entry."""
+        """Returns the image of an entry with the network's attention drawn over it."""
         return Response(await service.overlay_of_entry(id, kind, level), media_type="image/png", headers=_CACHED)
 
     @app.post("/attention", tags=["page"], **_file("image/png", UPLOADS | _responses(404)))
     async def picture_attention(image: Image, kind: KindParameter = "both", level: LevelParameter = 1) -> Response:
-        """Draws what the network attends to in an image."""
+        """Returns an image with the network's attention drawn over it."""
         overlay = await service.overlay_of_picture(await picture_of(image), kind, level)
         return Response(overlay, media_type="image/png")
 
     @app.post("/feedback", tags=["feedback"], responses=WRITES | _responses(404, 409))
-    async def feedback(said: schemas.Feedback) -> schemas.Marked:
-        """Keeps whether a hit of a query shows the same person. A later verdict replaces an earlier one."""
-        when = await service.mark(said.query, said.hit, said.verdict, said.distance)
-        return schemas.Marked(query=said.query, hit=said.hit, verdict=said.verdict, time=when)
+    async def feedback(given: schemas.Feedback) -> schemas.Marked:
+        """Stores a verdict: whether a hit of a query shows the same person. A later verdict replaces an earlier one."""
+        when = await service.mark(given.query, given.hit, given.verdict, given.distance)
+        return schemas.Marked(query=given.query, hit=given.hit, verdict=given.verdict, time=when)
 
     @app.get(
         "/feedback.csv", tags=["feedback"], **_file("text/csv", _responses(), "One line per verdict, oldest first.")
@@ -273,7 +266,7 @@ def create_app(service: Service, access: Access = Access()) -> FastAPI:  # noqa:
 
     @app.get("/overview", tags=["page"], responses=_responses())
     async def overview() -> schemas.Overview:
-        """Returns what there is to choose from."""
+        """Returns facts about the service, for the page."""
         attention = service.attention
         return schemas.Overview(
             entries=await service.check(),
@@ -292,7 +285,7 @@ def create_app(service: Service, access: Access = Access()) -> FastAPI:  # noqa:
 
     @app.get("/examples", tags=["page"], responses=_responses())
     async def examples() -> list[schemas.Example]:
-        """Returns queries to try; none but in the demo."""
+        """Returns example queries; only the demo has any."""
         return [schemas.Example(number=n, title=example.title) for n, example in enumerate(service.examples)]
 
     @app.get("/examples/{number}/image", tags=["page"], **_file("image/png", READS_ENTRY))
@@ -302,7 +295,7 @@ def create_app(service: Service, access: Access = Access()) -> FastAPI:  # noqa:
 
     @app.get("/healthz", tags=["operation"], responses=_responses())
     async def healthz() -> schemas.Health:
-        """Says that the service can answer; 503 if the gallery cannot be read or too much is waiting."""
+        """Returns 200 if the service can answer; 503 if the gallery cannot be read or a queue is full."""
         return schemas.Health(status="ok", entries=await service.check(), model=service.extractor.checksum)
 
     text = _file(CONTENT_TYPE_LATEST.split(";")[0], _responses(), "Prometheus' text format.")
@@ -313,9 +306,9 @@ def create_app(service: Service, access: Access = Access()) -> FastAPI:  # noqa:
         return Response(await service.measure(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     @app.post("/login", include_in_schema=False)
-    async def login(said: schemas.Login) -> Response:
-        """Gives a browser, which cannot send a header with every image, a cookie for the token."""
-        if access.token and not access.is_token(said.token.encode()):
+    async def login(given: schemas.Login) -> Response:
+        """Sets a cookie that replaces the token: a browser cannot send the token's header when it loads images."""
+        if access.token and not access.is_token(given.token.encode()):
             raise Refusal(401, "this is not the service's token")
         response = Response(status_code=204)
         response.set_cookie(COOKIE, access.cookie, httponly=True, samesite="strict")
@@ -327,23 +320,20 @@ def create_app(service: Service, access: Access = Access()) -> FastAPI:  # noqa:
 
 
 _CACHED = {"Cache-Control": "private, max-age=300"}
-# Entries never change, but a deleted one should be gone soon.
+"""Images of entries never change, but browsers should soon forget those of deleted entries."""
 
 
 def guarded(app: App, service: Service, hosts: Collection[str], access: Access = Access()) -> App:  # noqa: B008
-    """Returns ``app`` behind the guards of :mod:`han_tf.serve.guards`, counted and timed.
+    """Returns ``app`` behind the checks of :mod:`han_tf.serve.guards`, with its requests counted and timed.
 
     Args:
       app: of :func:`create_app`.
-      service: whose limits and metrics.
-      hosts: the names the service goes by.
+      service: its limits and metrics are used.
+      hosts: names of the service.
       access: who may do what.
     """
 
     async def measured(scope: Message, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await app(scope, receive, send)
-            return
         begin, status = clock.perf_counter(), 0
 
         async def watch(message: Message) -> None:
@@ -354,7 +344,7 @@ def guarded(app: App, service: Service, hosts: Collection[str], access: Access =
         try:
             await app(scope, receive, watch)
         finally:
-            # The route's pattern, not the path: clients must not make labels.
+            # The route's pattern, not the path, so that clients cannot create any number of labels.
             route = getattr(scope.get("route"), "path", "none")
             method = scope["method"] if scope["method"] in ("GET", "HEAD", "POST", "PATCH", "DELETE") else "other"
             service.metrics.requests.labels(method, route, status or "none").inc()
@@ -382,7 +372,7 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def bug(_: Request, error: Exception) -> JSONResponse:
-        # Starlette raises the error again after this answer, and the guard prints it.
+        # Starlette raises the error again after this answer; the guard prints it.
         return JSONResponse({"error": FAULT}, 500)
 
 
@@ -401,12 +391,8 @@ def _called(name: Optional[str]) -> str:
     return _printable(re.split(r"[/\\]", name or "")[-1])[:NAME_LENGTH]
 
 
-def _entry(entry: Entry, name: str) -> dict[str, Any]:
-    return {"id": entry.id, "name": name, "pid": entry.pid, "camid": entry.camid, "time": entry.time}
-
-
 def _describe_forms(app: FastAPI) -> None:
-    """Takes ``null`` out of the description of forms: a form leaves a field out, it cannot say null."""
+    """Removes ``null`` from the description of forms: a field of a form can be left out, but not be null."""
     for schema in app.openapi()["components"]["schemas"].values():
         for field in schema["properties"].values() if schema["title"].startswith("Body_") else ():
             choices = [choice for choice in field.pop("anyOf", ()) if choice != {"type": "null"}]
@@ -416,7 +402,7 @@ def _describe_forms(app: FastAPI) -> None:
 
 def _add_page(app: FastAPI) -> None:
     folder = resources.files("han_tf.serve") / "page"
-    # Read once: what is served is what was installed, and no request names a file.
+    # Read at the start, so that no part of a request is used as a path.
     files = {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
     tags = {name: f'"{sha256(data).hexdigest()[:32]}"' for name, data in files.items()}
 

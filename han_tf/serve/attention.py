@@ -17,17 +17,17 @@ from han_tf.viz.attention import heat_overlay, region_overlay, relative_attentio
 
 KINDS = ("soft", "regions", "both")
 Kind = Literal["soft", "regions", "both"]
-"""What is drawn: soft attention as heat, the regions of hard attention as boxes, or the boxes over the heat."""
+"""Kinds of overlays: soft attention as heat, the regions of hard attention as boxes, or the boxes over the heat."""
 
 SCALE = 3
-"""Pixels of an overlay per pixel of the network's input, each way: 160×64 becomes 480×192."""
+"""Factor by which an overlay is larger than the network's input: 160×64 becomes 480×192."""
 
 
 class Level(NamedTuple):
     """The attention of one level in one image.
 
     Attributes:
-      heat: relative soft attention, float32 ``[h, w]`` in [0, 1]; None where switched off.
+      heat: relative soft attention, float32 ``[h, w]`` in [0, 1]; None if it is switched off.
       boxes: the regions as (x_min, y_min, x_max, y_max), float32 ``[T, 4]``, in pixels of the network's input;
         None at a level without regions.
     """
@@ -46,12 +46,12 @@ class AttentionModel:
 
     Attributes:
       checksum: hex SHA-256 of the network, as of :class:`han_tf.FeatureExtractor`.
-      levels: how many levels the network has.
-      kinds: those of :data:`KINDS` that it can draw.
-      input_size: height and width of the images it takes.
+      levels: number of levels of the network.
+      kinds: those of :data:`KINDS` that can be drawn.
+      input_size: height and width of the input images.
 
     Raises:
-      UserError: there is no such run; its network has no attention.
+      UserError: there is no such run, or its network has no attention.
     """
 
     def __init__(self, run: Union[str, os.PathLike, LoadedRun]):
@@ -64,7 +64,7 @@ class AttentionModel:
         @tf.function(input_signature=[tf.TensorSpec([None, *self.input_size, 3], tf.uint8)], autograph=False)
         def attend(images: tf.Tensor) -> list:
             levels = model.branches(images, training=False).attention
-            # The mean over channels is all that is drawn of a soft map, and 1/128 or less of its size.
+            # Overlays show the mean of a soft map over its channels, which is 1/128 of its size or less.
             return [
                 (None if level.soft is None else tf.reduce_mean(level.soft, -1, keepdims=True), level.boxes)
                 for level in levels
@@ -99,18 +99,18 @@ class AttentionModel:
 
 
 def draw_overlay(image: np.ndarray, levels: Sequence[Level], kind: Kind, level: int) -> bytes:
-    """Draws the attention of one level over an image, as PNG.
+    """Returns an image with the attention of one level drawn over it, as PNG.
 
-    Regions are clipped to the image, so that overlay and image have the same size.
+    Regions are clipped to the image, so that the overlay has its aspect ratio.
 
     Args:
       image: ``[height, width, 3]`` uint8, RGB, of the network's input size.
-      levels: what :class:`AttentionModel` gave for it.
+      levels: the result of :class:`AttentionModel` for this image.
       kind: what to draw.
-      level: which level, from 1.
+      level: number of the level, from 1.
 
     Raises:
-      Refusal: 422, there is no such level; it has no such attention.
+      Refusal: 422, there is no such level, or it has no such attention.
     """
     if not 1 <= level <= len(levels):
         raise Refusal(422, f"level is {level}, expected 1 to {len(levels)}")

@@ -22,20 +22,20 @@ def _power_of_two(number: int) -> int:
 
 
 class Batcher:
-    """Gathers single items into batches for a function that is quicker with many at once.
+    """Collects single items into batches for a function that is faster with several at once.
 
-    The first item of a batch waits ``wait_ms`` for others, unless ``max_batch`` are there already; while a batch is
-    computed, the next one gathers. Batches are computed one after the other, in one thread. Items that
-    nobody waits for any more (the client left or timed out) are not computed.
+    The first item of a batch waits ``wait_ms`` for others, unless ``max_batch`` are there already. Batches are computed
+    one after the other, in one thread; the next one is collected meanwhile. Items whose caller was cancelled (the
+    client disconnected or timed out) are not computed.
 
-    The sizes of batches are powers of two, since runtimes keep buffers and compiled kernels for every size that they
-    have met: with all sizes up to 32, HAN Small in TensorFlow takes 130 MiB more. The rest goes into the next batch.
+    The sizes of batches are powers of two, because runtimes keep buffers and compiled kernels for every size: with all
+    sizes up to 32, HAN Small in TensorFlow takes 130 MiB more. The remaining items go into the next batch.
 
     Args:
       compute: takes a list of items and returns as many results, in their order.
-      name: what waits, for the message when the queue is full.
-      max_batch: most items of a batch; the power of two below it, if it is none.
-      wait_ms: how long a batch stays open, in ms.
+      name: of the items, in the plural, for the message when the queue is full.
+      max_batch: most items of a batch; rounded down to a power of two.
+      wait_ms: how long the first item waits for others, in ms.
       max_queue: most items waiting.
       observe: called with the size of every batch.
     """
@@ -70,7 +70,7 @@ class Batcher:
             await asyncio.get_running_loop().run_in_executor(self._thread, self._compute, [item] * 2**power)
 
     def start(self) -> None:
-        """Begins to compute; called in the event loop that will call it."""
+        """Starts the thread; to be called in the event loop that adds the items."""
         self._arrived = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"batch-{self._name}")
         self._worker = asyncio.get_running_loop().create_task(self._work())
@@ -92,7 +92,7 @@ class Batcher:
         return await future
 
     async def close(self) -> None:
-        """Computes what waits and ends the thread."""
+        """Computes the waiting items and ends the thread."""
         self._closing = True
         if self._worker is not None:
             self._arrived.set()
@@ -128,9 +128,9 @@ class Pool:
     """A pool of threads with a bounded queue.
 
     Args:
-      threads: how many.
-      name: what waits, for the message when the queue is full.
-      max_queue: most that may wait or run: calls, or their weights where they have others than 1.
+      threads: number of threads.
+      name: of the calls, in the plural, for the message when the queue is full.
+      max_queue: largest sum of the weights of the calls that wait or run.
     """
 
     def __init__(self, threads: int, name: str, max_queue: int):
@@ -140,15 +140,19 @@ class Pool:
         self._pending = 0
 
     def __len__(self) -> int:
-        """Returns how many calls wait or run, by weight."""
+        """Returns the sum of the weights of the calls that wait or run."""
         return self._pending
 
     async def __call__(self, function: Callable[..., Any], *arguments: Any, weight: int = 1) -> Any:
-        """Returns what ``function`` returns, called in one of the threads.
+        """Returns the result of ``function``, called in one of the threads.
 
-        ``weight`` is how much of the queue it takes; what is heavier than the whole queue may come alone.
+        A call that has begun is finished even if its caller is cancelled.
 
-        A call that has begun is finished even if nobody waits for it any more.
+        Args:
+          function: what to call.
+          *arguments: of the function.
+          weight: share of the queue that the call takes; a call with more than the whole queue is accepted if no other
+            waits or runs.
 
         Raises:
           Refusal: 503, the queue is full.
@@ -162,7 +166,7 @@ class Pool:
             self._pending -= weight
             raise Refusal(503, "the service is stopping") from error
         loop = asyncio.get_running_loop()
-        # Counted until the call itself is done: a client that went away has not freed its thread.
+        # Counted until the call has ended, because it still takes its thread if the client has disconnected.
         future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._finished, weight))
         return await asyncio.wrap_future(future)
 
@@ -170,5 +174,5 @@ class Pool:
         self._pending -= weight
 
     async def close(self) -> None:
-        """Waits for the accepted calls and ends the threads."""
+        """Waits for the accepted calls, and ends the threads."""
         await asyncio.get_running_loop().run_in_executor(None, self._threads.shutdown)

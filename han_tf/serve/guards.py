@@ -1,7 +1,7 @@
-"""Checks of requests before the application: origin, access, size and time.
+"""Checks of requests before they reach the application: host, origin, access, size and time.
 
-An ASGI middleware. It reads the whole body before the application sees the request, so that size and time are checked
-in one place and the application never gets part of a body.
+An ASGI middleware. It reads the whole body before it calls the application, so that size and time are checked in one
+place and the application never gets part of a body.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
     "form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
 )
-"""The page runs its own files and nothing else; blob: shows a picture that was picked but not yet sent."""
+"""The page uses only its own files; ``blob:`` allows it to show an image that was chosen but not yet sent."""
 
 HEADERS = (
     (b"content-security-policy", POLICY.encode()),
@@ -35,33 +35,35 @@ HEADERS = (
 )
 
 FAULT = "a fault of the service; its log says more"
-"""All that a client is told of a bug; the traceback goes to stderr."""
+"""The error that a client gets for a bug; the traceback is written to stderr."""
 
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 
 _DRAINED_SECONDS = 2.0
 _DRAINED_TIMES = 4
+"""How long, and up to how many times the largest allowed body, the rest of a refused body is read and dropped."""
 
 
 class Guard:
     """Refuses requests that must not reach the application, and answers 503 if the application is too slow.
 
-    - A ``Host`` that is none of ``hosts``: 421. A page elsewhere that has its name resolved to this machine (DNS
-      rebinding) still sends its own name.
-    - A request that may change something, sent by another site's page (``Origin``, ``Sec-Fetch-Site``): 403.
-    - No token where one is needed: 401. A change where the service is read-only: 403.
-    - A body too large, by its ``Content-Length`` or by what really arrives: 413. One that arrives too slowly: 408.
-    - More bodies arriving, or more bytes of bodies, than allowed: 503 for the body that has taken longest to arrive, so
-      that clients that stall keep nobody out.
-    - More requests at a time than allowed, counted from when their bodies are there: 503.
-    - An answer that takes too long: 503; without ``Retry-After`` where images may have been added.
+    - 421: ``Host`` is none of ``hosts``. A page of another site whose name resolves to this machine (DNS rebinding)
+      sends the name of that site.
+    - 403: a request that may change something comes from a page of another site (``Origin``, ``Sec-Fetch-Site``), or
+      the service is read-only.
+    - 401: the token is missing or wrong.
+    - 413: the body is too large, by its ``Content-Length`` or by the bytes that arrive. 408: it arrives too slowly.
+    - 503: more bodies, or more bytes of bodies, arrive at a time than allowed. The body that has taken longest is
+      ended, so that stalled clients do not block others.
+    - 503: more requests are answered at a time than allowed; a request counts once its body has arrived.
+    - 503: the answer takes too long; without ``Retry-After`` if images may have been added.
 
-    HEAD is answered as GET is, without the body.
+    HEAD is answered like GET, without the body.
 
     Args:
       app: the application.
       limits: the bounds.
-      hosts: names, without port, that the service goes by; lower case.
+      hosts: names of the service, without port, in lower case.
       refused: called with the status of each request that is refused here.
       access: who may do what.
     """
@@ -84,13 +86,10 @@ class Guard:
         self._arriving: dict[_Body, asyncio.Task] = {}  # in the order in which they began
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Answers one request."""
+        """Answers one request; other protocols, such as WebSocket, get no answer."""
         if scope["type"] != "http":
-            if scope["type"] == "lifespan":
-                await self._app(scope, receive, send)
             return
         answer, body = _Answer(send, self._limits.request_seconds), _Body()
-        counted = 0
         try:
             headers = {name.lower(): value for name, value in scope["headers"]}
             self._check(scope, headers)
@@ -101,23 +100,24 @@ class Guard:
                 return
             if self._requests >= self._limits.requests:
                 raise overloaded(f"{self._limits.requests} requests are being answered")
-            counted = 1
-            self._requests += counted
-            await self._run(scope, bytes(body.data), receive, answer)
+            self._requests += 1
+            try:
+                await self._run(scope, bytes(body.data), receive, answer)
+            finally:
+                self._requests -= 1
         except Refusal as refusal:
             self._refused(refusal.status)
             if not answer.started:
-                # What the client still sends is read and dropped for a while: a connection that is closed on data
-                # nobody read is reset, and the client would never see the reason. Not if it waits to be asked.
+                # The rest of the body is read and dropped: closing a connection with unread data resets it, and the
+                # client would not see the reason. A client that expects 100-continue has not sent the body yet.
                 if body.more and refusal.status == 413 and b"100-continue" not in headers.get(b"expect", b""):
                     await _drain(receive, _DRAINED_TIMES * self._limits.upload_bytes)
                 await answer.refuse(refusal)
         finally:
-            self._requests -= counted
             self._buffered -= len(body.data)
 
     async def _arrived(self, body: "_Body", receive: Receive) -> bool:
-        """Reads a body; returns whether the client stayed."""
+        """Reads a body; returns whether it is complete, False if the client has disconnected."""
         self._arriving[body] = reading = asyncio.ensure_future(self._read(body, receive))
         if len(self._arriving) > self._limits.bodies:
             self._end_slowest(f"{self._limits.bodies} bodies are on their way")
@@ -135,7 +135,7 @@ class Guard:
         try:
             while body.more:
                 message = await _receive_before(receive, deadline, self._limits.body_seconds)
-                if body.ended is not None:  # wait_for may answer a cancellation with what came at the same moment
+                if body.ended is not None:  # wait_for may return a message although the task was cancelled
                     raise body.ended
                 if message["type"] == "http.disconnect":
                     return False
@@ -181,7 +181,7 @@ class Guard:
                 raise Refusal(503, late) from None
             raise Refusal(503, f"{late}; the images may have been added all the same", again=False) from None
         except Exception:
-            # A bug. Passed on, it would have uvicorn break the connection off before the client has read the answer.
+            # A bug. If it were raised, uvicorn would close the connection before the client has read the answer.
             traceback.print_exc()
             if not answer.started:
                 raise Refusal(500, FAULT) from None
@@ -203,7 +203,7 @@ class Guard:
 
 
 class _Body:
-    """A body that is being read: the bytes so far, whether more follow, and why another request ended it."""
+    """A body that is being read: the bytes so far, whether more follow, and the reason if it was ended early."""
 
     def __init__(self) -> None:
         self.data = bytearray()
@@ -212,7 +212,7 @@ class _Body:
 
 
 class _Answer:
-    """Passes an answer on with the headers every answer has, and remembers whether it has begun."""
+    """Sends an answer, adds the headers that every answer has, and records whether it has begun."""
 
     def __init__(self, send: Send, seconds: float):
         self._send = send
@@ -226,14 +226,14 @@ class _Answer:
             if not any(name.lower() == b"cache-control" for name, _ in headers):
                 headers.append((b"cache-control", b"no-store"))
             message = {**message, "headers": [*headers, *HEADERS]}
-        # A client that does not take its answer would hold it in memory for ever.
+        # Otherwise an answer that the client does not receive would stay in memory.
         await asyncio.wait_for(self._send(message), self._seconds)
 
     async def refuse(self, refusal: Refusal) -> None:
         body = json.dumps({"error": str(refusal)}).encode()
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
         headers += [(name.lower().encode(), value.encode()) for name, value in refusal.headers.items()]
-        headers.append((b"connection", b"close"))  # the rest of the body may still be on its way
+        headers.append((b"connection", b"close"))  # the rest of the body may still arrive
         await self.send({"type": "http.response.start", "status": refusal.status, "headers": headers})
         await self.send({"type": "http.response.body", "body": body})
 
@@ -265,7 +265,7 @@ def _name(host: str) -> Optional[str]:
 
 
 def _same(origin: str, host: str) -> bool:
-    """Tells whether an ``Origin`` is the one the request was sent to; ``null`` never is."""
+    """Returns whether an ``Origin`` is the one that the request was sent to; ``null`` never is."""
     return origin.lower() in (f"http://{host}", f"https://{host}")
 
 

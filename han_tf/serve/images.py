@@ -16,13 +16,14 @@ from han_tf.data.reading import FORMATS, upright_pixels
 from han_tf.serve.limits import Refusal
 
 MAX_SCANS = 100
-"""Most scans of a JPEG: each one goes over the whole picture again. Progressive files have about ten."""
+"""Most scans of a JPEG, each of which is decoded over the whole picture. Progressive files have about ten."""
 
 _START_OF_SCAN, _END_OF_IMAGE = b"\xff\xda", b"\xff\xd9"
 _SEGMENT = re.compile(rb"\xff[\xc0-\xcf\xd9-\xfe]")
-"""Markers that a length follows, and that of the end."""
+"""The markers that are followed by a length, and the end of the image."""
 
 _HEADER_BYTES = 30
+"""Bytes of a WebP file that hold its size."""
 
 
 def decode_upload(
@@ -30,20 +31,20 @@ def decode_upload(
 ) -> np.ndarray:
     """Decodes an uploaded image.
 
-    The size that the header claims and the scans of a JPEG are checked before anything is decoded. The pixels are
-    those that :func:`han_tf.data.reading.decode_image` reads from files.
+    The size in the header and the number of a JPEG's scans are checked before decoding. The pixels are those that
+    :func:`han_tf.data.reading.decode_image` reads from files.
 
     Args:
       data: the file's bytes.
       max_pixels: largest width times height.
-      of_file: whether it is a file of the gallery: those may be TIFF or GIF, too, and have more frames than the first.
-      white_level: the value that becomes white in deep grey images, see :class:`han_tf.data.depth.Depth`.
+      of_file: whether it is a file of the gallery, which may also be TIFF or GIF and have several frames.
+      white_level: the value that is white in grey images of more than 8 bits, see :class:`han_tf.data.depth.Depth`.
 
     Returns:
       ``[height, width, 3]`` uint8, RGB.
 
     Raises:
-      Refusal: 413 too many pixels; 415 no image, or in another format; 422 animated, truncated, damaged
+      Refusal: 413, too many pixels; 415, not an image, or in another format; 422, empty, animated, truncated, damaged
         or in more than :data:`MAX_SCANS` scans.
     """
     with _opened(data, max_pixels, of_file) as image:
@@ -51,9 +52,9 @@ def decode_upload(
 
 
 def work_of(data: bytes, max_pixels: int, of_file: bool = False) -> int:
-    """Returns the cost of decoding an image, in pixels processed; arguments and errors as above.
+    """Returns an estimate of the cost of decoding an image, in pixels; arguments and errors as above.
 
-    It is estimated from the header; each ten scans of a JPEG count as a whole picture.
+    It is the number of pixels; each scan of a JPEG adds a tenth of it.
     """
     with _opened(data, max_pixels, of_file) as image:
         width, height = image.size
@@ -69,10 +70,10 @@ def _opened(data: bytes, max_pixels: int, of_file: bool) -> Iterator[Image.Image
     formats = (*FILE_FORMATS,) if of_file else FORMATS
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of metadata we do not look at, and of sizes we check ourselves
+            warnings.simplefilter("ignore")  # about metadata, which is not used, and sizes, which are checked here
             with Image.open(io.BytesIO(data), formats=formats) as image:
                 _check_size(*image.size, max_pixels)
-                # A JPEG of several pictures (MPO) is what phones write: the first one is the picture.
+                # Phones write JPEG files of several pictures (MPO), the first of which is the photo.
                 if not of_file and getattr(image, "is_animated", False) and image.format != "MPO":
                     frames = getattr(image, "n_frames", 1)
                     raise Refusal(422, f"the image has {frames} frames, expected one")
@@ -87,7 +88,7 @@ def _opened(data: bytes, max_pixels: int, of_file: bool) -> Iterator[Image.Image
         raise Refusal(413, "the image does not fit into memory, expected a smaller one") from error
     except Refusal:
         raise
-    except Exception as error:  # a damaged file raises what the codecs, zlib and struct happen to
+    except Exception as error:  # damaged files raise any error of the codecs, zlib and struct
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise Refusal(422, f"the image is damaged or truncated ({reason})") from error
 
@@ -95,7 +96,7 @@ def _opened(data: bytes, max_pixels: int, of_file: bool) -> Iterator[Image.Image
 def _check_scans(data: bytes) -> None:
     if data.count(_START_OF_SCAN) <= MAX_SCANS:
         return
-    # Metadata and what phones append, such as a film, may hold these bytes, too: only markers up to the end count.
+    # Metadata and data after the end, such as a video, may contain these bytes, too: only real markers count.
     scans, position = 0, 0
     while (marker := _SEGMENT.search(data, position)) and marker[0] != _END_OF_IMAGE:
         scans += marker[0] == _START_OF_SCAN
@@ -112,7 +113,7 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
 
 
 def _check_webp_size(data: bytes, max_pixels: int) -> None:
-    """Reads a WebP's size before Pillow does, whose decoder reserves memory for the canvas when it opens one."""
+    """Checks a WebP's size before Pillow opens it, which would allocate memory for all its pixels."""
     head = data[:_HEADER_BYTES]
     if len(head) < _HEADER_BYTES or head[:4] != b"RIFF" or head[8:12] != b"WEBP":
         return
@@ -128,9 +129,12 @@ def _check_webp_size(data: bytes, max_pixels: int) -> None:
 
 
 def encode(image: np.ndarray, format: str, max_side: int = 0) -> bytes:
-    """Encodes pixels as ``PNG`` or ``JPEG``, shrunk to ``max_side`` pixels on their longer side unless that is 0.
+    """Encodes pixels as ``PNG`` or ``JPEG``, without metadata.
 
-    Nothing but pixels is written: no EXIF, no position, no comment of the file they came from.
+    Args:
+      image: ``[height, width, 3]`` uint8, RGB.
+      format: ``PNG`` or ``JPEG``.
+      max_side: length that a longer side is shrunk to; 0 for any.
     """
     picture = Image.fromarray(image)
     if max_side and max(picture.size) > max_side:

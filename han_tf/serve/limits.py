@@ -9,23 +9,23 @@ class Limits:
 
     Attributes:
       upload_bytes: largest body of a request.
-      pixels: largest image, width times height; judged by its header, before it is decoded.
-      buffered_bytes: all bodies together that are held at a time.
-      bodies: requests whose bodies are still arriving; beyond it, the one that has taken longest is ended.
-      body_seconds: time in which a body must have arrived.
-      request_seconds: time for everything else, from the whole body to the answer; also for a client to take it.
-      header_seconds: time in which the head of a request must have arrived.
+      pixels: largest image, width times height; read from its header before it is decoded.
+      buffered_bytes: most bytes of all bodies that are held at a time.
+      bodies: most bodies that arrive at a time; if there are more, the one that has taken longest is ended.
+      body_seconds: time for a body to arrive.
+      request_seconds: time from the end of the body to the answer; as long again for the client to receive it.
+      header_seconds: time for the head of a request to arrive.
       keep_alive_seconds: how long a connection may be idle between requests.
-      connections: open at a time.
-      client_connections: open at a time from one address.
-      requests: being answered at a time; a request counts from when its body is there.
+      connections: most open connections.
+      client_connections: most open connections from one address.
+      requests: most requests that are answered at a time; a request counts once its body has arrived.
       batch: most images of one pass through the network.
       batch_wait_ms: how long the first image of a batch waits for others.
-      queue: most images waiting for the network; the same number of searches may wait for the gallery, and as much
-        decoding as this number of small images needs, once more for large ones.
+      queue: most images waiting for the network, most searches waiting for the gallery, most changes waiting; and as
+        much decoding as this number of small images needs, once more for large images.
       max_k: most hits of a search.
-      verdicts: most that are kept.
-      shutdown_seconds: how long a stopping service goes on answering accepted requests.
+      verdicts: most stored verdicts.
+      shutdown_seconds: how long a stopping service continues to answer accepted requests.
     """
 
     upload_bytes: int = 8 * 2**20
@@ -48,15 +48,15 @@ class Limits:
 
 
 RETRY_AFTER = 1
-"""Seconds after which a client that was turned away may come again: a full queue is worked off within one."""
+"""Seconds after which a refused client may try again; a full queue takes less than a second."""
 
 
 class Refusal(Exception):
-    """A request is not answered as asked; the message is one line for the client.
+    """The reason why a request is refused, one line for the client.
 
     Attributes:
       status: the HTTP status: 4xx or 503; 500 for a bug.
-      again: whether a 503 invites to send the same request again.
+      again: whether an answer with status 503 has ``Retry-After``.
     """
 
     def __init__(self, status: int, reason: str, again: bool = True):
@@ -66,12 +66,12 @@ class Refusal(Exception):
 
     @property
     def headers(self) -> dict[str, str]:
-        """What the answer tells beside its reason."""
+        """Headers of the answer."""
         if self.status == 401:
             return {"WWW-Authenticate": "Bearer"}
         return {"Retry-After": str(RETRY_AFTER)} if self.status == 503 and self.again else {}
 
 
 def overloaded(what: str) -> Refusal:
-    """Returns the refusal of a request for which a queue is full."""
+    """Returns the refusal of a request because a queue is full."""
     return Refusal(503, f"too much at once: {what}; try again in a moment")

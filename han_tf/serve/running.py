@@ -1,4 +1,4 @@
-"""Opening a service and running it until a signal."""
+"""Opening a service, and running it until a signal."""
 
 import os
 import signal
@@ -29,13 +29,13 @@ from han_tf.weights import resolve, shipped_names
 
 FORMATS = ("openvino", "onnx", "saved_model", "tflite")
 PRECISIONS = ("float32", "bfloat16", "float16", "int8")
-"""In the order in which an export is chosen if none is named: the quickest runtime, then the most exact one."""
+"""The order in which exports are preferred if none is named: the fastest runtime first, then the highest precision."""
 
 SAMPLED = 1000
-"""Entries that are looked at to find out where a gallery's images lie."""
+"""Entries whose paths tell where a gallery's images are."""
 
 FEW_FOLDERS = 20
-"""So many are taken one by one."""
+"""If the images are in more folders, their common parent is used."""
 
 
 @contextmanager
@@ -65,19 +65,19 @@ def open_service(
     limits: Limits = Limits(),  # noqa: B008 - frozen
     examples: Sequence[Example] = (),
 ) -> Service:
-    """Opens all that a service needs; what is open is closed again if something is wrong.
+    """Opens everything that a service needs; after an error all of it is closed again.
 
     Args:
       gallery: open, and writable unless ``read_only``; the service closes it.
       model: a run's folder or an exported model; None for one in ``runs_dir`` with the gallery's checksum.
-      extractor: the model, where it is open already.
-      attention: run whose network draws overlays; None for the model's own run, where there is one.
+      extractor: the model, if it is open already.
+      attention: run whose network draws overlays; None for the model's own run, if any.
       runs_dir: where to look for a model.
       state: folder for feedback and added images.
-      read_only: whether nothing is written there.
-      image_roots: folders from which images may be shown; those the gallery's images lie in if empty.
+      read_only: whether nothing is written to ``state``.
+      image_roots: folders from which images may be shown; the folders of the gallery's images if empty.
       threads: threads of the network.
-      white_level: the value that becomes white in deep grey images, see :class:`han_tf.data.depth.Depth`.
+      white_level: the value that is white in grey images of more than 8 bits, see :class:`han_tf.data.depth.Depth`.
       limits, examples: see :class:`Service`.
 
     Raises:
@@ -101,7 +101,7 @@ def open_service(
                 if attention:
                     raise
             if drawing is not None and not attention and drawing.checksum != gallery.checksum:
-                drawing = None  # trained on since it was exported
+                drawing = None  # the run was trained further after the export
         store = Store(state, read_only)
         return Service(
             gallery,
@@ -136,7 +136,7 @@ def find_model(runs_dir: Union[str, os.PathLike], checksum: str) -> str:
             exports.append((rank, str(card_path.parent)))
     if exports:
         return min(exports)[1]
-    # Newest first: a run's checksum is known only when its weights are loaded.
+    # Newest first, because a run's weights must be loaded to compute its checksum.
     runs = [config.parent for config in Path(runs_dir).glob(f"*/{CONFIG}")]
     for run in sorted(runs, key=_last_change, reverse=True):
         with suppress(UserError):
@@ -158,19 +158,19 @@ def _last_change(run: Path) -> float:
 
 
 def run_of(model: Union[str, os.PathLike]) -> Optional[str]:
-    """Returns the folder of the run that a model is, or that it was exported into; None if it is neither."""
+    """Returns the folder of the run that a model is or is in, as exports are; None if there is none."""
     folders = (resolve(model), *Path(model).absolute().parents[:3])
     return next((str(folder) for folder in folders if (folder / CONFIG).is_file()), None)
 
 
 def folders_of(gallery: Gallery, is_copy: Callable[[str], bool]) -> list[str]:
-    """Returns the folders in which the images of a gallery lie, judged by some of them.
+    """Returns the folders of a gallery's images, according to a sample of them.
 
     Many folders, for example one per person, are replaced by their common parent unless that is the root.
 
     Args:
-      gallery: whose images.
-      is_copy: tells whether a path is that of an added image, which lies elsewhere.
+      gallery: the gallery.
+      is_copy: returns whether a path is that of an added image, which the service keeps in its own folder.
     """
     entries = gallery.some(SAMPLED)
     folders = {Path(entry.path).absolute().parent for entry in entries if entry.path and not is_copy(entry.path)}
@@ -182,7 +182,7 @@ def folders_of(gallery: Gallery, is_copy: Callable[[str], bool]) -> list[str]:
 
 
 class _Server(uvicorn.Server):
-    """Starts the service before it answers, and closes it after the last answer."""
+    """A server that starts the service before the first request, closes it after the last, and ends on SIGHUP, too."""
 
     def __init__(self, config: uvicorn.Config, service: Service, ready: Callable[[], None]):
         super().__init__(config)
@@ -204,6 +204,19 @@ class _Server(uvicorn.Server):
         if not self.force_exit:
             await self._service.close()
 
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        with super().capture_signals():  # raises the signals again that were handled in the block
+            in_main = threading.current_thread() is threading.main_thread()
+            if not (in_main and hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_DFL):
+                yield
+                return
+            signal.signal(signal.SIGHUP, self.handle_exit)
+            try:
+                yield
+            finally:
+                signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
 
 def serve(
     service: Service,
@@ -213,16 +226,16 @@ def serve(
     started: Callable[[uvicorn.Server], None] = lambda server: None,
     access: Access = Access(),  # noqa: B008 - frozen
 ) -> None:
-    """Answers requests until SIGINT, SIGTERM or SIGHUP; then finishes what it accepted and passes the signal on.
+    """Answers requests until SIGINT, SIGTERM or SIGHUP; then finishes the accepted ones and raises the signal again.
 
-    SIGHUP, which a closed terminal sends, is left alone where it is ignored, as under ``nohup``.
+    SIGHUP, which a closed terminal sends, stays ignored if it was ignored before, as under ``nohup``.
 
     Args:
       service: what to serve; closed at the end.
       bound: socket of :func:`han_tf.serve.server.listen`.
-      hosts: names the service goes by.
+      hosts: names of the service.
       ready: called when requests are answered.
-      started: called with the server, whose ``should_exit`` ends it where signals do not arrive: in a thread.
+      started: called with the server; setting its ``should_exit`` ends it in a thread, which gets no signals.
       access: who may do what.
 
     Raises:
@@ -231,29 +244,7 @@ def serve(
     app = guarded(create_app(service, access), service, hosts, access)
     server = _Server(server_config(app, service.limits), service, ready)
     started(server)
-    with _ended_by_hangup(server):
-        server.run([bound])
-
-
-@contextmanager
-def _ended_by_hangup(server: uvicorn.Server) -> Iterator[None]:
-    in_main = threading.current_thread() is threading.main_thread()
-    if not (in_main and hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_DFL):
-        yield
-        return
-    came: list[int] = []
-
-    def stop(number: int, _: object) -> None:
-        came.append(number)
-        server.should_exit = True
-
-    signal.signal(signal.SIGHUP, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)
-        if came:
-            signal.raise_signal(signal.SIGHUP)
+    server.run([bound])
 
 
 def address_of(bound: socket.socket) -> str:

@@ -1,16 +1,18 @@
-"""What the interface takes and gives, as OpenAPI describes it."""
+"""The JSON that the interface receives and returns, as OpenAPI describes it."""
 
-from typing import Literal, Optional
+from typing import Any, Literal, Optional
 
 from pydantic import BaseModel, Field
 
+from han_tf.search import Entry
+
 ID_LIMIT = 2**63 - 1
 NUMBER_LIMIT = 2**53 - 1
-"""Largest pid and camera: the largest integer that JSON means the same everywhere."""
+"""Largest pid and camera; larger integers are not exact in JavaScript."""
 
 
 class Error(BaseModel):
-    """Why a request was not answered as asked, in one line."""
+    """Why a request was refused, in one line."""
 
     error: str = Field(examples=["k is 0, expected 1 to 200"])
 
@@ -35,18 +37,23 @@ class EntryOut(BaseModel):
     """One image of the gallery."""
 
     id: int
-    name: str = Field(description="file name, or what the client that added it called it; may be empty")
+    name: str = Field(description="file name, or the name that the client gave when it added the image; may be empty")
     pid: Optional[int] = Field(description="person, if known")
     camid: Optional[int] = Field(description="camera, if known")
     time: Optional[float] = Field(description="when it was taken, seconds since 1970 UTC, if known")
 
+    @classmethod
+    def of(cls, entry: Entry, name: str, **more: Any) -> "EntryOut":
+        """Returns an object of this class: an entry with its name, and with the further fields of a subclass."""
+        return cls(id=entry.id, name=name, pid=entry.pid, camid=entry.camid, time=entry.time, **more)
+
 
 class HitOut(EntryOut):
-    """An entry that was found."""
+    """A found entry."""
 
     distance: float = Field(description="L2 distance to the query's feature")
     beyond: bool = Field(description="farther than the threshold: shown, not claimed to be the same person")
-    verdict: Optional[Literal["right", "wrong"]] = Field(description="what was said about this hit of this query")
+    verdict: Optional[Literal["right", "wrong"]] = Field(description="the verdict on this hit of this query")
 
 
 class SearchResult(BaseModel):
@@ -54,27 +61,27 @@ class SearchResult(BaseModel):
 
     query: str = Field(description="`sha256:…` of an uploaded image or `id:…`; feedback names it")
     known: Optional[bool] = Field(
-        description="whether any hit lies within the threshold; false means: not in the gallery. Null without threshold"
+        description="whether any hit is within the threshold; false means: not in the gallery. Null without a threshold"
     )
-    threshold: Optional[float] = Field(description="L2 distance beyond which nobody is taken for the same person")
+    threshold: Optional[float] = Field(description="largest L2 distance that counts as the same person")
     reranked: bool
     hits: list[HitOut]
 
 
 class Added(BaseModel):
-    """The entry that was made; it is on disk."""
+    """The new entry; it is on disk."""
 
     id: int
 
 
 class AddedMany(BaseModel):
-    """The entries that were made, in the order of the images; they are on disk."""
+    """The new entries, in the order of the images; they are on disk."""
 
     ids: list[int]
 
 
 class Correction(BaseModel):
-    """What is known better; what is left out stays, null means: not known."""
+    """New labels of an entry; labels that are left out stay, null means: not known."""
 
     pid: Optional[int] = Field(default=None, ge=-NUMBER_LIMIT, le=NUMBER_LIMIT, description="person")
     camid: Optional[int] = Field(default=None, ge=-NUMBER_LIMIT, le=NUMBER_LIMIT, description="camera")
@@ -84,27 +91,27 @@ class Correction(BaseModel):
 
 
 class Compacted(BaseModel):
-    """What is left."""
+    """The number of entries after compaction."""
 
     entries: int
 
 
 class Deleted(BaseModel):
-    """The entry that is gone."""
+    """The deleted entry."""
 
     id: int
 
 
 class Overview(BaseModel):
-    """What there is to choose from: for the page's filters."""
+    """Facts about the service, for the page."""
 
     entries: int
-    cameras: list[int] = Field(description="those that have been met so far, sorted")
+    cameras: list[int] = Field(description="the gallery's cameras as far as the service knows them, sorted")
     threshold: Optional[float]
     max_k: int
     upload_bytes: int
     pixels: int
-    levels: int = Field(description="levels of attention that can be drawn; 0 for none")
+    levels: int = Field(description="number of levels of attention that can be drawn; 0 for none")
     attention: list[str] = Field(description="kinds of attention that can be drawn")
     verdicts: int
     read_only: bool = Field(description="whether nothing can be changed, verdicts included")
@@ -117,36 +124,38 @@ class Page(BaseModel):
 
     entries: list[EntryOut]
     next: Optional[int] = Field(
-        description="`after` of the entries that follow; null if none do, or where no `after` was given"
+        description="`after` for the next page; null after the last one, or if no `after` was given"
     )
 
 
 class Example(BaseModel):
-    """A query that can be tried."""
+    """An example query."""
 
     number: int
     title: str
 
 
 class Login(BaseModel):
-    """What the page's visitor typed."""
+    """The token that a visitor of the page has typed."""
 
     token: str = Field(max_length=1000)
 
 
 class Feedback(BaseModel):
-    """What somebody says about a hit."""
+    """A verdict on a hit."""
 
-    query: str = Field(pattern=r"^(sha256:[0-9a-f]{64}|id:(0|[1-9][0-9]{0,18}))$", description="as the search answered")
+    query: str = Field(
+        pattern=r"^(sha256:[0-9a-f]{64}|id:(0|[1-9][0-9]{0,18}))$", description="as in the answer of the search"
+    )
     hit: int = Field(ge=0, le=ID_LIMIT, description="id of the entry")
-    verdict: Optional[Literal["right", "wrong"]] = Field(description="null takes an earlier verdict back")
-    distance: Optional[float] = Field(default=None, ge=0, le=1e6, description="as the search answered")
+    verdict: Optional[Literal["right", "wrong"]] = Field(description="null removes an earlier verdict")
+    distance: Optional[float] = Field(default=None, ge=0, le=1e6, description="as in the answer of the search")
 
 
 class Marked(BaseModel):
-    """What is kept now."""
+    """The verdict that is stored now."""
 
     query: str
     hit: int
     verdict: Optional[Literal["right", "wrong"]]
-    time: Optional[float] = Field(description="when, seconds since 1970 UTC")
+    time: Optional[float] = Field(description="when it was stored, seconds since 1970 UTC; null if it was removed")

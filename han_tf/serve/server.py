@@ -1,4 +1,4 @@
-"""uvicorn, with a limit on connections and a time in which the head of a request must arrive."""
+"""uvicorn with limits on connections and on the time in which the head of a request must arrive."""
 
 import asyncio
 import json
@@ -24,10 +24,10 @@ _TURNED_AWAY = (
 
 
 def make_protocol(limits: Limits) -> type[H11Protocol]:
-    """Returns uvicorn's pure Python protocol with the bounds it lacks.
+    """Returns uvicorn's protocol in pure Python with further limits.
 
-    uvicorn waits without limit for the head of a request and for the client to read the answer, so a few hundred slow
-    clients could take all its connections.
+    uvicorn itself waits without limit for the head of a request and for the client to read the answer, so that a few
+    hundred slow clients could use up all connections.
     """
 
     class GuardedProtocol(H11Protocol):
@@ -38,16 +38,13 @@ def make_protocol(limits: Limits) -> type[H11Protocol]:
             if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
                 milliseconds = int(1000 * limits.request_seconds)
                 transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
-            own = sum(other.client is not None and other.client[0] == self._address for other in self.connections)
-            if len(self.connections) > limits.connections or own > limits.client_connections:
+            hosts = [other.client and other.client[0] for other in self.connections]
+            own = hosts.count(self.client[0]) if self.client else 0
+            if len(hosts) > limits.connections or own > limits.client_connections:
                 transport.write(_TURNED_AWAY)
                 transport.close()
                 return
             self._arm()
-
-        @property
-        def _address(self) -> Optional[str]:
-            return self.client[0] if self.client else None
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
@@ -108,12 +105,12 @@ def server_config(app: Any, limits: Limits) -> uvicorn.Config:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Returns a socket that listens on the address, so that nobody else can; port 0 is any free one.
+    """Returns a socket that listens on the address; port 0 is any free one.
 
     Clients that connect before :func:`han_tf.serve.running.serve` is called wait.
 
     Raises:
-      UserError: the address is not this machine's, in use or not allowed.
+      UserError: the address is not this machine's, is in use, or may not be used.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(

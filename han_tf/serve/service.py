@@ -1,4 +1,4 @@
-"""The service without HTTP: embed, search, add, delete, draw; each within its bounds."""
+"""The service without HTTP: embedding, searching, adding, deleting and drawing, within its limits."""
 
 import asyncio
 import hashlib
@@ -17,33 +17,35 @@ from han_tf.common.errors import UserError
 from han_tf.data.reading import resize
 from han_tf.features.extractor import FeatureExtractor
 from han_tf.search import Entry, Filters, Gallery, Hit
+from han_tf.search.gallery import NoEntry
 from han_tf.search.store import DATABASE_ERRORS
 from han_tf.serve.attention import AttentionModel, Kind, draw_overlay
 from han_tf.serve.batching import Batcher, Pool
 from han_tf.serve.images import decode_upload, encode, work_of
 from han_tf.serve.limits import Limits, Refusal
+from han_tf.serve.schemas import EntryOut, HitOut, SearchResult
 from han_tf.serve.store import Store
 
 SHOWN_SIDE = 512
 """Longer side of the images that are served, in pixels."""
 
 CACHED_OVERLAYS = 2048
-"""Images whose attention is remembered: some 10 kB each."""
+"""Images whose attention is cached, about 10 kB each."""
 
 COPY_SIDE = 1024
 """Longer side of the copies of added images, in pixels; larger ones are shrunk to it."""
 
 WORK_UNIT = 250_000
-"""Pixels that take one place in the queue of images to decode."""
+"""Pixels per place in the queue of images to decode."""
 
 LARGE_WORK = 2_000_000
-"""Pixels from which on an image has a thread and a queue apart, where it holds up others of its size alone."""
+"""Images of this many pixels or more have a thread and a queue of their own, so that smaller ones need not wait."""
 
 REMEMBERED = 20_000
-"""Queries that a verdict may be said about, since the start."""
+"""Number of latest queries since the start that verdicts are accepted for, beside those that have a verdict."""
 
 LISTED = 60
-"""Entries of the first look at a gallery."""
+"""Default number of listed entries."""
 
 
 class Example(NamedTuple):
@@ -58,9 +60,9 @@ class Picture(NamedTuple):
 
     Attributes:
       sha256: of the uploaded bytes.
-      resized: ``[height, width, 3]`` uint8, RGB, at the network's input size. The pixels as they came are not kept:
-        hundreds of pictures may wait for the network.
-      copy: the file to keep when it is added to the gallery; None if it was not asked for.
+      resized: ``[height, width, 3]`` uint8, RGB, at the network's input size. The pixels at full size are not kept,
+        because hundreds of pictures may wait for the network.
+      copy: a PNG to store if the image is added to the gallery; None if it is not.
     """
 
     sha256: str
@@ -73,8 +75,8 @@ class Query(NamedTuple):
 
     Attributes:
       name: of the query in feedback.
-      feature: float32 ``[d]``; None for that of the entry ``id``.
-      id: the entry that is the query, if it is one.
+      feature: float32 ``[d]``; None for the feature of the entry ``id``.
+      id: the entry that is searched for, if it is one.
     """
 
     name: str
@@ -82,25 +84,7 @@ class Query(NamedTuple):
     id: Optional[int] = None
 
 
-class FoundHit(NamedTuple):
-    """A hit: its entry, the entry's name, its L2 distance, whether that is beyond the threshold, and its verdict."""
-
-    entry: Entry
-    name: str
-    distance: float
-    beyond: bool
-    verdict: Optional[str]
-
-
-class Answer(NamedTuple):
-    """The hits of a search; ``known`` is None if there is no threshold."""
-
-    known: Optional[bool]
-    threshold: Optional[float]
-    hits: list[FoundHit]
-
-
-class _NoEntry(Refusal):
+class _UnknownEntry(Refusal):
     def __init__(self, id: int):
         super().__init__(404, f"no entry {id} in the gallery")
 
@@ -135,13 +119,13 @@ class Service:
       gallery: open; closed by :meth:`close`.
       extractor: the network that made the gallery's features.
       store: the service's own folder; closed by :meth:`close`.
-      image_roots: folders from which images of the gallery are shown; symbolic links are followed first.
+      image_roots: folders from which images of the gallery are shown; symbolic links are resolved before the check.
       limits: the bounds.
-      attention: what draws overlays; None for no overlays.
+      attention: the network that overlays are drawn with; None for no overlays.
       examples: queries to offer.
 
     Raises:
-      UserError: the gallery's features, or the overlays, are another network's.
+      UserError: the gallery's features, or the overlays, are of another network.
     """
 
     def __init__(
@@ -186,7 +170,7 @@ class Service:
 
         self._embed = batcher(lambda images: extractor.embed(np.stack(images)), "images", "features")
         self._attend = batcher(lambda images: attention(images), "overlays", "attention")
-        # Pillow, NumPy and the engines let go of the interpreter's lock where the time goes.
+        # Threads suffice: Pillow, NumPy and the engines release the interpreter's lock in their long operations.
         self._decode = Pool(2, "images", queue)
         self._decode_large = Pool(1, "parts of large images", queue)
         self._search = Pool(2, "searches", queue)
@@ -202,7 +186,7 @@ class Service:
             metrics.waiting.labels(name).set_function(lambda part=part: len(part))
 
     def describe(self) -> str:
-        """Returns in a few lines what is served, for whoever starts it."""
+        """Returns a few lines about what is served, for the operator."""
         gallery, extractor = self.gallery, self.extractor
         threshold = "none, so nobody is said to be unknown" if gallery.threshold is None else f"{gallery.threshold:.4f}"
         lines = [
@@ -216,7 +200,7 @@ class Service:
         return "\n".join([*lines, *(f"note: {note}" for note in gallery.notes)])
 
     async def start(self) -> None:
-        """Begins to work, in the running event loop."""
+        """Starts the service in the running event loop, and warms up the network."""
         self._embed.start()
         self._attend.start()
         await self._embed.warm_up(np.zeros((*self.extractor.input_size, 3), np.uint8))
@@ -224,7 +208,7 @@ class Service:
         await self._write(self._sweep_now)
 
     def _sweep_now(self) -> None:
-        """Removes the copies of entries that are gone: a crash may come between the two."""
+        """Removes the copies of images that have no entry, which a crash may have left."""
         paths = self.store.copies_of_gallery()
         kept = {entry.path for entry in self.gallery.named(paths)} if paths else set()
         for path in paths:
@@ -241,11 +225,11 @@ class Service:
         self.store.close()
 
     async def read(self, data: bytes, to_keep: bool = False) -> Picture:
-        """Decodes an uploaded image; see :func:`han_tf.serve.images.decode_upload` for what is refused.
+        """Returns a decoded upload; see :func:`han_tf.serve.images.decode_upload` for what is refused.
 
         Args:
           data: the file's bytes.
-          to_keep: whether it will be added to the gallery.
+          to_keep: whether the image will be added to the gallery.
         """
 
         def picture(pixels: np.ndarray) -> Picture:
@@ -255,7 +239,7 @@ class Service:
         return await self._decoded(data, picture)
 
     async def _decoded(self, data: bytes, use: Callable[[np.ndarray], Any], of_file: bool = False) -> Any:
-        """Returns what ``use`` makes of the pixels of an image; see :func:`han_tf.serve.images.decode_upload`."""
+        """Returns ``use(pixels)`` of a decoded image; see :func:`han_tf.serve.images.decode_upload`."""
         work = await self._decode(work_of, data, self.limits.pixels, of_file)
         pool = self._decode_large if work >= LARGE_WORK else self._decode
         options = self.limits.pixels, of_file, self.extractor.white_level
@@ -265,15 +249,17 @@ class Service:
         """Returns the feature of a picture, float32 ``[d]``."""
         return await self._embed(picture.resized)
 
-    async def search(self, query: Query, k: int, filters: Filters, threshold: Optional[float], rerank: bool) -> Answer:
+    async def search(
+        self, query: Query, k: int, filters: Filters, threshold: Optional[float], rerank: bool
+    ) -> SearchResult:
         """Finds the nearest entries; those beyond the threshold are included and marked.
 
         Args:
-          query: what to search for; itself, if it is in the gallery, is no hit.
+          query: what to search for; an entry that is searched for is not among its own hits.
           k: most hits.
-          filters: which entries may be found.
+          filters: conditions that hits meet.
           threshold: L2 distance; the gallery's own if None.
-          rerank: whether to sort the nearest anew; distances stay those of the features.
+          rerank: whether to re-rank the nearest entries; the distances remain those of the features.
 
         Raises:
           Refusal: 404, there is no such entry to search for; 503, the gallery cannot be read.
@@ -285,67 +271,74 @@ class Service:
             self._queries.popitem(last=False)
         return answer
 
-    def _search_now(self, query: Query, k: int, filters: Filters, threshold: Optional[float], rerank: bool) -> Answer:
+    def _search_now(
+        self, query: Query, k: int, filters: Filters, threshold: Optional[float], rerank: bool
+    ) -> SearchResult:
         gallery = self.gallery
         if threshold is None:
             threshold = gallery.threshold
         feature = query.feature
         if feature is None:
-            feature = _the_one(gallery.features, query.id)
+            feature = _single(gallery.features, query.id)
         wanted = k + (query.id is not None)
         (hits,) = gallery.search(feature[None], wanted, filters=filters, threshold=math.inf, rerank=rerank)
         hits = [hit for hit in hits if hit.entry.id != query.id][:k]
         near = hits
         if rerank:
             hits = self._with_distances(hits, feature)
-            # The nearest one, which says whether anybody is near enough, may not be among those that are likeliest.
+            # Re-ranked hits may not include the nearest entry, whose distance decides whether the person is known.
             (near,) = gallery.search(feature[None], wanted - k + 1, filters=filters, threshold=math.inf)
             near = [hit for hit in near if hit.entry.id != query.id]
-        paths = [hit.entry.path for hit in hits]
-        names = self.store.names(paths)
+        names = self.store.names([hit.entry.path for hit in hits])
         verdicts = self.store.verdicts(query.name, [(hit.entry.id, Path(hit.entry.path).name) for hit in hits])
-        beyond = [threshold is not None and hit.distance > threshold for hit in hits]
         found = [
-            FoundHit(hit.entry, name, hit.distance, far, verdicts.get(hit.entry.id))
-            for hit, name, far in zip(hits, names, beyond)
+            HitOut.of(
+                entry,
+                name,
+                distance=distance,
+                beyond=threshold is not None and distance > threshold,
+                verdict=verdicts.get(entry.id),
+            )
+            for (entry, distance), name in zip(hits, names)
         ]
         self._cameras.update(hit.entry.camid for hit in hits if hit.entry.camid is not None)
         known = None if threshold is None else any(hit.distance <= threshold for hit in near)
-        return Answer(known, threshold, found)
+        return SearchResult(query=query.name, known=known, threshold=threshold, reranked=rerank, hits=found)
 
     def _with_distances(self, hits: Sequence[Hit], feature: np.ndarray) -> list[Hit]:
-        """Returns re-ranked hits with the distances of their features, which a threshold is about."""
+        """Returns re-ranked hits with the L2 distances of their features, to be compared with a threshold."""
         found = []
         for hit in hits:
-            with suppress(UserError):  # deleted meanwhile
+            with suppress(NoEntry):  # deleted meanwhile
                 (other,) = self.gallery.features([hit.entry.id])
                 difference = other.astype(np.float64) - feature
                 found.append(hit._replace(distance=float(np.sqrt(difference @ difference))))
         return found
 
-    async def entry(self, id: int) -> tuple[Entry, str]:
-        """Returns an entry and its name.
+    async def entry(self, id: int) -> EntryOut:
+        """Returns an entry with its name.
 
         Raises:
           Refusal: 404, there is none; 503, the gallery cannot be read.
         """
-        return await self._ask(self._entry_now, id)
+        return (await self._ask(lambda: self._named([self._entry_now(id)])))[0]
 
-    def _entry_now(self, id: int) -> tuple[Entry, str]:
-        entry = _the_one(self.gallery.entries, id)
-        return entry, self.store.names([entry.path])[0]
+    def _entry_now(self, id: int) -> Entry:
+        return _single(self.gallery.entries, id)
 
-    async def list_entries(self, limit: int = LISTED, after: Optional[int] = None) -> list[tuple[Entry, str]]:
-        """Returns some entries for a first look; with ``after`` those of the next greater ids."""
-        return await self._ask(self._list_now, limit, after)
+    def _named(self, entries: Sequence[Entry]) -> list[EntryOut]:
+        return list(map(EntryOut.of, entries, self.store.names([entry.path for entry in entries])))
 
-    def _list_now(self, limit: int, after: Optional[int]) -> list[tuple[Entry, str]]:
-        entries = self.gallery.some(limit) if after is None else self.gallery.page(limit, after)
-        return list(zip(entries, self.store.names([entry.path for entry in entries])))
+    async def list_entries(self, limit: int = LISTED, after: Optional[int] = None) -> list[EntryOut]:
+        """Returns a sample of the entries with their names; with ``after``, those with the next greater ids."""
+        gallery = self.gallery
+        return await self._ask(
+            lambda: self._named(gallery.some(limit) if after is None else gallery.page(limit, after))
+        )
 
     @property
     def cameras(self) -> list[int]:
-        """The cameras met so far, sorted."""
+        """The gallery's cameras at the start, and those of entries that were added or found since, sorted."""
         return sorted(self._cameras)
 
     async def add(
@@ -360,8 +353,8 @@ class Service:
 
         Args:
           pictures: one or more.
-          names: what each is called.
-          pid, camid, time: of all of them; None where not known.
+          names: of the images, one each.
+          pid, camid, time: of all images; None if not known.
 
         Returns:
           Their ids.
@@ -383,7 +376,7 @@ class Service:
         names: Sequence[str],
         known: tuple[Optional[int], Optional[int], Optional[float]],
     ) -> list[int]:
-        # One call in one thread: a client that goes away cannot stop it half-way.
+        # One call in one thread, so that it is completed even if the client disconnects.
         paths: list[str] = []
         try:
             paths += (self.store.save_copy(copy, name) for copy, name in zip(copies, names))
@@ -397,11 +390,11 @@ class Service:
             raise
         return ids.tolist()
 
-    async def correct(self, id: int, **changes: Optional[float]) -> tuple[Entry, str]:
-        """Changes ``pid``, ``camid`` or ``time`` of an entry, on disk when it returns; None: not known.
+    async def correct(self, id: int, **changes: Optional[float]) -> EntryOut:
+        """Changes ``pid``, ``camid`` or ``time`` of an entry, None for not known; on disk when it returns.
 
         Returns:
-          The entry as it is now, and what it is called.
+          The changed entry and its name.
 
         Raises:
           Refusal: 404, there is none; 503, it cannot be written.
@@ -411,13 +404,13 @@ class Service:
             self._cameras.add(changes["camid"])
         return found
 
-    def _correct_now(self, id: int, changes: dict[str, Optional[float]]) -> tuple[Entry, str]:
+    def _correct_now(self, id: int, changes: dict[str, Optional[float]]) -> EntryOut:
         self._entry_now(id)
         self.gallery.relabel([id], **{f"{name}s": [value] for name, value in changes.items()})
-        return self._entry_now(id)
+        return self._named([self._entry_now(id)])[0]
 
     async def compact(self) -> int:
-        """Gives back the space of deleted entries and returns how many there are.
+        """Frees the space of deleted entries and returns the number of entries.
 
         Raises:
           Refusal: 503, it cannot be written.
@@ -426,7 +419,7 @@ class Service:
         return await self._ask(self.gallery.__len__)
 
     async def delete(self, id: int) -> None:
-        """Deletes an entry; its image too, if it is a copy of the service's own.
+        """Deletes an entry, and its image if that is a copy in the service's own folder.
 
         Raises:
           Refusal: 404, there is none; 503, it cannot be written.
@@ -434,25 +427,25 @@ class Service:
         await self._change(self._delete_now, id)
 
     def _delete_now(self, id: int) -> None:
-        entry, _ = self._entry_now(id)
+        entry = self._entry_now(id)
         if not self.gallery.delete([id]):
-            raise _NoEntry(id)
+            raise _UnknownEntry(id)
         self._overlays.pop(f"id:{id}", None)
         self.store.remove_copy(entry.path)
 
     async def shown_image(self, id: int) -> bytes:
         """Returns the image of an entry, as JPEG of at most :data:`SHOWN_SIDE` pixels a side.
 
-        It is decoded and encoded anew: nothing but pixels leaves this machine, whatever the file is.
+        It is decoded and encoded again, so that only pixels are sent, whatever the file contains.
 
         Raises:
           Refusal: 404, there is no such entry, or no image of it that may be shown; 503.
         """
-        entry, _ = await self.entry(id)
-        return await self._of_entry(entry, lambda pixels: encode(pixels, "JPEG", SHOWN_SIDE))
+        return await self._of_entry(id, lambda pixels: encode(pixels, "JPEG", SHOWN_SIDE))
 
-    async def _of_entry(self, entry: Entry, use: Callable[[np.ndarray], Any]) -> Any:
-        return await self._of_file(entry.path, self._roots, f"entry {entry.id}", use)
+    async def _of_entry(self, id: int, use: Callable[[np.ndarray], Any]) -> Any:
+        entry = await self._ask(self._entry_now, id)
+        return await self._of_file(entry.path, self._roots, f"entry {id}", use)
 
     async def _of_file(self, path: str, roots: Sequence[Path], what: str, use: Callable[[np.ndarray], Any]) -> Any:
         data = await self._decode(self._bytes_at, path, roots, what)
@@ -468,7 +461,7 @@ class Service:
         if not path:
             raise missing
         try:
-            # Links are followed before the comparison, so that none leads out of the folders.
+            # Links are resolved before the comparison, so that none leads out of the folders.
             real = self.store.file_of(path).resolve(strict=True)
             if not real.is_file() or not any(real.is_relative_to(root) for root in roots):
                 raise missing
@@ -495,18 +488,17 @@ class Service:
         return await self._of_file(str(path), roots, f"example {number}", lambda pixels: encode(pixels, "PNG"))
 
     async def overlay_of_entry(self, id: int, kind: Kind, level: int) -> bytes:
-        """Returns the attention in an entry's image, as PNG.
+        """Returns an entry's image with the attention drawn over it, as PNG.
 
         Raises:
-          Refusal: 404, there is no such entry, no image of it, or nothing that could draw; 422, no such level.
+          Refusal: 404, there is no such entry, no image of it, or no network that draws attention; 422, no such level.
         """
         self._check_attention()
-        entry, _ = await self.entry(id)
-        image = await self._of_entry(entry, lambda pixels: resize(pixels, self.attention.input_size))
+        image = await self._of_entry(id, lambda pixels: resize(pixels, self.attention.input_size))
         return await self._overlay(f"id:{id}", image, kind, level)
 
     async def overlay_of_picture(self, picture: Picture, kind: Kind, level: int) -> bytes:
-        """Returns the attention in a picture, as PNG; see :meth:`overlay_of_entry`."""
+        """Returns a picture with the attention drawn over it, as PNG; see :meth:`overlay_of_entry`."""
         self._check_attention()
         return await self._overlay(f"sha256:{picture.sha256}", picture.resized, kind, level)
 
@@ -529,11 +521,11 @@ class Service:
         """Stores a verdict on a hit and returns its time, see :meth:`han_tf.serve.store.Store.mark`.
 
         Raises:
-          Refusal: 404, there is no such entry, or nobody asked for this query; 409, too many are kept; 503.
+          Refusal: 404, there is no such entry, or this query was not searched for; 409, too many are stored; 503.
         """
-        entry, _ = await self.entry(hit)
+        entry = await self._ask(self._entry_now, hit)
         if query not in self._queries and not await self._ask(self.store.has, query):
-            raise Refusal(404, f"nobody has searched for {query[:40]} since the service began: search again")
+            raise Refusal(404, f"{query[:40]} was not searched for since the service started: search again")
         return await self._change(self._mark_now, query, hit, verdict, Path(entry.path).name, distance)
 
     def _mark_now(self, query: str, hit: int, verdict: Optional[str], *rest: Any) -> Optional[float]:
@@ -546,21 +538,21 @@ class Service:
         return await self._ask(self.store.export)
 
     async def count_verdicts(self) -> int:
-        """Returns how many verdicts are kept."""
+        """Returns the number of stored verdicts."""
         return await self._ask(self.store.count)
 
     async def check(self) -> int:
-        """Returns the number of entries, having asked the gallery for one.
+        """Returns the number of entries, after reading from the gallery as a test.
 
         Raises:
           Refusal: 503, the gallery cannot be read.
         """
-        with suppress(_NoEntry):
-            await self.entry(0)
+        with suppress(_UnknownEntry):
+            await self._ask(self._entry_now, 0)
         return await self._ask(self.gallery.__len__)
 
     async def measure(self) -> bytes:
-        """Returns the metrics in Prometheus' text format; without a number of entries if the gallery cannot be read."""
+        """Returns the metrics in Prometheus' text format; NaN entries if the gallery cannot be read."""
         try:
             self.metrics.entries.set(await self.check())
         except Refusal:
@@ -568,24 +560,22 @@ class Service:
         return generate_latest(self.metrics.registry)
 
     async def _ask(self, function: Any, *arguments: Any) -> Any:
-        return await _told(self._search(function, *arguments), "read")
+        return await _using_gallery(self._search(function, *arguments), "read")
 
     async def _change(self, function: Any, *arguments: Any) -> Any:
-        return await _told(self._write(function, *arguments), "written")
+        return await _using_gallery(self._write(function, *arguments), "written")
 
 
-def _the_one(call: Callable[[list[int]], Sequence[Any]], id: int) -> Any:
-    """Returns what ``call``, of a gallery, gives for one entry; raises Refusal 404 if there is none."""
+def _single(method: Callable[[list[int]], Sequence[Any]], id: int) -> Any:
+    """Returns the result of a gallery's method for one id; raises Refusal 404 if there is no such entry."""
     try:
-        return call([id])[0]
-    except UserError as error:
-        if f"no entry {id}" in str(error):
-            raise _NoEntry(id) from error
-        raise
+        return method([id])[0]
+    except NoEntry as error:
+        raise _UnknownEntry(id) from error
 
 
-async def _told(call: Any, what: str) -> Any:
-    """Awaits a call that uses the gallery. Its errors go to stderr, and without paths to the client."""
+async def _using_gallery(call: Any, what: str) -> Any:
+    """Awaits a call that uses the gallery. Prints its errors to stderr; the client gets them without paths."""
     try:
         return await call
     except Refusal:

@@ -1,4 +1,4 @@
-"""The service's own data: verdicts and names in SQLite, copies of added images as files."""
+"""The service's own data: verdicts and image names in SQLite, copies of added images as files."""
 
 import csv
 import io
@@ -18,9 +18,9 @@ from han_tf.common.files import atomic_open, sync_folder
 from han_tf.search.store import DATABASE_ERRORS
 
 COLUMNS = ("time", "query", "hit", "verdict", "distance", "image", "gallery")
-"""Of the exported verdicts: seconds since 1970 UTC; ``sha256:…`` of an uploaded image or ``id:…`` of an entry; the
-judged entry's id; ``right`` or ``wrong``; L2 distance; the judged entry's file name; the identity of the gallery that
-the ids are of, see :class:`han_tf.search.Gallery`."""
+"""Columns of the exported verdicts: seconds since 1970 UTC; ``sha256:…`` of an uploaded image or ``id:…`` of an entry;
+id of the judged entry; ``right`` or ``wrong``; L2 distance; file name of the judged entry; identity of the gallery with
+these ids, see :class:`han_tf.search.Gallery`."""
 
 _VERSION = 2
 _VERDICTS = """
@@ -41,24 +41,24 @@ ALTER TABLE names ADD COLUMN gallery TEXT NOT NULL DEFAULT ''"""
 
 IMAGES = "images"
 _COPY = re.compile(rf"(.*/)?{IMAGES}/([0-9a-f]{{32}}\.png)")
-"""Path of a copy as the gallery holds it: relative to the folder, absolute where an earlier version added it."""
+"""Path of a copy in the gallery: relative to the folder; absolute if an earlier version added it."""
 
 
 class Store:
-    """A folder of the service's own.
+    """The service's own folder.
 
-    Several threads may use it. What a method has written is on disk when it returns. The folder may be moved.
+    Several threads may use it. Changes are on disk when a method returns. The folder may be moved.
 
     Args:
-      folder: made if need be.
-      read_only: whether nothing is written; the folder need not be there.
+      folder: created if missing.
+      read_only: whether nothing is written; the folder may then be missing.
 
     Attributes:
-      gallery: identity of the gallery that is served. Ids begin again in another one, so that verdicts about entries
-        are shown for theirs alone.
+      gallery: identity of the served gallery. Other galleries use the same ids for other entries, so verdicts are shown
+        only for the gallery that they were made in.
 
     Raises:
-      UserError: the folder cannot be written, or holds a file of another kind or version.
+      UserError: the folder cannot be written, or its database is damaged or of another version.
     """
 
     def __init__(self, folder: Union[str, os.PathLike], read_only: bool = False):
@@ -101,7 +101,7 @@ class Store:
     def mark(
         self, query: str, hit: int, verdict: Optional[str], image: str, distance: Optional[float] = None
     ) -> Optional[float]:
-        """Stores a verdict; it replaces an earlier one of the same query and entry, None removes that.
+        """Stores a verdict; it replaces an earlier one on the same query and entry, None removes that.
 
         Args:
           query: ``sha256:…`` or ``id:…``.
@@ -111,7 +111,7 @@ class Store:
           distance: L2 distance, if known.
 
         Returns:
-          The time that was stored, seconds since 1970 UTC; None if a verdict was taken back.
+          The stored time, seconds since 1970 UTC; None if the verdict was removed.
         """
         with self._transaction():
             self._database.execute(
@@ -128,9 +128,9 @@ class Store:
             return now
 
     def verdicts(self, query: str, images: Sequence[tuple[int, str]]) -> dict[int, str]:
-        """Returns the verdicts of a query by the id of the entry, for those ``(hit, image)`` that have one.
+        """Returns id of the entry -> verdict, for those ``(hit, image)`` of a query that have one.
 
-        Verdicts that were kept before galleries had identities count for any gallery, unless the query is an entry.
+        Verdicts without a gallery, from earlier versions, count for any gallery, unless the query is an entry.
         """
         with self._lock:
             rows = self._database.execute(
@@ -141,7 +141,7 @@ class Store:
             return {hit: verdict for hit, image, verdict in rows if wanted.get(hit) == image}
 
     def has(self, query: str) -> bool:
-        """Tells whether there is a verdict about a query."""
+        """Returns whether there is a verdict on any hit of a query."""
         with self._lock:
             rows = self._database.execute(
                 "SELECT 1 FROM verdicts WHERE query = ? AND gallery IN (?, ?)", (query, *self._galleries(query))
@@ -149,6 +149,7 @@ class Store:
             return rows.fetchone() is not None
 
     def _galleries(self, query: str) -> tuple[str, str]:
+        """Returns the identities of the galleries whose verdicts count for a query."""
         return self.gallery, self.gallery if query.startswith("id:") else ""
 
     def count(self) -> int:
@@ -163,25 +164,25 @@ class Store:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(COLUMNS)
-        # A file name is a client's text: spreadsheets would run one that begins like a formula.
+        # File names come from clients: a spreadsheet would evaluate one that begins like a formula.
         writer.writerows([f"'{cell}" if str(cell)[:1] in tuple("=+-@\t\r") else cell for cell in row] for row in rows)
         return text.getvalue()
 
     def save_copy(self, png: bytes, name: str) -> str:
-        """Writes a copy of an image that is being added, and what it was called.
+        """Writes a copy of an image that is being added, and its name.
 
         Args:
           png: the file's bytes.
-          name: what the client calls it; never part of a path.
+          name: given by the client; never part of a path.
 
         Returns:
-          Its path relative to the folder, with a file name of its own.
+          Its path relative to the folder, with a random file name.
 
         Raises:
           UserError: it cannot be written.
         """
         file = f"{uuid.uuid4().hex}.png"
-        # Noted before the file is there, and forgotten after it is gone: no copy is ever without its note.
+        # The row is added before the file and deleted after it, so that every file has a row.
         with self._transaction():
             self._database.execute(
                 "INSERT INTO names (file, name, gallery) VALUES (?, ?, ?)", (file, name, self.gallery)
@@ -191,7 +192,7 @@ class Store:
         return f"{IMAGES}/{file}"
 
     def remove_copy(self, path: str) -> None:
-        """Removes a copy and its name; a path that is no copy is left alone."""
+        """Removes a copy and its name; does nothing if ``path`` is not that of a copy."""
         if self.holds(path):
             file = self.file_of(path)
             file.unlink(missing_ok=True)
@@ -200,7 +201,7 @@ class Store:
                 self._database.execute("DELETE FROM names WHERE file = ?", (file.name,))
 
     def copies_of_gallery(self) -> list[str]:
-        """Returns the paths of the copies that were made for entries of this gallery; none if it has no identity."""
+        """Returns the paths of the copies made for the served gallery; none if it has no identity."""
         if not self.gallery or self.read_only:
             return []
         with self._lock:
@@ -208,17 +209,17 @@ class Store:
         return [f"{IMAGES}/{file}" for (file,) in rows]
 
     def holds(self, path: str) -> bool:
-        """Tells whether ``path`` is that of a copy, wherever this folder was when it was made."""
+        """Returns whether ``path`` is that of a copy, even if the folder was moved since."""
         match = _COPY.fullmatch(path)
-        # Names of copies are drawn at random: one that lies here is the one that is meant.
+        # File names of copies are random, so that a file of this name is the same copy.
         return match is not None and (not match[1] or (self.copies / match[2]).is_file())
 
     def file_of(self, path: str) -> Path:
-        """Returns where the image of an entry lies: a copy in this folder, anything else where its path says."""
+        """Returns the file of an entry's image: in this folder if it is a copy, else ``path`` itself."""
         return self.copies / Path(path).name if self.holds(path) else Path(path)
 
     def names(self, paths: Sequence[str]) -> list[str]:
-        """Returns what each image is called: a copy as the client called it, anything else by its file name."""
+        """Returns a name for each image: of a copy the one that the client gave, else the file name."""
         files = [Path(path).name for path in paths]
         holds = [self.holds(path) for path in paths]
         copies = sorted({file for file, held in zip(files, holds) if held})

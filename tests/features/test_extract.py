@@ -354,7 +354,7 @@ def test_an_image_that_was_replaced_is_made_again_alone(command, images, tmp_pat
     shutil.copy(paths[3], paths[14])
     status, text, lines = command(images)
     assert (status, lines, sum(embedded)) == (0, [], 1)
-    assert f"note: {shard_path(out, 1)}: image files are not what they were, their features are made again" in text
+    assert f"note: {shard_path(out, 1)}: image files have changed, their features are made again" in text
     after = rows_of(out)
     np.testing.assert_allclose(after[paths[14]][0], before[paths[3]][0], atol=2e-6)
     for path in paths[:14] + paths[15:]:
@@ -543,7 +543,7 @@ def finished(command, images, tmp_path):
 
 
 def inverted(data, start, end):
-    """Returns ``data`` with every bit from byte ``start`` to ``end`` inverted, which changes it for certain."""
+    """Returns ``data`` with every bit from byte ``start`` to ``end`` inverted, so that it differs for certain."""
     return data[:start] + bytes(byte ^ 255 for byte in data[start:end]) + data[end:]
 
 

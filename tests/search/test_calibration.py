@@ -1,4 +1,4 @@
-"""Thresholds for wanted false-accept rates, checked on people who took no part in choosing them."""
+"""Thresholds for wanted false-accept rates, checked on people who were not used to choose them."""
 
 import numpy as np
 import pytest
@@ -44,7 +44,7 @@ def test_strangers_are_found_at_the_wanted_rate(tmp_path, rate):
         gallery.set_threshold(chosen.threshold, chosen.facts)
         achieved = np.mean([bool(hits) for hits in gallery.search(test.features, 1)])
         of_validation = np.mean([bool(hits) for hits in gallery.search(validation.features, 1)])
-    # By hand, and as the gallery answers.
+    # The share computed here, the share of the gallery's answers, and the reported rate.
     distances = nearest_distances(validation.features.astype(float), known.features.astype(float))
     assert of_validation == np.mean(distances <= chosen.threshold) == chosen.facts["measured_rate"]
     assert rate - 1 / 1000 < chosen.facts["measured_rate"] <= rate
@@ -102,7 +102,7 @@ def test_images_of_nobody_known_take_no_part(tmp_path):
 def test_the_share_of_images_that_are_recognised():
     features = np.array([[0.0], [1.0], [3.0], [50.0]])
     images = FeatureSet(features, np.array([1, 1, 1, 2]), np.array([0, 0, 1, 0]), np.full(4, ""))
-    assert accepted_rate(images, 2.0) == 2 / 3  # 0 and 1 share a camera; nobody else is person 2
+    assert accepted_rate(images, 2.0) == 2 / 3  # images 0 and 1 have the same camera; person 2 has one image
     assert accepted_rate(images._replace(camids=np.full(4, UNKNOWN)), 1.0) == 2 / 3
     assert accepted_rate(images.where(np.array([0, 3])), 9.0) is None
 
@@ -139,5 +139,5 @@ def test_what_cannot_be_calibrated_is_said_in_one_line(tmp_path):
                 call()
             assert "\n" not in str(caught.value)
     only = people(0, 1, 40, 1)
-    with gallery_of(tmp_path / "i", only) as gallery, pytest.raises(UserError, match="nobody but"):
+    with gallery_of(tmp_path / "i", only) as gallery, pytest.raises(UserError, match="only the people of the"):
         calibrate_search(only, 0.1, gallery)

@@ -108,7 +108,7 @@ def test_an_index_knows_one_that_it_wrote(tmp_path, kind, dimension, latent):
 
 @pytest.mark.parametrize(("kind", "dimension"), [("hnsw", 32), ("ivfpq", 32), ("ivfpq", 37)])
 def test_files_of_earlier_versions_are_read(tmp_path, kind, dimension):
-    """Their projection has no offset, and where vectors are padded, the file does not say so."""
+    """Their projection has no offset, and the files lack the transform that pads."""
     features = clustered(900, dimension, latent=12)
     axes = np.linalg.svd(features - features.mean(axis=0), full_matrices=False)[2][:16]
     reduced = np.pad(features, ((0, 0), (0, 1))) if dimension == 37 else np.ascontiguousarray(features @ axes.T)
@@ -193,7 +193,7 @@ def test_readers_and_writers_that_wait_take_turns():
 
     begin("reading", lambda: entered == ["reading"])
     begin("writing", lambda: guard._waiting_writers == 1)
-    begin("reading", lambda: guard._waiting_readers == 1)  # a reader that comes later does not pass the writer
+    begin("reading", lambda: guard._waiting_readers == 1)  # a later reader does not overtake the writer
     begin("writing", lambda: guard._waiting_writers == 2)
     for leaving, following in (("reading", "writing"), ("writing", "reading"), ("reading", "writing")):
         leave[leaving].release()

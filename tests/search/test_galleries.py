@@ -38,7 +38,7 @@ class Case:
 
 @pytest.fixture(params=ENGINES)
 def case(request, tmp_path, monkeypatch):
-    # Indexes are built at sizes that tests can afford.
+    # So that indexes are built for few rows.
     monkeypatch.setattr(faiss_engine, "BUILT_LEAST", 300)
     monkeypatch.setattr(faiss_engine, "UNASKED_LEAST", 400)
     return Case(request.param, tmp_path)
@@ -104,7 +104,7 @@ def test_some_entries_and_all_cameras(gallery):
         assert len({entry.id for entry in entries}) == len(entries) == expected
         assert entries == gallery.entries([entry.id for entry in entries])
     halves = [entry.id < ids[300] for entry in gallery.some(50)]
-    assert 5 < sum(halves) < 45  # from everywhere
+    assert 5 < sum(halves) < 45  # a sample of the whole gallery
     assert gallery.cameras() == [-5, 0, 1, 2, 3, 4, 2**62]
     gallery.delete([id for id, camid in zip(ids, known["camids"]) if camid in (1, -5)])
     assert gallery.cameras() == [0, 2, 3, 4, 2**62]

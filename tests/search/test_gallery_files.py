@@ -55,7 +55,7 @@ def finds_itself(gallery, features):
 
 
 def run(code, *arguments, **options):
-    """Runs Python beside the helpers; returns the process."""
+    """Starts a Python process that can import the helpers."""
     head = f"import sys; sys.path.insert(0, {str(HERE)!r}); from search_helpers import *\n"
     head += "from han_tf.search import create_gallery, open_gallery; import han_tf.search.faiss_gallery as engine\n"
     return subprocess.Popen([sys.executable, "-c", head + code, *map(str, arguments)], **options)
@@ -95,7 +95,7 @@ for i in range(10**6):
 """
 
 
-def test_kill_9_while_adding_loses_nothing_and_adds_nothing_by_halves(path):
+def test_kill_9_while_adding_loses_no_confirmed_and_keeps_no_partial_addition(path):
     create_gallery(path, DIMENSION, CHECKSUM, "flat").close()
     confirmed = 0
     for round_number in range(3):
@@ -133,7 +133,7 @@ print(len(gallery), gallery.add(clustered(40, 16, 3))[0], gallery.search(cluster
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["SIGINT", "SIGKILL"])
 @pytest.mark.parametrize(("change", "more"), [("compact", 0), ("add", 70)])
 def test_a_signal_while_the_disk_confirms(path, number, change, more, small_builds):
-    """A reader keeps the commit waiting; SIGINT is raised when it is through, SIGKILL makes it never have been."""
+    """A reader delays the commit. After SIGINT the commit succeeds, after SIGKILL it does not take place."""
     features = built(path)[50:]
     reader = sqlite3.connect(path / "gallery.sqlite", isolation_level=None)
     process = run(CHANGE_AND_GO_ON, path, change, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -193,7 +193,7 @@ def test_what_is_deleted_is_in_no_file(path):
             for row in (7, 8, 20, 49):
                 assert held(path, features[row], names[row]) == set()
             gone = {7, 8, 20, 49}
-            for hits in reader.search(features, 50):  # which has them still among its rows
+            for hits in reader.search(features, 50):  # its rows still include the deleted ones
                 assert {hit.entry.id for hit in hits} == set(range(50)) - gone
             with pytest.raises(UserError, match="no entry 8"):
                 reader.features([8])
@@ -248,7 +248,7 @@ def test_a_damaged_vector_is_named_and_its_source_mends_it(path, engine, small_b
         gallery.delete([3, 599])
         gallery.compact()
         assert gallery.check() == 598
-    flip(path, 6)  # of the entry 7, since 3 has no row any more
+    flip(path, 6)  # the row of entry 7, because 3 has no row any more
     with open_gallery(path) as gallery:
         (note,) = gallery.notes
         assert note.startswith("the vectors of 1 entries are damaged (ids 7 7.jpg): add their sources again")
@@ -337,7 +337,7 @@ def test_an_addition_stands_although_the_index_cannot_be_written(path, small_bui
 
 
 def test_searches_go_on_while_a_reader_becomes_the_writer(path, small_builds, monkeypatch):
-    """Another process has renumbered the rows: the index it had goes with the rows it knew."""
+    """Another process has renumbered the rows: searches use the old index only with the old rows."""
     features = built(path, count=900)
     with open_gallery(path) as reader:
         with open_gallery(path) as other:
@@ -434,7 +434,7 @@ def test_rows_that_the_index_lacks_are_found(path, engine, small_builds):
 
 
 def scenes(kind):
-    """Returns first and later features: an index that was trained on the former serves the latter badly."""
+    """Returns first and later features; an index that was trained on the former has a low recall for the latter."""
     people = clustered(1200, DIMENSION, 3, people=1200)
     if kind == "a still scene first":
         return np.repeat(clustered(1, DIMENSION, 9), 1000, axis=0) + 1e-6 * people[:1000], people
@@ -470,7 +470,7 @@ def test_an_index_that_learned_from_other_images_is_noticed_and_built_anew(path,
         with monkeypatch.context() as unnoticed:
             unnoticed.setattr(faiss_engine.FaissGallery, "_tend", lambda self: None)
             gallery.add(later)
-            assert exactly(gallery, features, queries) < 0.9  # the fault that is to be noticed
+            assert exactly(gallery, features, queries) < 0.9  # the low recall that is to be noticed
         gallery._tend()
         while not (notes := gallery.notes):
             time.sleep(0.01)
@@ -578,13 +578,13 @@ def test_one_process_writes_and_others_read(path):
             gallery.add(features[10:])
             gallery.delete([0])
             gallery.compact()
-            # As it was when it was opened, but for what is gone.
+            # The reader sees the gallery as it was opened, without what was deleted since.
             found = [[hit.entry.id for hit in hits] for hits in reader.search(features[[3, 0]], 10)]
             assert found[0][0] == 3
             assert [sorted(ids) for ids in found] == 2 * [list(range(1, 10))]
             assert [hit.entry.id for hit in reader.search(features[12:13], 20)[0]].count(12) == 0
             gallery.close()
-            np.testing.assert_array_equal(reader.add(features[:1]), [20])  # reads what has changed first
+            np.testing.assert_array_equal(reader.add(features[:1]), [20])  # loads the changes of the other first
             assert len(reader) == 20
             np.testing.assert_array_equal(reader.features([19, 20]), features[[19, 0]])
 
@@ -632,7 +632,7 @@ def test_a_database_whose_damage_is_no_text_is_said_in_one_line(path):
     with create_gallery(path, DIMENSION, CHECKSUM) as gallery:
         gallery.add(clustered(3, DIMENSION))
     database = path / "gallery.sqlite"
-    schema, damaged = b"CREATE TABLE entries (", b"CREATE TABLE entries \x8f"  # which SQLite quotes in what it says
+    schema, damaged = b"CREATE TABLE entries (", b"CREATE TABLE entries \x8f"  # SQLite's message quotes these bytes
     assert database.read_bytes().count(schema) == 1
     database.write_bytes(database.read_bytes().replace(schema, damaged))
     with pytest.raises(UserError, match=f"{database}: .*expected a gallery's database"):
@@ -665,7 +665,7 @@ def test_an_index_on_a_broken_disk_is_one_line(path, monkeypatch, small_builds):
 
 
 def test_no_room_on_the_disk(path, tmp_path):
-    """A limit on the size of files stands for a full disk: writing beyond it fails."""
+    """A limit on the size of files stands in for a full disk."""
     built(path, "flat", 300)
     code = (
         "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
@@ -733,7 +733,7 @@ except Exception as error:
 
 
 def test_of_processes_that_create_one_gallery_one_does(path):
-    """What it was told is added stays: the others are refused."""
+    """One process creates it and adds images, which stay; the others are refused."""
     for _ in range(5):
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         processes = [run(CREATE_AND_ADD, path, **pipes) for _ in range(3)]
@@ -751,7 +751,7 @@ def test_of_processes_that_create_one_gallery_one_does(path):
 
 
 def test_a_creation_holds_the_lock_until_the_gallery_is_open(path, monkeypatch):
-    """Somebody who comes while the files are made is refused, and cannot replace them."""
+    """While the files are created, others can neither create nor open the gallery for changes."""
     made = store_module._make
 
     def another_comes(folder, settings):

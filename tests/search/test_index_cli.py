@@ -111,7 +111,7 @@ def test_milvus_rows_that_were_in_when_the_process_died_are_not_doubled(call, tm
         calls.append(ids)
         upsert(self, ids, columns)
         if len(calls) == 2:
-            monkeypatch.setattr(self.client, "delete", lambda *_, **__: None)  # nobody is left to take them back
+            monkeypatch.setattr(self.client, "delete", lambda *_, **__: None)  # as if the process were dead
             raise UserError("gone")
 
     monkeypatch.setattr(MilvusGallery, "_upsert", dies_once)
@@ -144,7 +144,7 @@ def test_an_archive_needs_a_model_and_is_added_to_what_there_is(call, tmp_path, 
 
 
 def test_junk_is_left_out_and_distractors_are_nobody(call, tmp_path):
-    """As in Market-1501: pid -1 is junk, and the people of pid 0 are many."""
+    """As in Market-1501: pid -1 is junk, and pid 0 stands for many people."""
     pids, place = np.array([-1, 0, 5, -1, 0, 7]), tmp_path / "gallery"
     images = FeatureSet(clustered(6, DIMENSION), pids, np.arange(6), np.array([f"{i}.jpg" for i in range(6)]))
     save_features(tmp_path / "market.npz", images)

@@ -84,7 +84,7 @@ def test_a_source_that_has_grown_adds_what_is_new(gallery, tmp_path, paths):
     assert add_source(gallery, shards(tmp_path / "second", whole, 7)) == Added(55, 5)
     assert len(gallery) == 55
     assert set(ids) < {entry.id for entry in gallery.some(100)}
-    # Archives know no times; what they don't know stays.
+    # Archives have no times; the entries' times stay.
     before = content(gallery)
     for save in (save_features, np.savez, np.savez_compressed):
         assert add_source(gallery, archive(tmp_path / "whole.npz", whole, save)) == Added(55)
@@ -118,7 +118,7 @@ def test_an_image_that_changed_takes_the_place_of_the_old_one(gallery, tmp_path)
 
 
 def test_a_path_that_a_source_has_more_than_once_names_no_image(gallery, tmp_path):
-    """As of crops that are named by their video; identical ones count as often as they stand there."""
+    """For example crops that have the name of their video; identical crops are separate images."""
     batch = rows(40, paths=np.array([f"video{i % 4}.mp4" for i in range(39)] + ["alone.jpg"], object))
     batch.features[8] = batch.features[4]
     assert add_source(gallery, archive(tmp_path / "crops.npz", batch)) == Added(40, 40)
@@ -130,7 +130,7 @@ def test_a_path_that_a_source_has_more_than_once_names_no_image(gallery, tmp_pat
 
 
 def test_a_gallery_that_was_doubled_is_mended(gallery, tmp_path):
-    """As older versions left it: entries twice, junk and distractors as people."""
+    """Older versions added entries twice, and junk and distractors with their pids."""
     batch = rows(20)
     batch.pids[2], batch.pids[5] = -1, 0
     for _ in range(2):
@@ -144,7 +144,7 @@ def test_features_that_are_not_finite_are_named_and_the_others_are_added(gallery
     batch = rows(30)
     batch.features[[3, 11, 12, 20, 25], [0, 4, 5, 1, 0]] = np.nan, np.inf, -np.inf, 1e30, np.nan
     batch.paths[25] = ""
-    batch.pids[11] = -1  # junk already
+    batch.pids[11] = -1  # left out as junk
     for source in (shards(tmp_path / "features", batch), archive(tmp_path / "features.npz", batch)):
         added = add_source(gallery, source)
         assert source.note.endswith(
@@ -171,7 +171,7 @@ def test_an_addition_that_stopped_is_noted_until_it_is_done(tmp_path):
         with pytest.raises(KeyboardInterrupt):
             add_source(gallery, source, stop)
         assert gallery.notes == [f"40 of 50 rows of {source.name} have been added: add it again to go on"]
-    # A mark as older versions wrote it, of a list that has grown since.
+    # A setting as older versions wrote it, for a source that has grown since.
     with sqlite3.connect(tmp_path / "gallery" / "gallery.sqlite") as database:
         mark = json.dumps(["e" * 64, source.name, 20, 45])
         database.execute("INSERT INTO settings VALUES (?, ?)", ["source " + "e" * 64, mark])

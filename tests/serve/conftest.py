@@ -1,4 +1,4 @@
-"""A service over the tiny run."""
+"""Fixtures of the service's tests: galleries and services with the tiny run's network."""
 
 import pytest
 

@@ -14,7 +14,7 @@ from han_tf.serve.server import listen
 
 HOSTS = {"127.0.0.1", "localhost"}
 FIRST_TIME = 1_772_440_000.0
-"""Time of the gallery's first image; each one after it is a minute later."""
+"""Time of the gallery's first image; each further image is a minute later."""
 
 
 @contextlib.contextmanager

@@ -15,9 +15,10 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Error
 
+from han_tf.search import create_gallery
 from han_tf.serve.access import Access
-from han_tf.serve.limits import Limits
-from han_tf.serve.service import Example
+from han_tf.serve.service import Example, Service
+from han_tf.serve.store import Store
 from tests.serve.serving import encoded, noise, on_socket, wait_for
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -62,16 +63,27 @@ def address(make_service, extractor, gallery_features, tiny_set, tmp_path_factor
 
 
 @pytest.fixture
+def own_service(make_service, tmp_path):
+    """Returns a function that starts a service for one test and returns its address; to be named before open_page."""
+    with contextlib.ExitStack() as stack:
+
+        def start(access=Access(), **options):  # noqa: B008 - frozen
+            return stack.enter_context(on_socket(make_service(tmp_path, **options), access=access))
+
+        yield start
+
+
+@pytest.fixture
 def query(tiny_set):
     return tiny_set.query[0].path
 
 
 @pytest.fixture
 def open_page(browser, address):
-    """Returns a function that opens the page; at the end nothing may have gone wrong in it."""
+    """Returns a function that opens a service's page; the test fails if the page has logged an error."""
     contexts, problems = [], []
 
-    def open_it(viewport=DESK, path="/", expected=(), **options):
+    def open_it(viewport=DESK, path="/", expected=(), at=address, **options):
         context = browser.new_context(viewport=viewport, **options)
         contexts.append(context)
         page = context.new_page()
@@ -81,12 +93,12 @@ def open_page(browser, address):
                 problems.append(message.text)
 
         page.on("console", note)
-        page.on("filechooser", lambda chooser: None)  # from now on, not from the moment one is waited for
+        page.on("filechooser", lambda chooser: None)  # so that a dialog is caught even before the test waits for it
         page.on("pageerror", lambda error: problems.append(str(error)))
         context.add_init_script(
             "texts = (part) => [...document.querySelectorAll('#found ' + part)].map((e) => e.textContent)"
         )
-        page.goto(address + path)
+        page.goto(at + path)
         page.wait_for_selector(".card, .nothing")
         return page
 
@@ -97,7 +109,7 @@ def open_page(browser, address):
 
 
 def until(page, expression):
-    """Waits until ``expression`` holds. Playwright's own way needs ``eval``, which the page's policy forbids."""
+    """Waits until ``expression`` holds. Playwright's own function needs ``eval``, which the page's policy forbids."""
     wait_for(lambda: page.evaluate(expression))
 
 
@@ -282,8 +294,8 @@ def test_everything_by_keyboard(open_page, address, query):
     page.keyboard.press("ArrowUp")
     assert focused(page) == 0
     shown = cards(page)
-    for key in ("y", "j", "n", "j", "y", "y"):  # the last one takes its mark back
-        with page.expect_response("**/feedback") if key != "j" else contextless():
+    for key in ("y", "j", "n", "j", "y", "y"):  # the last one removes the mark
+        with page.expect_response("**/feedback") if key != "j" else contextlib.nullcontext():
             page.keyboard.press(key)
     assert page.inner_text("#announce") == "Mark taken back"
     verdicts = [hit["verdict"] for hit in answer_of(address, query)["hits"]][:3]
@@ -293,7 +305,7 @@ def test_everything_by_keyboard(open_page, address, query):
         assert page.evaluate("document.activeElement.className") == button
     page.keyboard.press("?")
     assert page.is_visible("dialog[open]")
-    page.keyboard.press("j")  # nothing moves behind the list
+    page.keyboard.press("j")  # does nothing while the list is open
     page.keyboard.press("Escape")
     assert not page.is_visible("dialog[open]")
     page.keyboard.press("f")
@@ -302,16 +314,6 @@ def test_everything_by_keyboard(open_page, address, query):
     page.locator("#found .card >> nth=1").focus()
     page.keyboard.press("Enter")
     until(page, f"location.hash === '#id={shown[1]['id']}'")
-
-
-class contextless:
-    """Does nothing."""
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        return None
 
 
 def test_verdicts_are_shown_again_and_exported(open_page, address, tiny_set):
@@ -375,14 +377,14 @@ def test_letters_say_something_of_the_result_that_has_the_focus(open_page, tiny_
 
 
 def held(page, pattern):
-    """Keeps requests from being answered; returns them as they come."""
+    """Holds requests back; returns a list to which they are appended."""
     routes = []
     page.route(pattern, lambda route: routes.append(route))
     return routes
 
 
 def arrive(page, routes):
-    """Waits for a request that is held. Playwright hears of it only while it is asked something."""
+    """Waits for a request that is held back. Playwright reports it only during another call."""
     wait_for(lambda: page.evaluate("true") and routes)
 
 
@@ -394,7 +396,7 @@ def test_back_during_a_search(open_page, query):
     page.go_back()
     page.wait_for_selector("#found.browse[aria-busy=false] .card")
     page.unroute("**/search")
-    with contextlib.suppress(Error):  # the page has given it up
+    with contextlib.suppress(Error):  # the page has cancelled it
         routes[0].continue_()
     page.wait_for_timeout(300)
     assert page.inner_text("#error") == ""
@@ -427,20 +429,16 @@ def test_an_invalid_filter_during_a_search(open_page, query):
     assert page.get_attribute("#found", "aria-busy") == "false"
 
 
-def test_an_overview_that_fails_leaves_the_search(browser, address, query):
-    page = browser.new_page()
-    problems = []
-    page.on("pageerror", lambda error: problems.append(str(error)))
+def test_an_overview_that_fails_leaves_the_search(open_page, query):
+    page = open_page(expected=["ERR_"])
     page.route("**/overview", lambda route: route.abort())
-    page.goto(address)
+    page.reload()
     page.wait_for_selector("#error:not(:empty)")
     search(page, query)
     assert len(cards(page)) == 20
     page.unroute("**/overview")
     search(page, query)
     until(page, "document.querySelector('#facts').textContent === '31 images, 6 cameras'")
-    assert problems == []
-    page.close()
 
 
 def test_enter_on_a_result_keeps_the_focus_among_results(open_page, query):
@@ -456,18 +454,16 @@ def test_enter_on_a_result_keeps_the_focus_among_results(open_page, query):
     assert focused(page) == 0
 
 
-def test_what_comes_late_does_not_take_the_place_of_a_search(browser, address, query, tiny_set):
-    page = browser.new_page()
-    problems = []
-    page.on("pageerror", lambda error: problems.append(str(error)))
+def test_what_comes_late_does_not_take_the_place_of_a_search(open_page, address, query, tiny_set):
+    page = open_page(expected=["404"])
 
     def later(pattern):
-        """Returns a function that lets the request come through which is held from now on."""
+        """Holds requests back; returns a function that releases them, and the list of requests."""
         routes = held(page, pattern)
 
         def come():
             arrive(page, routes)
-            page.unroute(pattern)  # lets those through that are held
+            page.unroute(pattern)  # releases the requests
             page.wait_for_timeout(300)
 
         return come, routes
@@ -475,12 +471,12 @@ def test_what_comes_late_does_not_take_the_place_of_a_search(browser, address, q
     def ranked():
         assert page.evaluate("document.querySelectorAll('#found .rank:not([hidden])').length") == 20
 
-    come, _ = later("**/overview")  # the page still begins
-    page.goto(address)
+    come, _ = later("**/overview")  # while the page loads
+    page.reload()
     search(page, query)
     come()
     ranked()
-    for hash in ("#id=4", "#id=999"):  # an address is being looked up
+    for hash in ("#id=4", "#id=999"):  # while the page looks up an entry
         come, routes = later(f"**/gallery/{hash[4:]}")
         page.evaluate(f"location.hash = '{hash}'")
         arrive(page, routes)
@@ -499,8 +495,6 @@ def test_what_comes_late_does_not_take_the_place_of_a_search(browser, address, q
     come()
     ranked()
     assert page.inner_text("#query-facts") == os.path.basename(tiny_set.query[2].path)
-    assert problems == []
-    page.close()
 
 
 def test_results_of_another_query_do_not_stay(open_page, query, tiny_set):
@@ -508,7 +502,7 @@ def test_results_of_another_query_do_not_stay(open_page, query, tiny_set):
     search(page, query)
     page.fill("#k", "0")
     page.wait_for_selector("#error:not(:empty)")
-    assert len(cards(page)) == 20  # of this query
+    assert len(cards(page)) == 20  # this query's results stay
     page.focus("#found .card")
     page.keyboard.press("Enter")
     until(page, "document.querySelectorAll('#found .card').length === 0")
@@ -539,7 +533,7 @@ def test_marks_are_sent_one_after_the_other_and_shown_wherever_the_hit_is(open_p
     page.check("#rerank")
     until(page, "document.querySelector('#found h3').textContent.includes('re-ranked')")
     assert not any("marked" in card["label"] for card in cards(page))
-    page.unroute("**/feedback")  # lets the first one through
+    page.unroute("**/feedback")  # releases the first one
     until(page, "texts('.mark').filter((text) => text === 'wrong').length === 1")
     until(page, f"document.querySelector('#verdicts').textContent === '{before + 1}'")
     assert sorted(filter(None, (hit["verdict"] for hit in answer_of(address, path)["hits"]))) == ["wrong"]
@@ -556,107 +550,91 @@ def test_a_mark_that_is_not_kept_is_taken_back(open_page, tiny_set):
 
 
 @pytest.mark.parametrize("time", [1772440000.1234567, 253_402_300_800.5, -1e12, 1e12])
-def test_a_correction_leaves_the_time_as_it_is(browser, make_service, tmp_path, time):
-    """A field for times holds milliseconds, and no year above 9999."""
-    with on_socket(make_service(tmp_path)) as address:
-        assert httpx.patch(f"{address}/gallery/4", json={"time": time}).status_code == 200
-        before = httpx.get(f"{address}/gallery/4").json()
-        page = browser.new_page()
-        problems = []
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.goto(address)
-        page.wait_for_selector("#found .card")
-        place = page.evaluate("[...document.querySelectorAll('#found .card')].findIndex((card) => card.entry.id === 4)")
-        page.click(f"#found .card >> nth={place} >> .more")
-        page.fill("#entry-pid", "4711")
-        with page.expect_response("**/gallery/4") as answer:
-            page.keyboard.press("Enter")
-        assert answer.value.status == 200
-        assert httpx.get(f"{address}/gallery/4").json() == {**before, "pid": 4711}
-        assert problems == []
-        page.close()
-
-
-def test_an_addition_that_took_too_long_is_not_sent_again(browser, make_service, tmp_path):
-    (tmp_path / "new.png").write_bytes(encoded(noise()))
-    with on_socket(make_service(tmp_path)) as address:
-        page = browser.new_page()
-        page.goto(address)
-        page.wait_for_selector("#found .card")
-        sent = []
-
-        def late(route):
-            sent.append(route)
-            route.fulfill(status=503, json={"error": "no answer within 30 seconds"})
-
-        page.route("**/gallery", late)
-        page.click("#add")
-        page.set_input_files("#adding-files", tmp_path / "new.png")
-        page.click("#adding-go")
-        until(page, "document.querySelector('#adding-progress').textContent === '0 of 1 added, 1 refused'")
-        assert "new.png: No answer within 30 seconds" in page.inner_text("#adding-error")
-        assert len(sent) == 1
-        page.close()
-
-
-def test_an_entry_is_enlarged_corrected_and_deleted(browser, make_service, tmp_path):
-    with on_socket(make_service(tmp_path)) as address:
-        page = browser.new_page()
-        page.goto(address)
-        page.wait_for_selector("#found .card")
-        page.keyboard.press("j")
-        id = cards(page)[0]["id"]
-        before = httpx.get(f"{address}/gallery/{id}").json()
-        assert page.inner_text("#found .person dd >> nth=0") == f"person {before['pid']}"
-        page.keyboard.press("e")
-        page.wait_for_selector("#entry[open]")
-        until(page, "document.querySelector('#entry-image').naturalWidth > 0")
-        page.fill("#entry-pid", "4711")
-        page.fill("#entry-camid", "")
+def test_a_correction_leaves_the_time_as_it_is(own_service, open_page, time):
+    """The field for times holds milliseconds, and no year above 9999."""
+    address = own_service()
+    assert httpx.patch(f"{address}/gallery/4", json={"time": time}).status_code == 200
+    before = httpx.get(f"{address}/gallery/4").json()
+    page = open_page(at=address)
+    place = page.evaluate("[...document.querySelectorAll('#found .card')].findIndex((card) => card.entry.id === 4)")
+    page.click(f"#found .card >> nth={place} >> .more")
+    page.fill("#entry-pid", "4711")
+    with page.expect_response("**/gallery/4") as answer:
         page.keyboard.press("Enter")
-        until(page, "document.querySelector('#found .person dd').textContent === 'person 4711'")
-        assert httpx.get(f"{address}/gallery/{id}").json() == {**before, "pid": 4711, "camid": None}
-        page.click("#found .card >> nth=0 >> .more")
-        page.click("#entry-delete")
-        assert page.inner_text("#entry-delete") == "Really delete?"
-        assert httpx.get(f"{address}/gallery/{id}").status_code == 200
-        page.click("#entry-delete")
-        until(page, "!document.querySelector('#entry').open")
-        assert httpx.get(f"{address}/gallery/{id}").status_code == 404
-        assert id not in [card["id"] for card in cards(page)]
-        assert page.inner_text("#facts").startswith("30 images")
-        page.close()
+    assert answer.value.status == 200
+    assert httpx.get(f"{address}/gallery/4").json() == {**before, "pid": 4711}
 
 
-def test_many_images_are_added_and_the_whole_gallery_is_shown(browser, make_service, tmp_path):
-    with on_socket(make_service(tmp_path)) as address:
-        page = browser.new_page()
-        page.goto(address)
-        page.wait_for_selector("#found .card")
-        paths = []
-        for seed in range(35):
-            paths.append(tmp_path / f"new-{seed}.png")
-            paths[-1].write_bytes(encoded(noise(seed=seed)))
-        (tmp_path / "half.png").write_bytes(encoded(noise())[:200])
-        page.click("#add")
-        page.set_input_files("#adding-files", [*paths, tmp_path / "half.png"])
-        page.fill("#adding-pid", "5")
-        page.fill("#adding-time", "2026-03-02T08:26:40")
-        page.click("#adding-go")
-        until(page, "document.querySelector('#adding-progress').textContent === '35 of 36 added, 1 refused'")
-        assert "half.png: The image is damaged" in page.inner_text("#adding-error")
-        until(page, "document.querySelector('#facts').textContent.startsWith('66 images')")
-        page.keyboard.press("Escape")
-        added = httpx.get(f"{address}/gallery?limit=200&after=30").json()["entries"]
-        assert {(entry["pid"], entry["camid"], entry["time"]) for entry in added} == {(5, None, 1772440000.0)}
-        page.click("text=Show all images")
-        until(page, "document.querySelectorAll('#found .card').length === 60")
-        page.click("text=Show more")
-        until(page, "document.querySelectorAll('#found .card').length === 66")
-        assert [card["id"] for card in cards(page)] == list(range(66))
-        assert focused(page) == 60
-        assert not page.is_visible(".following")
-        page.close()
+def test_an_addition_that_took_too_long_is_not_sent_again(own_service, open_page, tmp_path):
+    (tmp_path / "new.png").write_bytes(encoded(noise()))
+    page = open_page(at=own_service(), expected=["503"])
+    sent = []
+
+    def late(route):
+        sent.append(route)
+        route.fulfill(status=503, json={"error": "no answer within 30 seconds"})
+
+    page.route("**/gallery", late)
+    page.click("#add")
+    page.set_input_files("#adding-files", tmp_path / "new.png")
+    page.click("#adding-go")
+    until(page, "document.querySelector('#adding-progress').textContent === '0 of 1 added, 1 refused'")
+    assert "new.png: No answer within 30 seconds" in page.inner_text("#adding-error")
+    assert len(sent) == 1
+
+
+def test_an_entry_is_enlarged_corrected_and_deleted(own_service, open_page):
+    address = own_service()
+    page = open_page(at=address)
+    page.keyboard.press("j")
+    id = cards(page)[0]["id"]
+    before = httpx.get(f"{address}/gallery/{id}").json()
+    assert page.inner_text("#found .person dd >> nth=0") == f"person {before['pid']}"
+    page.keyboard.press("e")
+    page.wait_for_selector("#entry[open]")
+    until(page, "document.querySelector('#entry-image').naturalWidth > 0")
+    page.fill("#entry-pid", "4711")
+    page.fill("#entry-camid", "")
+    page.keyboard.press("Enter")
+    until(page, "document.querySelector('#found .person dd').textContent === 'person 4711'")
+    assert httpx.get(f"{address}/gallery/{id}").json() == {**before, "pid": 4711, "camid": None}
+    page.click("#found .card >> nth=0 >> .more")
+    page.click("#entry-delete")
+    assert page.inner_text("#entry-delete") == "Really delete?"
+    assert httpx.get(f"{address}/gallery/{id}").status_code == 200
+    page.click("#entry-delete")
+    until(page, "!document.querySelector('#entry').open")
+    assert httpx.get(f"{address}/gallery/{id}").status_code == 404
+    assert id not in [card["id"] for card in cards(page)]
+    assert page.inner_text("#facts").startswith("30 images")
+
+
+def test_many_images_are_added_and_the_whole_gallery_is_shown(own_service, open_page, tmp_path):
+    address = own_service()
+    page = open_page(at=address, expected=["422"])
+    paths = []
+    for seed in range(35):
+        paths.append(tmp_path / f"new-{seed}.png")
+        paths[-1].write_bytes(encoded(noise(seed=seed)))
+    (tmp_path / "half.png").write_bytes(encoded(noise())[:200])
+    page.click("#add")
+    page.set_input_files("#adding-files", [*paths, tmp_path / "half.png"])
+    page.fill("#adding-pid", "5")
+    page.fill("#adding-time", "2026-03-02T08:26:40")
+    page.click("#adding-go")
+    until(page, "document.querySelector('#adding-progress').textContent === '35 of 36 added, 1 refused'")
+    assert "half.png: The image is damaged" in page.inner_text("#adding-error")
+    until(page, "document.querySelector('#facts').textContent.startsWith('66 images')")
+    page.keyboard.press("Escape")
+    added = httpx.get(f"{address}/gallery?limit=200&after=30").json()["entries"]
+    assert {(entry["pid"], entry["camid"], entry["time"]) for entry in added} == {(5, None, 1772440000.0)}
+    page.click("text=Show all images")
+    until(page, "document.querySelectorAll('#found .card').length === 60")
+    page.click("text=Show more")
+    until(page, "document.querySelectorAll('#found .card').length === 66")
+    assert [card["id"] for card in cards(page)] == list(range(66))
+    assert focused(page) == 60
+    assert not page.is_visible(".following")
 
 
 def test_a_token_is_asked_for_once(browser, make_service, tmp_path, query):
@@ -686,15 +664,11 @@ def test_a_token_is_asked_for_once(browser, make_service, tmp_path, query):
         context.close()
 
 
-def test_nothing_can_be_said_where_nothing_can_be_changed(browser, make_service, tmp_path, query):
-    with on_socket(make_service(tmp_path), access=Access(read_only=True)) as address:
-        page = browser.new_page()
-        page.goto(address)
-        page.wait_for_selector("#found .card")
-        search(page, query)
-        assert not page.is_visible("#found .yes >> nth=0")
-        assert page.is_visible("#found .again >> nth=0")
-        page.close()
+def test_a_page_that_is_read_only_has_no_buttons_for_verdicts(own_service, open_page, query):
+    page = open_page(at=own_service(access=Access(read_only=True)))
+    search(page, query)
+    assert not page.is_visible("#found .yes >> nth=0")
+    assert page.is_visible("#found .again >> nth=0")
 
 
 # --------------------------------------------------------------------------------------------------- attention
@@ -724,14 +698,10 @@ def test_attention_over_query_and_hits(open_page, query):
     assert not page.is_visible("#legend")
 
 
-def test_without_a_run_there_is_no_choice(browser, make_service, tmp_path):
-    with on_socket(make_service(tmp_path, attention=None)) as address:
-        page = browser.new_page()
-        page.goto(address)
-        page.wait_for_selector(".card")
-        page.keyboard.press("a")
-        assert not page.is_visible("#attention")
-        page.close()
+def test_without_a_run_there_is_no_choice(own_service, open_page):
+    page = open_page(at=own_service(attention=None))
+    page.keyboard.press("a")
+    assert not page.is_visible("#attention")
 
 
 # ------------------------------------------------------------------------------------------------------- errors
@@ -769,7 +739,7 @@ def test_a_service_that_is_gone_or_busy(open_page, query):
             route.continue_()
 
     page.route("**/search", answer)
-    search(page, query)  # asked again by itself
+    search(page, query)  # the page repeats the request
     assert len(busy) == 2
     page.unroute("**/search")
     page.route("**/search", lambda route: route.abort())
@@ -779,12 +749,8 @@ def test_a_service_that_is_gone_or_busy(open_page, query):
 
 
 def test_an_empty_gallery(browser, extractor, tmp_path):
-    from han_tf.search import create_gallery
-    from han_tf.serve.service import Service
-    from han_tf.serve.store import Store
-
     gallery = create_gallery(tmp_path / "index", extractor.feature_dim, extractor.checksum)
-    with on_socket(Service(gallery, extractor, Store(tmp_path / "state"), limits=Limits())) as address:
+    with on_socket(Service(gallery, extractor, Store(tmp_path / "state"))) as address:
         page = browser.new_page()
         page.goto(address)
         page.wait_for_selector(".nothing")
@@ -862,28 +828,22 @@ def test_names_contrast_and_width(open_page, query, scheme, viewport, tiny_set):
 
 
 @pytest.mark.parametrize("viewport", [PHONE, SMALL], ids=["phone", "small"])
-def test_long_names_stay_on_the_page(browser, make_service, tmp_path, viewport):
+def test_long_names_stay_on_the_page(own_service, open_page, viewport):
     name = "camera-corridor-4_2026-03-02T08-26-40.125_0123456789_" * 3 + ".png"
-    with on_socket(make_service(tmp_path)) as address:
-        form = {"pid": 2**53 - 1, "camid": 2**53 - 1, "time": 1e12, "name": name}
-        added = httpx.post(f"{address}/gallery", files={"image": encoded(noise())}, data=form).json()["id"]
-        page = browser.new_page(viewport=viewport)
-        for path in ("/", f"/#id={added}", "/#id=3"):
-            page.goto("about:blank")
-            page.goto(address + path)
-            page.wait_for_selector("#found .card")
-            assert page.evaluate("document.documentElement.scrollWidth") <= viewport["width"], path
-        page.goto("about:blank")
-        page.goto(address)
-        page.wait_for_selector("#found .card")
-        ids = [card["id"] for card in cards(page)]
-        page.click(f"#found .card >> nth={ids.index(added)} >> .more")
-        until(page, "document.querySelector('#entry').open")
-        box = page.locator("#entry").bounding_box()
-        assert box["x"] >= 0
-        assert box["x"] + box["width"] <= viewport["width"]
-        assert page.evaluate("((e) => e.scrollWidth - e.clientWidth)(document.querySelector('#entry'))") <= 0
-        page.close()
+    address = own_service()
+    form = {"pid": 2**53 - 1, "camid": 2**53 - 1, "time": 1e12, "name": name}
+    added = httpx.post(f"{address}/gallery", files={"image": encoded(noise())}, data=form).json()["id"]
+    for path in ("/", f"/#id={added}", "/#id=3"):
+        page = open_page(viewport, path, at=address)
+        assert page.evaluate("document.documentElement.scrollWidth") <= viewport["width"], path
+    page = open_page(viewport, at=address)
+    ids = [card["id"] for card in cards(page)]
+    page.click(f"#found .card >> nth={ids.index(added)} >> .more")
+    until(page, "document.querySelector('#entry').open")
+    box = page.locator("#entry").bounding_box()
+    assert box["x"] >= 0
+    assert box["x"] + box["width"] <= viewport["width"]
+    assert page.evaluate("((e) => e.scrollWidth - e.clientWidth)(document.querySelector('#entry'))") <= 0
 
 
 def test_the_audit_finds_what_is_wrong(open_page):

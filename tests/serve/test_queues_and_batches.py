@@ -10,7 +10,7 @@ from han_tf.serve.limits import Refusal
 
 
 class Doubler:
-    """Doubles numbers; keeps the batches it saw; waits for ``gate`` before it answers."""
+    """Doubles numbers; records the batches; waits for ``gate`` before it answers."""
 
     def __init__(self):
         self.batches = []
@@ -67,7 +67,7 @@ def test_sizes_are_powers_of_two():
     assert [len(batch) for batch in run(test, max_batch=20, max_queue=30)] == [1, 16, 4, 2, 1]
 
 
-def test_warming_up_meets_every_size():
+def test_warming_up_computes_a_batch_of_every_size():
     async def main():
         doubler = Doubler()
         batcher = Batcher(doubler, "numbers", 9, 1, 10)
@@ -79,14 +79,14 @@ def test_warming_up_meets_every_size():
     asyncio.run(main())
 
 
-def test_one_alone_waits_for_a_moment_only():
+def test_a_single_item_is_computed():
     async def test(batcher, _):
         assert await batcher(7) == 14
 
     assert run(test) == [[7]]
 
 
-def test_a_full_queue_says_when_to_come_again():
+def test_a_full_queue_refuses_with_retry_after():
     async def test(batcher, doubler):
         doubler.gate.clear()
         waiting = [asyncio.ensure_future(batcher(0))]
@@ -105,7 +105,7 @@ def test_a_full_queue_says_when_to_come_again():
     run(test, max_queue=2, max_batch=3, wait_ms=0)
 
 
-def test_what_nobody_waits_for_is_not_computed():
+def test_cancelled_items_are_not_computed():
     async def test(batcher, doubler):
         doubler.gate.clear()
         first = asyncio.ensure_future(batcher(0))
@@ -160,7 +160,7 @@ def test_a_pool_is_bounded_and_finishes_what_it_began():
         assert len(pool) == 2
         with pytest.raises(Refusal, match="2 searches are waiting"):
             await pool(work, 9)
-        first.cancel()  # the client went away; its thread is still at work and counts
+        first.cancel()  # the client disconnected; its call still takes the thread and counts
         await asyncio.sleep(0.05)
         assert len(pool) == 2
         gate.set()

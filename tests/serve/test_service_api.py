@@ -91,7 +91,7 @@ def test_known_and_unknown_people(shared, query):
     assert all(hit["beyond"] for hit in unknown["hits"])
 
 
-def test_without_threshold_nothing_is_said(client, query):
+def test_without_a_threshold_known_is_null(client, query):
     answer = client.post("/search", files=upload(query)).json()
     assert answer["known"] is answer["threshold"] is None
     assert not any(hit["beyond"] for hit in answer["hits"])
@@ -132,7 +132,7 @@ def test_reranking_sorts_anew_and_keeps_distances(shared, query):
         assert hit["distance"] == pytest.approx(distances[hit["id"]], abs=1e-5)
     assert [hit["id"] for hit in anew["hits"]] != [hit["id"] for hit in plain]
     assert {hit["id"] for hit in anew["hits"]} == set(distances)
-    # Whether anybody is near enough is for the nearest to say, even if it is not the likeliest.
+    # The nearest hit decides whether the person is known, even if re-ranking puts another one first.
     few = {"k": 1, "rerank": True, "threshold": plain[0]["distance"] + 1e-6}
     for data in (few, {**few, "threshold": plain[0]["distance"] - 1e-3}):
         answer = shared.post("/search", files=upload(query), data=data).json()
@@ -262,14 +262,14 @@ def test_pictures_without_entries_are_removed_at_the_start(make_service, extract
     with client_of(service) as client:
         kept = client.post("/gallery", files=upload(encoded(noise()))).json()["id"]
         gone = client.post("/gallery", files=upload(encoded(noise(seed=1)))).json()["id"]
-        monkeypatch.setattr(service.store, "remove_copy", lambda path: None)  # as if it had been killed before
+        monkeypatch.setattr(service.store, "remove_copy", lambda path: None)  # as if killed before it
         client.delete(f"/gallery/{gone}")
         service.store.save_copy(encoded(noise(seed=2)), "never added")
     images = tmp_path / "state" / "images"
     other = images / f"{'0' * 32}.png"
     other.write_bytes(b"of nobody knows whom")
     assert len(list(images.iterdir())) == 4
-    # With another gallery it is not known which pictures are wanted.
+    # A service with another gallery leaves them alone.
     gallery = create_gallery(tmp_path / "other", extractor.feature_dim, extractor.checksum)
     with client_of(Service(gallery, extractor, Store(tmp_path / "state"))):
         assert len(list(images.iterdir())) == 4
@@ -344,7 +344,7 @@ def test_a_service_that_is_read_only(make_index, extractor, tiny_set, tmp_path, 
     assert not (tmp_path / "state").exists()
 
 
-def test_a_token_opens_it(make_service, tmp_path):
+def test_a_token_or_its_cookie_gives_access(make_service, tmp_path):
     access = Access("0123456789abcdef")
     with client_of(make_service(tmp_path), access=access) as client:
         assert client.get("/").status_code == 200
@@ -370,7 +370,7 @@ def test_pictures_of_a_gallery_of_other_formats(extractor, gallery_features, tmp
         error_of(client.post("/embed", files=upload((tmp_path / f"a.{format}").read_bytes())), 415)
 
 
-def test_large_images_hold_up_large_ones_alone(make_service, tmp_path, query, monkeypatch):
+def test_large_images_delay_only_large_images(make_service, tmp_path, query, monkeypatch):
     large = encoded(np.zeros((2000, 2000, 3), np.uint8))
     gate, decode = threading.Event(), service_module.decode_upload
 
@@ -455,8 +455,8 @@ def test_images_come_from_allowed_folders_only(extractor, gallery_features, tiny
         "/redoc",
     ],
 )
-def test_no_path_leads_anywhere(shared, path):
-    # Sent as it stands: httpx would tidy it up.
+def test_no_path_leads_to_other_files(shared, path):
+    # Sent unchanged: httpx would normalise the path.
     request = httpx.Request("GET", shared.base_url)
     request.url = request.url.copy_with(raw_path=path.encode())
     assert shared.send(request).status_code in (404, 422)
@@ -481,7 +481,7 @@ def test_attention_is_that_of_the_network(shared, tiny_run, tiny_set):
     from han_tf.viz.attention import attend, heat_overlay, relative_attention
 
     image = resize(decode_image(tiny_set.gallery[3].path), (48, 32))
-    # The soft map of level 3 is so flat in a network this young that float32's rounding shows once it is stretched.
+    # Level 2: after so little training, the soft map of level 3 is nearly constant, and rounding shows.
     _, middle, last = attend(load_run(tiny_run).model, image[None])
     enlarged = np.asarray(Image.fromarray(image).resize((96, 144), Image.Resampling.BICUBIC))
     expected = heat_overlay(enlarged, relative_attention(middle.soft[0]))
@@ -496,7 +496,7 @@ def test_attention_is_that_of_the_network(shared, tiny_run, tiny_set):
     assert abs(changed[:, 1].max() + 1 - boxes[:, 2].max()) <= 1
 
 
-def test_attention_that_there_is_not(shared, make_service, tmp_path, query):
+def test_attention_that_cannot_be_drawn_is_refused(shared, make_service, tmp_path, query):
     assert "level is '4'" in error_of(shared.get("/gallery/0/attention?level=4"), 422)
     assert "kind" in error_of(shared.get("/gallery/0/attention?kind=x"), 422)
     with client_of(make_service(tmp_path, attention=None)) as client:
@@ -531,7 +531,7 @@ def test_feedback_comes_back_with_the_search_and_as_csv(client, query):
 def test_feedback_is_about_searches_that_were_made(make_service, extractor, tmp_path):
     with client_of(make_service(tmp_path, limits=Limits(verdicts=2))) as client:
         said = {"query": "id:1", "hit": 2, "verdict": "right"}
-        assert "nobody has searched for id:1" in error_of(client.post("/feedback", json=said), 404)
+        assert "id:1 was not searched for" in error_of(client.post("/feedback", json=said), 404)
         made_up = {**said, "query": "sha256:" + "a" * 64}
         error_of(client.post("/feedback", json=made_up), 404)
         client.post("/search", data={"id": 1})
@@ -539,7 +539,7 @@ def test_feedback_is_about_searches_that_were_made(make_service, extractor, tmp_
             assert client.post("/feedback", json={**said, "hit": hit}).status_code == 200
         assert "2 verdicts are kept" in error_of(client.post("/feedback", json={**said, "hit": 4}), 409)
     again = Service(open_gallery(tmp_path / "index", writable=True), extractor, Store(tmp_path / "state"))
-    with client_of(again) as client:  # what was said can be taken back after a restart
+    with client_of(again) as client:  # a verdict can be removed after a restart
         assert client.post("/feedback", json={**said, "verdict": None}).status_code == 200
 
 
@@ -556,7 +556,7 @@ def test_feedback_is_about_searches_that_were_made(make_service, extractor, tmp_
         None,
     ],
 )
-def test_feedback_that_makes_no_sense(shared, said):
+def test_feedback_that_is_not_valid(shared, said):
     error_of(shared.post("/feedback", json=said), 422)
 
 
@@ -581,7 +581,7 @@ def test_health_and_metrics(client, query, extractor):
     assert any(line.startswith("process_resident_memory_bytes") for line in lines)
 
 
-def test_metrics_of_a_slow_gallery_keep_nobody_waiting(make_service, tmp_path, monkeypatch):
+def test_metrics_of_a_slow_gallery_do_not_delay_other_requests(make_service, tmp_path, monkeypatch):
     service, asked, gate = make_service(tmp_path), threading.Event(), threading.Event()
 
     def count(_):
@@ -633,11 +633,12 @@ def test_the_page_and_the_description_need_nobody_else(shared):
     assert "HTTPValidationError" not in json.dumps(description["paths"])
 
 
-def test_no_answer_in_a_queue_that_is_full(make_service, tmp_path, query):
-    service = make_service(tmp_path, limits=Limits(queue=2, batch=1, batch_wait_ms=0, request_seconds=5))
-    gate, compute = threading.Event(), service._embed._compute
+def test_a_full_queue_refuses_further_images(make_service, tmp_path, query):
+    service = make_service(tmp_path, limits=Limits(queue=2, batch=1, batch_wait_ms=0))
+    begun, gate, compute = threading.Event(), threading.Event(), service._embed._compute
 
     def slow(images):
+        begun.set()
         gate.wait(20)
         return compute(images)
 
@@ -649,10 +650,9 @@ def test_no_answer_in_a_queue_that_is_full(make_service, tmp_path, query):
             answers.append(httpx.post(f"{address}/embed", files=upload(query), timeout=30))
 
         threads = [threading.Thread(target=ask) for _ in range(3)]
-        for thread in threads:
+        for waiting, thread in enumerate(threads):  # the first is computed, the others wait
             thread.start()
-            wait_for(lambda: len(service._decode) == 0 and (len(service._embed) or not service._embed._waiting))
-        wait_for(lambda: len(service._embed) == 2)
+            wait_for(lambda waiting=waiting: begun.is_set() and len(service._embed) == waiting)
         refused = httpx.post(f"{address}/embed", files=upload(query), timeout=30)
         assert "2 images are waiting" in error_of(refused, 503)
         assert refused.headers["retry-after"] == "1"

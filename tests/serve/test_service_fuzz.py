@@ -23,7 +23,8 @@ CHECKS = [
 @pytest.fixture(scope="module")
 def description(make_service, tmp_path_factory):
     with on_socket(make_service(tmp_path_factory.mktemp("fuzzed"), threshold=0.1)) as address:
-        assert httpx.post(f"{address}/search", data={"id": 1}).status_code == 200  # what a verdict may be about
+        # So that verdicts on this query are accepted.
+        assert httpx.post(f"{address}/search", data={"id": 1}).status_code == 200
         yield schemathesis.openapi.from_url(f"{address}/openapi.json")
 
 
@@ -48,7 +49,7 @@ OPERATIONS = [
     ("POST", "/compact"),
     ("DELETE", "/gallery/{id}"),
 ]
-"""Deleting comes last: with the same seed it asks for the same ids as the others."""
+"""DELETE is last, because with the same seed it uses the same ids as the others."""
 
 
 def test_every_operation_is_fuzzed(description):
@@ -62,9 +63,9 @@ PICTURES = [encoded(noise(seed=seed), format) for seed, format in enumerate(("JP
 
 @st.composite
 def sensible(draw, cases):
-    """Cases of schemathesis, two thirds of them with a picture that is one, and an id or a query that there may be.
+    """Draws cases of schemathesis, two thirds of them with a valid image, an id that may exist, or a known query.
 
-    With what it makes up alone, every request would be refused at the door, and nothing behind it tried.
+    Its generated values alone would all be refused by the first checks.
 
     Returns:
       The case, and the files that are sent in place of its body, if any.
@@ -91,7 +92,7 @@ WITHOUT_PARAMETERS = ("/feedback.csv", "/overview", "/examples", "/healthz", "/m
 @pytest.mark.parametrize("mode", list(schemathesis.GenerationMode), ids=lambda mode: mode.value)
 def test_nothing_breaks(description, method, path, mode):
     if path in WITHOUT_PARAMETERS and mode == schemathesis.GenerationMode.NEGATIVE:
-        return  # there is nothing to get wrong
+        return  # these operations have no parameters
     operation = description[path][method]
     seen, cases = [], operation.as_strategy(generation_mode=mode)
 

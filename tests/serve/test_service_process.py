@@ -60,7 +60,7 @@ def test_what_is_missing_or_does_not_fit(capsys, tmp_path, tiny_run, make_index,
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert f"port {port}" in refused(capsys, index, f"--port={port}")
-        assert f"port {port}" in refused(capsys, index, f"--model={tiny_run}/nosuch", f"--port={port}")  # first of all
+        assert f"port {port}" in refused(capsys, index, f"--model={tiny_run}/nosuch", f"--port={port}")  # checked first
     assert "--state" in refused(capsys, "--index=http://127.0.0.1:1", "--port=0")
     with open_gallery(tmp_path / "index", writable=True):
         line = refused(capsys, index, f"--model={tiny_run}", "--port=0")
@@ -80,7 +80,7 @@ def test_an_index_has_one_state_by_whatever_link_it_is_reached(tmp_path):
     assert command.state_folder(tmp_path / "link") == command.state_folder(tmp_path / "index")
     (tmp_path / "index.service").mkdir()
     assert command.state_folder(tmp_path / "link") == f"{tmp_path}/index.service"
-    (tmp_path / "link.service").mkdir()  # as earlier versions have made it
+    (tmp_path / "link.service").mkdir()  # as created by earlier versions
     assert command.state_folder(tmp_path / "link") == f"{tmp_path}/link.service"
     assert command.state_folder(tmp_path / "index") == f"{tmp_path}/index.service"
 
@@ -147,7 +147,7 @@ def test_every_name_of_all_addresses_is_seen(capsys, tmp_path, host):
     assert "--allowed_hosts" in refused(capsys, f"--index={tmp_path}/none", f"--host={host}", "--port=0")
 
 
-def test_who_listens_to_others_is_warned(capsys, tmp_path, monkeypatch):
+def test_listening_to_other_machines_prints_a_warning(capsys, tmp_path, monkeypatch):
     arguments = [f"--index={tmp_path}/none", "--host=0.0.0.0", "--allowed_hosts=box.example", "--port=0"]
 
     def said(*more):
@@ -195,7 +195,7 @@ def test_a_model_that_cannot_be_opened_is_one_line(make_index, tmp_path, tiny_ru
     monkeypatch.setattr("han_tf.serve.running.FeatureExtractor", broken)
     line = refused(capsys, f"--index={tmp_path}/index", f"--model={tiny_run}", "--port=0")
     assert line == "error: the service cannot start: RuntimeError: out of threads\n"
-    open_gallery(tmp_path / "index", writable=True).close()  # nobody holds it
+    open_gallery(tmp_path / "index", writable=True).close()  # the lock was released
 
 
 # ------------------------------------------------------------------------------------------------ stopping
@@ -373,7 +373,7 @@ def test_no_http_at_all(quick):
     assert b'{"error"' in answer
 
 
-def test_a_head_without_measure(quick):
+def test_a_head_that_is_too_long(quick):
     with connection(quick) as connected:
         with contextlib.suppress(ConnectionError):
             connected.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"y" * 200_000)
@@ -386,7 +386,7 @@ def test_more_connections_than_allowed(quick):
     assert answer.startswith(b"HTTP/1.1 503")
     assert b"retry-after: 1" in answer
     assert b'"error"' in answer
-    with connection(quick) as connected:  # and they are free again
+    with connection(quick) as connected:  # the others have been closed
         connected.sendall(head("GET", "/healthz", Connection="close"))
         assert read_all(connected).startswith(b"HTTP/1.1 200")
 
@@ -399,7 +399,7 @@ def test_clients_that_read_no_answer_make_room(make_service, tmp_path):
             stalled = stack.enter_context(socket.socket())
             stalled.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             stalled.connect(("127.0.0.1", int(address.rpartition(":")[2])))
-            stalled.sendall(head("GET", "/openapi.json") * 200)  # more than the system buffers
+            stalled.sendall(head("GET", "/openapi.json") * 200)  # more than the system's buffers hold
 
         def status():
             return httpx.get(f"{address}/healthz").status_code

@@ -78,7 +78,7 @@ def test_no_cell_is_a_formula(store, name):
 def test_unknown_verdicts_are_refused(store):
     with pytest.raises(sqlite3.IntegrityError):
         store.mark(QUERY, 3, "maybe", "a.jpg")
-    store.mark(QUERY, 3, "right", "a.jpg")  # the transaction before has ended
+    store.mark(QUERY, 3, "right", "a.jpg")  # the failed transaction has ended
     assert store.count() == 1
 
 
@@ -160,7 +160,7 @@ def test_what_an_earlier_version_kept(tmp_path):
     database.close()
     store = Store(tmp_path / "state")
     assert store.names([f"images/{'0' * 32}.png"]) == ["door"]
-    assert store.verdicts("id:7", [(3, "a.jpg")]) == {3: "right"}  # the gallery is as old and has no identity
+    assert store.verdicts("id:7", [(3, "a.jpg")]) == {3: "right"}  # an old gallery has no identity
     store.gallery = "a" * 32
     assert store.verdicts(QUERY, [(3, "a.jpg")]) == {3: "right"}
     assert store.verdicts("id:7", [(3, "a.jpg")]) == {}

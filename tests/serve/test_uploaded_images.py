@@ -33,7 +33,7 @@ def status_of(data):
 
 
 def png_claiming(width, height):
-    """A PNG whose header claims a size, with next to no data."""
+    """A PNG whose header claims a size, with little data."""
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -125,8 +125,8 @@ def test_transparent_palette():
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_picture_lies_as_its_camera_was_held(orientation, tmp_path):
-    """Whether it is uploaded or read from a file."""
+def test_images_are_turned_upright(orientation, tmp_path):
+    """EXIF orientations apply to uploads and to files."""
     upright = noise()
     as_stored = {
         1: upright,
@@ -148,7 +148,7 @@ def test_a_picture_lies_as_its_camera_was_held(orientation, tmp_path):
         np.testing.assert_array_equal(decode_image(str(tmp_path / name)), upright)
 
 
-def test_metadata_that_make_no_sense_are_no_reason_to_refuse():
+def test_invalid_metadata_are_ignored():
     exif = b"Exif\0\0MM\0*\xff\xff\xff\xff" + b"\xfe" * 60_000
     assert decode_upload(encoded(noise(), "JPEG", exif=exif), PIXELS).shape == (40, 20, 3)
 
@@ -173,11 +173,11 @@ def test_a_bomb_is_judged_by_its_header(claim, monkeypatch):
     error = refused(claim(12_000, 12_000))
     assert error.status == 413
     assert "12000 × 12000 = 144,000,000" in str(error)
-    assert refused(claim(16_383, 16_383)).status == 413  # here Pillow has a limit of its own
+    assert refused(claim(16_383, 16_383)).status == 413  # beyond Pillow's own limit
 
 
 def jpeg_of_scans(scans):
-    """A progressive JPEG whose last scan is there again and again."""
+    """A progressive JPEG whose last scan is repeated."""
     data = encoded(noise(), "JPEG", progressive=True)
     last = data.rindex(b"\xff\xda")
     return data[:last] + (scans - data.count(b"\xff\xda") + 1) * data[last:-2] + data[-2:]
@@ -191,8 +191,8 @@ def test_a_jpeg_of_endless_scans_is_not_decoded(monkeypatch):
     assert "more than 100 scans" in str(error)
 
 
-def test_what_only_looks_like_scans_is_left_alone():
-    """In a comment, and in the film that phones append to a picture."""
+def test_bytes_that_only_look_like_scans_do_not_count():
+    """The bytes may be in a comment, or in the video that phones append to a picture."""
     marks = 200 * b"\xff\xda"
     data = encoded(noise(), "JPEG", comment=marks) + marks
     assert data.count(b"\xff\xda") > 400
@@ -258,14 +258,14 @@ def test_truncated_or_damaged_anywhere(format):
 
 
 @pytest.mark.parametrize("format", ["PNG", "WEBP"])
-def test_one_picture_and_no_film(format):
+def test_animated_images_are_refused(format):
     frames = [Image.fromarray(noise(seed=seed)) for seed in range(3)]
     error = refused(encoded(frames[0], format, save_all=True, append_images=frames[1:]))
     assert error.status == 422
     assert "3 frames" in str(error)
 
 
-def test_what_phones_write_beside_a_picture_is_left_alone():
+def test_the_first_picture_of_several_is_used():
     first, second = Image.fromarray(noise()), Image.fromarray(noise(seed=1))
     data = encoded(first, "MPO", save_all=True, append_images=[second])
     np.testing.assert_array_equal(decode_upload(data, PIXELS), np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))

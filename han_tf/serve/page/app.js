@@ -1,23 +1,23 @@
-// The page: one query, its ranked hits, and what is said about them. Plain DOM; all state is in `state`.
+// The search page: a query, its ranked hits, and verdicts on them. Plain DOM; the state is in `state`.
 
 const $ = (id) => document.getElementById(id);
 const KIND_NAMES = { off: "Off", soft: "Heat", regions: "Regions", both: "Both" };
 const PARTS = ["head and shoulders", "upper body", "upper legs", "lower legs"];
-const TRIES = 4;
-const FILTERED_AFTER_MS = 250;
+const TRIES = 4; // requests before a busy service is given up
+const FILTERED_AFTER_MS = 250; // between the last change of a filter and the search
 
 const state = {
-  overview: { cameras: [], attention: [], levels: 0, verdicts: 0, max_k: 200, upload_bytes: Infinity, threshold: null }, // until the service has told
-  told: false, // whether it has
-  query: null, // {id} or {file, url}; beside it facts: {name, camid, time}
-  answer: null, // of POST /search
-  current: 0, // which card the keys act on
+  overview: { cameras: [], attention: [], levels: 0, verdicts: 0, max_k: 200, upload_bytes: Infinity, threshold: null }, // GET /overview
+  loaded: false, // whether the overview is that of the service
+  query: null, // {id, facts: an entry} or {file, url}
+  answer: null, // POST /search
+  current: 0, // index of the card that the keys act on
   attention: "off",
   level: 1,
 };
-const PAST = 50; // queries that Back can reach
-const past = new Map(); // key in the browser's history -> query, so that Back works for uploaded images, too
-let view = 0; // rises with whatever is to be shown next: what comes late for an earlier one is dropped
+const PAST = 50; // queries that Back can return to
+const past = new Map(); // key in the browser's history -> query, so that Back also works for uploaded images
+let view = 0; // increases when something else is to be shown; late answers for an earlier view are dropped
 let search = new AbortController();
 let filterTimer = 0;
 let queryOverlay = "";
@@ -26,7 +26,7 @@ let queryOverlay = "";
 
 class Failure extends Error {}
 
-/** Fetches; waits and asks again when the service is busy; throws a Failure with a sentence for people. */
+/** Returns a response; retries while the service is busy; throws a Failure with a sentence for the user. */
 async function ask(path, options = {}) {
   for (let turn = 1; ; turn++) {
     let response;
@@ -37,7 +37,7 @@ async function ask(path, options = {}) {
       throw new Failure("The service does not answer. Is it still running?");
     }
     if (response.ok) return response;
-    // An addition that took too long may have been made: that answer does not invite to come again.
+    // Without Retry-After, an image may have been added although the answer came too late.
     if (response.status === 503 && turn < TRIES && response.headers.has("Retry-After")) {
       const seconds = Number(response.headers.get("Retry-After")) || 1;
       await new Promise((done) => setTimeout(done, 1000 * seconds));
@@ -51,7 +51,7 @@ async function ask(path, options = {}) {
   }
 }
 
-/** Asks for the token, once for all who wait for it; returns whether the service took it. */
+/** Asks the user for the token, once for all requests that need it; resolves to true when the service accepts it. */
 let signingIn = null;
 function signIn() {
   signingIn ||= new Promise((done) => {
@@ -79,10 +79,12 @@ function signIn() {
 
 const askJson = async (path, options) => (await ask(path, options)).json();
 
+const errorText = (error) => (error instanceof Failure ? error.message : `Something on this page went wrong: ${error.message}`);
+
 function showError(error) {
   if (error.name === "AbortError") return;
   if (!(error instanceof Failure)) console.error(error);
-  $("error").textContent = error instanceof Failure ? error.message : `Something on this page went wrong: ${error.message}`;
+  $("error").textContent = errorText(error);
 }
 
 function announce(text) {
@@ -92,7 +94,7 @@ function announce(text) {
 // ---------------------------------------------------------------- words
 
 const count = (n, one, many = one + "s") => `${n.toLocaleString()} ${n === 1 ? one : many}`;
-/** The time in UTC, as the command line writes and reads it. */
+/** Returns a time in UTC, in the format of the command line. */
 function timeText(time) {
   if (time === null) return "time unknown";
   const date = new Date(1000 * time);
@@ -101,9 +103,11 @@ function timeText(time) {
 const personText = (pid) => (pid === null ? "person unknown" : `person ${pid}`);
 const cameraText = (camid) => (camid === null ? "camera unknown" : `camera ${camid}`);
 const distanceText = (distance) => distance.toFixed(3);
+const nameOf = (entry) => entry.name || `entry ${entry.id}`;
+const labelsOf = (entry) => [personText(entry.pid), cameraText(entry.camid), timeText(entry.time)];
 
 function hitText(hit, rank) {
-  const parts = [`Rank ${rank}`, `distance ${distanceText(hit.distance)}`, personText(hit.pid), cameraText(hit.camid), timeText(hit.time)];
+  const parts = [`Rank ${rank}`, `distance ${distanceText(hit.distance)}`, ...labelsOf(hit)];
   if (hit.beyond) parts.push("beyond the threshold");
   if (hit.verdict) parts.push(`marked ${hit.verdict}`);
   return parts.join(", ");
@@ -149,29 +153,22 @@ function setQuery(query, remember = true) {
   }
   const facts = query.facts;
   $("query-facts").textContent =
-    query.id === undefined
-      ? query.file.name
-      : [facts.name || `entry ${query.id}`, cameraText(facts.camid), timeText(facts.time)].join(" · ");
+    query.id === undefined ? query.file.name : [nameOf(facts), cameraText(facts.camid), timeText(facts.time)].join(" · ");
   return find();
 }
-
-const queryUrl = (query) => (query.id === undefined ? query.url : `/gallery/${query.id}/image`);
 
 async function showQueryImage() {
   const image = $("query-image");
   const query = state.query;
   image.hidden = query === null;
   if (query === null) return;
-  image.alt = query.id === undefined ? `Query: ${query.file.name}` : `Query: ${query.facts.name || `entry ${query.id}`}`;
-  let url = queryUrl(query);
-  if (state.attention !== "off") {
-    if (query.id !== undefined) url = overlayUrl(query.id);
-    else url = (await uploadedOverlay(query)) || url;
-  }
+  image.alt = `Query: ${query.id === undefined ? query.file.name : nameOf(query.facts)}`;
+  let url = query.id === undefined ? query.url : imageUrl(query.id);
+  if (query.id === undefined && state.attention !== "off") url = (await uploadedOverlay(query)) || url;
   if (query === state.query) image.src = url;
 }
 
-/** Returns the address of the overlay of an uploaded query, which only a POST can ask for. */
+/** Returns a URL of the overlay of an uploaded query, which is requested with POST; "" if it is no longer wanted. */
 async function uploadedOverlay(query) {
   const wanted = `${state.attention} ${state.level}`;
   try {
@@ -190,7 +187,7 @@ async function uploadedOverlay(query) {
 }
 
 function useFile(file) {
-  const most = state.overview ? state.overview.upload_bytes : Infinity;
+  const most = state.overview.upload_bytes;
   if (file.type && !file.type.startsWith("image/")) {
     showError(new Failure(`${file.name || "This"} is not an image. JPEG, PNG, WebP and BMP can be searched for.`));
   } else if (file.size > most) {
@@ -220,6 +217,9 @@ async function useExample(example) {
 
 const toSeconds = (input) => (input.value ? new Date(`${input.value}Z`).getTime() / 1000 : null);
 const chosenCameras = () => [...$("cameras").querySelectorAll("input:checked")].map((box) => Number(box.value));
+/** Returns how many kinds of filters are set, cameras and times: 0 to 2. */
+const activeFilters = () =>
+  [chosenCameras().length || $("others").checked, $("after").value || $("before").value].filter(Boolean).length;
 
 function showCameras(cameras) {
   const chosen = new Set(chosenCameras());
@@ -236,8 +236,7 @@ function showCameras(cameras) {
 }
 
 function describeFilters() {
-  const active = [chosenCameras().length || $("others").checked, $("after").value || $("before").value].filter(Boolean);
-  $("filters-on").textContent = active.length ? `${active.length} on` : "";
+  $("filters-on").textContent = activeFilters() ? `${activeFilters()} on` : "";
 }
 
 function filtersChanged() {
@@ -277,7 +276,7 @@ async function find() {
   }
   $("found").setAttribute("aria-busy", "true");
   try {
-    if (!state.told) learn().catch(() => {}); // a search needs nothing of it
+    if (!state.loaded) learn().catch(() => {}); // a search works without the overview
     const answer = await askJson("/search", { method: "POST", body: searchForm(query), signal });
     if (signal.aborted) return;
     state.answer = answer;
@@ -292,7 +291,7 @@ async function find() {
   $("found").setAttribute("aria-busy", "false");
 }
 
-/** Says why a search has no answer; what was found for another query goes. */
+/** Shows why a search failed, and removes the results of another query. */
 function noAnswer(error) {
   showError(error);
   if (!state.answer) clear();
@@ -318,11 +317,10 @@ function showAnswer() {
   const focused = found.contains(document.activeElement);
   found.className = "";
   found.replaceChildren();
-  const filtered = chosenCameras().length || $("others").checked || $("after").value || $("before").value;
   if (!hits.length) {
     verdict.textContent = "Nothing found";
     found.append(
-      filtered
+      activeFilters()
         ? nothing("No image passes the filters", "Clear them, or choose other cameras or times.")
         : nothing("The gallery holds no other image", "Add some, here or with python -m han_tf.index."),
     );
@@ -333,8 +331,8 @@ function showAnswer() {
   if (known === null) verdict.textContent = `Nearest at ${distanceText(smallest)}; no threshold is set`;
   else if (known) verdict.textContent = `${near.length} of ${hits.length} within the threshold ${distanceText(threshold)}`;
   else {
-    // Of a query that is in the gallery itself, or with filters, no more can be said than that nobody else was found.
-    const who = state.query.id !== undefined || filtered ? "Nobody else found" : "Not in the gallery";
+    // The person may be in the gallery: as the query itself, or in entries that the filters exclude.
+    const who = state.query.id !== undefined || activeFilters() ? "Nobody else found" : "Not in the gallery";
     verdict.textContent = `${who}: nearest at ${distanceText(smallest)}, threshold ${distanceText(threshold)}`;
   }
   const order = reranked ? ", re-ranked" : "";
@@ -342,7 +340,7 @@ function showAnswer() {
   if (far.length) found.append(element("h3", `Beyond the threshold: shown, not claimed${order}`, "beyond"), tiles(far));
   setCurrent(0);
   if (focused) cards()[0].focus({ preventScroll: true });
-  // Cameras of images that were added meanwhile come into view with them.
+  // Cameras of images that were added since the overview was loaded.
   const met = new Set(state.overview.cameras);
   const more = hits.map((hit) => hit.camid).filter((camid) => camid !== null && !met.has(camid));
   if (more.length) {
@@ -370,22 +368,14 @@ function tile(entry) {
   const isHit = "distance" in entry;
   const rank = isHit ? state.answer.hits.indexOf(entry) + 1 : 0;
   card.entry = entry;
-  card.query = isHit ? state.answer.query : null; // a verdict is on this one, whatever is searched for meanwhile
+  card.query = isHit ? state.answer.query : null; // verdicts belong to this query, even if another search has begun
   card.rank = rank;
   card.classList.toggle("far", Boolean(entry.beyond));
-  image.addEventListener("error", () => {
-    image.classList.add("gone");
-    image.parentElement.classList.add("empty");
-  });
-  image.addEventListener("load", () => {
-    image.classList.remove("gone");
-    image.parentElement.classList.remove("empty");
-  });
-  const set = (name, text) => (item.querySelector(`.${name} dd`).textContent = text);
+  noteMissing(image);
   showLabels(card);
-  set("name", entry.name || `entry ${entry.id}`);
+  setFact(card, "name", nameOf(entry));
   item.querySelector(".name").title = entry.name;
-  if (isHit) set("distance", distanceText(entry.distance));
+  if (isHit) setFact(card, "distance", distanceText(entry.distance));
   item.querySelector(".rank").textContent = isHit ? rank : "";
   item.querySelector(".rank").hidden = !isHit;
   item.querySelector(".yes").addEventListener("click", () => mark(card, "right"));
@@ -400,18 +390,29 @@ function tile(entry) {
   return item;
 }
 
+/** Marks an image that cannot be loaded, so that the page shows "no image" in its place. */
+function noteMissing(image) {
+  for (const [event, missing] of [["error", true], ["load", false]])
+    image.addEventListener(event, () => {
+      image.classList.toggle("gone", missing);
+      image.parentElement.classList.toggle("empty", missing);
+    });
+}
+
+function setFact(card, name, text) {
+  card.querySelector(`.${name} dd`).textContent = text;
+}
+
 function showLabels(card) {
-  const { entry } = card;
-  const set = (name, text) => (card.querySelector(`.${name} dd`).textContent = text);
-  set("person", personText(entry.pid));
-  set("camera", cameraText(entry.camid));
-  set("time", timeText(entry.time));
+  const [person, camera, time] = labelsOf(card.entry);
+  setFact(card, "person", person);
+  setFact(card, "camera", camera);
+  setFact(card, "time", time);
 }
 
 function showTileImage(card) {
-  const image = card.querySelector("img");
-  const { entry } = card;
-  image.src = entry.example ? `/examples/${entry.example.number}/image` : state.attention === "off" ? `/gallery/${entry.id}/image` : overlayUrl(entry.id);
+  const { example, id } = card.entry;
+  card.querySelector("img").src = example ? `/examples/${example.number}/image` : imageUrl(id);
 }
 
 function showMark(card) {
@@ -422,7 +423,7 @@ function showMark(card) {
   card.querySelector(".yes").setAttribute("aria-pressed", entry.verdict === "right");
   card.querySelector(".no").setAttribute("aria-pressed", entry.verdict === "wrong");
   card.querySelector(".mark").textContent = entry.verdict || "";
-  const text = entry.example ? entry.example.title : [entry.name || `entry ${entry.id}`, personText(entry.pid), cameraText(entry.camid), timeText(entry.time)].join(", ");
+  const text = entry.example ? entry.example.title : [nameOf(entry), ...labelsOf(entry)].join(", ");
   card.ariaLabel = isHit ? hitText(entry, card.rank) : text;
 }
 
@@ -431,7 +432,7 @@ function activate(card) {
   else useEntry(card.entry);
 }
 
-/** Before a search: queries to try, where there are any, and some of the gallery. */
+/** Shows, before a search, example queries, if any, and a sample of the gallery. */
 async function browse() {
   const here = ++view;
   const found = $("found");
@@ -474,7 +475,7 @@ function more(text, act) {
   return line;
 }
 
-/** Shows the entries whose ids follow `after`: in place of what is there for the first, else below it. */
+/** Shows the page of entries with ids above `after`: the first page (-1) replaces the sample, others are appended. */
 async function showAll(after) {
   const here = view;
   const { entries, next } = await askJson(`/gallery?limit=60&after=${after}`);
@@ -493,23 +494,23 @@ async function showAll(after) {
   cards()[first]?.focus({ preventScroll: true });
 }
 
-// ---------------------------------------------------------------- the gallery's entries: looking, correcting, adding
+// ---------------------------------------------------------------- the gallery's entries: enlarging, correcting, deleting, adding
 
 const numberOf = (input) => (input.value === "" ? null : Number(input.value));
-/** The time for a field, which has milliseconds and four digits for the year; empty if it does not fit. */
+/** Returns the value of a field for a time, to the millisecond; empty if the time is not known or not a valid date. */
 function timeOf(time) {
   const date = new Date(time === null ? NaN : 1000 * time);
   return Number.isNaN(date.getTime()) ? "" : date.toISOString().slice(0, -1);
 }
 let shownCard = null;
-let shownTime = ""; // what the field made of the entry's time, which it may not hold exactly
+let shownTime = ""; // the field's value for the entry's time, which it may have rounded
 
 function showEntry(card) {
   const { entry } = card;
   shownCard = card;
-  $("entry-title").textContent = [entry.name || `entry ${entry.id}`, personText(entry.pid), cameraText(entry.camid), timeText(entry.time)].join(" · ");
-  $("entry-image").src = state.attention === "off" ? `/gallery/${entry.id}/image` : overlayUrl(entry.id);
-  $("entry-image").alt = entry.name || `entry ${entry.id}`;
+  $("entry-title").textContent = [nameOf(entry), ...labelsOf(entry)].join(" · ");
+  $("entry-image").src = imageUrl(entry.id);
+  $("entry-image").alt = nameOf(entry);
   $("entry-pid").value = entry.pid ?? "";
   $("entry-camid").value = entry.camid ?? "";
   $("entry-time").value = timeOf(entry.time);
@@ -519,7 +520,7 @@ function showEntry(card) {
   if (!$("entry").open) $("entry").showModal();
 }
 
-/** Deleting is asked for twice: nothing brings an entry back. */
+/** Makes the button ask for confirmation, or resets it: a deleted entry cannot be restored. */
 function askTwice(asked) {
   $("entry-delete").dataset.asked = asked ? "yes" : "";
   $("entry-delete").textContent = asked ? "Really delete?" : "Delete";
@@ -557,13 +558,13 @@ async function deleteEntry() {
   else $("results").focus({ preventScroll: true });
 }
 
-/** Runs what a dialog asks for; what goes wrong is said there. */
+/** Runs an action of a dialog; shows its error in the dialog. */
 async function within(problem, act) {
   problem.textContent = "";
   try {
     await act();
   } catch (error) {
-    problem.textContent = error instanceof Failure ? error.message : `Something on this page went wrong: ${error.message}`;
+    problem.textContent = errorText(error);
   }
 }
 
@@ -596,7 +597,7 @@ async function addFiles() {
   progress();
   await Promise.all([work(), work(), work(), work()]);
   $("adding-go").disabled = false;
-  $("adding-files").value = ""; // added twice, they would be there twice
+  $("adding-files").value = ""; // so that the same images are not added twice by mistake
   await learn();
   if (!state.query) await browse();
 }
@@ -606,11 +607,11 @@ async function addFiles() {
 function mark(card, verdict) {
   const { entry } = card;
   if (!("distance" in entry)) return;
-  if (!("kept" in entry)) entry.kept = entry.verdict; // by the service
+  if (!("kept" in entry)) entry.kept = entry.verdict; // the verdict that the service has stored
   const said = entry.verdict === verdict ? null : verdict;
-  entry.verdict = said; // shown at once, taken back if it could not be kept
+  entry.verdict = said; // shown at once; reset if it cannot be stored
   showMark(card);
-  const sent = Promise.resolve(card.sent).then(send); // one after the other: the last one counts
+  const sent = Promise.resolve(card.sent).then(send); // one after the other, so that the last one counts
   card.sent = sent;
 
   async function send() {
@@ -621,7 +622,7 @@ function mark(card, verdict) {
       state.overview.verdicts += (said !== null) - (entry.kept !== null);
       $("verdicts").textContent = state.overview.verdicts.toLocaleString();
       entry.kept = said;
-      // The same hit may have been found again meanwhile.
+      // Another search may have found the same hit meanwhile.
       const others = cards().filter((other) => other !== card && !other.sent && other.query === card.query);
       for (const other of others.filter((one) => one.entry.id === entry.id)) {
         other.entry.verdict = said;
@@ -639,7 +640,9 @@ function mark(card, verdict) {
 
 // ---------------------------------------------------------------- attention
 
-const overlayUrl = (id) => `/gallery/${id}/attention?kind=${state.attention}&level=${state.level}`;
+/** Returns the URL of an entry's image, with the attention that is switched on. */
+const imageUrl = (id) =>
+  `/gallery/${id}/${state.attention === "off" ? "image" : `attention?kind=${state.attention}&level=${state.level}`}`;
 
 function setAttention(kind, level) {
   state.attention = kind;
@@ -677,7 +680,7 @@ function showAttentionChoice({ attention, levels }) {
     }),
   );
   $("level").replaceChildren(...Array.from({ length: levels }, (_, n) => new Option(n + 1, n + 1)));
-  state.level = levels; // the last one knows most of what it looks at
+  state.level = levels; // attention on the last level is the most specific
   $("level").value = levels;
   $("level").disabled = true;
 }
@@ -686,7 +689,7 @@ function showAttentionChoice({ attention, levels }) {
 
 const cards = () => [...$("found").querySelectorAll(".card")];
 
-/** Makes one card the one the keys act on and Tab reaches. */
+/** Makes one card the current one, which the keys act on and Tab reaches. */
 function setCurrent(index) {
   state.current = index;
   cards().forEach((card, n) => {
@@ -731,7 +734,7 @@ const KEYS = {
   ArrowUp: () => (started() ? goRow(-1) : false),
   Home: () => (started() ? go(0) : false),
   End: () => (started() ? go(Infinity) : false),
-  // A letter alone says something only about the result that is looked at.
+  // These letters act only if a result has the focus.
   y: () => (started() ? mark(current(), "right") : false),
   n: () => (started() ? mark(current(), "wrong") : false),
   e: () => (started() && !current().entry.example ? showEntry(current()) : false),
@@ -749,7 +752,7 @@ const KEYS = {
 addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
   const { target } = event;
-  // Letters typed into a field are text, and arrows there move within it.
+  // In a field, letters are text and arrows move the cursor.
   if (target.matches("input:not([type=checkbox], [type=radio]), select, textarea")) return;
   if (target.matches("[type=radio]") && event.key.startsWith("Arrow")) return;
   if (event.key === "Enter" && isCard(target)) {
@@ -765,14 +768,10 @@ addEventListener("keydown", (event) => {
 // ---------------------------------------------------------------- wiring
 
 $("pick").addEventListener("click", () => $("file").click());
-for (const [event, missing] of [["error", true], ["load", false]])
-  $("query-image").addEventListener(event, ({ target }) => {
-    target.classList.toggle("gone", missing);
-    target.parentElement.classList.toggle("empty", missing);
-  });
+noteMissing($("query-image"));
 $("file").addEventListener("change", () => {
   if ($("file").files.length) useFile($("file").files[0]);
-  $("file").value = ""; // the same file can be chosen again
+  $("file").value = ""; // so that the same file can be chosen again
 });
 $("help").addEventListener("click", () => $("keys").showModal());
 $("add").addEventListener("click", () => {
@@ -788,7 +787,7 @@ $("entry-delete").addEventListener("click", () => within($("entry-error"), delet
 const LETTERS = "han_tf.letters";
 try {
   $("letters").checked = localStorage.getItem(LETTERS) !== "off";
-} catch {} // a browser may keep nothing
+} catch {} // the browser may not allow localStorage
 $("letters").addEventListener("change", () => {
   try {
     localStorage.setItem(LETTERS, $("letters").checked ? "on" : "off");
@@ -828,7 +827,7 @@ addEventListener("popstate", (event) => {
   else openAddress();
 });
 
-/** Begins with the entry that the address names, or with a look at the gallery. */
+/** Searches for the entry in the page's address, or shows a sample of the gallery. */
 async function openAddress() {
   const here = ++view;
   const id = new URLSearchParams(location.hash.slice(1)).get("id");
@@ -843,11 +842,11 @@ async function openAddress() {
   }
 }
 
-/** Asks what there is to choose from. */
+/** Loads the overview and updates the page with it. */
 async function learn() {
   const overview = await askJson("/overview");
   state.overview = overview;
-  state.told = true;
+  state.loaded = true;
   showFacts();
   $("k").max = overview.max_k;
   for (const name of ["value", "defaultValue"]) $("k")[name] = $("k")[name] && Math.min($("k")[name], overview.max_k);
@@ -866,8 +865,8 @@ function showFacts() {
 async function begin() {
   if (matchMedia("(max-width: 820px)").matches) $("filters-box").open = false;
   const failure = await learn().catch((error) => error);
-  if (!view) await openAddress(); // somebody may have chosen an image already
-  if (failure && !state.told) showError(failure);
+  if (!view) await openAddress(); // unless the user has chosen an image already
+  if (failure && !state.loaded) showError(failure);
 }
 
 begin();

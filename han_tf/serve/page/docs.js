@@ -1,4 +1,4 @@
-// Shows /openapi.json: what can be asked, what it takes and what it gives.
+// Shows /openapi.json: the operations, their parameters and their answers.
 
 const $ = (id) => document.getElementById(id);
 
@@ -8,7 +8,7 @@ function element(tag, ...content) {
   return made;
 }
 
-/** Appends text in which `words` are code. */
+/** Appends text; the parts between backquotes become code. */
 function prose(target, text) {
   for (const [n, part] of (text || "").split("`").entries()) target.append(n % 2 ? element("code", part) : part);
   return target;
@@ -62,7 +62,7 @@ function operation(method, path, what, all) {
   summary.firstChild.className = "method";
   summary.lastChild.className = "faint";
   const made = element("details", summary, prose(element("p"), what.description), element("pre", element("code", curl(method, path, what.requestBody))));
-  const parameters = (what.parameters || []).map(({ name, schema, required, description }) => ({ name: `${name}`, schema, required, description, all }));
+  const parameters = (what.parameters || []).map((parameter) => ({ ...parameter, all }));
   const body = what.requestBody ? fields(Object.values(what.requestBody.content)[0].schema, all) : [];
   if (parameters.length + body.length) made.append(element("h3", "Takes"), table([...parameters, ...body]));
   for (const [status, response] of Object.entries(what.responses)) {
