@@ -7,7 +7,7 @@
 --index is a folder or an address of Milvus, as python -m han_tf.index made it. --model is a training run or an export,
 the one whose features the gallery holds. Hits beyond the gallery's threshold are left out; where none is left, the
 answer is "not in the gallery". --white_level is that which the gallery's images were extracted with. Times are seconds
-since 1970, UTC, or ISO 8601 (UTC if they name no zone).
+since 1970, UTC, or ISO 8601 (UTC if they name no zone), in the years 1 to 9999.
 """
 
 import json

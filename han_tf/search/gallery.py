@@ -2,7 +2,6 @@
 
 import math
 import os
-import sys
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -13,12 +12,15 @@ from typing import Any, NamedTuple, Optional
 import numpy as np
 
 from han_tf.common.errors import UserError
+from han_tf.data.image_lists import END_OF_TIME, FIRST_TIME
 from han_tf.data.records import DISTRACTOR_PID
 from han_tf.metrics import rerank as k_reciprocal
 from han_tf.metrics.checks import check_count, check_features, squared_norms
 
 UNKNOWN = np.iinfo(np.int64).min
 """Stands for an unknown pid or camid in arrays, as in :mod:`han_tf.data.image_lists`; an unknown time is NaN."""
+
+SECONDS = "seconds since 1970 UTC, in the years 1 to 9999"
 
 Progress = Optional[Callable[[int, int], None]]
 """Is called with the rows that are done and those there are."""
@@ -80,8 +82,8 @@ def _bound(value: Any, name: str) -> Optional[float]:
         return None
     number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
     plain = value.item() if isinstance(value, np.generic) else value
-    if not number or not abs(plain) <= sys.float_info.max:
-        raise UserError(f"{name} is {value!r}, expected a finite number, seconds since 1970 UTC")
+    if not number or not FIRST_TIME <= plain < END_OF_TIME:
+        raise UserError(f"{name} is {value!r}, expected a finite number, {SECONDS}")
     return float(value)
 
 
@@ -95,11 +97,11 @@ class Filters:
     Attributes:
       cameras: from these cameras only, integers; empty for all.
       not_cameras: from none of these.
-      after, before: ``after <= time < before``, seconds since 1970 UTC, finite.
+      after, before: ``after <= time < before``, seconds since 1970 UTC in the years 1 to 9999.
       pids: of these people only, integers; empty for all.
 
     Raises:
-      UserError: cameras or pids that are no integers, or a time that is no finite number.
+      UserError: cameras or pids that are no integers, or a time that is no number or in no such year.
     """
 
     cameras: tuple[int, ...] = ()
@@ -258,7 +260,8 @@ class Gallery(ABC):
 
         Args:
           features: numbers ``[n, dimension]``, kept as float32.
-          paths, pids, camids, times: what is known of them, ``n`` each; None, or NaN for a time, where it is not.
+          paths, pids, camids, times: what is known of them, ``n`` each; None, or NaN for a time, where it is not. Times
+        are seconds since 1970 UTC in the years 1 to 9999.
           checksum: of the model that made the features; compared with the gallery's if given.
           replace: whether entries of the same paths are replaced. Images without a path are added.
 
@@ -371,10 +374,12 @@ class Gallery(ABC):
             raise UserError("ids hold one twice, expected each once where labels are changed")
         with self._alone():
             fields = _fields(self.entries(ids))
+            stored = _times(fields["times"], len(ids))
             given = {"pids": pids, "camids": camids, "times": times}
             fields.update({name: values for name, values in given.items() if values is not None})
             n = len(ids)
             labels = (*(_integers(fields[name], name, n) for name in ("pids", "camids")), _times(fields["times"], n))
+            _check_years(labels[2], stored=stored)
             if n:
                 self._relabel(ids, *labels)
 
@@ -732,13 +737,15 @@ def _fields(entries: Sequence[Entry]) -> dict[str, Any]:
 
 def _columns(features: np.ndarray, paths: Any, pids: Any, camids: Any, times: Any) -> Columns:
     n = len(features)
-    return Columns(
+    columns = Columns(
         features,
         _paths(paths, n),
         _integers(pids, "pids", n),
         _integers(camids, "camids", n),
         _times(times, n),
     )
+    _check_years(columns.times, columns.paths)
+    return columns
 
 
 def _paths(paths: Optional[Sequence[str]], n: int) -> list[str]:
@@ -766,6 +773,14 @@ def _times(values: Any, n: int) -> np.ndarray:
     if np.isinf(times).any():
         raise UserError("times hold an infinity, expected seconds since 1970, or NaN")
     return times
+
+
+def _check_years(times: np.ndarray, paths: Sequence[str] = (), stored: Sequence[float] = ()) -> None:
+    """Raises UserError if a time is outside the years 1 to 9999, unless it is ``stored``, as by earlier versions."""
+    wrong = np.flatnonzero(((times < FIRST_TIME) | (times >= END_OF_TIME)) & ~np.isin(times, stored))
+    if len(wrong):
+        of = f" (of {paths[wrong[0]]})" if len(paths) and paths[wrong[0]] else ""
+        raise UserError(f"times hold {times[wrong[0]]}{of}, expected {SECONDS}")
 
 
 def _column(values: Any, name: str, n: int, unknown: float, kinds: str, expected: str) -> np.ndarray:

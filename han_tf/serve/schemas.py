@@ -4,9 +4,15 @@ from typing import Literal, Optional
 
 from pydantic import BaseModel, Field
 
+from han_tf.data.image_lists import END_OF_TIME, FIRST_TIME
+
 ID_LIMIT = 2**63 - 1
 NUMBER_LIMIT = 2**53 - 1
 """Largest pid and camera: the largest integer that JSON means the same everywhere."""
+
+
+TIMES = {"ge": FIRST_TIME, "lt": END_OF_TIME, "allow_inf_nan": False}
+"""Bounds of a time: the years 1 to 9999."""
 
 
 class Error(BaseModel):
@@ -78,9 +84,7 @@ class Correction(BaseModel):
 
     pid: Optional[int] = Field(default=None, ge=-NUMBER_LIMIT, le=NUMBER_LIMIT, description="person")
     camid: Optional[int] = Field(default=None, ge=-NUMBER_LIMIT, le=NUMBER_LIMIT, description="camera")
-    time: Optional[float] = Field(
-        default=None, ge=-1e12, le=1e12, allow_inf_nan=False, description="seconds since 1970 UTC"
-    )
+    time: Optional[float] = Field(default=None, **TIMES, description="seconds since 1970 UTC, years 1 to 9999")
 
 
 class Compacted(BaseModel):

@@ -555,11 +555,13 @@ def test_a_mark_that_is_not_kept_is_taken_back(open_page, tiny_set):
     assert not any("marked" in card["label"] for card in cards(page))
 
 
-@pytest.mark.parametrize("time", [1772440000.1234567, 253_402_300_800.5, -1e12, 1e12])
+@pytest.mark.parametrize("time", [1772440000.1234567, 253_402_300_799.5, 253_402_300_800.5, -1e12, 1e12])
 def test_a_correction_leaves_the_time_as_it_is(browser, make_service, tmp_path, time):
-    """A field for times holds milliseconds, and no year above 9999."""
-    with on_socket(make_service(tmp_path)) as address:
-        assert httpx.patch(f"{address}/gallery/4", json={"time": time}).status_code == 200
+    """A field for times holds milliseconds, and no year above 9999, which galleries of earlier versions may hold."""
+    service = make_service(tmp_path)
+    with on_socket(service) as address:
+        before = httpx.get(f"{address}/gallery/4").json()
+        service.gallery._relabel(*(np.array([value]) for value in (4, before["pid"], before["camid"], time)))
         before = httpx.get(f"{address}/gallery/4").json()
         page = browser.new_page()
         problems = []
@@ -574,6 +576,29 @@ def test_a_correction_leaves_the_time_as_it_is(browser, make_service, tmp_path, 
         assert answer.value.status == 200
         assert httpx.get(f"{address}/gallery/4").json() == {**before, "pid": 4711}
         assert problems == []
+        page.close()
+
+
+def test_a_year_beyond_the_calendar_is_not_sent(browser, make_service, tmp_path):
+    with on_socket(make_service(tmp_path)) as address:
+        before = httpx.get(f"{address}/gallery/4").json()
+        page = browser.new_page()
+        page.goto(f"{address}/#id=4")
+        page.wait_for_selector("#found .distance")
+        sent = []
+        page.on("request", lambda request: sent.append(request.url) if request.method != "GET" else None)
+        page.fill("#before", "12026-03-02T08:50")
+        until(page, "document.querySelector('#error').textContent.startsWith('Until (UTC): ')")
+        page.fill("#before", "")
+        page.click("#found .card >> nth=0 >> .more")
+        page.wait_for_selector("#entry[open]")
+        page.fill("#entry-time", "12026-03-02T08:50")
+        sent.clear()
+        page.keyboard.press("Enter")
+        page.wait_for_timeout(300)
+        assert page.is_visible("#entry[open]")
+        assert sent == []
+        assert httpx.get(f"{address}/gallery/4").json() == before
         page.close()
 
 
@@ -865,7 +890,7 @@ def test_names_contrast_and_width(open_page, query, scheme, viewport, tiny_set):
 def test_long_names_stay_on_the_page(browser, make_service, tmp_path, viewport):
     name = "camera-corridor-4_2026-03-02T08-26-40.125_0123456789_" * 3 + ".png"
     with on_socket(make_service(tmp_path)) as address:
-        form = {"pid": 2**53 - 1, "camid": 2**53 - 1, "time": 1e12, "name": name}
+        form = {"pid": 2**53 - 1, "camid": 2**53 - 1, "time": 253_402_300_799.5, "name": name}
         added = httpx.post(f"{address}/gallery", files={"image": encoded(noise())}, data=form).json()["id"]
         page = browser.new_page(viewport=viewport)
         for path in ("/", f"/#id={added}", "/#id=3"):
