@@ -47,6 +47,7 @@ Id = Annotated[int, Path(ge=0, le=ID_LIMIT, description="id of an entry of the g
 Image = Annotated[UploadFile, File(description="JPEG, PNG, WebP or BMP")]
 KindParameter = Annotated[Kind, Query(description="heat of soft attention, regions of hard attention, or both")]
 Number = Annotated[int, Field(ge=-NUMBER_LIMIT, le=NUMBER_LIMIT)]
+Camera = Annotated[int, Field(ge=-ID_LIMIT, le=ID_LIMIT)]
 Time = Annotated[Optional[float], Form(**TIMES, description="seconds since 1970 UTC, years 1 to 9999, if known")]
 Bound = Annotated[Optional[float], Form(**TIMES, description="`after <= time < before`, seconds since 1970 UTC")]
 
@@ -126,10 +127,10 @@ def create_app(service: Service, access: Access = Access()) -> FastAPI:  # noqa:
         ] = None,
         k: Annotated[int, Form(ge=1, le=limits.max_k, description="most hits")] = min(HITS, limits.max_k),
         cameras: Annotated[
-            list[Number], Form(max_length=MOST_CAMERAS, description="from these cameras only; empty for all")
+            list[Camera], Form(max_length=MOST_CAMERAS, description="from these cameras only; empty for all")
         ] = [],  # noqa: B006 - FastAPI copies it
         not_cameras: Annotated[
-            list[Number], Form(max_length=MOST_CAMERAS, description="from none of these cameras")
+            list[Camera], Form(max_length=MOST_CAMERAS, description="from none of these cameras")
         ] = [],  # noqa: B006
         after: Bound = None,
         before: Bound = None,

@@ -8,7 +8,8 @@ from han_tf.data.image_lists import END_OF_TIME, FIRST_TIME
 
 ID_LIMIT = 2**63 - 1
 NUMBER_LIMIT = 2**53 - 1
-"""Largest pid and camera: the largest integer that JSON means the same everywhere."""
+"""Largest pid and camera that is taken: the largest integer that JSON means the same everywhere. A gallery may hold
+larger ones, which are answered with all their digits."""
 
 
 TIMES = {"ge": FIRST_TIME, "lt": END_OF_TIME, "allow_inf_nan": False}

@@ -579,6 +579,39 @@ def test_a_correction_leaves_the_time_as_it_is(browser, make_service, tmp_path, 
         page.close()
 
 
+def test_persons_and_cameras_beyond_what_a_number_holds_keep_their_digits(browser, make_service, tmp_path):
+    service = make_service(tmp_path)
+    pid, camid = 2**62 + 1, -(2**53) - 1
+    service.gallery.relabel([4], pids=[pid], camids=[camid])
+    with on_socket(service) as address:
+        before = httpx.get(f"{address}/gallery/4").json()
+        page = browser.new_page()
+        page.goto(address)
+        page.wait_for_selector("#found .card")
+        place = page.evaluate("[...document.querySelectorAll('#found .card')].findIndex((card) => card.entry.id === 4)")
+        card = f"#found .card >> nth={place} >> "
+        assert page.inner_text(f"{card}.person dd") == f"person {pid}"
+        page.click(f"{card}.more")
+        assert page.input_value("#entry-pid") == str(pid)
+        page.fill("#entry-time", "2026-03-02T08:50")
+        with page.expect_response("**/gallery/4"):
+            page.keyboard.press("Enter")
+        after = httpx.get(f"{address}/gallery/4").json()
+        assert after == {**before, "time": 1772441400}
+        page.click(f"{card}.more")
+        page.fill("#entry-pid", str(pid + 1))
+        page.keyboard.press("Enter")
+        until(page, "document.querySelector('#entry-error').textContent !== ''")
+        assert str(pid + 1) in page.inner_text("#entry-error")
+        page.keyboard.press("Escape")
+        page.goto(f"{address}/#id=3")
+        page.wait_for_selector("#found .distance")
+        page.check(f"#cameras input[value='{camid}']")
+        until(page, "document.querySelectorAll('#found .card').length === 1")
+        assert page.evaluate("document.querySelector('#found .card').entry.id") == 4
+        page.close()
+
+
 def test_a_year_beyond_the_calendar_is_not_sent(browser, make_service, tmp_path):
     with on_socket(make_service(tmp_path)) as address:
         before = httpx.get(f"{address}/gallery/4").json()

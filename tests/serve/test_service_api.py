@@ -312,6 +312,19 @@ def test_what_is_known_of_an_entry_is_corrected(client):
         assert "time is" in error_of(client.patch("/gallery/3", json={"time": time}), 422)
 
 
+def test_persons_and_cameras_beyond_what_every_json_parser_reads(make_service, tmp_path):
+    service, large = make_service(tmp_path), 2**53 + 1
+    with client_of(service) as client:
+        for field in ("pid", "camid"):
+            assert f"{field} is '{large}'" in error_of(client.patch("/gallery/3", json={field: large}), 422)
+        service.gallery.relabel([3], pids=[2**62 + 1], camids=[large])
+        assert client.get("/gallery/3").json()["pid"] == 2**62 + 1
+        found = [client.post("/search", data={"id": 0, "k": 100, name: large}) for name in ("cameras", "not_cameras")]
+        ids = [{hit["id"] for hit in answer.json()["hits"]} for answer in found]
+        assert ids[0] == {3}
+        assert 3 not in ids[1]
+
+
 def test_all_of_a_gallery_page_by_page(client):
     client.delete("/gallery/4")
     seen, after = [], -1

@@ -77,7 +77,11 @@ function signIn() {
   return signingIn;
 }
 
-const askJson = async (path, options) => (await ask(path, options)).json();
+const STRING_OR_NUMBER = /"(?:[^"\\]|\\.)*"|-?\d[\d.eE+-]*/g;
+/** Reads JSON; integers whose digits a number does not hold, as of a person beyond 2^53, become strings. */
+const readJson = (text) =>
+  JSON.parse(text.replace(STRING_OR_NUMBER, (part) => (/^-?\d+$/.test(part) && !Number.isSafeInteger(Number(part)) ? `"${part}"` : part)));
+const askJson = async (path, options) => readJson(await (await ask(path, options)).text());
 
 function showError(error) {
   if (error.name === "AbortError") return;
@@ -219,7 +223,7 @@ async function useExample(example) {
 // ---------------------------------------------------------------- filters
 
 const toSeconds = (input) => (input.value ? new Date(`${input.value}Z`).getTime() / 1000 : null);
-const chosenCameras = () => [...$("cameras").querySelectorAll("input:checked")].map((box) => Number(box.value));
+const chosenCameras = () => [...$("cameras").querySelectorAll("input:checked")].map((box) => box.value);
 
 function showCameras(cameras) {
   const chosen = new Set(chosenCameras());
@@ -228,7 +232,7 @@ function showCameras(cameras) {
     ...cameras.map((camera) => {
       const label = element("label");
       const box = element("input");
-      Object.assign(box, { type: "checkbox", value: camera, checked: chosen.has(camera), ariaLabel: `camera ${camera}` });
+      Object.assign(box, { type: "checkbox", value: camera, checked: chosen.has(String(camera)), ariaLabel: `camera ${camera}` });
       label.append(box, element("span", String(camera)));
       return label;
     }),
@@ -495,7 +499,11 @@ async function showAll(after) {
 
 // ---------------------------------------------------------------- the gallery's entries: looking, correcting, adding
 
-const numberOf = (input) => (input.value === "" ? null : Number(input.value));
+/** The integer in a field, its text where a number does not hold its digits; null if the field is empty. */
+function numberOf(input) {
+  const number = Number(input.value);
+  return input.value === "" ? null : Number.isSafeInteger(number) ? number : input.value;
+}
 /** The time for a field, which has milliseconds and four digits for the year; empty if it does not fit. */
 function timeOf(time) {
   const date = new Date(time === null ? NaN : 1000 * time);
