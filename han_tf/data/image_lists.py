@@ -2,7 +2,7 @@
 
 A CSV file has a header with a column ``path`` (relative to the CSV file's folder, or absolute) and optionally ``pid``,
 ``camid`` and ``time``, whose fields may be empty; other columns are ignored. A time is a number of seconds since 1970,
-UTC, or ISO 8601 (``2026-03-01T08:30:00+01:00``; UTC if it names no zone).
+UTC, or ISO 8601 (``2026-03-01T08:30:00+01:00``; UTC if it names no zone), in the years 1 to 9999.
 """
 
 import errno
@@ -31,6 +31,9 @@ from han_tf.data.tables import read_table
 
 UNKNOWN = np.iinfo(np.int64).min
 """Unknown pid or camid in int64 arrays; an unknown time is NaN."""
+
+FIRST_TIME, END_OF_TIME = -62_135_596_800.0, 253_402_300_800.0
+"""The years 1 to 9999, which ISO 8601 and calendars hold: ``FIRST_TIME <= time < END_OF_TIME``."""
 
 NAMES = {"market1501": market1501.parse_name, "dukemtmc": dukemtmc.parse_name}
 """Name of a file naming scheme -> its :data:`~han_tf.data.folders.NameParser`."""
@@ -157,15 +160,15 @@ def parse_time(text: str) -> float:
     """Returns seconds since 1970, UTC, from a number of seconds or ISO 8601; UTC if it names no zone.
 
     Raises:
-      ValueError: it is neither, or not finite.
+      ValueError: it is neither, or not in the years 1 to 9999.
     """
     try:
         seconds = float(text.replace("_", "x"))  # float() would read 1_0 as 10
     except ValueError:
         moment = datetime.fromisoformat(re.sub("[zZ]$", "+00:00", text))  # Python 3.10 does not know the Z
         seconds = (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp()
-    if not math.isfinite(seconds):
-        raise ValueError(f"{text} is not finite")
+    if not FIRST_TIME <= seconds < END_OF_TIME:
+        raise ValueError(f"{text} is not in the years 1 to 9999")
     return seconds
 
 
@@ -286,7 +289,8 @@ def _field(where: str, name: str, text: str) -> Union[int, float]:
         try:
             return parse_time(text)
         except (ValueError, OverflowError) as error:
-            raise UserError(f"{where}: time is {text!r}, expected seconds since 1970 or ISO 8601") from error
+            expected = "seconds since 1970 or ISO 8601, in the years 1 to 9999"
+            raise UserError(f"{where}: time is {text!r}, expected {expected}") from error
     return parse_label(where, name, text)
 
 

@@ -7,7 +7,7 @@
 --index is a folder or an address of Milvus, made by python -m han_tf.index. --model is the training run or export that
 made the gallery's features. Hits beyond the gallery's threshold are left out; if none is left, the answer is "not in
 the gallery". --white_level is the one that the gallery's images were extracted with. Times are seconds since 1970, UTC,
-or ISO 8601 (UTC if they name no zone).
+or ISO 8601 (UTC if they name no zone), in the years 1 to 9999.
 """
 
 import json

@@ -2,7 +2,6 @@
 
 import math
 import os
-import sys
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -13,12 +12,15 @@ from typing import Any, NamedTuple, Optional
 import numpy as np
 
 from han_tf.common.errors import UserError
+from han_tf.data.image_lists import END_OF_TIME, FIRST_TIME
 from han_tf.data.records import DISTRACTOR_PID
 from han_tf.metrics import rerank as k_reciprocal
 from han_tf.metrics.checks import check_count, check_features, squared_norms
 
 UNKNOWN = np.iinfo(np.int64).min
 """Stands for an unknown pid or camid in arrays, as in :mod:`han_tf.data.image_lists`; an unknown time is NaN."""
+
+SECONDS = "seconds since 1970 UTC, in the years 1 to 9999"
 
 Progress = Optional[Callable[[int, int], None]]
 """Called with the number of finished rows and the number of all rows."""
@@ -85,8 +87,8 @@ def _bound(value: Any, name: str) -> Optional[float]:
         return None
     number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
     plain = value.item() if isinstance(value, np.generic) else value
-    if not number or not abs(plain) <= sys.float_info.max:
-        raise UserError(f"{name} is {value!r}, expected a finite number, seconds since 1970 UTC")
+    if not number or not FIRST_TIME <= plain < END_OF_TIME:
+        raise UserError(f"{name} is {value!r}, expected a finite number, {SECONDS}")
     return float(value)
 
 
@@ -100,11 +102,11 @@ class Filters:
     Attributes:
       cameras: only entries of these cameras, integers; empty for all.
       not_cameras: no entries of these cameras.
-      after, before: ``after <= time < before``, seconds since 1970 UTC, finite.
+      after, before: ``after <= time < before``, seconds since 1970 UTC, in the years 1 to 9999.
       pids: only entries of these people, integers; empty for all.
 
     Raises:
-      UserError: a camera or pid is not an integer, or a time is not a finite number.
+      UserError: a camera or pid is not an integer, or a time is not a number or outside those years.
     """
 
     cameras: tuple[int, ...] = ()
@@ -263,6 +265,7 @@ class Gallery(ABC):
         Args:
           features: numbers ``[n, dimension]``, stored as float32.
           paths, pids, camids, times: labels of the images, ``n`` each; None, or NaN for a time, where not known.
+            Times are seconds since 1970 UTC, in the years 1 to 9999.
           checksum: of the model that made the features; compared with the gallery's if given.
           replace: whether to replace entries of the same paths. Images without a path are added.
 
@@ -375,10 +378,12 @@ class Gallery(ABC):
             raise UserError("ids hold one twice, expected each once where labels are changed")
         with self._alone():
             fields = _fields(self.entries(ids))
+            stored = _times(fields["times"], len(ids))
             given = {"pids": pids, "camids": camids, "times": times}
             fields.update({name: values for name, values in given.items() if values is not None})
             n = len(ids)
             labels = (*(_integers(fields[name], name, n) for name in ("pids", "camids")), _times(fields["times"], n))
+            _check_years(labels[2], stored=stored)
             if n:
                 self._relabel(ids, *labels)
 
@@ -755,13 +760,15 @@ def _fields(entries: Sequence[Entry]) -> dict[str, Any]:
 
 def _columns(features: np.ndarray, paths: Any, pids: Any, camids: Any, times: Any) -> Columns:
     n = len(features)
-    return Columns(
+    columns = Columns(
         features,
         _paths(paths, n),
         _integers(pids, "pids", n),
         _integers(camids, "camids", n),
         _times(times, n),
     )
+    _check_years(columns.times, columns.paths)
+    return columns
 
 
 def _paths(paths: Optional[Sequence[str]], n: int) -> list[str]:
@@ -789,6 +796,14 @@ def _times(values: Any, n: int) -> np.ndarray:
     if np.isinf(times).any():
         raise UserError("times hold an infinity, expected seconds since 1970, or NaN")
     return times
+
+
+def _check_years(times: np.ndarray, paths: Sequence[str] = (), stored: Sequence[float] = ()) -> None:
+    """Raises UserError if a time is outside the years 1 to 9999, unless it is ``stored``, as by earlier versions."""
+    wrong = np.flatnonzero(((times < FIRST_TIME) | (times >= END_OF_TIME)) & ~np.isin(times, stored))
+    if len(wrong):
+        of = f" (of {paths[wrong[0]]})" if len(paths) and paths[wrong[0]] else ""
+        raise UserError(f"times hold {times[wrong[0]]}{of}, expected {SECONDS}")
 
 
 def _column(values: Any, name: str, n: int, unknown: float, kinds: str, expected: str) -> np.ndarray:

@@ -22,7 +22,7 @@ from han_tf.serve.access import COOKIE, Access
 from han_tf.serve.attention import Kind
 from han_tf.serve.guards import FAULT, App, Guard, Message, Receive, Send
 from han_tf.serve.limits import Refusal
-from han_tf.serve.schemas import ID_LIMIT, NUMBER_LIMIT
+from han_tf.serve.schemas import ID_LIMIT, NUMBER_LIMIT, TIMES
 from han_tf.serve.service import LISTED, Picture, Service
 from han_tf.serve.service import Query as SearchQuery
 
@@ -48,12 +48,9 @@ Id = Annotated[int, Path(ge=0, le=ID_LIMIT, description="id of an entry of the g
 Image = Annotated[UploadFile, File(description="JPEG, PNG, WebP or BMP")]
 KindParameter = Annotated[Kind, Query(description="heat of soft attention, regions of hard attention, or both")]
 Number = Annotated[int, Field(ge=-NUMBER_LIMIT, le=NUMBER_LIMIT)]
-Time = Annotated[
-    Optional[float], Form(ge=-1e12, le=1e12, allow_inf_nan=False, description="seconds since 1970 UTC, if known")
-]
-Bound = Annotated[
-    Optional[float], Form(ge=-1e12, le=1e12, allow_inf_nan=False, description="`after <= time < before`, seconds UTC")
-]
+Camera = Annotated[int, Field(ge=-ID_LIMIT, le=ID_LIMIT)]
+Time = Annotated[Optional[float], Form(**TIMES, description="seconds since 1970 UTC, years 1 to 9999, if known")]
+Bound = Annotated[Optional[float], Form(**TIMES, description="`after <= time < before`, seconds since 1970 UTC")]
 
 
 def _responses(*statuses: int) -> dict[int, dict[str, Any]]:
@@ -131,10 +128,10 @@ def create_app(service: Service, access: Access = Access()) -> FastAPI:  # noqa:
         ] = None,
         k: Annotated[int, Form(ge=1, le=limits.max_k, description="most hits")] = min(HITS, limits.max_k),
         cameras: Annotated[
-            list[Number], Form(max_length=MOST_CAMERAS, description="from these cameras only; empty for all")
+            list[Camera], Form(max_length=MOST_CAMERAS, description="from these cameras only; empty for all")
         ] = [],  # noqa: B006 - FastAPI copies it
         not_cameras: Annotated[
-            list[Number], Form(max_length=MOST_CAMERAS, description="without entries of these cameras")
+            list[Camera], Form(max_length=MOST_CAMERAS, description="without entries of these cameras")
         ] = [],  # noqa: B006
         after: Bound = None,
         before: Bound = None,

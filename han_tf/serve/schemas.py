@@ -4,11 +4,17 @@ from typing import Any, Literal, Optional
 
 from pydantic import BaseModel, Field
 
+from han_tf.data.image_lists import END_OF_TIME, FIRST_TIME
 from han_tf.search import Entry
 
 ID_LIMIT = 2**63 - 1
 NUMBER_LIMIT = 2**53 - 1
-"""Largest pid and camera; larger integers are not exact in JavaScript."""
+"""Largest pid and camera in an addition or a correction: every JSON parser reads integers up to it exactly.
+
+A gallery may hold larger ones; answers give all their digits."""
+
+TIMES = {"ge": FIRST_TIME, "lt": END_OF_TIME, "allow_inf_nan": False}
+"""Bounds of a time: the years 1 to 9999."""
 
 
 class Error(BaseModel):
@@ -85,9 +91,7 @@ class Correction(BaseModel):
 
     pid: Optional[int] = Field(default=None, ge=-NUMBER_LIMIT, le=NUMBER_LIMIT, description="person")
     camid: Optional[int] = Field(default=None, ge=-NUMBER_LIMIT, le=NUMBER_LIMIT, description="camera")
-    time: Optional[float] = Field(
-        default=None, ge=-1e12, le=1e12, allow_inf_nan=False, description="seconds since 1970 UTC"
-    )
+    time: Optional[float] = Field(default=None, **TIMES, description="seconds since 1970 UTC, years 1 to 9999")
 
 
 class Compacted(BaseModel):

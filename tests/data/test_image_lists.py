@@ -145,7 +145,7 @@ NAME = st.text(st.characters(blacklist_categories=["Cs", "Cc"], blacklist_charac
         st.tuples(
             st.none() | st.integers(-1, 10**18 - 1),
             st.none() | st.integers(0, 10**18 - 1),
-            st.none() | st.floats(-1e12, 1e12),
+            st.none() | st.floats(-62_135_596_800, 253_402_300_800, exclude_max=True),
         ),
         min_size=1,
     ),
@@ -192,6 +192,9 @@ def test_absolute_paths_stay(tmp_path):
         ("path,time\na.jpg,nan\n", "line 2: time is 'nan'"),
         ("path,time\na.jpg,1_0\n", "line 2: time is '1_0'"),
         ("path,time\na.jpg,1e999\n", "line 2: time is '1e999'"),
+        ("path,time\na.jpg,1767225600250\n", "time is '1767225600250', expected seconds since 1970 or ISO 8601"),
+        ("path,time\na.jpg,253402300800\n", "in the years 1 to 9999"),
+        ("path,time\na.jpg,0001-01-01T00:00+00:01\n", "line 2: time is '0001-01-01T00:00+00:01'"),
         ("path\n", "no images found, expected at least one"),
     ],
 )
@@ -228,6 +231,8 @@ def test_sources_that_are_none_are_named(tmp_path):
         ("2026-01-01 00:00:00", 1767225600),
         ("2026-01-01T00:00:00Z", 1767225600),
         ("2026-01-01", 1767225600),
+        ("0001-01-01", -62135596800),
+        ("9999-12-31T23:59:59", 253402300799),
     ],
 )
 def test_times(text, expected):

@@ -379,6 +379,8 @@ BAD_ADDITIONS = [
     ({"camids": ["a", "b"]}, "camids are <U1"),
     ({"times": [0.0, math.inf]}, "times hold an infinity"),
     ({"times": ["now", "then"]}, "times are <U4"),
+    ({"times": [None, 1.7e12], "paths": ["a", "b"]}, r"times hold 1700000000000.0 \(of b\), expected seconds since"),
+    ({"times": [-62135596800.5, 0]}, "times hold -62135596800.5, expected seconds since 1970 UTC, in the years 1 to"),
     ({"pids": [2**63, None]}, "pids hold 9223372036854775808, expected integers from"),
     ({"camids": [-(2**63) - 1, 2**64]}, "camids hold -9223372036854775809, expected integers from"),
     ({"checksum": "f" * 64}, "of the model 0123456789ab…, these are of ffffffffffff…"),
@@ -424,6 +426,8 @@ BAD_FILTERS = [
     ({"after": datetime(2026, 3, 1)}, r"after is datetime.datetime\(2026, 3, 1, 0, 0\), expected a finite number"),
     ({"before": "70"}, "before is '70', expected a finite number"),
     ({"before": False}, "before is False, expected a finite number"),
+    ({"before": 253_402_300_800}, "before is 253402300800, expected .* seconds since 1970 UTC, in the years 1 to 9999"),
+    ({"after": -62_135_596_801.0}, "after is -62135596801.0, expected"),
 ]
 
 
@@ -438,6 +442,21 @@ def test_filters_are_kept_as_plain_values():
     assert Filters([1, 3], np.array([0]), np.int64(5), np.float32(7)) == expected
     assert Filters({1: "a", 3: "b"}.keys(), frozenset([0]), 5, 7) == expected
     assert not Filters(cameras=[], not_cameras=np.empty(0, np.int64))
+
+
+def test_a_time_in_no_calendar_of_an_earlier_version_stays_until_it_is_corrected(gallery):
+    features = clustered(2, DIMENSION)
+    ids = gallery.add(features, paths=["a", "b"], pids=[1, 2], times=[5.0, None])
+    gallery._relabel(ids, np.array([1, 2]), np.array([3, 3]), np.array([1.7e12, -1e12]))
+    gallery.relabel(ids, pids=[7, 8])
+    gallery.add(features, paths=["a", "b"], camids=[4, 5], replace=True)
+    expected = [Entry(int(ids[0]), "a", 7, 4, 1.7e12), Entry(int(ids[1]), "b", 8, 5, -1e12)]
+    assert gallery.entries(ids) == expected
+    with pytest.raises(UserError, match=r"times hold 2000000000000\.0, expected"):
+        gallery.relabel(ids, times=[1.7e9, 2e12])
+    assert gallery.entries(ids) == expected
+    gallery.relabel(ids[:1], times=[1.7e9])
+    assert gallery.entries(ids[:1])[0].time == 1.7e9
 
 
 def test_no_queries_have_no_answers(gallery):

@@ -324,6 +324,7 @@ def test_a_query_that_is_not_finite_is_named(call, tmp_path, archive):
         (["--features=wide.npz"], "expected [n, 16]"),
         (["--features=nowhere.npz"], "nowhere.npz: No such file"),
         (["--id=1", "--after=yesterday"], "--after yesterday"),
+        (["--id=1", "--before=1767225600250"], "--before 1767225600250: 1767225600250 is not in the years 1 to 9999"),
         (["--id=1", "--index=nowhere"], "nowhere: no gallery here"),
         (["--id=1", "--index=nowhere.db"], "nowhere.db: no such file"),
         (["--id=1", "--index=empty"], "empty: the gallery is empty"),

@@ -549,20 +549,84 @@ def test_a_mark_that_is_not_kept_is_taken_back(open_page, tiny_set):
     assert not any("marked" in card["label"] for card in cards(page))
 
 
-@pytest.mark.parametrize("time", [1772440000.1234567, 253_402_300_800.5, -1e12, 1e12])
-def test_a_correction_leaves_the_time_as_it_is(own_service, open_page, time):
-    """The field for times holds milliseconds, and no year above 9999."""
-    address = own_service()
-    assert httpx.patch(f"{address}/gallery/4", json={"time": time}).status_code == 200
-    before = httpx.get(f"{address}/gallery/4").json()
-    page = open_page(at=address)
-    place = page.evaluate("[...document.querySelectorAll('#found .card')].findIndex((card) => card.entry.id === 4)")
-    page.click(f"#found .card >> nth={place} >> .more")
-    page.fill("#entry-pid", "4711")
-    with page.expect_response("**/gallery/4") as answer:
+@pytest.mark.parametrize("time", [1772440000.1234567, 253_402_300_799.5, 253_402_300_800.5, -1e12, 1e12])
+def test_a_correction_leaves_the_time_as_it_is(browser, make_service, tmp_path, time):
+    """A field for times holds milliseconds, and no year above 9999, which galleries of earlier versions may hold."""
+    service = make_service(tmp_path)
+    with on_socket(service) as address:
+        before = httpx.get(f"{address}/gallery/4").json()
+        service.gallery._relabel(*(np.array([value]) for value in (4, before["pid"], before["camid"], time)))
+        before = httpx.get(f"{address}/gallery/4").json()
+        page = browser.new_page()
+        problems = []
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.goto(address)
+        page.wait_for_selector("#found .card")
+        place = page.evaluate("[...document.querySelectorAll('#found .card')].findIndex((card) => card.entry.id === 4)")
+        page.click(f"#found .card >> nth={place} >> .more")
+        page.fill("#entry-pid", "4711")
+        with page.expect_response("**/gallery/4") as answer:
+            page.keyboard.press("Enter")
+        assert answer.value.status == 200
+        assert httpx.get(f"{address}/gallery/4").json() == {**before, "pid": 4711}
+        assert problems == []
+        page.close()
+
+
+def test_persons_and_cameras_beyond_what_a_number_holds_keep_their_digits(browser, make_service, tmp_path):
+    service = make_service(tmp_path)
+    pid, camid = 2**62 + 1, -(2**53) - 1
+    service.gallery.relabel([4], pids=[pid], camids=[camid])
+    with on_socket(service) as address:
+        before = httpx.get(f"{address}/gallery/4").json()
+        page = browser.new_page()
+        page.goto(address)
+        page.wait_for_selector("#found .card")
+        place = page.evaluate("[...document.querySelectorAll('#found .card')].findIndex((card) => card.entry.id === 4)")
+        card = f"#found .card >> nth={place} >> "
+        assert page.inner_text(f"{card}.person dd") == f"person {pid}"
+        page.click(f"{card}.more")
+        assert page.input_value("#entry-pid") == str(pid)
+        page.fill("#entry-time", "2026-03-02T08:50")
+        with page.expect_response("**/gallery/4"):
+            page.keyboard.press("Enter")
+        after = httpx.get(f"{address}/gallery/4").json()
+        assert after == {**before, "time": 1772441400}
+        page.click(f"{card}.more")
+        page.fill("#entry-pid", str(pid + 1))
         page.keyboard.press("Enter")
-    assert answer.value.status == 200
-    assert httpx.get(f"{address}/gallery/4").json() == {**before, "pid": 4711}
+        until(page, "document.querySelector('#entry-error').textContent !== ''")
+        assert str(pid + 1) in page.inner_text("#entry-error")
+        page.keyboard.press("Escape")
+        page.goto(f"{address}/#id=3")
+        page.wait_for_selector("#found .distance")
+        page.check(f"#cameras input[value='{camid}']")
+        until(page, "document.querySelectorAll('#found .card').length === 1")
+        assert page.evaluate("document.querySelector('#found .card').entry.id") == 4
+        page.close()
+
+
+def test_a_year_beyond_the_calendar_is_not_sent(browser, make_service, tmp_path):
+    with on_socket(make_service(tmp_path)) as address:
+        before = httpx.get(f"{address}/gallery/4").json()
+        page = browser.new_page()
+        page.goto(f"{address}/#id=4")
+        page.wait_for_selector("#found .distance")
+        sent = []
+        page.on("request", lambda request: sent.append(request.url) if request.method != "GET" else None)
+        page.fill("#before", "12026-03-02T08:50")
+        until(page, "document.querySelector('#error').textContent.startsWith('Until (UTC): ')")
+        page.fill("#before", "")
+        page.click("#found .card >> nth=0 >> .more")
+        page.wait_for_selector("#entry[open]")
+        page.fill("#entry-time", "12026-03-02T08:50")
+        sent.clear()
+        page.keyboard.press("Enter")
+        page.wait_for_timeout(300)
+        assert page.is_visible("#entry[open]")
+        assert sent == []
+        assert httpx.get(f"{address}/gallery/4").json() == before
+        page.close()
 
 
 def test_an_addition_that_took_too_long_is_not_sent_again(own_service, open_page, tmp_path):
@@ -831,7 +895,7 @@ def test_names_contrast_and_width(open_page, query, scheme, viewport, tiny_set):
 def test_long_names_stay_on_the_page(own_service, open_page, viewport):
     name = "camera-corridor-4_2026-03-02T08-26-40.125_0123456789_" * 3 + ".png"
     address = own_service()
-    form = {"pid": 2**53 - 1, "camid": 2**53 - 1, "time": 1e12, "name": name}
+    form = {"pid": 2**53 - 1, "camid": 2**53 - 1, "time": 253_402_300_799.5, "name": name}
     added = httpx.post(f"{address}/gallery", files={"image": encoded(noise())}, data=form).json()["id"]
     for path in ("/", f"/#id={added}", "/#id=3"):
         page = open_page(viewport, path, at=address)

@@ -153,6 +153,8 @@ def test_reranking_sorts_anew_and_keeps_distances(shared, query):
         ({"id": "0", "cameras": "x"}, "cameras"),
         ({"id": "0", "cameras": str(2**64)}, "cameras"),
         ({"id": "0", "after": "inf"}, "after"),
+        ({"id": "0", "before": "253402300800"}, "before is '253402300800'"),
+        ({"id": "0", "after": "-62135596801"}, "after is '-62135596801'"),
         ({"id": "0", "after": "5", "before": "5"}, "after is 5 and before 5, expected after < before"),
         ({"id": "0", "rerank": "perhaps"}, "rerank"),
     ],
@@ -306,6 +308,21 @@ def test_what_is_known_of_an_entry_is_corrected(client):
     assert "nothing to change" in error_of(client.patch("/gallery/3", json={}), 422)
     assert "no entry 999" in error_of(client.patch("/gallery/999", json={"pid": 1}), 404)
     error_of(client.patch("/gallery/3", json={"pid": "x"}), 422)
+    for time in (1.7e12, -1e12):  # beyond the years 1 to 9999
+        assert "time is" in error_of(client.patch("/gallery/3", json={"time": time}), 422)
+
+
+def test_persons_and_cameras_beyond_what_every_json_parser_reads(make_service, tmp_path):
+    service, large = make_service(tmp_path), 2**53 + 1
+    with client_of(service) as client:
+        for field in ("pid", "camid"):
+            assert f"{field} is '{large}'" in error_of(client.patch("/gallery/3", json={field: large}), 422)
+        service.gallery.relabel([3], pids=[2**62 + 1], camids=[large])
+        assert client.get("/gallery/3").json()["pid"] == 2**62 + 1
+        found = [client.post("/search", data={"id": 0, "k": 100, name: large}) for name in ("cameras", "not_cameras")]
+        ids = [{hit["id"] for hit in answer.json()["hits"]} for answer in found]
+        assert ids[0] == {3}
+        assert 3 not in ids[1]
 
 
 def test_all_of_a_gallery_page_by_page(client):

@@ -77,7 +77,11 @@ function signIn() {
   return signingIn;
 }
 
-const askJson = async (path, options) => (await ask(path, options)).json();
+const STRING_OR_NUMBER = /"(?:[^"\\]|\\.)*"|-?\d[\d.eE+-]*/g;
+/** Reads JSON; integers whose digits a number does not hold, as of a person beyond 2^53, become strings. */
+const readJson = (text) =>
+  JSON.parse(text.replace(STRING_OR_NUMBER, (part) => (/^-?\d+$/.test(part) && !Number.isSafeInteger(Number(part)) ? `"${part}"` : part)));
+const askJson = async (path, options) => readJson(await (await ask(path, options)).text());
 
 const errorText = (error) => (error instanceof Failure ? error.message : `Something on this page went wrong: ${error.message}`);
 
@@ -216,7 +220,7 @@ async function useExample(example) {
 // ---------------------------------------------------------------- filters
 
 const toSeconds = (input) => (input.value ? new Date(`${input.value}Z`).getTime() / 1000 : null);
-const chosenCameras = () => [...$("cameras").querySelectorAll("input:checked")].map((box) => Number(box.value));
+const chosenCameras = () => [...$("cameras").querySelectorAll("input:checked")].map((box) => box.value);
 /** Returns how many kinds of filters are set, cameras and times: 0 to 2. */
 const activeFilters = () =>
   [chosenCameras().length || $("others").checked, $("after").value || $("before").value].filter(Boolean).length;
@@ -228,7 +232,7 @@ function showCameras(cameras) {
     ...cameras.map((camera) => {
       const label = element("label");
       const box = element("input");
-      Object.assign(box, { type: "checkbox", value: camera, checked: chosen.has(camera), ariaLabel: `camera ${camera}` });
+      Object.assign(box, { type: "checkbox", value: camera, checked: chosen.has(String(camera)), ariaLabel: `camera ${camera}` });
       label.append(box, element("span", String(camera)));
       return label;
     }),
@@ -496,7 +500,11 @@ async function showAll(after) {
 
 // ---------------------------------------------------------------- the gallery's entries: enlarging, correcting, deleting, adding
 
-const numberOf = (input) => (input.value === "" ? null : Number(input.value));
+/** The integer in a field, its text where a number does not hold its digits; null if the field is empty. */
+function numberOf(input) {
+  const number = Number(input.value);
+  return input.value === "" ? null : Number.isSafeInteger(number) ? number : input.value;
+}
 /** Returns the value of a field for a time, to the millisecond; empty if the time is not known or not a valid date. */
 function timeOf(time) {
   const date = new Date(time === null ? NaN : 1000 * time);
