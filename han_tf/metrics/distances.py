@@ -147,7 +147,7 @@ class FeatureDistances(DistanceSource):
         self.dtype = np.dtype(np.float32)
         rng = np.random.default_rng(0)
         sample = self.exact(*(rng.integers(0, count, SAMPLED) for count in self.shape))
-        if np.median(sample) < COLLAPSED * np.median(self.margins(slice(0, len(query)), slice(0, len(gallery)))):
+        if np.median(sample) < COLLAPSED * np.median(self.margins(slice(None), slice(None))):
             self.dtype = np.dtype(np.float64)
 
     def among_all(self) -> "FeatureDistances":
@@ -196,10 +196,9 @@ class FeatureDistances(DistanceSource):
         """
         d = self.query.shape[1]
         terms = d if careful else min(d, 8 * np.sqrt(d))
-        if self.dtype == np.float64:
-            reach = np.sqrt(self.query_norms[rows]) + np.sqrt(self.gallery_norms[columns].max())
-            return 2.0**-53 * (terms / 2 + 6 + d) * reach**2 + 2 * d * np.finfo(np.float64).tiny
         reach = np.sqrt(self.query_norms[rows]) + np.sqrt(self.gallery_norms[columns].max())
+        if self.dtype == np.float64:
+            return 2.0**-53 * (terms / 2 + 6 + d) * reach**2 + 2 * d * np.finfo(np.float64).tiny
         return UNIT * (terms / 2 + 6) * reach**2 + 2 * d * DENORMAL
 
     def exact(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
@@ -339,5 +338,5 @@ def pairwise_distances(query: Any, gallery: Any, metric: str = "euclidean") -> n
                 raise UserError(f"{name} feature {int(np.argmin(norms))} is all 0, expected a direction")
             units.append(np.asarray(features, np.float64) / np.sqrt(norms)[:, None])
         source = FeatureDistances(*units)
-    distances = source.dense(slice(0, source.shape[0])).astype(np.float32)
+    distances = source.dense(slice(None)).astype(np.float32)
     return distances**2 / 2 if metric == "cosine" else distances  # 1 − cos of unit vectors

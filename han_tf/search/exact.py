@@ -7,7 +7,7 @@ could have excluded a nearer vector, it is asked for more candidates. So the res
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 import numpy as np
 
@@ -52,11 +52,11 @@ def nearest(query: np.ndarray, vectors: np.ndarray, rows: np.ndarray, k: int) ->
     return rows[order], distances[order]
 
 
-def error_bound(dimension: int, greatest_norm: float) -> float:
+def error_bound(dimension: int, greatest_norm: Union[float, np.ndarray]) -> Union[float, np.ndarray]:
     """Returns a bound on |float32 squared distance − exact| for vectors of squared norms up to ``greatest_norm``.
 
-    It is that of :meth:`han_tf.metrics.FeatureDistances.margins` for products; the error of sums of squared
-    differences is smaller.
+    For an array of norms, one bound each. It is that of :meth:`han_tf.metrics.FeatureDistances.margins` for products;
+    the error of sums of squared differences is smaller.
     """
     terms = min(dimension, 8 * np.sqrt(dimension))
     return UNIT * (terms / 2 + 6) * 4 * greatest_norm + 2 * dimension * DENORMAL
@@ -117,7 +117,7 @@ class ExactSearch:
             return [(chosen[rows], distances) for rows, distances in found]
         everything = np.arange(len(vectors)) if chosen is None else chosen
         norms = np.einsum("ij,ij->i", queries, queries, dtype=np.float64)
-        margins = error_bound(queries.shape[1], 1) * np.maximum(norms, greatest_norm)
+        margins = error_bound(queries.shape[1], np.maximum(norms, greatest_norm))
 
         def ask(numbers: list[int], asked: int) -> Iterator[tuple[tuple[np.ndarray, np.ndarray], bool]]:
             if asked >= len(everything) // 2:

@@ -62,17 +62,15 @@ class TripletLoss:
         negative = labels[:, None] != labels[None]
         positive = ~(negative | tf.eye(tf.size(labels), dtype=tf.bool))
         if self.mining == "hard":
-            d_ap = _largest(distances, positive)
-            d_an = _smallest(distances, negative)
-            triplets = tf.reduce_any(positive, -1) & tf.reduce_any(negative, -1)
+            # Without a positive or without a negative the hinge is far below 0.
+            hinges = self.margin + _largest(distances, positive) - _smallest(distances, negative)
+            active = hinges > 0
         else:
-            d_ap = distances
             farther = negative[:, None] & (distances[:, None] > distances[..., None])
             nearest = _smallest(distances[:, None], farther)
             d_an = tf.where(tf.reduce_any(farther, -1), nearest, _largest(distances, negative)[:, None])
-            triplets = positive & tf.reduce_any(negative, -1)[:, None]
-        hinges = self.margin + d_ap - d_an
-        active = triplets & (hinges > 0)
+            hinges = self.margin + distances - d_an
+            active = positive & tf.reduce_any(negative, -1)[:, None] & (hinges > 0)
         count = tf.cast(tf.math.count_nonzero(active), hinges.dtype)
         return tf.reduce_sum(tf.where(active, hinges, 0)) / tf.maximum(count, 1)
 
@@ -84,7 +82,7 @@ def weight_penalty(kernels: Sequence[tf.Variable]) -> tf.Tensor:
 
 def decayed_kernels(model: tf.Module) -> list[tf.Variable]:
     """Returns the variables that weight decay acts on: kernels, neither biases nor batch norm."""
-    return [v for v in model.trainable_variables if v.name.rsplit("/", 1)[-1].split(":")[0].endswith("kernel")]
+    return [v for v in model.trainable_variables if v.name.split(":")[0].endswith("kernel")]
 
 
 def _distances(features: tf.Tensor) -> tf.Tensor:

@@ -25,10 +25,12 @@ def hard_features(kind, rng):
         return 1e-22 * rng.standard_normal((40, 50)), 1e-22 * rng.standard_normal((60, 50))
     if kind == "uneven":
         return rng.standard_normal((40, 30)), rng.standard_normal((60, 30)) * 10.0 ** rng.integers(-3, 4, (60, 1))
+    if kind == "zero":
+        return np.zeros((40, 5)), np.zeros((60, 5))
     return rng.standard_normal((40, 2048)), rng.standard_normal((60, 2048))
 
 
-@pytest.mark.parametrize("kind", ["constant", "far", "tiny", "uneven", "plain"])
+@pytest.mark.parametrize("kind", ["constant", "far", "tiny", "uneven", "zero", "plain"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("product", [np.float32, np.float64])
 def test_fast_values_are_within_the_margins(kind, dtype, product):
@@ -57,15 +59,18 @@ def test_few_exact_values_are_needed_of_collapsed_features(monkeypatch):
 
     monkeypatch.setattr(FeatureDistances, "exact", counted)
     counts = []
-    for features in (middle + 3e-5 * rng.standard_normal((1040, 256)), rng.standard_normal((1040, 256))):
+    collapsed, usual = middle + 3e-5 * rng.standard_normal((1040, 256)), rng.standard_normal((1040, 256))
+    for features, product in ((collapsed, np.float64), (usual, np.float32)):
         features = features.astype(np.float32)
         source = FeatureDistances(features[:40], features[40:])
+        assert source.dtype == product
         asked.clear()
         found, _, _ = nearest(source, 10, memory_mb=16, threads=1)
         counts.append(sum(asked))
         exact = reference.squared_distances(features[:40], features[40:])
         np.testing.assert_array_equal(found, np.argsort(exact, axis=1, kind="stable")[:, :10])
     assert counts[0] < 2 * counts[1]
+    assert counts[1] < 1000  # of 40,000 pairs
 
 
 def test_dense_gives_l2_distances():
@@ -155,10 +160,11 @@ def test_same_digits_whatever_the_blas_does():
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
 def test_pairwise_distances_are_those_of_scipy(metric):
     rng = np.random.default_rng(4)
-    query, gallery = rng.standard_normal((5, 16)).astype(np.float32), 3 * rng.standard_normal((9, 16))
-    found = pairwise_distances(query, gallery, metric)
-    assert (found.dtype, found.shape) == (np.float32, (5, 9))
-    np.testing.assert_allclose(found, distance.cdist(query, gallery, metric), atol=2e-5)
+    few, many = rng.standard_normal((5, 16)).astype(np.float32), 3 * rng.standard_normal((9, 16))
+    for query, gallery in ((few, many), (many, few)):
+        found = pairwise_distances(query, gallery, metric)
+        assert (found.dtype, found.shape) == (np.float32, (len(query), len(gallery)))
+        np.testing.assert_allclose(found, distance.cdist(query, gallery, metric), atol=2e-5)
 
 
 def test_pairwise_distances_refuse_what_has_none():

@@ -1,5 +1,7 @@
 """Pooling and expansion equal loops written from their definitions."""
 
+import sys
+
 import metrics_reference as reference
 import numpy as np
 import pytest
@@ -85,6 +87,17 @@ def test_bad_input_is_one_line(change, message):
     arguments = {"query_features": unit_features(3, 4, 0), "gallery_features": unit_features(9, 4, 1)}
     with pytest.raises(UserError, match=message):
         query_expansion(**{**arguments, **change})
+
+
+def test_progress_is_shown_if_asked_for(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    features = unit_features(9, 4, 0)
+    for call, what in ((query_expansion, "query expansion"), (database_augmentation, "database augmentation")):
+        given = (features,) * (1 + (call is query_expansion))
+        call(*given)
+        assert capsys.readouterr().err == ""
+        call(*given, progress=True)
+        assert f"{what}: 100%" in capsys.readouterr().err
 
 
 def test_augmentation_needs_other_images():

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import sys
 import tracemalloc
 
 import metrics_reference as reference
@@ -313,6 +314,34 @@ def test_a_budget_too_small_for_the_labels_is_refused():
         evaluate_distances(source, *strangers, *camids, topk=400_000, memory_mb=16)
 
 
+def test_memory_for_features_that_are_converted():
+    n_query, n_gallery = 8, 4000
+    rng = np.random.default_rng(0)
+    source = FeatureDistances(*(rng.random((n, 2048), np.float32).astype(np.float16) for n in (n_query, n_gallery)))
+    labels = [rng.integers(0, most, n) for most in (20, 4) for n in (n_query, n_gallery)]
+    assert source.gallery.size * 4 > 16 * 2**20  # as float32
+    tracemalloc.start()
+    evaluate_distances(source, *labels, memory_mb=16, threads=2)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 16 * 2**20
+
+
+def test_memory_for_long_lists_of_left_out_images():
+    """All lists together would take more than the budget."""
+    n_query, n_gallery = 256, 20_000
+    rng = np.random.default_rng(0)
+    labels = [rng.integers(0, most, n) for most in (200, 4) for n in (n_query, n_gallery)]
+    source = FeatureDistances(*(rng.standard_normal((n, 4), np.float32) for n in (n_query, n_gallery)))
+    half = np.arange(0, n_gallery, 2)
+    assert n_query * half.nbytes > 16 * 2**20
+    tracemalloc.start()
+    evaluate_distances(source, *labels, excluders=[lambda query: half + query % 2], topk=0, memory_mb=16, threads=2)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 16 * 2**20
+
+
 def test_memory_for_many_matches():
     """Half the gallery matches each query."""
     n_query, n_gallery, budget = 20, 12_000, 32
@@ -333,6 +362,8 @@ def test_excluders_by_hand():
     window = frame_window([1, 2], gallery["groups"], [12, 12], gallery["frames"], window=2)
     assert np.flatnonzero(window(0)).tolist() == [0, 1]
     assert np.flatnonzero(window(1)).tolist() == [2]
+    same_frame = frame_window([1], gallery["groups"], [10], gallery["frames"], window=0)
+    assert np.flatnonzero(same_frame(0)).tolist() == [0]
     assert np.flatnonzero(same_group([1, 2], gallery["groups"])(0)).tolist() == [0, 1, 3]
     assert junk([3, -1, 0, -1])(0).tolist() == [1, 3]
     assert distractors([3, 5], [3, -1, 0, 5, 4])(0).tolist() == [1, 2, 4]
@@ -366,6 +397,7 @@ def test_report_and_files(tmp_path):
     result = evaluate(query, gallery, *labels, topk=3)
     report = json.loads(json.dumps(result.to_dict(), allow_nan=False))
     assert report["rank-5"] == result.cmc[4] == result.rank(5)
+    assert len(report["cmc"]) == 50
     assert report["queries_without_match"] == 1
     assert len(report["camera_pairs"]) == len(result.camera_pairs)
 
@@ -446,8 +478,8 @@ QUERY, GALLERY, LABELS = random_problem(4, 9, 3)
         ({"query_pids": np.full(4, 77)}, "none of the 4 queries has a match"),
         ({"excluders": lambda query: [0]}, r"excluders is <function .* expected a sequence of functions"),
         ({"excluders": [None]}, r"excluders is \[None\]"),
-        ({"excluders": [lambda query: [9]]}, "an excluder returned index 9 for query 0, expected 0 to 8"),
-        ({"excluders": [lambda query: [-1]]}, "an excluder returned index -1"),
+        ({"excluders": [lambda query: [0, 9]]}, "an excluder returned index 9 for query 0, expected 0 to 8"),
+        ({"excluders": [lambda query: [0, -1]]}, "an excluder returned index -1"),
         ({"excluders": [lambda query: np.zeros(3, bool)]}, r"an excluder returned bool \[3\]"),
     ],
 )
@@ -482,6 +514,14 @@ def test_rank_beyond_the_curve():
     assert "rank-10" not in result.to_dict()
     with pytest.raises(UserError, match="rank is 6, expected 1 to 5"):
         result.rank(6)
+
+
+def test_progress_is_shown_if_asked_for(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    evaluate(QUERY, GALLERY, *LABELS)
+    assert capsys.readouterr().err == ""
+    evaluate(QUERY, GALLERY, *LABELS, progress=True)
+    assert "ranking: 100%" in capsys.readouterr().err
 
 
 def test_frame_window_refuses_nonsense():

@@ -232,6 +232,17 @@ def test_bad_input_is_one_line(people, change, message):
         rerank(**arguments)
 
 
+def test_progress_is_shown_unless_it_is_turned_off(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    features = np.random.default_rng(0).standard_normal((9, 4))
+    rerank(features[:2], features[2:], k1=3, k2=2, progress=False)
+    assert capsys.readouterr().err == ""
+    rerank(features[:2], features[2:], k1=3, k2=2)
+    shown = capsys.readouterr().err
+    assert "nearest neighbours: 100%" in shown
+    assert "reciprocal sets: 100%" in shown
+
+
 def test_bad_index_options():
     pytest.importorskip("faiss")
     with pytest.raises(UserError, match="neighbour index is 'flat', expected 'hnsw' or 'ivf'"):

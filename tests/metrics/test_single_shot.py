@@ -1,6 +1,7 @@
 """Results for galleries with one image per person equal plain loops and, on average, those over all such galleries."""
 
 import itertools
+import tracemalloc
 
 import metrics_reference as reference
 import numpy as np
@@ -50,10 +51,13 @@ def slow(distances, labels, draws, seed):
 @pytest.mark.parametrize("seed", range(4))
 def test_equals_loops(monkeypatch, seed, whole):
     query, gallery, labels = images(seed, whole=whole)
-    expected = slow(reference.squared_distances(query, gallery), labels, 20, seed)
-    for held in (single_shot.BYTES_PER_VALUE, 2**19):  # all queries at once, and one at a time
+    squared = reference.squared_distances(query, gallery)
+    expected = slow(squared, labels, 20, seed)
+    # All queries at once, and one at a time.
+    options = itertools.product((single_shot.BYTES_PER_VALUE, 2**19), (FeatureDistances(query, gallery), squared))
+    for held, distances in options:
         monkeypatch.setattr(single_shot, "BYTES_PER_VALUE", held)
-        found = single_gallery_shot(FeatureDistances(query, gallery), *labels, draws=20, seed=seed, memory_mb=16)
+        found = single_gallery_shot(distances, *labels, draws=20, seed=seed, memory_mb=16)
         assert found.cmc.tolist() == [np.mean([at <= k for at in expected]) for k in range(1, 51)]
         assert found.mAP == pytest.approx(np.mean([1 / at for at in expected]), abs=1e-12)
         assert len(expected) == 20 * (len(query) - found.queries_without_match)
@@ -74,6 +78,26 @@ def test_the_mean_nears_that_of_all_galleries():
     assert found.cmc[0] == pytest.approx(np.mean(means), abs=0.01)
 
 
+def test_one_draw_and_one_rank():
+    query, gallery, labels = images(7)
+    distances = reference.squared_distances(query, gallery)
+    found = single_gallery_shot(distances, *labels, draws=1, max_rank=1)
+    assert found.cmc.tolist() == [np.mean([at == 1 for at in slow(distances, labels, 1, 0)])]
+
+
+def test_memory_stays_within_the_budget():
+    n_query, n_gallery = 400, 20_000
+    rng = np.random.default_rng(0)
+    source = FeatureDistances(*(rng.standard_normal((n, 4), np.float32) for n in (n_query, n_gallery)))
+    labels = [rng.integers(0, most, n) for most in (2000, 4) for n in (n_query, n_gallery)]
+    assert n_query * n_gallery * 4 > 16 * 2**20
+    tracemalloc.start()
+    single_gallery_shot(source, *labels, draws=1, memory_mb=16)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 16 * 2**20
+
+
 def test_excluders_and_what_is_told():
     query, _, labels = images(6, n_query=40)
     pids, camids = labels[0], labels[2]
@@ -90,7 +114,12 @@ def test_excluders_and_what_is_told():
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [({"draws": 0}, "draws is 0"), ({"seed": -1}, "seed is -1"), ({"memory_mb": 1}, "memory_mb is 1")],
+    [
+        ({"draws": 0}, "draws is 0"),
+        ({"seed": -1}, "seed is -1"),
+        ({"max_rank": 0}, "max_rank is 0"),
+        ({"memory_mb": 1}, "memory_mb is 1"),
+    ],
 )
 def test_what_does_not_fit(options, words):
     query, gallery, labels = images(0)

@@ -1,6 +1,7 @@
 """Thresholds and rates equal those computed from the sorted list of all pairs."""
 
 import json
+import sys
 import tracemalloc
 
 import metrics_reference as reference
@@ -90,6 +91,17 @@ def test_junk_and_same_camera_pairs_do_not_count():
     #          match  same camera  junk  other
     result = verify([[1.0, 0.0, 0.0, 2.0]], [5], [5, 5, -1, 6], [1], [2, 1, 2, 2])
     assert (result.genuine, result.impostors) == (1, 1)
+
+
+def test_progress_is_shown_if_asked_for(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    pairs = [[1.0, 3.0], [4.0, 2.0]], [1, 2], [1, 2], [0, 0], [1, 1]
+    verify(*pairs)
+    assert capsys.readouterr().err == ""
+    verify(*pairs, progress=True)
+    shown = capsys.readouterr().err
+    assert "counting pairs: 100%" in shown
+    assert "finding thresholds, pass 1: 100%" in shown
 
 
 @pytest.mark.parametrize("rates", [[0], [1.1], [0.1, -1], [float("nan")], 0.1])

@@ -28,6 +28,7 @@ def close_together(count, seed, spread, dimension=64):
 def test_the_k_nearest_are_those_of_the_definition(queries, spread, threads):
     """From 20 queries on, FAISS computes distances from squared norms and products, which are all nearly 1."""
     vectors, asked = close_together(5000, 0, spread), close_together(queries, 1, spread)
+    asked[0] = vectors[0]
     search = ExactSearch(threads)
     try:
         for chosen in (None, np.arange(0, 5000, 3), np.flatnonzero(np.arange(5000) % 7)):
@@ -39,6 +40,17 @@ def test_the_k_nearest_are_those_of_the_definition(queries, spread, threads):
                 np.testing.assert_allclose(distances, values, rtol=1e-9)
     finally:
         search.close()
+
+
+def test_vectors_so_small_that_their_products_underflow():
+    """The smallest positive float32 is 1.4e-45."""
+    rng = np.random.default_rng(0)
+    vectors, asked = (np.float32(3e-23 * rng.standard_normal((n, 64))) for n in (5000, 32))
+    greatest_norm = (vectors.astype(np.float64) ** 2).sum(axis=1).max()
+    for query, (near, distances) in zip(asked, ExactSearch(1).search(asked, vectors, None, 10, greatest_norm)):
+        expected, values = brute(query, vectors, 10)
+        np.testing.assert_array_equal(near, expected)
+        np.testing.assert_allclose(distances, values, rtol=1e-9)
 
 
 @settings(max_examples=60, deadline=None)

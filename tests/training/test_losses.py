@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from han_tf.models import create_model
-from han_tf.training.config import MINING
+from han_tf.training.config import MINING, TrainConfig
 from han_tf.training.losses import TripletLoss, decayed_kernels, identity_loss, weight_penalty
 
 
@@ -127,6 +127,7 @@ class TestTripletLoss:
         for mining in MINING:
             assert TripletLoss(0.3, mining)(labels, apart) == 0
             np.testing.assert_allclose(TripletLoss(0.3, mining)(labels, alike), 0.3, rtol=1e-6)
+        np.testing.assert_allclose(TripletLoss()(labels, alike), TrainConfig.margin, rtol=1e-6)
 
     @pytest.mark.parametrize("mining", MINING)
     @pytest.mark.parametrize("alike", ["positives", "negatives", "all", "zero"])
@@ -147,6 +148,16 @@ class TestTripletLoss:
         assert np.isfinite(loss)
         assert np.isfinite(gradient).all()
         assert np.abs(gradient).max() < 100
+
+    @pytest.mark.parametrize("mining", MINING)
+    @pytest.mark.parametrize("people", ["some alone", "one person", "all alone"])
+    def test_gradients_are_finite_where_images_have_no_triplets(self, mining, people):
+        features = tf.Variable(features_of(np.random.default_rng(3), len(PEOPLE[people])))
+        with tf.GradientTape() as tape:
+            loss = TripletLoss(0.3, mining)(PEOPLE[people], features)
+        gradient = tape.gradient(loss, features).numpy()
+        assert np.isfinite(gradient).all()
+        assert gradient.any() == (people == "some alone")
 
     @pytest.mark.parametrize("mining", MINING)
     def test_gradients_are_finite_differences(self, mining):

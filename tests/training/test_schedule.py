@@ -12,7 +12,10 @@ def test_the_papers_schedule():
     assert rates == pytest.approx(expected)
 
 
-@pytest.mark.parametrize(("epochs", "drops"), [(24, (8, 16, 20)), (30, (10, 20, 25)), (12, (4, 8, 10)), (6, (2, 4, 5))])
+@pytest.mark.parametrize(
+    ("epochs", "drops"),
+    [(24, (8, 16, 20)), (30, (10, 20, 25)), (12, (4, 8, 10)), (6, (2, 4, 5)), (3, (1, 2, 2)), (1, (1, 1, 1))],
+)
 def test_drops_scale_with_the_epochs(epochs, drops):
     assert drop_epochs(epochs) == drops
 
