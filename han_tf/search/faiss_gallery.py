@@ -501,8 +501,12 @@ class FaissGallery(Gallery):
             self.build(anew=True, progress=progress)
 
     def check(self, progress: Progress = None) -> int:  # noqa: D102
-        wrong, compared = self.store.damaged(progress)
         self._wrong = ""
+        try:
+            wrong, compared = self.store.damaged(progress)
+        except UserError as error:
+            self._wrong = f"the vectors cannot be checked: {error}"
+            raise
         if wrong:
             names = ", ".join(f"{entry.id} {entry.path}".strip() for entry in wrong[:NAMED])
             self._wrong = (

@@ -406,8 +406,8 @@ class Store:
         # Entries that were deleted meanwhile are not damaged but overwritten; self.entries() leaves them out.
         return list(self.entries(map(int, wrong)).values()), compared
 
-    def _checksums(self) -> Iterator[np.ndarray]:
-        """Yields ids, ascending, and checksums of entries, int64 ``[2, n]``; nothing without such a table."""
+    def _checksums(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yields ids, ascending, and checksums of entries, int64 ``[n]`` each; nothing without such a table."""
         last = -1
         while True:
             with self._reader_lock, self._reading_errors():
@@ -418,8 +418,11 @@ class Store:
                 part = self._reader.execute(CHECKSUMS_AFTER, (last, LOADED_AT_ONCE)).fetchall()
             if not part:
                 return
+            ids, checksums = np.array(part, np.int64).T
+            if (np.diff(ids, prepend=last) <= 0).any():  # SQLite does not notice it, and the loop might not end
+                raise UserError(f"{self.folder / DATABASE}: damaged, its checksums are not in order")
             last = part[-1][0]
-            yield np.array(part, np.int64).T
+            yield ids, checksums
 
     def named(self, paths: Sequence[str]) -> Iterator[Entry]:
         """Yields the entries of any of ``paths``, sorted by path and id; the lock must be held."""
@@ -512,6 +515,8 @@ class Store:
             yield
         except DATABASE_ERRORS as error:
             raise UserError(f"{self.folder / DATABASE}: {error}, expected a gallery's database") from error
+        except MemoryError as error:  # SQLite's, of a record that claims to be huge
+            raise UserError(f"{self.folder / DATABASE}: too large for the memory, or damaged") from error
 
     @contextmanager
     def _writing(self, path: Path) -> Iterator[None]:

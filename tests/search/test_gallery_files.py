@@ -12,7 +12,9 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -637,6 +639,33 @@ def test_a_database_whose_damage_is_no_text_is_said_in_one_line(path):
     database.write_bytes(database.read_bytes().replace(schema, damaged))
     with pytest.raises(UserError, match=f"{database}: .*expected a gallery's database"):
         open_gallery(path)
+
+
+def test_checksums_out_of_order_are_one_line(path):
+    """SQLite walks through a damaged tree without a word, perhaps for ever."""
+    with create_gallery(path, DIMENSION, CHECKSUM) as gallery:
+        gallery.add(clustered(3, DIMENSION))
+        last = zlib.crc32(gallery.store.state.vectors[2])
+    database = path / store_module.DATABASE
+    content = bytearray(database.read_bytes())
+    record = last.to_bytes(4 if last < 2**31 else 6, "big")
+    # A cell is its size, its id, the sizes of the columns (3 bytes) and the checksum.
+    place = content.index(bytes([2, 3, 0, 4 if last < 2**31 else 5]) + record)
+    content[place] = 0
+    database.write_bytes(content)
+    problem = f"{database}: damaged, its checksums are not in order"
+    with open_gallery(path) as gallery:
+        assert gallery.notes == [f"the vectors cannot be checked: {problem}"]
+        with pytest.raises(UserError, match=f"^{problem}$"):
+            gallery.check()
+
+
+def test_a_record_beyond_the_memory_is_one_line(path, monkeypatch):
+    with create_gallery(path, DIMENSION, CHECKSUM) as gallery:
+        gallery.add(clustered(3, DIMENSION))
+        monkeypatch.setattr(store_module, "_entries_where", mock.Mock(side_effect=MemoryError))
+        with pytest.raises(UserError, match=f"^{path / store_module.DATABASE}: too large for the memory, or damaged$"):
+            gallery.entries([1])
 
 
 def test_an_index_on_a_broken_disk_is_one_line(path, monkeypatch, small_builds):
