@@ -276,6 +276,10 @@ class FaissGallery(Gallery):
             if any(self.store.settings.get(key) != value for key, value in notes.items()):
                 self.store.commit(notes)
 
+    def _set(self, settings: dict[str, Any]) -> None:
+        with self._alone():
+            self.store.commit(settings)
+
     def _sources(self) -> list[tuple[str, list[Any]]]:
         """Returns the settings that end in a source's name, rows that have been added and rows that it has."""
         return [(key, value) for key, value in self.store.settings.items() if key.startswith(SOURCE)]

@@ -202,6 +202,8 @@ class Gallery(ABC):
       identity: drawn at random when the gallery was made. Store it beside ids that are kept elsewhere: ids begin
         again in a gallery that is made anew. Empty if the gallery was made without one.
       engine: ``flat``, ``hnsw``, ``ivfpq`` or ``milvus``.
+      white_levels: with which the grey images of more than 8 bits were read, rising, as in
+        :class:`han_tf.features.shards.Manifest`; those of the sources that tell it.
       threshold: L2 distance beyond which nobody is taken for the same person; None if none was chosen.
       calibration: how the threshold was chosen: JSON values by name; None if it was not.
       closed: whether it was closed.
@@ -227,6 +229,10 @@ class Gallery(ABC):
     @property
     def identity(self) -> str:  # noqa: D102
         return self.settings.get("identity", "")
+
+    @property
+    def white_levels(self) -> tuple[float, ...]:  # noqa: D102
+        return tuple(self.settings.get("white_levels", ()))
 
     @property
     def threshold(self) -> Optional[float]:  # noqa: D102
@@ -438,6 +444,27 @@ class Gallery(ABC):
     @abstractmethod
     def note_source(self, name: str, done: int, rows: int) -> None:
         """Notes that ``done`` of the ``rows`` rows of a source have been added, for :attr:`notes`."""
+
+    def note_white_level(self, level: float) -> None:
+        """Adds one of :attr:`white_levels`; on disk when it returns."""
+        if level not in self.white_levels:
+            self._set({"white_levels": sorted({*self.white_levels, level})})
+
+    @abstractmethod
+    def _set(self, settings: dict[str, Any]) -> None:
+        """Stores some of :attr:`settings`; on disk when it returns."""
+
+    @property
+    def white_level(self) -> Optional[float]:
+        """What to read query images with: the level of all images; None, that of their format, if there is no such."""
+        return self.white_levels[0] or None if len(self.white_levels) == 1 else None
+
+    def white_level_note(self, used: Optional[float]) -> str:
+        """Returns a sentence if query images that are read with ``used`` may be lighter or darker than others."""
+        if not self.white_levels or used in self.white_levels or self.white_levels == (used or 0.0,):
+            return ""
+        own, *others = (f"{level:,g}" if level else "that of their format" for level in (used or 0, *self.white_levels))
+        return f"white in grey queries of more than 8 bits is {own}, in the gallery's images {' or '.join(others)}"
 
     @abstractmethod
     def delete(self, ids: Sequence[int]) -> int:

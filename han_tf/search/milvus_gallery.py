@@ -385,8 +385,10 @@ class MilvusGallery(Gallery):
             )
 
     def set_threshold(self, threshold: Optional[float], calibration: Optional[dict[str, Any]] = None) -> None:  # noqa: D102
-        value = stored_threshold(threshold)
-        settings = {**self._settings, "threshold": value, "calibration": calibration}
+        self._set({"threshold": stored_threshold(threshold), "calibration": calibration})
+
+    def _set(self, settings: dict[str, Any]) -> None:
+        settings = {**self._settings, **settings}
         with self._errors():
             self.client.upsert(self._settings_name, _settings_row(SETTINGS, settings))
         self._settings = settings

@@ -34,6 +34,7 @@ class FeatureSource(ABC):
       name: the file or folder.
       dimension: of the features.
       checksum: of the model that made them; None if the file does not say.
+      white_level: as of :class:`han_tf.features.shards.Manifest`; None if the file does not say.
       doubled: paths that stand there more than once, and the empty one.
       junk: paths of the junk that the last iteration left out.
       distractors: how many images it took without a pid.
@@ -43,6 +44,7 @@ class FeatureSource(ABC):
     name: str
     dimension: int
     checksum: Optional[str]
+    white_level: Optional[float] = None
     doubled: frozenset[str] = frozenset([""])
 
     def __init__(self) -> None:
@@ -107,6 +109,7 @@ class ParquetSource(FeatureSource):
         self.shards = FeatureShards(folder)
         manifest = self.shards.manifest
         self.name, self.dimension, self.checksum = str(folder), manifest.feature_dim, manifest.model
+        self.white_level = manifest.white_level
 
     def __len__(self) -> int:
         return len(self.shards)
@@ -195,6 +198,8 @@ def add_source(gallery: Gallery, source: FeatureSource, progress: Progress = Non
             f"{source.name}: features of dimension {source.dimension}, expected {gallery.dimension} as in "
             f"{gallery.location}"
         )
+    if source.white_level is not None:
+        gallery.note_white_level(source.white_level)
     twins = _Twins(gallery)
     counts: Counter[str] = Counter()
     done, rows = 0, len(source)
