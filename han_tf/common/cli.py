@@ -139,12 +139,12 @@ def check_pair(
     flags.register_multi_flags_validator([flag, other], check, flag_values=values)
 
 
-def define_white_level(values: flags.FlagValues) -> None:
-    """Adds ``--white_level``; 0 stands for None in :class:`han_tf.data.depth.Depth`."""
+def define_white_level(values: flags.FlagValues, otherwise: str = "what their format says") -> None:
+    """Adds ``--white_level``; 0 stands for ``otherwise``, see :class:`han_tf.data.depth.Depth`."""
     flags.DEFINE_float(
         "white_level",
         0,
-        "What becomes white of grey images of more than 8 bits, such as 4095; what their format says if 0.",
+        f"What becomes white of grey images of more than 8 bits, such as 4095; {otherwise} if 0.",
         0,
         flag_values=values,
     )

@@ -6,8 +6,8 @@
 
 --index is a folder or an address of Milvus, made by python -m han_tf.index. --model is the training run or export that
 made the gallery's features. Hits beyond the gallery's threshold are left out; if none is left, the answer is "not in
-the gallery". --white_level is the one that the gallery's images were extracted with. Times are seconds since 1970, UTC,
-or ISO 8601 (UTC if they name no zone), in the years 1 to 9999.
+the gallery". --white_level is by default that of the gallery's images. Times are seconds since 1970, UTC, or ISO 8601
+(UTC if they name no zone), in the years 1 to 9999.
 """
 
 import json
@@ -49,7 +49,7 @@ flags.DEFINE_boolean("any_distance", False, "Ignore the gallery's threshold.", f
 flags.DEFINE_boolean("rerank", False, "Sort the nearest anew by k-reciprocal re-ranking.", flag_values=FLAGS)
 flags.DEFINE_boolean("json", False, "Print JSON.", flag_values=FLAGS)
 command_line.group(FLAGS, "what to search for")
-command_line.define_white_level(FLAGS)
+command_line.define_white_level(FLAGS, "that of the gallery's images")
 command_line.require(FLAGS, "index", "the folder or address of a gallery")
 flags.register_multi_flags_validator(
     ["threshold", "any_distance"],
@@ -119,7 +119,10 @@ def _queries(values: flags.FlagValues, gallery: Gallery) -> tuple[list[str], np.
         raise command_line.UsageError("--model is missing, expected the run or export whose features the gallery holds")
     from han_tf.features.extractor import FeatureExtractor
 
-    extractor = FeatureExtractor(values.model, white_level=values.white_level or None)
+    white_level = values.white_level or gallery.white_level
+    if note := gallery.white_level_note(white_level):
+        print(f"note: {note}", file=sys.stderr)
+    extractor = FeatureExtractor(values.model, white_level=white_level)
     gallery.check_model(extractor.checksum)
     with redirect_stdout(sys.stderr):  # for notes: standard output may be JSON
         return list(values.positional), extractor(values.positional)

@@ -206,6 +206,8 @@ class Gallery(ABC):
       identity: drawn at random when the gallery is created. Ids that are stored elsewhere should be stored with it: a
         gallery that is created anew starts again with the first id. Empty in galleries of old versions.
       engine: ``flat``, ``hnsw``, ``ivfpq`` or ``milvus``.
+      white_levels: the levels with which grey images of more than 8 bits were read, ascending, as in
+        :class:`han_tf.features.shards.Manifest`; only those of sources that name it.
       threshold: largest L2 distance of a hit; None if not set.
       calibration: how the threshold was chosen: JSON values by name; None if it was not calibrated.
       closed: whether :meth:`close` was called.
@@ -231,6 +233,10 @@ class Gallery(ABC):
     @property
     def identity(self) -> str:  # noqa: D102
         return self.settings.get("identity", "")
+
+    @property
+    def white_levels(self) -> tuple[float, ...]:  # noqa: D102
+        return tuple(self.settings.get("white_levels", ()))
 
     @property
     def threshold(self) -> Optional[float]:  # noqa: D102
@@ -442,6 +448,23 @@ class Gallery(ABC):
     @abstractmethod
     def note_source(self, name: str, done: int, rows: int) -> None:
         """Stores that ``done`` of the ``rows`` rows of a source have been added, for :attr:`notes`."""
+
+    def note_white_level(self, level: float) -> None:
+        """Adds one of :attr:`white_levels`; on disk when it returns."""
+        if level not in self.white_levels:
+            self._set({"white_levels": sorted({*self.white_levels, level})})
+
+    @property
+    def white_level(self) -> Optional[float]:
+        """What to read query images with: the level of all the gallery's images; None for that of the images' format."""
+        return self.white_levels[0] or None if len(self.white_levels) == 1 else None
+
+    def white_level_note(self, used: Optional[float]) -> str:
+        """Returns a sentence if query images that are read with ``used`` may be lighter or darker than others."""
+        if not self.white_levels or used in self.white_levels or self.white_levels == (used or 0.0,):
+            return ""
+        own, *others = (f"{level:,g}" if level else "that of their format" for level in (used or 0, *self.white_levels))
+        return f"white in grey queries of more than 8 bits is {own}, in the gallery's images {' or '.join(others)}"
 
     @abstractmethod
     def delete(self, ids: Sequence[int]) -> int:

@@ -35,6 +35,7 @@ class FeatureSource:
       checksum: of the model that made them; None if the file does not name it.
       images: number of all images.
       batches: returns an iterator of all rows.
+      white_level: as in :class:`han_tf.features.shards.Manifest`; None if the file does not name it.
       doubled: paths that occur more than once and therefore do not identify an image.
 
     Attributes:
@@ -50,9 +51,10 @@ class FeatureSource:
         checksum: Optional[str],
         images: int,
         batches: Callable[[], Iterator[FeatureBatch]],
+        white_level: Optional[float] = None,
         doubled: Iterable[str] = (),
     ):
-        self.name, self.dimension, self.checksum = name, dimension, checksum
+        self.name, self.dimension, self.checksum, self.white_level = name, dimension, checksum, white_level
         self.doubled = frozenset(["", *doubled])
         self.junk: list[str] = []
         self.distractors = 0
@@ -142,13 +144,15 @@ def open_source(path: Union[str, os.PathLike]) -> FeatureSource:
     if path.is_dir():
         shards = FeatureShards(path)
         manifest = shards.manifest
-        return FeatureSource(str(path), manifest.feature_dim, manifest.model, len(shards), lambda: iter(shards))
+        return FeatureSource(
+            str(path), manifest.feature_dim, manifest.model, len(shards), lambda: iter(shards), manifest.white_level
+        )
     if not path.exists():
         raise UserError(f"{path}: no such file or folder, expected features: a folder with {MANIFEST}, or an .npz")
     images = load_features(path)
     doubled = (name for name, count in Counter(images.paths.tolist()).items() if count > 1)
     return FeatureSource(
-        str(path), images.features.shape[1], None, len(images.pids), lambda: _archived(images), doubled
+        str(path), images.features.shape[1], None, len(images.pids), lambda: _archived(images), doubled=doubled
     )
 
 
@@ -177,6 +181,8 @@ def add_source(gallery: Gallery, source: FeatureSource, progress: Progress = Non
             f"{source.name}: features of dimension {source.dimension}, expected {gallery.dimension} as in "
             f"{gallery.location}"
         )
+    if source.white_level is not None:
+        gallery.note_white_level(source.white_level)
     twins = _Twins(gallery)
     counts: Counter[str] = Counter()
     done, rows = 0, len(source)

@@ -619,6 +619,8 @@ def _check_settings(settings: dict[str, Any]) -> None:
     for name, value in (("greatest_norm", settings["greatest_norm"]), ("threshold", settings["threshold"] or 0)):
         if not 0 <= value < np.inf:
             raise ValueError(f"{name} is {value!r}")
+    if not all(0 <= level < np.inf for level in settings.get("white_levels", ())):
+        raise ValueError(f"white_levels are {settings['white_levels']!r}")
     snapshot = settings["snapshot"]
     names = [(VECTORS_NAME, settings["vectors"]), *([] if snapshot is None else [(INDEX_NAME, snapshot["file"])])]
     for pattern, name in names:

@@ -55,7 +55,7 @@ flags.DEFINE_list(
 )
 command_line.group(FLAGS, "computation")
 flags.DEFINE_integer("threads", None, "Threads of the network; one per core if not given.", 1, flag_values=FLAGS)
-command_line.define_white_level(FLAGS)
+command_line.define_white_level(FLAGS, "that of the gallery's images")
 command_line.group(FLAGS, "limits")
 flags.DEFINE_float(
     "max_upload_mb", DEFAULTS.upload_bytes / 2**20, "Largest request, MiB.", 0.01, 1024, flag_values=FLAGS

@@ -77,7 +77,8 @@ def open_service(
       read_only: whether nothing is written to ``state``.
       image_roots: folders from which images may be shown; the folders of the gallery's images if empty.
       threads: threads of the network.
-      white_level: the value that is white in grey images of more than 8 bits, see :class:`han_tf.data.depth.Depth`.
+      white_level: the value that is white in grey images of more than 8 bits, see :class:`han_tf.data.depth.Depth`;
+        None for that of the gallery's images.
       limits, examples: see :class:`Service`.
 
     Raises:
@@ -90,6 +91,7 @@ def open_service(
                 raise UserError(f"{root}: no such folder, expected one that holds images of the gallery")
         if extractor is None:
             model = model or find_model(runs_dir, gallery.checksum)
+            white_level = white_level or gallery.white_level
             extractor = FeatureExtractor(model, threads=threads, white_level=white_level)
         gallery.check_model(extractor.checksum)
         run = attention or (run_of(model) if model else None)

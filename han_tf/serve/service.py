@@ -197,7 +197,8 @@ class Service:
             f"attention: {self.attention.run_dir if self.attention else 'not drawn (see --attention)'}",
             f"feedback and added images: {self.store.folder}",
         ]
-        return "\n".join([*lines, *(f"note: {note}" for note in gallery.notes)])
+        notes = [*gallery.notes, gallery.white_level_note(extractor.white_level)]
+        return "\n".join([*lines, *(f"note: {note}" for note in notes if note)])
 
     async def start(self) -> None:
         """Starts the service in the running event loop, and warms up the network."""

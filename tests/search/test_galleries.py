@@ -459,6 +459,36 @@ def test_a_time_in_no_calendar_of_an_earlier_version_stays_until_it_is_corrected
     assert gallery.entries(ids[:1])[0].time == 1.7e9
 
 
+def test_white_levels_are_kept_and_compared_with_that_of_queries(case):
+    with case.create() as gallery:
+        gallery.set_threshold(0.5)
+        assert gallery.white_levels == ()
+        assert gallery.white_level is None
+        assert gallery.white_level_note(None) == gallery.white_level_note(4095.0) == ""
+        gallery.note_white_level(4095.0)
+        gallery.note_white_level(4095.0)
+        assert gallery.threshold == 0.5
+        gallery.set_threshold(0.25)
+    with open_gallery(case.path) as gallery:
+        assert (gallery.threshold, gallery.white_levels, gallery.white_level) == (0.25, (4095.0,), 4095.0)
+        assert gallery.white_level_note(4095.0) == ""
+        queries = "white in grey queries of more than 8 bits is"
+        format, wanted = "that of their format", "in the gallery's images 4,095"
+        assert gallery.white_level_note(None) == f"{queries} {format}, {wanted}"
+        assert gallery.white_level_note(1023.0) == f"{queries} 1,023, {wanted}"
+        gallery.note_white_level(0.0)
+        assert (gallery.white_levels, gallery.white_level) == ((0.0, 4095.0), None)
+        assert gallery.white_level_note(4095.0) == ""
+        wanted = f"in the gallery's images {format} or 4,095"
+        assert gallery.white_level_note(None) == f"{queries} {format}, {wanted}"
+
+
+def test_the_white_level_of_the_format(gallery):
+    gallery.note_white_level(0.0)
+    assert (gallery.white_levels, gallery.white_level, gallery.white_level_note(None)) == ((0.0,), None, "")
+    assert "is 4,095, in the gallery's images that of their format" in gallery.white_level_note(4095.0)
+
+
 def test_no_queries_have_no_answers(gallery):
     gallery.add(clustered(3, DIMENSION))
     assert gallery.search(np.empty((0, DIMENSION)), 5) == gallery.search([], 5, rerank=True) == []

@@ -834,12 +834,15 @@ def test_names_from_the_database_lead_nowhere_else(path, tmp_path, setting, name
         ("reason", None),
         ("calibration", [1]),
         ("calibration", {"gallery_images": "many"}),
+        ("white_levels", 4095),
+        ("white_levels", [-1.0]),
+        ("white_levels", ["4095"]),
     ],
 )
 def test_settings_that_are_none(path, setting, value):
     built(path, "flat", 10)
     with sqlite3.connect(path / "gallery.sqlite") as database:
-        database.execute("UPDATE settings SET value = ? WHERE key = ?", [json.dumps(value), setting])
+        database.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", [setting, json.dumps(value)])
     database.close()
     with pytest.raises(UserError, match=r"gallery.sqlite: damaged|vectors-0.f32: 640 bytes, expected at least"):
         open_gallery(path)

@@ -281,6 +281,34 @@ def test_searching_for_an_entry_with_filters_as_json(call, tmp_path, shards):
     assert found == {i for i in range(COUNT) if known["pids"][i] in (1, 2) and i != 7} != set()
 
 
+@pytest.mark.parametrize(
+    ("flags", "used", "note"),
+    [
+        ([], 4095.0, ""),
+        (["--white_level=4095"], 4095.0, ""),
+        (["--white_level=1023"], 1023.0, "is 1,023, in the gallery's images 4,095\n"),
+    ],
+)
+def test_images_are_read_with_the_white_level_of_the_gallery(
+    call, capsys, tmp_path, shards, monkeypatch, flags, used, note
+):
+    manifest = json.loads((shards / "manifest.json").read_text())
+    (shards / "manifest.json").write_text(json.dumps({**manifest, "white_level": 4095.0}))
+    path, given = tmp_path / "gallery", []
+    call(index, "--index", path, shards)
+
+    def extractor(model, white_level):
+        given.append(white_level)
+        raise UserError("this is enough")
+
+    monkeypatch.setattr("han_tf.features.extractor.FeatureExtractor", extractor)
+    assert run(search.main, search.FLAGS, "", ["x", f"--index={path}", "--model=m", "a.png", *flags], "files") == 1
+    assert given == [used]
+    assert capsys.readouterr().err == (f"note: white in grey queries of more than 8 bits {note}" if note else "") + (
+        "error: this is enough\n"
+    )
+
+
 def test_searching_for_images(call, tmp_path, tiny_run, tiny_data, monkeypatch):
     from han_tf.features import extractor as module
 

@@ -122,6 +122,23 @@ def test_a_run_that_was_trained_on_draws_nothing(tmp_path, tiny_run, make_index,
         )
 
 
+def test_the_white_level_is_that_of_the_gallery(tmp_path, tiny_run, make_index, extractor, monkeypatch):
+    given = []
+
+    def opened(model, threads, white_level):
+        given.append(white_level)
+        return extractor
+
+    monkeypatch.setattr("han_tf.serve.running.FeatureExtractor", opened)
+    gallery = make_index(tmp_path / "index")
+    gallery.note_white_level(4095.0)
+    service = open_service(gallery, model=str(tiny_run), state=tmp_path / "state")
+    assert given == [4095.0]
+    assert extractor.white_level is None
+    assert "\nnote: white in grey queries of more than 8 bits is that of their format" in service.describe()
+    asyncio.run(close(service))
+
+
 async def close(service):
     await service.start()
     await service.close()
