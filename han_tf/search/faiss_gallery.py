@@ -229,29 +229,30 @@ class FaissGallery(Gallery):
     def __len__(self) -> int:
         return self.store.state.live
 
-    def _add(self, columns: Columns, gone: Optional[np.ndarray] = None, bulk: bool = False) -> np.ndarray:
+    def _add(self, columns: Columns, gone: Sequence[int] = ()) -> np.ndarray:
         with self._alone():
             greatest = float(squared_norms(columns.features, "features").max())
-            ids = self.store.append(columns, greatest, np.empty(0, np.int64) if gone is None else gone)
-        # If another thread holds the lock, it builds the index and adds these rows at the end.
-        if not bulk and self._changing.acquire(blocking=False):
-            try:
-                rows, loaded = len(self.store.state.vectors), self._loaded
-                if loaded and rows - loaded.index.rows <= UNASKED_MOST:
-                    self._catch_up()
-                elif not loaded and self.engine != "flat" and UNASKED_LEAST <= rows <= UNASKED_MOST:
-                    self.build()
-            except (UserError, RuntimeError, MemoryError) as error:
-                # The rows are in the gallery even if the index could not be updated.
-                reason = " ".join(str(error).split()) or "no memory"
-                self._damage = f"{reason}: what the index lacks is searched one by one until it is built"
-                if not isinstance(error, UserError):
-                    with self._guard.writing():
-                        self._loaded = None  # FAISS may have changed it in part
-            finally:
-                self._changing.release()
-            self._tend()
-        return ids
+            return self.store.append(columns, greatest, np.array(gone, np.int64))
+
+    def _update_index(self) -> None:
+        if not self._changing.acquire(blocking=False):
+            return  # another thread is building the index, and adds these rows at the end
+        try:
+            rows, loaded = len(self.store.state.vectors), self._loaded
+            if loaded and rows - loaded.index.rows <= UNASKED_MOST:
+                self._catch_up()
+            elif not loaded and self.engine != "flat" and UNASKED_LEAST <= rows <= UNASKED_MOST:
+                self.build()
+        except (UserError, RuntimeError, MemoryError) as error:
+            # The rows are in the gallery even if the index could not be updated.
+            reason = " ".join(str(error).split()) or "no memory"
+            self._damage = f"{reason}: what the index lacks is searched one by one until it is built"
+            if not isinstance(error, UserError):
+                with self._guard.writing():
+                    self._loaded = None  # FAISS may have changed it in part
+        finally:
+            self._changing.release()
+        self._tend()
 
     def named(self, paths: Sequence[str]) -> Iterator[Entry]:  # noqa: D102
         with self._alone():

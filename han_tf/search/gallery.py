@@ -288,9 +288,12 @@ class Gallery(ABC):
         if n > ADDED_AT_ONCE:
             raise UserError(f"features has {n} rows, expected at most {ADDED_AT_ONCE} at once")
         columns = _columns(features, paths, pids, camids, times)
-        if not replace:
-            return self._add(columns)
-        return self._put(columns, {row: None for row, path in enumerate(columns.paths) if not path}).ids
+        if replace:
+            ids = self._put(columns, {row: None for row, path in enumerate(columns.paths) if not path}).ids
+        else:
+            ids = self._add(columns)
+        self._update_index()
+        return ids
 
     def put(
         self,
@@ -307,9 +310,9 @@ class Gallery(ABC):
           features, paths, pids, camids, times: as of :meth:`add`.
           twins: rows that their paths do not identify -> the entry of the same image, None if there is none.
         """
-        return self._put(_columns(self._checked(features, "features"), paths, pids, camids, times), twins, bulk=True)
+        return self._put(_columns(self._checked(features, "features"), paths, pids, camids, times), twins)
 
-    def _put(self, columns: Columns, twins: Mapping[int, Optional[Entry]], bulk: bool = False) -> Put:
+    def _put(self, columns: Columns, twins: Mapping[int, Optional[Entry]]) -> Put:
         named = {row: path for row, path in enumerate(columns.paths) if row not in twins}
         twice = [path for path, count in Counter(named.values()).items() if count > 1]
         if twice:
@@ -330,7 +333,7 @@ class Gallery(ABC):
             new = np.flatnonzero(ids < 0)
             replaced = sum(row in named and columns.paths[row] in entries for row in new.tolist())
             if len(new):
-                ids[new] = self._add(columns.where(new), np.array(gone, np.int64), bulk)
+                ids[new] = self._add(columns.where(new), gone)
             elif gone:
                 self.delete(gone)
             return Put(ids, len(new) - replaced, replaced, self._correct(columns, there))
@@ -434,8 +437,12 @@ class Gallery(ABC):
         """Sets the labels of entries; unknown ones as in :class:`Columns`."""
 
     @abstractmethod
-    def _add(self, columns: Columns, gone: Optional[np.ndarray] = None, bulk: bool = False) -> np.ndarray:
-        """Adds rows and deletes the entries ``gone``; returns the new ids. With ``bulk`` the index is not updated."""
+    def _add(self, columns: Columns, gone: Sequence[int] = ()) -> np.ndarray:
+        """Adds rows, deletes the entries ``gone``, and returns the new ids; does not update the index."""
+
+    @abstractmethod
+    def _update_index(self) -> None:
+        """Adds new rows to the index, or builds the first one; if that fails, the rows are searched without it."""
 
     @abstractmethod
     def named(self, paths: Sequence[str]) -> Iterator[Entry]:

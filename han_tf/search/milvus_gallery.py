@@ -226,7 +226,7 @@ class MilvusGallery(Gallery):
     def __len__(self) -> int:
         return self.count()
 
-    def _add(self, columns: Columns, gone: Optional[np.ndarray] = None, bulk: bool = False) -> np.ndarray:
+    def _add(self, columns: Columns, gone: Sequence[int] = ()) -> np.ndarray:
         n = len(columns.features)
         with self._errors():
             first = self._free_ids(n)
@@ -236,9 +236,12 @@ class MilvusGallery(Gallery):
             except BaseException:
                 self.client.delete(self.address.collection, filter=f"id >= {first} and id < {first + n}")
                 raise
-        if gone is not None and len(gone):
+        if gone:
             self.delete(gone)  # last: if the process dies before, adding the same images again deletes them
         return ids
+
+    def _update_index(self) -> None:
+        """Does nothing: Milvus updates its indexes itself."""
 
     def _relabel(self, ids: np.ndarray, pids: np.ndarray, camids: np.ndarray, times: np.ndarray) -> None:
         paths, features = [entry.path for entry in self.entries(ids)], self.features(ids)

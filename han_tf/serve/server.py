@@ -93,6 +93,7 @@ def server_config(app: Any, limits: Limits) -> uvicorn.Config:
         ws="none",
         loop="asyncio",
         lifespan="off",
+        log_config=None,  # its own would close the handlers of all other loggers
         log_level="warning",
         access_log=False,
         server_header=False,
