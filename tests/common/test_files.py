@@ -189,6 +189,35 @@ def test_the_folder_is_on_disk_after_the_new_name(old, monkeypatch):
     assert done == [old.stat().st_ino, "replace", old.parent.stat().st_ino]
 
 
+@pytest.mark.parametrize(("reason", "harmless"), [(errno.EINVAL, True), (errno.ENOTSUP, True), (errno.EIO, False)])
+def test_a_folder_that_cannot_be_synced(old, monkeypatch, reason, harmless):
+    """Some shared file systems cannot do it, which is no error; the disk's errors are."""
+    fsync = os.fsync
+
+    def synced(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(reason, "the reason")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    if harmless:
+        write_json(old, 1)
+    else:
+        with pytest.raises(UserError, match=rf"^cannot write {old}: the reason$"):
+            write_json(old, 1)
+
+
+def test_no_file_stays_open(old):
+    def lowest_unused():
+        descriptor = os.open(old, os.O_RDONLY)
+        os.close(descriptor)
+        return descriptor
+
+    before = lowest_unused()
+    write_json(old, 1)
+    assert lowest_unused() == before
+
+
 @pytest.mark.parametrize("size", [0, 1, 2**20, 2**20 + 1])
 def test_the_checksum_is_that_of_the_whole_file(tmp_path, size):
     data = os.urandom(size)

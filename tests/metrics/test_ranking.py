@@ -123,14 +123,25 @@ def test_equals_the_slow_ranking(problem, kind, shape, thresholds, threads):
 
 
 @settings(max_examples=30, deadline=None)
-@given(problems())
-def test_camera_pairs_equal_separate_galleries(problem):
+@given(
+    problems(),
+    st.tuples(st.integers(1, 12), st.integers(1, 60), st.integers(1, 5)),
+    st.sampled_from([(0, 0), (1000, 0), (32, 4096)]),
+)
+def test_camera_pairs_equal_separate_galleries(problem, shape, thresholds):
     query, gallery, (query_pids, gallery_pids, query_camids, gallery_camids) = problem
     squared = reference.squared_distances(query, gallery)
     labels = query_pids, gallery_pids, query_camids, gallery_camids
     if reference.scores(squared, *labels) is None:
         return
-    found = {pair[:2]: pair for pair in evaluate(query, gallery, *labels).camera_pairs}
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        cut(monkeypatch, *shape)
+        monkeypatch.setattr(places, "FEW_MATCHES", thresholds[0])
+        monkeypatch.setattr(places, "FEW_VALUES", thresholds[1])
+        result = evaluate(query, gallery, *labels)
+        without = evaluate(query, gallery, *labels, camera_pairs=False)
+    assert without.to_dict() == {**result.to_dict(), "camera_pairs": []}
+    found = {pair[:2]: pair for pair in result.camera_pairs}
     for query_camid in range(3):
         mine = query_camids == query_camid
         for gallery_camid in range(3):

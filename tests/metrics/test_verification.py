@@ -50,6 +50,23 @@ def test_equals_the_slow_one(problem, from_features, shape, bins, rooms, threads
     assert squares(result.equal_error_threshold) == pytest.approx(expected["equal_error_threshold"], rel=1e-12)
 
 
+def test_rounding_errors_wider_than_a_bin():
+    """Features far from the origin."""
+    rng = np.random.default_rng(0)
+    query, gallery = (np.float32(14 + rng.standard_normal((n, 64))) for n in (8, 300))
+    labels = [rng.integers(0, most, n) for most in (5, 3) for n in (8, 300)]
+    source, squared = FeatureDistances(query, gallery), reference.squared_distances(query, gallery)
+    everything = slice(0, 8), slice(0, 300)
+    fast = source.finish(source.raw(*everything, source.workspace(squared.size)), *everything)
+    assert np.abs(fast - squared).max() > np.ptp(squared) / verification.BINS
+    rates = np.arange(1, 50) / 50
+    expected = reference.separation(squared, *labels, rates)
+    result = verify(source, *labels, wanted_fpr=rates)
+    np.testing.assert_allclose(result.thresholds**2, expected["thresholds"], rtol=1e-12)
+    assert result.tpr.tolist() == expected["tpr"]
+    assert result.equal_error_rate == pytest.approx(expected["equal_error_rate"], abs=1e-12)
+
+
 def test_two_separate_heaps_by_hand():
     # Two genuine pairs at 1 and 2, two impostors at 3 and 4.
     distances = [[1.0, 3.0], [4.0, 2.0]]

@@ -74,3 +74,18 @@ def test_the_k_nearest_for_any_rounding(data):
             np.testing.assert_array_equal(near, rows[order])
             np.testing.assert_array_equal(distances, true[order])
     search.close()
+
+
+@pytest.mark.parametrize("queries", [1, 32])
+def test_all_of_the_k_nearest_are_certain(queries):
+    """Two rows are the query itself; the others are all equally far from it, but for rounding."""
+    rng = np.random.default_rng(0)
+    middle, around = rng.standard_normal(64), rng.standard_normal((5000, 64))
+    middle /= np.linalg.norm(middle)
+    vectors = np.float32(middle + 0.1 * around / np.linalg.norm(around, axis=1, keepdims=True))
+    vectors[[7, 4000]] = middle
+    asked = np.repeat(np.float32(middle)[None], queries, axis=0)
+    expected, values = brute(asked[0], vectors, 10)
+    for near, distances in ExactSearch(1).search(asked, vectors, None, 10, 1.3):
+        np.testing.assert_array_equal(near, expected)
+        np.testing.assert_allclose(distances, values, rtol=1e-9)
