@@ -28,8 +28,8 @@ from han_tf.training.step import Step
 def make_deterministic(seed: int) -> None:
     """Makes all later computation reproducible for this seed on one machine.
 
-    With oneDNN and two threads or more, TensorFlow still computes some gradients of HAN's local branch differently now
-    and then. ``TF_ENABLE_ONEDNN_OPTS=0`` gave the same losses, bit for bit, in all runs.
+    On two threads or more, TensorFlow still computes some gradients of HAN's local branch differently now and then,
+    with oneDNN and without.
     """
     tf.keras.utils.set_random_seed(seed)
     tf.config.experimental.enable_op_determinism()
