@@ -6,7 +6,6 @@ import stat
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from functools import lru_cache
 from itertools import islice
 from typing import NamedTuple, Optional, Union
@@ -103,8 +102,12 @@ def upright_pixels(image: Image.Image, depth: Optional[Depth] = None) -> np.ndar
       ``[height, width, 3]`` uint8, RGB.
     """
     image.load()
-    with suppress(Exception):  # an image with damaged metadata is still accepted
+    try:
         ImageOps.exif_transpose(image, in_place=True)
+    except MemoryError:
+        raise
+    except Exception:  # an image with damaged metadata is still accepted
+        pass
     if image.mode.startswith(("I", "F")):  # Pillow's convert() clips these at 255 instead of scaling
         image = Image.fromarray((depth or Depth()).eight_bits(image))
     if image.mode != "RGB":

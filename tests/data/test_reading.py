@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -118,6 +119,13 @@ def test_short_memory_says_nothing_about_an_image(tmp_path, monkeypatch, error):
     raising(monkeypatch, tmp_path, error)
     with pytest.raises(UserError, match=r"a.png: not enough memory to decode it$"):
         list(ImageReader([tmp_path / "a.png", tmp_path / "b.png"], (12, 8), skip_bad_images=True))
+
+
+def test_an_image_is_not_left_unturned_for_short_memory(tmp_path, monkeypatch):
+    Image.new("RGB", (8, 12)).save(tmp_path / "a.png")
+    monkeypatch.setattr(reading.ImageOps, "exif_transpose", mock.Mock(side_effect=MemoryError))
+    with pytest.raises(UserError, match=r"a.png: not enough memory to decode it$"):
+        decode_image(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.EMFILE, errno.ENOENT, errno.ESTALE])
