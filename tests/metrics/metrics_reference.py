@@ -2,8 +2,22 @@
 
 import itertools
 import math
+import tracemalloc
+from contextlib import contextmanager
 
 import numpy as np
+
+
+@contextmanager
+def memory_below(most):
+    """Fails if the block ever holds ``most`` bytes or more that it has allocated."""
+    tracemalloc.start()
+    try:
+        yield
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < most
 
 
 def squared_distances(query, gallery):

@@ -4,7 +4,6 @@ import csv
 import json
 import math
 import sys
-import tracemalloc
 
 import metrics_reference as reference
 import numpy as np
@@ -283,11 +282,8 @@ def test_memory_stays_within_the_budget(kind, tmp_path):
             row[:] = rng.random(n_gallery, np.float32)
         source = MatrixDistances(values)
     assert n_query * n_gallery * 4 > 2 * 16 * 2**20
-    tracemalloc.start()
-    evaluate_distances(source, *labels, memory_mb=16, threads=2)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 16 * 2**20
+    with reference.memory_below(16 * 2**20):
+        evaluate_distances(source, *labels, memory_mb=16, threads=2)
 
 
 @pytest.mark.parametrize("people", [20, 400])
@@ -300,11 +296,8 @@ def test_a_collapsed_network_costs_each_pair_once(people, monkeypatch):
     exact = FeatureDistances.exact
     source = FeatureDistances(np.ones((n_query, 8), np.float32), np.ones((n_gallery, 8), np.float32))
     monkeypatch.setattr(FeatureDistances, "exact", lambda *arguments: pairs.append(exact(*arguments)) or pairs[-1])
-    tracemalloc.start()
-    result = evaluate_distances(source, *labels, topk=0, memory_mb=16, threads=2)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 16 * 2**20
+    with reference.memory_below(16 * 2**20):
+        result = evaluate_distances(source, *labels, topk=0, memory_mb=16, threads=2)
     assert sum(map(len, pairs)) <= n_query * n_gallery + n_query  # one more per query checks the error bound
     expected = reference.scores(np.zeros(source.shape), *labels)
     assert result.cmc.tolist() == expected["cmc"]
@@ -331,11 +324,8 @@ def test_memory_for_features_that_are_converted():
     source = FeatureDistances(*(rng.random((n, 2048), np.float32).astype(np.float16) for n in (n_query, n_gallery)))
     labels = [rng.integers(0, most, n) for most in (20, 4) for n in (n_query, n_gallery)]
     assert source.gallery.size * 4 > 16 * 2**20  # as float32
-    tracemalloc.start()
-    evaluate_distances(source, *labels, memory_mb=16, threads=2)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 16 * 2**20
+    with reference.memory_below(16 * 2**20):
+        evaluate_distances(source, *labels, memory_mb=16, threads=2)
 
 
 def test_memory_for_long_lists_of_left_out_images():
@@ -346,11 +336,8 @@ def test_memory_for_long_lists_of_left_out_images():
     source = FeatureDistances(*(rng.standard_normal((n, 4), np.float32) for n in (n_query, n_gallery)))
     half = np.arange(0, n_gallery, 2)
     assert n_query * half.nbytes > 16 * 2**20
-    tracemalloc.start()
-    evaluate_distances(source, *labels, excluders=[lambda query: half + query % 2], topk=0, memory_mb=16, threads=2)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 16 * 2**20
+    with reference.memory_below(16 * 2**20):
+        evaluate_distances(source, *labels, excluders=[lambda query: half + query % 2], topk=0, memory_mb=16, threads=2)
 
 
 def test_memory_for_many_matches():
@@ -361,11 +348,8 @@ def test_memory_for_many_matches():
     source = FeatureDistances(*(rng.standard_normal((n, 8), np.float32) for n in (n_query, n_gallery)))
     with pytest.raises(UserError, match=r"memory_mb is 16, expected at least 2[0-9] for 12,000 gallery images, 1"):
         evaluate_distances(source, *labels, memory_mb=16)
-    tracemalloc.start()
-    evaluate_distances(source, *labels, memory_mb=budget, threads=2)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < budget * 2**20
+    with reference.memory_below(budget * 2**20):
+        evaluate_distances(source, *labels, memory_mb=budget, threads=2)
 
 
 def test_excluders_by_hand():
