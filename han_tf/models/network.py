@@ -56,7 +56,10 @@ class FeatureHead(tf.keras.layers.Layer):
 
     def call(self, inputs: tf.Tensor, training: Optional[bool] = None) -> tf.Tensor:
         """Maps ``[batch, channels]`` to ``[batch, units]``, ≥ 0."""
-        return tf.nn.relu(self.norm(self.dense(inputs), training=training))
+        # As maps of one position: for vectors, Keras' batch norm is made of many operations, and TensorFlow adds their
+        # gradients in an order that timing decides.
+        maps = self.dense(inputs)[:, None, None]
+        return tf.nn.relu(tf.squeeze(self.norm(maps, training=training), [1, 2]))
 
 
 class ReIDNetwork(tf.keras.Model):

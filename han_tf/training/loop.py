@@ -26,11 +26,7 @@ from han_tf.training.step import Step
 
 
 def make_deterministic(seed: int) -> None:
-    """Makes all later computation reproducible for this seed on one machine.
-
-    On two threads or more, TensorFlow still computes some gradients of HAN's local branch differently now and then,
-    with oneDNN and without.
-    """
+    """Makes all later computation reproducible for this seed on one machine."""
     tf.keras.utils.set_random_seed(seed)
     tf.config.experimental.enable_op_determinism()
 

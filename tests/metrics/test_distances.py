@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 
-import metrics_reference as reference
 import numpy as np
 import pytest
 from scipy.spatial import distance
@@ -13,6 +12,7 @@ from han_tf.common.errors import UserError
 from han_tf.metrics import FeatureDistances, pairwise_distances
 from han_tf.metrics.distances import Stacked
 from han_tf.metrics.nearest import nearest
+from tests.metrics import metrics_reference as reference
 
 
 def hard_features(kind, rng):

@@ -2,12 +2,12 @@
 
 import sys
 
-import metrics_reference as reference
 import numpy as np
 import pytest
 
 from han_tf.common.errors import UserError
 from han_tf.metrics import check_normalised, database_augmentation, normalise, pool_multi_query, query_expansion
+from tests.metrics import metrics_reference as reference
 
 
 def unit_features(n, dimension, seed, parts=1):

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 from PIL import Image
-from test_ranking import random_problem
 
 from han_tf.common.errors import UserError
 from han_tf.metrics import FeatureDistances, evaluate, verify
 from han_tf.metrics.plots import plot_cmc, plot_precision_recall, plot_roc, save_figure
+from tests.metrics.test_ranking import random_problem
 
 
 @pytest.fixture(scope="module")

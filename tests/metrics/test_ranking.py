@@ -5,7 +5,6 @@ import json
 import math
 import sys
 
-import metrics_reference as reference
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -26,6 +25,7 @@ from han_tf.metrics import (
     same_group,
     same_pid_and_camera,
 )
+from tests.metrics import metrics_reference as reference
 
 
 @st.composite

@@ -3,7 +3,6 @@
 import itertools
 import sys
 
-import metrics_reference as reference
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -23,6 +22,7 @@ from han_tf.metrics import (
     rerank_distances,
 )
 from han_tf.metrics.distances import MatricesAmongAll
+from tests.metrics import metrics_reference as reference
 
 
 def features_of(kind, n_query, n_gallery, dimension, rng):

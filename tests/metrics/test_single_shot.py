@@ -2,12 +2,12 @@
 
 import itertools
 
-import metrics_reference as reference
 import numpy as np
 import pytest
 
 from han_tf.common.errors import UserError
 from han_tf.metrics import FeatureDistances, itself, junk, single_gallery_shot, single_shot
+from tests.metrics import metrics_reference as reference
 
 
 def images(seed, n_query=7, n_gallery=40, people=6, whole=False):

@@ -3,15 +3,15 @@
 import json
 import sys
 
-import metrics_reference as reference
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_ranking import cut, problems, random_problem
 
 from han_tf.common.errors import UserError
 from han_tf.metrics import FeatureDistances, verification, verify
+from tests.metrics import metrics_reference as reference
+from tests.metrics.test_ranking import cut, problems, random_problem
 
 WANTED = (1, 0.5, 0.1, 0.03, 1e-3)
 

@@ -54,6 +54,20 @@ class TestReIDNetwork:
             normed = (dense - dense.mean(0)) / np.sqrt(dense.var(0) + 1e-3)
             np.testing.assert_allclose(branches.features[name], np.maximum(normed, 0), atol=1e-4)
 
+    def test_gradients_of_the_heads_are_sums_of_two_terms_at_most(self, model):
+        """TensorFlow adds three gradients or more (AddN) in an order that timing decides, so that training would not
+        repeat; batch norm of vectors, as Keras computes it, has three."""
+
+        @tf.function
+        def gradients(images):
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_sum(model(images, training=True) ** 3)
+            return tape.gradient(loss, [getattr(model, f"{name}_head").dense.kernel for name in model.branch_names])
+
+        operations = gradients.get_concrete_function(tf.TensorSpec((7, *SIZE, 3))).graph.get_operations()
+        assert any(operation.type == "FusedBatchNormGradV3" for operation in operations)
+        assert not [op.name for op in operations if op.type == "AddN" and len(op.inputs) > 2]
+
     def test_the_joint_feature_joins_unit_features_in_order(self, model):
         images = images_of(7)
         features = model.branches(images, training=True).features

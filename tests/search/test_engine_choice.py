@@ -6,7 +6,6 @@ import time
 import faiss
 import numpy as np
 import pytest
-from search_helpers import CHECKSUM, clustered
 
 from han_tf.common.errors import UserError
 from han_tf.search import Filters, create_gallery, faiss_gallery
@@ -14,6 +13,7 @@ from han_tf.search.approximate import KINDS, ApproximateIndex, principal_axes
 from han_tf.search.choice import choose_engine
 from han_tf.search.exact import squared_distances
 from han_tf.search.guard import Guard
+from tests.search.search_helpers import CHECKSUM, clustered
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from search_helpers import CHECKSUM, PlainGallery, clustered, labels, passes
 
 from han_tf.common.errors import UserError
 from han_tf.metrics import rerank
 from han_tf.search import Entry, Filters, create_gallery, open_gallery
 from han_tf.search import faiss_gallery as faiss_engine
+from tests.search.search_helpers import CHECKSUM, PlainGallery, clustered, labels, passes
 
 DIMENSION = 16
 

@@ -18,12 +18,12 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from search_helpers import CHECKSUM, clustered
 
 from han_tf.common.errors import UserError
 from han_tf.search import create_gallery, open_gallery
 from han_tf.search import faiss_gallery as faiss_engine
 from han_tf.search import store as store_module
+from tests.search.search_helpers import CHECKSUM, clustered
 
 DIMENSION = 16
 HERE = Path(__file__).parent

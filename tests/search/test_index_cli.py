@@ -6,7 +6,6 @@ import shutil
 
 import numpy as np
 import pytest
-from search_helpers import CHECKSUM, clustered, labels, write_shards
 
 from han_tf import index
 from han_tf.common.cli import run
@@ -18,6 +17,7 @@ from han_tf.search import __main__ as search
 from han_tf.search import open_gallery
 from han_tf.search import sources as feature_sources
 from han_tf.search.milvus_gallery import MilvusGallery
+from tests.search.search_helpers import CHECKSUM, clustered, labels, write_shards
 
 DIMENSION = 16
 COUNT = 90

@@ -6,7 +6,6 @@ import threading
 
 import numpy as np
 import pytest
-from search_helpers import CHECKSUM, clustered, labels
 
 from han_tf import index
 from han_tf.common.cli import run
@@ -14,6 +13,7 @@ from han_tf.common.errors import UserError
 from han_tf.search import Filters, create_gallery, milvus_gallery, open_gallery
 from han_tf.search import __main__ as search
 from han_tf.search.address import Address
+from tests.search.search_helpers import CHECKSUM, clustered, labels
 
 DIMENSION = 16
 

@@ -5,7 +5,6 @@ import sqlite3
 
 import numpy as np
 import pytest
-from search_helpers import CHECKSUM, clustered, write_shards
 
 from han_tf.common.errors import UserError
 from han_tf.data.image_lists import UNKNOWN
@@ -13,6 +12,7 @@ from han_tf.features.archives import FeatureSet, save_features
 from han_tf.features.shards import FeatureBatch
 from han_tf.search import create_gallery, open_gallery
 from han_tf.search.sources import Added, add_source, open_source
+from tests.search.search_helpers import CHECKSUM, clustered, write_shards
 
 DIMENSION = 16
 
