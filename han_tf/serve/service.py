@@ -382,6 +382,8 @@ class Service:
         try:
             paths += (self.store.save_copy(copy, name) for copy, name in zip(copies, names))
             pids, camids, times = ([value] * len(paths) for value in known)
+            if self.gallery.white_levels:
+                self.gallery.note_white_level(self.extractor.white_level or 0.0)
             ids = self.gallery.add(
                 features, paths=paths, pids=pids, camids=camids, times=times, checksum=self.extractor.checksum
             )

@@ -144,7 +144,9 @@ class RunFolder:
 def _of_source(run: LoadedRun) -> dict[str, Any]:
     """Returns the entry of environment.json on the run that another one starts from, and on that run's own source."""
     told = {
-        name: run.config[name] for name in ("dataset", "recipe", "input_height", "input_width") if name in run.config
+        name: run.config[name]
+        for name in ("model", "dataset", "recipe", "input_height", "input_width")
+        if name in run.config
     }
     if is_stored(run.run_dir):
         about = read_about(run.run_dir)

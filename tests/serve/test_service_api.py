@@ -219,6 +219,16 @@ def test_a_large_image_is_kept_smaller(client, tmp_path):
     assert Image.open(copy).size == (256, 1024)
 
 
+@pytest.mark.parametrize("levels", [(), (4095.0,)], ids=["not told", "told"])
+def test_a_gallery_that_tells_white_levels_learns_that_of_added_images(make_service, tmp_path, levels):
+    service = make_service(tmp_path)
+    for level in levels:
+        service.gallery.note_white_level(level)
+    with client_of(service) as client:
+        assert client.post("/gallery", files=upload(encoded(noise()))).status_code == 201
+    assert open_gallery(tmp_path / "index").white_levels == ((0.0, *levels) if levels else ())
+
+
 def test_what_is_unknown_stays_unknown(client):
     id = client.post("/gallery", files=upload(encoded(noise()))).json()["id"]
     entry = client.get(f"/gallery/{id}").json()

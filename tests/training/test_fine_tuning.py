@@ -77,7 +77,7 @@ def test_all_but_the_classifiers_come_for_other_people_and_another_size(data, so
     assert trainer.model.num_classes == 5
     told = json.loads((tmp_path / "run" / "environment.json").read_text())["init_from"]
     assert told["epochs"] == 1
-    assert (told["dataset"], told["input_height"]) == ("market1501", 48)
+    assert (told["model"], told["dataset"], told["input_height"]) == ("han_small", "market1501", 48)
 
 
 def test_a_network_of_the_package_is_named(data, tmp_path):
@@ -87,7 +87,7 @@ def test_a_network_of_the_package_is_named(data, tmp_path):
     for found, variable in named_variables(trainer.model, classifiers=False).items():
         np.testing.assert_array_equal(variable, stored[found], err_msg=found)
     told = json.loads((tmp_path / "run" / "environment.json").read_text())["init_from"]
-    assert (told["dataset"], told["epochs"]) == ("synthetic", 8)
+    assert (told["model"], told["dataset"], told["epochs"]) == ("han_small", "synthetic", 8)
 
 
 def test_classifiers_come_for_the_same_images_alone(data, source, tmp_path):
