@@ -28,6 +28,9 @@ from han_tf.common import cli as command_line
 from han_tf.common.errors import UserError
 
 PARTS = ("kills", "fuzz", "load")
+CASES = ("indexing", "service", "extraction", "export", "training")
+"""What is killed, the quickest first: the others get the time that they leave."""
+
 FLAT_SHARE, FLAT_MB = 0.1, 64
 """Memory counts as flat if the second half of the load adds no more than this share, or no more than these MiB."""
 
@@ -41,6 +44,7 @@ command_line.group(FLAGS, "options")
 command_line.define_list(FLAGS, "parts", PARTS, "What to do.", flags.EnumParser([*PARTS]))
 flags.DEFINE_integer("seed", 0, "Of all choices.", 0, flag_values=FLAGS)
 command_line.group(FLAGS, "kills and damaged inputs")
+command_line.define_list(FLAGS, "cases", CASES, "What to kill.", flags.EnumParser([*CASES]))
 flags.DEFINE_integer("rounds", 100, "Kills of each command.", 0, flag_values=FLAGS)
 flags.DEFINE_integer("inputs", 10_000, "Damaged inputs.", 0, flag_values=FLAGS)
 flags.DEFINE_float("minutes", 30, "For all but the load; then no more kills.", 0.1, flag_values=FLAGS)
@@ -82,11 +86,11 @@ def _figures(values: flags.FlagValues, root: Path, end: float) -> Iterator[dict[
             for figure in fuzz(root, values.inputs, values.seed, values.kept):
                 yield {"part": "fuzz", **figure}
         if "kills" in values.parts:
-            # The quickest first: the others get the time that they leave.
-            calls = [partial(disturb, work, root) for work in reversed(works)]
-            calls.insert(1, partial(disturb_service, root / "exports" / MODEL, root))
-            for left, call in zip(range(len(calls), 0, -1), calls):
-                yield {"part": "kills", **call(values.rounds, (end - time.monotonic()) / left, values.seed)}
+            calls = {work.name: partial(disturb, work, root) for work in works}
+            calls["service"] = partial(disturb_service, root / "exports" / MODEL, root)
+            cases = [case for case in CASES if case in values.cases]
+            for left, case in zip(range(len(cases), 0, -1), cases):
+                yield {"part": "kills", **calls[case](values.rounds, (end - time.monotonic()) / left, values.seed)}
     if "load" in values.parts:
         yield {"part": "load", **_load(values, root)}
 
