@@ -68,6 +68,12 @@ def _affine(scale: np.ndarray, offset: np.ndarray):
     return lambda inputs, training=None: inputs * factor + constant
 
 
+def _unshaped(tensor: tf.Tensor) -> tf.Tensor:
+    """Returns the tensor before a reshape that keeps the channels and that is its only reader."""
+    before = tensor.op.inputs[0] if tensor.op.type == "Reshape" else tensor
+    return before if before.shape[-1:] == tensor.shape[-1:] and len(before.consumers()) == 1 else tensor
+
+
 def _norms_and_layers(model: ReIDNetwork) -> dict:
     """Returns batch norm -> the linear layer whose output only this norm reads, or None."""
     layers = [layer for layer in model.submodules if isinstance(layer, _LINEAR)]
@@ -94,7 +100,7 @@ def _norms_and_layers(model: ReIDNetwork) -> dict:
             for layer in layers
             if len(calls[id(layer)]) == 1 and len(calls[id(layer)][0][1].consumers()) == 1
         }
-        return {norm: made_by.get(id(calls[id(norm)][0][0])) for norm in norms if len(calls[id(norm)]) == 1}
+        return {norm: made_by.get(id(_unshaped(calls[id(norm)][0][0]))) for norm in norms if len(calls[id(norm)]) == 1}
     finally:
         for layer in (*layers, *norms):
             del layer.call

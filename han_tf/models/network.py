@@ -58,7 +58,7 @@ class FeatureHead(tf.keras.layers.Layer):
         """Maps ``[batch, channels]`` to ``[batch, units]``, ≥ 0."""
         # As maps of one position: for vectors, Keras' batch norm is made of many operations, and TensorFlow adds their
         # gradients in an order that timing decides.
-        maps = self.dense(inputs)[:, None, None]
+        maps = tf.reshape(self.dense(inputs), [-1, 1, 1, self.dense.units])
         return tf.nn.relu(tf.squeeze(self.norm(maps, training=training), [1, 2]))
 
 
