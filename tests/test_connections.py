@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from importlib import metadata
 
 import pytest
 
@@ -37,10 +38,7 @@ sys.addaudithook(watch)
 RUN = """
 import importlib, json, os, signal, sys, threading, time
 from http.client import HTTPConnection
-from han_tf import demo
 from han_tf.common import cli
-
-demo.DATASET, demo.STRANGERS = "market1501", 20  # the tiny set: the embedded one takes minutes to draw
 
 def interrupt_when_ready(port):
     for _ in range(3000):
@@ -55,6 +53,8 @@ def interrupt_when_ready(port):
 
 for module, *arguments in json.loads(sys.argv[1]):
     command = importlib.import_module(module)
+    if module == "han_tf.demo":
+        command.DATASET, command.STRANGERS = "market1501", 20  # the tiny set: the embedded one takes minutes to draw
     print(module, flush=True)
     ports = [int(argument[7:]) for argument in arguments if argument.startswith("--port=")]
     for port in ports:
@@ -120,15 +120,30 @@ def test_commands_open_no_connection(watched, tiny_data, tiny_run, tmp_path):
     assert watched(RUN, json.dumps(commands)) == []
 
 
+def test_extraction_on_ray_opens_no_connection(watched, plain_model, tiny_data, tmp_path):
+    pytest.importorskip("ray", reason="needs Ray: pip install 'han-tf[ray]'")
+    images, out = str(tiny_data / "bounding_box_train"), f"--output={tmp_path}/out"
+    commands = [("han_tf.extract", images, "--names=market1501", f"--model={plain_model}", out, "--ray=local")]
+    assert watched(RUN, json.dumps(commands)) == []
+
+
+def _needs_telemetry():
+    """Skips a test without the package, whose import this process may have stopped, see ``quiet_openvino``."""
+    try:
+        metadata.version("openvino-telemetry")
+    except metadata.PackageNotFoundError:
+        pytest.skip("no openvino-telemetry")
+
+
 def test_a_connection_would_have_been_noticed(watched):
-    pytest.importorskip("openvino_telemetry")
+    _needs_telemetry()
     quiet = "from han_tf.runtimes.quiet_openvino import openvino; "
     assert watched(quiet + "import nncf") == []
     assert watched("import openvino")
 
 
 def test_who_has_opted_in_reports(watched):
-    pytest.importorskip("openvino_telemetry")
+    _needs_telemetry()
     consent = "from openvino_telemetry.utils.opt_in_checker import ConsentCheckResult, OptInChecker; "
     consent += "assert OptInChecker().update_result(ConsentCheckResult.{}); "
     quiet = "from han_tf.runtimes.quiet_openvino import openvino"

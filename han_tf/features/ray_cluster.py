@@ -62,7 +62,8 @@ def connected(address: str) -> Iterator[ModuleType]:
     if address != LOCAL:
         _check_answer(address)
     try:
-        ray.init(address, logging_level=logging.ERROR, log_to_driver=False, **options)
+        with _without_dashboard(ray):
+            ray.init(address, logging_level=logging.ERROR, log_to_driver=False, **options)
     except (Exception, SystemExit) as error:  # Ray exits the process after a timeout
         raise UserError(f"Ray at {address}: {_line(str(error))}, expected a cluster to connect to") from error
     try:
@@ -75,6 +76,22 @@ def connected(address: str) -> Iterator[ModuleType]:
         raise UserError(f"Ray at {address} failed: {_line(str(error))}; the same command goes on") from error
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _without_dashboard(ray: ModuleType) -> Iterator[None]:
+    """Keeps Ray from starting the process of its dashboard while the block runs.
+
+    ``include_dashboard=False`` leaves a part of it, which asks the servers of three cloud providers whether it runs
+    there, even if reports are off.
+    """
+    services = ray._private.services
+    start = getattr(services, "start_api_server", None)
+    services.start_api_server = lambda *_, **__: ("", None)  # address of the dashboard, and its process
+    try:
+        yield
+    finally:
+        services.start_api_server = start
 
 
 def machines(ray: ModuleType) -> dict[str, Mapping[str, float]]:
