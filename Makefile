@@ -61,7 +61,7 @@ evaluate: $(READY)  ## evaluate the newest run (RUN=... for another)
 export: $(READY)  ## export the newest run, checked, to formats that run faster (ARGS="--format openvino --precision bfloat16")
 	$(BIN)/python -m han_tf.export $(RUN_FLAGS) $(DATA_FLAGS) $(ARGS)
 
-demo: $(READY)  ## search drawn pedestrians in the browser, with the newest run of make train
+demo: $(READY)  ## search drawn pedestrians in the browser, with the newest run of make train or a network of the package
 	$(BIN)/python -m han_tf.demo $(ARGS)
 
 visualize: $(READY)  ## write the attention sheet and a ranked list of the newest run

@@ -102,7 +102,7 @@ def make_picture(seed: int) -> bytes:
 
 
 def check_cases(names: Iterable[str], cases: Collection[str]) -> None:
-    """Raises UserError if one of ``names`` is not in ``cases``."""
+    """Raises UsageError if one of ``names`` is not in ``cases``."""
     for name in names:
         if name not in cases:
-            raise UserError(f"unknown case {name!r}, expected one of {', '.join(cases)}")
+            raise command_line.UsageError(f"unknown case {name!r}, expected one of {', '.join(cases)}")

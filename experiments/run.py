@@ -331,6 +331,11 @@ def main(values: flags.FlagValues) -> None:
         print("python -m experiments.run NAME [--dataset market1501]; --help lists all flags")
         return
     wanted = schema.names() if values.positional == ["all"] else values.positional
+    for name in wanted:
+        if name not in schema.names():
+            raise command_line.UsageError(
+                f"experiment {name!r} does not exist, expected one of {', '.join(schema.names())}"
+            )
     experiments: list[schema.Experiment] = [schema.load(name) for name in dict.fromkeys(wanted)]
     scale = scale_of(values.scale, ",".join(values.dataset))
     datasets = values.dataset if scale == "full" else []

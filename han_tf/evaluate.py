@@ -92,7 +92,12 @@ flags.DEFINE_string(
     flag_values=FLAGS,
 )
 command_line.group(FLAGS, "saved features")
-flags.DEFINE_string("features", "", "Saved features: query.npz, then gallery.npz; or their folder.", flag_values=FLAGS)
+flags.DEFINE_string(
+    "features",
+    "",
+    "Saved features of the queries; the gallery's file follows (query.npz gallery.npz). Or the folder of both.",
+    flag_values=FLAGS,
+)
 flags.DEFINE_list(
     "branches",
     [],
@@ -119,7 +124,9 @@ flags.DEFINE_boolean(
     "Also with one gallery image per person, drawn anew for each query: CUHK03's old protocol.",
     flag_values=FLAGS,
 )
-flags.DEFINE_integer("draws", 100, "Such galleries per query; the means count.", 1, flag_values=FLAGS)
+flags.DEFINE_integer(
+    "draws", 100, "Galleries drawn per query, over which the results are averaged.", 1, flag_values=FLAGS
+)
 flags.DEFINE_integer("seed", 0, "Seed of the draws.", 0, flag_values=FLAGS)
 command_line.group(FLAGS, "methods that change the ranking")
 flags.DEFINE_boolean("rerank", False, "Also with k-reciprocal re-ranking.", flag_values=FLAGS)

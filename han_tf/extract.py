@@ -5,11 +5,12 @@
 
 IMAGES are folders (with all below them), quoted patterns such as 'cam?/**/*.jpg', images, or CSV files with a column
 path (relative to the CSV file) and, if known, pid, camid and time (seconds since 1970, UTC, or ISO 8601). The model is
-a training run or an export of one; without --model it is the newest run in --runs_dir.
+a training run, an export of one or a network that comes with the package; without --model it is the newest run in
+--runs_dir.
 
 --output gets part-00000.parquet, part-00001.parquet, … with a row per image (path, pid, camid, time, feature, model),
 manifest.json, and bad_images.csv if some images could not be read. A command that was stopped goes on if it is
-repeated; it reads images again that have changed since. For another list of images, --update is needed; it keeps the
+repeated; images that have changed since are read again. For another list of images, --update is needed; it keeps the
 features of unchanged images and makes those of new ones. Another model, or another format or precision of it, is
 refused.
 
@@ -47,7 +48,13 @@ flags.DEFINE_string("output", "", "Folder for the features.", flag_values=FLAGS)
 command_line.old_name(FLAGS, "out", "output")
 command_line.require(FLAGS, "output", "a folder for the features")
 command_line.group(FLAGS, "model")
-flags.DEFINE_string("model", "", "Folder of a run or an exported model; the newest run if empty.", flag_values=FLAGS)
+flags.DEFINE_string(
+    "model",
+    "",
+    "Folder of a run or an exported model, or the name of a network that comes with the package; the newest run if "
+    "empty.",
+    flag_values=FLAGS,
+)
 flags.DEFINE_string("runs_dir", "runs", "Where runs are kept.", flag_values=FLAGS)
 command_line.group(FLAGS, "data")
 flags.DEFINE_string(
@@ -73,7 +80,7 @@ flags.DEFINE_integer(
 command_line.group(FLAGS, "computation")
 flags.DEFINE_integer("batch_size", 64, "Images per call of the network.", 1, flag_values=FLAGS)
 flags.DEFINE_integer(
-    "threads", None, "Threads of the network, and of decoding; all cores if empty.", 1, flag_values=FLAGS
+    "threads", None, "Threads of the network, and of decoding; all cores if not given.", 1, flag_values=FLAGS
 )
 command_line.group(FLAGS, "several machines")
 flags.DEFINE_string(
@@ -88,19 +95,22 @@ flags.DEFINE_integer(
 flags.DEFINE_integer(
     "actor_cpus",
     1,
-    "Ray: cores of each; and a GPU if the cluster has any and TensorFlow runs the model.",
+    "Ray: cores of each process; it also gets a GPU if the cluster has any and TensorFlow runs the model.",
     1,
     flag_values=FLAGS,
 )
 flags.DEFINE_string(
-    "part", "", "Makes only a part of the files, such as 2/8: the second of eight processes.", flag_values=FLAGS
+    "part", "", "Make only a part of the files, such as 2/8: the second of eight processes.", flag_values=FLAGS
 )
 command_line.group(FLAGS, "output")
 flags.DEFINE_boolean(
-    "update", False, "Let these images take the place of those in --output, whose features stay.", flag_values=FLAGS
+    "update",
+    False,
+    "Replace the list of images in --output by this one; images in both keep their features unless changed.",
+    flag_values=FLAGS,
 )
 flags.DEFINE_boolean(
-    "checksum", False, "Tell changed images by their bytes instead of size and time of change.", flag_values=FLAGS
+    "checksum", False, "Detect changed images by their bytes, not by size and modification time.", flag_values=FLAGS
 )
 command_line.group(FLAGS, "data")
 flags.DEFINE_float(

@@ -44,7 +44,8 @@ flags.DEFINE_enum(
     "engine",
     None,
     ["auto", *ENGINES, "milvus"],
-    "How it is searched; auto, the default of a new one, chooses by size and memory. An old one is built anew.",
+    "Index of the gallery; auto, the default for a new gallery, chooses by size and memory. For an existing gallery, "
+    "the index is built anew.",
     flag_values=FLAGS,
 )
 flags.DEFINE_integer(
@@ -52,7 +53,12 @@ flags.DEFINE_integer(
 )
 command_line.old_name(FLAGS, "memory", "memory_mb")
 command_line.group(FLAGS, "model")
-flags.DEFINE_string("model", "", "Folder of the run or export that made the features.", flag_values=FLAGS)
+flags.DEFINE_string(
+    "model",
+    "",
+    "Folder of the run or export, or name of the network of the package, that made the features.",
+    flag_values=FLAGS,
+)
 flags.DEFINE_string("checksum", "", "That model's checksum, or any name for another network.", flag_values=FLAGS)
 command_line.group(FLAGS, "gallery")
 flags.DEFINE_string("milvus_index", "HNSW", "Milvus: index type of a new collection; FLAT is exact.", flag_values=FLAGS)
@@ -62,14 +68,14 @@ flags.DEFINE_boolean("compact", False, "Give back the space of deleted entries, 
 flags.DEFINE_boolean("check", False, "Compare all stored vectors with their checksums.", flag_values=FLAGS)
 flags.DEFINE_boolean("rebuild", False, "Train and build the index from the start.", flag_values=FLAGS)
 command_line.group(FLAGS, "threshold")
-flags.DEFINE_string("calibrate", "", "Features with pids to choose the threshold by.", flag_values=FLAGS)
-flags.DEFINE_float("false_accept_rate", 0.01, "The rate that is wanted.", 0, 1, flag_values=FLAGS)
+flags.DEFINE_string("calibrate", "", "Choose the threshold by these features, which have pids.", flag_values=FLAGS)
+flags.DEFINE_float("false_accept_rate", 0.01, "Wanted false-accept rate of --calibrate.", 0, 1, flag_values=FLAGS)
 flags.DEFINE_boolean("per_pair", False, "The rate is over pairs of images, not over searches.", flag_values=FLAGS)
 flags.DEFINE_boolean("within", False, "Search among the validation images, not in the gallery.", flag_values=FLAGS)
 flags.DEFINE_float("threshold", None, "Set the threshold to this distance.", 0, flag_values=FLAGS)
 flags.DEFINE_boolean("nothreshold", False, "Remove the threshold.", flag_values=FLAGS)
 command_line.require(FLAGS, "index", "a folder or an address for the gallery")
-for _flag in ("per_pair", "within"):
+for _flag in ("false_accept_rate", "per_pair", "within"):
     command_line.check_pair(FLAGS, _flag, "calibrate")
 command_line.check_pair(
     FLAGS,

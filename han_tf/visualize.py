@@ -69,6 +69,8 @@ command_line.group(FLAGS, "computation")
 flags.DEFINE_integer("batch_size", 64, "Images per forward pass over the gallery.", 1, flag_values=FLAGS)
 command_line.group(FLAGS, "data")
 flags.DEFINE_boolean("skip_bad_images", False, "Leave out unreadable images instead of stopping.", flag_values=FLAGS)
+for _flag in ("features", "k", "batch_size"):
+    command_line.check_pair(FLAGS, _flag, "ranked")
 
 
 def spread(records: Sequence[Record], count: int) -> tuple[Record, ...]:

@@ -86,6 +86,12 @@ def test_all_are_listed(capsys):
         assert weights.read_about(weights.HERE / name)["sha256"] in listed
 
 
+@pytest.mark.parametrize("arguments", [["--checkpoint=third"], ["--checkpoint=best"]])
+def test_a_checkpoint_is_of_the_run_that_is_stored(arguments, capsys):
+    assert call(*arguments) == 2
+    assert capsys.readouterr().err.startswith("usage error: ")
+
+
 def test_a_run_is_stored_and_read_like_one(tiny_run, tmp_path, capsys):
     folder = tmp_path / "mine"
     assert call(f"--store={tiny_run}", f"--output={folder}") == 0

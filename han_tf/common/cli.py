@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from absl import flags
+from tqdm import tqdm
 
 from han_tf import __version__
 from han_tf.common import quiet_tensorflow
@@ -289,16 +290,16 @@ def _notes_in_one_line() -> Iterator[None]:
     """Prints each :class:`~han_tf.common.errors.Note` as one line while the block runs."""
     with warnings.catch_warnings():
         warnings.simplefilter("always", Note)
-        plain = warnings.formatwarning
+        plain = warnings.showwarning
 
-        def told(message: Any, category: type[Warning], *where: Any) -> str:
-            return f"note: {message}\n" if issubclass(category, Note) else plain(message, category, *where)
+        def show(message: Any, category: type[Warning], *where: Any, **options: Any) -> None:
+            if issubclass(category, Note):
+                tqdm.write(f"note: {message}", sys.stderr)  # above a progress bar, if there is one
+            else:
+                plain(message, category, *where, **options)
 
-        warnings.formatwarning = told
-        try:
-            yield
-        finally:
-            warnings.formatwarning = plain
+        warnings.showwarning = show
+        yield
 
 
 def _run(

@@ -1,6 +1,7 @@
 """The text of a command's ``--help``: its flags in groups, with placeholders for their values."""
 
 import argparse
+import os
 from collections.abc import Collection, Container, Mapping
 from typing import Any
 
@@ -39,7 +40,8 @@ def help_text(
         flag = values[name]
         if name != flag.name or name in left_out:  # short names, old names
             continue
-        names = [f"--[no]{name}" if flag.boolean and name not in ("help", "version") else f"--{name}"]
+        negatable = flag.boolean and not name.startswith(("help", "version", "no"))
+        names = [f"--[no]{name}" if negatable else f"--{name}"]
         names += [f"-{flag.short_name}"] * bool(flag.short_name)
         kind: dict[str, Any] = {"action": "store_true"} if flag.boolean else {"metavar": _value_name(flag)}
         sections[titles[name]].add_argument(*names, **kind, help=_described(flag).replace("%", "%%"))
@@ -62,7 +64,11 @@ def _value_name(flag: flags.Flag) -> str:
 def _described(flag: flags.Flag) -> str:
     """Returns a flag's help with its choices and its default."""
     choices = [name for name in getattr(flag.parser, "enum_values", ()) if name]
-    default = ",".join(map(str, flag.default)) if isinstance(flag.default, (list, tuple)) else flag.default
+    default = flag.default
+    if isinstance(default, (list, tuple)):
+        default = "all of them" if len(default) > 1 and list(default) == choices else ",".join(map(str, default))
+    elif isinstance(default, str) and os.path.isabs(default):
+        default = os.path.relpath(default)
     facts = [f"one of {', '.join(choices)}"] * bool(choices)
     facts += [f"default: {str(default).lower() if flag.boolean else default}"] * (default not in (None, "", False))
     told = flag.help.partition(">: ")[2] if isinstance(flag, flags.EnumFlag) else flag.help  # without the choices

@@ -3,6 +3,7 @@
 import io
 import os
 import stat
+import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,9 +13,8 @@ from typing import NamedTuple, Optional, Union
 
 import numpy as np
 from PIL import Image, ImageOps
-from tqdm import tqdm
 
-from han_tf.common.errors import UserError
+from han_tf.common.errors import Note, UserError
 from han_tf.common.processes import usable_cores
 from han_tf.common.progress import progress_bar
 from han_tf.data.depth import Depth
@@ -116,16 +116,17 @@ def upright_pixels(image: Image.Image, depth: Optional[Depth] = None) -> np.ndar
     return np.asarray(image)
 
 
-def checked_pixels(pixels: np.ndarray) -> np.ndarray:
+def checked_pixels(pixels: np.ndarray, batches: bool = True) -> np.ndarray:
     """Returns ``pixels`` if they are an image or a batch of images.
 
     Args:
       pixels: ``[..., height, width, 3]``, uint8 or any float, RGB in [0, 255].
+      batches: whether they may be a batch; only ``[height, width, 3]`` otherwise.
 
     Raises:
       UserError: shape or dtype is wrong, or values lie outside [0, 255] or seem to be scaled to [0, 1].
     """
-    if pixels.ndim < 3 or pixels.shape[-1] != 3 or 0 in pixels.shape[-3:-1]:
+    if pixels.ndim < 3 or (pixels.ndim > 3 and not batches) or pixels.shape[-1] != 3 or 0 in pixels.shape[-3:-1]:
         raise UserError(f"pixels have shape {list(pixels.shape)}, expected [height, width, 3], RGB")
     if pixels.dtype == np.uint8:
         return pixels
@@ -199,8 +200,9 @@ class ImageReader:
 
     Iterating yields ``(images, kept)`` per batch: ``[≤ batch_size, height, width, 3]`` uint8, and int64 indices of the
     records that the images belong to. Images that cannot be decoded raise :class:`UserError` or, if they are to be
-    skipped, are collected in ``bad_images``. A file that cannot be read (missing, no permission, disk or network error)
-    always raises :class:`UserError`. So does a sequence of which no image could be decoded.
+    skipped, are collected in ``bad_images``, with a warning (:class:`~han_tf.common.errors.Note`) each. A file that
+    cannot be read (missing, no permission, disk or network error) always raises :class:`UserError`. So does a sequence
+    of which no image could be decoded.
 
     Args:
       records: the images to read: records, paths or pixels. An iterator is asked for :data:`_AHEAD` batches at a time.
@@ -247,12 +249,9 @@ class ImageReader:
                 if len(kept):
                     yield (images if not found else images[kept - start]), kept
                 bar.update(len(images))
-        for sentence in self.depth.notes:
-            tqdm.write(f"note: {sentence}")
-        if self.bad_images:
-            tqdm.write(f"skipped {len(self.bad_images)} unreadable images:")
-            for bad in self.bad_images:
-                tqdm.write(f"  {bad.path}: {bad.reason}")
+        left_out = [f"{bad.path}: not a readable image ({bad.reason}), left out" for bad in self.bad_images]
+        for sentence in (*self.depth.notes, *left_out):
+            warnings.warn(sentence, Note, stacklevel=2)
         if len(self.bad_images) == count and (count or total == 0):
             raise UserError(f"none of the {count} images could be read, expected at least one")
 
@@ -292,7 +291,7 @@ class ImageReader:
                 continue
             try:
                 if isinstance(record, np.ndarray):
-                    pixels = checked_pixels(record)
+                    pixels = checked_pixels(record, batches=False)
                 else:
                     pixels = decode_image(path_of(record), self.depth)
             except UserError:
@@ -305,7 +304,16 @@ class ImageReader:
 
 
 def path_of(source: Source) -> str:
-    """Returns the path of a record or file; for pixels a description with their shape."""
+    """Returns the path of a record or file; for pixels a description with their shape.
+
+    Raises:
+      UserError: it is of another type.
+    """
     if isinstance(source, np.ndarray):
         return f"array {list(source.shape)}"
-    return source.path if isinstance(source, (Record, BadImage)) else os.fspath(source)
+    if isinstance(source, (Record, BadImage)):
+        return source.path
+    path = os.fspath(source) if isinstance(source, os.PathLike) else source
+    if not isinstance(path, str):
+        raise UserError(f"an image is of type {type(source).__name__}, expected a path, an array or a PIL image")
+    return path

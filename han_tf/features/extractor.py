@@ -10,7 +10,8 @@ import numpy as np
 from PIL import Image
 
 from han_tf.common.errors import Note, UserError
-from han_tf.data.reading import BadImage, ImageReader, Source, checked_pixels, resize
+from han_tf.data.depth import Depth
+from han_tf.data.reading import BadImage, ImageReader, Source, checked_pixels, resize, upright_pixels
 from han_tf.data.records import Record
 from han_tf.runtimes import KERAS, open_runtime
 from han_tf.runtimes.probes import prove
@@ -53,6 +54,8 @@ class FeatureExtractor:
         batch_size: int = 64,
         white_level: Optional[float] = None,
     ):
+        if not isinstance(path, (str, os.PathLike)):
+            raise UserError(f"path is of type {type(path).__name__}, expected the folder of a run or an exported model")
         if batch_size < 1 or (threads is not None and threads < 1):
             raise UserError(f"batch_size is {batch_size} and threads {threads}, expected at least 1")
         self.threads = threads
@@ -118,7 +121,8 @@ class FeatureExtractor:
           images: a path, a record, a PIL image or an array ``[height, width, 3]``, or any iterable of these, of
             different sizes and in any mixture; an array ``[n, height, width, 3]``; or a ``tf.data.Dataset`` of such
             batches, or of tuples that begin with one. Arrays are uint8 or float, RGB in [0, 255].
-          skip_bad_images: whether to leave out files that cannot be decoded, and their rows, instead of raising.
+          skip_bad_images: whether to leave out images that cannot be decoded, and their rows, instead of raising.
+            A warning (:class:`~han_tf.common.errors.Note`) names each.
           bad_images: a list to which the images left out are appended, each with its name and the reason.
           progress: title of the progress bar; None for no bar. Arrays of images and ``tf.data`` pipelines get none.
 
@@ -129,7 +133,7 @@ class FeatureExtractor:
           UserError: an image cannot be decoded, or is of another type.
         """
         if isinstance(images, (str, os.PathLike, Record, Image.Image)) or (
-            isinstance(images, np.ndarray) and images.ndim == 3
+            isinstance(images, np.ndarray) and images.ndim not in (1, 4)
         ):
             images = [images]
         if hasattr(images, "as_numpy_iterator"):
@@ -160,10 +164,11 @@ class FeatureExtractor:
             raise UserError(f"images are {_described(images)}, expected a sequence of paths, arrays or PIL images")
         if not isinstance(images, Iterable) or isinstance(images, (set, frozenset, dict)):
             raise UserError(f"images are {_described(images)}, expected paths, arrays or PIL images")
+        depth = Depth(self.white_level)
         if not isinstance(images, (Sequence, np.ndarray)):
-            images = map(_pixels, images)
+            images = (_pixels(image, depth) for image in images)
         elif any(isinstance(image, Image.Image) for image in images):
-            images = list(map(_pixels, images))
+            images = [_pixels(image, depth) for image in images]
         size, batch_size = self.input_size, self.batch_size
         reader = ImageReader(images, size, batch_size, skip_bad_images, progress, self.threads, self.white_level)
         return FeatureStream(self, reader)
@@ -198,9 +203,16 @@ class FeatureStream:
                 yield self._extractor.embed(images), kept
 
 
-def _pixels(image: Union[Source, Image.Image]) -> Source:
-    """Returns the pixels of one of Pillow's images, anything else as it is."""
-    return np.asarray(image.convert("RGB")) if isinstance(image, Image.Image) else image
+def _pixels(image: Union[Source, Image.Image], depth: Depth) -> Source:
+    """Returns the pixels of one of Pillow's images, turned and scaled as those of files; anything else as it is."""
+    if not isinstance(image, Image.Image):
+        return image
+    name = getattr(image, "filename", "") or f"PIL image {image.mode} {list(image.size)}"
+    try:
+        deep = image.mode.startswith(("I", "F"))  # a copy does not know how many bits of a TIFF are used
+        return upright_pixels(image if deep else image.copy(), depth)
+    except Exception as error:  # the codecs raise exceptions of many kinds
+        return BadImage(name, " ".join(str(error).split()) or type(error).__name__)
 
 
 def _described(images: Any) -> str:

@@ -13,7 +13,6 @@ the gallery". --white_level is by default that of the gallery's images. Times ar
 import json
 import math
 import sys
-from contextlib import redirect_stdout
 from datetime import datetime, timezone
 from typing import Any, Optional
 
@@ -31,10 +30,15 @@ FLAGS = command_line.new_flags()
 command_line.group(FLAGS, "gallery")
 flags.DEFINE_string("index", "", "The gallery: a folder, or an address of Milvus.", flag_values=FLAGS)
 command_line.group(FLAGS, "what to search for")
-flags.DEFINE_string("model", "", "The run, export or shipped network that embeds the images.", flag_values=FLAGS)
+flags.DEFINE_string(
+    "model",
+    "",
+    "Folder of the run or export, or name of the network of the package, that embeds the images.",
+    flag_values=FLAGS,
+)
 _ID = flags.IntegerParser()
-command_line.define_list(FLAGS, "id", [], "Search for the images of these entries, which are left out.", _ID)
-flags.DEFINE_string("features", "", "Search for these features, an .npz.", flag_values=FLAGS)
+command_line.define_list(FLAGS, "id", [], "Search for the images of these entries; an entry is no hit of its own.", _ID)
+flags.DEFINE_string("features", "", "Search for the features in this .npz file.", flag_values=FLAGS)
 command_line.group(FLAGS, "hits")
 flags.DEFINE_integer("k", 10, "Hits per query, at most.", 1, 10_000, flag_values=FLAGS)
 command_line.group(FLAGS, "filters")
@@ -46,7 +50,7 @@ flags.DEFINE_string("before", "", "Taken before this time.", flag_values=FLAGS)
 command_line.group(FLAGS, "hits")
 flags.DEFINE_float("threshold", None, "Greatest distance; the gallery's own if not given.", 0, flag_values=FLAGS)
 flags.DEFINE_boolean("any_distance", False, "Ignore the gallery's threshold.", flag_values=FLAGS)
-flags.DEFINE_boolean("rerank", False, "Sort the nearest anew by k-reciprocal re-ranking.", flag_values=FLAGS)
+flags.DEFINE_boolean("rerank", False, "Sort the nearest by k-reciprocal re-ranking.", flag_values=FLAGS)
 flags.DEFINE_boolean("json", False, "Print JSON.", flag_values=FLAGS)
 command_line.group(FLAGS, "what to search for")
 command_line.define_white_level(FLAGS, "that of the gallery's images")
@@ -124,8 +128,7 @@ def _queries(values: flags.FlagValues, gallery: Gallery) -> tuple[list[str], np.
         print(f"note: {note}", file=sys.stderr)
     extractor = FeatureExtractor(values.model, white_level=white_level)
     gallery.check_model(extractor.checksum)
-    with redirect_stdout(sys.stderr):  # for notes: standard output may be JSON
-        return list(values.positional), extractor(values.positional)
+    return list(values.positional), extractor(values.positional)
 
 
 def _plain(hits: list[Hit]) -> list[dict[str, Any]]:

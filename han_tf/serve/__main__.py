@@ -26,7 +26,7 @@ command_line.group(FLAGS, "gallery")
 flags.DEFINE_string("index", "", "The gallery: a folder, a Milvus Lite file or an address.", flag_values=FLAGS)
 command_line.group(FLAGS, "model")
 flags.DEFINE_string(
-    "model", "", "A run's folder or an exported model; if empty, one in --runs_dir that fits.", flag_values=FLAGS
+    "model", "", "Folder of a run or an exported model; if empty, one in --runs_dir that fits.", flag_values=FLAGS
 )
 flags.DEFINE_string(
     "attention", "", "Run whose network draws attention overlays; the model's own if empty.", flag_values=FLAGS
@@ -46,7 +46,7 @@ flags.DEFINE_string(
     "File with the token that clients must send; the variable HAN_TF_TOKEN if empty; no token if neither is set.",
     flag_values=FLAGS,
 )
-flags.DEFINE_boolean("read_only", False, "Whether to refuse every change, verdicts included.", flag_values=FLAGS)
+flags.DEFINE_boolean("read_only", False, "Refuse every change, verdicts included.", flag_values=FLAGS)
 flags.DEFINE_list(
     "allowed_hosts",
     [],
@@ -60,21 +60,36 @@ command_line.group(FLAGS, "limits")
 flags.DEFINE_float(
     "max_upload_mb", DEFAULTS.upload_bytes / 2**20, "Largest request, MiB.", 0.01, 1024, flag_values=FLAGS
 )
-flags.DEFINE_float("max_megapixels", DEFAULTS.pixels / 1e6, "Largest image.", 0.01, 1000, flag_values=FLAGS)
+flags.DEFINE_float("max_megapixels", DEFAULTS.pixels / 1e6, "Largest image, megapixels.", 0.01, 1000, flag_values=FLAGS)
 flags.DEFINE_integer("max_k", DEFAULTS.max_k, "Most hits of a search.", 1, 10_000, flag_values=FLAGS)
-flags.DEFINE_integer("batch", DEFAULTS.batch, "Most images of one pass.", 1, 4096, flag_values=FLAGS)
+flags.DEFINE_integer("batch", DEFAULTS.batch, "Most images per call of the network.", 1, 4096, flag_values=FLAGS)
 flags.DEFINE_float(
-    "batch_wait_ms", DEFAULTS.batch_wait_ms, "How long an image waits for others.", 0, 1000, flag_values=FLAGS
+    "batch_wait_ms", DEFAULTS.batch_wait_ms, "How long an image waits for others, ms.", 0, 1000, flag_values=FLAGS
 )
-flags.DEFINE_integer("queue", DEFAULTS.queue, "Most that may wait; more get a 503.", 1, 100_000, flag_values=FLAGS)
-flags.DEFINE_integer("connections", DEFAULTS.connections, "Open at a time.", 1, 100_000, flag_values=FLAGS)
 flags.DEFINE_integer(
-    "client_connections", DEFAULTS.client_connections, "From one address.", 1, 100_000, flag_values=FLAGS
+    "queue", DEFAULTS.queue, "Most images, searches and changes that wait, each.", 1, 100_000, flag_values=FLAGS
 )
-flags.DEFINE_integer("bodies", DEFAULTS.bodies, "Bodies on their way at a time.", 1, 100_000, flag_values=FLAGS)
-flags.DEFINE_integer("requests", DEFAULTS.requests, "Being answered at a time.", 1, 100_000, flag_values=FLAGS)
-flags.DEFINE_float("body_seconds", DEFAULTS.body_seconds, "For a body to arrive.", 0.1, 3600, flag_values=FLAGS)
-flags.DEFINE_float("request_seconds", DEFAULTS.request_seconds, "For an answer.", 0.1, 3600, flag_values=FLAGS)
+flags.DEFINE_integer("connections", DEFAULTS.connections, "Most open connections.", 1, 100_000, flag_values=FLAGS)
+flags.DEFINE_integer(
+    "client_connections",
+    DEFAULTS.client_connections,
+    "Most open connections of one address.",
+    1,
+    100_000,
+    flag_values=FLAGS,
+)
+flags.DEFINE_integer(
+    "bodies", DEFAULTS.bodies, "Most requests whose bodies are arriving.", 1, 100_000, flag_values=FLAGS
+)
+flags.DEFINE_integer(
+    "requests", DEFAULTS.requests, "Most requests that are being answered.", 1, 100_000, flag_values=FLAGS
+)
+flags.DEFINE_float(
+    "body_seconds", DEFAULTS.body_seconds, "Longest time for a body to arrive.", 0.1, 3600, flag_values=FLAGS
+)
+flags.DEFINE_float(
+    "request_seconds", DEFAULTS.request_seconds, "Longest time for an answer.", 0.1, 3600, flag_values=FLAGS
+)
 
 command_line.require(FLAGS, "index", "the gallery to serve: python -m han_tf.index makes one")
 

@@ -19,6 +19,7 @@ from han_tf.common import cli as command_line
 from han_tf.common.errors import UserError
 from han_tf.common.files import write_json
 from han_tf.common.run_files import CONFIG, ENVIRONMENT, METRICS
+from han_tf.runs.folder import CHECKPOINTS
 
 PROBES = 4
 """Number of drawn images whose features are stored beside the weights."""
@@ -28,7 +29,8 @@ flags.DEFINE_string("store", "", "Folder of a finished run whose network is to b
 flags.DEFINE_string("output", "", "Where to; a name alone is a folder of the package.", flag_values=FLAGS)
 command_line.check_pair(FLAGS, "store", "output")
 command_line.check_pair(FLAGS, "output", "store")
-flags.DEFINE_string("checkpoint", "last", "Which network of the run: last or best.", flag_values=FLAGS)
+flags.DEFINE_enum("checkpoint", "last", list(CHECKPOINTS), "Which network of the run.", flag_values=FLAGS)
+command_line.check_pair(FLAGS, "checkpoint", "store")
 
 
 def main(values: flags.FlagValues) -> None:

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import warnings
 from importlib import metadata
 
 import pytest
@@ -15,7 +16,7 @@ from experiments.results import HERE
 from han_tf import __version__, bench, demo, evaluate, export, extract, index, train, visualize
 from han_tf import flops as flops_command
 from han_tf.common.cli import UsageError, define_list, group, new_flags, old_name, require, run
-from han_tf.common.errors import Stopped, UserError
+from han_tf.common.errors import Note, Stopped, UserError
 from han_tf.search import __main__ as search
 from han_tf.serve import __main__ as serve
 
@@ -97,6 +98,17 @@ def test_positional_arguments_only_where_they_are_allowed():
 def test_what_ends_a_command_is_one_line_and_a_status(capsys, exception, status, line):
     assert Command(result=exception)() == status
     assert capsys.readouterr() == ("", line + "\n")
+
+
+def test_a_note_is_one_line_of_stderr(capsys):
+    def main(_):
+        for _ in range(2):
+            warnings.warn("a.jpg: left out", Note, stacklevel=1)
+
+    shown = warnings.showwarning
+    assert run(main, new_flags(), "", ["command"]) == 0
+    assert capsys.readouterr() == ("", "note: a.jpg: left out\n" * 2)
+    assert warnings.showwarning is shown
 
 
 def test_sigterm_ends_a_command_after_its_finally_clauses():
@@ -272,7 +284,8 @@ def test_every_command_tells_its_flags(capsys, monkeypatch, module):
     assert ".py:" not in out
     for name in module.FLAGS:
         flag = module.FLAGS[name]
-        words = f"  --[no]{name}" if flag.boolean and name not in ("help", "version") else f"  --{name}"
+        negatable = flag.boolean and name not in ("help", "version", "nothreshold")
+        words = f"  --[no]{name}" if negatable else f"  --{name}"
         old = name in OLD_NAMES.get(module, ())
         assert bool(re.search(re.escape(words) + r"\b", out)) != (old or name == "h")
 
@@ -295,6 +308,8 @@ def test_help_has_groups_in_the_order_of_their_flags(capsys):
     group(command.flags, "output")
     flags.DEFINE_string("runs_dir", "", "100 % of them.", flag_values=command.flags)
     define_list(command.flags, "parts", ["a", "b"], "Which.", flags.EnumParser(["a", "b", "c"]))
+    define_list(command.flags, "whole", ["a", "b"], "Which.", flags.EnumParser(["a", "b"]))
+    flags.DEFINE_string("source", os.path.abspath("a/b"), "Whence.", flag_values=command.flags)
     flags.DEFINE_list("names", [], "Their names.", flag_values=command.flags)
     group(command.flags, "options")
     flags.DEFINE_boolean("fast", True, "Quickly.", flag_values=command.flags)
@@ -310,7 +325,7 @@ def test_help_has_groups_in_the_order_of_their_flags(capsys):
     assert flags_of == {
         "required": ["--index INDEX"],
         "options": ["--size N", "--rate X", "--colour COLOUR", "--[no]loud", "--name NAME", "--[no]fast"],
-        "output": ["--runs_dir DIR", "--parts PARTS,...", "--names NAMES,..."],
+        "output": ["--runs_dir DIR", "--parts PARTS,...", "--whole WHOLE,...", "--source SOURCE", "--names NAMES,..."],
         "general": ["--help, -h", "--version", "--[no]quiet", "--flagfile FILE"],
     }
     assert list(flags_of) == ["required", "options", "output", "general"]
@@ -318,6 +333,8 @@ def test_help_has_groups_in_the_order_of_their_flags(capsys):
     for words in (
         "100 % of them.",
         "(one of a, b, c; default: a,b)",
+        "(one of a, b; default: all of them)",
+        "Whence. (default: a/b)",
         "(default: true)",
         "(one of red, blue; default: red)",
     ):

@@ -157,7 +157,6 @@ def test_another_network_can_stand_in_for_that_of_an_ablation(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["table13"], "experiment 'table13' does not exist, expected one of table1, "),
         (["table8", "--arch=resnet50"], "--arch resnet50 has not the parts that table8 is about, expected a relative"),
         (["table12", "--arch=han_small"], "--arch han_small cannot stand in for the networks of table12"),
         (["table7", "--dataset=market1501,cuhk03", "--data_dir=x"], "--data_dir x is one data set's folder"),
@@ -167,6 +166,13 @@ def test_bad_input_is_one_line(capsys, tmp_path, arguments, words):
     assert call(*arguments, f"--runs_dir={tmp_path}") == 1
     err = capsys.readouterr().err
     assert err.startswith(f"error: {words}")
+    assert err.count("\n") == 1
+
+
+def test_an_unknown_experiment_is_a_wrong_command_line(capsys):
+    assert call("table13") == 2
+    err = capsys.readouterr().err
+    assert err.startswith("usage error: experiment 'table13' does not exist, expected one of table1, ")
     assert err.count("\n") == 1
 
 

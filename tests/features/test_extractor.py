@@ -11,7 +11,7 @@ from PIL import Image
 from tqdm import tqdm
 
 import han_tf
-from han_tf.common.errors import UserError
+from han_tf.common.errors import Note, UserError
 from han_tf.data import Record, reading
 from han_tf.features.extractor import FeatureExtractor
 from han_tf.features.keras import extract_features
@@ -97,6 +97,30 @@ def test_pictures_of_pil_and_iterators(extractor, files, expected):
     np.testing.assert_allclose(extractor(palette), expected[:1], atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore::han_tf.common.errors.Note")
+def test_pictures_of_pil_are_read_as_their_files(tiny_run, tmp_path):
+    """Deep grey is scaled, the orientation of a camera applied, and a damaged one is a bad image."""
+    rng = np.random.default_rng(4)
+    Image.fromarray(rng.integers(0, 4096, (40, 20), np.uint16)).save(tmp_path / "deep.png")
+    Image.fromarray(rng.random((40, 20), np.float32)).save(tmp_path / "float.tif")
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.fromarray(rng.integers(0, 256, (20, 40, 3), np.uint8)).save(tmp_path / "turned.png", exif=turned)
+    whole = (tmp_path / "turned.png").read_bytes()
+    (tmp_path / "bad.png").write_bytes(whole[: len(whole) // 2])
+    for white_level, names in ((4095, ("deep.png",)), (None, ("float.tif", "turned.png"))):
+        extractor = FeatureExtractor(tiny_run, white_level=white_level)
+        paths = [tmp_path / name for name in names]
+        np.testing.assert_array_equal(extractor([Image.open(path) for path in paths]), extractor(paths))
+    image = Image.open(tmp_path / "turned.png")
+    extractor(image)
+    assert image.size == (40, 20)
+    left_out = []
+    images = [Image.open(tmp_path / name) for name in ("turned.png", "bad.png")]
+    assert len(extractor(images, skip_bad_images=True, bad_images=left_out)) == 1
+    assert [bad.path for bad in left_out] == [str(tmp_path / "bad.png")]
+
+
 def test_an_iterator_is_one_list(extractor, files, expected, tmp_path, monkeypatch, capsys):
     bad, grey = tmp_path / "bad.jpg", tmp_path / "grey.png"
     bad.write_bytes(b"no image")
@@ -109,14 +133,16 @@ def test_an_iterator_is_one_list(extractor, files, expected, tmp_path, monkeypat
         return bars[-1]
 
     monkeypatch.setattr(reading, "progress_bar", progress_bar)
-    found = extractor(iter(images), skip_bad_images=True, bad_images=left_out, progress="features")
+    with pytest.warns(Note) as told:
+        found = extractor(iter(images), skip_bad_images=True, bad_images=left_out, progress="features")
     np.testing.assert_allclose(found[1:-1], expected[np.arange(47) % 7], atol=1e-5)
     np.testing.assert_allclose(found[-1], found[0], atol=1e-5)
     assert [image.path for image in left_out] == [str(bad)] * 2
     assert [bar.n for bar in bars] == [len(images)]
-    told = capsys.readouterr().out
-    assert told.count("2 images of more than 8 bits per pixel") == told.count("note:") == 1
-    assert told.count("skipped 2 unreadable images") == told.count("skipped") == 1
+    of_depth, *of_bad = (str(warning.message) for warning in told)
+    assert of_depth.startswith("2 images of more than 8 bits per pixel")
+    assert of_bad == [f"{bad}: not a readable image ({image.reason}), left out" for image in left_out]
+    assert capsys.readouterr() == ("", "")
     with pytest.raises(UserError, match="none of the 2 images could be read"):
         extractor(iter([bad, bad]), skip_bad_images=True)
     assert extractor(iter([])).shape == (0, 1024)
@@ -183,6 +209,14 @@ def test_bad_images_are_left_out_or_named(extractor, files, expected, tmp_path):
         ([np.zeros((4, 4), np.uint8)], r"shape \[4, 4\], expected \[height, width, 3\]"),
         (np.zeros((2, 48, 32, 3), np.float32) + 0.5, "not scaled to 1"),
         (["missing.jpg"], r"missing.jpg: cannot be read \(No such file"),
+        ([None], "an image is of type NoneType, expected a path, an array or a PIL image"),
+        (iter([b"a.jpg"]), "an image is of type bytes, expected a path, an array or a PIL image"),
+        ([["a.jpg"]], "an image is of type list, expected a path, an array or a PIL image"),
+        (np.arange(3), "an image is of type int64, expected a path, an array or a PIL image"),
+        (np.array("a.jpg"), r"shape \[\], expected \[height, width, 3\]"),
+        (np.zeros((4, 4), np.uint8), r"shape \[4, 4\], expected \[height, width, 3\]"),
+        ([np.zeros((2, 48, 32, 3), np.uint8)], r"shape \[2, 48, 32, 3\], expected \[height, width, 3\]"),
+        (np.zeros((1, 2, 48, 32, 3), np.uint8), r"shape \[1, 2, 48, 32, 3\], expected \[height, width, 3\]"),
     ],
 )
 def test_what_are_no_images_is_one_line(extractor, images, line):
@@ -234,6 +268,9 @@ def test_a_folder_without_a_model_is_one_line(tmp_path):
         FeatureExtractor(tmp_path)
     with pytest.raises(UserError, match=r"neither config\.json nor card\.json"):
         FeatureExtractor(tmp_path / "missing")
+    for path in (None, 7):
+        with pytest.raises(UserError, match=r"^path is of type .*, expected the folder of a run or an exported model$"):
+            FeatureExtractor(path)
 
 
 @pytest.mark.parametrize("arguments", [{"batch_size": 0}, {"threads": 0}])

@@ -41,5 +41,5 @@ def test_a_million_reranked(kind, tmp_path, capsys):
 
 
 def test_unknown_case(capsys):
-    assert run(bench.main, bench.FLAGS, bench.__doc__, ["bench", "nothing"], positional="cases") == 1
-    assert capsys.readouterr().err.startswith("error: unknown case 'nothing', expected one of market1501, ")
+    assert run(bench.main, bench.FLAGS, bench.__doc__, ["bench", "nothing"], positional="cases") == 2
+    assert capsys.readouterr().err.startswith("usage error: unknown case 'nothing', expected one of market1501, ")

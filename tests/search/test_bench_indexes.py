@@ -51,5 +51,5 @@ def test_every_case_is_built_and_measured(call, tmp_path, capsys):
 
 
 def test_unknown_cases_are_refused(call, capsys):
-    assert call("10x10/flat") == 1
+    assert call("10x10/flat") == 2
     assert "unknown case '10x10/flat', expected one of 1500x32/flat" in capsys.readouterr().err

@@ -203,6 +203,7 @@ def test_bad_input_is_one_line(call, tmp_path, archive, monkeypatch, arguments, 
     [
         [],
         ["--index=g", "--within"],
+        ["--index=g", "--false_accept_rate=0.1"],
         ["--index=g", "--calibrate=v", "--per_pair", "--within"],
         ["--index=g", "--calibrate=v", "--threshold=1"],
         ["--index=g", "--calibrate=v", "--false_accept_rate=2"],
