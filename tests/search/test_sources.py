@@ -215,6 +215,28 @@ def test_additions_may_replace_by_path(gallery):
         gallery.add(changed[:2], paths=["a", "a"], replace=True)
 
 
+def test_any_path_names_an_image(gallery):
+    paths = [
+        'a"b',
+        "a'b",
+        "a\\b",
+        "a\\",
+        "a\\nb",
+        "a\nb",
+        "a\r\tb",
+        "a\x01\x1b[1mb",
+        "a\u2028b",
+        " %s{0} ",
+        "日本/😀",
+        "a" * 4000,
+    ]
+    features = clustered(len(paths), DIMENSION)
+    ids = gallery.add(features, paths=paths, replace=True)
+    np.testing.assert_array_equal(gallery.add(features, paths=paths, replace=True), ids)
+    assert [entry.path for entry in gallery.entries(ids)] == paths
+    assert gallery.relabel_named(paths, pids=range(1, len(paths) + 1)) == len(paths)
+
+
 def test_labels_can_be_changed(gallery):
     batch = rows(12)
     known = {name: getattr(batch, name) for name in ("paths", "pids", "camids", "times")}
