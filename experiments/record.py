@@ -14,7 +14,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments.results import KINDS, RESULTS, check_replaceable, stamp, training_result
+from experiments.results import KINDS, RESULTS, check_replaceable, reading, stamp, training_result
 from han_tf.common import cli as command_line
 from han_tf.common.errors import UserError
 from han_tf.common.files import read_json, write_json
@@ -34,8 +34,9 @@ def result_of(path: Path) -> tuple[str, dict[str, Any]]:
       UserError: ``path`` is neither.
     """
     if path.is_dir():
-        result = training_result(path)
-        return TrainConfig.from_dict(result["settings"], str(path / CONFIG)).run_name(), result
+        with reading(path):
+            result = training_result(path)
+            return TrainConfig.from_dict(result["settings"], str(path / CONFIG)).run_name(), result
     figures = read_json(path, "a run's folder or a benchmark's figures")
     if isinstance(figures, dict) and "networks" in figures:
         figures = {"kind": "bench", **figures}  # han_tf.bench writes no kind
@@ -44,10 +45,11 @@ def result_of(path: Path) -> tuple[str, dict[str, Any]]:
             f"{path}: neither a run's folder nor a benchmark's figures, expected the output of han_tf.train, "
             "han_tf.bench or of a benchmark of experiments"
         )
-    made_with = figures.pop("environment", {})
-    made_with.pop("command", None)
-    # A benchmark's file without commit and machine gets those of this call.
-    return figures["kind"], {**stamp(), **figures, **made_with}
+    with reading(path):
+        made_with = figures.pop("environment", {})
+        made_with.pop("command", None)
+        # A benchmark's file without commit and machine gets those of this call.
+        return figures["kind"], {**stamp(), **figures, **made_with}
 
 
 def main(values: flags.FlagValues) -> None:

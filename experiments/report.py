@@ -18,7 +18,7 @@ from urllib.parse import quote
 from absl import flags
 
 from experiments import bench_sections, schema, tables
-from experiments.results import HERE, RESULTS, Result, load_results, score
+from experiments.results import HERE, RESULTS, Result, load_results, reading, score
 from experiments.tables import NONE, markdown_table, settings_in_words
 from han_tf.common import cli as command_line
 from han_tf.common.errors import UserError
@@ -86,6 +86,14 @@ class Report(NamedTuple):
         for experiment in map(schema.load, schema.names()):
             found = tables.groups(experiment, "full", self.results, comparable=True)
             plots.draw(found, self.results, self.output.parent / "figures")
+
+    def check_each(self) -> None:
+        """Raises UserError if the file of a single result is damaged, so that no table can be made of it."""
+        for result in self.results:
+            with reading(self.results_dir / f"{result.name}.json"):
+                self._replace(results=[result], notes_dir=Path(os.devnull)).text()
+                for experiment in map(schema.load, schema.names()):
+                    tables.render(experiment, "full", [result])
 
     def link(self, name: str, text: str = "") -> str:
         """Returns the Markdown link to a result, called ``text`` or else by its name."""
@@ -206,8 +214,12 @@ def main(values: flags.FlagValues) -> None:
     """Builds the report as the flags say."""
     results_dir, output = Path(values.results_dir), Path(values.output)
     report = Report(load_results(results_dir), Path(values.notes_dir), output, results_dir)
-    text = report.text()
-    report.draw()
+    try:
+        text = report.text()
+        report.draw()
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+        report.check_each()
+        raise
     with atomic_open(output) as stream:
         stream.write(text.encode("utf-8"))
     print(f"written to {output}")

@@ -4,8 +4,8 @@ import json
 import math
 import os
 import statistics
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib import metadata
@@ -73,6 +73,15 @@ def load_results(folder: Union[str, os.PathLike]) -> list[Result]:
     return results
 
 
+@contextmanager
+def reading(where: Union[str, os.PathLike]) -> Iterator[None]:
+    """Makes what missing entries and wrong types of the JSON in ``where`` raise in the block a UserError."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise UserError(f"{where}: damaged ({type(error).__name__}: {error}), expected {EXPECTED}") from error
+
+
 def shown_trainings(results: Iterable[Result]) -> list[Result]:
     """Returns the trainings that tables may show."""
     return [result for result in results if result["kind"] == "training" and "apart" not in result.data]
@@ -83,8 +92,10 @@ def check_replaceable(folder: Union[str, os.PathLike], name: str, data: Mapping[
     path = Path(folder) / f"{name}.json"
     if path.exists():
         old = read_json(path, EXPECTED)
-        same = all(old.get(entry) == data.get(entry) for entry in ("kind", "apart"))
-        if not same or identity(old.get("settings", {})) != identity(data.get("settings", {})):
+        with reading(path):
+            same = all(old.get(entry) == data.get(entry) for entry in ("kind", "apart"))
+            same = same and identity(old.get("settings", {})) == identity(data.get("settings", {}))
+        if not same:
             raise UserError(f"{path} holds the result of something else; give another --name, or rename that file")
 
 

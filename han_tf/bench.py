@@ -7,7 +7,6 @@ it. The input pipeline alone should deliver at least five times as many images p
 
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 from absl import flags
 
 from han_tf.common import cli as command_line
-from han_tf.common.files import write_json
+from han_tf.common.files import temporary_folder, write_json
 from han_tf.common.progress import progress_bar
 from han_tf.data.records import Record
 from han_tf.data.sampling import ShuffledImages
@@ -114,8 +113,7 @@ def pipeline_rates(files: list[Record], data: LoadedImages, batch_size: int, rep
 def main(values: flags.FlagValues) -> None:
     """Measures as the flags say and prints the table."""
     rng = np.random.default_rng(0)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
+    with temporary_folder() as folder:
         # As many identities as Market-1501 has, so that the classifiers cost as much.
         records = [Record(str(folder / f"{pid}.jpg"), pid, 1) for pid in range(IDENTITIES)]
         for record in records:

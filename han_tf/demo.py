@@ -13,6 +13,7 @@ import math
 import shutil
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +147,7 @@ def prepare(folder: Path, dataset: ReIDDataset, extractor: FeatureExtractor) -> 
         "data": str(Path(dataset.root).absolute()),
     }
     description = folder / "demo.json"
-    if description.is_file():
+    with suppress(OSError, ValueError, AttributeError):  # a damaged one is made again
         made = json.loads(description.read_text(encoding="utf-8"))
         if all(made.get(name) == value for name, value in origin.items()):
             return made

@@ -13,7 +13,6 @@ same network are not made again, so a command that was stopped goes on. Formats 
 
 import json
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any, Optional
 
@@ -22,7 +21,7 @@ from absl import flags
 from han_tf import __version__
 from han_tf.common import cli as command_line
 from han_tf.common.errors import UserError
-from han_tf.common.files import locked, write_json
+from han_tf.common.files import locked, temporary_folder, write_json
 from han_tf.data import ReIDDataset, load_dataset
 from han_tf.deploy.exporters import FLOAT32, FORMATS, INT8, PRECISIONS, check_supported
 from han_tf.runs import environment
@@ -190,9 +189,9 @@ def _drawn_images(input_size: tuple[int, int]) -> np.ndarray:
     people = SyntheticPedestrians(
         train_identities=2, test_identities=6, images_per_camera=2, multi_query_per_camera=0, distractors=4, junk=0
     )
-    with tempfile.TemporaryDirectory() as folder:
-        generate(Path(folder) / "data", people, layout="market1501")
-        dataset = load_dataset("market1501", Path(folder) / "data")
+    with temporary_folder() as folder:
+        generate(folder / "data", people, layout="market1501")
+        dataset = load_dataset("market1501", folder / "data")
         return _read_images(dataset.query + dataset.gallery, input_size)
 
 

@@ -58,10 +58,11 @@ def test_a_second_start_uses_what_is_there_and_another_model_does_not(made, extr
     dataset = load_dataset("market1501", tiny_data)
     monkeypatch.setattr(demo, "draw_strangers", lambda: pytest.fail("drawn again"))
     assert demo.prepare(folder, dataset, extractor) == description
-    (folder / "demo.json").write_text(json.dumps({**description, "model": "f" * 64}))
-    with pytest.raises(pytest.fail.Exception, match="drawn again"):
-        demo.prepare(folder, dataset, extractor)
-    assert not (folder / "demo.json").exists()  # so that the next start makes it again
+    for text in (json.dumps({**description, "model": "f" * 64}), "{", "[]"):
+        (folder / "demo.json").write_text(text)
+        with pytest.raises(pytest.fail.Exception, match="drawn again"):
+            demo.prepare(folder, dataset, extractor)
+        assert not (folder / "demo.json").exists()  # so that the next start makes it again
 
 
 def test_strangers_are_nobody_of_the_data_set(monkeypatch):

@@ -212,6 +212,24 @@ def test_a_run_that_has_not_ended_is_not_stored(tiny_run, tmp_path, capsys):
     assert not (tmp_path / "mine").exists()
 
 
+@pytest.mark.parametrize(
+    "damage", [{"model": None}, {"bytes": "many"}, {"init_from": "runs/a"}, {"init_from": {"init_from": 5}}]
+)
+def test_a_description_of_other_types_is_one_line(tmp_path, damage):
+    about = json.loads((weights.HERE / SHIPPED[0] / weights.ABOUT).read_text()) | damage
+    (tmp_path / weights.ABOUT).write_text(json.dumps({name: value for name, value in about.items() if value}))
+    with pytest.raises(UserError, match=r"about.json: damaged \(.+\), expected what python -m han_tf.weights writes"):
+        command.describe(tmp_path)
+
+
+def test_an_environment_of_another_type_is_not_stored(tmp_path, monkeypatch):
+    monkeypatch.setattr("han_tf.runs.folder.load_run", lambda *_: LoadedRun(None, {}, tmp_path, ""))
+    for name in ("metrics.json", "environment.json"):
+        (tmp_path / name).write_text("[]")
+    with pytest.raises(UserError, match=r"environment.json: a JSON list, expected the environment of a training run"):
+        command.store("run", tmp_path / "mine", "last")
+
+
 def test_weights_that_there_are_none_of():
     with pytest.raises(UserError, match=r"model han_small has no weights 'mars', expected one of .*synthetic"):
         create_model("han_small", weights="mars")

@@ -8,6 +8,10 @@ class UserError(Exception):
     without a traceback and exit with status 1 (see :mod:`han_tf.common.cli`).
     """
 
+    def __str__(self) -> str:
+        """Returns the message; line breaks, of a file's name or of a system error that it quotes, become spaces."""
+        return " ".join(super().__str__().splitlines())
+
 
 class Note(UserWarning):
     """Something that the user should know; the message is one line. Commands print it as ``note: …``."""

@@ -9,6 +9,7 @@ import secrets
 import stat
 import struct
 import sys
+import tempfile
 import time
 import zipfile
 from collections.abc import Collection, Iterator
@@ -81,6 +82,24 @@ def remove(path: Path) -> None:
             os.unlink(path)
     except OSError as error:
         raise UserError(f"cannot remove {path}: {error.strerror or error}") from error
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """Makes a folder for temporary files, and removes it at the end.
+
+    Raises:
+      UserError: it cannot be made, for example because the disk is full.
+    """
+    try:
+        made = tempfile.TemporaryDirectory()
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(
+            f"no place for temporary files ({reason}), expected TMPDIR to name a folder with room"
+        ) from error
+    with made as folder:
+        yield Path(folder)
 
 
 def sync_folder(folder: Path) -> None:
@@ -199,7 +218,7 @@ def read_json(path: Union[str, os.PathLike], expected: str) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}, expected {expected}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({' '.join(str(error).split())}), expected {expected}") from error
 
 

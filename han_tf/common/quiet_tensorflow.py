@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import FrameType, ModuleType
-from typing import Any, Optional
+from typing import IO, Any, Optional
 
 standard_error = 2
 """File descriptor that shows what is written to it, also while TensorFlow is imported."""
@@ -25,7 +25,7 @@ def _silenced() -> Iterator[None]:
     """Discards what is written to standard error, or shows it at the end if an error leaves the block."""
     global standard_error
     sys.stderr.flush()
-    with tempfile.TemporaryFile() as log:
+    with _log() as log:
         standard_error = os.dup(2)
         os.dup2(log.fileno(), 2)
         failed = False
@@ -42,6 +42,14 @@ def _silenced() -> Iterator[None]:
             if failed:
                 log.seek(0)
                 os.write(2, log.read())
+
+
+def _log() -> IO[bytes]:
+    """Returns a new temporary file; one that keeps nothing where none can be made, as on a full disk."""
+    try:
+        return tempfile.TemporaryFile()
+    except OSError:
+        return open(os.devnull, "w+b")
 
 
 @contextmanager

@@ -6,6 +6,7 @@ UTC, or ISO 8601 (``2026-03-01T08:30:00+01:00``; UTC if it names no zone), in th
 """
 
 import errno
+import fnmatch
 import glob
 import hashlib
 import math
@@ -13,7 +14,7 @@ import os
 import re
 import stat
 from array import array
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -107,7 +108,7 @@ def list_images(sources: Sequence[str], names: str = "", checksum: bool = False)
     Args:
       sources: folders, which are searched recursively except for hidden folders and the previews that NAS systems keep
         in ``@eaDir``; CSV files; image files; patterns (``*``, ``?``, ``[…]``, ``**`` for any folders) that match
-        folders or image files.
+        folders or image files, of which hidden ones and previews count only if they are named.
       names: how pid, camid and time are parsed from file names if a CSV file does not give them: a key of
         :data:`NAMES`; or a regular expression, searched for in the absolute path, with one or more of the groups
         ``(?P<pid>…)``, ``(?P<camid>…)`` and ``(?P<time>…)``; or ``""`` for not at all.
@@ -122,7 +123,7 @@ def list_images(sources: Sequence[str], names: str = "", checksum: bool = False)
     for source in sources:
         before = len(collected.paths)
         if os.path.isdir(source):
-            collected.add_files(_walk(source, collected.passed), parse)
+            collected.add_files(_walk([source], collected.passed), parse)
         elif os.path.splitext(source)[1].lower() == ".csv":
             _read_csv(source, collected, parse)
         elif os.path.isfile(source):
@@ -130,13 +131,7 @@ def list_images(sources: Sequence[str], names: str = "", checksum: bool = False)
                 raise UserError(f"{source}: expected a folder, a CSV file (.csv) or an image ({', '.join(SUFFIXES)})")
             collected.add_files([source], parse)
         elif glob.has_magic(source):
-            for hit in glob.iglob(source, recursive=True):
-                if os.path.isdir(hit):
-                    collected.add_files(_walk(hit, collected.passed), parse)
-                elif is_image(os.path.basename(hit)):
-                    collected.add_files([hit], parse)
-                else:
-                    count_passed(collected.passed, os.path.basename(hit), True)
+            collected.add_files(_matches(source, collected.passed), parse)
         else:
             raise UserError(f"{source}: no such file or folder, expected images, a folder, a CSV file or a pattern")
         if len(collected.paths) == before:
@@ -247,30 +242,91 @@ def _contents(paths: Sequence[str], checksum: bool) -> list[str]:
         return [found for part in pool.map(contents, range(0, len(paths), _PART)) for found in part]
 
 
-def _walk(folder: str, passed: Counter) -> Iterator[str]:
-    """Yields the images in and below ``folder``; follows links to folders, but visits no folder twice."""
-    pending, seen = [folder], set()
+def _walk(folders: Sequence[str], passed: Counter) -> Iterator[str]:
+    """Yields the images in and below ``folders``; follows links to folders, but visits no folder twice."""
+    for current in _folders(folders, passed):
+        for entry in _entries(current):
+            regular = is_regular_file(entry)
+            # A broken link may point to a disk that is not mounted: it is listed, and reading it fails later.
+            if is_image(entry.name) and (regular or not os.path.exists(entry.path)):
+                yield entry.path
+            elif regular or not os.path.isdir(entry.path):
+                count_passed(passed, entry.name, regular)
+
+
+def _folders(folders: Sequence[str], passed: Counter) -> Iterator[str]:
+    """Yields ``folders`` and those below, without hidden ones and previews, each once, by its shortest path."""
+    pending, seen = deque(folders), set()
     while pending:
-        current = pending.pop()
+        current = pending.popleft()
         try:
             status = os.stat(current)
-            if (status.st_dev, status.st_ino) in seen:
-                continue
-            seen.add((status.st_dev, status.st_ino))
-            with os.scandir(current) as entries:
-                for entry in entries:
-                    regular = is_regular_file(entry)
-                    # A broken link may point to a disk that is not mounted: it is listed, and reading it fails later.
-                    if is_image(entry.name) and (regular or not os.path.exists(entry.path)):
-                        yield entry.path
-                    elif regular or not os.path.isdir(entry.path):
-                        count_passed(passed, entry.name, regular)
-                    elif entry.name.startswith(".") or entry.name in _PREVIEWS:
-                        passed["hidden folders or previews"] += 1
-                    else:
-                        pending.append(entry.path)
         except OSError as error:
             raise UserError(f"{current}: {error.strerror or error}, expected a readable folder") from error
+        if (status.st_dev, status.st_ino) in seen:
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        yield current
+        for entry in _entries(current):
+            if os.path.isdir(entry.path):
+                if entry.name.startswith(".") or entry.name in _PREVIEWS:
+                    passed["hidden folders or previews"] += 1
+                else:
+                    pending.append(entry.path)
+
+
+def _entries(folder: str) -> list[os.DirEntry]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError as error:
+        raise UserError(f"{folder}: {error.strerror or error}, expected a readable folder") from error
+
+
+def _matches(pattern: str, passed: Counter) -> Iterator[str]:
+    """Yields the images that match, and those in and below folders that match, as :func:`_walk` does.
+
+    Other than :mod:`glob`, it ends where links lead in circles, and raises UserError if a folder cannot be read.
+    """
+    folders, files = [], set()
+    for hit in _expanded("", pattern.split(os.sep), passed):
+        folder, name = os.path.split(hit)
+        regular = os.path.isfile(hit)
+        if os.path.isdir(hit):
+            folders.append(hit)
+        elif not is_image(name) or (not regular and os.path.exists(hit)):
+            count_passed(passed, name, regular)
+        elif hit not in files:
+            files.add(hit)
+            yield hit
+    places = {(os.path.realpath(os.path.dirname(hit)), os.path.basename(hit)) for hit in files} if folders else ()
+    for path in _walk(folders, passed):
+        folder, name = os.path.split(path)
+        if (os.path.realpath(folder), name) not in places:
+            yield path
+
+
+def _expanded(folder: str, parts: Sequence[str], passed: Counter) -> Iterator[str]:
+    """Yields the paths in ``folder`` that match a pattern of these parts."""
+    if not parts:
+        yield folder
+        return
+    part, rest = parts[0], parts[1:]
+    if part == "**":
+        for below in _folders([folder or os.curdir], passed) if rest else [folder or os.curdir]:
+            yield from _expanded(below, rest, Counter())  # _folders has counted what is passed over
+    elif not glob.has_magic(part):
+        path = os.path.join(folder, part) if folder or part else os.sep
+        if os.path.lexists(path):
+            yield from _expanded(path, rest, passed)
+    elif os.path.isdir(folder or os.curdir):
+        for entry in sorted(_entries(folder or os.curdir), key=lambda entry: entry.name):
+            if not fnmatch.fnmatch(entry.name, part) or (entry.name.startswith(".") and not part.startswith(".")):
+                continue
+            if entry.name in _PREVIEWS:
+                passed["hidden folders or previews"] += 1
+            elif not rest or os.path.isdir(entry.path):
+                yield from _expanded(os.path.join(folder, entry.name), rest, passed)
 
 
 def _read_csv(source: str, collected: _Collected, parse: _Parse) -> None:

@@ -65,7 +65,7 @@ def load_images(
 
     path = Path(cache_dir) / f"images-{_fingerprint(records, input_size)}.npy"
     index_path = path.with_suffix(".json")
-    kept = json.loads(index_path.read_text()) if path.exists() and index_path.exists() else []
+    kept = _kept(path, index_path, shape)
     if not kept or (len(kept) < len(records) and not skip_bad_images):
         kept = []
         with atomic_open(path) as stream:
@@ -129,6 +129,16 @@ def training_batches(
         .prefetch(4)
         .with_options(options)
     )
+
+
+def _kept(path: Path, index_path: Path, shape: tuple[int, ...]) -> list[int]:
+    """Returns which records a cache file of this shape holds; none if there is no file, or one is damaged."""
+    try:
+        kept = json.loads(index_path.read_text(encoding="utf-8"))
+        rising = all(type(row) is int and before < row for before, row in zip([-1, *kept], [*kept, shape[0]]))
+        return kept if rising and np.load(path, mmap_mode="r").shape == shape else []
+    except (OSError, ValueError, TypeError):
+        return []
 
 
 def _fingerprint(records: Sequence[Record], input_size: Sequence[int]) -> str:

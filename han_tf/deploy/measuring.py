@@ -9,7 +9,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from han_tf.common.errors import UserError
-from han_tf.common.files import read_npz, write_json, write_npz
+from han_tf.common.files import read_npz, temporary_folder, write_json, write_npz
 from han_tf.common.processes import end_with_parent, signal_name
 from han_tf.data.reading import ImageReader
 from han_tf.data.records import Record
@@ -92,10 +91,10 @@ def measure_apart(folder: Path, images: np.ndarray, probes: np.ndarray, paths: S
     """
     root = str(Path(__file__).parents[2])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
-    with tempfile.TemporaryDirectory() as job:
-        write_npz(Path(job) / _IMAGES, images=images, probes=probes)
-        write_json(Path(job) / _PATHS, list(paths))
-        command = [sys.executable, "-m", __name__, str(folder), job]
+    with temporary_folder() as job:
+        write_npz(job / _IMAGES, images=images, probes=probes)
+        write_json(job / _PATHS, list(paths))
+        command = [sys.executable, "-m", __name__, str(folder), str(job)]
         done = subprocess.run(
             command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace"
         )
@@ -104,7 +103,7 @@ def measure_apart(folder: Path, images: np.ndarray, probes: np.ndarray, paths: S
             if done.returncode < 0:
                 raise UserError(f"the process that ran it was ended by {signal_name(-done.returncode)}: {said}")
             raise UserError(said)
-        found = read_npz(Path(job) / _FOUND, Measured._fields)
+        found = read_npz(job / _FOUND, Measured._fields)
     return Measured(**{**found, "images_per_second": float(found["images_per_second"])})
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 SETTINGS = ("dataset", "split", "data_dir", "model", "num_classes", "input_height", "input_width", "feature_dim")
 """Settings that every run's config.json must hold."""
 
-TYPES = {"dataset": str, "split": str, "data_dir": str, "model": str, "model_args": dict}
+TYPES = {"dataset": str, "split": str, "data_dir": str, "model": str, "model_args": dict, "init_from": str}
 """Settings whose type is checked when they are read -> the type."""
 
 SWITCHES = ("spatial", "channel", "hard", "interaction")

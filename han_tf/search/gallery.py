@@ -13,7 +13,6 @@ import numpy as np
 
 from han_tf.common.errors import UserError
 from han_tf.data.image_lists import END_OF_TIME, FIRST_TIME
-from han_tf.data.records import DISTRACTOR_PID
 from han_tf.metrics import rerank as k_reciprocal
 from han_tf.metrics.checks import check_count, check_features, squared_norms
 
@@ -303,16 +302,18 @@ class Gallery(ABC):
         camids: Any,
         times: Any,
         twins: Mapping[int, Optional[Entry]],
+        nobody: Collection[str] = (),
     ) -> Put:
         """Adds images as :meth:`add` with ``replace`` does, without updating the index; :meth:`build` does that.
 
         Args:
           features, paths, pids, camids, times: as of :meth:`add`.
           twins: rows that their paths do not identify -> the entry of the same image, None if there is none.
+          nobody: paths whose entries lose their pid if none is given.
         """
-        return self._put(_columns(self._checked(features, "features"), paths, pids, camids, times), twins)
+        return self._put(_columns(self._checked(features, "features"), paths, pids, camids, times), twins, nobody)
 
-    def _put(self, columns: Columns, twins: Mapping[int, Optional[Entry]]) -> Put:
+    def _put(self, columns: Columns, twins: Mapping[int, Optional[Entry]], nobody: Collection[str] = ()) -> Put:
         named = {row: path for row, path in enumerate(columns.paths) if row not in twins}
         twice = [path for path, count in Counter(named.values()).items() if count > 1]
         if twice:
@@ -336,7 +337,7 @@ class Gallery(ABC):
                 ids[new] = self._add(columns.where(new), gone)
             elif gone:
                 self.delete(gone)
-            return Put(ids, len(new) - replaced, replaced, self._correct(columns, there))
+            return Put(ids, len(new) - replaced, replaced, self._correct(columns, there, nobody))
 
     def _same(self, features: np.ndarray, pairs: list[tuple[int, Entry]]) -> np.ndarray:
         """Returns, for pairs of a row of ``features`` and an entry, whether their features are the same."""
@@ -351,13 +352,13 @@ class Gallery(ABC):
             same[where] = apart <= SAME * np.maximum(np.linalg.norm(stored, axis=1), np.finfo(np.float32).tiny)
         return same
 
-    def _correct(self, columns: Columns, there: Mapping[int, Entry]) -> int:
+    def _correct(self, columns: Columns, there: Mapping[int, Entry], nobody: Collection[str]) -> int:
         """Sets the known labels of the rows' entries; returns the number of entries that had other labels."""
         changed = []
         for row, entry in there.items():
             given = Entry(entry.id, entry.path, *_labels(columns, row))
             merged = Entry(*(old if new is None else new for new, old in zip(given, entry)))
-            if given.pid is None and entry.pid == DISTRACTOR_PID:  # old versions kept the pid of distractors
+            if given.pid is None and entry.path in nobody:
                 merged = merged._replace(pid=None)
             if merged != entry:
                 changed.append(merged)

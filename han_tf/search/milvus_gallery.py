@@ -250,7 +250,7 @@ class MilvusGallery(Gallery):
 
     def named(self, paths: Sequence[str]) -> Iterator[Entry]:  # noqa: D102
         for part in _parts(list(paths), PATHS_AT_ONCE):
-            for row in self._rows_where(f"path in {json.dumps(part, ensure_ascii=False)}"):
+            for row in self._rows_where(f"path in [{', '.join(map(_quoted, part))}]"):
                 yield _entry(row)
 
     def note_source(self, name: str, done: int, rows: int) -> None:
@@ -531,6 +531,13 @@ def _settings_row(key: str, value: dict[str, Any]) -> list[dict[str, Any]]:
 def _entry(row: dict[str, Any]) -> Entry:
     pid, camid = (None if row[name] == UNKNOWN else row[name] for name in ("pid", "camid"))
     return Entry(row["id"], row["path"], pid, camid, None if row["time"] == NO_TIME else row["time"])
+
+
+def _quoted(text: str) -> str:
+    """Returns a string literal of Milvus; Milvus Lite does not know JSON's escape sequences of control characters."""
+    for character, escaped in (("\\", r"\\"), ('"', r"\""), ("\n", r"\n"), ("\r", r"\r")):
+        text = text.replace(character, escaped)
+    return f'"{text}"'
 
 
 def _expression(filters: Filters) -> str:

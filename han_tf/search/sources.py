@@ -40,7 +40,7 @@ class FeatureSource:
 
     Attributes:
       junk: paths of the junk that the last iteration left out.
-      distractors: number of images that it yielded without their pid.
+      distractors: paths of the images that it yielded without their pid.
       spoiled: names of the images that it left out because of their features.
     """
 
@@ -57,7 +57,7 @@ class FeatureSource:
         self.name, self.dimension, self.checksum, self.white_level = name, dimension, checksum, white_level
         self.doubled = frozenset(["", *doubled])
         self.junk: list[str] = []
-        self.distractors = 0
+        self.distractors: list[str] = []
         self.spoiled: list[str] = []
         self._images, self._batches = images, batches
 
@@ -70,7 +70,7 @@ class FeatureSource:
         Raises:
           UserError: there are none; a file is damaged.
         """
-        self.junk, self.distractors, self.spoiled = [], 0, []
+        self.junk, self.distractors, self.spoiled = [], [], []
         start = 0
         for batch in self._batches():
             junk, finite = batch.pids == JUNK_PID, _finite(batch.features)
@@ -80,7 +80,7 @@ class FeatureSource:
             kept = finite & ~junk
             batch = batch if kept.all() else FeatureBatch(*(column[kept] for column in batch))
             distractors = batch.pids == DISTRACTOR_PID
-            self.distractors += int(distractors.sum())
+            self.distractors += batch.paths[distractors].tolist()
             yield batch._replace(pids=np.where(distractors, UNKNOWN, batch.pids))
             start += len(junk)
         if not self.taken:
@@ -98,7 +98,7 @@ class FeatureSource:
         if self.junk:
             parts.append(f"{len(self.junk):,} junk images (pid {JUNK_PID}) left out")
         if self.distractors:
-            parts.append(f"{self.distractors:,} distractors (pid {DISTRACTOR_PID}) taken without a pid")
+            parts.append(f"{len(self.distractors):,} distractors (pid {DISTRACTOR_PID}) taken without a pid")
         if self.spoiled:
             names = ", ".join(self.spoiled[:NAMED]) + (", …" if len(self.spoiled) > NAMED else "")
             parts.append(f"{len(self.spoiled):,} images left out whose features are not finite: {names}")
@@ -170,8 +170,8 @@ def add_source(gallery: Gallery, source: FeatureSource, progress: Progress = Non
     replaced; labels that differ are changed, unless the source does not know them. An image without a path, or with a
     path that occurs more than once in the source, is identified by path and feature together. Adding the same source
     again therefore changes nothing, a source that has grown adds its new images, and an interrupted addition can be
-    repeated to complete it. Deleted entries come back if their source is added again. Entries of images that the source
-    no longer has stay.
+    repeated to complete it. Entries of images that are junk in the source are deleted, those of distractors lose their
+    pid. Deleted entries come back if their source is added again. Entries of images that the source no longer has stay.
 
     Raises:
       UserError: the features do not fit, a file is damaged, or the gallery cannot be written; rows added before stay.
@@ -185,20 +185,25 @@ def add_source(gallery: Gallery, source: FeatureSource, progress: Progress = Non
         gallery.note_white_level(source.white_level)
     twins = _Twins(gallery)
     counts: Counter[str] = Counter()
-    done, rows = 0, len(source)
+    done, rows, told = 0, len(source), 0
     for batch in source:
         features = np.asarray(batch.features, np.float32)
         often = Counter(batch.paths)
         loose = [row for row, path in enumerate(batch.paths) if path in source.doubled or often[path] > 1]
         of_rows = {row: twins.take(batch.paths[row], features[row]) for row in loose}
         if len(features):
-            put = gallery.put(features, batch.paths, batch.pids, batch.camids, batch.times, of_rows)
+            nobody, told = frozenset(source.distractors[told:]), len(source.distractors)
+            put = gallery.put(features, batch.paths, batch.pids, batch.camids, batch.times, of_rows, nobody)
             counts.update(added=put.added, replaced=put.replaced, relabelled=put.relabelled)
         done += len(features)
         gallery.note_source(source.name, done, rows)
         if progress:
             progress(done, rows)
-    removed = [entry.id for entry in gallery.named(source.junk) if entry.pid == JUNK_PID]
+    removed = [
+        entry.id
+        for entry in gallery.named(source.junk)
+        if entry.pid == JUNK_PID or entry.path not in source.doubled  # a path that occurs often may not be junk's alone
+    ]
     if removed:
         gallery.delete(removed)
     gallery.note_source(source.name, rows, rows)

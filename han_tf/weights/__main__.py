@@ -6,7 +6,6 @@
 A stored folder can be used in place of a run's folder: --model, --init_from.
 """
 
-import json
 import shutil
 import sys
 from pathlib import Path
@@ -17,7 +16,7 @@ from absl import flags
 from han_tf import weights
 from han_tf.common import cli as command_line
 from han_tf.common.errors import UserError
-from han_tf.common.files import write_json
+from han_tf.common.files import read_json, write_json
 from han_tf.common.run_files import CONFIG, ENVIRONMENT, METRICS
 from han_tf.runs.folder import CHECKPOINTS
 
@@ -44,13 +43,22 @@ def main(values: flags.FlagValues) -> None:
 
 
 def describe(folder: Path) -> str:
-    """Returns a paragraph on stored weights."""
+    """Returns a paragraph on stored weights.
+
+    Raises:
+      UserError: their description is damaged.
+    """
     about, found = weights.read_about(folder), weights.accuracy(folder) or {}
     shown = ", ".join(f"{name} {value:.1%}" for name, value in found.items()) or "accuracy not known"
-    return (
-        f"{folder.name}\n  {about['model']} on {about['dataset']}, recipe {about['recipe']}, {about['epochs']} epochs"
-        f"{_before(about)}: {shown}\n  {about['bytes'] / 1e6:.1f} MB, sha256 {about['sha256']}\n  {about['licence']}"
-    )
+    try:
+        return (
+            f"{folder.name}\n  {about['model']} on {about['dataset']}, recipe {about['recipe']}, {about['epochs']} "
+            f"epochs{_before(about)}: {shown}\n  {about['bytes'] / 1e6:.1f} MB, sha256 {about['sha256']}\n"
+            f"  {about['licence']}"
+        )
+    except (AttributeError, KeyError, TypeError) as error:
+        path = folder / weights.ABOUT
+        raise UserError(f"{path}: damaged ({error!r}), expected what python -m han_tf.weights writes") from error
 
 
 def _before(about: dict[str, Any]) -> str:
@@ -78,11 +86,10 @@ def store(run_dir: str, folder: Path, checkpoint: str) -> None:
     from han_tf.runs.folder import load_run, trained_on
 
     run = load_run(run_dir, checkpoint)
-    try:
-        metrics = json.loads((run.run_dir / METRICS).read_text(encoding="utf-8"))
-        made_with = json.loads((run.run_dir / ENVIRONMENT).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{run.run_dir}: {error}, expected a run that has ended") from error
+    metrics, made_with = (read_json(run.run_dir / name, "a run that has ended") for name in (METRICS, ENVIRONMENT))
+    if not isinstance(made_with, dict):
+        found = f"a JSON {type(made_with).__name__}"
+        raise UserError(f"{run.run_dir / ENVIRONMENT}: {found}, expected the environment of a training run")
     config = {**run.config, "data_dir": "", "init_from": Path(run.config.get("init_from", "")).name}
     people = SyntheticPedestrians()
     frames = [frame for frame in people.frames() if frame.subset == "query"][::PROBES][:PROBES]
@@ -93,7 +100,7 @@ def store(run_dir: str, folder: Path, checkpoint: str) -> None:
         "model": config["model"],
         "dataset": config["dataset"],
         "recipe": config.get("recipe", "paper"),
-        "epochs": config["epochs"],
+        "epochs": config.get("epochs"),
         "licence": licence_of(*trained_on(run)),
         "commit": made_with.get("commit"),
         **({"init_from": made_with["init_from"]} if "init_from" in made_with else {}),

@@ -89,6 +89,7 @@ def test_positional_arguments_only_where_they_are_allowed():
     ("exception", "status", "line"),
     [
         (UserError("a.png: no image"), 1, "error: a.png: no image"),
+        (UserError("a\nb.png: no\r\nimage\n"), 1, "error: a b.png: no image"),
         (UsageError("no image"), 2, "usage error: no image (--help lists the flags)"),
         (Stopped("saved in runs/x", signal.SIGTERM), 143, "saved in runs/x"),
         (Stopped("saved in runs/x", signal.SIGINT), 130, "saved in runs/x"),
@@ -433,6 +434,14 @@ def test_what_tensorflow_logs_while_it_is_imported(tmp_path, level, fails, told)
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{HERE.parent}", "TF_CPP_MIN_LOG_LEVEL": level}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert (done.stdout, done.stderr, done.returncode) == ("", told, 0)
+
+
+def test_tensorflow_is_imported_where_no_temporary_file_can_be_made(tmp_path):
+    (tmp_path / "tensorflow.py").write_text("class config: list_physical_devices = list")
+    code = "import tempfile; tempfile._candidate_tempdir_list = list; import han_tf.common.cli, tensorflow"
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{HERE.parent}", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert (done.stderr, done.returncode) == ("", 0)
 
 
 def test_a_reader_that_has_seen_enough_ends_a_command_quietly():

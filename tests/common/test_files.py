@@ -16,7 +16,17 @@ import numpy as np
 import pytest
 
 from han_tf.common.errors import UserError
-from han_tf.common.files import atomic_open, locked, read_npz, remove, sha256_of, write_json, write_npz
+from han_tf.common.files import (
+    atomic_open,
+    locked,
+    read_json,
+    read_npz,
+    remove,
+    sha256_of,
+    temporary_folder,
+    write_json,
+    write_npz,
+)
 
 
 @pytest.fixture
@@ -280,6 +290,26 @@ def test_json_comes_back(tmp_path):
     text = (tmp_path / "file").read_text(encoding="utf-8")
     assert json.loads(text) == value
     assert text.endswith("}\n")
+
+
+def test_no_place_for_temporary_files_is_one_line(monkeypatch):
+    with temporary_folder() as folder:
+        (folder / "file").touch()
+    assert not folder.exists()
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setattr("tempfile._candidate_tempdir_list", list)
+    with (
+        pytest.raises(UserError, match=r"^no place for temporary files \(No usable temporary directory found .*TMPDIR"),
+        temporary_folder(),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("text", ["[", "[" * 100_000, "1" * 5000, "\xff"])
+def test_what_is_no_json_is_one_line(tmp_path, text):
+    (tmp_path / "file").write_bytes(text.encode("latin-1"))
+    with pytest.raises(UserError, match=r"^\S+/file: not JSON \(.+\), expected numbers$"):
+        read_json(tmp_path / "file", "numbers")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), {"a": [-float("inf")]}])

@@ -1,6 +1,7 @@
 """Lists of images hold every image once, with its labels; errors name the file or line."""
 
 import csv
+import errno
 import hashlib
 import math
 import os
@@ -111,6 +112,30 @@ def test_contents_change_with_the_file_or_with_its_bytes(tmp_path, checksum):
 def test_patterns(tmp_path, pattern, expected):
     touch(tmp_path, "cam1/a.jpg", "cam1/a.txt", "cam2/b.jpg", "cam2/day/c.jpg")
     assert list_images([str(tmp_path / pattern)]).paths == [str(tmp_path / name) for name in expected]
+
+
+@pytest.mark.parametrize("pattern", ["*", "**", "**/*", "**/*.jpg"])
+def test_patterns_match_what_folders_hold(tmp_path, monkeypatch, pattern):
+    """A link in a circle has 40 paths to each image, and a NAS keeps two small copies of each."""
+
+    def unreadable(folder):
+        raise OSError(errno.EIO, os.strerror(errno.EIO), folder)
+
+    touch(tmp_path, "a.jpg", "day/b.jpg", "day/z.jpg", "@eaDir/a.jpg/THUMB.jpg", "day/@eaDir/b.jpg/THUMB.jpg")
+    touch(tmp_path, "day/.hidden/c.jpg")
+    os.mkfifo(tmp_path / "day" / "pipe.jpg")
+    for link in ("circle", "day/back", "day/circle"):
+        (tmp_path / link).symlink_to(tmp_path)
+    found = list_images([str(tmp_path / pattern)])
+    assert found.paths == list_images([str(tmp_path)]).paths == touch(tmp_path, "a.jpg", "day/b.jpg", "day/z.jpg")
+    assert found.passed["folders, links to nothing or other things that are no files"] >= 1
+    assert found.passed["hidden folders or previews"] >= 1
+    assert found.duplicates == 0
+    monkeypatch.setattr(os, "scandir", unreadable)
+    assert error_of([str(tmp_path / pattern)]).endswith("Input/output error, expected a readable folder")
+    monkeypatch.undo()
+    named = list_images([str(tmp_path / "day" / "@eaDir" / "*" / "*.jpg")])
+    assert named.paths == [str(tmp_path / "day/@eaDir/b.jpg/THUMB.jpg")]
 
 
 def test_relative_paths_become_absolute(tmp_path, monkeypatch):

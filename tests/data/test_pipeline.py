@@ -235,6 +235,17 @@ class TestDiskCache:
         Image.fromarray(changed).save(records[4].path)
         np.testing.assert_array_equal(cached().images[4], changed)
 
+    @pytest.mark.parametrize(
+        ("suffix", "content"),
+        [(".json", "{"), (".json", "5"), (".json", "[9, 0, 1, 2, 3, 4, 5, 6, 7]"), (".json", '["0"]'), (".npy", "x")],
+    )
+    def test_a_damaged_cache_is_made_again(self, cached, records, tmp_path, suffix, content):
+        cached()
+        (path,) = (tmp_path / "cache").glob(f"*{suffix}")
+        path.write_text(content)
+        np.testing.assert_array_equal(cached().images, read_by_hand(records))
+        assert path.read_bytes() != content.encode()
+
     def test_an_interrupted_filling_leaves_nothing(self, cached, records, tmp_path, monkeypatch):
         whole = ImageReader.__iter__
 

@@ -285,6 +285,45 @@ def test_a_damaged_result_is_named(tmp_path, content, words):
         load_results(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("entry", "value", "reason"),
+    [
+        ("settings", ["han_large"], "TypeError: "),
+        ("results", None, "TypeError: "),
+        ("results", [{"feature": "joint"}], "KeyError: 'query'"),
+        ("machine", "abacus", "TypeError: "),
+    ],
+)
+def test_a_result_of_other_types_is_named(tmp_path, capsys, entry, value, reason):
+    results = [training(), training(hard=False), network()]
+    results[1].data[entry] = value
+    for result in results:
+        (tmp_path / f"{result.name}.json").write_text(json.dumps(result.data))
+    arguments = [f"--results_dir={tmp_path}", f"--notes_dir={tmp_path}", f"--output={tmp_path / 'RESULTS.md'}"]
+    assert run(report_command.main, report_command.FLAGS, report_command.__doc__, ["report", *arguments]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {tmp_path / results[1].name}.json: damaged ({reason}")
+    assert not (tmp_path / "RESULTS.md").exists()
+
+
+def test_what_has_other_types_is_not_recorded(tmp_path, capsys):
+    run_dir, figures, results = tmp_path / "run", tmp_path / "figures.json", tmp_path / "results"
+    run_dir.mkdir()
+    results.mkdir()
+    (run_dir / "config.json").write_text(json.dumps(TrainConfig().to_dict()))
+    (run_dir / "metrics.json").write_text('{"results": [1], "counts": {}}')
+    assert record(run_dir, f"--results_dir={results}") == 1
+    figures.write_text('{"kind": "norm", "environment": []}')
+    assert record(figures, f"--results_dir={results}") == 1
+    figures.write_text('{"kind": "norm"}')
+    (results / "norm.json").write_text("[]")
+    assert record(figures, f"--results_dir={results}") == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(": damaged (")[0] for line in lines] == [
+        f"error: {path}" for path in (run_dir, figures, results / "norm.json")
+    ]
+
+
 def record(*arguments):
     argv = ["record", *map(str, arguments)]
     return run(record_command.main, record_command.FLAGS, record_command.__doc__, argv, "path")

@@ -140,6 +140,23 @@ def test_a_gallery_that_was_doubled_is_mended(gallery, tmp_path):
     assert {entry.pid for entry in gallery.some(100) if entry.path == "/crops/5.jpg"} == {None}
 
 
+def test_people_who_turn_out_to_be_junk_or_distractors_are_people_no_longer(gallery, tmp_path):
+    batch = rows(20)
+    batch.paths[[8, 9]] = "", ""
+    batch.paths[[12, 13]] = "/crops/12.jpg"
+    add_source(gallery, archive(tmp_path / "before.npz", batch))
+    batch.pids[[3, 8, 12]], batch.pids[4], batch.camids[4] = -1, 0, 9
+    for source in (archive(tmp_path / "after.npz", batch), archive(tmp_path / "again.npz", batch)):
+        added = add_source(gallery, source)
+        assert len(gallery) == 19
+        (distractor,) = gallery.named(["/crops/4.jpg"])
+        assert (distractor.pid, distractor.camid) == (None, 9)
+        assert not list(gallery.named(["/crops/3.jpg"]))
+        # Paths that identify no image
+        assert len(list(gallery.named(["", "/crops/12.jpg"]))) == 4
+    assert added == Added(17)
+
+
 def test_features_that_are_not_finite_are_named_and_the_others_are_added(gallery, tmp_path):
     batch = rows(30)
     batch.features[[3, 11, 12, 20, 25], [0, 4, 5, 1, 0]] = np.nan, np.inf, -np.inf, 1e30, np.nan
@@ -196,6 +213,28 @@ def test_additions_may_replace_by_path(gallery):
     assert len(gallery) == 8
     with pytest.raises(UserError, match="paths hold 'a' twice"):
         gallery.add(changed[:2], paths=["a", "a"], replace=True)
+
+
+def test_any_path_names_an_image(gallery):
+    paths = [
+        'a"b',
+        "a'b",
+        "a\\b",
+        "a\\",
+        "a\\nb",
+        "a\nb",
+        "a\r\tb",
+        "a\x01\x1b[1mb",
+        "a\u2028b",
+        " %s{0} ",
+        "日本/😀",
+        "a" * 4000,
+    ]
+    features = clustered(len(paths), DIMENSION)
+    ids = gallery.add(features, paths=paths, replace=True)
+    np.testing.assert_array_equal(gallery.add(features, paths=paths, replace=True), ids)
+    assert [entry.path for entry in gallery.entries(ids)] == paths
+    assert gallery.relabel_named(paths, pids=range(1, len(paths) + 1)) == len(paths)
 
 
 def test_labels_can_be_changed(gallery):

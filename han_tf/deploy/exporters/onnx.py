@@ -1,6 +1,5 @@
 """ONNX, opset 17."""
 
-import tempfile
 from pathlib import Path
 from typing import Optional
 
@@ -8,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 import tf2onnx
 
+from han_tf.common.files import temporary_folder
 from han_tf.deploy.exporters import INT8, quiet
 from han_tf.deploy.graph import INPUT, OUTPUT
 
@@ -24,8 +24,8 @@ def export(
     named = tf.function(
         lambda images: tf.identity(function(images=images)[OUTPUT], name=OUTPUT), signature, autograph=False
     )
-    with tempfile.TemporaryDirectory() as temporary, quiet():
-        converted = Path(temporary) / "float32.onnx"
+    with temporary_folder() as temporary, quiet():
+        converted = temporary / "float32.onnx"
         path = folder / "model.onnx"
         tf2onnx.convert.from_function(
             named, signature, opset=OPSET, output_path=str(converted if precision == INT8 else path)

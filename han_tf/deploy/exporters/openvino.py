@@ -1,6 +1,5 @@
 """OpenVINO IR: model.xml and model.bin."""
 
-import tempfile
 from pathlib import Path
 from typing import Any, Optional
 
@@ -8,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
+from han_tf.common.files import temporary_folder
 from han_tf.deploy.exporters import FLOAT32, INT8, quiet
 from han_tf.deploy.graph import OUTPUT
 from han_tf.runtimes.quiet_openvino import openvino, opset13
@@ -19,10 +19,10 @@ def export(
     function: tf.types.experimental.ConcreteFunction, folder: Path, precision: str, images: Optional[np.ndarray]
 ) -> None:
     """Writes the model, see :class:`han_tf.deploy.exporters.Exporter`."""
-    with tempfile.TemporaryDirectory() as temporary, quiet():
+    with temporary_folder() as temporary, quiet():
         # Through a file: OpenVINO up to 2026.4 takes a function in memory only before Python 3.13.
         graph = convert_variables_to_constants_v2(function).graph
-        model = openvino.convert_model(tf.io.write_graph(graph, temporary, "graph.pb", as_text=False))
+        model = openvino.convert_model(tf.io.write_graph(graph, str(temporary), "graph.pb", as_text=False))
         model.output().get_tensor().set_names({OUTPUT})
         if precision == INT8:
             model = quantised(model, images)
