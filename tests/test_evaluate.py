@@ -814,7 +814,7 @@ class TestWrongInput:
         assert not (tmp_path / "out.json").exists()
 
         assert call(*arguments, "--skip_bad_images") == 0
-        assert str(bad) in capsys.readouterr().out
+        assert str(bad) in capsys.readouterr().err
         whole = numbers(json.loads((evaluated / "runs" / "tiny" / "evaluation.json").read_text()))
         less = json.loads((tmp_path / "out.json").read_text())
         features = {name: load_features(evaluated / "features" / f"{name}.npz") for name in ("query", "gallery")}

@@ -1,16 +1,19 @@
-"""A run that was begun with one version of TensorFlow opens in other versions and resumes there.
+"""A run that was begun with one version of TensorFlow opens in other versions and resumes there; so do its exports.
 
-Each stored run holds the checkpoint after the first of two epochs, and the features after both epochs in its own
-version. ``python tests/training/test_stored_runs.py`` stores a run of the installed TensorFlow.
+Each stored run holds the checkpoint after the first of two epochs, exports of it, and the features after both epochs in
+its own version. ``python tests/training/test_stored_runs.py`` stores a run of the installed TensorFlow.
 """
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from han_tf import FeatureExtractor
 from han_tf.data.pipeline import LoadedImages
 from han_tf.data.records import Record
 from han_tf.layers import norm
@@ -21,6 +24,7 @@ from han_tf.training.loop import Trainer
 
 STORED = sorted(Path(__file__).with_name("stored_runs").iterdir())
 PEOPLE, IMAGES, HEIGHT, WIDTH = 4, 4, 48, 32
+FORMATS = ("saved_model", "tflite", "onnx", "openvino")
 
 
 def images():
@@ -56,6 +60,13 @@ class TestStored:
         with np.load(stored / "features.npz") as expected:
             np.testing.assert_allclose(features(stored), expected["first"], atol=1e-5)
 
+    @pytest.mark.parametrize("format", FORMATS)
+    def test_its_exports_give_its_features(self, stored, format):
+        with FeatureExtractor(stored / "exports" / f"{format}-float32") as extractor:
+            found = extractor.embed(images())
+        with np.load(stored / "features.npz") as expected:
+            np.testing.assert_allclose(found, expected["first"], atol=1e-5)
+
     def test_it_goes_on(self, stored, tmp_path, monkeypatch):
         monkeypatch.setattr(norm, "MOMENTUM", 0.99)  # HAN's when the runs were stored
         run_dir = shutil.copytree(stored, tmp_path / "run")
@@ -77,9 +88,19 @@ def store():
         path.unlink()
     tf.compat.v1.train.update_checkpoint_state(str(checkpoints), first, [first])
     np.savez(folder / "features.npz", first=features(folder), second=second)
+    store_exports(folder)
     for path in folder.iterdir():
-        if path.name not in (CONFIG, checkpoints.name, "features.npz"):
+        if path.name not in (CONFIG, checkpoints.name, "features.npz", "exports"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def store_exports(folder):
+    exports = folder / "exports"
+    flags = [f"--model={folder}", f"--output={exports}", f"--format={','.join(FORMATS)}", "--noaccuracy"]
+    subprocess.run([sys.executable, "-m", "han_tf.export", *flags], check=True)
+    for path in exports.iterdir():
+        if not path.is_dir():
+            path.unlink()
 
 
 if __name__ == "__main__":
