@@ -15,6 +15,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from experiments.launch import claimed
 from han_tf.__main__ import commands
 
 ROOT = Path(__file__).parent.parent
@@ -28,7 +29,9 @@ def built(tmp_path_factory):
     (folder / "egg").mkdir()
     command = [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", folder / "egg", "build", "--build-base"]
     command += [folder / "build", "bdist_wheel", "--dist-dir", folder, "sdist", "--dist-dir", folder]
-    done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True)
+    # One at a time: setuptools makes a folder in the source tree for the sdist.
+    with claimed(tmp_path_factory.getbasetemp().parent / "built.lock", lambda: None):
+        done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return folder
 
