@@ -67,9 +67,14 @@ def decode_image(path: str, depth: Optional[Depth] = None) -> np.ndarray:
     except Image.UnidentifiedImageError as error:
         raise ValueError(f"cannot identify image file, expected {', '.join(FILE_FORMATS)}") from error
     except Exception as error:
-        if isinstance(error, MemoryError) or "out of memory" in str(error):  # a message of one of Pillow's codecs
-            raise UserError(f"{path}: not enough memory to decode it") from error
+        check_memory(error, path)
         raise
+
+
+def check_memory(error: Exception, name: str) -> None:
+    """Raises UserError if decoding the image ``name`` failed for want of memory; the image itself may be good."""
+    if isinstance(error, MemoryError) or "out of memory" in str(error):  # a message of one of Pillow's codecs
+        raise UserError(f"{name}: not enough memory to decode it") from error
 
 
 def _read_file(path: str) -> bytes:

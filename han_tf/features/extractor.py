@@ -11,7 +11,7 @@ from PIL import Image
 
 from han_tf.common.errors import Note, UserError
 from han_tf.data.depth import Depth
-from han_tf.data.reading import BadImage, ImageReader, Source, checked_pixels, resize, upright_pixels
+from han_tf.data.reading import BadImage, ImageReader, Source, check_memory, checked_pixels, resize, upright_pixels
 from han_tf.data.records import Record
 from han_tf.runtimes import KERAS, open_runtime
 from han_tf.runtimes.probes import prove
@@ -212,6 +212,9 @@ def _pixels(image: Union[Source, Image.Image], depth: Depth) -> Source:
         deep = image.mode.startswith(("I", "F"))  # a copy does not know how many bits of a TIFF are used
         return upright_pixels(image if deep else image.copy(), depth)
     except Exception as error:  # the codecs raise exceptions of many kinds
+        check_memory(error, name)
+        if getattr(error, "errno", None):  # the file is read only now
+            raise UserError(f"{name}: {error}, expected a file that can be read") from error
         return BadImage(name, " ".join(str(error).split()) or type(error).__name__)
 
 

@@ -1,8 +1,10 @@
 """The feature extractor takes any model and any kind of images."""
 
+import errno
 import io
 import shutil
 import threading
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -282,3 +284,10 @@ def test_sizes_are_checked(tiny_run, arguments):
 def test_the_package_has_nothing_else_on_demand():
     with pytest.raises(AttributeError, match="no attribute 'FeatureExtractors'"):
         _ = han_tf.FeatureExtractors
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError("out of memory error"), OSError(errno.EIO, "I/O error")])
+def test_a_pil_image_that_fails_for_another_reason_is_no_bad_image(extractor, monkeypatch, error):
+    monkeypatch.setattr(Image.Image, "copy", mock.Mock(side_effect=error))
+    with pytest.raises(UserError, match=r"PIL image RGB \[8, 16\]: "):
+        extractor([Image.new("RGB", (8, 16))] * 2, skip_bad_images=True)
