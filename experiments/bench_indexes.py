@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from absl import flags
 
 from experiments.bench_metrics import Size, make
 from experiments.measuring import check_cases, memory_mb, new_flags, product_flops, seconds, write_figures
@@ -55,10 +54,10 @@ BAR_ROWS, BAR_RECALL, BAR_SPEEDUP = 1_000_000, 0.95, 20
 CHUNK = 16_384
 
 FLAGS = new_flags()
-command_line.group(FLAGS, "galleries")
-flags.DEFINE_string("folder", "", "Where galleries are built and kept.", flag_values=FLAGS)
-flags.DEFINE_boolean("build_only", False, "Build what is missing and measure nothing.", flag_values=FLAGS)
-command_line.require(FLAGS, "folder", "a folder to keep galleries in")
+FLAGS.group("galleries")
+FLAGS.string("folder", "", "Where galleries are built and kept.")
+FLAGS.boolean("build_only", False, "Build what is missing and measure nothing.")
+FLAGS.require("folder", "a folder to keep galleries in")
 
 
 def build(folder: Path, size: str, engine: str) -> Path:
@@ -157,7 +156,7 @@ def exact(flat: Path) -> np.ndarray:
     return np.load(path)
 
 
-def main(values: flags.FlagValues) -> None:
+def main(values: command_line.Flags) -> None:
     """Builds and measures the named cases."""
     names = values.positional or CASES
     check_cases(names, CASES)

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
 import numpy as np
-from absl import flags
 
 from experiments.measuring import STATED_PRODUCT, check_cases, new_flags, product_flops, watched_memory, write_figures
 from han_tf.common import cli as command_line
@@ -41,10 +40,10 @@ COMMON_SECONDS = 3.2
 """Time of the common Cython code for the metrics of Market-1501 from given distances."""
 
 FLAGS = new_flags()
-command_line.group(FLAGS, "measurements")
-flags.DEFINE_integer("memory_mb", 1024, "Memory for distances, MiB.", 16, flag_values=FLAGS)
-command_line.old_name(FLAGS, "memory", "memory_mb")
-flags.DEFINE_integer("repeats", 3, "Measurements of the short cases; the best counts.", 1, flag_values=FLAGS)
+FLAGS.group("measurements")
+FLAGS.integer("memory_mb", 1024, "Memory for distances, MiB.", 16)
+FLAGS.old_name("memory", "memory_mb")
+FLAGS.integer("repeats", 3, "Measurements of the short cases; the best counts.", 1)
 
 
 class Size(NamedTuple):
@@ -144,7 +143,7 @@ def make(size: Size, folder: Optional[Path] = None) -> Problem:
 class Bench:
     """Runs cases and prints their figures; ``values`` are the flags."""
 
-    def __init__(self, values: flags.FlagValues):
+    def __init__(self, values: command_line.Flags):
         self.values = values
         self.flops = product_flops()
         self.figures: list[dict[str, Any]] = []
@@ -209,7 +208,7 @@ class Bench:
         return result
 
 
-def main(values: flags.FlagValues) -> None:
+def main(values: command_line.Flags) -> None:
     """Runs the named cases."""
     names = values.positional or STANDARD
     check_cases(names, CASES)

@@ -9,8 +9,6 @@ recorded. han_tf.bench compares speeds with the machine's matrix product.
 import os
 import sys
 
-from absl import flags
-
 from experiments.measuring import new_flags, write_figures
 from han_tf.common import cli as command_line
 from han_tf.models import MODELS, create_deployed
@@ -23,18 +21,18 @@ with command_line.deferred_imports(__name__):
     from han_tf.models.network import inference_function
 
 FLAGS = new_flags()
-command_line.group(FLAGS, "network")
-flags.DEFINE_enum("arch", "han_small", list(MODELS), "Network.", flag_values=FLAGS)
-command_line.old_name(FLAGS, "model", "arch")
-flags.DEFINE_integer("input_height", 160, "Image height, pixels.", 32, flag_values=FLAGS)
-flags.DEFINE_integer("input_width", 64, "Image width, pixels.", 32, flag_values=FLAGS)
-command_line.group(FLAGS, "speed")
-flags.DEFINE_boolean("speed", False, "Measure images per second, too.", flag_values=FLAGS)
-flags.DEFINE_integer("batch_size", 64, "Images per forward pass.", 1, flag_values=FLAGS)
-flags.DEFINE_integer("repeats", 15, "Measurements; the median counts.", 3, flag_values=FLAGS)
+FLAGS.group("network")
+FLAGS.enum("arch", "han_small", list(MODELS), "Network.")
+FLAGS.old_name("model", "arch")
+FLAGS.integer("input_height", 160, "Image height, pixels.", 32)
+FLAGS.integer("input_width", 64, "Image width, pixels.", 32)
+FLAGS.group("speed")
+FLAGS.boolean("speed", False, "Measure images per second, too.")
+FLAGS.integer("batch_size", 64, "Images per forward pass.", 1)
+FLAGS.integer("repeats", 15, "Measurements; the median counts.", 3)
 
 
-def main(values: flags.FlagValues) -> None:
+def main(values: command_line.Flags) -> None:
     """Counts and measures as the flags say."""
     input_size = (values.input_height, values.input_width)
     model = create_deployed(values.arch, input_size=input_size)

@@ -10,7 +10,6 @@ images; ``momentum 0.9``, moving averages with this momentum that start from tho
 import sys
 
 import numpy as np
-from absl import flags
 
 from experiments.measuring import new_flags, write_figures
 from han_tf.common import cli as command_line
@@ -30,12 +29,12 @@ with command_line.deferred_imports(__name__):
 BATCH = 32
 
 FLAGS = new_flags()
-flags.DEFINE_string("run", "", "Folder of the run.", flag_values=FLAGS)
-command_line.require(FLAGS, "run", "the folder of a training run")
-command_line.group(FLAGS, "data")
-flags.DEFINE_string("data_dir", "", "Data folder; that of the run if empty.", flag_values=FLAGS)
-flags.DEFINE_integer("batches", 64, "Batches of training images that are looked at.", 2, flag_values=FLAGS)
-flags.DEFINE_integer("seed", 0, "Seed of their choice.", 0, flag_values=FLAGS)
+FLAGS.string("run", "", "Folder of the run.")
+FLAGS.require("run", "the folder of a training run")
+FLAGS.group("data")
+FLAGS.string("data_dir", "", "Data folder; that of the run if empty.")
+FLAGS.integer("batches", 64, "Batches of training images that are looked at.", 2)
+FLAGS.integer("seed", 0, "Seed of their choice.", 0)
 
 
 def norms(model: ReIDNetwork) -> list[tf.keras.layers.BatchNormalization]:
@@ -74,7 +73,7 @@ def score(model: ReIDNetwork, query: list[Record], gallery: list[Record], traini
     return {"rank-1": float(result.rank(1)), "mAP": float(result.mAP)}
 
 
-def main(values: flags.FlagValues) -> None:
+def main(values: command_line.Flags) -> None:
     """Measures as the flags say."""
     run = load_run(values.run)
     named = data_of(run.config)

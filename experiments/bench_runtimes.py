@@ -15,8 +15,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from absl import flags
-
 from experiments import bench_sections
 from experiments.measuring import STATED_PRODUCT, make_picture, new_flags, product_flops, write_figures
 from experiments.results import Result
@@ -40,15 +38,15 @@ ANCHORS = {"hacnn": ("torchreid HACNN", 112.0, 10.0), "osnet": ("torchreid OSNet
 """Flag -> a network, its most images per second where the product is STATED_PRODUCT, and the factor of the bar."""
 
 FLAGS = new_flags()
-command_line.group(FLAGS, "model")
-command_line.define_run(FLAGS)
-flags.DEFINE_string("dataset", "", "Data set of the run, if several are there.", flag_values=FLAGS)
-flags.DEFINE_string("split", "", "Its protocol variant.", flag_values=FLAGS)
-flags.DEFINE_string("exports", "", "Folder of the exported models; exports in the run if empty.", flag_values=FLAGS)
-command_line.group(FLAGS, "measurements")
-flags.DEFINE_integer("repeats", 7, "Measurements per figure; the median counts.", 3, flag_values=FLAGS)
-flags.DEFINE_float("hacnn", 0.0, "Images per second of HACNN on this machine, if measured.", 0, flag_values=FLAGS)
-flags.DEFINE_float("osnet", 0.0, "Images per second of OSNet x0.25 on this machine.", 0, flag_values=FLAGS)
+FLAGS.group("model")
+FLAGS.define_run()
+FLAGS.string("dataset", "", "Data set of the run, if several are there.")
+FLAGS.string("split", "", "Its protocol variant.")
+FLAGS.string("exports", "", "Folder of the exported models; exports in the run if empty.")
+FLAGS.group("measurements")
+FLAGS.integer("repeats", 7, "Measurements per figure; the median counts.", 3)
+FLAGS.real("hacnn", 0.0, "Images per second of HACNN on this machine, if measured.", 0)
+FLAGS.real("osnet", 0.0, "Images per second of OSNet x0.25 on this machine.", 0)
 
 
 def exports_of(run_dir: Path, exports: Path) -> list[Path]:
@@ -103,7 +101,7 @@ def bars(rows: list[dict[str, Any]], product: float, measured: dict[str, float])
     return [*found, {"of": "decoded, from files", "anchor": best["decoded"], "factor": OF_DECODED, "reached": share}]
 
 
-def main(values: flags.FlagValues) -> None:
+def main(values: command_line.Flags) -> None:
     """Measures as the flags say."""
     run_dir = Path(values.model or find_run(values.runs_dir, values.dataset or None, values.split or None))
     folders = exports_of(run_dir, Path(values.exports or run_dir / "exports"))

@@ -22,11 +22,11 @@ from han_tf.metrics.nearest import nearest
 TOPK = 10
 
 FLAGS = new_flags()
-command_line.group(FLAGS, "measurements")
-command_line.define_list(FLAGS, "dimension", [1024], "Feature dimensions.", flags.IntegerParser(2))
-flags.DEFINE_integer("queries", 3_368, "Queries.", 1, flag_values=FLAGS)
-flags.DEFINE_integer("gallery", 15_913, "Features to search.", TOPK, flag_values=FLAGS)
-flags.DEFINE_integer("repeats", 5, "Measurements per dimension; the median counts.", 1, flag_values=FLAGS)
+FLAGS.group("measurements")
+FLAGS.list_of("dimension", [1024], "Feature dimensions.", flags.IntegerParser(2))
+FLAGS.integer("queries", 3_368, "Queries.", 1)
+FLAGS.integer("gallery", 15_913, "Features to search.", TOPK)
+FLAGS.integer("repeats", 5, "Measurements per dimension; the median counts.", 1)
 
 
 def seconds_per_query(dimension: int, queries: int, gallery: int, repeats: int) -> float:
@@ -43,7 +43,7 @@ def seconds_per_query(dimension: int, queries: int, gallery: int, repeats: int) 
     return statistics.median(times) / queries
 
 
-def main(values: flags.FlagValues) -> None:
+def main(values: command_line.Flags) -> None:
     """Measures as the flags say."""
     load = round(os.getloadavg()[0], 2)
     figures = []

@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any, Optional
 
 import numpy as np
-from absl import flags
 
 from experiments.measuring import make_picture, new_flags, product_flops, watched_memory, write_figures
 from han_tf.common import cli as command_line
@@ -41,13 +40,13 @@ PICTURES = 64
 CAMERAS = 1000
 WARM_UP_SECONDS = 5
 FLAGS = new_flags()
-command_line.group(FLAGS, "model")
-flags.DEFINE_string("model", "han_small-synthetic", "Run or model to serve.", flag_values=FLAGS)
-command_line.old_name(FLAGS, "run", "model")
-command_line.group(FLAGS, "load")
-flags.DEFINE_integer("clients", 64, "How many ask at a time.", 1, flag_values=FLAGS)
-flags.DEFINE_float("seconds", 60, "How long.", 1, flag_values=FLAGS)
-flags.DEFINE_integer("gallery", 10_000, "Images in the gallery.", 1, flag_values=FLAGS)
+FLAGS.group("model")
+FLAGS.string("model", "han_small-synthetic", "Run or model to serve.")
+FLAGS.old_name("run", "model")
+FLAGS.group("load")
+FLAGS.integer("clients", 64, "How many ask at a time.", 1)
+FLAGS.real("seconds", 60, "How long.", 1)
+FLAGS.integer("gallery", 10_000, "Images in the gallery.", 1)
 
 
 def form(picture: Optional[bytes] = None, **fields: Any) -> tuple[bytes, str]:
@@ -168,7 +167,7 @@ def _fill(path: Path, images: int, model: str) -> int:
     return extractor.feature_dim
 
 
-def main(values: flags.FlagValues) -> None:
+def main(values: command_line.Flags) -> None:
     """Starts the service, puts load on it and reports."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -215,7 +214,7 @@ def _said(lines: list[str], what: str) -> str:
     return next((line.partition(": ")[2].strip() for line in lines if line.startswith(f"{what}: ")), "")
 
 
-def _figures(load: Load, values: flags.FlagValues, memory: list[float], flops: float) -> list[dict[str, Any]]:
+def _figures(load: Load, values: command_line.Flags, memory: list[float], flops: float) -> list[dict[str, Any]]:
     """Returns one figure for all requests, then one for each kind."""
 
     def figure(case: str, kinds: Collection[str]) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from typing import Any, Union
 
 import numpy as np
-from absl import flags
 from PIL import Image
 
 from experiments.results import stamp
@@ -24,12 +23,12 @@ PICTURE_SIZE = (64, 128)
 """Width and height of Market-1501's images, in pixels."""
 
 
-def new_flags() -> flags.FlagValues:
+def new_flags() -> command_line.Flags:
     """Returns the flags that every benchmark has."""
-    values = command_line.new_flags()
-    command_line.group(values, "output")
-    flags.DEFINE_string("output", "", "JSON file for the figures.", flag_values=values)
-    command_line.group(values, "options")
+    values = command_line.Flags()
+    values.group("output")
+    values.string("output", "", "JSON file for the figures.")
+    values.group("options")
     return values
 
 

@@ -12,8 +12,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from absl import flags
-
 from experiments.results import KINDS, RESULTS, check_replaceable, reading, stamp, training_result
 from han_tf.common import cli as command_line
 from han_tf.common.errors import UserError
@@ -21,10 +19,10 @@ from han_tf.common.files import read_json, write_json
 from han_tf.common.run_files import CONFIG
 from han_tf.training.config import TrainConfig
 
-FLAGS = command_line.new_flags()
-flags.DEFINE_string("name", "", "Name of the result; if empty, the run's, or the benchmark's kind.", flag_values=FLAGS)
-flags.DEFINE_string("apart", "", "Why the result belongs in no table, e.g. 'stopped early'.", flag_values=FLAGS)
-flags.DEFINE_string("results_dir", str(RESULTS), "Where the JSONs are.", flag_values=FLAGS)
+FLAGS = command_line.Flags()
+FLAGS.string("name", "", "Name of the result; if empty, the run's, or the benchmark's kind.")
+FLAGS.string("apart", "", "Why the result belongs in no table, e.g. 'stopped early'.")
+FLAGS.string("results_dir", str(RESULTS), "Where the JSONs are.")
 
 
 def result_of(path: Path) -> tuple[str, dict[str, Any]]:
@@ -52,7 +50,7 @@ def result_of(path: Path) -> tuple[str, dict[str, Any]]:
         return figures["kind"], {**stamp(), **figures, **made_with}
 
 
-def main(values: flags.FlagValues) -> None:
+def main(values: command_line.Flags) -> None:
     """Adds the result that the command line names."""
     if len(values.positional) != 1:
         raise command_line.UsageError(

@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from absl import flags
-
 from experiments import bench_sections, schema, tables
 from experiments.results import HERE, RESULTS, Result, load_results, reading, score
 from experiments.tables import NONE, markdown_table, settings_in_words
@@ -53,10 +51,10 @@ theirs. They also hold each result's settings, command, commit and machine. Accu
 precision at the hits. [README.md](README.md) says how to run an experiment and how to add a result. Networks trained on
 real data sets are for research only."""
 
-FLAGS = command_line.new_flags()
-flags.DEFINE_string("results_dir", str(RESULTS), "Where the JSONs are.", flag_values=FLAGS)
-flags.DEFINE_string("notes_dir", str(NOTES), "Where the prose is.", flag_values=FLAGS)
-flags.DEFINE_string("output", str(HERE / "RESULTS.md"), "The report; its pictures go beside it.", flag_values=FLAGS)
+FLAGS = command_line.Flags()
+FLAGS.string("results_dir", str(RESULTS), "Where the JSONs are.")
+FLAGS.string("notes_dir", str(NOTES), "Where the prose is.")
+FLAGS.string("output", str(HERE / "RESULTS.md"), "The report; its pictures go beside it.")
 
 
 class Report(NamedTuple):
@@ -210,7 +208,7 @@ def fill(text: str, results: Sequence[Result], where: str) -> str:
     return PLACEHOLDER.sub(value, text)
 
 
-def main(values: flags.FlagValues) -> None:
+def main(values: command_line.Flags) -> None:
     """Builds the report as the flags say."""
     results_dir, output = Path(values.results_dir), Path(values.output)
     report = Report(load_results(results_dir), Path(values.notes_dir), output, results_dir)

@@ -47,41 +47,35 @@ from han_tf.runs.environment import machine
 with command_line.deferred_imports(__name__):
     from experiments import plots
 
-FLAGS = command_line.new_flags()
-command_line.group(FLAGS, "trainings")
-flags.DEFINE_enum(
+FLAGS = command_line.Flags()
+FLAGS.group("trainings")
+FLAGS.enum(
     "scale",
     "",
     ["", *SCALES],
     "smoke: seconds on a few tiny images; synthetic: the embedded set, minutes to hours; full: the paper's schedule. "
     "If empty: full where --dataset names a real data set, else synthetic.",
-    flag_values=FLAGS,
 )
-command_line.define_list(
-    FLAGS, "seeds", [0], "Seeds; several give mean ± deviation.", flags.IntegerParser(0, 2**32 - 1)
-)
-flags.DEFINE_integer("epochs", None, "Instead of the scale's; the results say so.", 1, flag_values=FLAGS)
-flags.DEFINE_list("rows", [], "Rows to run: names or parts of names.", flag_values=FLAGS)
-flags.DEFINE_enum(
-    "arch", "", ["", *MODELS], "Network instead of an ablation's (Tables 8 to 11), e.g. han_small.", flag_values=FLAGS
-)
-command_line.old_name(FLAGS, "model", "arch")
-command_line.group(FLAGS, "data")
-flags.DEFINE_list("dataset", [], f"Data sets, e.g. market1501,dukemtmc; of {', '.join(DATASETS)}.", flag_values=FLAGS)
-flags.DEFINE_string("split", "", "Protocol variant, e.g. detected (CUHK03); all if empty.", flag_values=FLAGS)
-flags.DEFINE_string("data_dir", "", "Data folder of the one data set; datasets/NAME if empty.", flag_values=FLAGS)
-command_line.group(FLAGS, "computation")
-flags.DEFINE_integer("cache_mb", None, "Largest decoded training set kept in memory, MiB.", 0, flag_values=FLAGS)
-flags.DEFINE_boolean("check_resources", True, "Refuse to start if memory or disk look too small.", flag_values=FLAGS)
-command_line.group(FLAGS, "output")
-flags.DEFINE_string("runs_dir", "runs/experiments", "Where checkpoints, logs and tables go.", flag_values=FLAGS)
-flags.DEFINE_string(
+FLAGS.list_of("seeds", [0], "Seeds; several give mean ± deviation.", flags.IntegerParser(0, 2**32 - 1))
+FLAGS.integer("epochs", None, "Instead of the scale's; the results say so.", 1)
+FLAGS.strings("rows", [], "Rows to run: names or parts of names.")
+FLAGS.enum("arch", "", ["", *MODELS], "Network instead of an ablation's (Tables 8 to 11), e.g. han_small.")
+FLAGS.old_name("model", "arch")
+FLAGS.group("data")
+FLAGS.strings("dataset", [], f"Data sets, e.g. market1501,dukemtmc; of {', '.join(DATASETS)}.")
+FLAGS.string("split", "", "Protocol variant, e.g. detected (CUHK03); all if empty.")
+FLAGS.string("data_dir", "", "Data folder of the one data set; datasets/NAME if empty.")
+FLAGS.group("computation")
+FLAGS.integer("cache_mb", None, "Largest decoded training set kept in memory, MiB.", 0)
+FLAGS.boolean("check_resources", True, "Refuse to start if memory or disk look too small.")
+FLAGS.group("output")
+FLAGS.string("runs_dir", "runs/experiments", "Where checkpoints, logs and tables go.")
+FLAGS.string(
     "results_dir",
     "",
     "Where the JSONs are; if empty, experiments/results, and for --scale smoke the folder results in --runs_dir.",
-    flag_values=FLAGS,
 )
-flags.DEFINE_boolean("dry_run", False, "Only say what would be run and what it needs.", flag_values=FLAGS)
+FLAGS.boolean("dry_run", False, "Only say what would be run and what it needs.")
 
 
 class Runner:
@@ -324,7 +318,7 @@ def _there(experiments: Sequence[schema.Experiment]) -> list[str]:
     return found
 
 
-def main(values: flags.FlagValues) -> None:
+def main(values: command_line.Flags) -> None:
     """Runs what the flags say."""
     if not values.positional:
         print(*(f"{name:<20}{schema.load(name).title}" for name in schema.names()), "", sep="\n")

@@ -4,11 +4,9 @@ import ast
 import sys
 from pathlib import Path
 
-from absl import flags
-
 from han_tf.common import cli as command_line
 
-FLAGS = command_line.new_flags()
+FLAGS = command_line.Flags()
 
 HERE = Path(__file__).parent
 
@@ -22,17 +20,12 @@ def commands() -> dict[str, str]:
     return {name: texts[name].splitlines()[0] for name in sorted(texts)}
 
 
-def main(_: flags.FlagValues) -> None:
+def main(_: command_line.Flags) -> None:
     """Prints the list."""
     print("python -m han_tf.COMMAND --help lists the flags of a command.\n")
     for name, line in commands().items():
         print(f"  {name:<16}{line}")
 
 
-def cli() -> None:
-    """Runs the command line."""
-    sys.exit(command_line.run(main, FLAGS, __doc__))
-
-
 if __name__ == "__main__":
-    cli()
+    sys.exit(command_line.run(main, FLAGS, __doc__))

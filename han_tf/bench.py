@@ -40,12 +40,12 @@ IDENTITIES = 751
 BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")
 """Instruction sets with which training in bfloat16 is measured, too."""
 
-FLAGS = command_line.new_flags()
-command_line.define_list(FLAGS, "arch", list(MODELS), "Networks.", flags.EnumParser(list(MODELS)))
-command_line.old_name(FLAGS, "model", "arch")
-flags.DEFINE_integer("repeats", 15, "Measurements per figure; the median counts.", 3, flag_values=FLAGS)
-flags.DEFINE_integer("batch_size", 32, "Images per step.", 2, flag_values=FLAGS)
-flags.DEFINE_string("output", "", "JSON file for the figures.", flag_values=FLAGS)
+FLAGS = command_line.Flags()
+FLAGS.list_of("arch", list(MODELS), "Networks.", flags.EnumParser(list(MODELS)))
+FLAGS.old_name("model", "arch")
+FLAGS.integer("repeats", 15, "Measurements per figure; the median counts.", 3)
+FLAGS.integer("batch_size", 32, "Images per step.", 2)
+FLAGS.string("output", "", "JSON file for the figures.")
 
 
 def seconds(call: Callable[[], Any], repeats: int) -> float:
@@ -110,7 +110,7 @@ def pipeline_rates(files: list[Record], data: LoadedImages, batch_size: int, rep
     }
 
 
-def main(values: flags.FlagValues) -> None:
+def main(values: command_line.Flags) -> None:
     """Measures as the flags say and prints the table."""
     rng = np.random.default_rng(0)
     with temporary_folder() as folder:
@@ -149,10 +149,5 @@ def main(values: flags.FlagValues) -> None:
         write_json(values.output, {**figures, "environment": environment.describe()})
 
 
-def cli() -> None:
-    """Runs the command line."""
-    sys.exit(command_line.run(main, FLAGS, __doc__))
-
-
 if __name__ == "__main__":
-    cli()
+    sys.exit(command_line.run(main, FLAGS, __doc__))

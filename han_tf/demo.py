@@ -17,8 +17,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from absl import flags
-
 from han_tf.common import cli as command_line
 from han_tf.common.errors import UserError
 from han_tf.common.files import remove, write_json
@@ -57,19 +55,18 @@ SEED = 0
 VERSION = 1
 """To be raised whenever the same run and data would give another demo."""
 
-FLAGS = command_line.new_flags()
-flags.DEFINE_string(
+FLAGS = command_line.Flags()
+FLAGS.string(
     "model",
     "",
     "A run's folder, or the name of a network that comes with the package; if empty, the newest run on the embedded "
     "data set that has ended, or the network of the package.",
-    flag_values=FLAGS,
 )
-flags.DEFINE_string("runs_dir", "runs", "Where runs are kept.", flag_values=FLAGS)
-flags.DEFINE_integer("port", 8000, "Port to listen on; 0 for any free one.", 0, 65535, flag_values=FLAGS)
+FLAGS.string("runs_dir", "runs", "Where runs are kept.")
+FLAGS.integer("port", 8000, "Port to listen on; 0 for any free one.", 0, 65535)
 
 
-def main(values: flags.FlagValues) -> None:
+def main(values: command_line.Flags) -> None:
     """Makes the demo's missing files and serves the demo."""
     from han_tf.serve.__main__ import check_installed
 
@@ -255,10 +252,5 @@ def _examples(
     return examples
 
 
-def cli() -> None:
-    """Runs the command line."""
-    sys.exit(command_line.run(main, FLAGS, __doc__))
-
-
 if __name__ == "__main__":
-    cli()
+    sys.exit(command_line.run(main, FLAGS, __doc__))

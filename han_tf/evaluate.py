@@ -52,154 +52,105 @@ with command_line.deferred_imports(__name__):
 SUBSETS = ("query", "gallery", "multi_query")
 PER_QUERY_FORMATS = (".csv", ".npz")
 
-FLAGS = command_line.new_flags()
-command_line.group(FLAGS, "data")
-flags.DEFINE_string(
-    "dataset",
-    "",
-    f"Data set: {', '.join(DATASETS)}; or several, separated by commas; the run's own if empty.",
-    flag_values=FLAGS,
+FLAGS = command_line.Flags()
+FLAGS.group("data")
+FLAGS.string(
+    "dataset", "", f"Data set: {', '.join(DATASETS)}; or several, separated by commas; the run's own if empty."
 )
-flags.DEFINE_string(
-    "split", "", "Protocol variant, e.g. detected (of CUHK03, if no data set is named).", flag_values=FLAGS
-)
-flags.DEFINE_string("data_dir", "", "Data folder; that of the run if empty.", flag_values=FLAGS)
-command_line.group(FLAGS, "model")
-flags.DEFINE_string("runs_dir", "runs", "Where runs are kept.", flag_values=FLAGS)
-flags.DEFINE_string(
-    "model",
-    "",
-    "Folder of a run or an exported model, or the name of a network that comes with the package; the newest run that "
-    "fits if empty.",
-    flag_values=FLAGS,
-)
-flags.DEFINE_alias("run", "model", flag_values=FLAGS)
-command_line.old_name(FLAGS, "weights", "model")
-flags.DEFINE_enum("checkpoint", "last", list(CHECKPOINTS), "Which network of the run.", flag_values=FLAGS)
-command_line.group(FLAGS, "data")
-flags.DEFINE_boolean("skip_bad_images", False, "Leave out unreadable images.", flag_values=FLAGS)
-flags.DEFINE_list(
+FLAGS.string("split", "", "Protocol variant, e.g. detected (of CUHK03, if no data set is named).")
+FLAGS.string("data_dir", "", "Data folder; that of the run if empty.")
+FLAGS.group("model")
+FLAGS.define_run("Folder of a run or an exported model")
+FLAGS.old_name("weights", "model")
+FLAGS.enum("checkpoint", "last", list(CHECKPOINTS), "Which network of the run.")
+FLAGS.group("data")
+FLAGS.boolean("skip_bad_images", False, "Leave out unreadable images.")
+FLAGS.strings(
     "images",
     [],
     "Folders, patterns or CSV files of images with pids and camids, in place of a data set: every image searches all "
     "others.",
-    flag_values=FLAGS,
 )
-flags.DEFINE_string(
-    "names",
-    "",
-    f"How the names of these images tell pid and camid: {', '.join(NAMES)}; or as in han_tf.extract.",
-    flag_values=FLAGS,
+FLAGS.string(
+    "names", "", f"How the names of these images tell pid and camid: {', '.join(NAMES)}; or as in han_tf.extract."
 )
-command_line.group(FLAGS, "saved features")
-flags.DEFINE_string(
+FLAGS.group("saved features")
+FLAGS.string(
     "features",
     "",
     "Saved features of the queries; the gallery's file follows (query.npz gallery.npz). Or the folder of both.",
-    flag_values=FLAGS,
 )
-flags.DEFINE_list(
+FLAGS.strings(
     "branches",
     [],
     "Names of the equally wide parts of saved features, which get rows of their own; for those of a HAN: global,local. "
     "Expansion and augmentation want each part to be of unit norm.",
-    flag_values=FLAGS,
 )
-flags.DEFINE_string(
-    "distances", "", "Distances, queries × gallery images, a .npy file; --features has the labels.", flag_values=FLAGS
-)
-command_line.group(FLAGS, "protocol")
-flags.DEFINE_boolean(
-    "within_camera", False, "Images of a query's person from its own camera are matches, too.", flag_values=FLAGS
-)
-flags.DEFINE_boolean(
-    "query_is_gallery",
-    False,
-    "--features is one file or Parquet folder; every image searches all others.",
-    flag_values=FLAGS,
-)
-flags.DEFINE_boolean(
+FLAGS.string("distances", "", "Distances, queries × gallery images, a .npy file; --features has the labels.")
+FLAGS.group("protocol")
+FLAGS.boolean("within_camera", False, "Images of a query's person from its own camera are matches, too.")
+FLAGS.boolean("query_is_gallery", False, "--features is one file or Parquet folder; every image searches all others.")
+FLAGS.boolean(
     "single_gallery_shot",
     False,
     "Also with one gallery image per person, drawn anew for each query: CUHK03's old protocol.",
-    flag_values=FLAGS,
 )
-flags.DEFINE_integer(
-    "draws", 100, "Galleries drawn per query, over which the results are averaged.", 1, flag_values=FLAGS
-)
-flags.DEFINE_integer("seed", 0, "Seed of the draws.", 0, flag_values=FLAGS)
-command_line.group(FLAGS, "methods that change the ranking")
-flags.DEFINE_boolean("rerank", False, "Also with k-reciprocal re-ranking.", flag_values=FLAGS)
-flags.DEFINE_integer("k1", 20, "Re-ranking: size of the neighbourhoods.", 1, flag_values=FLAGS)
-flags.DEFINE_integer("k2", 6, "Re-ranking: images averaged over.", 1, flag_values=FLAGS)
-flags.DEFINE_float("lambda_value", 0.3, "Re-ranking: weight of the original distance.", 0, 1, flag_values=FLAGS)
-flags.DEFINE_enum(
+FLAGS.integer("draws", 100, "Galleries drawn per query, over which the results are averaged.", 1)
+FLAGS.integer("seed", 0, "Seed of the draws.", 0)
+FLAGS.group("methods that change the ranking")
+FLAGS.boolean("rerank", False, "Also with k-reciprocal re-ranking.")
+FLAGS.integer("k1", 20, "Re-ranking: size of the neighbourhoods.", 1)
+FLAGS.integer("k2", 6, "Re-ranking: images averaged over.", 1)
+FLAGS.real("lambda_value", 0.3, "Re-ranking: weight of the original distance.", 0, 1)
+FLAGS.enum(
     "query_expansion",
     "none",
     ["none", "average", "alpha"],
     "Also with queries blended with their nearest gallery images, averaged or weighted by similarity^alpha.",
-    flag_values=FLAGS,
 )
-flags.DEFINE_integer("qe_k", 5, "Query expansion: gallery images per query.", 1, flag_values=FLAGS)
-flags.DEFINE_float("qe_alpha", 3.0, "Query expansion: alpha.", 0, flag_values=FLAGS)
-flags.DEFINE_integer(
-    "database_augmentation",
-    0,
-    "Also with gallery images blended with so many of their nearest; 0 for not.",
-    0,
-    flag_values=FLAGS,
+FLAGS.integer("qe_k", 5, "Query expansion: gallery images per query.", 1)
+FLAGS.real("qe_alpha", 3.0, "Query expansion: alpha.", 0)
+FLAGS.integer(
+    "database_augmentation", 0, "Also with gallery images blended with so many of their nearest; 0 for not.", 0
 )
-flags.DEFINE_float("dba_alpha", 0.0, "Database augmentation: alpha; 0 is the average.", 0, flag_values=FLAGS)
-command_line.group(FLAGS, "further tables and plots")
-flags.DEFINE_boolean("verification", False, "Also error rates of accepting by a threshold.", flag_values=FLAGS)
-flags.DEFINE_float(
+FLAGS.real("dba_alpha", 0.0, "Database augmentation: alpha; 0 is the average.", 0)
+FLAGS.group("further tables and plots")
+FLAGS.boolean("verification", False, "Also error rates of accepting by a threshold.")
+FLAGS.real(
     "false_accept_rate",
     None,
     "Verification, with the distance below which this share of the impostors is accepted.",
     0,
     1,
-    flag_values=FLAGS,
 )
-flags.DEFINE_boolean("camera_pairs", False, "Also the table of query and gallery cameras.", flag_values=FLAGS)
-flags.DEFINE_string(
-    "plots", "", "Folder for cmc.png, precision_recall.png and roc.png; implies --verification.", flag_values=FLAGS
-)
-command_line.group(FLAGS, "computation")
-flags.DEFINE_integer("memory_mb", 1024, "Memory beside the features, MiB.", 16, flag_values=FLAGS)
-command_line.old_name(FLAGS, "memory", "memory_mb")
-command_line.group(FLAGS, "output")
-flags.DEFINE_string("save_features", "", "Folder to save the features in.", flag_values=FLAGS)
-flags.DEFINE_string(
+FLAGS.boolean("camera_pairs", False, "Also the table of query and gallery cameras.")
+FLAGS.string("plots", "", "Folder for cmc.png, precision_recall.png and roc.png; implies --verification.")
+FLAGS.group("computation")
+FLAGS.integer("memory_mb", 1024, "Memory beside the features, MiB.", 16)
+FLAGS.old_name("memory", "memory_mb")
+FLAGS.group("output")
+FLAGS.string("save_features", "", "Folder to save the features in.")
+FLAGS.string(
     "output",
     "",
     "JSON file of the results; in the run if empty: evaluation.json, or for other data than the run's own, its best "
     "network or --within_camera evaluation-DATASET[-SPLIT][-best][-within_camera].json.",
-    flag_values=FLAGS,
 )
-flags.DEFINE_string(
-    "per_query",
-    "",
-    "File of every query's results and nearest images, .csv or .npz; those of the table's first row.",
-    flag_values=FLAGS,
+FLAGS.string(
+    "per_query", "", "File of every query's results and nearest images, .csv or .npz; those of the table's first row."
 )
-flags.DEFINE_integer("k", 10, "Nearest images per query in --per_query.", 0, flag_values=FLAGS)
-command_line.old_name(FLAGS, "topk", "k")
+FLAGS.integer("k", 10, "Nearest images per query in --per_query.", 0)
+FLAGS.old_name("topk", "k")
 
 for _flag in ("model", "runs_dir", "checkpoint", "dataset", "split", "data_dir", "skip_bad_images", "images"):
-    command_line.check_pair(
-        FLAGS, _flag, "features", False, f"features from files are no run's, expected them without --{_flag}"
-    )
+    FLAGS.check_pair(_flag, "features", False, f"features from files are no run's, expected them without --{_flag}")
 for _flag in ("dataset", "split", "data_dir"):
-    command_line.check_pair(FLAGS, _flag, "images", False)
+    FLAGS.check_pair(_flag, "images", False)
 for _flag in ("rerank", "query_expansion", "database_augmentation"):
     for _other in ("images", "query_is_gallery"):
-        command_line.check_pair(
-            FLAGS, _flag, _other, False, f"--{_flag} with --{_other}: each image would be its own neighbour"
-        )
+        FLAGS.check_pair(_flag, _other, False, f"--{_flag} with --{_other}: each image would be its own neighbour")
 for _flag in ("rerank", "query_expansion", "database_augmentation", "branches", "save_features"):
-    command_line.check_pair(
-        FLAGS, _flag, "distances", False, f"--{_flag} needs features, expected --features without --distances"
-    )
+    FLAGS.check_pair(_flag, "distances", False, f"--{_flag} needs features, expected --features without --distances")
 for _flag, _other in (
     ("branches", "features"),
     ("distances", "features"),
@@ -214,9 +165,9 @@ for _flag, _other in (
     ("query_is_gallery", "features"),
     ("names", "images"),
 ):
-    command_line.check_pair(FLAGS, _flag, _other)
-command_line.check_pair(
-    FLAGS, "qe_alpha", "query_expansion", True, "--qe_alpha means nothing without --query_expansion=alpha", "alpha"
+    FLAGS.check_pair(_flag, _other)
+FLAGS.check_pair(
+    "qe_alpha", "query_expansion", True, "--qe_alpha means nothing without --query_expansion=alpha", "alpha"
 )
 flags.register_validator(
     "per_query",
@@ -235,7 +186,7 @@ flags.register_validator(
 )
 
 
-def main(values: flags.FlagValues) -> None:
+def main(values: command_line.Flags) -> None:
     """Evaluates as the flags say."""
     plots = _import_plots() if values.plots else None
     for path in filter(None, (values.output, values.per_query)):
@@ -277,7 +228,7 @@ def main(values: flags.FlagValues) -> None:
         _evaluate(values, subsets, origin, run.model.branch_names, output, plots)
 
 
-def _evaluate_images(values: flags.FlagValues, plots: Optional[ModuleType]) -> None:
+def _evaluate_images(values: command_line.Flags, plots: Optional[ModuleType]) -> None:
     """Evaluates a run or an export on images that are no data set; each image searches all others."""
     from han_tf.features.keras import feature_set  # imports TensorFlow, which saved features do not need
 
@@ -301,7 +252,7 @@ def _evaluate_images(values: flags.FlagValues, plots: Optional[ModuleType]) -> N
 
 
 def _evaluate(
-    values: flags.FlagValues,
+    values: command_line.Flags,
     subsets: Mapping[str, FeatureSet],
     origin: dict[str, Any],
     branches: Sequence[str],
@@ -394,7 +345,7 @@ def _check_folder(path: str, folder: Path) -> None:
 
 
 def _methods(
-    values: flags.FlagValues, subsets: Mapping[str, FeatureSet], branches: Sequence[str]
+    values: command_line.Flags, subsets: Mapping[str, FeatureSet], branches: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
     """Returns the settings of the methods that the flags ask for, after checking them."""
     methods = {}
@@ -422,7 +373,7 @@ def _methods(
     return methods
 
 
-def _run_and_data(values: flags.FlagValues) -> tuple[LoadedRun, ReIDDataset]:
+def _run_and_data(values: command_line.Flags) -> tuple[LoadedRun, ReIDDataset]:
     """Returns the run and the named data set, by default the run's own, from the run's data folder if it has one."""
     names, split = [part.name for part in named_datasets(values.dataset)], values.split
     if len(names) == 1:
@@ -460,7 +411,7 @@ def _load(path: Union[str, Path], checkpoint: str) -> LoadedRun:
 
 
 def _features_of_run(
-    values: flags.FlagValues, run: LoadedRun, dataset: ReIDDataset
+    values: command_line.Flags, run: LoadedRun, dataset: ReIDDataset
 ) -> tuple[dict[str, FeatureSet], dict[str, Any]]:
     """Returns the features of a data set's images, and the report's entries on run and data set."""
     from han_tf.features.keras import feature_set  # imports TensorFlow, which saved features do not need
@@ -483,7 +434,7 @@ def _features_of_run(
     return subsets, origin
 
 
-def _feature_paths(values: flags.FlagValues) -> list[Path]:
+def _feature_paths(values: command_line.Flags) -> list[Path]:
     first, rest = values.features, values.positional
     if Path(first).is_dir() and not rest and not values.query_is_gallery:
         paths = [Path(first) / f"{name}.npz" for name in SUBSETS]
@@ -546,10 +497,5 @@ def _save_plots(plots: ModuleType, rows: Sequence[Mapping[str, Any]], folder: Pa
     return paths
 
 
-def cli() -> None:
-    """Runs the command line."""
-    sys.exit(command_line.run(main, FLAGS, __doc__, positional="files"))
-
-
 if __name__ == "__main__":
-    cli()
+    sys.exit(command_line.run(main, FLAGS, __doc__, positional="files"))

@@ -40,25 +40,25 @@ ALL = "all"
 TABLE = "exports.json"
 COMPARED_IMAGES = 64
 
-FLAGS = command_line.new_flags()
-command_line.group(FLAGS, "formats")
-command_line.define_list(FLAGS, "format", ["openvino"], "File formats.", flags.EnumParser([*FORMATS, ALL]))
-command_line.define_list(FLAGS, "precision", [FLOAT32], "Precisions.", flags.EnumParser([*PRECISIONS, ALL]))
-command_line.group(FLAGS, "model")
-command_line.define_run(FLAGS)
-flags.DEFINE_enum("checkpoint", "last", list(CHECKPOINTS), "Which network of the run.", flag_values=FLAGS)
-command_line.group(FLAGS, "output")
-flags.DEFINE_string("output", "", "Where the models' folders go; exports in the run if empty.", flag_values=FLAGS)
-command_line.group(FLAGS, "data")
-flags.DEFINE_string("dataset", "", "Data set to compare accuracies on; the run's own if empty.", flag_values=FLAGS)
-flags.DEFINE_string("split", "", "Its protocol variant; that of the run if empty.", flag_values=FLAGS)
-flags.DEFINE_string("data_dir", "", "Data folder; that of the run if empty.", flag_values=FLAGS)
-flags.DEFINE_boolean("accuracy", True, "Compare rank-1 and mAP, too.", flag_values=FLAGS)
-command_line.group(FLAGS, "output")
-flags.DEFINE_boolean("overwrite", False, "Make again what an earlier export has left.", flag_values=FLAGS)
+FLAGS = command_line.Flags()
+FLAGS.group("formats")
+FLAGS.list_of("format", ["openvino"], "File formats.", flags.EnumParser([*FORMATS, ALL]))
+FLAGS.list_of("precision", [FLOAT32], "Precisions.", flags.EnumParser([*PRECISIONS, ALL]))
+FLAGS.group("model")
+FLAGS.define_run()
+FLAGS.enum("checkpoint", "last", list(CHECKPOINTS), "Which network of the run.")
+FLAGS.group("output")
+FLAGS.string("output", "", "Where the models' folders go; exports in the run if empty.")
+FLAGS.group("data")
+FLAGS.string("dataset", "", "Data set to compare accuracies on; the run's own if empty.")
+FLAGS.string("split", "", "Its protocol variant; that of the run if empty.")
+FLAGS.string("data_dir", "", "Data folder; that of the run if empty.")
+FLAGS.boolean("accuracy", True, "Compare rank-1 and mAP, too.")
+FLAGS.group("output")
+FLAGS.boolean("overwrite", False, "Make again what an earlier export has left.")
 
 
-def main(values: flags.FlagValues) -> None:
+def main(values: command_line.Flags) -> None:
     """Exports as the flags say."""
     pairs = _pairs(values.format, values.precision)
     run_dir = resolve(values.model or find_run(values.runs_dir, values.dataset or None, values.split or None))
@@ -168,7 +168,7 @@ def _pairs(formats: list[str], precisions: list[str]) -> list[tuple[str, str]]:
     return supported
 
 
-def _dataset(values: flags.FlagValues, config: dict[str, Any]) -> Optional[ReIDDataset]:
+def _dataset(values: command_line.Flags, config: dict[str, Any]) -> Optional[ReIDDataset]:
     """Returns the data set to compare on: the named one or the run's own; None if the run's own cannot be read."""
     own = data_of(config, values.dataset)
     asked = values.dataset or values.data_dir or values.split
@@ -259,10 +259,5 @@ def _is_plain(value: Any) -> bool:
     return isinstance(value, str) or (not isinstance(value, dict) and np.isfinite(value))
 
 
-def cli() -> None:
-    """Runs the command line."""
-    sys.exit(command_line.run(main, FLAGS, __doc__))
-
-
 if __name__ == "__main__":
-    cli()
+    sys.exit(command_line.run(main, FLAGS, __doc__))

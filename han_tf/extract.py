@@ -27,8 +27,6 @@ import sys
 import time
 from pathlib import Path
 
-from absl import flags
-
 from han_tf.common import cli as command_line
 from han_tf.common.errors import Stopped, UserError
 from han_tf.data import DATASETS, load_dataset
@@ -43,87 +41,56 @@ with command_line.deferred_imports(__name__):
 
 SUBSETS = ("train", "query", "gallery", "multi_query")
 
-FLAGS = command_line.new_flags()
-flags.DEFINE_string("output", "", "Folder for the features.", flag_values=FLAGS)
-command_line.old_name(FLAGS, "out", "output")
-command_line.require(FLAGS, "output", "a folder for the features")
-command_line.group(FLAGS, "model")
-flags.DEFINE_string(
-    "model",
-    "",
-    "Folder of a run or an exported model, or the name of a network that comes with the package; the newest run if "
-    "empty.",
-    flag_values=FLAGS,
-)
-flags.DEFINE_string("runs_dir", "runs", "Where runs are kept.", flag_values=FLAGS)
-command_line.group(FLAGS, "data")
-flags.DEFINE_string(
+FLAGS = command_line.Flags()
+FLAGS.string("output", "", "Folder for the features.")
+FLAGS.old_name("out", "output")
+FLAGS.require("output", "a folder for the features")
+FLAGS.group("model")
+FLAGS.define_run("Folder of a run or an exported model", "the newest run")
+FLAGS.group("data")
+FLAGS.string(
     "names",
     "",
     f"How file names tell pid and camid, where no CSV file does: {', '.join(NAMES)}; or a regular expression, searched "
     "for in the path, with groups (?P<pid>...), (?P<camid>...), (?P<time>...).",
-    flag_values=FLAGS,
 )
-flags.DEFINE_string("dataset", "", f"Data set instead of IMAGES: {', '.join(DATASETS)}.", flag_values=FLAGS)
-flags.DEFINE_string("split", "", "The data set's protocol variant.", flag_values=FLAGS)
-flags.DEFINE_string("data_dir", "", "The data set's folder.", flag_values=FLAGS)
-flags.DEFINE_enum("subset", "gallery", SUBSETS, "Which images of the data set.", flag_values=FLAGS)
-command_line.group(FLAGS, "output")
-flags.DEFINE_integer(
+FLAGS.string("dataset", "", f"Data set instead of IMAGES: {', '.join(DATASETS)}.")
+FLAGS.string("split", "", "The data set's protocol variant.")
+FLAGS.string("data_dir", "", "The data set's folder.")
+FLAGS.enum("subset", "gallery", SUBSETS, "Which images of the data set.")
+FLAGS.group("output")
+FLAGS.integer(
     "shard_images",
     None,
     f"Images per Parquet file; as in --output, or {extraction.SHARD_IMAGES} in a new one.",
     1,
     65_536,
-    flag_values=FLAGS,
 )
-command_line.group(FLAGS, "computation")
-flags.DEFINE_integer("batch_size", 64, "Images per call of the network.", 1, flag_values=FLAGS)
-flags.DEFINE_integer(
-    "threads", None, "Threads of the network, and of decoding; all cores if not given.", 1, flag_values=FLAGS
-)
-command_line.group(FLAGS, "several machines")
-flags.DEFINE_string(
-    "ray",
-    "",
-    "Ray cluster: HOST:PORT of its head, auto (that of this machine), or local (one of its own).",
-    flag_values=FLAGS,
-)
-flags.DEFINE_integer(
-    "actors", 0, "Ray: processes with the model; as many as there is room for if 0.", 0, flag_values=FLAGS
-)
-flags.DEFINE_integer(
+FLAGS.group("computation")
+FLAGS.integer("batch_size", 64, "Images per call of the network.", 1)
+FLAGS.integer("threads", None, "Threads of the network, and of decoding; all cores if not given.", 1)
+FLAGS.group("several machines")
+FLAGS.string("ray", "", "Ray cluster: HOST:PORT of its head, auto (that of this machine), or local (one of its own).")
+FLAGS.integer("actors", 0, "Ray: processes with the model; as many as there is room for if 0.", 0)
+FLAGS.integer(
     "actor_cpus",
     1,
     "Ray: cores of each process; it also gets a GPU if the cluster has any and TensorFlow runs the model.",
     1,
-    flag_values=FLAGS,
 )
-flags.DEFINE_string(
-    "part", "", "Make only a part of the files, such as 2/8: the second of eight processes.", flag_values=FLAGS
-)
-command_line.group(FLAGS, "output")
-flags.DEFINE_boolean(
+FLAGS.string("part", "", "Make only a part of the files, such as 2/8: the second of eight processes.")
+FLAGS.group("output")
+FLAGS.boolean(
     "update",
     False,
     "Replace the list of images in --output by this one; images in both keep their features unless changed.",
-    flag_values=FLAGS,
 )
-flags.DEFINE_boolean(
-    "checksum", False, "Detect changed images by their bytes, not by size and modification time.", flag_values=FLAGS
-)
-command_line.group(FLAGS, "data")
-flags.DEFINE_float(
-    "max_bad_images",
-    0.1,
-    "Largest share of images that may be damaged; with more the command fails.",
-    0,
-    1,
-    flag_values=FLAGS,
-)
-command_line.define_white_level(FLAGS)
-command_line.group(FLAGS, "output")
-flags.DEFINE_boolean("overwrite", False, "Remove the features of an earlier extraction in --output.", flag_values=FLAGS)
+FLAGS.boolean("checksum", False, "Detect changed images by their bytes, not by size and modification time.")
+FLAGS.group("data")
+FLAGS.real("max_bad_images", 0.1, "Largest share of images that may be damaged; with more the command fails.", 0, 1)
+FLAGS.define_white_level()
+FLAGS.group("output")
+FLAGS.boolean("overwrite", False, "Remove the features of an earlier extraction in --output.")
 
 for _flag, _other, _together in (
     ("actors", "ray", True),
@@ -137,10 +104,10 @@ for _flag, _other, _together in (
     ("overwrite", "part", False),
     ("update", "overwrite", False),
 ):
-    command_line.check_pair(FLAGS, _flag, _other, _together)
+    FLAGS.check_pair(_flag, _other, _together)
 
 
-def main(values: flags.FlagValues) -> None:
+def main(values: command_line.Flags) -> None:
     """Extracts as the flags say."""
     part = extraction.Part.parse(values.part)
     images = _images(values)
@@ -212,7 +179,7 @@ def main(values: flags.FlagValues) -> None:
     print(f"{done.rows} rows in {work.manifest.shards} files written to {values.output}")
 
 
-def _images(values: flags.FlagValues) -> ImageList:
+def _images(values: command_line.Flags) -> ImageList:
     if not values.dataset:
         if not values.positional:
             raise command_line.UsageError("no images, expected folders, patterns, CSV files or images, or --dataset")
@@ -230,10 +197,5 @@ def _images(values: flags.FlagValues) -> ImageList:
     return listed_records(records, values.checksum)
 
 
-def cli() -> None:
-    """Runs the command line."""
-    sys.exit(command_line.run(main, FLAGS, __doc__, positional="images"))
-
-
 if __name__ == "__main__":
-    cli()
+    sys.exit(command_line.run(main, FLAGS, __doc__, positional="images"))

@@ -44,11 +44,11 @@ PUBLISHED = {
 PUBLISHED_ELSEWHERE = {"mobilenet": 5.69e8, "shufflenet": 1.40e8, "condensenet": 2.74e8, "resnet50": 3.80e9}
 """Network -> the figure in Tables 6 and 7, quoted from its own paper: multiply-adds at 224×224 with 1,000 classes."""
 
-FLAGS = command_line.new_flags()
-command_line.define_list(FLAGS, "arch", list(MODELS), "Networks.", flags.EnumParser(list(MODELS)))
-command_line.old_name(FLAGS, "model", "arch")
-flags.DEFINE_integer("input_height", 160, "Image height, pixels.", 32, flag_values=FLAGS)
-flags.DEFINE_integer("input_width", 64, "Image width, pixels.", 32, flag_values=FLAGS)
+FLAGS = command_line.Flags()
+FLAGS.list_of("arch", list(MODELS), "Networks.", flags.EnumParser(list(MODELS)))
+FLAGS.old_name("model", "arch")
+FLAGS.integer("input_height", 160, "Image height, pixels.", 32)
+FLAGS.integer("input_width", 64, "Image width, pixels.", 32)
 
 
 def report(name: str, costs: dict[str, Cost], published: Optional[Published] = None) -> str:
@@ -67,7 +67,7 @@ def report(name: str, costs: dict[str, Cost], published: Optional[Published] = N
     return "\n".join(rows)
 
 
-def main(values: flags.FlagValues) -> None:
+def main(values: command_line.Flags) -> None:
     """Prints a table for each network that the flags name."""
     input_size = (values.input_height, values.input_width)
     for name in dict.fromkeys(values.arch):
@@ -76,10 +76,5 @@ def main(values: flags.FlagValues) -> None:
         print(report(name, part_costs(model, model.parts(), input_size), published), end="\n\n")
 
 
-def cli() -> None:
-    """Runs the command line."""
-    sys.exit(command_line.run(main, FLAGS, __doc__))
-
-
 if __name__ == "__main__":
-    cli()
+    sys.exit(command_line.run(main, FLAGS, __doc__))

@@ -37,52 +37,40 @@ from han_tf.search.gallery import Gallery
 from han_tf.search.opening import create_gallery, gallery_exists, open_gallery
 from han_tf.search.sources import FeatureSource, add_source, open_source
 
-FLAGS = command_line.new_flags()
-command_line.group(FLAGS, "gallery")
-flags.DEFINE_string("index", "", "The gallery: a folder, or an address of Milvus.", flag_values=FLAGS)
-flags.DEFINE_enum(
+FLAGS = command_line.Flags()
+FLAGS.group("gallery")
+FLAGS.string("index", "", "The gallery: a folder, or an address of Milvus.")
+FLAGS.enum(
     "engine",
     None,
     ["auto", *ENGINES, "milvus"],
     "Index of the gallery; auto, the default for a new gallery, chooses by size and memory. For an existing gallery, "
     "the index is built anew.",
-    flag_values=FLAGS,
 )
-flags.DEFINE_integer(
-    "memory_mb", None, "Memory the index may take, MiB; half of what is free if not given.", 1, flag_values=FLAGS
-)
-command_line.old_name(FLAGS, "memory", "memory_mb")
-command_line.group(FLAGS, "model")
-flags.DEFINE_string(
-    "model",
-    "",
-    "Folder of the run or export, or name of the network of the package, that made the features.",
-    flag_values=FLAGS,
-)
-flags.DEFINE_string("checksum", "", "That model's checksum, or any name for another network.", flag_values=FLAGS)
-command_line.group(FLAGS, "gallery")
-flags.DEFINE_string("milvus_index", "HNSW", "Milvus: index type of a new collection; FLAT is exact.", flag_values=FLAGS)
-command_line.group(FLAGS, "changes")
-command_line.define_list(FLAGS, "delete", [], "Ids of entries to delete.", flags.IntegerParser())
-flags.DEFINE_boolean("compact", False, "Give back the space of deleted entries, and rebuild.", flag_values=FLAGS)
-flags.DEFINE_boolean("check", False, "Compare all stored vectors with their checksums.", flag_values=FLAGS)
-flags.DEFINE_boolean("rebuild", False, "Train and build the index from the start.", flag_values=FLAGS)
-command_line.group(FLAGS, "threshold")
-flags.DEFINE_string("calibrate", "", "Choose the threshold by these features, which have pids.", flag_values=FLAGS)
-flags.DEFINE_float("false_accept_rate", 0.01, "Wanted false-accept rate of --calibrate.", 0, 1, flag_values=FLAGS)
-flags.DEFINE_boolean("per_pair", False, "The rate is over pairs of images, not over searches.", flag_values=FLAGS)
-flags.DEFINE_boolean("within", False, "Search among the validation images, not in the gallery.", flag_values=FLAGS)
-flags.DEFINE_float("threshold", None, "Set the threshold to this distance.", 0, flag_values=FLAGS)
-flags.DEFINE_boolean("nothreshold", False, "Remove the threshold.", flag_values=FLAGS)
-command_line.require(FLAGS, "index", "a folder or an address for the gallery")
+FLAGS.integer("memory_mb", None, "Memory the index may take, MiB; half of what is free if not given.", 1)
+FLAGS.old_name("memory", "memory_mb")
+FLAGS.group("model")
+FLAGS.string("model", "", "Folder of the run or export, or name of the network of the package, that made the features.")
+FLAGS.string("checksum", "", "That model's checksum, or any name for another network.")
+FLAGS.group("gallery")
+FLAGS.string("milvus_index", "HNSW", "Milvus: index type of a new collection; FLAT is exact.")
+FLAGS.group("changes")
+FLAGS.list_of("delete", [], "Ids of entries to delete.", flags.IntegerParser())
+FLAGS.boolean("compact", False, "Give back the space of deleted entries, and rebuild.")
+FLAGS.boolean("check", False, "Compare all stored vectors with their checksums.")
+FLAGS.boolean("rebuild", False, "Train and build the index from the start.")
+FLAGS.group("threshold")
+FLAGS.string("calibrate", "", "Choose the threshold by these features, which have pids.")
+FLAGS.real("false_accept_rate", 0.01, "Wanted false-accept rate of --calibrate.", 0, 1)
+FLAGS.boolean("per_pair", False, "The rate is over pairs of images, not over searches.")
+FLAGS.boolean("within", False, "Search among the validation images, not in the gallery.")
+FLAGS.real("threshold", None, "Set the threshold to this distance.", 0)
+FLAGS.boolean("nothreshold", False, "Remove the threshold.")
+FLAGS.require("index", "a folder or an address for the gallery")
 for _flag in ("false_accept_rate", "per_pair", "within"):
-    command_line.check_pair(FLAGS, _flag, "calibrate")
-command_line.check_pair(
-    FLAGS,
-    "per_pair",
-    "within",
-    False,
-    "--per_pair takes all pairs of validation images anyway, expected it without --within",
+    FLAGS.check_pair(_flag, "calibrate")
+FLAGS.check_pair(
+    "per_pair", "within", False, "--per_pair takes all pairs of validation images anyway, expected it without --within"
 )
 flags.register_multi_flags_validator(
     ["threshold", "nothreshold", "calibrate"],
@@ -92,7 +80,7 @@ flags.register_multi_flags_validator(
 )
 
 
-def main(values: flags.FlagValues) -> None:
+def main(values: command_line.Flags) -> None:
     """Makes, changes or describes the gallery, as the flags say."""
     sources = [open_source(path) for path in values.positional]
     validation = open_source(values.calibrate) if values.calibrate else None
@@ -129,7 +117,7 @@ def main(values: flags.FlagValues) -> None:
             print(f"checked: {compared:,} vectors" + f"; {left:,} of an earlier version have no checksums" * bool(left))
 
 
-def _open(values: flags.FlagValues, sources: list[FeatureSource], checksums: dict[str, str]) -> Gallery:
+def _open(values: command_line.Flags, sources: list[FeatureSource], checksums: dict[str, str]) -> Gallery:
     """Opens the gallery, or makes one for the sources."""
     if gallery_exists(values.index):
         return open_gallery(values.index)
@@ -144,7 +132,7 @@ def _open(values: flags.FlagValues, sources: list[FeatureSource], checksums: dic
     return create_gallery(values.index, dimension, checksums[sources[0].name], values.engine or "auto", **options)
 
 
-def _build(values: flags.FlagValues, gallery: Gallery, added: bool) -> None:
+def _build(values: command_line.Flags, gallery: Gallery, added: bool) -> None:
     options: dict[str, Any] = {"memory_mb": values.memory_mb} if gallery.engine != "milvus" else {}
     with _Bar("index", len(gallery)) as bar:
         if values.compact:
@@ -153,7 +141,7 @@ def _build(values: flags.FlagValues, gallery: Gallery, added: bool) -> None:
             gallery.build(values.engine, anew=values.rebuild, progress=bar.show, **options)
 
 
-def _calibrate(values: flags.FlagValues, gallery: Gallery, source: FeatureSource, checksum: str) -> Calibration:
+def _calibrate(values: command_line.Flags, gallery: Gallery, source: FeatureSource, checksum: str) -> Calibration:
     if source.dimension != gallery.dimension:
         raise UserError(f"{source.name}: features of dimension {source.dimension}, expected {gallery.dimension}")
     gallery.check_model(checksum)
@@ -200,7 +188,7 @@ def _origin(facts: Optional[dict[str, Any]]) -> str:
     return text
 
 
-def _given_checksum(values: flags.FlagValues) -> Optional[str]:
+def _given_checksum(values: command_line.Flags) -> Optional[str]:
     if not values.model:
         return values.checksum or None
     from han_tf.features.extractor import FeatureExtractor
@@ -231,10 +219,5 @@ class _Bar:
             self.bar.close()
 
 
-def cli() -> None:
-    """Runs the command line."""
-    sys.exit(command_line.run(main, FLAGS, __doc__, positional="features"))
-
-
 if __name__ == "__main__":
-    cli()
+    sys.exit(command_line.run(main, FLAGS, __doc__, positional="features"))

@@ -11,8 +11,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from absl import flags
-
 from han_tf.common import cli as command_line
 from han_tf.common.errors import UserError
 from han_tf.data import JUNK_PID, Record, load_dataset
@@ -34,43 +32,37 @@ with command_line.deferred_imports(__name__):
 CELL_SIZE = (192, 96)
 """Height and width of an image in a ranked list, in pixels: 2:1, the shape of most data sets' boxes."""
 
-FLAGS = command_line.new_flags()
+FLAGS = command_line.Flags()
 
-command_line.group(FLAGS, "model")
-command_line.define_run(FLAGS)
-command_line.group(FLAGS, "data")
-flags.DEFINE_string(
+FLAGS.group("model")
+FLAGS.define_run()
+FLAGS.group("data")
+FLAGS.string(
     "dataset",
     "",
     "Whose images to show, and of whose runs the newest is taken without --model; if empty, the run's own data set (of "
     "several the first), and any run.",
-    flag_values=FLAGS,
 )
-flags.DEFINE_string("split", "", "Protocol variant, as --dataset.", flag_values=FLAGS)
-command_line.group(FLAGS, "model")
-flags.DEFINE_enum("checkpoint", "last", list(CHECKPOINTS), "Which network of the run.", flag_values=FLAGS)
-command_line.group(FLAGS, "data")
-flags.DEFINE_string("data_dir", "", "Data folder; that of the run if empty.", flag_values=FLAGS)
-command_line.group(FLAGS, "output")
-flags.DEFINE_string("output", "", "Folder for the pictures; that of the run if empty.", flag_values=FLAGS)
-command_line.old_name(FLAGS, "out", "output")
-command_line.group(FLAGS, "pictures")
-flags.DEFINE_integer("queries", 8, "How many queries, evenly spread over all.", 1, flag_values=FLAGS)
-flags.DEFINE_boolean("ranked", False, "Also rank the gallery for these queries.", flag_values=FLAGS)
-flags.DEFINE_string(
-    "features",
-    "",
-    "Folder of features that han_tf.evaluate --save_features wrote; made now if empty.",
-    flag_values=FLAGS,
-)
-flags.DEFINE_integer("k", 10, "Gallery images per ranked list.", 1, flag_values=FLAGS)
-command_line.old_name(FLAGS, "topk", "k")
-command_line.group(FLAGS, "computation")
-flags.DEFINE_integer("batch_size", 64, "Images per forward pass over the gallery.", 1, flag_values=FLAGS)
-command_line.group(FLAGS, "data")
-flags.DEFINE_boolean("skip_bad_images", False, "Leave out unreadable images instead of stopping.", flag_values=FLAGS)
+FLAGS.string("split", "", "Protocol variant, as --dataset.")
+FLAGS.group("model")
+FLAGS.enum("checkpoint", "last", list(CHECKPOINTS), "Which network of the run.")
+FLAGS.group("data")
+FLAGS.string("data_dir", "", "Data folder; that of the run if empty.")
+FLAGS.group("output")
+FLAGS.string("output", "", "Folder for the pictures; that of the run if empty.")
+FLAGS.old_name("out", "output")
+FLAGS.group("pictures")
+FLAGS.integer("queries", 8, "How many queries, evenly spread over all.", 1)
+FLAGS.boolean("ranked", False, "Also rank the gallery for these queries.")
+FLAGS.string("features", "", "Folder of features that han_tf.evaluate --save_features wrote; made now if empty.")
+FLAGS.integer("k", 10, "Gallery images per ranked list.", 1)
+FLAGS.old_name("topk", "k")
+FLAGS.group("computation")
+FLAGS.integer("batch_size", 64, "Images per forward pass over the gallery.", 1)
+FLAGS.group("data")
+FLAGS.boolean("skip_bad_images", False, "Leave out unreadable images instead of stopping.")
 for _flag in ("features", "k", "batch_size"):
-    command_line.check_pair(FLAGS, _flag, "ranked")
+    FLAGS.check_pair(_flag, "ranked")
 
 
 def spread(records: Sequence[Record], count: int) -> tuple[Record, ...]:
@@ -121,7 +113,7 @@ def ranked_lists(queries: FeatureSet, gallery: FeatureSet, topk: int = 10) -> li
     return lists
 
 
-def main(values: flags.FlagValues) -> None:
+def main(values: command_line.Flags) -> None:
     """Draws as the flags say."""
     if values.positional and values.ranked:
         raise command_line.UsageError(
@@ -165,7 +157,7 @@ def main(values: flags.FlagValues) -> None:
         _save(out / "ranked.png", ranked_sheet(lists, CELL_SIZE, title))
 
 
-def _features(values: flags.FlagValues, run: LoadedRun, subset: str, records: Sequence[Record]) -> FeatureSet:
+def _features(values: command_line.Flags, run: LoadedRun, subset: str, records: Sequence[Record]) -> FeatureSet:
     """Returns the features of ``records``: saved ones if ``--features`` is given, otherwise the network's."""
     if not values.features:
         return feature_set(
@@ -199,10 +191,5 @@ def _save(path: Path, sheet: Image.Image) -> None:
     print(f"written to {path}")
 
 
-def cli() -> None:
-    """Runs the command line."""
-    sys.exit(command_line.run(main, FLAGS, __doc__, positional="IMAGE"))
-
-
 if __name__ == "__main__":
-    cli()
+    sys.exit(command_line.run(main, FLAGS, __doc__, positional="IMAGE"))

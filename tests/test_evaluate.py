@@ -390,7 +390,7 @@ class TestFeaturesFromFiles:
 INTERRUPTED = """
 import os, sys
 from han_tf import evaluate
-from han_tf.common import files
+from han_tf.common import cli, files
 from han_tf.metrics import FeatureDistances
 
 number, moment = int(sys.argv.pop()), sys.argv.pop()
@@ -402,7 +402,7 @@ def interrupted(*arguments):
 name, owner = {"ranking": ("finish", FeatureDistances), "writing": ("fsync", files.os)}[moment]
 whole = getattr(owner, name)
 setattr(owner, name, interrupted)
-evaluate.cli()
+sys.exit(cli.run(evaluate.main, evaluate.FLAGS, evaluate.__doc__, positional="files"))
 """
 
 

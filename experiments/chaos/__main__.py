@@ -38,22 +38,22 @@ SHOWN = 5
 """Most faults of one kind that are printed; the JSON holds all."""
 
 FLAGS = new_flags()
-command_line.group(FLAGS, "output")
-flags.DEFINE_string("kept", "", "Folder for inputs that end or stop their reader.", flag_values=FLAGS)
-command_line.group(FLAGS, "options")
-command_line.define_list(FLAGS, "parts", PARTS, "What to do.", flags.EnumParser([*PARTS]))
-flags.DEFINE_integer("seed", 0, "Of all choices.", 0, flag_values=FLAGS)
-command_line.group(FLAGS, "kills and damaged inputs")
-command_line.define_list(FLAGS, "cases", CASES, "What to kill.", flags.EnumParser([*CASES]))
-flags.DEFINE_integer("rounds", 100, "Kills of each command.", 0, flag_values=FLAGS)
-flags.DEFINE_integer("inputs", 10_000, "Damaged inputs.", 0, flag_values=FLAGS)
-flags.DEFINE_float("minutes", 30, "For all but the load; then no more kills.", 0.1, flag_values=FLAGS)
-command_line.group(FLAGS, "load")
-flags.DEFINE_float("load_minutes", 30, "How long the clients ask.", 0.1, flag_values=FLAGS)
-flags.DEFINE_integer("clients", 64, "How many of them.", 1, flag_values=FLAGS)
+FLAGS.group("output")
+FLAGS.string("kept", "", "Folder for inputs that end or stop their reader.")
+FLAGS.group("options")
+FLAGS.list_of("parts", PARTS, "What to do.", flags.EnumParser([*PARTS]))
+FLAGS.integer("seed", 0, "Of all choices.", 0)
+FLAGS.group("kills and damaged inputs")
+FLAGS.list_of("cases", CASES, "What to kill.", flags.EnumParser([*CASES]))
+FLAGS.integer("rounds", 100, "Kills of each command.", 0)
+FLAGS.integer("inputs", 10_000, "Damaged inputs.", 0)
+FLAGS.real("minutes", 30, "For all but the load; then no more kills.", 0.1)
+FLAGS.group("load")
+FLAGS.real("load_minutes", 30, "How long the clients ask.", 0.1)
+FLAGS.integer("clients", 64, "How many of them.", 1)
 
 
-def main(values: flags.FlagValues) -> None:
+def main(values: command_line.Flags) -> None:
     """Runs the parts that the flags name, and reports."""
     with tempfile.TemporaryDirectory(prefix="chaos-") as temporary:
         root = Path(temporary).resolve()
@@ -74,7 +74,7 @@ def main(values: flags.FlagValues) -> None:
         raise UserError(f"{wrong} times something went wrong that should not, see above")
 
 
-def _figures(values: flags.FlagValues, root: Path, end: float) -> Iterator[dict[str, Any]]:
+def _figures(values: command_line.Flags, root: Path, end: float) -> Iterator[dict[str, Any]]:
     """Yields figures: the part, the case, counts, and errors as ``faults``."""
     if set(values.parts) & {"kills", "fuzz"}:
         from experiments.chaos.fuzz import fuzz
@@ -95,7 +95,7 @@ def _figures(values: flags.FlagValues, root: Path, end: float) -> Iterator[dict[
         yield {"part": "load", **_load(values, root)}
 
 
-def _load(values: flags.FlagValues, root: Path) -> dict[str, Any]:
+def _load(values: command_line.Flags, root: Path) -> dict[str, Any]:
     output = root / "load.json"
     command = [sys.executable, "-m", "experiments.bench_service", f"--seconds={60 * values.load_minutes}"]
     ended = subprocess.run(

@@ -1,7 +1,7 @@
 """The shared part of all commands: parse the flags, call ``main``, end with an exit status or one line of error.
 
-Each command declares its flags in an ``absl.flags.FlagValues`` of its own, so that several commands can be imported
-into one process. Slow imports stand in a ``with deferred_imports(__name__)`` block and run after the flags are parsed.
+Each command declares its flags in a :class:`Flags` of its own, so that several commands can be imported into one
+process. Slow imports stand in a ``with deferred_imports(__name__)`` block and run after the flags are parsed.
 Exit status: 0 done, 1 wrong input or unwritable output, 2 wrong command line, 128 + n stopped by signal n.
 """
 
@@ -12,7 +12,6 @@ import io
 import logging
 import math
 import os
-import re
 import runpy
 import signal
 import sys
@@ -29,7 +28,7 @@ from tqdm import tqdm
 from han_tf import __version__
 from han_tf.common import quiet_tensorflow
 from han_tf.common.errors import Note, Stopped, UserError
-from han_tf.common.flag_help import GENERAL, help_text
+from han_tf.common.flags import Flags
 from han_tf.common.progress import set_quiet
 
 # Hides TensorFlow's log lines about missing GPU drivers; to be set before TensorFlow is imported. Errors still raise.
@@ -41,114 +40,6 @@ logging.getLogger("tensorflow").setLevel(logging.ERROR)
 
 class UsageError(UserError):
     """An error in the command line that the flags' own checks cannot find; exit status 2."""
-
-
-def new_flags() -> flags.FlagValues:
-    """Returns a set of flags that holds only ``--help``, ``--version`` and ``--quiet``."""
-    values = flags.FlagValues()
-    flags.DEFINE_boolean("help", False, "Show these flags and exit.", short_name="h", flag_values=values)
-    flags.DEFINE_boolean("version", False, "Show the version and exit.", flag_values=values)
-    flags.DEFINE_boolean("quiet", False, "Show no progress.", flag_values=values)
-    values.__dict__.update(old_names={}, required={}, titles={}, title=GENERAL)
-    group(values, "options")
-    return values
-
-
-def group(values: flags.FlagValues, title: str) -> None:
-    """Puts the flags that are defined after this call under the heading ``title`` of the help."""
-    for name in values:
-        values.__dict__["titles"].setdefault(name, values.__dict__["title"])
-    values.__dict__["title"] = title
-
-
-def require(values: flags.FlagValues, name: str, expected: str) -> None:
-    """Makes the flag ``name`` mandatory; if it is missing, the error says what is ``expected``."""
-    values.__dict__["required"][name] = expected
-
-
-def old_name(values: flags.FlagValues, old: str, new: str) -> None:
-    """Keeps ``--old`` as another name of the flag ``new``; using it prints a note with the new name."""
-    flags.DEFINE_alias(old, new, flag_values=values)
-    values.__dict__["old_names"][old] = new
-
-
-def define_run(values: flags.FlagValues) -> None:
-    """Adds the flags ``--model``, also called ``--run``, and ``--runs_dir``, of a command that uses a run's network."""
-    flags.DEFINE_string(
-        "model",
-        "",
-        "A run's folder, or the name of a network that comes with the package; the newest run that fits if empty.",
-        flag_values=values,
-    )
-    flags.DEFINE_alias("run", "model", flag_values=values)
-    flags.DEFINE_string("runs_dir", "runs", "Where runs are kept.", flag_values=values)
-
-
-class _ListFlag(flags.MultiFlag):
-    """See :func:`define_list`."""
-
-    separator = ","
-
-    def _parse(self, arguments: Any) -> list[Any]:
-        if isinstance(arguments, str):
-            arguments = [part.strip() for part in re.split(self.separator, arguments)]
-        return super()._parse(arguments)
-
-
-def define_list(
-    values: flags.FlagValues,
-    name: str,
-    default: Sequence[Any],
-    help: str,
-    parser: Optional[flags.ArgumentParser] = None,
-    separator: str = ",",
-) -> None:
-    """Adds a flag for a list of values, separated by commas; giving the flag again adds to the list.
-
-    Args:
-      values: the command's flags.
-      name, default, help: of the flag.
-      parser: of one value; values are strings if None.
-      separator: regular expression that separates two values.
-    """
-    flag = _ListFlag(parser or flags.ArgumentParser(), flags.ArgumentSerializer(), name, list(default), help)
-    flag.help, flag.separator = help, separator
-    flags.DEFINE_flag(flag, flag_values=values)
-
-
-def check_pair(
-    values: flags.FlagValues, flag: str, other: str, together: bool = True, reason: str = "", wanted: Any = None
-) -> None:
-    """Makes ``flag`` need the flag ``other`` or, unless ``together``, exclude it.
-
-    Args:
-      values: the command's flags.
-      flag, other: names; a flag counts as given if its value is not the default.
-      together: whether ``flag`` needs ``other``; if False, it excludes it.
-      reason: the line of error; made from the names if empty.
-      wanted: the only value of ``other`` that counts as given; any but the default if None.
-    """
-
-    def check(given: Mapping[str, Any]) -> bool:
-        has_other = given[other] != values[other].default if wanted is None else given[other] == wanted
-        if given[flag] != values[flag].default and has_other != together:
-            raise flags.ValidationError(
-                reason or f"--{flag} means nothing {'without' if together else 'with'} --{other}"
-            )
-        return True
-
-    flags.register_multi_flags_validator([flag, other], check, flag_values=values)
-
-
-def define_white_level(values: flags.FlagValues, otherwise: str = "what their format says") -> None:
-    """Adds ``--white_level``; 0 stands for ``otherwise``, see :class:`han_tf.data.depth.Depth`."""
-    flags.DEFINE_float(
-        "white_level",
-        0,
-        f"What becomes white of grey images of more than 8 bits, such as 4095; {otherwise} if 0.",
-        0,
-        flag_values=values,
-    )
 
 
 @contextmanager
@@ -224,8 +115,8 @@ def script() -> None:
 
 
 def run(
-    main: Callable[[flags.FlagValues], None],
-    values: flags.FlagValues,
+    main: Callable[[Flags], None],
+    values: Flags,
     description: str,
     argv: Optional[Sequence[str]] = None,
     positional: Optional[str] = None,
@@ -234,7 +125,7 @@ def run(
 
     Args:
       main: takes the parsed flags; positional arguments, if allowed, are in ``values.positional``.
-      values: the command's flags, from :func:`new_flags`.
+      values: the command's flags.
       description: the command's docstring; printed by ``--help``.
       argv: the command line, program name first; ``sys.argv`` if None.
       positional: name of the positional arguments; None if the command takes none.
@@ -303,8 +194,8 @@ def _notes_in_one_line() -> Iterator[None]:
 
 
 def _run(
-    main: Callable[[flags.FlagValues], None],
-    values: flags.FlagValues,
+    main: Callable[[Flags], None],
+    values: Flags,
     description: str,
     argv: Sequence[str],
     positional: Optional[str],
@@ -318,16 +209,14 @@ def _run(
             if not (values.is_parsed() and (values.help or values.version)):
                 raise
         if values.help:
-            group(values, "")
-            told = values.__dict__
-            print(help_text(values, (description or "").strip(), told["titles"], told["required"], told["old_names"]))
+            print(values.help_text(description.strip()))
             return 0
         if values.version:
             print(f"han-tf {__version__}")
             return 0
         if rest and positional is None:
             raise flags.Error(f"takes no positional arguments, got {rest[0]!r}")
-        for name, expected in values.__dict__["required"].items():
+        for name, expected in values.required.items():
             if not values[name].value:
                 raise flags.Error(f"--{name} is missing, expected {expected}")
         for name, value in values.flag_values_dict().items():
@@ -337,7 +226,7 @@ def _run(
     except flags.Error as error:
         return _wrong_usage(error)
     values.__dict__["positional"] = rest
-    for old, new in values.__dict__["old_names"].items():
+    for old, new in values.old_names.items():
         if values[old].present:
             print(f"note: --{old} is now called --{new}", file=sys.stderr)
     set_quiet(values.quiet)

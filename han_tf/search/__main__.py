@@ -26,35 +26,30 @@ from han_tf.data.image_lists import parse_time
 from han_tf.search.gallery import Filters, Gallery, Hit
 from han_tf.search.opening import open_gallery
 
-FLAGS = command_line.new_flags()
-command_line.group(FLAGS, "gallery")
-flags.DEFINE_string("index", "", "The gallery: a folder, or an address of Milvus.", flag_values=FLAGS)
-command_line.group(FLAGS, "what to search for")
-flags.DEFINE_string(
-    "model",
-    "",
-    "Folder of the run or export, or name of the network of the package, that embeds the images.",
-    flag_values=FLAGS,
-)
+FLAGS = command_line.Flags()
+FLAGS.group("gallery")
+FLAGS.string("index", "", "The gallery: a folder, or an address of Milvus.")
+FLAGS.group("what to search for")
+FLAGS.string("model", "", "Folder of the run or export, or name of the network of the package, that embeds the images.")
 _ID = flags.IntegerParser()
-command_line.define_list(FLAGS, "id", [], "Search for the images of these entries; an entry is no hit of its own.", _ID)
-flags.DEFINE_string("features", "", "Search for the features in this .npz file.", flag_values=FLAGS)
-command_line.group(FLAGS, "hits")
-flags.DEFINE_integer("k", 10, "Hits per query, at most.", 1, 10_000, flag_values=FLAGS)
-command_line.group(FLAGS, "filters")
-command_line.define_list(FLAGS, "camera", [], "From these cameras only.", _ID)
-command_line.define_list(FLAGS, "not_camera", [], "Not from these cameras.", _ID)
-command_line.define_list(FLAGS, "pid", [], "Of these people only.", _ID)
-flags.DEFINE_string("after", "", "Taken at this time or later.", flag_values=FLAGS)
-flags.DEFINE_string("before", "", "Taken before this time.", flag_values=FLAGS)
-command_line.group(FLAGS, "hits")
-flags.DEFINE_float("threshold", None, "Greatest distance; the gallery's own if not given.", 0, flag_values=FLAGS)
-flags.DEFINE_boolean("any_distance", False, "Ignore the gallery's threshold.", flag_values=FLAGS)
-flags.DEFINE_boolean("rerank", False, "Sort the nearest by k-reciprocal re-ranking.", flag_values=FLAGS)
-flags.DEFINE_boolean("json", False, "Print JSON.", flag_values=FLAGS)
-command_line.group(FLAGS, "what to search for")
-command_line.define_white_level(FLAGS, "that of the gallery's images")
-command_line.require(FLAGS, "index", "the folder or address of a gallery")
+FLAGS.list_of("id", [], "Search for the images of these entries; an entry is no hit of its own.", _ID)
+FLAGS.string("features", "", "Search for the features in this .npz file.")
+FLAGS.group("hits")
+FLAGS.integer("k", 10, "Hits per query, at most.", 1, 10_000)
+FLAGS.group("filters")
+FLAGS.list_of("camera", [], "From these cameras only.", _ID)
+FLAGS.list_of("not_camera", [], "Not from these cameras.", _ID)
+FLAGS.list_of("pid", [], "Of these people only.", _ID)
+FLAGS.string("after", "", "Taken at this time or later.")
+FLAGS.string("before", "", "Taken before this time.")
+FLAGS.group("hits")
+FLAGS.real("threshold", None, "Greatest distance; the gallery's own if not given.", 0)
+FLAGS.boolean("any_distance", False, "Ignore the gallery's threshold.")
+FLAGS.boolean("rerank", False, "Sort the nearest by k-reciprocal re-ranking.")
+FLAGS.boolean("json", False, "Print JSON.")
+FLAGS.group("what to search for")
+FLAGS.define_white_level("that of the gallery's images")
+FLAGS.require("index", "the folder or address of a gallery")
 flags.register_multi_flags_validator(
     ["threshold", "any_distance"],
     lambda values: values["threshold"] is None or not values["any_distance"],
@@ -63,7 +58,7 @@ flags.register_multi_flags_validator(
 )
 
 
-def main(values: flags.FlagValues) -> None:
+def main(values: command_line.Flags) -> None:
     """Searches as the flags say."""
     if bool(values.positional) + bool(values.id) + bool(values.features) != 1:
         raise command_line.UsageError("expected either images, --id or --features to search for")
@@ -97,7 +92,7 @@ def main(values: flags.FlagValues) -> None:
                 print(f"  {line}")
 
 
-def _queries(values: flags.FlagValues, gallery: Gallery) -> tuple[list[str], np.ndarray]:
+def _queries(values: command_line.Flags, gallery: Gallery) -> tuple[list[str], np.ndarray]:
     """Returns the queries: names to print, and features ``[n, dimension]``."""
     if values.id:
         return [f"entry {id}" for id in values.id], gallery.features(values.id)
@@ -162,10 +157,5 @@ def _time(text: str, flag: str) -> Optional[float]:
         raise UserError(f"--{flag} {text}: {error}, expected seconds since 1970 or ISO 8601") from error
 
 
-def cli() -> None:
-    """Runs the command line."""
-    sys.exit(command_line.run(main, FLAGS, __doc__, positional="images"))
-
-
 if __name__ == "__main__":
-    cli()
+    sys.exit(command_line.run(main, FLAGS, __doc__, positional="images"))

@@ -12,8 +12,6 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Union
 
-from absl import flags
-
 from han_tf.common import cli as command_line
 from han_tf.common.errors import UserError
 from han_tf.serve.access import Access, read_token
@@ -21,82 +19,49 @@ from han_tf.serve.limits import Limits
 
 DEFAULTS = Limits()
 
-FLAGS = command_line.new_flags()
-command_line.group(FLAGS, "gallery")
-flags.DEFINE_string("index", "", "The gallery: a folder, a Milvus Lite file or an address.", flag_values=FLAGS)
-command_line.group(FLAGS, "model")
-flags.DEFINE_string(
-    "model", "", "Folder of a run or an exported model; if empty, one in --runs_dir that fits.", flag_values=FLAGS
-)
-flags.DEFINE_string(
-    "attention", "", "Run whose network draws attention overlays; the model's own if empty.", flag_values=FLAGS
-)
-flags.DEFINE_string("runs_dir", "runs", "Where runs are kept.", flag_values=FLAGS)
-command_line.group(FLAGS, "gallery")
-flags.DEFINE_list(
-    "images", [], "Folders from which images may be shown; those of the gallery's images if empty.", flag_values=FLAGS
-)
-flags.DEFINE_string("state", "", "Folder for feedback and added images; INDEX.service if empty.", flag_values=FLAGS)
-command_line.group(FLAGS, "access")
-flags.DEFINE_string("host", "127.0.0.1", "Address to listen on.", flag_values=FLAGS)
-flags.DEFINE_integer("port", 8000, "Port to listen on; 0 for any free one.", 0, 65535, flag_values=FLAGS)
-flags.DEFINE_string(
+FLAGS = command_line.Flags()
+FLAGS.group("gallery")
+FLAGS.string("index", "", "The gallery: a folder, a Milvus Lite file or an address.")
+FLAGS.group("model")
+FLAGS.string("model", "", "Folder of a run or an exported model; if empty, one in --runs_dir that fits.")
+FLAGS.string("attention", "", "Run whose network draws attention overlays; the model's own if empty.")
+FLAGS.string("runs_dir", "runs", "Where runs are kept.")
+FLAGS.group("gallery")
+FLAGS.strings("images", [], "Folders from which images may be shown; those of the gallery's images if empty.")
+FLAGS.string("state", "", "Folder for feedback and added images; INDEX.service if empty.")
+FLAGS.group("access")
+FLAGS.string("host", "127.0.0.1", "Address to listen on.")
+FLAGS.integer("port", 8000, "Port to listen on; 0 for any free one.", 0, 65535)
+FLAGS.string(
     "token",
     "",
     "File with the token that clients must send; the variable HAN_TF_TOKEN if empty; no token if neither is set.",
-    flag_values=FLAGS,
 )
-flags.DEFINE_boolean("read_only", False, "Refuse every change, verdicts included.", flag_values=FLAGS)
-flags.DEFINE_list(
-    "allowed_hosts",
-    [],
-    "Names clients may call the service by; needed for a --host of all addresses.",
-    flag_values=FLAGS,
-)
-command_line.group(FLAGS, "computation")
-flags.DEFINE_integer("threads", None, "Threads of the network; one per core if not given.", 1, flag_values=FLAGS)
-command_line.define_white_level(FLAGS, "that of the gallery's images")
-command_line.group(FLAGS, "limits")
-flags.DEFINE_float(
-    "max_upload_mb", DEFAULTS.upload_bytes / 2**20, "Largest request, MiB.", 0.01, 1024, flag_values=FLAGS
-)
-flags.DEFINE_float("max_megapixels", DEFAULTS.pixels / 1e6, "Largest image, megapixels.", 0.01, 1000, flag_values=FLAGS)
-flags.DEFINE_integer("max_k", DEFAULTS.max_k, "Most hits of a search.", 1, 10_000, flag_values=FLAGS)
-flags.DEFINE_integer("batch", DEFAULTS.batch, "Most images per call of the network.", 1, 4096, flag_values=FLAGS)
-flags.DEFINE_float(
-    "batch_wait_ms", DEFAULTS.batch_wait_ms, "How long an image waits for others, ms.", 0, 1000, flag_values=FLAGS
-)
-flags.DEFINE_integer(
-    "queue", DEFAULTS.queue, "Most images, searches and changes that wait, each.", 1, 100_000, flag_values=FLAGS
-)
-flags.DEFINE_integer("connections", DEFAULTS.connections, "Most open connections.", 1, 100_000, flag_values=FLAGS)
-flags.DEFINE_integer(
-    "client_connections",
-    DEFAULTS.client_connections,
-    "Most open connections of one address.",
-    1,
-    100_000,
-    flag_values=FLAGS,
-)
-flags.DEFINE_integer(
-    "bodies", DEFAULTS.bodies, "Most requests whose bodies are arriving.", 1, 100_000, flag_values=FLAGS
-)
-flags.DEFINE_integer(
-    "requests", DEFAULTS.requests, "Most requests that are being answered.", 1, 100_000, flag_values=FLAGS
-)
-flags.DEFINE_float(
-    "body_seconds", DEFAULTS.body_seconds, "Longest time for a body to arrive.", 0.1, 3600, flag_values=FLAGS
-)
-flags.DEFINE_float(
-    "request_seconds", DEFAULTS.request_seconds, "Longest time for an answer.", 0.1, 3600, flag_values=FLAGS
-)
+FLAGS.boolean("read_only", False, "Refuse every change, verdicts included.")
+FLAGS.strings("allowed_hosts", [], "Names clients may call the service by; needed for a --host of all addresses.")
+FLAGS.group("computation")
+FLAGS.integer("threads", None, "Threads of the network; one per core if not given.", 1)
+FLAGS.define_white_level("that of the gallery's images")
+FLAGS.group("limits")
+FLAGS.real("max_upload_mb", DEFAULTS.upload_bytes / 2**20, "Largest request, MiB.", 0.01, 1024)
+FLAGS.real("max_megapixels", DEFAULTS.pixels / 1e6, "Largest image, megapixels.", 0.01, 1000)
+FLAGS.integer("max_k", DEFAULTS.max_k, "Most hits of a search.", 1, 10_000)
+FLAGS.integer("batch", DEFAULTS.batch, "Most images per call of the network.", 1, 4096)
+FLAGS.real("batch_wait_ms", DEFAULTS.batch_wait_ms, "How long an image waits for others, ms.", 0, 1000)
+FLAGS.integer("queue", DEFAULTS.queue, "Most images, searches and changes that wait, each.", 1, 100_000)
+FLAGS.integer("connections", DEFAULTS.connections, "Most open connections.", 1, 100_000)
+FLAGS.integer("client_connections", DEFAULTS.client_connections, "Most open connections of one address.", 1, 100_000)
+FLAGS.integer("bodies", DEFAULTS.bodies, "Most requests whose bodies are arriving.", 1, 100_000)
+FLAGS.integer("requests", DEFAULTS.requests, "Most requests that are being answered.", 1, 100_000)
+FLAGS.real("body_seconds", DEFAULTS.body_seconds, "Longest time for a body to arrive.", 0.1, 3600)
+FLAGS.real("request_seconds", DEFAULTS.request_seconds, "Longest time for an answer.", 0.1, 3600)
 
-command_line.require(FLAGS, "index", "the gallery to serve: python -m han_tf.index makes one")
+FLAGS.require("index", "the gallery to serve: python -m han_tf.index makes one")
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
-def main(values: flags.FlagValues) -> None:
+def main(values: command_line.Flags) -> None:
     """Serves as the flags say, until a signal."""
     check_installed()
     from han_tf.serve.server import listen
@@ -206,10 +171,5 @@ def check_installed() -> None:
         raise UserError(f"the service needs {error.name}, expected: pip install 'han-tf[serve]'") from error
 
 
-def cli() -> None:
-    """Runs the command line."""
-    sys.exit(command_line.run(main, FLAGS, __doc__))
-
-
 if __name__ == "__main__":
-    cli()
+    sys.exit(command_line.run(main, FLAGS, __doc__))

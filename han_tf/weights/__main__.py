@@ -11,8 +11,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from absl import flags
-
 from han_tf import weights
 from han_tf.common import cli as command_line
 from han_tf.common.errors import UserError
@@ -23,16 +21,16 @@ from han_tf.runs.folder import CHECKPOINTS
 PROBES = 4
 """Number of drawn images whose features are stored beside the weights."""
 
-FLAGS = command_line.new_flags()
-flags.DEFINE_string("store", "", "Folder of a finished run whose network is to be stored.", flag_values=FLAGS)
-flags.DEFINE_string("output", "", "Where to; a name alone is a folder of the package.", flag_values=FLAGS)
-command_line.check_pair(FLAGS, "store", "output")
-command_line.check_pair(FLAGS, "output", "store")
-flags.DEFINE_enum("checkpoint", "last", list(CHECKPOINTS), "Which network of the run.", flag_values=FLAGS)
-command_line.check_pair(FLAGS, "checkpoint", "store")
+FLAGS = command_line.Flags()
+FLAGS.string("store", "", "Folder of a finished run whose network is to be stored.")
+FLAGS.string("output", "", "Where to; a name alone is a folder of the package.")
+FLAGS.check_pair("store", "output")
+FLAGS.check_pair("output", "store")
+FLAGS.enum("checkpoint", "last", list(CHECKPOINTS), "Which network of the run.")
+FLAGS.check_pair("checkpoint", "store")
 
 
-def main(values: flags.FlagValues) -> None:
+def main(values: command_line.Flags) -> None:
     """Lists or stores as the flags say."""
     if values.store:
         output = Path(values.output)
@@ -124,10 +122,5 @@ def store(run_dir: str, folder: Path, checkpoint: str) -> None:
     print(f"{describe(folder)}\n  features differ from the run's by at most {np.abs(stored - features).max():.1e}")
 
 
-def cli() -> None:
-    """Runs the command line."""
-    sys.exit(command_line.run(main, FLAGS, __doc__))
-
-
 if __name__ == "__main__":
-    cli()
+    sys.exit(command_line.run(main, FLAGS, __doc__))

@@ -15,7 +15,7 @@ from absl import flags
 from experiments.results import HERE
 from han_tf import __version__, bench, demo, evaluate, export, extract, index, train, visualize
 from han_tf import flops as flops_command
-from han_tf.common.cli import UsageError, define_list, group, new_flags, old_name, require, run
+from han_tf.common.cli import Flags, UsageError, run
 from han_tf.common.errors import Note, Stopped, UserError
 from han_tf.search import __main__ as search
 from han_tf.serve import __main__ as serve
@@ -39,12 +39,12 @@ class Command:
     """A command with one flag of each kind; ``calls`` holds the arguments of each call."""
 
     def __init__(self, size=3, result=None):
-        self.flags = new_flags()
-        flags.DEFINE_integer("size", size, "How large.", 1, flag_values=self.flags)
-        flags.DEFINE_float("rate", 0.5, "How fast.", 0, 1, flag_values=self.flags)
-        flags.DEFINE_enum("colour", "red", ["red", "blue"], "Which colour.", flag_values=self.flags)
-        flags.DEFINE_boolean("loud", False, "Whether to be loud.", flag_values=self.flags)
-        flags.DEFINE_string("name", "", "What it is called.", flag_values=self.flags)
+        self.flags = Flags()
+        self.flags.integer("size", size, "How large.", 1)
+        self.flags.real("rate", 0.5, "How fast.", 0, 1)
+        self.flags.enum("colour", "red", ["red", "blue"], "Which colour.")
+        self.flags.boolean("loud", False, "Whether to be loud.")
+        self.flags.string("name", "", "What it is called.")
         self.result = result
         self.calls = []
 
@@ -70,8 +70,8 @@ def test_flags_reach_the_command(capsys):
 
 def test_help_needs_no_other_flag(capsys):
     command = Command()
-    flags.DEFINE_string("index", "", "Where.", flag_values=command.flags)
-    require(command.flags, "index", "a folder")
+    command.flags.string("index", "", "Where.")
+    command.flags.require("index", "a folder")
     assert command("--help") == 0
     assert capsys.readouterr().out.startswith("Does it.")
     assert command() == 2
@@ -107,20 +107,20 @@ def test_a_note_is_one_line_of_stderr(capsys):
             warnings.warn("a.jpg: left out", Note, stacklevel=1)
 
     shown = warnings.showwarning
-    assert run(main, new_flags(), "", ["command"]) == 0
+    assert run(main, Flags(), "", ["command"]) == 0
     assert capsys.readouterr() == ("", "note: a.jpg: left out\n" * 2)
     assert warnings.showwarning is shown
 
 
 def test_sigterm_ends_a_command_after_its_finally_clauses():
     code = (
-        "import os, signal, sys, time; from han_tf.common.cli import new_flags, run\n"
+        "import os, signal, sys, time; from han_tf.common.cli import Flags, run\n"
         "def main(_):\n"
         "    try:\n"
         "        try:\n            os.kill(os.getpid(), signal.SIGTERM); time.sleep(30)\n"
         "        except Exception:\n            print('swallowed', flush=True)\n"
         "    finally:\n        print('cleaned up', flush=True)\n"
-        "sys.exit(run(main, new_flags(), '', ['command']))"
+        "sys.exit(run(main, Flags(), '', ['command']))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGTERM, "cleaned up\n", "")
@@ -206,7 +206,7 @@ def test_flags_of_two_commands_do_not_clash():
 def test_an_old_name_goes_on_with_a_note(tmp_path, capsys, arguments):
     (tmp_path / "flags.txt").write_text("# a comment\n--wide=5\n")
     command = Command()
-    old_name(command.flags, "wide", "size")
+    command.flags.old_name("wide", "size")
     assert command(*(argument.format(flagfile=tmp_path / "flags.txt") for argument in arguments)) == 0
     assert command.calls[-1]["size"] == 5
     assert capsys.readouterr() == ("", "note: --wide is now called --size\n")
@@ -253,8 +253,8 @@ def test_flags_that_earlier_versions_had_are_taken():
     ],
 )
 def test_lists_have_commas_and_may_be_repeated(capsys, arguments, expected):
-    values, found = new_flags(), []
-    define_list(values, "sizes", [8], "How large.", flags.IntegerParser(1))
+    values, found = Flags(), []
+    values.list_of("sizes", [8], "How large.", flags.IntegerParser(1))
     for _ in range(2):
         status = run(lambda given: found.append(given.sizes), values, "", ["command", *arguments])
         assert status == (2 if expected is None else 0)
@@ -274,11 +274,8 @@ def test_arguments_of_the_network_may_hold_commas():
 
 
 @pytest.mark.parametrize("module", COMMANDS, ids=lambda module: module.__name__)
-def test_every_command_tells_its_flags(capsys, monkeypatch, module):
-    monkeypatch.setattr(sys, "argv", ["command", "--help"])
-    with pytest.raises(SystemExit) as stop:
-        module.cli()
-    assert stop.value.code == 0
+def test_every_command_tells_its_flags(capsys, module):
+    assert run(module.main, module.FLAGS, module.__doc__, ["command", "--help"]) == 0
     out, err = capsys.readouterr()
     assert out.startswith(module.__doc__.strip())
     assert err == ""
@@ -295,28 +292,25 @@ REQUIRED = [(extract, "output"), (index, "index"), (search, "index"), (serve, "i
 
 
 @pytest.mark.parametrize(("module", "name"), REQUIRED, ids=lambda value: getattr(value, "__name__", value))
-def test_a_missing_flag_is_one_line_and_status_2(capsys, monkeypatch, module, name):
+def test_a_missing_flag_is_one_line_and_status_2(capsys, module, name):
     for arguments in ([], [f"--{name}="]):
-        monkeypatch.setattr(sys, "argv", ["command", *arguments])
-        with pytest.raises(SystemExit) as stop:
-            module.cli()
-        assert stop.value.code == 2
+        assert run(module.main, module.FLAGS, module.__doc__, ["command", *arguments]) == 2
         assert capsys.readouterr().err.startswith(f"usage error: --{name} is missing, expected ")
 
 
 def test_help_has_groups_in_the_order_of_their_flags(capsys):
     command = Command()
-    group(command.flags, "output")
-    flags.DEFINE_string("runs_dir", "", "100 % of them.", flag_values=command.flags)
-    define_list(command.flags, "parts", ["a", "b"], "Which.", flags.EnumParser(["a", "b", "c"]))
-    define_list(command.flags, "whole", ["a", "b"], "Which.", flags.EnumParser(["a", "b"]))
-    flags.DEFINE_string("source", os.path.abspath("a/b"), "Whence.", flag_values=command.flags)
-    flags.DEFINE_list("names", [], "Their names.", flag_values=command.flags)
-    group(command.flags, "options")
-    flags.DEFINE_boolean("fast", True, "Quickly.", flag_values=command.flags)
-    flags.DEFINE_string("index", "", "Where.", flag_values=command.flags)
-    require(command.flags, "index", "a folder")
-    old_name(command.flags, "folder", "index")
+    command.flags.group("output")
+    command.flags.string("runs_dir", "", "100 % of them.")
+    command.flags.list_of("parts", ["a", "b"], "Which.", flags.EnumParser(["a", "b", "c"]))
+    command.flags.list_of("whole", ["a", "b"], "Which.", flags.EnumParser(["a", "b"]))
+    command.flags.string("source", os.path.abspath("a/b"), "Whence.")
+    command.flags.strings("names", [], "Their names.")
+    command.flags.group("options")
+    command.flags.boolean("fast", True, "Quickly.")
+    command.flags.string("index", "", "Where.")
+    command.flags.require("index", "a folder")
+    command.flags.old_name("folder", "index")
     assert command("--help") == 0
     description, *sections = capsys.readouterr().out.strip().split("\n\n")
     assert description == "Does it."
@@ -343,11 +337,8 @@ def test_help_has_groups_in_the_order_of_their_flags(capsys):
 
 
 @pytest.mark.parametrize("module", COMMANDS, ids=lambda module: module.__name__)
-def test_every_command_refuses_unknown_flags(capsys, monkeypatch, module):
-    monkeypatch.setattr(sys, "argv", ["command", "--no_such_flag"])
-    with pytest.raises(SystemExit) as stop:
-        module.cli()
-    assert stop.value.code == 2
+def test_every_command_refuses_unknown_flags(capsys, module):
+    assert run(module.main, module.FLAGS, module.__doc__, ["command", "--no_such_flag"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
 
 
@@ -498,8 +489,8 @@ def test_a_terminal_without_greek_shows_help_all_the_same(encoding):
 
 def test_names_that_are_not_utf_8_are_written_as_they_are():
     """In the locale C, where Python takes UTF-8 all the same."""
-    code = "import os; from han_tf.common.cli import new_flags, run\n"
-    code += "run(lambda _: print(os.fsdecode(b'\\xff')), new_flags(), '', ['command'])"
+    code = "import os; from han_tf.common.cli import Flags, run\n"
+    code += "run(lambda _: print(os.fsdecode(b'\\xff')), Flags(), '', ['command'])"
     environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "1"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
     assert (done.stdout, done.stderr, done.returncode) == (b"\xff\n", b"", 0)
@@ -515,7 +506,7 @@ def test_deferred_imports_are_what_imports_are(tmp_path):
     (tmp_path / "package/__init__.py").write_text("value = 1")
     (tmp_path / "package/part.py").write_text("value = 2")
     (tmp_path / "program.py").write_text(
-        "import sys; from typing import Optional; from han_tf.common.cli import deferred_imports, new_flags, run\n"
+        "import sys; from typing import Optional; from han_tf.common.cli import Flags, deferred_imports, run\n"
         "with deferred_imports(__name__):\n"
         "    import package\n    import package as same\n    from package import part, value as one\n"
         "    from package.part import value\n"
@@ -524,7 +515,7 @@ def test_deferred_imports_are_what_imports_are(tmp_path):
         "if __name__ == '__main__':\n"
         "    try: value()\n"
         "    except RuntimeError as error: print(error)\n"
-        "    sys.exit(run(main, new_flags(), '', ['program']))\n"
+        "    sys.exit(run(main, Flags(), '', ['program']))\n"
         "main(None)"
     )
     out, err = launch("program", path=tmp_path).communicate()

@@ -8,8 +8,6 @@ Example, to try the CUHK03 reader without CUHK03:
 import inspect
 import sys
 
-from absl import flags
-
 from han_tf.common import cli as command_line
 from han_tf.data.synthetic import LAYOUTS, SyntheticPedestrians, generate
 
@@ -25,17 +23,17 @@ _HELP = {
 }
 
 
-FLAGS = command_line.new_flags()
-flags.DEFINE_string("root", None, "Folder to make.", flag_values=FLAGS)
-command_line.require(FLAGS, "root", "the folder to make")
-flags.DEFINE_enum("layout", "market1501", sorted(LAYOUTS), "Layout to write.", flag_values=FLAGS)
-flags.DEFINE_integer("workers", None, "Processes that draw; one per core if not given.", flag_values=FLAGS)
-command_line.group(FLAGS, "images")
+FLAGS = command_line.Flags()
+FLAGS.string("root", None, "Folder to make.")
+FLAGS.require("root", "the folder to make")
+FLAGS.enum("layout", "market1501", sorted(LAYOUTS), "Layout to write.")
+FLAGS.integer("workers", None, "Processes that draw; one per core if not given.")
+FLAGS.group("images")
 for _name, _parameter in inspect.signature(SyntheticPedestrians).parameters.items():
-    flags.DEFINE_integer(_name, _parameter.default, _HELP[_name], flag_values=FLAGS)
+    FLAGS.integer(_name, _parameter.default, _HELP[_name])
 
 
-def main(values: flags.FlagValues) -> None:
+def main(values: command_line.Flags) -> None:
     """Draws and writes the data set that the flags describe."""
     pedestrians = SyntheticPedestrians(**{name: values[name].value for name in _HELP})
     generate(values.root, pedestrians, values.layout, values.workers)
