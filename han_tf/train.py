@@ -16,21 +16,10 @@ from typing import Any
 from han_tf.common import cli as command_line
 from han_tf.common.files import locked, write_json
 from han_tf.common.run_files import METRICS
-from han_tf.data import DATASETS, Record, ReIDDataset, load_dataset
+from han_tf.data import Record, ReIDDataset, load_dataset
 from han_tf.data.records import check_training
-from han_tf.models import MODELS
 from han_tf.runs.folder import create_network
-from han_tf.training.config import (
-    LOSSES,
-    MINING,
-    PRECISIONS,
-    RECIPES,
-    STRATEGIES,
-    TrainConfig,
-    flag_of,
-    parse_drops,
-    parse_model_args,
-)
+from han_tf.training.config import RECIPES, TITLES, TrainConfig, flag_of, parse_drops, parse_model_args
 from han_tf.training.schedule import drop_epochs
 
 with command_line.deferred_imports(__name__):
@@ -73,135 +62,36 @@ LOCK = ".lock"
 FLAGS = command_line.Flags()
 _DEFAULT = TrainConfig()
 
-FLAGS.group("data")
-FLAGS.string(
-    "dataset",
-    _DEFAULT.dataset,
-    f"Data set: {', '.join(DATASETS)}; or several, separated by commas: the people and cameras of each stay apart.",
-)
-FLAGS.string("split", _DEFAULT.split, "Protocol variant; its default if empty. Of several data sets one for each.")
-FLAGS.string(
-    "data_dir",
-    _DEFAULT.data_dir,
-    "Data folder; datasets/NAME if empty. Of several data sets one for each, separated by commas.",
-)
+
+def _define(setting: dataclasses.Field) -> None:
+    """Adds the flag of a setting."""
+    name, default, told = flag_of(setting.name), setting.default, setting.metadata
+    if name == "epochs":
+        others = f"; {default} if not given, {SYNTHETIC_EPOCHS} for the synthetic set."
+        FLAGS.integer(name, None, told["help"].replace(".", others), told["lower"])
+    elif name == "lr_drops":
+        FLAGS.string(name, ",".join(str(Fraction(part).limit_denominator(1000)) for part in default), told["help"])
+    elif name == "model_args":
+        FLAGS.list_of(name, [], told["help"], separator=r",(?=\s*\w+\s*=)")
+    elif told["choices"]:
+        FLAGS.enum(name, default, told["choices"], told["help"])
+    elif setting.type in (int, float):
+        number = FLAGS.integer if setting.type is int else FLAGS.real
+        number(name, default, told["help"], told["lower"], told["upper"])
+    else:
+        (FLAGS.boolean if setting.type is bool else FLAGS.string)(name, default, told["help"])
+
+
 FLAGS.group("run")
 FLAGS.string("runs_dir", "runs", "Where runs are kept.")
 FLAGS.string("run", "", "This run's folder; named after the settings if empty.")
 FLAGS.old_name("run_dir", "run")
-FLAGS.group("network")
-FLAGS.enum("arch", _DEFAULT.model, list(MODELS), "Network (Tables 1 and 12).")
+for _title in TITLES:
+    FLAGS.group(_title)
+    for _field in dataclasses.fields(TrainConfig):
+        if _field.metadata["title"] == _title:
+            _define(_field)
 FLAGS.old_name("model", "arch")
-FLAGS.integer("input_height", _DEFAULT.input_height, "Image height, pixels.", 32)
-FLAGS.integer("input_width", _DEFAULT.input_width, "Image width, pixels.", 32)
-FLAGS.integer("feature_dim", _DEFAULT.feature_dim, "Feature dimension (Fig. 6).", 2)
-FLAGS.boolean("spatial", _DEFAULT.spatial, "Soft spatial attention (Table 9).")
-FLAGS.boolean("channel", _DEFAULT.channel, "Soft channel attention (Table 9).")
-FLAGS.boolean("hard", _DEFAULT.hard, "Hard attention; if not, the regions are fixed.")
-FLAGS.boolean("interaction", _DEFAULT.interaction, "Interaction of the branches, eq. (8) (Table 10).")
-FLAGS.list_of(
-    "model_args",
-    [],
-    "Other arguments of the network, for example regions=6,widths=[96,192,288].",
-    separator=r",(?=\s*\w+\s*=)",
-)
-FLAGS.group("weights to start from")
-FLAGS.string("weights", _DEFAULT.weights, "ImageNet weights (.h5) that MobileNet or ResNet50 starts from.")
-FLAGS.string(
-    "init_from",
-    _DEFAULT.init_from,
-    "Fine-tuning: folder of a run, or name of a network that comes with the package, from which this network starts, "
-    "all but the classifiers.",
-)
-FLAGS.boolean(
-    "init_classifiers",
-    _DEFAULT.init_classifiers,
-    "Take over the classifiers, too; the training images must be the same.",
-)
-FLAGS.integer(
-    "freeze_epochs",
-    _DEFAULT.freeze_epochs,
-    "Train the classifiers alone in so many of the first epochs, after --init_from.",
-    0,
-)
-FLAGS.group("training")
-FLAGS.enum(
-    "recipe",
-    _DEFAULT.recipe,
-    list(RECIPES),
-    "Settings to start from: the paper's, or those that reach more; flags that are given go before both.",
-)
-FLAGS.integer(
-    "epochs",
-    None,
-    f"Passes over the training images; {_DEFAULT.epochs} if not given, {SYNTHETIC_EPOCHS} for the synthetic set.",
-    1,
-)
-FLAGS.integer("batch_size", _DEFAULT.batch_size, "Images per step.", 2)
-FLAGS.enum("loss", _DEFAULT.loss, list(LOSSES), "Loss of each branch (Table 11).")
-FLAGS.enum("mining", _DEFAULT.mining, list(MINING), "Choice of triplets in a batch.")
-FLAGS.real("margin", _DEFAULT.margin, "Margin of the triplet loss.", 0)
-FLAGS.integer(
-    "people",
-    _DEFAULT.people,
-    "P, people per batch with the triplet loss; times --images_per_person it is --batch_size.",
-    2,
-)
-FLAGS.integer("images_per_person", _DEFAULT.images_per_person, "K, images of each of these people.", 2)
-FLAGS.real(
-    "label_smoothing",
-    _DEFAULT.label_smoothing,
-    "ε of the cross-entropy: the target is 1 - ε for a person, and ε shared by all.",
-    0,
-)
-FLAGS.group("augmentation")
-FLAGS.boolean("horizontal_flip", _DEFAULT.horizontal_flip, "Mirror half of the training images.")
-FLAGS.boolean(
-    "random_translation",
-    _DEFAULT.random_translation,
-    "Enlarge half of the training images by 1/8 and crop them back at a random place.",
-)
-FLAGS.boolean("random_erasing", _DEFAULT.random_erasing, "Fill a rectangle of half of the training images with noise.")
-FLAGS.group("optimiser")
-FLAGS.real("lr", _DEFAULT.lr, "Initial learning rate.", 0)
-FLAGS.real("lr_decay", _DEFAULT.lr_decay, "Factor of each drop.", 0, 1)
-FLAGS.string(
-    "lr_drops",
-    ",".join(str(Fraction(part).limit_denominator(1000)) for part in _DEFAULT.lr_drops),
-    "After which parts of the epochs the learning rate drops, for example 3/4,9/10,19/20.",
-)
-FLAGS.real("momentum", _DEFAULT.momentum, "Momentum of SGD.", 0, 1)
-FLAGS.real("weight_decay", _DEFAULT.weight_decay, "λ of λ/2·‖w‖² on the kernels.", 0)
-FLAGS.real(
-    "localisation_lr", _DEFAULT.localisation_lr, "Factor on the learning rate of the layers that place the regions.", 0
-)
-FLAGS.group("computation")
-FLAGS.enum(
-    "precision",
-    _DEFAULT.precision,
-    list(PRECISIONS),
-    "What convolutions compute in; weights, features and losses are float32.",
-)
-FLAGS.enum(
-    "strategy",
-    _DEFAULT.strategy,
-    list(STRATEGIES),
-    "Train on one device, on all GPUs of this machine, or on all machines that TF_CONFIG tells of.",
-)
-FLAGS.boolean(
-    "sync_batch_norm",
-    _DEFAULT.sync_batch_norm,
-    "Batch norm over the whole batch where several devices share it, not over the part of each.",
-)
-FLAGS.boolean("xla", _DEFAULT.xla, "Compile the training step with XLA.")
-FLAGS.integer("seed", _DEFAULT.seed, "Seed of the weights and of the images' order.", 0, 2**32 - 1)
-FLAGS.group("checkpoints and evaluations")
-FLAGS.integer("eval_every", _DEFAULT.eval_every, "Epochs between evaluations; 0: six of them.", 0)
-FLAGS.integer("keep_checkpoints", _DEFAULT.keep_checkpoints, "Newest checkpoints kept.", 1)
-FLAGS.integer("panel_images", _DEFAULT.panel_images, "Images whose attention TensorBoard shows.", 0)
-FLAGS.group("data")
-FLAGS.integer("cache_mb", _DEFAULT.cache_mb, "Largest decoded training set kept in memory, MiB.", 0)
-FLAGS.boolean("skip_bad_images", _DEFAULT.skip_bad_images, "Leave out unreadable images instead of stopping.")
 
 
 def config_of(values: command_line.Flags) -> TrainConfig:

@@ -1,15 +1,17 @@
 """The settings of a training run, as written into its folder."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Optional
 
 from han_tf.common.errors import UserError
+from han_tf.data import DATASETS
+from han_tf.models import MODELS
 from han_tf.training.schedule import PAPER_DROPS
 
 NEUTRAL = (
@@ -32,10 +34,14 @@ OF_DATA = ("num_classes", "num_images", "replicas", "fingerprints")
 """Entries of a run's config.json about its data and devices, beside the settings."""
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
-"""Types that a network may compute in; its weights are float32."""
+"""Types that a network may compute in; its weights are float32.
+
+With a mixed one, convolutions and their batch norm compute in the shorter type; region positions, features and losses
+in float32. With float16 the objective is scaled.
+"""
 
 STRATEGIES = ("one_device", "mirrored", "multi_worker")
-"""Devices that a network may be trained on, see :func:`han_tf.training.devices.create_strategy`."""
+"""Devices that a network may be trained on, which share a batch; see :mod:`han_tf.training.devices`."""
 
 CROSS_ENTROPY, TRIPLET = "cross_entropy", "triplet"
 LOSSES = {
@@ -56,6 +62,16 @@ OF_NETWORK = ("num_classes", "input_size", "name")
 
 NAMED = ("dataset", "split", "model", "epochs", "seed")
 """Settings with a fixed place in a run's name."""
+
+DATA, NETWORK, WEIGHTS, TRAINING = "data", "network", "weights to start from", "training"
+AUGMENTATION, OPTIMISER, COMPUTATION, EVALUATIONS = (
+    "augmentation",
+    "optimiser",
+    "computation",
+    "checkpoints and evaluations",
+)
+TITLES = (DATA, NETWORK, WEIGHTS, TRAINING, AUGMENTATION, OPTIMISER, COMPUTATION, EVALUATIONS)
+"""Headings of the settings in the help of ``han_tf.train``, in their order."""
 
 RECIPES: dict[str, Mapping[str, Any]] = {
     "paper": MappingProxyType({}),
@@ -81,104 +97,134 @@ images). The triplet loss takes a lower rate: from the same network, one epoch a
 """
 
 
+def _setting(
+    title: str,
+    default: Any,
+    help: str,
+    lower: Optional[float] = None,
+    upper: Optional[float] = None,
+    choices: Iterable[str] = (),
+) -> Any:
+    """Returns a field with the heading, the text, the bounds and the choices of its flag of ``han_tf.train``."""
+    told = {"title": title, "help": help, "lower": lower, "upper": upper, "choices": [*choices]}
+    return field(default=default, metadata=told)
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """A training run; the defaults are the paper's (Sec. 4, Implementation Details).
 
-    Attributes:
-      dataset: registry name of the data set; several, separated by commas, are joined for training.
-      split: its protocol variant; ``""`` for its default. For several data sets, one each, separated by commas.
-      data_dir: where its files are; ``""`` for the default folder. For several data sets, as for ``split``.
-      recipe: a key of :data:`RECIPES`; :meth:`of_recipe` puts its settings in the place of the defaults.
-      model: registry name of the network.
-      input_height, input_width: image size, in pixels.
-      feature_dim: dimension of the joint feature.
-      spatial, channel, hard: whether these types of attention are in use (Table 9).
-      interaction: whether the branches interact, eq. (8) (Table 10).
-      model_args: other arguments of the network, by name; see its constructor.
-      weights: file of ImageNet weights to start from, for networks that take one; ``""`` for random weights.
-      init_from: folder of a run, or name of a network that comes with the package, whose network, without its
-        classifiers, this one starts from; ``""`` for none. The input size may differ.
-      init_classifiers: whether the classifiers are taken over, too; only for the same training images.
-      freeze_epochs: number of first epochs in which only the classifiers are trained.
-      epochs: passes over the training images.
-      batch_size: images per step.
-      loss: a key of :data:`LOSSES`; computed for each branch and summed over the branches.
-      mining: one of :data:`MINING`.
-      margin: of the triplet loss, in units of distance between features of unit norm.
-      people, images_per_person: P and K of a batch with the triplet loss, where P·K is ``batch_size``, see
-        :class:`han_tf.data.sampling.PeopleAndImages`.
-      label_smoothing: ε of the cross-entropy's targets, in [0, 1).
-      horizontal_flip, random_translation, random_erasing: augmentations in use, see :mod:`han_tf.data.augmentation`.
-      lr: initial learning rate.
-      lr_decay: factor of each drop.
-      lr_drops: fractions of the epochs after which the learning rate drops, ascending in (0, 1).
-      momentum: of stochastic gradient descent.
-      weight_decay: λ of the penalty λ/2·‖w‖² on every kernel.
-      localisation_lr: factor on the learning rate of the layers that place the regions.
-      precision: one of :data:`PRECISIONS`. With a mixed one, convolutions and their batch norm compute in the shorter
-        type; region positions, features and losses in float32. With float16 the objective is scaled.
-      sync_batch_norm: whether batch norm uses the statistics of the whole batch where several devices share it, or
-        those of each device's part.
-      strategy: one of :data:`STRATEGIES`: one device, all GPUs of this machine, or all machines in the environment
-        variable TF_CONFIG. They share a batch of ``batch_size``.
-      xla: whether XLA compiles the training step.
-      seed: of the weights, of the order of images and of their augmentation.
-      eval_every: epochs between evaluations; 0 for six over the run. The last epoch is always evaluated.
-      keep_checkpoints: how many of the newest checkpoints are kept.
-      panel_images: number of images whose attention TensorBoard shows.
-      cache_mb: largest decoded training set kept in memory, in MiB; a larger one goes to a file.
-      skip_bad_images: whether image files that cannot be decoded are left out.
+    The text of a setting is also the help of its flag. ``recipe`` only names a recipe; :meth:`of_recipe` also puts its
+    settings in the place of the defaults. ``model_args`` are arguments of the network's constructor, by name.
+    ``lr_drops`` are fractions, ascending in (0, 1).
 
     Raises:
       UserError: there is no such recipe, loss, mining, precision or strategy, a value is out of range, or settings
         contradict each other.
     """
 
-    dataset: str = "synthetic"
-    split: str = ""
-    data_dir: str = ""
-    recipe: str = "paper"
-    model: str = "han_small"
-    input_height: int = 160
-    input_width: int = 64
-    feature_dim: int = 1024
-    spatial: bool = True
-    channel: bool = True
-    hard: bool = True
-    interaction: bool = True
-    model_args: Mapping[str, Any] = field(default_factory=dict)
-    weights: str = ""
-    init_from: str = ""
-    init_classifiers: bool = False
-    freeze_epochs: int = 0
-    epochs: int = 300
-    batch_size: int = 32
-    loss: str = CROSS_ENTROPY
-    mining: str = "hard"
-    margin: float = 0.3
-    people: int = 8
-    images_per_person: int = 4
-    label_smoothing: float = 0.0
-    horizontal_flip: bool = False
-    random_translation: bool = False
-    random_erasing: bool = False
-    lr: float = 0.03
-    lr_decay: float = 0.1
-    lr_drops: tuple[float, ...] = PAPER_DROPS
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    localisation_lr: float = 0.01
-    precision: str = "float32"
-    sync_batch_norm: bool = True
-    strategy: str = "one_device"
-    xla: bool = False
-    seed: int = 0
-    eval_every: int = 0
-    keep_checkpoints: int = 2
-    panel_images: int = 8
-    cache_mb: int = 4096
-    skip_bad_images: bool = False
+    dataset: str = _setting(
+        DATA,
+        "synthetic",
+        f"Data set: {', '.join(DATASETS)}; or several, separated by commas: the people and cameras of each stay apart.",
+    )
+    split: str = _setting(DATA, "", "Protocol variant; its default if empty. Of several data sets one for each.")
+    data_dir: str = _setting(
+        DATA, "", "Data folder; datasets/NAME if empty. Of several data sets one for each, separated by commas."
+    )
+    recipe: str = _setting(
+        TRAINING,
+        "paper",
+        "Settings to start from: the paper's, or those that reach more; flags that are given go before both.",
+        choices=RECIPES,
+    )
+    model: str = _setting(NETWORK, "han_small", "Network (Tables 1 and 12).", choices=MODELS)
+    input_height: int = _setting(NETWORK, 160, "Image height, pixels.", 32)
+    input_width: int = _setting(NETWORK, 64, "Image width, pixels.", 32)
+    feature_dim: int = _setting(NETWORK, 1024, "Dimension of the joint feature (Fig. 6).", 2)
+    spatial: bool = _setting(NETWORK, True, "Soft spatial attention (Table 9).")
+    channel: bool = _setting(NETWORK, True, "Soft channel attention (Table 9).")
+    hard: bool = _setting(NETWORK, True, "Hard attention; if not, the regions are fixed.")
+    interaction: bool = _setting(NETWORK, True, "Interaction of the branches, eq. (8) (Table 10).")
+    model_args: Mapping[str, Any] = field(
+        default_factory=dict,
+        metadata={
+            "title": NETWORK,
+            "help": "Other arguments of the network, for example regions=6,widths=[96,192,288].",
+        },
+    )
+    weights: str = _setting(
+        WEIGHTS, "", "ImageNet weights (.h5) that MobileNet or ResNet50 starts from; random if empty."
+    )
+    init_from: str = _setting(
+        WEIGHTS,
+        "",
+        "Fine-tuning: folder of a run, or name of a network that comes with the package, from which this network "
+        "starts, all but the classifiers. The input size may differ.",
+    )
+    init_classifiers: bool = _setting(
+        WEIGHTS, False, "Take over the classifiers, too; the training images must be the same."
+    )
+    freeze_epochs: int = _setting(
+        WEIGHTS, 0, "Train the classifiers alone in so many of the first epochs, after --init_from.", 0
+    )
+    epochs: int = _setting(TRAINING, 300, "Passes over the training images.", 1)
+    batch_size: int = _setting(TRAINING, 32, "Images per step.", 2)
+    loss: str = _setting(
+        TRAINING, CROSS_ENTROPY, "Loss of each branch (Table 11), summed over the branches.", choices=LOSSES
+    )
+    mining: str = _setting(TRAINING, "hard", "Choice of triplets in a batch.", choices=MINING)
+    margin: float = _setting(TRAINING, 0.3, "Margin of the triplet loss; features of unit norm are compared.", 0)
+    people: int = _setting(
+        TRAINING, 8, "P, people per batch with the triplet loss; times --images_per_person it is --batch_size.", 2
+    )
+    images_per_person: int = _setting(TRAINING, 4, "K, images of each of these people.", 2)
+    label_smoothing: float = _setting(
+        TRAINING, 0.0, "ε of the cross-entropy: the target is 1 - ε for a person, and ε shared by all; below 1.", 0
+    )
+    horizontal_flip: bool = _setting(AUGMENTATION, False, "Mirror half of the training images.")
+    random_translation: bool = _setting(
+        AUGMENTATION, False, "Enlarge half of the training images by 1/8 and crop them back at a random place."
+    )
+    random_erasing: bool = _setting(AUGMENTATION, False, "Fill a rectangle of half of the training images with noise.")
+    lr: float = _setting(OPTIMISER, 0.03, "Initial learning rate.", 0)
+    lr_decay: float = _setting(OPTIMISER, 0.1, "Factor of each drop.", 0, 1)
+    lr_drops: tuple[float, ...] = _setting(
+        OPTIMISER, PAPER_DROPS, "After which parts of the epochs the learning rate drops, for example 3/4,9/10,19/20."
+    )
+    momentum: float = _setting(OPTIMISER, 0.9, "Momentum of SGD.", 0, 1)
+    weight_decay: float = _setting(OPTIMISER, 5e-4, "λ of λ/2·‖w‖² on the kernels.", 0)
+    localisation_lr: float = _setting(
+        OPTIMISER, 0.01, "Factor on the learning rate of the layers that place the regions.", 0
+    )
+    precision: str = _setting(
+        COMPUTATION,
+        "float32",
+        "What convolutions compute in; weights, features and losses are float32.",
+        choices=PRECISIONS,
+    )
+    sync_batch_norm: bool = _setting(
+        COMPUTATION, True, "Batch norm over the whole batch where several devices share it, not over the part of each."
+    )
+    strategy: str = _setting(
+        COMPUTATION,
+        "one_device",
+        "Train on one device, on all GPUs of this machine, or on all machines that TF_CONFIG tells of.",
+        choices=STRATEGIES,
+    )
+    xla: bool = _setting(COMPUTATION, False, "Compile the training step with XLA.")
+    seed: int = _setting(
+        COMPUTATION, 0, "Seed of the weights, of the images' order and of their augmentation.", 0, 2**32 - 1
+    )
+    eval_every: int = _setting(
+        EVALUATIONS, 0, "Epochs between evaluations; 0: six of them. The last epoch is always evaluated.", 0
+    )
+    keep_checkpoints: int = _setting(EVALUATIONS, 2, "Newest checkpoints kept.", 1)
+    panel_images: int = _setting(EVALUATIONS, 8, "Images whose attention TensorBoard shows.", 0)
+    cache_mb: int = _setting(
+        DATA, 4096, "Largest decoded training set kept in memory, MiB; a larger one goes to a file.", 0
+    )
+    skip_bad_images: bool = _setting(DATA, False, "Leave out unreadable images instead of stopping.")
 
     def __post_init__(self):
         object.__setattr__(self, "lr_drops", tuple(self.lr_drops))  # JSON has only lists
