@@ -75,10 +75,10 @@ def measure(
     """
     speed = images_per_second(runtime, images)
     if not paths:
-        return Measured(runtime.embed(images), np.arange(len(images)), speed, embed(runtime, probes))
+        return Measured(runtime(images), np.arange(len(images)), speed, embed(runtime, probes))
     features, kept = [], []
     for batch, indices in ImageReader(paths, size, skip_bad_images=True):
-        features.append(runtime.embed(batch))
+        features.append(runtime(batch))
         kept.append(indices)
     return Measured(np.concatenate(features), np.concatenate(kept), speed, embed(runtime, probes))
 
@@ -118,7 +118,7 @@ def images_per_second(runtime: Runtime, images: np.ndarray) -> float:
     seconds = []
     for _ in range(1 + REPEATS):  # the first is not counted
         start = time.perf_counter()
-        runtime.embed(images)
+        runtime(images)
         seconds.append(time.perf_counter() - start)
     return TIMED_IMAGES / median(seconds[1:])
 

@@ -24,7 +24,7 @@ from han_tf.features.archives import FeatureSet
 from han_tf.runs.card import CARD, hash_files
 from han_tf.runs.folder import create_network, load_run
 from han_tf.runtimes import probes
-from han_tf.runtimes.keras import KerasRun, card_of
+from han_tf.runtimes.keras import card_of, runtime_of
 
 CALIBRATION_IMAGES = 300
 
@@ -80,8 +80,9 @@ class Export:
         self.card = card_of(run)
         self._paths = [record.path for record in (*comparison.query, *comparison.gallery)]
         self._probes = probes.draw(self.card.input_size)
-        original = KerasRun(run.model)
-        self.original = measure(original, comparison.images, self._probes, self._paths, self.card.input_size)
+        self.original = measure(
+            runtime_of(run.model), comparison.images, self._probes, self._paths, self.card.input_size
+        )
         self.accuracy = self._accuracy(self.original)
         if self.card.accuracy is None and comparison.name == f"{self.card.dataset} {self.card.split}".rstrip():
             self.card = dataclasses.replace(self.card, accuracy=self.accuracy)

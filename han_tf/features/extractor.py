@@ -95,7 +95,7 @@ class FeatureExtractor:
             raise UserError("this extractor is closed, expected an open one")
         if not len(images):
             return np.empty([0, self.feature_dim], np.float32)
-        return self._runtime.embed(np.ascontiguousarray(images))
+        return self._runtime(np.ascontiguousarray(images))
 
     def __enter__(self) -> "FeatureExtractor":
         return self

@@ -1,4 +1,4 @@
-"""Runtimes of networks: one module for each format, all with the interface :class:`Runtime`.
+"""Runtimes of networks: one module for each format, which opens a model as a :data:`Runtime`.
 
 A runtime's module is imported when a model of its format is opened, so the packages of other formats are not needed.
 The runtimes for ONNX and OpenVINO do not need TensorFlow.
@@ -8,9 +8,9 @@ import contextlib
 import importlib
 import importlib.util
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Optional, Protocol, Union
+from typing import Optional, Union
 
 import numpy as np
 
@@ -26,18 +26,15 @@ GPU_FORMATS = (KERAS, "saved_model")
 """Formats that TensorFlow runs, on a GPU if there is one; the others run on the processor."""
 
 
-class Runtime(Protocol):
-    """A network that is ready to run; may be called from several threads at once."""
-
-    def embed(self, images: np.ndarray) -> np.ndarray:
-        """Maps ``[n, height, width, 3]`` uint8 of the card's ``input_size``, n ≥ 1, to ``[n, feature_dim]`` float32."""
-
+Runtime = Callable[[np.ndarray], np.ndarray]
+"""A network that is ready to run: maps ``[n, height, width, 3]`` uint8 of the card's ``input_size``, n ≥ 1, to
+``[n, feature_dim]`` float32. May be called from several threads at once."""
 
 RUNTIMES = {"saved_model": "", "tflite": "", "onnx": "onnxruntime", "openvino": "openvino"}
 """Format of an export -> the package to be installed beside TensorFlow; ``""`` for none.
 
 The module of the same name in this package runs it. Its function ``open_model(folder, card, threads)`` returns a
-:class:`Runtime` and raises the runtime's own exceptions for a file that it cannot use.
+:data:`Runtime` and raises the runtime's own exceptions for a file that it cannot use.
 """
 
 

@@ -15,7 +15,7 @@ from han_tf.models.costs import part_costs, total
 from han_tf.models.network import ReIDNetwork, inference_function
 from han_tf.runs.card import ModelCard, licence_of
 from han_tf.runs.folder import CHECKPOINTS, SWITCHES, LoadedRun, load_run, trained_on
-from han_tf.runtimes import KERAS, limit_tensorflow
+from han_tf.runtimes import KERAS, Runtime, limit_tensorflow
 from han_tf.weights import accuracy, is_stored
 
 VALUE = ".ATTRIBUTES/VARIABLE_VALUE"
@@ -24,27 +24,17 @@ VALUE = ".ATTRIBUTES/VARIABLE_VALUE"
 SCHEDULE = ("epochs", "batch_size", "loss", "lr", "seed")
 
 
-class KerasRun:
-    """A network of ours, run by TensorFlow.
-
-    Args:
-      model: the network.
-    """
-
-    def __init__(self, model: ReIDNetwork):
-        # Traced here, so that no two threads trace it.
-        self._embed = inference_function(model).get_concrete_function()
-
-    def embed(self, images: np.ndarray) -> np.ndarray:
-        """Maps images to features, see :class:`han_tf.runtimes.Runtime`."""
-        return self._embed(tf.constant(images)).numpy()
+def runtime_of(model: ReIDNetwork) -> Runtime:
+    """Returns a network of ours, run by TensorFlow."""
+    embed = inference_function(model).get_concrete_function()  # traced here, so that no two threads trace it
+    return lambda images: embed(tf.constant(images)).numpy()
 
 
-def open_run(folder: Path, threads: Optional[int]) -> tuple[ModelCard, KerasRun]:
+def open_run(folder: Path, threads: Optional[int]) -> tuple[ModelCard, Runtime]:
     """Opens a training run's folder, see :func:`han_tf.runtimes.open_runtime`."""
     limit_tensorflow(threads)
     run = load_run(folder)
-    return card_of(run), KerasRun(run.model)
+    return card_of(run), runtime_of(run.model)
 
 
 def card_of(run: LoadedRun) -> ModelCard:

@@ -66,8 +66,8 @@ class OpenVINOModel:
         # Errors of the model show now, not at the first image.
         self._compiled(BATCHES[-1])
 
-    def embed(self, images: np.ndarray) -> np.ndarray:
-        """Maps images to features, see :class:`han_tf.runtimes.Runtime`."""
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """Maps images to features, see :data:`han_tf.runtimes.Runtime`."""
         size = next((size for size in BATCHES if len(images) <= 2 * size), BATCHES[-1])
         free = self._compiled(size)
         running: deque[tuple[int, Any]] = deque()

@@ -41,7 +41,7 @@ def draw(size: Sequence[int]) -> np.ndarray:
 
 def embed(runtime: Runtime, images: np.ndarray) -> np.ndarray:
     """Returns the features of the probe images, float32, one row each."""
-    return runtime.embed(np.resize(images, (_BATCH, *images.shape[1:])))[: len(images)]
+    return runtime(np.resize(images, (_BATCH, *images.shape[1:])))[: len(images)]
 
 
 def entry(images: np.ndarray, expected: np.ndarray, found: np.ndarray, precision: str) -> dict[str, Any]:

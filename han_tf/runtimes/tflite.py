@@ -49,8 +49,8 @@ class TFLiteModel:
                 self._free.put(interpreter)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="tflite")
 
-    def embed(self, images: np.ndarray) -> np.ndarray:
-        """Maps images to features, see :class:`han_tf.runtimes.Runtime`."""
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """Maps images to features, see :data:`han_tf.runtimes.Runtime`."""
         return np.concatenate(list(self._pool.map(self._embed_batch, in_batches(images, BATCH))))
 
     def _embed_batch(self, images: np.ndarray) -> np.ndarray:

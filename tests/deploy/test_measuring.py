@@ -61,9 +61,9 @@ def test_inferences_that_fail_take_no_requests_with_them(plain_model, plain_weig
     runtime = open_runtime(plain_model, 1)[1]
     for wrong in 5 * [np.zeros([19, 8, 8, 3], np.uint8)]:
         with pytest.raises(RuntimeError):
-            runtime.embed(wrong)
+            runtime(wrong)
     found = []
-    thread = threading.Thread(target=lambda: found.append(runtime.embed(images)), daemon=True)
+    thread = threading.Thread(target=lambda: found.append(runtime(images)), daemon=True)
     thread.start()
     thread.join(60)
     assert found, "the next inference waits for ever"

@@ -125,7 +125,7 @@ def test_tflite_int8_of_an_untrained_narrow_network_runs(images, tmp_path):
         warnings.simplefilter("ignore", Note)
         model = TFLiteModel(str(tmp_path / "model.tflite"), 1)
     for count in (1, 8):
-        assert np.isfinite(model.embed(images[:count])).all()
+        assert np.isfinite(model(images[:count])).all()
 
 
 def test_what_xnnpack_refuses_runs_without_it(tmp_path, monkeypatch):
@@ -151,7 +151,7 @@ def test_what_xnnpack_refuses_runs_without_it(tmp_path, monkeypatch):
     with pytest.warns(Note, match=r"runs without XNNPACK, more slowly \(failed to create XNNPACK runtime Node number"):
         model = TFLiteModel(path, 2)
     images = np.random.default_rng(0).integers(0, 256, (3, 4, 4, 3)).astype(np.uint8)
-    np.testing.assert_array_equal(model.embed(images), 2.0 * images[:, 0, 0])
+    np.testing.assert_array_equal(model(images), 2.0 * images[:, 0, 0])
 
 
 def test_tflite_opens_without_the_newest_tensorflows_warning(tmp_path, monkeypatch):
