@@ -8,6 +8,7 @@ Prints the address when it is ready. Ctrl-C or SIGTERM stops it after the accept
 import sys
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import fields
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Union
@@ -70,16 +71,7 @@ def main(values: command_line.Flags) -> None:
     limits = Limits(
         upload_bytes=int(values.max_upload_mb * 2**20),
         pixels=int(values.max_megapixels * 1e6),
-        max_k=values.max_k,
-        batch=values.batch,
-        batch_wait_ms=values.batch_wait_ms,
-        queue=values.queue,
-        connections=values.connections,
-        client_connections=values.client_connections,
-        bodies=values.bodies,
-        requests=values.requests,
-        body_seconds=values.body_seconds,
-        request_seconds=values.request_seconds,
+        **{limit.name: values[limit.name].value for limit in fields(Limits) if limit.name in values},
     )
     state = values.state or state_folder(values.index)
     # First, so that a wrong address is reported before TensorFlow is loaded.

@@ -259,7 +259,7 @@ def create_app(service: Service, access: Access = Access()) -> FastAPI:  # noqa:
     async def export() -> Response:
         """Returns all verdicts: time, query, hit, verdict, distance and the file name of the hit's image."""
         headers = {"Content-Disposition": 'attachment; filename="feedback.csv"'}
-        return Response(await service.export(), media_type="text/csv; charset=utf-8", headers=headers)
+        return Response(await service.ask(service.store.export), media_type="text/csv; charset=utf-8", headers=headers)
 
     @app.get("/overview", tags=["page"], responses=_responses())
     async def overview() -> schemas.Overview:
@@ -274,7 +274,7 @@ def create_app(service: Service, access: Access = Access()) -> FastAPI:  # noqa:
             pixels=limits.pixels,
             levels=attention.levels if attention else 0,
             attention=list(attention.kinds) if attention else [],
-            verdicts=await service.count_verdicts(),
+            verdicts=await service.ask(service.store.count),
             read_only=access.read_only,
             dimension=service.gallery.dimension,
             model=service.gallery.checksum,

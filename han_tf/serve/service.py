@@ -115,6 +115,9 @@ class Metrics:
 class Service:
     """A service over a gallery and its network, with feedback and added images in a folder.
 
+    Its methods raise Refusal: 404 if there is no such entry or example, no image of it that may be shown, or no network
+    that draws attention; 503 if the gallery cannot be read or written, or a queue is full.
+
     Args:
       gallery: open; closed by :meth:`close`.
       extractor: the network that made the gallery's features.
@@ -175,15 +178,16 @@ class Service:
         self._decode_large = Pool(1, "parts of large images", queue)
         self._search = Pool(2, "searches", queue)
         self._write = Pool(1, "changes", queue)
-        for name, part in (
-            ("embed", self._embed),
-            ("attention", self._attend),
-            ("decode", self._decode),
-            ("decode_large", self._decode_large),
-            ("search", self._search),
-            ("write", self._write),
-        ):
-            metrics.waiting.labels(name).set_function(lambda part=part: len(part))
+        self._queues: dict[str, Union[Batcher, Pool]] = {
+            "embed": self._embed,
+            "attention": self._attend,
+            "decode": self._decode,
+            "decode_large": self._decode_large,
+            "search": self._search,
+            "write": self._write,
+        }
+        for name, part in self._queues.items():
+            metrics.waiting.labels(name).set_function(part.__len__)
 
     def describe(self) -> str:
         """Returns a few lines about what is served, for the operator."""
@@ -218,10 +222,8 @@ class Service:
 
     async def close(self) -> None:
         """Finishes accepted requests, then closes gallery and store."""
-        await self._embed.close()
-        await self._attend.close()
-        for pool in (self._decode, self._decode_large, self._search, self._write):
-            await pool.close()
+        for part in self._queues.values():
+            await part.close()
         self.gallery.close()
         self.store.close()
 
@@ -261,15 +263,9 @@ class Service:
           filters: conditions that hits meet.
           threshold: L2 distance; the gallery's own if None.
           rerank: whether to re-rank the nearest entries; the distances remain those of the features.
-
-        Raises:
-          Refusal: 404, there is no such entry to search for; 503, the gallery cannot be read.
         """
-        answer = await self._ask(self._search_now, query, k, filters, threshold, rerank)
-        self._queries[query.name] = None
-        self._queries.move_to_end(query.name)
-        while len(self._queries) > REMEMBERED:
-            self._queries.popitem(last=False)
+        answer = await self.ask(self._search_now, query, k, filters, threshold, rerank)
+        _remember(self._queries, query.name, None, REMEMBERED)
         return answer
 
     def _search_now(
@@ -317,12 +313,8 @@ class Service:
         return found
 
     async def entry(self, id: int) -> EntryOut:
-        """Returns an entry with its name.
-
-        Raises:
-          Refusal: 404, there is none; 503, the gallery cannot be read.
-        """
-        return (await self._ask(lambda: self._named([self._entry_now(id)])))[0]
+        """Returns an entry with its name."""
+        return (await self.ask(lambda: self._named([self._entry_now(id)])))[0]
 
     def _entry_now(self, id: int) -> Entry:
         return _single(self.gallery.entries, id)
@@ -333,9 +325,7 @@ class Service:
     async def list_entries(self, limit: int = LISTED, after: Optional[int] = None) -> list[EntryOut]:
         """Returns a sample of the entries with their names; with ``after``, those with the next greater ids."""
         gallery = self.gallery
-        return await self._ask(
-            lambda: self._named(gallery.some(limit) if after is None else gallery.page(limit, after))
-        )
+        return await self.ask(lambda: self._named(gallery.some(limit) if after is None else gallery.page(limit, after)))
 
     @property
     def cameras(self) -> list[int]:
@@ -359,9 +349,6 @@ class Service:
 
         Returns:
           Their ids.
-
-        Raises:
-          Refusal: 503, they cannot be written.
         """
         features = np.stack(await asyncio.gather(*map(self.embed, pictures)))
         copies = [picture.copy for picture in pictures]
@@ -398,9 +385,6 @@ class Service:
 
         Returns:
           The changed entry and its name.
-
-        Raises:
-          Refusal: 404, there is none; 503, it cannot be written.
         """
         found = await self._change(self._correct_now, id, changes)
         if changes.get("camid") is not None:
@@ -413,20 +397,12 @@ class Service:
         return self._named([self._entry_now(id)])[0]
 
     async def compact(self) -> int:
-        """Frees the space of deleted entries and returns the number of entries.
-
-        Raises:
-          Refusal: 503, it cannot be written.
-        """
+        """Frees the space of deleted entries and returns the number of entries."""
         await self._change(self.gallery.compact)
-        return await self._ask(self.gallery.__len__)
+        return await self.ask(self.gallery.__len__)
 
     async def delete(self, id: int) -> None:
-        """Deletes an entry, and its image if that is a copy in the service's own folder.
-
-        Raises:
-          Refusal: 404, there is none; 503, it cannot be written.
-        """
+        """Deletes an entry, and its image if that is a copy in the service's own folder."""
         await self._change(self._delete_now, id)
 
     def _delete_now(self, id: int) -> None:
@@ -440,14 +416,11 @@ class Service:
         """Returns the image of an entry, as JPEG of at most :data:`SHOWN_SIDE` pixels a side.
 
         It is decoded and encoded again, so that only pixels are sent, whatever the file contains.
-
-        Raises:
-          Refusal: 404, there is no such entry, or no image of it that may be shown; 503.
         """
         return await self._of_entry(id, lambda pixels: encode(pixels, "JPEG", SHOWN_SIDE))
 
     async def _of_entry(self, id: int, use: Callable[[np.ndarray], Any]) -> Any:
-        entry = await self._ask(self._entry_now, id)
+        entry = await self.ask(self._entry_now, id)
         return await self._of_file(entry.path, self._roots, f"entry {id}", use)
 
     async def _of_file(self, path: str, roots: Sequence[Path], what: str, use: Callable[[np.ndarray], Any]) -> Any:
@@ -477,11 +450,7 @@ class Service:
         return data
 
     async def example_image(self, number: int) -> bytes:
-        """Returns the image of an example as PNG, unchanged.
-
-        Raises:
-          Refusal: 404, there is no such example.
-        """
+        """Returns the image of an example as PNG, unchanged."""
         if not 0 <= number < len(self.examples):
             raise Refusal(
                 404, f"no example {number}, expected 0 to {len(self.examples) - 1}" if self.examples else "no examples"
@@ -494,7 +463,7 @@ class Service:
         """Returns an entry's image with the attention drawn over it, as PNG.
 
         Raises:
-          Refusal: 404, there is no such entry, no image of it, or no network that draws attention; 422, no such level.
+          Refusal: 422, there is no such level; others as in the class.
         """
         self._check_attention()
         image = await self._of_entry(id, lambda pixels: resize(pixels, self.attention.input_size))
@@ -513,21 +482,17 @@ class Service:
         levels = self._overlays.get(key)
         if levels is None:
             levels = await self._attend(image)
-            self._overlays[key] = levels
-            while len(self._overlays) > CACHED_OVERLAYS:
-                self._overlays.popitem(last=False)
-        else:
-            self._overlays.move_to_end(key)
+        _remember(self._overlays, key, levels, CACHED_OVERLAYS)
         return await self._decode(draw_overlay, image, levels, kind, level)
 
     async def mark(self, query: str, hit: int, verdict: Optional[str], distance: Optional[float]) -> Optional[float]:
         """Stores a verdict on a hit and returns its time, see :meth:`han_tf.serve.store.Store.mark`.
 
         Raises:
-          Refusal: 404, there is no such entry, or this query was not searched for; 409, too many are stored; 503.
+          Refusal: 404, also if this query was not searched for; 409, too many are stored; others as in the class.
         """
-        entry = await self._ask(self._entry_now, hit)
-        if query not in self._queries and not await self._ask(self.store.has, query):
+        entry = await self.ask(self._entry_now, hit)
+        if query not in self._queries and not await self.ask(self.store.has, query):
             raise Refusal(404, f"{query[:40]} was not searched for since the service started: search again")
         return await self._change(self._mark_now, query, hit, verdict, Path(entry.path).name, distance)
 
@@ -536,23 +501,11 @@ class Service:
             raise Refusal(409, f"{kept:,} verdicts are kept, expected fewer: this service keeps no more")
         return self.store.mark(query, hit, verdict, *rest)
 
-    async def export(self) -> str:
-        """Returns all verdicts as CSV."""
-        return await self._ask(self.store.export)
-
-    async def count_verdicts(self) -> int:
-        """Returns the number of stored verdicts."""
-        return await self._ask(self.store.count)
-
     async def check(self) -> int:
-        """Returns the number of entries, after reading from the gallery as a test.
-
-        Raises:
-          Refusal: 503, the gallery cannot be read.
-        """
+        """Returns the number of entries, after reading from the gallery as a test."""
         with suppress(_UnknownEntry):
-            await self._ask(self._entry_now, 0)
-        return await self._ask(self.gallery.__len__)
+            await self.ask(self._entry_now, 0)
+        return await self.ask(self.gallery.__len__)
 
     async def measure(self) -> bytes:
         """Returns the metrics in Prometheus' text format; NaN entries if the gallery cannot be read."""
@@ -562,11 +515,20 @@ class Service:
             self.metrics.entries.set(math.nan)
         return generate_latest(self.metrics.registry)
 
-    async def _ask(self, function: Any, *arguments: Any) -> Any:
+    async def ask(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Returns the result of a function that reads from the gallery or the store, called in another thread."""
         return await _using_gallery(self._search(function, *arguments), "read")
 
     async def _change(self, function: Any, *arguments: Any) -> Any:
         return await _using_gallery(self._write(function, *arguments), "written")
+
+
+def _remember(latest: OrderedDict[str, Any], key: str, value: Any, most: int) -> None:
+    """Puts ``key`` at the end of ``latest``, and drops the first keys if there are more than ``most``."""
+    latest[key] = value
+    latest.move_to_end(key)
+    while len(latest) > most:
+        latest.popitem(last=False)
 
 
 def _single(method: Callable[[list[int]], Sequence[Any]], id: int) -> Any:
