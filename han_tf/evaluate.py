@@ -59,11 +59,6 @@ FLAGS.string(
 )
 FLAGS.string("split", "", "Protocol variant, e.g. detected (of CUHK03, if no data set is named).")
 FLAGS.string("data_dir", "", "Data folder; that of the run if empty.")
-FLAGS.group("model")
-FLAGS.define_run("Folder of a run or an exported model")
-FLAGS.old_name("weights", "model")
-FLAGS.enum("checkpoint", "last", list(CHECKPOINTS), "Which network of the run.")
-FLAGS.group("data")
 FLAGS.boolean("skip_bad_images", False, "Leave out unreadable images.")
 FLAGS.strings(
     "images",
@@ -74,6 +69,10 @@ FLAGS.strings(
 FLAGS.string(
     "names", "", f"How the names of these images tell pid and camid: {', '.join(NAMES)}; or as in han_tf.extract."
 )
+FLAGS.group("model")
+FLAGS.define_run("Folder of a run or an exported model")
+FLAGS.old_name("weights", "model")
+FLAGS.enum("checkpoint", "last", list(CHECKPOINTS), "Which network of the run.")
 FLAGS.group("saved features")
 FLAGS.string(
     "features",

@@ -49,13 +49,12 @@ FLAGS.define_run()
 FLAGS.enum("checkpoint", "last", list(CHECKPOINTS), "Which network of the run.")
 FLAGS.group("output")
 FLAGS.string("output", "", "Where the models' folders go; exports in the run if empty.")
+FLAGS.boolean("overwrite", False, "Make again what an earlier export has left.")
 FLAGS.group("data")
 FLAGS.string("dataset", "", "Data set to compare accuracies on; the run's own if empty.")
 FLAGS.string("split", "", "Its protocol variant; that of the run if empty.")
 FLAGS.string("data_dir", "", "Data folder; that of the run if empty.")
 FLAGS.boolean("accuracy", True, "Compare rank-1 and mAP, too.")
-FLAGS.group("output")
-FLAGS.boolean("overwrite", False, "Make again what an earlier export has left.")
 
 
 def main(values: command_line.Flags) -> None:

@@ -58,6 +58,8 @@ FLAGS.string("dataset", "", f"Data set instead of IMAGES: {', '.join(DATASETS)}.
 FLAGS.string("split", "", "The data set's protocol variant.")
 FLAGS.string("data_dir", "", "The data set's folder.")
 FLAGS.enum("subset", "gallery", SUBSETS, "Which images of the data set.")
+FLAGS.real("max_bad_images", 0.1, "Largest share of images that may be damaged; with more the command fails.", 0, 1)
+FLAGS.define_white_level()
 FLAGS.group("output")
 FLAGS.integer(
     "shard_images",
@@ -66,6 +68,13 @@ FLAGS.integer(
     1,
     65_536,
 )
+FLAGS.boolean(
+    "update",
+    False,
+    "Replace the list of images in --output by this one; images in both keep their features unless changed.",
+)
+FLAGS.boolean("checksum", False, "Detect changed images by their bytes, not by size and modification time.")
+FLAGS.boolean("overwrite", False, "Remove the features of an earlier extraction in --output.")
 FLAGS.group("computation")
 FLAGS.integer("batch_size", 64, "Images per call of the network.", 1)
 FLAGS.integer("threads", None, "Threads of the network, and of decoding; all cores if not given.", 1)
@@ -79,18 +88,6 @@ FLAGS.integer(
     1,
 )
 FLAGS.string("part", "", "Make only a part of the files, such as 2/8: the second of eight processes.")
-FLAGS.group("output")
-FLAGS.boolean(
-    "update",
-    False,
-    "Replace the list of images in --output by this one; images in both keep their features unless changed.",
-)
-FLAGS.boolean("checksum", False, "Detect changed images by their bytes, not by size and modification time.")
-FLAGS.group("data")
-FLAGS.real("max_bad_images", 0.1, "Largest share of images that may be damaged; with more the command fails.", 0, 1)
-FLAGS.define_white_level()
-FLAGS.group("output")
-FLAGS.boolean("overwrite", False, "Remove the features of an earlier extraction in --output.")
 
 for _flag, _other, _together in (
     ("actors", "ray", True),

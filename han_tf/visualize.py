@@ -36,6 +36,7 @@ FLAGS = command_line.Flags()
 
 FLAGS.group("model")
 FLAGS.define_run()
+FLAGS.enum("checkpoint", "last", list(CHECKPOINTS), "Which network of the run.")
 FLAGS.group("data")
 FLAGS.string(
     "dataset",
@@ -44,10 +45,8 @@ FLAGS.string(
     "several the first), and any run.",
 )
 FLAGS.string("split", "", "Protocol variant, as --dataset.")
-FLAGS.group("model")
-FLAGS.enum("checkpoint", "last", list(CHECKPOINTS), "Which network of the run.")
-FLAGS.group("data")
 FLAGS.string("data_dir", "", "Data folder; that of the run if empty.")
+FLAGS.boolean("skip_bad_images", False, "Leave out unreadable images instead of stopping.")
 FLAGS.group("output")
 FLAGS.string("output", "", "Folder for the pictures; that of the run if empty.")
 FLAGS.old_name("out", "output")
@@ -59,8 +58,6 @@ FLAGS.integer("k", 10, "Gallery images per ranked list.", 1)
 FLAGS.old_name("topk", "k")
 FLAGS.group("computation")
 FLAGS.integer("batch_size", 64, "Images per forward pass over the gallery.", 1)
-FLAGS.group("data")
-FLAGS.boolean("skip_bad_images", False, "Leave out unreadable images instead of stopping.")
 for _flag in ("features", "k", "batch_size"):
     FLAGS.check_pair(_flag, "ranked")
 
