@@ -5,12 +5,13 @@ place and the application never gets part of a body.
 """
 
 import asyncio
-import json
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from typing import Any, Optional
 from urllib.parse import urlsplit
+
+from starlette.responses import JSONResponse
 
 from han_tf.serve.access import ADDING, OPEN, PAGE_FILES, READING, Access
 from han_tf.serve.limits import Limits, Refusal, overloaded
@@ -112,7 +113,7 @@ class Guard:
                 # client would not see the reason. A client that expects 100-continue has not sent the body yet.
                 if body.more and refusal.status == 413 and b"100-continue" not in headers.get(b"expect", b""):
                     await _drain(receive, _DRAINED_TIMES * self._limits.upload_bytes)
-                await answer.refuse(refusal)
+                await answer.refuse(scope, receive, refusal)
         finally:
             self._buffered -= len(body.data)
 
@@ -229,13 +230,9 @@ class _Answer:
         # Otherwise an answer that the client does not receive would stay in memory.
         await asyncio.wait_for(self._send(message), self._seconds)
 
-    async def refuse(self, refusal: Refusal) -> None:
-        body = json.dumps({"error": str(refusal)}).encode()
-        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-        headers += [(name.lower().encode(), value.encode()) for name, value in refusal.headers.items()]
-        headers.append((b"connection", b"close"))  # the rest of the body may still arrive
-        await self.send({"type": "http.response.start", "status": refusal.status, "headers": headers})
-        await self.send({"type": "http.response.body", "body": body})
+    async def refuse(self, scope: Message, receive: Receive, refusal: Refusal) -> None:
+        headers = {**refusal.headers, "Connection": "close"}  # the rest of the body may still arrive
+        await JSONResponse({"error": str(refusal)}, refusal.status, headers)(scope, receive, self.send)
 
 
 async def _receive_before(receive: Receive, deadline: float, seconds: float) -> Message:
