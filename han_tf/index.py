@@ -20,6 +20,8 @@ rate); the rate of a search of N images can be up to N times as high.
 """
 
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Optional
 
 import numpy as np
@@ -95,8 +97,8 @@ def main(values: command_line.Flags) -> None:
         for checksum in checksums.values():
             gallery.check_model(checksum)
         for source in sources:
-            with _Bar(source.name, len(source)) as bar:
-                added = add_source(gallery, source, bar.show)
+            with _bar(source.name) as show:
+                added = add_source(gallery, source, show)
             _print_note(source)
             print(f"{source.name}: {added}")
         if values.delete:
@@ -110,8 +112,8 @@ def main(values: command_line.Flags) -> None:
         for line in describe(gallery.info()):
             print(line)
         if values.check:
-            with _Bar("check", len(gallery)) as bar:
-                compared = gallery.check(bar.show)
+            with _bar("check") as show:
+                compared = gallery.check(show)
             left = len(gallery) - compared
             print(f"checked: {compared:,} vectors" + f"; {left:,} of an earlier version have no checksums" * bool(left))
 
@@ -133,11 +135,11 @@ def _open(values: command_line.Flags, sources: list[FeatureSource], checksums: d
 
 def _build(values: command_line.Flags, gallery: Gallery, added: bool) -> None:
     options: dict[str, Any] = {"memory_mb": values.memory_mb} if gallery.engine != "milvus" else {}
-    with _Bar("index", len(gallery)) as bar:
+    with _bar("index") as show:
         if values.compact:
-            gallery.compact(bar.show)
+            gallery.compact(show)
         if added or values.rebuild or values.engine:
-            gallery.build(values.engine, anew=values.rebuild, progress=bar.show, **options)
+            gallery.build(values.engine, anew=values.rebuild, progress=show, **options)
 
 
 def _calibrate(values: command_line.Flags, gallery: Gallery, source: FeatureSource, checksum: str) -> Calibration:
@@ -198,24 +200,21 @@ def _given_checksum(values: command_line.Flags) -> Optional[str]:
     return found
 
 
-class _Bar:
-    """A progress bar that appears with the first progress."""
+@contextmanager
+def _bar(label: str) -> Iterator[Callable[[int, int], None]]:
+    """Yields a function that shows how many of how many images are done, on a bar that appears at its first call."""
+    bars: list[tqdm] = []
 
-    def __init__(self, label: str, total: int):
-        self.label, self.total = label, total
-        self.bar: Optional[tqdm] = None
+    def show(done: int, total: int) -> None:
+        if not bars:
+            bars.append(progress_bar(total=total, desc=label, unit="img", unit_scale=True))
+        bars[0].update(done - bars[0].n)
 
-    def __enter__(self) -> "_Bar":
-        return self
-
-    def show(self, done: int, total: int) -> None:
-        if self.bar is None:
-            self.bar = progress_bar(total=total, desc=self.label, unit="img", unit_scale=True)
-        self.bar.update(done - self.bar.n)
-
-    def __exit__(self, *_: object) -> None:
-        if self.bar is not None:
-            self.bar.close()
+    try:
+        yield show
+    finally:
+        for bar in bars:
+            bar.close()
 
 
 if __name__ == "__main__":
