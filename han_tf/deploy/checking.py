@@ -5,8 +5,6 @@ from typing import Any, Optional
 import numpy as np
 
 from han_tf.deploy.exporters import BFLOAT16, FLOAT16, FLOAT32, INT8
-from han_tf.evaluation.scoring import evaluate_features
-from han_tf.features.archives import FeatureSet
 from han_tf.runtimes.probes import cosines
 
 LARGEST_LOSS = {FLOAT32: 0.1, FLOAT16: 0.1, BFLOAT16: 0.1, INT8: 0.5}
@@ -38,12 +36,6 @@ def compare(expected: np.ndarray, found: np.ndarray, branches: int) -> dict[str,
         "mean_cosine": float(similar.mean()),
         "norm_error": float(np.abs(np.linalg.norm(found.reshape(len(found), branches, -1), axis=2) - 1).max()),
     }
-
-
-def accuracy(query: FeatureSet, gallery: FeatureSet) -> dict[str, float]:
-    """Returns rank-1 and mAP of the joint feature, fractions."""
-    result = evaluate_features(query, gallery, topk=0)[0]["result"]
-    return {"rank-1": float(result.rank(1)), "mAP": float(result.mAP)}
 
 
 def shortcomings(check: dict[str, Any], precision: str) -> Optional[str]:

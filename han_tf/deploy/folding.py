@@ -4,8 +4,6 @@ In inference, batch norm is y = s·x + o with s = γ/√(σ² + ε) and o = β �
 linear in its kernel, x = W∗z + b, it is that layer with the kernel s·W and the bias s·b + o.
 """
 
-from typing import NamedTuple
-
 import numpy as np
 import tensorflow as tf
 
@@ -14,23 +12,14 @@ from han_tf.models.network import ReIDNetwork
 _LINEAR = (tf.keras.layers.Conv2D, tf.keras.layers.DepthwiseConv2D, tf.keras.layers.Dense)
 
 
-class Folded(NamedTuple):
-    """Numbers of norms that :func:`fold_batch_norm` has replaced.
-
-    Attributes:
-      folded: norms that were folded into the layer before them.
-      kept: norms without such a layer, which became a scale and an offset.
-    """
-
-    folded: int
-    kept: int
-
-
-def fold_batch_norm(model: ReIDNetwork) -> Folded:
+def fold_batch_norm(model: ReIDNetwork) -> tuple[int, int]:
     """Folds every batch norm that ``model`` calls once, in place; the model can then only be used for inference.
 
     A forward pass shows which layer a norm follows. A norm that follows no linear layer, such as one before its
     convolution or after a concatenation, becomes one scale and one offset.
+
+    Returns:
+      The numbers of norms that were folded, and of those that became a scale and an offset.
     """
     folded = kept = 0
     for norm, layer in _norms_and_layers(model).items():
@@ -55,7 +44,7 @@ def fold_batch_norm(model: ReIDNetwork) -> Folded:
         folded += 1
     # A graph that was traced before still has the norms.
     model._inference = None
-    return Folded(folded, kept)
+    return folded, kept
 
 
 def _bias(offset: np.ndarray):

@@ -16,10 +16,11 @@ from han_tf.common.errors import UserError
 from han_tf.common.files import locked
 from han_tf.data.reading import ImageReader
 from han_tf.data.records import Record
-from han_tf.deploy.checking import accuracy, compare, shortcomings
+from han_tf.deploy.checking import compare, shortcomings
 from han_tf.deploy.exporters import INT8, exporter
 from han_tf.deploy.graph import deployment_function
 from han_tf.deploy.measuring import Comparison, Measured, measure, measure_apart
+from han_tf.evaluation.scoring import evaluate_features
 from han_tf.features.archives import FeatureSet
 from han_tf.runs.card import CARD, hash_files
 from han_tf.runs.folder import create_network, load_run
@@ -160,14 +161,16 @@ class Export:
         return np.concatenate([batch for batch, _ in ImageReader(records, self.card.input_size, skip_bad_images=True)])
 
     def _accuracy(self, found: Measured) -> Optional[dict[str, float]]:
-        """Returns rank-1 and mAP; None if there is no ranking, or if a feature is not finite."""
+        """Returns rank-1 and mAP of the joint feature; None if there is no ranking, or if a feature is not finite."""
         if not self._paths or not np.isfinite(found.features).all():
             return None
         records, queries = (*self.comparison.query, *self.comparison.gallery), len(self.comparison.query)
-        parts = (found.kept < queries, found.kept >= queries)
-        return accuracy(
-            *(FeatureSet.of(found.features[part], [records[index] for index in found.kept[part]]) for part in parts)
+        query, gallery = (
+            FeatureSet.of(found.features[part], [records[index] for index in found.kept[part]])
+            for part in (found.kept < queries, found.kept >= queries)
         )
+        result = evaluate_features(query, gallery, topk=0)[0]["result"]
+        return {"rank-1": float(result.rank(1)), "mAP": float(result.mAP)}
 
     def _check(self, found: Measured) -> dict[str, Any]:
         check: dict[str, Any] = compare(self.original.features, found.features, len(self.card.branch_names))

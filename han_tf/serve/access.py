@@ -67,7 +67,7 @@ class Access:
         return hmac.new(self.token.encode(), b"han-tf browser", hashlib.sha256).hexdigest()
 
 
-def read_token(path: str, environment: Mapping[str, str] = os.environ) -> str:
+def read_token(path: str) -> str:
     """Returns the token in a file, or in :data:`VARIABLE` if ``path`` is empty; "" if that is not set either.
 
     Raises:
@@ -79,8 +79,8 @@ def read_token(path: str, environment: Mapping[str, str] = os.environ) -> str:
             token = Path(path).read_text("utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"cannot read --token {path}: {getattr(error, 'strerror', None) or error}") from error
-    elif VARIABLE in environment:
-        token = environment[VARIABLE].strip()
+    elif VARIABLE in os.environ:
+        token = os.environ[VARIABLE].strip()
     else:
         return ""
     if len(token) < LEAST or not (token.isascii() and token.isprintable()) or " " in token:

@@ -154,7 +154,12 @@ class Trainer:
                 with stop_signals() as stop:
                     self._run_epoch(stop, progress)
                 if self._told_to_stop(stop):
-                    self._stop(stop[0] if stop else signal.SIGTERM)
+                    number = stop[0] if stop else signal.SIGTERM
+                    raise Stopped(
+                        f"stopped by {signal.Signals(number).name} after {self.global_step} steps; "
+                        f"saved in {self.run_dir}, the same command goes on",
+                        number,
+                    )
                 self._evaluate_if_due()
 
     def _run_epoch(self, stop: list[int], progress: Progress) -> None:
@@ -234,13 +239,6 @@ class Trainer:
     def _told_to_stop(self, stop: list[int]) -> bool:
         """Returns whether any worker has received a signal, so that all stop after the same step."""
         return mean_over_workers(self.strategy, float(bool(stop))) > 0
-
-    def _stop(self, number: int) -> None:
-        raise Stopped(
-            f"stopped by {signal.Signals(number).name} after {self.global_step} steps; "
-            f"saved in {self.run_dir}, the same command goes on",
-            number,
-        )
 
     def _check_finite(self, values: np.ndarray, complaint: str) -> None:
         if not np.isfinite(values).all():

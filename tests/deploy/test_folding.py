@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from han_tf.deploy.folding import Folded, fold_batch_norm
+from han_tf.deploy.folding import fold_batch_norm
 from han_tf.deploy.graph import GatheredCrop, deployment_function
 from han_tf.layers.crop import AffineCrop
 from han_tf.models import create_deployed, create_model
@@ -37,10 +37,10 @@ def images(count=3):
 @pytest.mark.parametrize(
     ("name", "folded"),
     [
-        ("han_small", Folded(42, 0)),
-        ("mobilenet", Folded(28, 0)),
+        ("han_small", (42, 0)),
+        ("mobilenet", (28, 0)),
         # Its norms stand before the convolutions, and the stem's output is also concatenated.
-        ("condensenet", Folded(1, 73)),
+        ("condensenet", (1, 73)),
     ],
 )
 def test_a_folded_network_is_the_original(name, folded):
@@ -73,7 +73,7 @@ def test_a_shared_layer_is_left_alone():
     model.norm.moving_variance.assign([0.5, 1, 2, 3])
     inputs = images().astype(np.float32)
     expected = model(inputs).numpy()
-    assert fold_batch_norm(model) == Folded(0, 1)
+    assert fold_batch_norm(model) == (0, 1)
     np.testing.assert_allclose(model(inputs).numpy(), expected, rtol=1e-5, atol=1e-3)
 
 
