@@ -22,9 +22,9 @@ with command_line.deferred_imports(__name__):
     from PIL import Image
 
     from han_tf.data.pipeline import load_images
+    from han_tf.evaluation.scoring import evaluate_features
     from han_tf.features.archives import FeatureSet, load_features
     from han_tf.features.keras import feature_set
-    from han_tf.metrics import evaluate
     from han_tf.viz.attention import attend, attention_sheet
     from han_tf.viz.drawing import save_png
     from han_tf.viz.ranked import RankedList, ranked_sheet
@@ -69,7 +69,7 @@ def spread(records: Sequence[Record], count: int) -> tuple[Record, ...]:
 
 
 def ranked_lists(queries: FeatureSet, gallery: FeatureSet, topk: int = 10) -> list[RankedList]:
-    """Returns each query's ranked list by the usual protocol (see :func:`han_tf.metrics.evaluate`).
+    """Returns each query's ranked list by the benchmark's protocol (see :func:`han_tf.metrics.evaluate`).
 
     Args:
       queries, gallery: features with labels and paths; the images are read from there.
@@ -78,16 +78,7 @@ def ranked_lists(queries: FeatureSet, gallery: FeatureSet, topk: int = 10) -> li
     Raises:
       UserError: the features do not fit, no query has a match, or an image cannot be decoded.
     """
-    result = evaluate(
-        queries.features,
-        gallery.features,
-        queries.pids,
-        gallery.pids,
-        queries.camids,
-        gallery.camids,
-        topk=topk,
-        camera_pairs=False,
-    )
+    result = evaluate_features(queries, gallery, topk=topk)[0]["result"]
     lists = []
     for number, (query, ap) in enumerate(zip(_records(queries), result.ap)):
         indices = result.topk_indices[number]

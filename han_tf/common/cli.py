@@ -7,7 +7,6 @@ Exit status: 0 done, 1 wrong input or unwritable output, 2 wrong command line, 1
 
 import builtins
 import codecs
-import importlib
 import io
 import logging
 import math
@@ -60,11 +59,9 @@ def deferred_imports(importer: str) -> Iterator[None]:
         signal.signal(signal.SIGINT, _leave)
     real_import = builtins.__import__
 
-    def defer(
-        name: str, caller: Optional[Mapping[str, Any]] = None, local: Any = None, names: Any = (), level: int = 0
-    ) -> Any:
+    def defer(name: str, caller: Optional[Mapping[str, Any]] = None, *others: Any) -> Any:
         if caller is None or caller.get("__name__") != "__main__":
-            return real_import(name, caller, local, names, level)
+            return real_import(name, caller, *others)
         return _Deferred(name)
 
     builtins.__import__ = defer
@@ -93,13 +90,9 @@ class _Deferred:
         """Replaces each placeholder among the values of ``names`` by what it stands for."""
         for bound, value in list(names.items()):
             if isinstance(value, _Deferred):
-                module = importlib.import_module(value.__module)
-                if not value.__name:
-                    names[bound] = module
-                elif hasattr(module, value.__name):
-                    names[bound] = getattr(module, value.__name)
-                else:
-                    names[bound] = importlib.import_module(f"{value.__module}.{value.__name}")
+                # Imports the name, too, if it is a module of a package.
+                module = __import__(value.__module, fromlist=[value.__name or "__name__"])
+                names[bound] = getattr(module, value.__name) if value.__name else module
 
 
 def _leave(number: int, _: object) -> None:

@@ -1,6 +1,6 @@
 """Statistics of a network's attention over the images of an epoch, and complaints where it is dead."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Optional
 
 import numpy as np
@@ -39,6 +39,11 @@ class LevelStatistics(NamedTuple):
     theta_squares: Optional[tf.Tensor]
     spatial: Optional[tf.Tensor]
     soft: Optional[tf.Tensor]
+
+
+def map_statistics(function: Callable[..., Any], *levels: LevelStatistics) -> LevelStatistics:
+    """Applies a function to each entry that a level has, together with the same entries of the other ``levels``."""
+    return LevelStatistics(*(None if values[0] is None else function(*values) for values in zip(*levels)))
 
 
 def level_statistics(level: LevelAttention) -> LevelStatistics:
@@ -82,16 +87,8 @@ class AttentionStatistics:
         ``levels`` is what :func:`level_statistics` gave for each level, summed over the ``replicas`` devices that
         shared the batch evenly.
         """
-        levels = [
-            LevelStatistics(*(None if value is None else np.asarray(value, np.float64) for value in level))
-            for level in levels
-        ]
-        if self._sums:
-            levels = [
-                LevelStatistics(*(None if value is None else value + total for value, total in zip(level, before)))
-                for level, before in zip(levels, self._sums)
-            ]
-        self._sums = levels
+        levels = [map_statistics(lambda value: np.asarray(value, np.float64), level) for level in levels]
+        self._sums = [map_statistics(np.add, *pair) for pair in zip(levels, self._sums)] if self._sums else levels
         self.count += images
         self._soft_count += replicas * -(-(images // replicas) // SOFT_IMAGES)
 

@@ -4,7 +4,7 @@ import tensorflow as tf
 
 from han_tf.models.network import Branches, ReIDNetwork, unit_features
 from han_tf.runs.folder import create_network
-from han_tf.training.attention import LevelStatistics, level_statistics
+from han_tf.training.attention import LevelStatistics, level_statistics, map_statistics
 from han_tf.training.config import LOSSES, TRIPLET, TrainConfig
 from han_tf.training.devices import computing, own_part, whole
 from han_tf.training.losses import TripletLoss, decayed_kernels, identity_loss, weight_penalty
@@ -84,10 +84,7 @@ class Step:
         means, levels = self.strategy.run(self._replica_step, (images, labels, frozen))
         means = {name: self.strategy.reduce("MEAN", value, axis=None) for name, value in means.items()}
         return means, [
-            LevelStatistics(
-                *(None if value is None else self.strategy.reduce("SUM", value, axis=None) for value in level)
-            )
-            for level in levels
+            map_statistics(lambda value: self.strategy.reduce("SUM", value, None), level) for level in levels
         ]
 
     def _replica_step(
