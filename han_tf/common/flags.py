@@ -80,7 +80,7 @@ class Flags(flags.FlagValues):
         self.real(
             "white_level",
             0,
-            f"What becomes white of grey images of more than 8 bits, such as 4095; {otherwise} if 0.",
+            f"Value that is white in grey images of more than 8 bits, such as 4095; {otherwise} if 0.",
             0,
         )
 

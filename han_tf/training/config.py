@@ -128,14 +128,14 @@ class TrainConfig:
         "synthetic",
         f"Data set: {', '.join(DATASETS)}; or several, separated by commas: the people and cameras of each stay apart.",
     )
-    split: str = _setting(DATA, "", "Protocol variant; its default if empty. Of several data sets one for each.")
+    split: str = _setting(DATA, "", "Protocol variant; its default if empty. For several data sets, one each.")
     data_dir: str = _setting(
-        DATA, "", "Data folder; datasets/NAME if empty. Of several data sets one for each, separated by commas."
+        DATA, "", "Data folder; datasets/NAME if empty. For several data sets, one each, separated by commas."
     )
     recipe: str = _setting(
         TRAINING,
         "paper",
-        "Settings to start from: the paper's, or those that reach more; flags that are given go before both.",
+        "Settings to start from: the paper's, or ones of higher accuracy; flags that are given override both.",
         choices=RECIPES,
     )
     model: str = _setting(NETWORK, "han_small", "Network (Tables 1 and 12).", choices=MODELS)
@@ -166,7 +166,7 @@ class TrainConfig:
         WEIGHTS, False, "Take over the classifiers, too; the training images must be the same."
     )
     freeze_epochs: int = _setting(
-        WEIGHTS, 0, "Train the classifiers alone in so many of the first epochs, after --init_from.", 0
+        WEIGHTS, 0, "Number of first epochs in which only the classifiers are trained, after --init_from.", 0
     )
     epochs: int = _setting(TRAINING, 300, "Passes over the training images.", 1)
     batch_size: int = _setting(TRAINING, 32, "Images per step.", 2)
@@ -190,7 +190,9 @@ class TrainConfig:
     lr: float = _setting(OPTIMISER, 0.03, "Initial learning rate.", 0)
     lr_decay: float = _setting(OPTIMISER, 0.1, "Factor of each drop.", 0, 1)
     lr_drops: tuple[float, ...] = _setting(
-        OPTIMISER, PAPER_DROPS, "After which parts of the epochs the learning rate drops, for example 3/4,9/10,19/20."
+        OPTIMISER,
+        PAPER_DROPS,
+        "Fractions of the epochs after which the learning rate drops, for example 3/4,9/10,19/20.",
     )
     momentum: float = _setting(OPTIMISER, 0.9, "Momentum of SGD.", 0, 1)
     weight_decay: float = _setting(OPTIMISER, 5e-4, "λ of λ/2·‖w‖² on the kernels.", 0)
@@ -200,7 +202,7 @@ class TrainConfig:
     precision: str = _setting(
         COMPUTATION,
         "float32",
-        "What convolutions compute in; weights, features and losses are float32.",
+        "Type that convolutions compute in; weights, features and losses are float32.",
         choices=PRECISIONS,
     )
     sync_batch_norm: bool = _setting(
@@ -209,7 +211,7 @@ class TrainConfig:
     strategy: str = _setting(
         COMPUTATION,
         "one_device",
-        "Train on one device, on all GPUs of this machine, or on all machines that TF_CONFIG tells of.",
+        "Train on one device, on all GPUs of this machine, or on all machines that TF_CONFIG names.",
         choices=STRATEGIES,
     )
     xla: bool = _setting(COMPUTATION, False, "Compile the training step with XLA.")
@@ -217,7 +219,7 @@ class TrainConfig:
         COMPUTATION, 0, "Seed of the weights, of the images' order and of their augmentation.", 0, 2**32 - 1
     )
     eval_every: int = _setting(
-        EVALUATIONS, 0, "Epochs between evaluations; 0: six of them. The last epoch is always evaluated.", 0
+        EVALUATIONS, 0, "Epochs between evaluations; 0 for six over the run. The last epoch is always evaluated.", 0
     )
     keep_checkpoints: int = _setting(EVALUATIONS, 2, "Newest checkpoints kept.", 1)
     panel_images: int = _setting(EVALUATIONS, 8, "Images whose attention TensorBoard shows.", 0)
