@@ -55,10 +55,13 @@ PER_QUERY_FORMATS = (".csv", ".npz")
 FLAGS = command_line.Flags()
 FLAGS.group("data")
 FLAGS.string(
-    "dataset", "", f"Data set: {', '.join(DATASETS)}; or several, separated by commas; the run's own if empty."
+    "dataset",
+    "",
+    f"Data set: {', '.join(DATASETS)}; or several, separated by commas; the run's own if empty.",
+    excludes="images",
 )
-FLAGS.string("split", "", "Protocol variant, e.g. detected (of CUHK03, if no data set is named).")
-FLAGS.string("data_dir", "", "Data folder; that of the run if empty.")
+FLAGS.string("split", "", "Protocol variant, e.g. detected (of CUHK03, if no data set is named).", excludes="images")
+FLAGS.string("data_dir", "", "Data folder; that of the run if empty.", excludes="images")
 FLAGS.boolean("skip_bad_images", False, "Leave out unreadable images.")
 FLAGS.strings(
     "images",
@@ -67,7 +70,10 @@ FLAGS.strings(
     "others.",
 )
 FLAGS.string(
-    "names", "", f"How the names of these images tell pid and camid: {', '.join(NAMES)}; or as in han_tf.extract."
+    "names",
+    "",
+    f"How the names of these images tell pid and camid: {', '.join(NAMES)}; or as in han_tf.extract.",
+    needs="images",
 )
 FLAGS.group("model")
 FLAGS.define_run("Folder of a run or an exported model")
@@ -84,35 +90,45 @@ FLAGS.strings(
     [],
     "Names of the equally wide parts of saved features, which get rows of their own; for those of a HAN: global,local. "
     "Expansion and augmentation want each part to be of unit norm.",
+    needs="features",
 )
-FLAGS.string("distances", "", "Distances, queries × gallery images, a .npy file; --features has the labels.")
+FLAGS.string(
+    "distances", "", "Distances, queries × gallery images, a .npy file; --features has the labels.", needs="features"
+)
 FLAGS.group("protocol")
 FLAGS.boolean("within_camera", False, "Images of a query's person from its own camera are matches, too.")
-FLAGS.boolean("query_is_gallery", False, "--features is one file or Parquet folder; every image searches all others.")
+FLAGS.boolean(
+    "query_is_gallery",
+    False,
+    "--features is one file or Parquet folder; every image searches all others.",
+    needs="features",
+)
 FLAGS.boolean(
     "single_gallery_shot",
     False,
     "Also with one gallery image per person, drawn anew for each query: CUHK03's old protocol.",
 )
-FLAGS.integer("draws", 100, "Galleries drawn per query, over which the results are averaged.", 1)
-FLAGS.integer("seed", 0, "Seed of the draws.", 0)
+FLAGS.integer(
+    "draws", 100, "Galleries drawn per query, over which the results are averaged.", 1, needs="single_gallery_shot"
+)
+FLAGS.integer("seed", 0, "Seed of the draws.", 0, needs="single_gallery_shot")
 FLAGS.group("methods that change the ranking")
 FLAGS.boolean("rerank", False, "Also with k-reciprocal re-ranking.")
-FLAGS.integer("k1", 20, "Re-ranking: size of the neighbourhoods.", 1)
-FLAGS.integer("k2", 6, "Re-ranking: images averaged over.", 1)
-FLAGS.real("lambda_value", 0.3, "Re-ranking: weight of the original distance.", 0, 1)
+FLAGS.integer("k1", 20, "Re-ranking: size of the neighbourhoods.", 1, needs="rerank")
+FLAGS.integer("k2", 6, "Re-ranking: images averaged over.", 1, needs="rerank")
+FLAGS.real("lambda_value", 0.3, "Re-ranking: weight of the original distance.", 0, 1, needs="rerank")
 FLAGS.enum(
     "query_expansion",
     "none",
     ["none", "average", "alpha"],
     "Also with queries blended with their nearest gallery images, averaged or weighted by similarity^alpha.",
 )
-FLAGS.integer("qe_k", 5, "Query expansion: gallery images per query.", 1)
+FLAGS.integer("qe_k", 5, "Query expansion: gallery images per query.", 1, needs="query_expansion")
 FLAGS.real("qe_alpha", 3.0, "Query expansion: alpha.", 0)
 FLAGS.integer(
     "database_augmentation", 0, "Also with gallery images blended with so many of their nearest; 0 for not.", 0
 )
-FLAGS.real("dba_alpha", 0.0, "Database augmentation: alpha; 0 is the average.", 0)
+FLAGS.real("dba_alpha", 0.0, "Database augmentation: alpha; 0 is the average.", 0, needs="database_augmentation")
 FLAGS.group("further tables and plots")
 FLAGS.boolean("verification", False, "Also error rates of accepting by a threshold.")
 FLAGS.real(
@@ -138,33 +154,16 @@ FLAGS.string(
 FLAGS.string(
     "per_query", "", "File of every query's results and nearest images, .csv or .npz; those of the table's first row."
 )
-FLAGS.integer("k", 10, "Nearest images per query in --per_query.", 0)
+FLAGS.integer("k", 10, "Nearest images per query in --per_query.", 0, needs="per_query")
 FLAGS.old_name("topk", "k")
 
 for _flag in ("model", "runs_dir", "checkpoint", "dataset", "split", "data_dir", "skip_bad_images", "images"):
     FLAGS.check_pair(_flag, "features", False, f"features from files are no run's, expected them without --{_flag}")
-for _flag in ("dataset", "split", "data_dir"):
-    FLAGS.check_pair(_flag, "images", False)
 for _flag in ("rerank", "query_expansion", "database_augmentation"):
     for _other in ("images", "query_is_gallery"):
         FLAGS.check_pair(_flag, _other, False, f"--{_flag} with --{_other}: each image would be its own neighbour")
 for _flag in ("rerank", "query_expansion", "database_augmentation", "branches", "save_features"):
     FLAGS.check_pair(_flag, "distances", False, f"--{_flag} needs features, expected --features without --distances")
-for _flag, _other in (
-    ("branches", "features"),
-    ("distances", "features"),
-    ("k1", "rerank"),
-    ("k2", "rerank"),
-    ("lambda_value", "rerank"),
-    ("qe_k", "query_expansion"),
-    ("dba_alpha", "database_augmentation"),
-    ("k", "per_query"),
-    ("draws", "single_gallery_shot"),
-    ("seed", "single_gallery_shot"),
-    ("query_is_gallery", "features"),
-    ("names", "images"),
-):
-    FLAGS.check_pair(_flag, _other)
 FLAGS.check_pair(
     "qe_alpha", "query_expansion", True, "--qe_alpha means nothing without --query_expansion=alpha", "alpha"
 )

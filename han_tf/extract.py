@@ -53,11 +53,12 @@ FLAGS.string(
     "",
     f"How file names tell pid and camid, where no CSV file does: {', '.join(NAMES)}; or a regular expression, searched "
     "for in the path, with groups (?P<pid>...), (?P<camid>...), (?P<time>...).",
+    excludes="dataset",
 )
 FLAGS.string("dataset", "", f"Data set instead of IMAGES: {', '.join(DATASETS)}.")
-FLAGS.string("split", "", "The data set's protocol variant.")
-FLAGS.string("data_dir", "", "The data set's folder.")
-FLAGS.enum("subset", "gallery", SUBSETS, "Which images of the data set.")
+FLAGS.string("split", "", "The data set's protocol variant.", needs="dataset")
+FLAGS.string("data_dir", "", "The data set's folder.", needs="dataset")
+FLAGS.enum("subset", "gallery", SUBSETS, "Which images of the data set.", needs="dataset")
 FLAGS.real("max_bad_images", 0.1, "Largest share of images that may be damaged; with more the command fails.", 0, 1)
 FLAGS.define_white_level()
 FLAGS.group("output")
@@ -72,36 +73,24 @@ FLAGS.boolean(
     "update",
     False,
     "Replace the list of images in --output by this one; images in both keep their features unless changed.",
+    excludes="overwrite",
 )
 FLAGS.boolean("checksum", False, "Detect changed images by their bytes, not by size and modification time.")
-FLAGS.boolean("overwrite", False, "Remove the features of an earlier extraction in --output.")
+FLAGS.boolean("overwrite", False, "Remove the features of an earlier extraction in --output.", excludes="part")
 FLAGS.group("computation")
 FLAGS.integer("batch_size", 64, "Images per call of the network.", 1)
-FLAGS.integer("threads", None, "Threads of the network, and of decoding; all cores if not given.", 1)
+FLAGS.integer("threads", None, "Threads of the network, and of decoding; all cores if not given.", 1, excludes="ray")
 FLAGS.group("several machines")
 FLAGS.string("ray", "", "Ray cluster: HOST:PORT of its head, auto (that of this machine), or local (one of its own).")
-FLAGS.integer("actors", 0, "Ray: processes with the model; as many as there is room for if 0.", 0)
+FLAGS.integer("actors", 0, "Ray: processes with the model; as many as there is room for if 0.", 0, needs="ray")
 FLAGS.integer(
     "actor_cpus",
     1,
     "Ray: cores of each process; it also gets a GPU if the cluster has any and TensorFlow runs the model.",
     1,
+    needs="ray",
 )
-FLAGS.string("part", "", "Make only a part of the files, such as 2/8: the second of eight processes.")
-
-for _flag, _other, _together in (
-    ("actors", "ray", True),
-    ("actor_cpus", "ray", True),
-    ("threads", "ray", False),
-    ("split", "dataset", True),
-    ("data_dir", "dataset", True),
-    ("subset", "dataset", True),
-    ("names", "dataset", False),
-    ("part", "ray", False),
-    ("overwrite", "part", False),
-    ("update", "overwrite", False),
-):
-    FLAGS.check_pair(_flag, _other, _together)
+FLAGS.string("part", "", "Make only a part of the files, such as 2/8: the second of eight processes.", excludes="ray")
 
 
 def main(values: command_line.Flags) -> None:

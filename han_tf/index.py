@@ -62,14 +62,12 @@ FLAGS.boolean("check", False, "Compare all stored vectors with their checksums."
 FLAGS.boolean("rebuild", False, "Train and build the index from the start.")
 FLAGS.group("threshold")
 FLAGS.string("calibrate", "", "Choose the threshold by these features, which have pids.")
-FLAGS.real("false_accept_rate", 0.01, "Wanted false-accept rate of --calibrate.", 0, 1)
-FLAGS.boolean("per_pair", False, "The rate is over pairs of images, not over searches.")
-FLAGS.boolean("within", False, "Search among the validation images, not in the gallery.")
+FLAGS.real("false_accept_rate", 0.01, "Wanted false-accept rate of --calibrate.", 0, 1, needs="calibrate")
+FLAGS.boolean("per_pair", False, "The rate is over pairs of images, not over searches.", needs="calibrate")
+FLAGS.boolean("within", False, "Search among the validation images, not in the gallery.", needs="calibrate")
 FLAGS.real("threshold", None, "Set the threshold to this distance.", 0)
 FLAGS.boolean("nothreshold", False, "Remove the threshold.")
 FLAGS.require("index", "a folder or an address for the gallery")
-for _flag in ("false_accept_rate", "per_pair", "within"):
-    FLAGS.check_pair(_flag, "calibrate")
 FLAGS.check_pair(
     "per_pair", "within", False, "--per_pair takes all pairs of validation images anyway, expected it without --within"
 )

@@ -53,13 +53,13 @@ FLAGS.old_name("out", "output")
 FLAGS.group("pictures")
 FLAGS.integer("queries", 8, "How many queries, evenly spread over all.", 1)
 FLAGS.boolean("ranked", False, "Also rank the gallery for these queries.")
-FLAGS.string("features", "", "Folder of features that han_tf.evaluate --save_features wrote; made now if empty.")
-FLAGS.integer("k", 10, "Gallery images per ranked list.", 1)
+FLAGS.string(
+    "features", "", "Folder of features that han_tf.evaluate --save_features wrote; made now if empty.", needs="ranked"
+)
+FLAGS.integer("k", 10, "Gallery images per ranked list.", 1, needs="ranked")
 FLAGS.old_name("topk", "k")
 FLAGS.group("computation")
-FLAGS.integer("batch_size", 64, "Images per forward pass over the gallery.", 1)
-for _flag in ("features", "k", "batch_size"):
-    FLAGS.check_pair(_flag, "ranked")
+FLAGS.integer("batch_size", 64, "Images per forward pass over the gallery.", 1, needs="ranked")
 
 
 def spread(records: Sequence[Record], count: int) -> tuple[Record, ...]:

@@ -199,7 +199,7 @@ def test_images_of_ones_own_of_any_size(folders, tmp_path):
     ("arguments", "message"),
     [
         (["--ranked", "some.jpg"], "usage error: --ranked with image some.jpg"),
-        (["--k", "5"], "usage error: flags k=5, ranked=False: --k means nothing without --ranked"),
+        (["--k", "5"], "usage error: --k means nothing without --ranked"),
         (["missing.jpg"], "error: missing.jpg: cannot be read (No such file"),
         (["--run", "nowhere"], "error: nowhere/config.json: No such file"),
         (["--dataset", "msmt17"], "error: no msmt17 run"),

@@ -9,7 +9,6 @@ import builtins
 import codecs
 import io
 import logging
-import math
 import os
 import runpy
 import signal
@@ -209,13 +208,7 @@ def _run(
             return 0
         if rest and positional is None:
             raise flags.Error(f"takes no positional arguments, got {rest[0]!r}")
-        for name, expected in values.required.items():
-            if not values[name].value:
-                raise flags.Error(f"--{name} is missing, expected {expected}")
-        for name, value in values.flag_values_dict().items():
-            # NaN passes the checks of lower and upper bounds.
-            if isinstance(value, float) and not math.isfinite(value):
-                raise flags.Error(f"flag --{name}={value}: expected a finite number")
+        values.check_all()
     except flags.Error as error:
         return _wrong_usage(error)
     values.__dict__["positional"] = rest

@@ -1,9 +1,10 @@
 """The flags of a command, and the text of its ``--help``: groups, with placeholders for the flags' values."""
 
 import argparse
+import math
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Optional
 
 from absl import flags
@@ -13,8 +14,10 @@ GENERAL, REQUIRED = "general", "required"
 
 
 def _defining(define: Callable[..., Any]) -> Callable[..., None]:
-    def method(self: "Flags", *arguments: Any, **options: Any) -> None:
-        define(*arguments, flag_values=self, **options)
+    def method(self: "Flags", name: str, *arguments: Any, needs: str = "", excludes: str = "", **options: Any) -> None:
+        define(name, *arguments, flag_values=self, **options)
+        for other in filter(None, (needs, excludes)):
+            self.check_pair(name, other, together=other == needs)
 
     return method
 
@@ -23,7 +26,8 @@ class Flags(flags.FlagValues):
     """The flags of a command, in groups for the help; ``--help``, ``--version`` and ``--quiet`` are among them.
 
     The first methods define a flag and take the arguments of ``absl.flags.DEFINE_...``: name, default, help, and the
-    bounds of a number; ``enum`` takes its values before the help.
+    bounds of a number; ``enum`` takes its values before the help. ``needs`` and ``excludes`` name another flag without
+    which, or with which, the flag means nothing.
 
     Attributes:
       positional: the positional arguments of the parsed command line.
@@ -42,7 +46,7 @@ class Flags(flags.FlagValues):
 
     def __init__(self) -> None:
         super().__init__()
-        self.__dict__.update(positional=[], old_names={}, required={}, titles={}, _title=GENERAL)
+        self.__dict__.update(positional=[], old_names={}, required={}, titles={}, _title=GENERAL, _pairs=[])
         self.boolean("help", False, "Show these flags and exit.", short_name="h")
         self.boolean("version", False, "Show the version and exit.")
         self.boolean("quiet", False, "Show no progress.")
@@ -112,16 +116,22 @@ class Flags(flags.FlagValues):
           reason: the line of error; made from the names if empty.
           wanted: the only value of ``other`` that counts as given; any but the default if None.
         """
+        reason = reason or f"--{flag} means nothing {'without' if together else 'with'} --{other}"
+        self._pairs.append((flag, other, together, reason, wanted))
 
-        def check(given: Mapping[str, Any]) -> bool:
-            has_other = given[other] != self[other].default if wanted is None else given[other] == wanted
-            if given[flag] != self[flag].default and has_other != together:
-                raise flags.ValidationError(
-                    reason or f"--{flag} means nothing {'without' if together else 'with'} --{other}"
-                )
-            return True
-
-        flags.register_multi_flags_validator([flag, other], check, flag_values=self)
+    def check_all(self) -> None:
+        """Raises ``absl.flags.Error`` if a flag is missing, two exclude each other, or a number is not finite."""
+        for flag, other, together, reason, wanted in self._pairs:
+            has_other = self[other].value != self[other].default if wanted is None else self[other].value == wanted
+            if self[flag].value != self[flag].default and has_other != together:
+                raise flags.Error(reason)
+        for name, expected in self.required.items():
+            if not self[name].value:
+                raise flags.Error(f"--{name} is missing, expected {expected}")
+        for name, value in self.flag_values_dict().items():
+            # NaN passes the checks of lower and upper bounds.
+            if isinstance(value, float) and not math.isfinite(value):
+                raise flags.Error(f"flag --{name}={value}: expected a finite number")
 
     def help_text(self, description: str) -> str:
         """Returns the text of ``--help``, with ``description`` before the flags; mandatory flags come first."""

@@ -22,12 +22,9 @@ PROBES = 4
 """Number of drawn images whose features are stored beside the weights."""
 
 FLAGS = command_line.Flags()
-FLAGS.string("store", "", "Folder of a finished run whose network is to be stored.")
-FLAGS.string("output", "", "Where to; a name alone is a folder of the package.")
-FLAGS.check_pair("store", "output")
-FLAGS.check_pair("output", "store")
-FLAGS.enum("checkpoint", "last", list(CHECKPOINTS), "Which network of the run.")
-FLAGS.check_pair("checkpoint", "store")
+FLAGS.string("store", "", "Folder of a finished run whose network is to be stored.", needs="output")
+FLAGS.string("output", "", "Where to; a name alone is a folder of the package.", needs="store")
+FLAGS.enum("checkpoint", "last", list(CHECKPOINTS), "Which network of the run.", needs="store")
 
 
 def main(values: command_line.Flags) -> None:
