@@ -13,7 +13,7 @@ import numpy as np
 from han_tf.common.errors import UserError
 from han_tf.common.processes import usable_cores
 from han_tf.runs.card import ModelCard
-from han_tf.runtimes import model_file
+from han_tf.runtimes import in_batches, model_file
 from han_tf.runtimes.quiet_openvino import openvino
 
 BATCHES = (1, 4, 16)
@@ -82,8 +82,7 @@ class OpenVINOModel:
                 free.put(request)
 
         try:
-            for start in range(0, len(images), size):
-                batch = images[start : start + size]
+            for batch in in_batches(images, size):
                 count = len(batch)
                 if count < size:
                     batch = np.concatenate([batch, np.zeros((size - count, *batch.shape[1:]), np.uint8)])

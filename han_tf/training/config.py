@@ -88,12 +88,8 @@ RECIPES: dict[str, Mapping[str, Any]] = {
 
 ``paper``: none. ``strong``: the augmentation and label smoothing of published trainings from scratch that reached the
 paper's numbers at this size, and later drops of the learning rate: after the first drop, a network fits its training
-images and learns little more. HAN Small on Market-1501 (rank-1 / mAP): 73.5 / 51.0 with ``paper`` in 40 epochs,
-76.7 / 54.2 with ``strong`` in 35, 30 of them on smaller images, 79.8 / 59.3 with ``--random_erasing`` as well in 52, 44
-of them on smaller images, 89.9 / 75.6 with the triplet loss beside cross-entropy in the last 75 of 134 (75 on smaller
-images). The triplet loss takes a lower rate: from the same network, one epoch at 0.003 gave 79.0 / 58.3 without it and
-82.2 / 62.5 with it; 0.01 served for 42 epochs; at 0.03 it ruined the network (experiments/RESULTS.md). The parts of
-``strong`` have not been measured separately.
+images and learns little more. The parts of ``strong`` have not been measured separately. experiments/RESULTS.md has the
+accuracies of both, and of additions to ``strong``, among them the triplet loss, which needs a lower learning rate.
 """
 
 
