@@ -28,7 +28,6 @@ from types import ModuleType
 from typing import Any, Optional, Union
 
 import numpy as np
-from absl import flags
 
 from han_tf.common import cli as command_line
 from han_tf.common.errors import UserError
@@ -158,7 +157,7 @@ FLAGS.integer("k", 10, "Nearest images per query in --per_query.", 0, needs="per
 FLAGS.old_name("topk", "k")
 
 for _flag in ("model", "runs_dir", "checkpoint", "dataset", "split", "data_dir", "skip_bad_images", "images"):
-    FLAGS.check_pair(_flag, "features", False, f"features from files are no run's, expected them without --{_flag}")
+    FLAGS.check_pair(_flag, "features", False, f"features from files belong to no run, expected them without --{_flag}")
 for _flag in ("rerank", "query_expansion", "database_augmentation"):
     for _other in ("images", "query_is_gallery"):
         FLAGS.check_pair(_flag, _other, False, f"--{_flag} with --{_other}: each image would be its own neighbour")
@@ -167,20 +166,16 @@ for _flag in ("rerank", "query_expansion", "database_augmentation", "branches", 
 FLAGS.check_pair(
     "qe_alpha", "query_expansion", True, "--qe_alpha means nothing without --query_expansion=alpha", "alpha"
 )
-flags.register_validator(
+FLAGS.check_value(
     "per_query",
     lambda path: not path or Path(path).suffix in PER_QUERY_FORMATS,
     f"expected a name that ends in {' or '.join(PER_QUERY_FORMATS)}",
-    flag_values=FLAGS,
 )
-flags.register_validator(
-    "false_accept_rate", lambda rate: rate is None or rate > 0, "expected a rate above 0", flag_values=FLAGS
-)
-flags.register_validator(
+FLAGS.check_value("false_accept_rate", lambda rate: rate is None or rate > 0, "expected a rate above 0")
+FLAGS.check_value(
     "branches",
     lambda names: all(names) and "joint" not in names and len({*names}) == len(names) != 1,
     "expected two or more different names, none of them joint",
-    flag_values=FLAGS,
 )
 
 

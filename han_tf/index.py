@@ -22,6 +22,7 @@ rate); the rate of a search of N images can be up to N times as high.
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import combinations
 from typing import Any, Optional
 
 import numpy as np
@@ -71,12 +72,8 @@ FLAGS.require("index", "a folder or an address for the gallery")
 FLAGS.check_pair(
     "per_pair", "within", False, "--per_pair takes all pairs of validation images anyway, expected it without --within"
 )
-flags.register_multi_flags_validator(
-    ["threshold", "nothreshold", "calibrate"],
-    lambda values: (values["threshold"] is not None) + values["nothreshold"] + bool(values["calibrate"]) <= 1,
-    "expected one of --threshold, --nothreshold and --calibrate",
-    flag_values=FLAGS,
-)
+for _pair in combinations(("threshold", "nothreshold", "calibrate"), 2):
+    FLAGS.check_pair(*_pair, False, "expected one of --threshold, --nothreshold and --calibrate")
 
 
 def main(values: command_line.Flags) -> None:

@@ -194,14 +194,9 @@ def _run(
 ) -> int:
     values.unparse_flags()  # a second call in one process starts from the defaults again
     try:
-        try:
-            rest = values(argv)[1:]
-        except flags.IllegalFlagValueError:
-            # --help and --version do not need the mandatory flags.
-            if not (values.is_parsed() and (values.help or values.version)):
-                raise
+        rest = values(argv)[1:]
         if values.help:
-            print(values.help_text(description.strip()))
+            print(values.help_text((description or "").strip()))
             return 0
         if values.version:
             print(f"han-tf {__version__}")

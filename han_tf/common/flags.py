@@ -46,7 +46,7 @@ class Flags(flags.FlagValues):
 
     def __init__(self) -> None:
         super().__init__()
-        self.__dict__.update(positional=[], old_names={}, required={}, titles={}, _title=GENERAL, _pairs=[])
+        self.__dict__.update(positional=[], old_names={}, required={}, titles={}, _title=GENERAL, _pairs=[], _values=[])
         self.boolean("help", False, "Show these flags and exit.", short_name="h")
         self.boolean("version", False, "Show the version and exit.")
         self.boolean("quiet", False, "Show no progress.")
@@ -119,8 +119,15 @@ class Flags(flags.FlagValues):
         reason = reason or f"--{flag} means nothing {'without' if together else 'with'} --{other}"
         self._pairs.append((flag, other, together, reason, wanted))
 
+    def check_value(self, name: str, is_valid: Callable[[Any], bool], expected: str) -> None:
+        """Makes ``expected`` the error if ``is_valid`` returns False for the value of the flag ``name``."""
+        self._values.append((name, is_valid, expected))
+
     def check_all(self) -> None:
-        """Raises ``absl.flags.Error`` if a flag is missing, two exclude each other, or a number is not finite."""
+        """Raises ``absl.flags.Error`` if a flag is missing or wrong, or two exclude each other."""
+        for name, is_valid, expected in self._values:
+            if not is_valid(self[name].value):
+                raise flags.Error(f"flag --{name}={self[name].value}: {expected}")
         for flag, other, together, reason, wanted in self._pairs:
             has_other = self[other].value != self[other].default if wanted is None else self[other].value == wanted
             if self[flag].value != self[flag].default and has_other != together:

@@ -50,12 +50,7 @@ FLAGS.boolean("json", False, "Print JSON.")
 FLAGS.group("what to search for")
 FLAGS.define_white_level("that of the gallery's images")
 FLAGS.require("index", "the folder or address of a gallery")
-flags.register_multi_flags_validator(
-    ["threshold", "any_distance"],
-    lambda values: values["threshold"] is None or not values["any_distance"],
-    "--any_distance and --threshold exclude each other",
-    flag_values=FLAGS,
-)
+FLAGS.check_pair("any_distance", "threshold", False, "--any_distance and --threshold exclude each other")
 
 
 def main(values: command_line.Flags) -> None:
