@@ -14,7 +14,7 @@ repeated; images that have changed since are read again. For another list of ima
 features of unchanged images and makes those of new ones. Another model, or another format or precision of it, is
 refused.
 
-An image file that is damaged or no image has no row. A file that cannot be read (no permission, a failing disk or
+A file that is damaged or is not an image gets no row. A file that cannot be read (no permission, a failing disk or
 network) stops the command; repeated, it goes on.
 
 With --ray the work is shared by the machines of a Ray cluster, or by actors on this one (--ray=local). All of them must

@@ -41,10 +41,10 @@ FLAGS.group("data")
 FLAGS.string(
     "dataset",
     "",
-    "Whose images to show, and of whose runs the newest is taken without --model; if empty, the run's own data set (of "
-    "several the first), and any run.",
+    "Data set whose images are shown; without --model, the newest run on it is taken. If empty, any run, and its own "
+    "data set (the first of several).",
 )
-FLAGS.string("split", "", "Protocol variant, as --dataset.")
+FLAGS.string("split", "", "Its protocol variant; without --model, also that of the run.")
 FLAGS.string("data_dir", "", "Data folder; that of the run if empty.")
 FLAGS.boolean("skip_bad_images", False, "Leave out unreadable images instead of stopping.")
 FLAGS.group("output")

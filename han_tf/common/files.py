@@ -66,7 +66,7 @@ def atomic_open(path: Union[str, os.PathLike]) -> Iterator[BinaryIO]:
 
 
 def discard(path: Path) -> None:
-    """Deletes a file that nobody needs, if it is there and can be deleted: for clean-up after an error."""
+    """Deletes a file that is not needed, if it is there and can be deleted: for clean-up after an error."""
     with suppress(OSError):
         os.unlink(path)
 

@@ -99,7 +99,7 @@ def measure_apart(folder: Path, images: np.ndarray, probes: np.ndarray, paths: S
             command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace"
         )
         if done.returncode:
-            said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1].strip()[:300]
+            said = (done.stderr.strip().splitlines() or ["it printed nothing"])[-1].strip()[:300]
             if done.returncode < 0:
                 raise UserError(f"the process that ran it was ended by {signal_name(-done.returncode)}: {said}")
             raise UserError(said)

@@ -42,7 +42,7 @@ def table(report: Mapping[str, Any]) -> str:
             f"({counts['distractors']:,} of them distractors) and {counts['junk']:,} junk, not ranked; "
             f"{counts['queries_without_match']:,} queries without a match, left out",
             *(PROTOCOL[name] for name in PROTOCOL if report.get("protocol", {}).get(name)),
-            *([f"multi: {alone:,} queries have no further images and stand as they are"] if alone else []),
+            *([f"multi: {alone:,} queries have no further images and are used as they are"] if alone else []),
             *(_explained(name, settings) for name, settings in report.get("methods", {}).items()),
         ]
     )

@@ -144,7 +144,7 @@ def test_queries_without_multi_query_boxes_are_counted(subsets):
     few = boxes.where(boxes.camids == 1)
     report = to_json(evaluate_features(query, gallery, few))
     assert report["counts"]["queries_without_multi_query"] == (query.camids == 2).sum() == PEOPLE
-    assert table(report).endswith(f"\nmulti: {PEOPLE} queries have no further images and stand as they are")
+    assert table(report).endswith(f"\nmulti: {PEOPLE} queries have no further images and are used as they are")
     with pytest.raises(UserError, match=f"none of the {2 * PEOPLE} queries has a multi-query image, expected images"):
         evaluate_features(query, gallery, boxes.where(boxes.camids == 3))
 
