@@ -64,16 +64,8 @@ def form(picture: Optional[bytes] = None, **fields: Any) -> tuple[bytes, str]:
 class Load:
     """Clients' requests, and what is known of the images that they add.
 
-    Args:
-      gallery: number of images that the gallery holds before.
-      mix: kind of request -> its share; the kinds are those of :data:`MIX`, and ``correct``.
-
-    Attributes:
-      seconds: times of the answers, by (kind, status).
-      cameras: pid of each image, all different -> the cameras that it may have; none if it was deleted.
-      ids: pid -> id of the images that are there for sure.
-      unsure: pids of images whose addition or deletion was not confirmed.
-      broken: number of clients that lost their connection.
+    ``gallery`` is the number of images that the gallery holds before; ``mix`` maps kinds of requests, those of
+    :data:`MIX` and ``correct``, to their shares.
     """
 
     def __init__(self, gallery: int, mix: Mapping[str, int] = MIX):
@@ -81,11 +73,11 @@ class Load:
         self._kinds, self._shares = list(mix), np.array(list(mix.values())) / sum(mix.values())
         self._pids = itertools.count(1)
         self._pictures = [make_picture(seed) for seed in range(PICTURES)]
-        self.seconds: dict[tuple[str, int], list[float]] = {}
-        self.cameras: dict[int, set[int]] = {}
-        self.ids: dict[int, int] = {}
-        self.unsure: set[int] = set()
-        self.broken = 0
+        self.seconds: dict[tuple[str, int], list[float]] = {}  # times of the answers, by (kind, status)
+        self.cameras: dict[int, set[int]] = {}  # pid of each image -> the cameras it may have; none if it was deleted
+        self.ids: dict[int, int] = {}  # pid -> id of the images that are there for sure
+        self.unsure: set[int] = set()  # pids of images whose addition or deletion was not confirmed
+        self.broken = 0  # number of clients that lost their connection
 
     def run(self, host: str, port: int, clients: int, seconds: float, seed: int = 0) -> None:
         """Sends requests from ``clients`` clients for ``seconds``, or until the service ends."""

@@ -17,17 +17,12 @@ BYTES_PER_ELEMENT = 16
 
 
 class Need(NamedTuple):
-    """Estimates for a training; None if nothing is known.
-
-    Attributes:
-      seconds, memory_mb, disk_mb: time, peak memory and space in its run folder.
-      how: the source of the time.
-    """
+    """Estimates for a training; None if nothing is known."""
 
     seconds: Optional[float]
-    memory_mb: Optional[float]
-    disk_mb: Optional[float]
-    how: str
+    memory_mb: Optional[float]  # at its peak
+    disk_mb: Optional[float]  # in its run folder
+    how: str  # the source of the time
 
 
 def needs(training: Training, images: int, results: Sequence[Result], here: Mapping[str, Any]) -> Need:

@@ -60,19 +60,12 @@ flags.DEFINE_string("output", str(HERE / "RESULTS.md"), "The report; its picture
 
 
 class Report(NamedTuple):
-    """Builds the report.
-
-    Attributes:
-      results: all results.
-      notes_dir: folder of the prose.
-      output: the report's file.
-      results_dir: folder of the results, for the links.
-    """
+    """Builds the report."""
 
     results: Sequence[Result]
-    notes_dir: Path
-    output: Path
-    results_dir: Path
+    notes_dir: Path  # folder of the prose
+    output: Path  # the report's file
+    results_dir: Path  # folder of the results, for the links
 
     def text(self) -> str:
         """Returns the whole report; its pictures are :meth:`draw`'s."""

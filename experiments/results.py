@@ -36,15 +36,10 @@ RUNTIMES = ("openvino", "onnxruntime")
 
 @dataclass(frozen=True)
 class Result:
-    """One JSON of the results' folder.
+    """One JSON of the results' folder."""
 
-    Attributes:
-      name: of the file, without its suffix.
-      data: its content; ``data["kind"]`` is one of :data:`KINDS`.
-    """
-
-    name: str
-    data: dict[str, Any]
+    name: str  # of the file, without its suffix
+    data: dict[str, Any]  # its content; data["kind"] is one of KINDS
 
     def __getitem__(self, key: str) -> Any:
         return self.data[key]

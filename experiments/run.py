@@ -85,14 +85,10 @@ flags.DEFINE_boolean("dry_run", False, "Only say what would be run and what it n
 
 
 class Runner:
-    """Runs a plan.
+    """Runs a plan of a scale.
 
-    Args:
-      plan: the trainings and measurements.
-      scale: a key of :data:`experiments.plan.SCALES`.
-      runs_dir: folder for run folders, logs and locks.
-      results_dir: folder of the results.
-      data_dir: the data set's folder; ``""`` for the default one.
+    Run folders, logs and locks go to ``runs_dir``, results to ``results_dir``. ``data_dir`` is the data set's folder;
+    ``""`` for the default one.
     """
 
     def __init__(self, plan: Plan, scale: str, runs_dir: Path, results_dir: Path, data_dir: str = ""):

@@ -31,19 +31,14 @@ def unlinked(name: str, text: str) -> str:
 class Group(NamedTuple):
     """The results of an experiment under one schedule.
 
-    Attributes:
-      experiment, scale: see :func:`groups`.
-      epochs: of all its trainings.
-      model: the network in place of the table's one; ``""`` for none.
-      columns: the columns that have results, by their index among the paper's.
-      cells: (row, column), as indices into the experiment's rows and columns -> results, one per seed.
+    ``cells`` maps indices into the experiment's rows and columns to results, one per seed.
     """
 
     experiment: Experiment
-    scale: str
-    epochs: int
-    model: str
-    columns: Mapping[int, Column]
+    scale: str  # a key of plan.SCALES
+    epochs: int  # of all its trainings
+    model: str  # the network in place of the table's one; "" for none
+    columns: Mapping[int, Column]  # those that have results, by their index among the paper's
     cells: Mapping[tuple[int, int], Sequence[Result]]
 
     @property
