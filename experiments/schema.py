@@ -13,9 +13,11 @@ CONFIGS = Path(__file__).parent / "configs"
 METRICS = ("rank-1", "mAP")
 """The two numbers in each column of the paper's tables, in percent."""
 
-
 HAN_FLOPS = {"Small": "3.68e8", "Medium": "5.33e8", "Large": "7.01e8"}
 """Size of a HAN -> the FLOPs that the paper prints."""
+
+EFFICIENT_FLOPS = {"MobileNet": "5.69e8", "ShuffleNet": "1.40e8", "CondenseNet": "2.74e8"}
+"""Network that HAN is compared with -> the FLOPs that the paper prints."""
 
 
 class Column(NamedTuple):
@@ -63,6 +65,11 @@ def han(size: str, *published: tuple[float, float], erasing: bool = False, reran
         flops=HAN_FLOPS[size],
         smoke=size == "Small" or not erasing,
     )
+
+
+def efficient(name: str, *published: tuple[float, float]) -> Row:
+    """Returns the row of one of :data:`EFFICIENT_FLOPS`, with the paper's numbers for each column."""
+    return Row(name, published, {"model": name.lower()}, flops=EFFICIENT_FLOPS[name])
 
 
 class Counts(NamedTuple):
