@@ -191,7 +191,8 @@ def main(values: flags.FlagValues) -> None:
             kept = len(gallery.entries(sorted(load.ids.values())))
             more = len(gallery) - values.gallery - len(load.ids)
     figures = _figures(load, values, memory, flops)
-    figures[0].update(dimension=dimension, model_format=_said(lines, "model"), exit_status=stopped, added_kept=kept)
+    model = next((line.partition(": ")[2].strip() for line in lines if line.startswith("model: ")), "")
+    figures[0].update(dimension=dimension, model_format=model, exit_status=stopped, added_kept=kept)
     for figure in figures:
         print(json.dumps(figure))
     write_figures(values.output, "service_bench", figures=figures)
@@ -201,10 +202,6 @@ def main(values: flags.FlagValues) -> None:
             f"answered with {sorted(bad)}, {load.broken} broken connections, {more} entries too many, exit {stopped}; "
             "expected 2xx and 503 alone, none broken, none lost, ended by SIGTERM"
         )
-
-
-def _said(lines: list[str], what: str) -> str:
-    return next((line.partition(": ")[2].strip() for line in lines if line.startswith(f"{what}: ")), "")
 
 
 def _figures(load: Load, values: flags.FlagValues, memory: list[float], flops: float) -> list[dict[str, Any]]:

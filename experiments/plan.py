@@ -30,12 +30,12 @@ class Scale(NamedTuple):
     dataset: Optional[str]  # the drawn set that replaces every data set of the paper; None for the real ones
     title: str  # that set's name in tables
     settings: Mapping[str, Any]  # changes to every training's settings
-    in_process: bool = False  # whether trainings share the runner's process, without graphs, to save start-up time
 
 
-_SMOKE = {"epochs": 1, "input_height": 48, "input_width": 32, "panel_images": 0}
 SCALES = {
-    "smoke": Scale("market1501", "tiny drawn set", _SMOKE, in_process=True),
+    "smoke": Scale(
+        "market1501", "tiny drawn set", {"epochs": 1, "input_height": 48, "input_width": 32, "panel_images": 0}
+    ),
     "synthetic": Scale("synthetic", "embedded set", {"epochs": 6, "eval_every": 6}),
     "full": Scale(None, "", {}),
 }
@@ -171,8 +171,7 @@ def make_plan(
     """Returns the plan of some experiments.
 
     Args:
-      experiments: the tables and figures.
-      scale: a key of :data:`SCALES`.
+      experiments, scale: the tables and figures, and a key of :data:`SCALES`.
       datasets, split: see :func:`shown_columns`.
       seeds: one training each.
       rows: words of :func:`selected_rows`.

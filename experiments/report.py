@@ -105,7 +105,7 @@ class Report(NamedTuple):
         mine.sort(key=lambda result: score(result, *SCORES[1][1:]) or 0, reverse=True)
         head = ["training", "data set", *(title for title, *_ in SCORES)]
         lines = [*([] if drawn else _published()), *map(self._scores, mine)]
-        apart = [f"- {self.link(result.name)}: {result['apart']}." for result in mine if "apart" in result.data]
+        apart = [f"- {self.link(result.name)}: {result['apart']}." for result in mine if "apart" in result]
         return self._with_note(name, f"## {SECTIONS[name]}", markdown_table(head, lines, 2), *apart)
 
     def _scores(self, result: Result) -> list[str]:
@@ -183,7 +183,7 @@ def fill(text: str, results: Sequence[Result], where: str) -> str:
     Raises:
       UserError: there is no such result or entry, or the format does not fit it; the message names ``where``.
     """
-    by_name = {result.name: result.data for result in results}
+    by_name = {result.name: result for result in results}
 
     def value(match: "re.Match[str]") -> str:
         name, path, form = match.groups()

@@ -24,15 +24,7 @@ from experiments.counts import TrainingData, count, training_data
 from experiments.launch import claimed, in_child, in_process
 from experiments.needs import Need, duration, free_disk_mb, needs, size
 from experiments.plan import SCALES, TINY, Plan, Training, make_plan, network_of, scale_of
-from experiments.results import (
-    RESULTS,
-    Result,
-    check_replaceable,
-    flags_of,
-    identity,
-    load_results,
-    training_result,
-)
+from experiments.results import RESULTS, Result, check_replaceable, flags_of, identity, load_results, training_result
 from han_tf.common import cli as command_line
 from han_tf.common.errors import UserError
 from han_tf.common.files import atomic_open, read_json, write_json
@@ -97,7 +89,8 @@ class Runner:
         self.runs_dir = runs_dir
         self.results_dir = results_dir
         self.data_dir = data_dir
-        self.launch = in_process if SCALES[scale].in_process else in_child
+        # At the smoke scale starting processes would take longer than the trainings.
+        self.launch = in_process if scale == "smoke" else in_child
         self.data: dict[tuple[str, str], TrainingData] = {}
 
     def results(self) -> list[Result]:
@@ -228,7 +221,7 @@ class Runner:
         smoke = self.scale == "smoke"
         for network, speed in self.plan.networks.items():
             found = [r for r in results if r["kind"] == "network" and network_of(r["settings"]) == network]
-            if any(not speed or ("images_per_second" in r.data and r.get("machine") == here) for r in found):
+            if any(not speed or ("images_per_second" in r and r.get("machine") == here) for r in found):
                 continue
             model, height, width = network
             arguments = [f"--arch={model}", f"--input_height={height}", f"--input_width={width}"]

@@ -71,9 +71,8 @@ def groups(
 
     Args:
       experiment: the table.
-      scale: a key of :data:`experiments.plan.SCALES`.
+      scale, model: see :class:`Group`.
       results: all results.
-      model: the network in place of the table's one; ``""`` for the table's own.
       comparable: leave out groups in which nothing can be compared: those with one row, or with one training that does
         not give all rows.
     """
@@ -163,11 +162,8 @@ def order_agreement(names: Sequence[str], ours: Sequence[Sequence[float]], their
 
     It lists the other pairs or, if they are more than :data:`SHOWN_PAIRS`, our order of all rows. Pairs that are equal
     in the paper have no order and do not count; equal means of ours do not agree. Pairs with several seeds are counted
-    a second time if they are clear, that is, if every seed of one row is above every seed of the other.
-
-    Args:
-      names: of the rows.
-      ours, theirs: their numbers: ours, one per seed, and the paper's.
+    a second time if they are clear, that is, if every seed of one row is above every seed of the other. ``ours`` has a
+    number per seed for each of the rows ``names``, ``theirs`` the paper's number.
     """
     means = [statistics.mean(numbers) for numbers in ours]
     pairs = [(a, b) for a, b in permutations(range(len(names)), 2) if theirs[a] > theirs[b]]
