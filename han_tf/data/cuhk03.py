@@ -78,12 +78,13 @@ def format_name(name: CUHK03Name) -> str:
 
 
 def read_cuhk03(data_dir: PathLike, split: str = "detected") -> ReIDDataset:
-    """Reads either form of CUHK03 (:class:`han_tf.data.DatasetEntry`); CUHK03-NP if both are there.
+    """Reads either form of CUHK03; :class:`han_tf.data.DatasetEntry` says what a reader takes.
 
-    The images of ``cuhk-03.mat`` are extracted first if they have not been extracted yet.
+    CUHK03-NP is read if both are there. The images of ``cuhk-03.mat`` are extracted first if they have not been
+    extracted yet.
 
     Raises:
-      UserError: h5py is needed and not installed, or the files are not as expected.
+      UserError: as there, and if h5py is needed and not installed.
     """
     notes: list[str] = []
     data_dir = _parent_of_split(Path(data_dir), split)

@@ -49,11 +49,11 @@ def read_subsets(root: Path, parse: NameParser, example: str, notes: list[str]) 
 def read_market1501(
     data_dir: PathLike, split: str = "", name: str = "market1501", published: Mapping[str, Counts] = PUBLISHED
 ) -> ReIDDataset:
-    """Reads the data set called ``name`` in one of the :data:`LAYOUTS` (:class:`han_tf.data.DatasetEntry`).
+    """Reads a data set in one of the :data:`LAYOUTS`; :class:`han_tf.data.DatasetEntry` says what a reader takes.
 
     ``multi_query`` holds the boxes of ``gt_bbox`` whose person and camera have a query image, as in the published
-    multi-query protocol. In the ``published`` counts it is the whole of ``gt_bbox``. ``gt_query`` (ground truth as .mat
-    files) is not read.
+    multi-query protocol. ``gt_query`` (ground truth as .mat files) is not read. ``name`` is the data set's registry
+    name; its ``published`` counts are compared with the files, that of ``multi_query`` with the whole of ``gt_bbox``.
     """
     root = find_folder(data_dir, "market1501", *LAYOUTS)
     notes: list[str] = []

@@ -34,10 +34,10 @@ parse_name = name_parser(r"(?P<pid>\d{1,255})_\d+_(?P<camid>\d{1,255})_.+")
 
 
 def read_msmt17(data_dir: PathLike, split: str = "") -> ReIDDataset:
-    """Reads MSMT17 (:class:`han_tf.data.DatasetEntry`); for evaluation the lists of query and gallery are enough.
+    """Reads MSMT17; :class:`han_tf.data.DatasetEntry` says what a reader takes.
 
-    The split ``""`` trains on ``list_train.txt`` alone, as most published results do; ``"trainval"`` adds
-    ``list_val.txt``.
+    For evaluation the lists of query and gallery are enough. The split ``""`` trains on ``list_train.txt`` alone, as
+    most published results do; ``"trainval"`` adds ``list_val.txt``.
     """
     tested = ["list_query.txt", "list_gallery.txt"]
     if split == "trainval":

@@ -26,7 +26,11 @@ _NAME = re.compile(r"(\d{1,255})_\d+")
 
 
 def read_occluded_reid(data_dir: PathLike, split: str = "") -> ReIDDataset:
-    """Reads Occluded-REID (:class:`han_tf.data.DatasetEntry`); no image may lie in another person's folder."""
+    """Reads Occluded-REID; :class:`han_tf.data.DatasetEntry` says what a reader takes.
+
+    Raises:
+      UserError: as there, and if an image lies in another person's folder.
+    """
     root = find_folder(data_dir, "occludedreid", [folder for folder, _ in FOLDERS.values()])
     notes = ["no training images: for evaluation only"]
     subsets = {subset: _read_subset(root / folder, camid, notes) for subset, (folder, camid) in FOLDERS.items()}
