@@ -67,22 +67,14 @@ SIZES = {
 
 
 class Case(NamedTuple):
-    """A measurement.
+    """A measurement."""
 
-    Attributes:
-      size: a key of :data:`SIZES`.
-      seconds, megabytes: bars for the time, and for the memory above the features.
-      scaled: whether the bar for the time is scaled by the matrix product.
-      neighbours: those of the re-ranking: ``exact``, ``ivf`` or ``hnsw``; ``""`` for no re-ranking.
-      repeated: whether it is short enough to be measured several times.
-    """
-
-    size: str
-    seconds: Optional[float] = None
-    megabytes: Optional[float] = None
-    scaled: bool = False
-    neighbours: str = ""
-    repeated: bool = False
+    size: str  # a key of SIZES
+    seconds: Optional[float] = None  # the bar for the time
+    megabytes: Optional[float] = None  # the bar for the memory above the features
+    scaled: bool = False  # whether the bar for the time is scaled by the matrix product
+    neighbours: str = ""  # those of the re-ranking: exact, ivf or hnsw; "" for no re-ranking
+    repeated: bool = False  # whether it is short enough to be measured several times
 
 
 CASES = {

@@ -42,13 +42,10 @@ def norms(model: ReIDNetwork) -> list[tf.keras.layers.BatchNormalization]:
     return [layer for layer in model.submodules if isinstance(layer, tf.keras.layers.BatchNormalization)]
 
 
-def look_at(model: ReIDNetwork, batches: np.ndarray, momentum: float = 0.0) -> None:
-    """Updates the network's moving averages with batches of images.
+def update_averages(model: ReIDNetwork, batches: np.ndarray, momentum: float = 0.0) -> None:
+    """Updates the network's moving averages with training images, ``[n, batch, height, width, 3]`` uint8.
 
-    Args:
-      model: the network.
-      batches: training images, ``[n, batch, height, width, 3]`` uint8.
-      momentum: of the moving averages; 0 for plain means over all batches.
+    With a ``momentum`` of 0 they become plain means over all batches.
     """
     for number, images in enumerate(batches):
         for layer in norms(model):
@@ -82,11 +79,9 @@ def main(values: command_line.Flags) -> None:
     chosen = np.random.default_rng(values.seed).permutation(len(images))[: values.batches * BATCH]
     batches = images[chosen[: len(chosen) // BATCH * BATCH]].reshape(-1, BATCH, *images.shape[1:])
     figures = []
-    for rule in ("running", "batch", "averaged", "momentum 0.9"):
-        if rule == "averaged":
-            look_at(run.model, batches)
-        elif rule == "momentum 0.9":
-            look_at(run.model, batches, 0.9)
+    for rule, momentum in {"running": None, "batch": None, "averaged": 0.0, "momentum 0.9": 0.9}.items():
+        if momentum is not None:
+            update_averages(run.model, batches, momentum)
         scores = score(run.model, list(dataset.query), list(dataset.gallery), training=rule == "batch")
         figures.append({"statistics": rule, **scores})
         print(f"{rule}: rank-1 {scores['rank-1']:.1%}, mAP {scores['mAP']:.1%}", flush=True)

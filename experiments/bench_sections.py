@@ -21,14 +21,10 @@ DAMAGED = ("inputs", "read", "refused", "peak_mb")
 
 
 def figures_table(head: str, line: str, figures: Iterable[Mapping[str, Any]], left: int = 1) -> str:
-    """Returns a Markdown table with a line for each figure.
+    """Returns a Markdown table with a line for each figure, whose first ``left`` columns are aligned to the left.
 
-    Args:
-      head: the headings, with `` | `` in between.
-      line: the formats of the cells, likewise, e.g. ``{case} | {seconds:.2f} s``; where an entry is missing, the
-        cell is empty.
-      figures: entries by name.
-      left: how many columns are aligned to the left.
+    ``head`` holds the headings, with `` | `` in between, ``line`` the formats of the cells, e.g. ``{case} |
+    {seconds:.2f} s``. Where an entry is missing, the cell is empty.
     """
 
     def cell(form: str, figure: Mapping[str, Any]) -> str:

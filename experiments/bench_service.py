@@ -63,16 +63,8 @@ def form(picture: Optional[bytes] = None, **fields: Any) -> tuple[bytes, str]:
 class Load:
     """Clients' requests, and what is known of the images that they add.
 
-    Args:
-      gallery: number of images that the gallery holds before.
-      mix: kind of request -> its share; the kinds are those of :data:`MIX`, and ``correct``.
-
-    Attributes:
-      seconds: times of the answers, by (kind, status).
-      cameras: pid of each image, all different -> the cameras that it may have; none if it was deleted.
-      ids: pid -> id of the images that are there for sure.
-      unsure: pids of images whose addition or deletion was not confirmed.
-      broken: number of clients that lost their connection.
+    ``gallery`` is the number of images that the gallery holds before; ``mix`` maps kinds of requests, those of
+    :data:`MIX` and ``correct``, to their shares.
     """
 
     def __init__(self, gallery: int, mix: Mapping[str, int] = MIX):
@@ -80,11 +72,11 @@ class Load:
         self._kinds, self._shares = list(mix), np.array(list(mix.values())) / sum(mix.values())
         self._pids = itertools.count(1)
         self._pictures = [make_picture(seed) for seed in range(PICTURES)]
-        self.seconds: dict[tuple[str, int], list[float]] = {}
-        self.cameras: dict[int, set[int]] = {}
-        self.ids: dict[int, int] = {}
-        self.unsure: set[int] = set()
-        self.broken = 0
+        self.seconds: dict[tuple[str, int], list[float]] = {}  # times of the answers, by (kind, status)
+        self.cameras: dict[int, set[int]] = {}  # pid of each image -> the cameras it may have; none if it was deleted
+        self.ids: dict[int, int] = {}  # pid -> id of the images that are there for sure
+        self.unsure: set[int] = set()  # pids of images whose addition or deletion was not confirmed
+        self.broken = 0  # number of clients that lost their connection
 
     def run(self, host: str, port: int, clients: int, seconds: float, seed: int = 0) -> None:
         """Sends requests from ``clients`` clients for ``seconds``, or until the service ends."""
@@ -198,7 +190,8 @@ def main(values: command_line.Flags) -> None:
             kept = len(gallery.entries(sorted(load.ids.values())))
             more = len(gallery) - values.gallery - len(load.ids)
     figures = _figures(load, values, memory, flops)
-    figures[0].update(dimension=dimension, model_format=_said(lines, "model"), exit_status=stopped, added_kept=kept)
+    model = next((line.partition(": ")[2].strip() for line in lines if line.startswith("model: ")), "")
+    figures[0].update(dimension=dimension, model_format=model, exit_status=stopped, added_kept=kept)
     for figure in figures:
         print(json.dumps(figure))
     write_figures(values.output, "service_bench", figures=figures)
@@ -208,10 +201,6 @@ def main(values: command_line.Flags) -> None:
             f"answered with {sorted(bad)}, {load.broken} broken connections, {more} entries too many, exit {stopped}; "
             "expected 2xx and 503 alone, none broken, none lost, ended by SIGTERM"
         )
-
-
-def _said(lines: list[str], what: str) -> str:
-    return next((line.partition(": ")[2].strip() for line in lines if line.startswith(f"{what}: ")), "")
 
 
 def _figures(load: Load, values: command_line.Flags, memory: list[float], flops: float) -> list[dict[str, Any]]:

@@ -36,9 +36,8 @@ def in_child(
 
     Args:
       module, arguments: the command line.
-      log: its output is appended to this file.
-      held: descriptors of lock files, which the child inherits: if this process is killed, they stay locked until the
-        command ends.
+      log: file to which its output is appended.
+      held: descriptors of lock files that stay locked until the command ends, even if this process is killed.
       poll: called a few times a second.
 
     Returns:

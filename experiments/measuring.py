@@ -33,12 +33,10 @@ def new_flags() -> command_line.Flags:
 
 
 def write_figures(output: str, kind: str, **figures: Any) -> None:
-    """Writes a benchmark's result as ``experiments/results`` holds it; writes nothing if ``output`` is empty.
+    """Writes a benchmark's result to the JSON file ``output``; writes nothing if ``output`` is empty.
 
-    Args:
-      output: the JSON file.
-      kind: one of :data:`experiments.results.KINDS`.
-      figures: its entries, beside those of :func:`experiments.results.stamp`.
+    The result has ``kind``, one of :data:`experiments.results.KINDS`, the ``figures``, and
+    :func:`experiments.results.stamp`.
     """
     if output:
         write_json(output, {"kind": kind, **figures, **stamp()})

@@ -17,31 +17,20 @@ BYTES_PER_ELEMENT = 16
 
 
 class Need(NamedTuple):
-    """Estimates for a training; None if nothing is known.
-
-    Attributes:
-      seconds, memory_mb, disk_mb: time, peak memory and space in its run folder.
-      how: the source of the time.
-    """
+    """Estimates for a training; None if nothing is known."""
 
     seconds: Optional[float]
-    memory_mb: Optional[float]
-    disk_mb: Optional[float]
-    how: str
+    memory_mb: Optional[float]  # at its peak
+    disk_mb: Optional[float]  # in its run folder
+    how: str  # the source of the time
 
 
 def needs(training: Training, images: int, results: Sequence[Result], here: Mapping[str, Any]) -> Need:
-    """Estimates what ``training`` needs, from earlier results.
+    """Estimates what ``training`` on that many images needs, from earlier results.
 
     The time comes from the latest training of the same network at the same size, or else from another network's, scaled
-    by multiply-adds; trainings on this machine go first. Memory is that of an earlier training of the same network and
-    batch size, or at least the estimate from the number of elements that the convolutions put out.
-
-    Args:
-      training: the training.
-      images: number of training images.
-      results: earlier results.
-      here: this machine.
+    by multiply-adds; trainings on the machine ``here`` go first. Memory is that of an earlier training of the same
+    network and batch size, or at least the estimate from the number of elements that the convolutions put out.
     """
     config, costs = training.config, {network_of(r["settings"]): r for r in results if r["kind"] == "network"}
     mine = network_of(config.to_dict())

@@ -25,24 +25,17 @@ TINY = {
 
 
 class Scale(NamedTuple):
-    """Data and settings at which experiments are run.
+    """Data and settings at which experiments are run."""
 
-    Attributes:
-      dataset: the drawn set that replaces every data set of the paper; None for the real ones.
-      title: that set's name in tables.
-      settings: changes to every training's settings.
-      in_process: whether trainings share the runner's process, and run without graphs, to save start-up time.
-    """
-
-    dataset: Optional[str]
-    title: str
-    settings: Mapping[str, Any]
-    in_process: bool = False
+    dataset: Optional[str]  # the drawn set that replaces every data set of the paper; None for the real ones
+    title: str  # that set's name in tables
+    settings: Mapping[str, Any]  # changes to every training's settings
 
 
-_SMOKE = {"epochs": 1, "input_height": 48, "input_width": 32, "panel_images": 0}
 SCALES = {
-    "smoke": Scale("market1501", "tiny drawn set", _SMOKE, in_process=True),
+    "smoke": Scale(
+        "market1501", "tiny drawn set", {"epochs": 1, "input_height": 48, "input_width": 32, "panel_images": 0}
+    ),
     "synthetic": Scale("synthetic", "embedded set", {"epochs": 6, "eval_every": 6}),
     "full": Scale(None, "", {}),
 }
@@ -111,19 +104,12 @@ def family(model: str) -> str:
 
 @dataclass
 class Training:
-    """A training, and what tables show of it.
-
-    Attributes:
-      config: its settings.
-      wanted: the results that are shown: (feature, query type, re-ranked).
-      experiments: the names of the experiments that need it.
-      sheet: whether an attention sheet is drawn.
-    """
+    """A training, and what tables show of it."""
 
     config: TrainConfig
-    wanted: set[tuple[str, str, bool]] = field(default_factory=set)
-    experiments: list[str] = field(default_factory=list)
-    sheet: bool = False
+    wanted: set[tuple[str, str, bool]] = field(default_factory=set)  # results: feature, query type, whether re-ranked
+    experiments: list[str] = field(default_factory=list)  # names of those that need it
+    sheet: bool = False  # whether an attention sheet is drawn
 
     @property
     def name(self) -> str:
@@ -162,17 +148,13 @@ def selected_rows(experiment: Experiment, scale: str, words: Sequence[str] = ())
 class Plan:
     """Everything that some experiments need, each thing once.
 
-    Attributes:
-      trainings: by :attr:`Training.identity`.
-      networks: (model, height, width) whose FLOPs are shown -> whether their speed is shown, too.
-      dimensions: feature dimensions whose search is timed.
-      datasets: data sets to count.
+    ``networks`` maps the (model, height, width) whose FLOPs are shown to whether their speed is shown, too.
     """
 
-    trainings: dict[tuple, Training] = field(default_factory=dict)
+    trainings: dict[tuple, Training] = field(default_factory=dict)  # by Training.identity
     networks: dict[tuple[str, int, int], bool] = field(default_factory=dict)
-    dimensions: set[int] = field(default_factory=set)
-    datasets: set[str] = field(default_factory=set)
+    dimensions: set[int] = field(default_factory=set)  # feature dimensions whose search is timed
+    datasets: set[str] = field(default_factory=set)  # data sets to count
 
 
 def make_plan(
@@ -189,8 +171,7 @@ def make_plan(
     """Returns the plan of some experiments.
 
     Args:
-      experiments: the tables and figures.
-      scale: a key of :data:`SCALES`.
+      experiments, scale: the tables and figures, and a key of :data:`SCALES`.
       datasets, split: see :func:`shown_columns`.
       seeds: one training each.
       rows: words of :func:`selected_rows`.

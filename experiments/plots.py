@@ -97,7 +97,7 @@ def cost_effectiveness(group: Group, results: Sequence[Result]) -> Figure:
             if cost is not None:
                 point = statistics.mean(numbers), row.name, COLOURS[index % len(COLOURS)]
                 _point(by_cost, cost["macs"], *point)
-                if "images_per_second" in cost.data:
+                if "images_per_second" in cost:
                     _point(by_speed, cost["images_per_second"], *point)
         by_cost.set(
             xscale="log", xlabel="multiply-adds per image at 160×64; quoted: as published, at their own input sizes"

@@ -58,19 +58,12 @@ FLAGS.string("output", str(HERE / "RESULTS.md"), "The report; its pictures go be
 
 
 class Report(NamedTuple):
-    """Builds the report.
-
-    Attributes:
-      results: all results.
-      notes_dir: folder of the prose.
-      output: the report's file.
-      results_dir: folder of the results, for the links.
-    """
+    """Builds the report."""
 
     results: Sequence[Result]
-    notes_dir: Path
-    output: Path
-    results_dir: Path
+    notes_dir: Path  # folder of the prose
+    output: Path  # the report's file
+    results_dir: Path  # folder of the results, for the links
 
     def text(self) -> str:
         """Returns the whole report; its pictures are :meth:`draw`'s."""
@@ -110,7 +103,7 @@ class Report(NamedTuple):
         mine.sort(key=lambda result: score(result, *SCORES[1][1:]) or 0, reverse=True)
         head = ["training", "data set", *(title for title, *_ in SCORES)]
         lines = [*([] if drawn else _published()), *map(self._scores, mine)]
-        apart = [f"- {self.link(result.name)}: {result['apart']}." for result in mine if "apart" in result.data]
+        apart = [f"- {self.link(result.name)}: {result['apart']}." for result in mine if "apart" in result]
         return self._with_note(name, f"## {SECTIONS[name]}", markdown_table(head, lines, 2), *apart)
 
     def _scores(self, result: Result) -> list[str]:
@@ -188,7 +181,7 @@ def fill(text: str, results: Sequence[Result], where: str) -> str:
     Raises:
       UserError: there is no such result or entry, or the format does not fit it; the message names ``where``.
     """
-    by_name = {result.name: result.data for result in results}
+    by_name = {result.name: result for result in results}
 
     def value(match: "re.Match[str]") -> str:
         name, path, form = match.groups()

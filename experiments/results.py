@@ -6,7 +6,6 @@ import os
 import statistics
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -34,24 +33,12 @@ RUNTIMES = ("openvino", "onnxruntime")
 """Packages that may run a model, beside TensorFlow."""
 
 
-@dataclass(frozen=True)
-class Result:
-    """One JSON of the results' folder.
+class Result(dict[str, Any]):
+    """The content of one JSON of the results' folder, and the file's name without its suffix."""
 
-    Attributes:
-      name: of the file, without its suffix.
-      data: its content; ``data["kind"]`` is one of :data:`KINDS`.
-    """
-
-    name: str
-    data: dict[str, Any]
-
-    def __getitem__(self, key: str) -> Any:
-        return self.data[key]
-
-    def get(self, key: str, default: Any = None) -> Any:
-        """Returns an entry of :attr:`data`, or ``default``."""
-        return self.data.get(key, default)
+    def __init__(self, name: str, data: Mapping[str, Any]):
+        super().__init__(data)
+        self.name = name
 
 
 def load_results(folder: Union[str, os.PathLike]) -> list[Result]:
@@ -84,7 +71,7 @@ def reading(where: Union[str, os.PathLike]) -> Iterator[None]:
 
 def shown_trainings(results: Iterable[Result]) -> list[Result]:
     """Returns the trainings that tables may show."""
-    return [result for result in results if result["kind"] == "training" and "apart" not in result.data]
+    return [result for result in results if result["kind"] == "training" and "apart" not in result]
 
 
 def check_replaceable(folder: Union[str, os.PathLike], name: str, data: Mapping[str, Any]) -> None:
@@ -144,10 +131,8 @@ def flags_of(values: Mapping[str, Any]) -> list[str]:
 def training_result(run_dir: Union[str, os.PathLike], peak_mb: Optional[float] = None) -> dict[str, Any]:
     """Returns the result of a finished run, from the files in its folder.
 
-    Args:
-      run_dir: holds ``metrics.json``, and ``evaluation.json`` if it was evaluated again (with re-ranking). An
-        evaluation of another network or on other data is ignored.
-      peak_mb: the most memory the training held, in MiB, if known.
+    It holds ``metrics.json``, and ``evaluation.json`` if it was evaluated again (with re-ranking). An evaluation of
+    another network or on other data is ignored. ``peak_mb`` is the most memory the training held, in MiB, if known.
 
     Raises:
       UserError: the folder holds no finished run.

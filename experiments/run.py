@@ -24,15 +24,7 @@ from experiments.counts import TrainingData, count, training_data
 from experiments.launch import claimed, in_child, in_process
 from experiments.needs import Need, duration, free_disk_mb, needs, size
 from experiments.plan import SCALES, TINY, Plan, Training, make_plan, network_of, scale_of
-from experiments.results import (
-    RESULTS,
-    Result,
-    check_replaceable,
-    flags_of,
-    identity,
-    load_results,
-    training_result,
-)
+from experiments.results import RESULTS, Result, check_replaceable, flags_of, identity, load_results, training_result
 from han_tf.common import cli as command_line
 from han_tf.common.errors import UserError
 from han_tf.common.files import atomic_open, read_json, write_json
@@ -79,14 +71,10 @@ FLAGS.boolean("dry_run", False, "Only say what would be run and what it needs.")
 
 
 class Runner:
-    """Runs a plan.
+    """Runs a plan of a scale.
 
-    Args:
-      plan: the trainings and measurements.
-      scale: a key of :data:`experiments.plan.SCALES`.
-      runs_dir: folder for run folders, logs and locks.
-      results_dir: folder of the results.
-      data_dir: the data set's folder; ``""`` for the default one.
+    Run folders, logs and locks go to ``runs_dir``, results to ``results_dir``. ``data_dir`` is the data set's folder;
+    ``""`` for the default one.
     """
 
     def __init__(self, plan: Plan, scale: str, runs_dir: Path, results_dir: Path, data_dir: str = ""):
@@ -95,7 +83,8 @@ class Runner:
         self.runs_dir = runs_dir
         self.results_dir = results_dir
         self.data_dir = data_dir
-        self.launch = in_process if SCALES[scale].in_process else in_child
+        # At the smoke scale starting processes would take longer than the trainings.
+        self.launch = in_process if scale == "smoke" else in_child
         self.data: dict[tuple[str, str], TrainingData] = {}
 
     def results(self) -> list[Result]:
@@ -226,7 +215,7 @@ class Runner:
         smoke = self.scale == "smoke"
         for network, speed in self.plan.networks.items():
             found = [r for r in results if r["kind"] == "network" and network_of(r["settings"]) == network]
-            if any(not speed or ("images_per_second" in r.data and r.get("machine") == here) for r in found):
+            if any(not speed or ("images_per_second" in r and r.get("machine") == here) for r in found):
                 continue
             model, height, width = network
             arguments = [f"--arch={model}", f"--input_height={height}", f"--input_width={width}"]

@@ -13,24 +13,20 @@ CONFIGS = Path(__file__).parent / "configs"
 METRICS = ("rank-1", "mAP")
 """The two numbers in each column of the paper's tables, in percent."""
 
-
 HAN_FLOPS = {"Small": "3.68e8", "Medium": "5.33e8", "Large": "7.01e8"}
 """Size of a HAN -> the FLOPs that the paper prints."""
 
+EFFICIENT_FLOPS = {"MobileNet": "5.69e8", "ShuffleNet": "1.40e8", "CondenseNet": "2.74e8"}
+"""Network that HAN is compared with -> the FLOPs that the paper prints."""
+
 
 class Column(NamedTuple):
-    """A pair of columns, rank-1 and mAP.
+    """A pair of columns, rank-1 and mAP."""
 
-    Attributes:
-      title: the paper's heading.
-      dataset, split: registry names of the data that is trained on and tested.
-      query: ``single`` or ``multi``.
-    """
-
-    title: str
-    dataset: str
+    title: str  # the paper's heading
+    dataset: str  # registry name of the data that is trained on and tested
     split: str = ""
-    query: str = "single"
+    query: str = "single"  # or multi
 
 
 MARKET = Column("Market-1501", "market1501")
@@ -46,24 +42,17 @@ MSMT17 = Column("MSMT17", "msmt17")
 class Row:
     """One row of a table.
 
-    Attributes:
-      name: unique within a table.
-      published: the paper's (rank-1, mAP) for each column, in percent; None where it prints none.
-      settings: the training's changes to :class:`han_tf.training.config.TrainConfig`; None for a row that is
-        only quoted, because its method is not part of this project.
-      feature: whose result the row shows: ``joint``, ``global`` or ``local``.
-      reranked: whether it is the result after re-ranking.
-      flops: the paper's FLOPs, as printed except for the notation of powers.
-      smoke: whether the row is run at the smallest scale.
+    Its settings are the training's changes to :class:`han_tf.training.config.TrainConfig`; None for a row that is only
+    quoted, because its method is not part of this project.
     """
 
-    name: str
-    published: Sequence[Optional[tuple[Optional[float], Optional[float]]]]
+    name: str  # unique within a table
+    published: Sequence[Optional[tuple[Optional[float], Optional[float]]]]  # (rank-1, mAP) of each column, in percent
     settings: Optional[Mapping[str, Any]] = None
-    feature: str = "joint"
-    reranked: bool = False
-    flops: str = ""
-    smoke: bool = True
+    feature: str = "joint"  # whose result the row shows: joint, global or local
+    reranked: bool = False  # whether it is the result after re-ranking
+    flops: str = ""  # the paper's, as printed except for the notation of powers
+    smoke: bool = True  # whether the row is run at the smallest scale
 
 
 def han(size: str, *published: tuple[float, float], erasing: bool = False, reranked: bool = False) -> Row:
@@ -78,49 +67,34 @@ def han(size: str, *published: tuple[float, float], erasing: bool = False, reran
     )
 
 
+def efficient(name: str, *published: tuple[float, float]) -> Row:
+    """Returns the row of one of :data:`EFFICIENT_FLOPS`, with the paper's numbers for each column."""
+    return Row(name, published, {"model": name.lower()}, flops=EFFICIENT_FLOPS[name])
+
+
 class Counts(NamedTuple):
-    """The paper's counts of a data set, a row of Table 2.
+    """The paper's counts of a data set, a row of Table 2."""
 
-    Attributes:
-      title: as the paper prints it.
-      dataset: registry name.
-      published: identities, those of training and of testing, images, cameras.
-      counted: split -> the subsets that the paper's number of images includes.
-    """
-
-    title: str
-    dataset: str
-    published: tuple[int, int, int, int, int]
-    counted: Mapping[str, Sequence[str]]
+    title: str  # as the paper prints it
+    dataset: str  # registry name
+    published: tuple[int, int, int, int, int]  # identities, those of training and of testing, images, cameras
+    counted: Mapping[str, Sequence[str]]  # split -> the subsets that the paper's number of images includes
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """A table or figure of the paper, made from trainings.
-
-    Attributes:
-      title: one line.
-      columns: its data sets, in the paper's order.
-      rows: in the paper's order.
-      counts: the rows of Table 2, which has neither columns nor rows of the other kind.
-      trains: False for one that only shows results of other experiments' trainings.
-      flops: whether it shows FLOPs, so that the networks have to be counted.
-      speed: whether it shows images per second, too.
-      search: whether it shows the search time for each of its feature dimensions.
-      sheet: whether an attention sheet is drawn for each training.
-      name: the config's name, such as ``table9``.
-    """
+    """A table or figure of the paper, made from trainings."""
 
     title: str
-    columns: Sequence[Column] = ()
-    rows: Sequence[Row] = ()
-    counts: Sequence[Counts] = ()
-    trains: bool = True
-    flops: bool = False
-    speed: bool = False
-    search: bool = False
-    sheet: bool = False
-    name: str = ""
+    columns: Sequence[Column] = ()  # the data sets, in the paper's order
+    rows: Sequence[Row] = ()  # in the paper's order
+    counts: Sequence[Counts] = ()  # the rows of Table 2, which has neither columns nor rows of the other kind
+    trains: bool = True  # False if it only shows results of other experiments' trainings
+    flops: bool = False  # whether it shows FLOPs, so that the networks have to be counted
+    speed: bool = False  # whether it shows images per second, too
+    search: bool = False  # whether it shows the search time for each of its feature dimensions
+    sheet: bool = False  # whether an attention sheet is drawn for each training
+    name: str = ""  # the config's, such as table9
 
     @property
     def model(self) -> str:

@@ -31,19 +31,14 @@ def unlinked(name: str, text: str) -> str:
 class Group(NamedTuple):
     """The results of an experiment under one schedule.
 
-    Attributes:
-      experiment, scale: see :func:`groups`.
-      epochs: of all its trainings.
-      model: the network in place of the table's one; ``""`` for none.
-      columns: the columns that have results, by their index among the paper's.
-      cells: (row, column), as indices into the experiment's rows and columns -> results, one per seed.
+    ``cells`` maps indices into the experiment's rows and columns to results, one per seed.
     """
 
     experiment: Experiment
-    scale: str
-    epochs: int
-    model: str
-    columns: Mapping[int, Column]
+    scale: str  # a key of plan.SCALES
+    epochs: int  # of all its trainings
+    model: str  # the network in place of the table's one; "" for none
+    columns: Mapping[int, Column]  # those that have results, by their index among the paper's
     cells: Mapping[tuple[int, int], Sequence[Result]]
 
     @property
@@ -76,9 +71,8 @@ def groups(
 
     Args:
       experiment: the table.
-      scale: a key of :data:`experiments.plan.SCALES`.
+      scale, model: see :class:`Group`.
       results: all results.
-      model: the network in place of the table's one; ``""`` for the table's own.
       comparable: leave out groups in which nothing can be compared: those with one row, or with one training that does
         not give all rows.
     """
@@ -168,11 +162,8 @@ def order_agreement(names: Sequence[str], ours: Sequence[Sequence[float]], their
 
     It lists the other pairs or, if they are more than :data:`SHOWN_PAIRS`, our order of all rows. Pairs that are equal
     in the paper have no order and do not count; equal means of ours do not agree. Pairs with several seeds are counted
-    a second time if they are clear, that is, if every seed of one row is above every seed of the other.
-
-    Args:
-      names: of the rows.
-      ours, theirs: their numbers: ours, one per seed, and the paper's.
+    a second time if they are clear, that is, if every seed of one row is above every seed of the other. ``ours`` has a
+    number per seed for each of the rows ``names``, ``theirs`` the paper's number.
     """
     means = [statistics.mean(numbers) for numbers in ours]
     pairs = [(a, b) for a, b in permutations(range(len(names)), 2) if theirs[a] > theirs[b]]

@@ -29,16 +29,12 @@ from han_tf.weights import read_arrays, resolve
 class Kind(NamedTuple):
     """A kind of input.
 
-    Attributes:
-      name: its name.
-      share: of all inputs.
-      make: called with the folder that :func:`experiments.chaos.kills.prepare` has filled, and with a folder into
-        which it writes valid inputs, each as a file or folder.
-      read: reads one of them.
+    ``make`` gets the folder that :func:`experiments.chaos.kills.prepare` has filled, and a folder into which it writes
+    valid inputs, each as a file or folder; ``read`` reads one of them.
     """
 
     name: str
-    share: float
+    share: float  # of all inputs
     make: Callable[[Path, Path], Any]
     read: Callable[[Path], Any]
 

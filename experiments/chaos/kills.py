@@ -30,19 +30,12 @@ MODEL = "onnx-float32"
 
 
 class Work(NamedTuple):
-    """A command that is disturbed.
-
-    Attributes:
-      name: its name.
-      command: runs it to the end in a folder; returns the exit status.
-      rows: reads its results there: pairs of a key and numbers.
-      tolerance: most by which the numbers may differ from those of an undisturbed command.
-    """
+    """A command that is disturbed."""
 
     name: str
-    command: Callable[[Path], int]
-    rows: Callable[[Path], Iterable[tuple[str, Any]]]
-    tolerance: float = 0.0
+    command: Callable[[Path], int]  # runs it to the end in a folder; returns the exit status
+    rows: Callable[[Path], Iterable[tuple[str, Any]]]  # reads its results there: pairs of a key and numbers
+    tolerance: float = 0.0  # most by which the numbers may differ from those of an undisturbed command
 
 
 def prepare(root: Path) -> list[Work]:

@@ -31,36 +31,23 @@ OF_DISK = KINDS[2:]
 
 
 class Fault(NamedTuple):
-    """What disturbs a command.
+    """What disturbs a command."""
 
-    Attributes:
-      kind: one of :data:`KINDS`.
-      after: number of calls beneath the command's folder after which it begins.
-      seconds: when the command is killed instead; None for never.
-    """
-
-    kind: str = ""
-    after: int = 0
-    seconds: Optional[float] = None
+    kind: str = ""  # one of KINDS
+    after: int = 0  # number of calls beneath the command's folder after which it begins
+    seconds: Optional[float] = None  # when the command is killed instead; None for never
 
 
 UNDISTURBED = Fault()
 
 
 class Ended(NamedTuple):
-    """How a command ended.
+    """How a command ended."""
 
-    Attributes:
-      status: exit status, or minus the signal that ended it.
-      said: the end of what it printed.
-      calls: writes and reads beneath the folder; zeros if it was killed or the library is not loaded.
-      seconds: how long it ran.
-    """
-
-    status: int
-    said: str
-    calls: tuple[int, int]
-    seconds: float
+    status: int  # exit status, or minus the signal that ended it
+    said: str  # the end of what it printed
+    calls: tuple[int, int]  # writes and reads beneath the folder; zeros if it was killed or the library is not loaded
+    seconds: float  # how long it ran
 
 
 class Child(ForkProcess):

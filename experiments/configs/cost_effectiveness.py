@@ -13,7 +13,7 @@ minute per network to measure its speed, for which nothing else should be runnin
   python -m experiments.run cost_effectiveness --dataset market1501
 """
 
-from experiments.schema import MARKET, Experiment, Row, han
+from experiments.schema import MARKET, Experiment, Row, efficient, han
 
 EXPERIMENT = Experiment(
     title="Cost-effectiveness of every network",
@@ -24,9 +24,9 @@ EXPERIMENT = Experiment(
         han("Large", (91.6, 76.7)),
         Row("HAN, Inception units", ((91.2, 75.7),), {"model": "han_inception"}, flops="1.09e9"),
         Row("HAN, residual units", ((91.0, 75.0),), {"model": "han_residual"}, flops="1.34e9"),
-        Row("MobileNet", ((84.6, 64.3),), {"model": "mobilenet"}, flops="5.69e8"),
-        Row("ShuffleNet", ((80.6, 58.4),), {"model": "shufflenet"}, flops="1.40e8"),
-        Row("CondenseNet", ((83.5, 62.8),), {"model": "condensenet"}, flops="2.74e8"),
+        efficient("MobileNet", (84.6, 64.3)),
+        efficient("ShuffleNet", (80.6, 58.4)),
+        efficient("CondenseNet", (83.5, 62.8)),
         Row("ResNet50", (None,), {"model": "resnet50"}, flops="3.80e9"),
     ),
     flops=True,

@@ -20,7 +20,7 @@ from experiments.schema import (
     MARKET_SQ,
     MSMT17,
     Experiment,
-    Row,
+    efficient,
     han,
 )
 
@@ -28,24 +28,9 @@ EXPERIMENT = Experiment(
     title="Comparisons with efficient neural networks",
     columns=(MARKET_SQ, MARKET_MQ, DUKE, CUHK03_LABELLED, CUHK03_DETECTED, MSMT17),
     rows=(
-        Row(
-            "MobileNet",
-            ((84.6, 64.3), (89.3, 72.8), (72.1, 50.9), (36.1, 35.5), (35.0, 34.3), (53.8, 26.4)),
-            {"model": "mobilenet"},
-            flops="5.69e8",
-        ),
-        Row(
-            "ShuffleNet",
-            ((80.6, 58.4), (86.4, 67.0), (70.0, 48.2), (35.6, 35.1), (33.2, 33.3), (42.8, 18.9)),
-            {"model": "shufflenet"},
-            flops="1.40e8",
-        ),
-        Row(
-            "CondenseNet",
-            ((83.5, 62.8), (88.2, 70.8), (72.6, 51.3), (33.4, 33.5), (32.1, 31.8), (54.2, 26.5)),
-            {"model": "condensenet"},
-            flops="2.74e8",
-        ),
+        efficient("MobileNet", (84.6, 64.3), (89.3, 72.8), (72.1, 50.9), (36.1, 35.5), (35.0, 34.3), (53.8, 26.4)),
+        efficient("ShuffleNet", (80.6, 58.4), (86.4, 67.0), (70.0, 48.2), (35.6, 35.1), (33.2, 33.3), (42.8, 18.9)),
+        efficient("CondenseNet", (83.5, 62.8), (88.2, 70.8), (72.6, 51.3), (33.4, 33.5), (32.1, 31.8), (54.2, 26.5)),
         han("Small", (89.4, 73.2), (93.2, 80.8), (78.9, 61.9), (42.7, 42.4), (40.9, 40.0), (56.3, 29.2)),
         han("Medium", (90.7, 74.5), (93.9, 81.9), (80.0, 63.4), (42.0, 42.3), (42.8, 42.0), (57.1, 30.3)),
         han("Large", (91.6, 76.7), (94.2, 83.4), (80.6, 64.1), (46.5, 46.1), (47.5, 45.5), (60.1, 32.6)),

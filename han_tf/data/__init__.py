@@ -20,13 +20,7 @@ from han_tf.data.joined import joined, named_datasets
 from han_tf.data.market1501 import read_market1501
 from han_tf.data.msmt17 import read_msmt17
 from han_tf.data.occluded_reid import read_occluded_reid
-from han_tf.data.records import (
-    DISTRACTOR_PID,
-    JUNK_PID,
-    Record,
-    ReIDDataset,
-    check_protocol,
-)
+from han_tf.data.records import DISTRACTOR_PID, JUNK_PID, Record, ReIDDataset, check_protocol
 from han_tf.data.synthetic_dataset import read_synthetic
 
 __all__ = [
@@ -45,29 +39,21 @@ __all__ = [
 class DatasetEntry:
     """One data set of the registry.
 
-    Attributes:
-      read: takes (data_dir, split), returns the data set, not yet checked.
-      data_dir: default folder.
-      description: one line.
-      splits: the protocol's variants, the default first; ``("",)`` where there is only one.
-      multi_query: whether it has images for multi-query evaluation.
-      spellings: other spellings of a split -> its name in ``splits``.
+    ``read`` takes a folder as the data set's README describes it, or its parent, and one of ``splits``. It returns the
+    data set, not yet checked, and raises UserError if the files are not as the README says.
     """
 
     read: Callable[[PathLike, str], ReIDDataset]
-    data_dir: str
-    description: str
-    splits: tuple[str, ...] = ("",)
-    multi_query: bool = False
-    spellings: Mapping[str, str] = field(default_factory=dict)
+    data_dir: str  # default folder
+    description: str  # one line
+    splits: tuple[str, ...] = ("",)  # the protocol's variants, the default first
+    multi_query: bool = False  # whether it has images for multi-query evaluation
+    spellings: Mapping[str, str] = field(default_factory=dict)  # other spellings of a split -> its name in splits
 
 
 DATASETS: dict[str, DatasetEntry] = {
     "synthetic": DatasetEntry(
-        read_synthetic,
-        "datasets/synthetic/data",
-        "drawn pedestrians, 6 cameras; made on first use",
-        multi_query=True,
+        read_synthetic, "datasets/synthetic/data", "drawn pedestrians, 6 cameras; made on first use", multi_query=True
     ),
     "cuhk03": DatasetEntry(
         read_cuhk03,

@@ -1,7 +1,8 @@
 """Random changes to training images; off by default, as in the paper.
 
-Each function takes a batch and a seed and draws from that seed alone. The result depends neither on how the pipeline is
-scheduled nor on where a run is resumed.
+Each function takes images, ``[batch, height, width, 3]`` uint8, and a seed, ``[2]`` int. It returns as many images of
+the same size and dtype, each of them changed with a ``probability``. It draws from the seed alone, so that the result
+depends neither on how the pipeline is scheduled nor on where a run is resumed.
 """
 
 from collections.abc import Collection
@@ -13,16 +14,7 @@ PLACES_TRIED = 100
 
 
 def horizontal_flip(images: tf.Tensor, seed: tf.Tensor, probability: float = 0.5) -> tf.Tensor:
-    """Mirrors images left to right.
-
-    Args:
-      images: ``[batch, height, width, 3]`` uint8.
-      seed: ``[2]`` int.
-      probability: of each image to be mirrored.
-
-    Returns:
-      ``[batch, height, width, 3]`` uint8.
-    """
+    """Mirrors images left to right."""
     flipped = tf.random.stateless_uniform([tf.shape(images)[0], 1, 1, 1], seed) < probability
     return tf.where(flipped, tf.reverse(images, [2]), images)
 
@@ -36,20 +28,10 @@ def random_erasing(
 ) -> tf.Tensor:
     """Fills a rectangle of an image with random pixels (Zhong et al. 2017b, Algorithm 1).
 
-    Area, aspect ratio and upper left corner are drawn uniformly, and all of them again until the rectangle lies within
-    the image. This favours small rectangles: implementations that draw the corner among the places where the rectangle
-    fits erase more. Sides are rounded to whole pixels. If none of :data:`PLACES_TRIED` rectangles fits, the image is
-    left unchanged.
-
-    Args:
-      images: ``[batch, height, width, 3]`` uint8.
-      seed: ``[2]`` int.
-      probability: of each image to be erased from.
-      area: least and greatest area, as fractions of the image's.
-      aspect: least and greatest height / width.
-
-    Returns:
-      ``[batch, height, width, 3]`` uint8; erased values are uniform in [0, 255].
+    ``area`` (as a fraction of the image's), ``aspect`` (height / width) and upper left corner are drawn uniformly, and
+    all of them again until the rectangle lies within the image. This favours small rectangles: implementations that
+    draw the corner among the places where the rectangle fits erase more. Sides are rounded to whole pixels. If none of
+    :data:`PLACES_TRIED` rectangles fits, the image is left unchanged. Erased values are uniform in [0, 255].
     """
     batch, height, width = tf.shape(images)[0], images.shape[1], images.shape[2]
     chance_seed, shape_seed, corner_seed, fill_seed = tf.unstack(tf.random.split(seed, 4))
@@ -81,22 +63,14 @@ def random_erasing(
     return tf.reshape(erased, tf.shape(images))
 
 
-def random_translation(
-    images: tf.Tensor, seed: tf.Tensor, probability: float = 0.5, enlargement: float = 1 / 8
-) -> tf.Tensor:
+def random_translation(images: tf.Tensor, seed: tf.Tensor, probability: float = 0.5) -> tf.Tensor:
     """Enlarges images and crops them back to their size at a random place.
 
-    Args:
-      images: ``[batch, height, width, 3]`` uint8.
-      seed: ``[2]`` int.
-      probability: of each image to be enlarged.
-      enlargement: of both sides, as a fraction; the enlarged sides are rounded to whole pixels.
-
-    Returns:
-      ``[batch, height, width, 3]`` uint8: bilinear values, rounded; the crop's corner is a uniformly drawn whole pixel.
+    Both sides grow by an eighth, rounded to whole pixels. Values are bilinear, rounded; the crop's corner is a
+    uniformly drawn whole pixel.
     """
     batch, (height, width) = tf.shape(images)[0], images.shape[1:3]
-    enlarged = [round(side * (1 + enlargement)) for side in (height, width)]
+    enlarged = [round(side * 1.125) for side in (height, width)]
     chance_seed, row_seed, column_seed = tf.unstack(tf.random.split(seed, 3))
     rows = tf.random.stateless_uniform([batch, 1], row_seed, 0, enlarged[0] - height + 1, tf.int32) + tf.range(height)
     columns = tf.random.stateless_uniform([batch, 1], column_seed, 0, enlarged[1] - width + 1, tf.int32)
@@ -119,17 +93,12 @@ SEEDED = ("horizontal_flip", "random_erasing", "random_translation")
 
 
 def augment(images: tf.Tensor, names: Collection[str], seed: int, epoch: int, batch: tf.Tensor) -> tf.Tensor:
-    """Applies augmentations to a batch of an epoch.
+    """Applies augmentations to the images of a batch.
 
     Args:
       images: ``[batch, height, width, 3]`` uint8.
       names: which keys of :data:`AUGMENTATIONS`.
-      seed: the run's seed.
-      epoch: number of the epoch.
-      batch: scalar int64, number of the batch in its epoch.
-
-    Returns:
-      ``[batch, height, width, 3]`` uint8.
+      seed, epoch, batch: the run's seed, the number of the epoch, and that of the batch in it, scalar int64.
     """
     of_epoch = tf.constant([seed, epoch], tf.int64)
     seeds = tf.random.split(tf.random.fold_in(of_epoch, tf.cast(batch, tf.int64)), len(SEEDED))

@@ -8,19 +8,12 @@ from han_tf.data.records import DISTRACTOR_PID, JUNK_PID, Record, ReIDDataset
 
 
 class Counts(NamedTuple):
-    """Size of one subset; None where nothing was published.
+    """Size of one subset; None where nothing was published."""
 
-    Attributes:
-      images: images, junk not counted.
-      identities: distinct pids, :data:`JUNK_PID` and :data:`DISTRACTOR_PID` not counted.
-      cameras: distinct camera ids, junk not counted.
-      junk: images with pid :data:`JUNK_PID`.
-    """
-
-    images: Optional[int] = None
-    identities: Optional[int] = None
-    cameras: Optional[int] = None
-    junk: Optional[int] = None
+    images: Optional[int] = None  # junk not counted
+    identities: Optional[int] = None  # distinct pids, JUNK_PID and DISTRACTOR_PID not counted
+    cameras: Optional[int] = None  # distinct camera ids, junk not counted
+    junk: Optional[int] = None  # images with pid JUNK_PID
 
 
 def count(records: Sequence[Record]) -> Counts:
@@ -35,14 +28,9 @@ def count(records: Sequence[Record]) -> Counts:
 
 
 def differences(subsets: Mapping[str, Sequence[Record]], published: Mapping[str, Counts]) -> tuple[str, ...]:
-    """Returns one sentence for each count that differs from the published one.
+    """Returns a sentence such as ``"train: 12,935 images, published 12,936"`` for each count that differs.
 
-    Args:
-      subsets: subset name -> records; a published subset that is missing counts as empty.
-      published: subset name -> counts.
-
-    Returns:
-      Sentences such as ``"train: 12,935 images, published 12,936"``; empty if nothing differs.
+    Both arguments are by the name of the subset; a published subset that is missing counts as empty.
     """
     sentences = []
     for subset, expected in published.items():

@@ -25,11 +25,7 @@ _WHY_CAMID = (
 
 
 def read_csv(data_dir: PathLike, split: str = "") -> ReIDDataset:
-    """Reads the data set that a CSV file describes.
-
-    Args:
-      data_dir: the CSV file, or a folder with a ``records.csv``.
-      split: only ``""``.
+    """Reads the data set that a CSV file, or the ``records.csv`` in a folder, describes.
 
     Raises:
       UserError: the file is missing or unreadable, a column is missing, a row is invalid (the message names its line),

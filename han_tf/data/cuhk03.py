@@ -78,15 +78,13 @@ def format_name(name: CUHK03Name) -> str:
 
 
 def read_cuhk03(data_dir: PathLike, split: str = "detected") -> ReIDDataset:
-    """Reads CUHK03; extracts the images of ``cuhk-03.mat`` first if they have not been extracted yet.
+    """Reads either form of CUHK03; :class:`han_tf.data.DatasetEntry` says what a reader takes.
 
-    Args:
-      data_dir: the folder of either form, or its parent; CUHK03-NP is taken if both are there.
-      split: ``detected`` or ``labelled``.
+    CUHK03-NP is read if both are there. The images of ``cuhk-03.mat`` are extracted first if they have not been
+    extracted yet.
 
     Raises:
-      UserError: a file or folder is missing or unreadable, a file name is invalid, or h5py is needed and not
-        installed.
+      UserError: as there, and if h5py is needed and not installed.
     """
     notes: list[str] = []
     data_dir = _parent_of_split(Path(data_dir), split)
@@ -135,17 +133,10 @@ def require_h5py(path: PathLike) -> ModuleType:
 
 
 def extract_images(mat: Path, split: str) -> Path:
-    """Writes all images of one split of ``cuhk-03.mat`` as PNG, unless the folder exists already.
+    """Writes all images of one split of ``mat`` as PNG to ``images_{split}`` beside it, and returns that folder.
 
-    The images are written to a temporary folder that is renamed when it is complete. After an interruption the next
-    call continues where the last one stopped.
-
-    Args:
-      mat: the file.
-      split: ``detected`` or ``labelled``.
-
-    Returns:
-      The folder with the images, ``images_{split}`` beside ``mat``.
+    If the folder exists, nothing is written. The images are written to a temporary folder that is renamed when it is
+    complete. After an interruption the next call continues where the last one stopped.
 
     Raises:
       UserError: h5py is not installed, or ``mat`` is not as expected.
@@ -212,10 +203,9 @@ def _save_png(path: Path, image: np.ndarray) -> None:
 def _find_protocol(root: Path, split: str) -> Path:
     """Returns the path of the protocol file, which lies beside ``cuhk-03.mat`` or one folder up."""
     names = [f"cuhk03_new_protocol_config_{spelling}.mat" for spelling in _SPELLINGS[split]]
-    for folder in (root, root.parent):
-        for name in names:
-            if (folder / name).is_file():
-                return folder / name
+    for folder, name in itertools.product((root, root.parent), names):
+        if (folder / name).is_file():
+            return folder / name
     raise UserError(f"{root}: no protocol file {names[0]} found, expected it beside cuhk-03.mat")
 
 

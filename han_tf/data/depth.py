@@ -60,7 +60,7 @@ class Depth:
         return result
 
     def add(self, scaled: Mapping[float, tuple[int, float]]) -> None:
-        """Counts the images of another one's :attr:`scaled` as well."""
+        """Adds the counts of another object's :attr:`scaled`."""
         with self._lock:
             for white, (count, brightest) in scaled.items():
                 before, most = self.scaled.get(white, (0, brightest))

@@ -20,16 +20,7 @@ parse_name = name_parser(r"(?P<pid>\d{1,255})_c(?P<camid>\d{1,255})_f\d+")
 
 
 def read_dukemtmc(data_dir: PathLike, split: str = "") -> ReIDDataset:
-    """Reads DukeMTMC-reID.
-
-    Args:
-      data_dir: the folder with ``bounding_box_train``, ``query`` and ``bounding_box_test``, or its parent; for
-        evaluation ``query`` and ``bounding_box_test`` or ``gallery`` are enough.
-      split: only ``""``: the set has one protocol.
-
-    Raises:
-      UserError: a folder is missing or an image's file name is invalid.
-    """
+    """Reads DukeMTMC-reID in one of the :data:`LAYOUTS`; :class:`han_tf.data.DatasetEntry` says what a reader takes."""
     root = find_folder(data_dir, "dukemtmc", *LAYOUTS)
     notes: list[str] = []
     subsets = read_subsets(root, parse_name, "0005_c2_f0046985.jpg", notes)

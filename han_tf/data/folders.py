@@ -144,21 +144,15 @@ def name_parser(pattern: str) -> NameParser:
     return parse
 
 
-def read_folder(
-    folder: Path,
-    parse: NameParser,
-    example: str,
-    notes: list[str],
-) -> tuple[Record, ...]:
+def read_folder(folder: Path, parse: NameParser, example: str, notes: list[str]) -> tuple[Record, ...]:
     """Returns one record for each image in ``folder``, sorted by name.
-
-    A note counts the entries that are ignored, except hidden files, ``Thumbs.db`` and ``desktop.ini``.
 
     Args:
       folder: an existing folder; it is not searched recursively.
       parse: for the file names.
       example: a valid name, for the message.
-      notes: a sentence is appended if anything is ignored.
+      notes: gets a sentence with the number of entries that are ignored, except hidden files, ``Thumbs.db`` and
+        ``desktop.ini``.
 
     Raises:
       UserError: an image's file name is invalid.

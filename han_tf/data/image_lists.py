@@ -147,7 +147,7 @@ def listed_records(records: Sequence[Record], checksum: bool = False) -> ImageLi
     """
     collected = _Collected(checksum)
     for record in records:
-        collected.add(record.path, record.pid, record.camid, math.nan)
+        collected.add(*record)
     return collected.sorted()
 
 
@@ -176,7 +176,7 @@ class _Collected:
         self.paths: list[str] = []
         self.pids, self.camids, self.times = array("q"), array("q"), array("d")
 
-    def add(self, path: str, pid: int, camid: int, time: float) -> None:
+    def add(self, path: str, pid: int = UNKNOWN, camid: int = UNKNOWN, time: float = math.nan) -> None:
         self.paths.append(os.path.abspath(path))
         self.pids.append(pid)
         self.camids.append(camid)
@@ -184,7 +184,7 @@ class _Collected:
 
     def add_files(self, paths: Union[Sequence[str], Iterator[str]], parse: "_Parse") -> None:
         for path in paths:
-            self.add(path, **{"pid": UNKNOWN, "camid": UNKNOWN, "time": math.nan, **parse(path)})
+            self.add(path, **parse(path))
 
     def sorted(self) -> ImageList:
         order = sorted(range(len(self.paths)), key=self.paths.__getitem__)
@@ -286,7 +286,7 @@ def _entries(folder: str) -> list[os.DirEntry]:
 def _matches(pattern: str, passed: Counter) -> Iterator[str]:
     """Yields the images that match, and those in and below folders that match, as :func:`_walk` does.
 
-    Other than :mod:`glob`, it ends where links lead in circles, and raises UserError if a folder cannot be read.
+    Unlike :mod:`glob`, it stops at circular links, and raises UserError if a folder cannot be read.
     """
     folders, files = [], set()
     for hit in _expanded("", pattern.split(os.sep), passed):
@@ -336,7 +336,7 @@ def _read_csv(source: str, collected: _Collected, parse: _Parse) -> None:
             raise UserError(f"{where}: path is {fields['path']!r}, expected an image file")
         path = os.path.join(folder, fields["path"])
         told = {name: _field(where, name, fields[name]) for name in FIELDS if fields.get(name)}
-        collected.add(path, **{"pid": UNKNOWN, "camid": UNKNOWN, "time": math.nan, **parse(path), **told})
+        collected.add(path, **{**parse(path), **told})
 
 
 def _field(where: str, name: str, text: str) -> Union[int, float]:

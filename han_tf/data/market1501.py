@@ -5,9 +5,10 @@ junk, 0000 a distractor (see :mod:`han_tf.data.records`). A few files of the pub
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
-from han_tf.data.counts import Counts, differences
+from han_tf.data.counts import Counts, compared
 from han_tf.data.folders import NameParser, PathLike, find_folder, name_parser, read_folder
 from han_tf.data.records import Record, ReIDDataset
 
@@ -32,13 +33,8 @@ parse_name = name_parser(r"(?P<pid>-1|\d{1,255})_c(?P<camid>\d{1,255})s\d+_\d+_\
 def read_subsets(root: Path, parse: NameParser, example: str, notes: list[str]) -> dict[str, tuple[Record, ...]]:
     """Returns train, query and gallery of a folder with one of the :data:`LAYOUTS`.
 
-    Args:
-      root: the folder.
-      parse, example: as for :func:`han_tf.data.folders.read_folder`.
-      notes: sentences on missing folders and ignored entries are appended.
-
-    Raises:
-      UserError: an image's file name is invalid.
+    The other arguments and errors are those of :func:`han_tf.data.folders.read_folder`; ``notes`` also gets a sentence
+    if there are no training images.
     """
     gallery = "bounding_box_test" if (root / "bounding_box_test").exists() else "gallery"
     subsets = {"train": (), "query": (), "gallery": ()}
@@ -51,42 +47,22 @@ def read_subsets(root: Path, parse: NameParser, example: str, notes: list[str]) 
 
 
 def read_market1501(
-    data_dir: PathLike,
-    split: str = "",
-    name: str = "market1501",
-    published: Mapping[str, Counts] = PUBLISHED,
+    data_dir: PathLike, split: str = "", name: str = "market1501", published: Mapping[str, Counts] = PUBLISHED
 ) -> ReIDDataset:
-    """Reads a folder in Market-1501's layout.
+    """Reads a data set in one of the :data:`LAYOUTS`; :class:`han_tf.data.DatasetEntry` says what a reader takes.
 
     ``multi_query`` holds the boxes of ``gt_bbox`` whose person and camera have a query image, as in the published
-    multi-query protocol. ``gt_query`` (ground truth as .mat files) is not read.
-
-    Args:
-      data_dir: the folder with ``bounding_box_train``, ``query`` and ``bounding_box_test``, or its parent; for
-        evaluation ``query`` and ``bounding_box_test`` or ``gallery`` are enough.
-      split: only ``""``: the set has one protocol.
-      name: the registry name of the data set.
-      published: counts to compare with; ``multi_query`` counts the whole of ``gt_bbox``.
-
-    Raises:
-      UserError: a folder is missing or an image's file name is invalid.
+    multi-query protocol. ``gt_query`` (ground truth as .mat files) is not read. ``name`` is the data set's registry
+    name; its ``published`` counts are compared with the files, that of ``multi_query`` with the whole of ``gt_bbox``.
     """
     root = find_folder(data_dir, "market1501", *LAYOUTS)
     notes: list[str] = []
     subsets = read_subsets(root, parse_name, "0002_c1s1_000451_03.jpg", notes)
-    found = dict(subsets)
     if (root / "gt_bbox").is_dir():
-        found["multi_query"] = read_folder(root / "gt_bbox", parse_name, "0001_c1s1_001051_00.jpg", notes)
-        probes = {(record.pid, record.camid) for record in subsets["query"]}
-        subsets["multi_query"] = tuple(r for r in found["multi_query"] if (r.pid, r.camid) in probes)
+        subsets["multi_query"] = read_folder(root / "gt_bbox", parse_name, "0001_c1s1_001051_00.jpg", notes)
     elif "multi_query" in published:
         notes.append("no gt_bbox folder: no multi-query evaluation")
         published = {subset: counts for subset, counts in published.items() if subset != "multi_query"}
-    return ReIDDataset(
-        name=name,
-        split=split,
-        root=str(root),
-        **subsets,
-        differences=differences(found, published),
-        notes=tuple(notes),
-    )
+    dataset = compared(name, split, root, subsets, published, notes)
+    probes = {(record.pid, record.camid) for record in dataset.query}
+    return replace(dataset, multi_query=tuple(r for r in dataset.multi_query if (r.pid, r.camid) in probes))

@@ -19,28 +19,21 @@ PUBLISHED = {
     "gallery": Counts(images=1_000, identities=200, cameras=1),
 }
 
-FOLDERS = {"query": "occluded_body_images", "gallery": "whole_body_images"}
-"""Subset -> its folder."""
-
-CAMERAS = {"query": 1, "gallery": 2}
-"""Subset -> the camera id of its images."""
+FOLDERS = {"query": ("occluded_body_images", 1), "gallery": ("whole_body_images", 2)}
+"""Subset -> its folder, and the camera id of its images."""
 
 _NAME = re.compile(r"(\d{1,255})_\d+")
 
 
 def read_occluded_reid(data_dir: PathLike, split: str = "") -> ReIDDataset:
-    """Reads Occluded-REID.
-
-    Args:
-      data_dir: the folder with ``occluded_body_images`` and ``whole_body_images``, or its parent.
-      split: only ``""``: the set has one protocol.
+    """Reads Occluded-REID; :class:`han_tf.data.DatasetEntry` says what a reader takes.
 
     Raises:
-      UserError: a folder is missing, an image's file name is invalid, or an image lies in another person's folder.
+      UserError: as there, and if an image lies in another person's folder.
     """
-    root = find_folder(data_dir, "occludedreid", tuple(FOLDERS.values()))
+    root = find_folder(data_dir, "occludedreid", [folder for folder, _ in FOLDERS.values()])
     notes = ["no training images: for evaluation only"]
-    subsets = {subset: _read_subset(root / folder, CAMERAS[subset], notes) for subset, folder in FOLDERS.items()}
+    subsets = {subset: _read_subset(root / folder, camid, notes) for subset, (folder, camid) in FOLDERS.items()}
     return compared("occluded_reid", split, root, subsets, PUBLISHED, notes)
 
 

@@ -106,7 +106,7 @@ def upright_pixels(image: Image.Image, depth: Optional[Depth] = None) -> np.ndar
     Returns:
       ``[height, width, 3]`` uint8, RGB.
     """
-    # Whole: the smaller pictures of JPEG's draft mode are means over pixels of which resize() takes single ones.
+    # At full size: JPEG's draft mode averages pixels, of which resize() takes single ones.
     image.load()
     try:
         ImageOps.exif_transpose(image, in_place=True)

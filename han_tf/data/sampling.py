@@ -73,7 +73,7 @@ class PeopleAndImages:
     def _pass(self, rng: np.random.Generator) -> np.ndarray:
         order = rng.permutation(len(self.images_of))
         missing = -len(order) % self.people
-        # Without the people of the last batch, which are the last of the order.
+        # All people but those of the last batch.
         others = order[: len(order) - (self.people - missing)]
         return np.concatenate([order, rng.choice(others, missing, replace=False)]) if missing else order
 

@@ -8,17 +8,12 @@ from han_tf.data.synthetic import SyntheticPedestrians, draw_once
 
 
 def read_synthetic(data_dir: PathLike, split: str = "") -> ReIDDataset:
-    """Reads the default synthetic data set; draws it first unless ``data_dir`` holds the current version.
+    """Reads the default synthetic data set; draws it first as :func:`~han_tf.data.synthetic.draw_once` does.
 
-    A data set that another version of the generator drew from the same arguments is replaced.
-
-    Args:
-      data_dir: the folder for the images, in Market-1501's layout.
-      split: only ``""``.
+    Missing images are only reported in ``differences``.
 
     Raises:
-      UserError: the images cannot be written, ``data_dir`` holds other files or another synthetic data set, or files or
-        folders in it were renamed. Missing images are only reported in ``differences``.
+      UserError: the images cannot be drawn, or files or folders in ``data_dir`` were renamed.
     """
     pedestrians = SyntheticPedestrians()
     draw_once(data_dir, pedestrians)

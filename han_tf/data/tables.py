@@ -22,8 +22,7 @@ def read_table(
 
     Args:
       path: the file.
-      required: names of the required columns.
-      optional: names of the optional columns.
+      required, optional: names of columns.
       reasons: column name -> why it is needed, for the message if this required column alone is missing.
 
     Yields:

@@ -27,6 +27,6 @@ def test_averaged_statistics_are_plain_means():
     norm = tf.keras.layers.BatchNormalization(momentum=0.5)
     model = tf.keras.Sequential([norm])
     batches = np.random.default_rng(0).normal(size=(5, 8, 3)).astype(np.float32)
-    bench_norm.look_at(model, batches)
+    bench_norm.update_averages(model, batches)
     np.testing.assert_allclose(norm.moving_mean, batches.mean(1).mean(0), atol=1e-6)
     np.testing.assert_allclose(norm.moving_variance, batches.var(1).mean(0), atol=1e-6)

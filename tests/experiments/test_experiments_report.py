@@ -104,7 +104,7 @@ def test_results_of_several_commits_are_told():
 
 def test_seeds_of_one_row_are_named_once():
     def named(name, data):
-        return Result(name, data.data)
+        return Result(name, data)
 
     results = [named("all-seed0", training()), named("all-seed1", training(seed=1)), named("hra", training(hard=False))]
     text = tables.render(schema.load("table9"), "full", results, lambda name, shown: f"[{shown}]({name})")
@@ -247,7 +247,7 @@ def test_report_command(tmp_path, capsys):
     drawn = training(dataset="synthetic", rank1=0.5)
     for result in (training(), training(hard=False), training(apart="stopped early", seed=7), network(), drawn):
         (tmp_path / "results").mkdir(exist_ok=True)
-        (tmp_path / "results" / f"{result.name}.json").write_text(json.dumps(result.data))
+        (tmp_path / "results" / f"{result.name}.json").write_text(json.dumps(result))
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "table9.md").write_text("Said of {{network-han_large-160x64:parameters:,}} parameters.\n")
     arguments = [f"--results_dir={tmp_path / 'results'}", f"--notes_dir={tmp_path / 'notes'}"]
@@ -296,9 +296,9 @@ def test_a_damaged_result_is_named(tmp_path, content, words):
 )
 def test_a_result_of_other_types_is_named(tmp_path, capsys, entry, value, reason):
     results = [training(), training(hard=False), network()]
-    results[1].data[entry] = value
+    results[1][entry] = value
     for result in results:
-        (tmp_path / f"{result.name}.json").write_text(json.dumps(result.data))
+        (tmp_path / f"{result.name}.json").write_text(json.dumps(result))
     arguments = [f"--results_dir={tmp_path}", f"--notes_dir={tmp_path}", f"--output={tmp_path / 'RESULTS.md'}"]
     assert run(report_command.main, report_command.FLAGS, report_command.__doc__, ["report", *arguments]) == 1
     (line,) = capsys.readouterr().err.splitlines()
@@ -335,8 +335,8 @@ def test_a_run_is_recorded(tiny_run, tmp_path, capsys):
     metrics = json.loads((tiny_run / "metrics.json").read_text())
     assert [row["mAP"] for row in result["results"]] == [row["mAP"] for row in metrics["results"]]
     assert result["settings"]["epochs"] == 2
-    assert "data_dir" not in json.dumps(result.data)
-    assert str(tiny_run.parent) not in json.dumps(result.data)
+    assert "data_dir" not in json.dumps(result)
+    assert str(tiny_run.parent) not in json.dumps(result)
     assert result["command"] == "python -m han_tf.train " + " ".join(flags_of(result["settings"]))
     assert result["train_images"] > 0
     assert result["seconds"] > 0
@@ -408,7 +408,7 @@ def test_a_benchmark_is_recorded(tmp_path, figures, kind):
     assert record(tmp_path / "figures.json", f"--results_dir={tmp_path / 'results'}", "--name=fast") == 0
     (result,) = load_results(tmp_path / "results")
     assert (result.name, result["kind"], result["commit"]) == ("fast", kind, "c")
-    assert "command" not in result.data
+    assert "command" not in result
     assert result["machine"]["cores"]
 
 

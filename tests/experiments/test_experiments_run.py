@@ -134,7 +134,7 @@ def test_dry_run_says_what_would_be_done(tmp_path, capsys):
     result = training(feature="global", machine=runner.machine())
     result["results"].extend({**result["results"][0], "feature": feature} for feature in ("local", "joint"))
     (tmp_path / "results").mkdir()
-    (tmp_path / "results" / f"{result.name}.json").write_text(json.dumps(result.data))
+    (tmp_path / "results" / f"{result.name}.json").write_text(json.dumps(result))
     arguments = ["--dry_run", f"--runs_dir={tmp_path / 'runs'}", f"--results_dir={tmp_path / 'results'}"]
     assert call("table8", *arguments) == 0
     (line, total) = capsys.readouterr().out.splitlines()
@@ -315,11 +315,11 @@ def test_a_result_of_something_else_is_not_overwritten(prepared, tmp_path):
     other = training(apart="another network")
     (tmp_path / "results").mkdir()
     path = tmp_path / "results" / "market1501-han_large-300epochs-seed0.json"
-    path.write_text(json.dumps(other.data))
+    path.write_text(json.dumps(other))
     (failure,) = prepared.run()
     assert failure.startswith(f"{path} holds the result of something else")
     assert prepared.launched == []
-    assert json.loads(path.read_text()) == other.data
+    assert json.loads(path.read_text()) == other
 
 
 @pytest.mark.parametrize("dataset", ["synthetic", "market1501"])
@@ -329,7 +329,7 @@ def test_only_sheets_of_drawn_people_go_to_the_repository(tmp_path, tiny_data, d
     (wanted,) = plan.trainings.values()
     result = training(**{"dataset": dataset, "epochs": wanted.config.epochs})
     (tmp_path / "repository" / "results").mkdir(parents=True)
-    (tmp_path / "repository" / "results" / f"{wanted.name}.json").write_text(json.dumps(result.data))
+    (tmp_path / "repository" / "results" / f"{wanted.name}.json").write_text(json.dumps(result))
     run_dir = tmp_path / "runs" / wanted.name
     run_dir.mkdir(parents=True)
     (run_dir / "metrics.json").write_text("{}")

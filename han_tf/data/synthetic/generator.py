@@ -4,7 +4,7 @@ import signal
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
@@ -20,7 +20,11 @@ GENERATOR_VERSION = 2
 """Increased by every change after which the same arguments give other pixels."""
 
 _INDICES_PER_PART = 250_000
-# Frame numbers reserved for each of training, test, distractor and junk images, which then do not depend on each other.
+# Frame numbers reserved for each of training, test, distractor and junk images, so that none depends on the others.
+
+
+def _number(default: int, help: str) -> int:
+    return field(default=default, metadata={"help": help})
 
 
 @dataclass(frozen=True)
@@ -36,14 +40,16 @@ class SyntheticPedestrians:
       UserError: a number is out of its range.
     """
 
-    seed: int = 0
-    train_identities: int = 160  # people; others than those to test on
-    test_identities: int = 60
-    train_images_per_camera: int = 3  # of a person by each camera that sees it
-    images_per_camera: int = 3  # of a test person: one query, the others in the gallery
-    multi_query_per_camera: int = 2  # further images of a test person
-    distractors: int = 400  # gallery images of people who are in no query
-    junk: int = 150  # gallery images of body fragments or background
+    seed: int = _number(0, "Seed of everything: people, cameras' scenes, poses, faults.")
+    train_identities: int = _number(160, "Number of people to train on.")
+    test_identities: int = _number(60, "Number of other people to test on.")
+    train_images_per_camera: int = _number(3, "Images of a training person by each of the 4 to 6 cameras that see it.")
+    images_per_camera: int = _number(
+        3, "Images of a test person by each of the 4 to 6 cameras that see it; one is the query."
+    )
+    multi_query_per_camera: int = _number(2, "Further images of a test person per camera, for multi-query evaluation.")
+    distractors: int = _number(400, "Gallery images of people who are in no query.")
+    junk: int = _number(150, "Gallery images of body fragments and background.")
 
     def __post_init__(self):
         most_people, most_images = FIRST_TEST_PID - FIRST_TRAIN_PID - 1, _INDICES_PER_PART // len(CAMERAS)

@@ -19,7 +19,7 @@ import csv
 import io
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -54,7 +54,7 @@ def write_layout(layout: str, root: PathLike, images: Iterable[LabelledImage]) -
 
 def _save(path: Path, image: Image.Image) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    image.save(path, quality=95)  # which PNG leaves aside
+    image.save(path, quality=95)  # PNG ignores the quality
 
 
 def _write_market1501(root: Path, images: Iterable[LabelledImage]) -> None:
@@ -102,17 +102,8 @@ def _write_csv(root: Path, images: Iterable[LabelledImage]) -> None:
         stream.write(table.getvalue().encode())
 
 
-class _Folded(NamedTuple):
-    """An image with labels that fit CUHK03: views 1 and 2 with the numbers 1 to 5 and 6 to 10."""
-
-    subset: str
-    pid: int
-    view: int
-    number: int
-    boxes: dict[str, Image.Image]
-
-
-def _fold(images: Iterable[LabelledImage]) -> Iterator[_Folded]:
+def _fold(images: Iterable[LabelledImage]) -> Iterator[tuple[str, int, int, int, dict[str, Image.Image]]]:
+    """Yields labels that fit CUHK03, and boxes by split: subset, pid, view (1, 2), number (1 to 5, 6 to 10), boxes."""
     filled: dict[tuple[int, int, bool], int] = {}
     for subset, pid, camid, _, image in _people(images):
         view = 1 if camid % 2 else 2
@@ -123,7 +114,7 @@ def _fold(images: Iterable[LabelledImage]) -> Iterator[_Folded]:
         slot = filled[key] = filled.get(key, 1 if subset == "gallery" else 0) + 1
         if slot <= _SLOTS:
             detected = image.crop((0, 0, image.width, image.height - image.height // 12))
-            yield _Folded(subset, pid, view, (view - 1) * _SLOTS + slot, {"detected": detected, "labeled": image})
+            yield subset, pid, view, (view - 1) * _SLOTS + slot, {"detected": detected, "labeled": image}
 
 
 def _write_cuhk03_np(root: Path, images: Iterable[LabelledImage]) -> None:
@@ -140,11 +131,11 @@ def _write_cuhk03(root: Path, images: Iterable[LabelledImage]) -> None:
     with atomic_open(root / "cuhk-03.mat") as stream:
         # MATLAB writes a text header into the first 512 bytes, which HDF5 ignores.
         with h5py.File(stream, "w", userblock_size=512) as file:
-            for item in _fold(images):
-                pair, pid = people.setdefault(item.pid, (len(people) % _PAIRS + 1, len(people) // _PAIRS + 1))
-                name = CUHK03Name(pair, pid, item.view, item.number)
-                subsets[name] = item.subset
-                for split, image in item.boxes.items():
+            for subset, person, view, number, boxes in _fold(images):
+                pair, pid = people.setdefault(person, (len(people) % _PAIRS + 1, len(people) // _PAIRS + 1))
+                name = CUHK03Name(pair, pid, view, number)
+                subsets[name] = subset
+                for split, image in boxes.items():
                     pixels = np.asarray(image.convert("RGB")).transpose(2, 1, 0)
                     references[split][name] = _put(file, pixels, "uint8")
             for split, cells in references.items():
@@ -155,7 +146,7 @@ def _write_cuhk03(root: Path, images: Iterable[LabelledImage]) -> None:
                     grid = np.empty((2 * _SLOTS, size), dtype=h5py.ref_dtype)
                     for idx, pid in np.ndindex(*grid.shape):
                         name = CUHK03Name(pair, pid + 1, 1 if idx < _SLOTS else 2, idx + 1)
-                        grid[idx, pid] = cells.get(name) or _put_empty(file)
+                        grid[idx, pid] = cells.get(name) or _put(file, np.zeros(2, np.uint64), "double", empty=True)
                     pairs.append(_put(file, grid, "cell"))
                 _put(file, np.array([pairs], dtype=h5py.ref_dtype), "cell", split)
         stream.seek(0)
@@ -165,19 +156,17 @@ def _write_cuhk03(root: Path, images: Iterable[LabelledImage]) -> None:
         _write_protocol(root / f"cuhk03_new_protocol_config_{split}.mat", subsets)
 
 
-def _put(file: Any, value: np.ndarray, matlab_class: str, name: str = "") -> Any:
-    """Stores a MATLAB value, under ``name`` or as an unnamed part of a cell array; returns a reference to it."""
+def _put(file: Any, value: np.ndarray, matlab_class: str, name: str = "", empty: bool = False) -> Any:
+    """Stores a MATLAB value, under ``name`` or as an unnamed part of a cell array; returns a reference to it.
+
+    An ``empty`` matrix is stored as its dimensions, with an attribute that marks it as empty.
+    """
     parts = file.require_group("#refs#")
     dataset = file.create_dataset(name or f"#refs#/{len(parts)}", data=value)
     dataset.attrs["MATLAB_class"] = np.bytes_(matlab_class)
+    if empty:
+        dataset.attrs["MATLAB_empty"] = np.uint8(1)
     return dataset.ref
-
-
-def _put_empty(file: Any) -> Any:
-    """Stores an empty matrix as MATLAB does: as its dimensions, with an attribute that marks it as empty."""
-    reference = _put(file, np.zeros(2, np.uint64), "double")
-    file[reference].attrs["MATLAB_empty"] = np.uint8(1)
-    return reference
 
 
 def _write_protocol(path: Path, subsets: dict[CUHK03Name, str]) -> None:
