@@ -10,7 +10,7 @@ from experiments.results import Result, identity, score, shown_trainings
 from experiments.schema import METRICS, Column, Experiment, Row
 from han_tf.common.errors import UserError
 from han_tf.data import DATASETS
-from han_tf.training.config import TrainConfig
+from han_tf.training.config import DEFAULTS, RECIPES, TrainConfig
 
 TINY = {
     "train_identities": 8,
@@ -40,6 +40,10 @@ SCALES = {
     "full": Scale(None, "", {}),
 }
 """Scale by name. The tiny set has Market-1501's layout and is read by its reader."""
+
+
+SCHEDULE = ("epochs", "recipe", "input_height", "input_width", *RECIPES["strong"])
+"""Settings that the trainings of a table have in common, and in which they may all differ from the paper."""
 
 
 def scale_of(scale: str, dataset: str) -> str:
@@ -176,7 +180,7 @@ def make_plan(
       seeds: one training each.
       rows: words of :func:`selected_rows`.
       model: the network in place of an ablation's; ``""`` for none.
-      overrides: settings that override the rows' and the scale's.
+      overrides: settings that override the rows' and the scale's; ``recipe`` those of the recipe that they leave open.
 
     Raises:
       UserError: as :func:`shown_columns`; one of ``rows`` matches no row; ``model`` is given for an experiment that
@@ -205,7 +209,8 @@ def make_plan(
             plan.dimensions.update(row.settings["feature_dim"] for row in chosen)
         columns = shown_columns(experiment, scale, datasets, split)
         for row, column in product(chosen, columns.values()):
-            config = TrainConfig(**{**settings_for(row, column, scale, model), **overrides})
+            settings = {**settings_for(row, column, scale, model), **overrides}
+            config = TrainConfig.of_recipe(settings.pop("recipe", DEFAULTS["recipe"]), **settings)
             if experiment.flops:
                 network = network_of(config.to_dict())
                 plan.networks[network] = plan.networks.get(network, False) or experiment.speed

@@ -24,8 +24,8 @@ QUOTED = "#9a9a9a"
 
 def picture_name(group: Group) -> str:
     """Returns the file name of a picture of one schedule's results; ``""`` if their experiment has none."""
-    name = group.experiment.name
-    return f"{name}-{group.scale}-{group.epochs}epochs.png" if name in PICTURES else ""
+    name, schedule = group.experiment.name, re.sub(r"\W+", "_", f"-{group.schedule}" if group.schedule else "")
+    return f"{name}-{group.scale}-{group.epochs}epochs{schedule}.png" if name in PICTURES else ""
 
 
 def draw(found: Sequence[Group], results: Sequence[Result], folder: Path) -> list[Path]:

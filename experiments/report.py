@@ -104,7 +104,8 @@ class Report(NamedTuple):
         head = ["training", "data set", *(title for title, *_ in SCORES)]
         lines = [*([] if drawn else _published()), *map(self._scores, mine)]
         apart = [f"- {self.link(result.name)}: {result['apart']}." for result in mine if "apart" in result]
-        return self._with_note(name, f"## {SECTIONS[name]}", markdown_table(head, lines, 2), *apart)
+        parts = [f"## {SECTIONS[name]}", markdown_table(head, lines, 2), "\n".join(apart)]
+        return self._with_note(name, *filter(None, parts))
 
     def _scores(self, result: Result) -> list[str]:
         settings = result["settings"]

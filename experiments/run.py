@@ -35,6 +35,7 @@ from han_tf.data import DATASETS
 from han_tf.data.synthetic import SyntheticPedestrians, generate, is_current
 from han_tf.models import MODELS
 from han_tf.runs.environment import machine
+from han_tf.training.config import RECIPES
 
 with command_line.deferred_imports(__name__):
     from experiments import plots
@@ -50,6 +51,9 @@ FLAGS.enum(
 )
 FLAGS.list_of("seeds", [0], "Seeds; several give mean ± deviation.", flags.IntegerParser(0, 2**32 - 1))
 FLAGS.integer("epochs", None, "Instead of the scale's; the results say so.", 1)
+FLAGS.enum("recipe", None, list(RECIPES), "Recipe of the trainings; the results say so.")
+FLAGS.integer("input_height", None, "Image height, pixels, instead of the scale's.", 32)
+FLAGS.integer("input_width", None, "Image width, pixels.", 32)
 FLAGS.strings("rows", [], "Rows to run: names or parts of names.")
 FLAGS.enum("arch", "", ["", *MODELS], "Network instead of an ablation's (Tables 8 to 11), e.g. han_small.")
 FLAGS.old_name("model", "arch")
@@ -332,7 +336,8 @@ def main(values: command_line.Flags) -> None:
         datasets = _there(experiments)
     if values.positional == ["all"] and datasets:
         experiments = [experiment for experiment in experiments if set(experiment.datasets) & set(datasets)]
-    given = {name: getattr(values, name) for name in ("epochs", "cache_mb") if getattr(values, name) is not None}
+    changes = ("epochs", "recipe", "input_height", "input_width", "cache_mb")
+    given = {name: getattr(values, name) for name in changes if getattr(values, name) is not None}
     plan = make_plan(
         experiments,
         scale,

@@ -6,7 +6,7 @@ from itertools import permutations, product
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
-from experiments.plan import SCALES, family, network_of, settings_for, shown_columns
+from experiments.plan import SCALES, SCHEDULE, family, network_of, settings_for, shown_columns
 from experiments.results import Result, identity, score, settings_of, shown_trainings
 from experiments.schema import METRICS, Column, Experiment
 from han_tf.training.config import DEFAULTS, NAMED, TrainConfig
@@ -40,6 +40,7 @@ class Group(NamedTuple):
     model: str  # the network in place of the table's one; "" for none
     columns: Mapping[int, Column]  # those that have results, by their index among the paper's
     cells: Mapping[tuple[int, int], Sequence[Result]]
+    schedule: str = ""  # what else the trainings have in common and the paper has not, in words
 
     @property
     def drawn(self) -> bool:
@@ -65,7 +66,7 @@ class Group(NamedTuple):
 def groups(
     experiment: Experiment, scale: str, results: Sequence[Result], model: str = "", comparable: bool = False
 ) -> list[Group]:
-    """Returns a table's results, one group per number of epochs, the most first.
+    """Returns a table's results, one group per schedule, those with the most epochs first.
 
     If an ablation has no result of its own network, the results of related networks are returned.
 
@@ -91,28 +92,26 @@ def _compares(group: Group) -> bool:
     return len(rows) > 1 and (len(group.results()) > 1 or len(rows) == own)
 
 
-def _groups(experiment: Experiment, scale: str, trainings: Iterable[Result], model: str) -> list[Group]:
-    by_settings: dict[tuple, list[Result]] = {}
-    for result in trainings:
-        by_settings.setdefault(_without_schedule(result["settings"]), []).append(result)
+def _groups(experiment: Experiment, scale: str, trainings: Sequence[Result], model: str) -> list[Group]:
     shown = shown_columns(experiment, scale)
     rows = [(index, row) for index, row in enumerate(experiment.rows) if row.settings is not None]
-    found: dict[int, dict[tuple[int, int], list[Result]]] = {}
+    found: dict[tuple[int, str], dict[tuple[int, int], list[Result]]] = {}
     for (row_index, row), (column_index, column) in product(rows, shown.items()):
-        for result in by_settings.get(_without_schedule(settings_for(row, column, scale, model)), ()):
-            if score(result, row.feature, column.query, row.reranked, METRICS[0]) is not None:
-                cells = found.setdefault(result["settings"]["epochs"], {})
-                cells.setdefault((row_index, column_index), []).append(result)
+        expected = dict(identity(settings_for(row, column, scale, model)))
+        for result in trainings:
+            settings = result["settings"]
+            differing = {name for name, value in identity(settings) if value != expected[name]} - {"seed"}
+            is_shown = score(result, row.feature, column.query, row.reranked, METRICS[0]) is not None
+            if is_shown and differing <= {*SCHEDULE} - row.settings.keys():
+                schedule = settings_in_words({**DEFAULTS, **{name: settings[name] for name in differing}})
+                key = (settings["epochs"], schedule.partition(", ")[2])
+                found.setdefault(key, {}).setdefault((row_index, column_index), []).append(result)
     made = []
-    for epochs, cells in sorted(found.items(), reverse=True):
+    for (epochs, schedule), cells in sorted(found.items(), key=lambda pair: (-pair[0][0], pair[0][1])):
         used = {column for _, column in cells}
         columns = {index: column for index, column in shown.items() if index in used}
-        made.append(Group(experiment, scale, epochs, model, columns, cells))
+        made.append(Group(experiment, scale, epochs, model, columns, cells, schedule))
     return made
-
-
-def _without_schedule(settings: Mapping[str, Any]) -> tuple:
-    return tuple(pair for pair in identity(settings) if pair[0] not in ("seed", "epochs"))
 
 
 def render(
@@ -311,6 +310,7 @@ def _setting(group: Group) -> str:
     seeds = sorted({result["settings"]["seed"] for result in group.results()})
     text = f"{group.epochs} epoch{'s' * (group.epochs != 1)}"
     text += "" if group.epochs == PUBLISHED_EPOCHS else f" (the paper: {PUBLISHED_EPOCHS})"
+    text += f", {group.schedule}" if group.schedule else ""
     text += f", seed {seeds[0]}" if len(seeds) == 1 else f", seeds {', '.join(map(str, seeds))}: mean ± deviation"
     if any(len({r["settings"]["seed"] for r in cell}) < len(seeds) for cell in group.cells.values()):
         text += " where a row has been trained with more than one"

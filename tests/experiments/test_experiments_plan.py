@@ -93,6 +93,14 @@ def test_seeds_and_epochs():
     assert [(t.config.seed, t.config.epochs) for t in plan.trainings.values()] == [(0, 40), (3, 40)]
 
 
+def test_a_recipe_fills_what_rows_and_flags_leave_open():
+    wanted = [schema.load("table9")]
+    plan = make_plan(wanted, "full", datasets=["market1501"], rows=["HRA"], recipe="strong", input_height=80, epochs=40)
+    (config,) = [training.config for training in plan.trainings.values()]
+    assert (config.recipe, config.label_smoothing, config.horizontal_flip) == ("strong", 0.1, True)
+    assert (config.input_height, config.epochs, config.spatial, config.hard) == (80, 40, False, True)
+
+
 def test_neutral_settings_and_missing_ones_do_not_tell_trainings_apart():
     config = TrainConfig()
     other = dataclasses.replace(config, data_dir="elsewhere", cache_mb=1)

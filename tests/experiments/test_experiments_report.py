@@ -11,6 +11,7 @@ import pytest
 from experiments import plots, schema, tables
 from experiments import record as record_command
 from experiments import report as report_command
+from experiments.plan import SCHEDULE
 from experiments.report import NOTES, SECTIONS, Report, fill
 from experiments.results import HERE, RESULTS, Result, flags_of, load_results, score
 from han_tf.common.cli import run
@@ -119,6 +120,25 @@ def test_schedules_without_comparison_are_left_out_of_the_report():
     text = tables.render(table9, "full", results, comparable=True)
     assert "40 epochs" not in text
     assert "300 epochs" in text
+
+
+def test_one_table_shows_one_recipe_and_size():
+    strong = TrainConfig.of_recipe("strong", input_height=80, input_width=32, epochs=40).to_dict()
+    strong = {name: strong[name] for name in SCHEDULE}
+    results = [training(), training(hard=False), training(**strong), training(hard=False, **strong)]
+    first, second = tables.groups(schema.load("table9"), "full", results)
+    assert (first.epochs, first.schedule) == (300, "")
+    assert (second.epochs, second.schedule) == (40, "recipe strong, 80×32")
+    assert [len(group.results()) for group in (first, second)] == [2, 2]
+    assert "40 epochs (the paper: 300), recipe strong, 80×32, seed 0" in tables.render(
+        schema.load("table9"), "full", results
+    )
+
+
+def test_what_a_row_is_about_is_no_schedule():
+    erasing = next(row for row in schema.load("table3").rows if (row.settings or {}).get("random_erasing"))
+    (group,) = tables.groups(schema.load("table3"), "full", [training(**erasing.settings)])
+    assert [group.experiment.rows[row] for row, _ in group.cells] == [erasing]
 
 
 def test_results_apart_are_in_no_table():
