@@ -12,14 +12,15 @@ from typing import Any, NamedTuple, Optional
 import numpy as np
 
 from han_tf.common.errors import UserError
-from han_tf.data.image_lists import END_OF_TIME, FIRST_TIME
+from han_tf.data.image_lists import END_OF_TIME, FIRST_TIME, UNKNOWN
 from han_tf.metrics import rerank as k_reciprocal
 from han_tf.metrics.checks import check_count, check_features, squared_norms
 
-UNKNOWN = np.iinfo(np.int64).min
-"""Stands for an unknown pid or camid in arrays, as in :mod:`han_tf.data.image_lists`; an unknown time is NaN."""
-
 SECONDS = "seconds since 1970 UTC, in the years 1 to 9999"
+
+Integers = Optional[Sequence[Optional[int]]]
+Numbers = Optional[Sequence[Optional[float]]]
+"""Labels of images, one each, None where not known; None if no label is given."""
 
 Progress = Optional[Callable[[int, int], None]]
 """Called with the number of finished rows and the number of all rows."""
@@ -177,22 +178,6 @@ class Columns(NamedTuple):
         return Columns(self.features[rows], paths, self.pids[rows], self.camids[rows], self.times[rows])
 
 
-class Put(NamedTuple):
-    """The result of adding images whose paths the gallery may already hold.
-
-    Attributes:
-      ids: of their entries, int64 ``[n]``.
-      added: number of new images.
-      replaced: number of images that replaced entries with the same path and another feature.
-      relabelled: number of images that were there and got other labels.
-    """
-
-    ids: np.ndarray
-    added: int
-    replaced: int
-    relabelled: int
-
-
 class Gallery(ABC):
     """Features of images, searched by L2 distance.
 
@@ -254,9 +239,9 @@ class Gallery(ABC):
         features: Any,
         *,
         paths: Optional[Sequence[str]] = None,
-        pids: Optional[Sequence[Optional[int]]] = None,
-        camids: Optional[Sequence[Optional[int]]] = None,
-        times: Optional[Sequence[Optional[float]]] = None,
+        pids: Integers = None,
+        camids: Integers = None,
+        times: Numbers = None,
         checksum: Optional[str] = None,
         replace: bool = False,
     ) -> np.ndarray:
@@ -282,47 +267,41 @@ class Gallery(ABC):
             ``replace``, or the gallery cannot be written.
         """
         self.check_model(checksum)
-        features = self._checked(features, "features")
-        n = len(features)
-        if n > ADDED_AT_ONCE:
-            raise UserError(f"features has {n} rows, expected at most {ADDED_AT_ONCE} at once")
-        columns = _columns(features, paths, pids, camids, times)
         if replace:
-            ids = self._put(columns, {row: None for row, path in enumerate(columns.paths) if not path}).ids
+            ids, _ = self.put(features, paths, pids, camids, times, {})
         else:
-            ids = self._add(columns)
+            ids = self._add(self._columns(features, paths, pids, camids, times))
         self._update_index()
         return ids
 
     def put(
         self,
         features: Any,
-        paths: Sequence[str],
-        pids: Any,
-        camids: Any,
-        times: Any,
+        paths: Optional[Sequence[str]],
+        pids: Integers,
+        camids: Integers,
+        times: Numbers,
         twins: Mapping[int, Optional[Entry]],
         nobody: Collection[str] = (),
-    ) -> Put:
+    ) -> tuple[np.ndarray, Counter[str]]:
         """Adds images as :meth:`add` with ``replace`` does, without updating the index; :meth:`build` does that.
 
         Args:
           features, paths, pids, camids, times: as of :meth:`add`.
           twins: rows that their paths do not identify -> the entry of the same image, None if there is none.
           nobody: paths whose entries lose their pid if none is given.
-        """
-        return self._put(_columns(self._checked(features, "features"), paths, pids, camids, times), twins, nobody)
 
-    def _put(self, columns: Columns, twins: Mapping[int, Optional[Entry]], nobody: Collection[str] = ()) -> Put:
-        named = {row: path for row, path in enumerate(columns.paths) if row not in twins}
-        twice = [path for path, count in Counter(named.values()).items() if count > 1]
-        if twice:
-            raise UserError(f"paths hold {twice[0]!r} twice, expected each once where entries are replaced")
+        Returns:
+          The images' ids, int64 ``[n]``; and how many images were ``added``, ``replaced`` entries of their path, or
+          were there and have been ``relabelled``.
+        """
+        columns = self._columns(features, paths, pids, camids, times)
+        rows: dict[str, int] = {}
+        for row, path in enumerate(columns.paths):
+            if path and row not in twins and rows.setdefault(path, row) != row:
+                raise UserError(f"paths hold {path!r} twice, expected each once where entries are replaced")
         with self._alone():
-            entries: dict[str, list[Entry]] = {}
-            for entry in self.named(list(named.values())):
-                entries.setdefault(entry.path, []).append(entry)
-            pairs = [(row, entry) for row, path in named.items() for entry in entries.get(path, ())]
+            pairs = [(rows[entry.path], entry) for entry in self.named(list(rows))]
             there = {row: entry for row, entry in twins.items() if entry is not None}
             gone = []
             for (row, entry), is_same in zip(pairs, self._same(columns.features, pairs)):
@@ -332,12 +311,13 @@ class Gallery(ABC):
                     gone.append(entry.id)
             ids = np.array([there[row].id if row in there else -1 for row in range(len(columns.paths))], np.int64)
             new = np.flatnonzero(ids < 0)
-            replaced = sum(row in named and columns.paths[row] in entries for row in new.tolist())
+            replaced = len({row for row, _ in pairs} - there.keys())
             if len(new):
                 ids[new] = self._add(columns.where(new), gone)
             elif gone:
                 self.delete(gone)
-            return Put(ids, len(new) - replaced, replaced, self._correct(columns, there, nobody))
+            relabelled = self._correct(columns, there, nobody)
+            return ids, Counter(added=len(new) - replaced, replaced=replaced, relabelled=relabelled)
 
     def _same(self, features: np.ndarray, pairs: list[tuple[int, Entry]]) -> np.ndarray:
         """Returns, for pairs of a row of ``features`` and an entry, whether their features are the same."""
@@ -356,10 +336,13 @@ class Gallery(ABC):
         """Sets the known labels of the rows' entries; returns the number of entries that had other labels."""
         changed = []
         for row, entry in there.items():
-            given = Entry(entry.id, entry.path, *_labels(columns, row))
-            merged = Entry(*(old if new is None else new for new, old in zip(given, entry)))
-            if given.pid is None and entry.path in nobody:
-                merged = merged._replace(pid=None)
+            pid, camid, time = (array[row].item() for array in columns[2:])
+            old_pid = None if entry.path in nobody else entry.pid
+            merged = entry._replace(
+                pid=old_pid if pid == UNKNOWN else pid,
+                camid=entry.camid if camid == UNKNOWN else camid,
+                time=entry.time if math.isnan(time) else time,
+            )
             if merged != entry:
                 changed.append(merged)
         if changed:
@@ -367,12 +350,7 @@ class Gallery(ABC):
         return len(changed)
 
     def relabel(
-        self,
-        ids: Sequence[int],
-        *,
-        pids: Optional[Sequence[Optional[int]]] = None,
-        camids: Optional[Sequence[Optional[int]]] = None,
-        times: Optional[Sequence[Optional[float]]] = None,
+        self, ids: Sequence[int], *, pids: Integers = None, camids: Integers = None, times: Numbers = None
     ) -> None:
         """Changes the labels of entries, of all of them or none; on disk when it returns.
 
@@ -388,22 +366,15 @@ class Gallery(ABC):
             raise UserError("ids hold one twice, expected each once where labels are changed")
         with self._alone():
             fields = _fields(self.entries(ids))
-            stored = _times(fields["times"], len(ids))
+            stored = [time for time in fields["times"] if time is not None]
             given = {"pids": pids, "camids": camids, "times": times}
             fields.update({name: values for name, values in given.items() if values is not None})
-            n = len(ids)
-            labels = (*(_integers(fields[name], name, n) for name in ("pids", "camids")), _times(fields["times"], n))
-            _check_years(labels[2], stored=stored)
-            if n:
+            labels = _labels(len(ids), **fields, stored=stored)
+            if len(ids):
                 self._relabel(ids, *labels)
 
     def relabel_named(
-        self,
-        paths: Sequence[str],
-        *,
-        pids: Optional[Sequence[Optional[int]]] = None,
-        camids: Optional[Sequence[Optional[int]]] = None,
-        times: Optional[Sequence[Optional[float]]] = None,
+        self, paths: Sequence[str], *, pids: Integers = None, camids: Integers = None, times: Numbers = None
     ) -> int:
         """Changes the labels of all entries of some paths as :meth:`relabel` does; returns the number of entries.
 
@@ -570,7 +541,8 @@ class Gallery(ABC):
           UserError: the queries do not fit or are of another model, ``k`` is below 1, the threshold is NaN or negative,
             or the gallery is closed.
         """
-        found = self._hits(queries, k, filters, threshold, rerank, checksum)
+        self.check_model(checksum)
+        found = self._hits(queries, k, filters, threshold, rerank)
         entries = self._entries({int(id) for ids, _ in found for id in ids})
         # Another thread may have deleted an entry since the search.
         return [
@@ -597,26 +569,20 @@ class Gallery(ABC):
         Raises:
           UserError: as :meth:`search`.
         """
-        found = self._hits(queries, k, filters, threshold, rerank, checksum)
+        self.check_model(checksum)
+        found = self._hits(queries, k, filters, threshold, rerank)
         ids, distances = np.full((len(found), k), -1, np.int64), np.full((len(found), k), np.inf)
         for row, (hits, values) in enumerate(found):
             ids[row, : len(hits)], distances[row, : len(hits)] = hits, values
         return ids, distances
 
     def _hits(
-        self,
-        queries: Any,
-        k: int,
-        filters: Filters,
-        threshold: Optional[float],
-        rerank: bool,
-        checksum: Optional[str],
+        self, queries: Any, k: int, filters: Filters, threshold: Optional[float], rerank: bool
     ) -> list[tuple[np.ndarray, np.ndarray]]:
         """Returns ids and distances of each query's hits, see :meth:`search`."""
         self._check_open()
-        self.check_model(checksum)
         none = np.shape(queries) in ((0,), (0, self.dimension))
-        queries = np.empty((0, self.dimension), np.float32) if none else self._checked(queries, "queries")
+        queries = [] if none else self._checked(queries, "queries")
         k = check_count(k, "k", 1)
         if threshold is None:
             threshold = math.inf if self.threshold is None else self.threshold
@@ -746,6 +712,16 @@ class Gallery(ABC):
         squared_norms(features, name)
         return features
 
+    def _columns(
+        self, features: Any, paths: Optional[Sequence[str]], pids: Integers, camids: Integers, times: Numbers
+    ) -> Columns:
+        features = self._checked(features, "features")
+        n = len(features)
+        if n > ADDED_AT_ONCE:
+            raise UserError(f"features has {n} rows, expected at most {ADDED_AT_ONCE} at once")
+        names = _paths(paths, n)
+        return Columns(features, names, *_labels(n, pids, camids, times, names))
+
 
 def check_format(found: Any, known: int, location: Any) -> None:
     """Raises UserError unless ``found``, the version of the format of a gallery, is the one that is ``known``."""
@@ -779,27 +755,8 @@ def _check_range(values: Any, name: str) -> None:
             raise UserError(f"{name} hold {value}, expected integers from {-(2**63)} to {2**63 - 1}")
 
 
-def _labels(columns: Columns, row: int) -> tuple[Optional[int], Optional[int], Optional[float]]:
-    """Returns pid, camid and time of a row as an :class:`Entry` has them."""
-    pid, camid, time = (array[row].item() for array in columns[2:])
-    return (None if pid == UNKNOWN else pid, None if camid == UNKNOWN else camid, None if math.isnan(time) else time)
-
-
 def _fields(entries: Sequence[Entry]) -> dict[str, Any]:
     return {f"{name}s": [getattr(entry, name) for entry in entries] for name in ("pid", "camid", "time")}
-
-
-def _columns(features: np.ndarray, paths: Any, pids: Any, camids: Any, times: Any) -> Columns:
-    n = len(features)
-    columns = Columns(
-        features,
-        _paths(paths, n),
-        _integers(pids, "pids", n),
-        _integers(camids, "camids", n),
-        _times(times, n),
-    )
-    _check_years(columns.times, columns.paths)
-    return columns
 
 
 def _paths(paths: Optional[Sequence[str]], n: int) -> list[str]:
@@ -816,25 +773,31 @@ def _paths(paths: Optional[Sequence[str]], n: int) -> list[str]:
     return [str(value) for value in values]  # NumPy's strings are a class of their own
 
 
-def _integers(values: Any, name: str, n: int) -> np.ndarray:
-    _check_range(values, name)
-    return _column(values, name, n, UNKNOWN, "iu", "integers or None").astype(np.int64)
+def _labels(
+    n: int, pids: Integers, camids: Integers, times: Numbers, paths: Sequence[str] = (), stored: Sequence[float] = ()
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns pids, camids and times of ``n`` images as :class:`Columns` has them.
 
+    Args:
+      n, pids, camids, times: the labels.
+      paths: of the images, for errors.
+      stored: times that may be outside the years 1 to 9999, because earlier versions have stored them.
 
-def _times(values: Any, n: int) -> np.ndarray:
-    expected = "numbers, seconds since 1970, or None"
-    times = _column(values, "times", n, math.nan, "fiu", expected).astype(np.float64)
-    if np.isinf(times).any():
+    Raises:
+      UserError: there are more or fewer than ``n``, or one is not valid.
+    """
+    integers = []
+    for name, values in (("pids", pids), ("camids", camids)):
+        _check_range(values, name)
+        integers.append(_column(values, name, n, UNKNOWN, "iu", "integers or None").astype(np.int64))
+    numbers = _column(times, "times", n, math.nan, "fiu", "numbers, seconds since 1970, or None").astype(np.float64)
+    if np.isinf(numbers).any():
         raise UserError("times hold an infinity, expected seconds since 1970, or NaN")
-    return times
-
-
-def _check_years(times: np.ndarray, paths: Sequence[str] = (), stored: Sequence[float] = ()) -> None:
-    """Raises UserError if a time is outside the years 1 to 9999, unless it is ``stored``, as by earlier versions."""
-    wrong = np.flatnonzero(((times < FIRST_TIME) | (times >= END_OF_TIME)) & ~np.isin(times, stored))
+    wrong = np.flatnonzero(((numbers < FIRST_TIME) | (numbers >= END_OF_TIME)) & ~np.isin(numbers, stored))
     if len(wrong):
         of = f" (of {paths[wrong[0]]})" if len(paths) and paths[wrong[0]] else ""
-        raise UserError(f"times hold {times[wrong[0]]}{of}, expected {SECONDS}")
+        raise UserError(f"times hold {numbers[wrong[0]]}{of}, expected {SECONDS}")
+    return integers[0], integers[1], numbers
 
 
 def _column(values: Any, name: str, n: int, unknown: float, kinds: str, expected: str) -> np.ndarray:

@@ -193,8 +193,8 @@ def add_source(gallery: Gallery, source: FeatureSource, progress: Progress = Non
         of_rows = {row: twins.take(batch.paths[row], features[row]) for row in loose}
         if len(features):
             nobody, told = frozenset(source.distractors[told:]), len(source.distractors)
-            put = gallery.put(features, batch.paths, batch.pids, batch.camids, batch.times, of_rows, nobody)
-            counts.update(added=put.added, replaced=put.replaced, relabelled=put.relabelled)
+            _, put = gallery.put(features, batch.paths, batch.pids, batch.camids, batch.times, of_rows, nobody)
+            counts.update(put)
         done += len(features)
         gallery.note_source(source.name, done, rows)
         if progress:
