@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Optional, Union
@@ -11,7 +11,7 @@ import numpy as np
 
 from han_tf.common.errors import UserError
 from han_tf.common.files import discard, remove, sha256_of, sync_folder
-from han_tf.metrics.checks import check_count, default_threads, squared_norms
+from han_tf.metrics.checks import check_count, default_threads
 from han_tf.search.approximate import ApproximateIndex, spread
 from han_tf.search.choice import ENGINES, FLAT_BYTES, choose_engine
 from han_tf.search.exact import ExactSearch, error_bound, import_faiss, nearest, squared_distances
@@ -112,16 +112,13 @@ class FaissGallery(Gallery):
     it closes the gallery. A process that only searches sees the gallery as it was when it opened it, without the
     entries that were deleted since.
 
-    The engines ``hnsw`` and ``ivfpq`` keep an index, which is derived from the vectors, in ``index-N.faiss``. The
-    database records the file's name and checksum once it is complete. Rows that the index lacks are searched exactly.
-    If it is damaged or missing, all rows are searched exactly, and :attr:`notes` says so.
+    The engines ``hnsw`` and ``ivfpq`` keep an index, which is derived from the vectors, in ``index-N.faiss``. Rows that
+    it lacks are searched exactly; so are all rows while it is missing, damaged, or does not suit the later rows. While
+    a process changes the gallery, a thread measures the index's recall from time to time, builds it anew if the recall
+    has fallen, and compacts the gallery when many of its entries are deleted.
 
-    Each vector has a checksum. Opening a gallery compares them if its vectors take up to 128 MiB; larger galleries are
-    compared by :meth:`check` only. :attr:`notes` names the entries of damaged vectors.
-
-    An index that was trained on the first rows may not suit later ones. While a process changes the gallery, a thread
-    therefore measures the index's recall from time to time. If it has fallen, all rows are searched exactly until the
-    thread has built the index anew. The thread also compacts the gallery when many of its entries are deleted.
+    Opening a gallery compares its vectors with their checksums if they take up to 128 MiB; :meth:`check` compares all.
+    :attr:`notes` says what is damaged.
 
     Args:
       path: the folder.
@@ -180,12 +177,9 @@ class FaissGallery(Gallery):
         """Creates an empty gallery; see :func:`han_tf.search.create_gallery`.
 
         Args:
-          path: the folder.
-          dimension: of the features.
-          checksum: of the model.
+          path, dimension, checksum: as there.
           engine: one of :data:`ENGINES`, or ``auto`` to choose one by ``rows`` and ``memory_mb``.
-          rows: expected number of vectors.
-          memory_mb: memory that an index may take, MiB; half of the available memory if None.
+          rows, memory_mb: as of :func:`han_tf.search.choice.choose_engine`.
           threads: threads of a search; the number of cores if None.
         """
         import_faiss()
@@ -231,8 +225,7 @@ class FaissGallery(Gallery):
 
     def _add(self, columns: Columns, gone: Sequence[int] = ()) -> np.ndarray:
         with self._alone():
-            greatest = float(squared_norms(columns.features, "features").max())
-            return self.store.append(columns, greatest, np.array(gone, np.int64))
+            return self.store.append(columns, np.array(gone, np.int64))
 
     def _update_index(self) -> None:
         if not self._changing.acquire(blocking=False):
@@ -254,9 +247,9 @@ class FaissGallery(Gallery):
             self._changing.release()
         self._tend()
 
-    def named(self, paths: Sequence[str]) -> Iterator[Entry]:  # noqa: D102
+    def named(self, paths: Sequence[str]) -> Iterable[Entry]:  # noqa: D102
         with self._alone():
-            return iter(list(self.store.named(paths)))
+            return self.store.named(paths)
 
     def _relabel(self, ids: np.ndarray, pids: np.ndarray, camids: np.ndarray, times: np.ndarray) -> None:
         self.store.relabel(ids, pids, camids, times)
@@ -378,7 +371,7 @@ class FaissGallery(Gallery):
 
         Args:
           engine: the new engine; ``auto`` chooses one; None keeps the present one.
-          memory_mb: memory that an index may take, MiB, for ``auto``; half of the available memory if None.
+          memory_mb: for ``auto``, as of :func:`han_tf.search.choice.choose_engine`.
           anew: whether to train the index even if it only lacks rows.
           progress: called after each part.
 

@@ -4,7 +4,7 @@ import math
 import os
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Optional
@@ -417,8 +417,8 @@ class Gallery(ABC):
         """Adds new rows to the index, or builds the first one; if that fails, the rows are searched without it."""
 
     @abstractmethod
-    def named(self, paths: Sequence[str]) -> Iterator[Entry]:
-        """Yields the entries of any of ``paths``."""
+    def named(self, paths: Sequence[str]) -> Iterable[Entry]:
+        """Returns the entries of any of ``paths``."""
 
     def _alone(self) -> AbstractContextManager:
         """Excludes changes by other threads, and by other processes if the engine has a lock for that."""

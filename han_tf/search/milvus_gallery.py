@@ -10,7 +10,7 @@ import logging.config
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -248,7 +248,7 @@ class MilvusGallery(Gallery):
         with self._errors():
             self._upsert(ids, Columns(features, paths, pids, camids, times))
 
-    def named(self, paths: Sequence[str]) -> Iterator[Entry]:  # noqa: D102
+    def named(self, paths: Sequence[str]) -> Iterable[Entry]:  # noqa: D102
         for part in _parts(list(paths), PATHS_AT_ONCE):
             for row in self._rows_where(f"path in [{', '.join(map(_quoted, part))}]"):
                 yield _entry(row)

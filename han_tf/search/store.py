@@ -29,6 +29,7 @@ import numpy as np
 
 from han_tf.common.errors import UserError
 from han_tf.common.files import discard, lock, sync_folder
+from han_tf.metrics.checks import squared_norms
 from han_tf.search.choice import ENGINES
 from han_tf.search.gallery import UNKNOWN, Columns, Entry, Progress, check_format
 
@@ -219,14 +220,8 @@ class Store:
                 raise
             return changed
 
-    def append(self, columns: Columns, greatest_norm: float, gone: np.ndarray) -> np.ndarray:
-        """Adds rows, deletes entries as :meth:`delete` does, and returns the new ids; durable when it returns.
-
-        Args:
-          columns: the rows.
-          greatest_norm: greatest squared norm among them.
-          gone: ids of entries to delete.
-        """
+    def append(self, columns: Columns, gone: np.ndarray) -> np.ndarray:
+        """Adds rows, deletes the entries ``gone``, and returns the new ids; durable when it returns."""
         with self.lock:
             if len(self.state.vectors) != self.settings["rows"]:
                 self.load()  # the last addition was interrupted after its commit
@@ -242,7 +237,7 @@ class Store:
             changed = {
                 "rows": first + n,
                 "next_id": int(ids[-1]) + 1,
-                "greatest_norm": max(self.settings["greatest_norm"], greatest_norm),
+                "greatest_norm": max(self.settings["greatest_norm"], float(squared_norms(features, "features").max())),
             }
             rows = zip(
                 ids.tolist(),
@@ -280,11 +275,16 @@ class Store:
         """Excludes rows from searches that begin now, and overwrites their vectors."""
         if not len(rows):
             return
-        # A copy, so that searches that have begun keep their state.
-        self._labels = self._labels._replace(alive=self._labels.alive.copy())
-        self._labels.alive[rows] = False
-        self.state = self._visible(self.state.vectors, self.state.live - len(rows))
+        self._change(rows, alive=False)
         self._overwrite(rows)
+
+    def _change(self, rows: np.ndarray, **values: Any) -> None:
+        """Changes labels of rows, by their names, in copies: searches that have begun keep their state."""
+        changed = {name: getattr(self._labels, name).copy() for name in values}
+        for name, array in changed.items():
+            array[rows] = values[name]
+        self._labels = self._labels._replace(**changed)
+        self.state = self._visible(self.state.vectors)
 
     def _overwrite(self, rows: np.ndarray) -> None:
         """Writes zeros over those vectors of ``rows``, ascending, that are not zero; durable when it returns."""
@@ -310,12 +310,7 @@ class Store:
                     "UPDATE entries SET pid = ?, camid = ?, time = ? WHERE id = ?", changed
                 ),
             )
-            rows = self.state.rows_of(ids)
-            new = {"pids": pids, "camids": camids, "times": times}
-            self._labels = self._labels._replace(**{name: getattr(self._labels, name).copy() for name in new})
-            for name, values in new.items():
-                getattr(self._labels, name)[rows] = values
-            self.state = self._visible(self.state.vectors, self.state.live)
+            self._change(self.state.rows_of(ids), pids=pids, camids=camids, times=times)
 
     def compact(self, swapping: AbstractContextManager) -> None:
         """Writes a new file of vectors, without those of deleted entries, and removes the old one; ids stay.
@@ -344,7 +339,7 @@ class Store:
                         lambda database: database.executemany("UPDATE entries SET row = ? WHERE id = ?", moved),
                     )
                     self._labels = Labels(*(array[kept] for array in labels))
-                    self.state = self._visible(self._map(new, len(kept), self.settings["dimension"]), len(kept))
+                    self.state = self._visible(self._map(new, len(kept), self.settings["dimension"]))
             except BaseException:
                 if self.settings["vectors"] == old:
                     discard(path)
@@ -362,7 +357,7 @@ class Store:
         """Runs ``change`` and stores ``settings`` in one transaction; durable when it returns."""
         with self.lock:
             settings = {**settings, "revision": self.settings["revision"] + 1}
-            database, committing = self._open_database(), False
+            database, committing = self._open(self._database), False
             try:
                 database.execute("BEGIN IMMEDIATE")
                 if change:
@@ -384,10 +379,8 @@ class Store:
 
     def entries(self, ids: Iterable[int]) -> dict[int, Entry]:
         """Returns id -> entry for those of ``ids`` that exist."""
-        with self._reader_lock, self._reading_errors():
-            if self._reader is None:
-                raise UserError(f"{self.folder}: the gallery is closed")
-            return {entry.id: entry for entry in _entries_where(self._reader, "id", list(ids))}
+        with self._reading() as database:
+            return {entry.id: entry for entry in _entries_where(database, "id", list(ids))}
 
     def damaged(self, progress: Progress = None) -> tuple[list[Entry], int]:
         """Compares the vectors with their checksums.
@@ -410,12 +403,10 @@ class Store:
         """Yields ids, ascending, and checksums of entries, int64 ``[n]`` each; nothing without such a table."""
         last = -1
         while True:
-            with self._reader_lock, self._reading_errors():
-                if self._reader is None:
-                    raise UserError(f"{self.folder}: the gallery is closed")
-                if not self._reader.execute("SELECT 1 FROM sqlite_master WHERE name = 'checksums'").fetchone():
+            with self._reading() as database:
+                if not database.execute("SELECT 1 FROM sqlite_master WHERE name = 'checksums'").fetchone():
                     return
-                part = self._reader.execute(CHECKSUMS_AFTER, (last, LOADED_AT_ONCE)).fetchall()
+                part = database.execute(CHECKSUMS_AFTER, (last, LOADED_AT_ONCE)).fetchall()
             if not part:
                 return
             ids, checksums = np.array(part, np.int64).T
@@ -424,23 +415,23 @@ class Store:
             last = part[-1][0]
             yield ids, checksums
 
-    def named(self, paths: Sequence[str]) -> Iterator[Entry]:
-        """Yields the entries of any of ``paths``, sorted by path and id; the lock must be held."""
+    def named(self, paths: Sequence[str]) -> list[Entry]:
+        """Returns the entries of any of ``paths``; the lock must be held."""
         with self.lock, self._reading_errors():
-            database = self._open_database()
+            database = self._open(self._database)
             database.execute(PATH_INDEX)
-            yield from _entries_where(database, "path", paths)
+            return list(_entries_where(database, "path", paths))
 
     def revision(self) -> int:
         """Returns the number of changes that all processes have committed."""
         with self.lock, self._reading_errors():
-            rows = self._open_database().execute("SELECT value FROM settings WHERE key = 'revision'")
+            rows = self._open(self._database).execute("SELECT value FROM settings WHERE key = 'revision'")
             return json.loads(rows.fetchone()[0])
 
     def load(self) -> None:
         """Reads settings and labels in one transaction, and maps the vectors."""
         with self.lock, self._reading_errors():
-            database = self._open_database()
+            database = self._open(self._database)
             database.execute("BEGIN")
             try:
                 settings = {key: json.loads(value) for key, value in database.execute("SELECT * FROM settings")}
@@ -474,7 +465,7 @@ class Store:
                     database.execute("ROLLBACK")
             self.settings = settings
             self._labels = labels
-            self.state = self._visible(vectors, int(labels.alive.sum()))
+            self.state = self._visible(vectors)
 
     def _extend(self, ids: np.ndarray, columns: Columns) -> None:
         """Makes committed rows visible to searches that begin now."""
@@ -486,11 +477,11 @@ class Store:
             self._labels = grown
         for whole, values in zip(self._labels, (ids, True, columns.pids, columns.camids, columns.times)):
             whole[old : old + n] = values
-        vectors = self._map(self.settings["vectors"], old + n, self.settings["dimension"])
-        self.state = self._visible(vectors, self.state.live + n)
+        self.state = self._visible(self._map(self.settings["vectors"], old + n, self.settings["dimension"]))
 
-    def _visible(self, vectors: np.ndarray, live: int) -> State:
-        return State(vectors, Labels(*(array[: len(vectors)] for array in self._labels)), live)
+    def _visible(self, vectors: np.ndarray) -> State:
+        labels = Labels(*(array[: len(vectors)] for array in self._labels))
+        return State(vectors, labels, np.count_nonzero(labels.alive))
 
     def _map(self, name: str, rows: int, dimension: int) -> np.ndarray:
         path = self.folder / name
@@ -504,10 +495,15 @@ class Store:
         except OSError as error:
             raise UserError(f"{path}: {error.strerror or error}, expected the gallery's vectors") from error
 
-    def _open_database(self) -> sqlite3.Connection:
-        if self._database is None:
+    def _open(self, database: Optional[sqlite3.Connection]) -> sqlite3.Connection:
+        if database is None:
             raise UserError(f"{self.folder}: the gallery is closed")
-        return self._database
+        return database
+
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        with self._reader_lock, self._reading_errors():
+            yield self._open(self._reader)
 
     @contextmanager
     def _reading_errors(self) -> Iterator[None]:
