@@ -454,7 +454,7 @@ def _write(
     rows = FeatureBatch(features, images.pids, images.camids, images.times, np.array(images.paths, object))
     whole = np.array([row not in reasons for row in range(len(images))])
     if reasons:
-        rows = FeatureBatch(*(values[whole] for values in rows))
+        rows = rows.where(whole)
     bad = [BadImage(images.paths[row], reason) for row, reason in sorted(reasons.items())]
     contents = [images.contents[row] for row in np.flatnonzero(whole)]
     write_shard(folder, manifest, number, rows, bad, contents, content_checksum(images.paths, images.contents))

@@ -101,6 +101,10 @@ class FeatureBatch(NamedTuple):
     times: np.ndarray
     paths: np.ndarray
 
+    def where(self, chosen: np.ndarray) -> "FeatureBatch":
+        """Returns the rows that ``chosen`` selects: a mask, bool ``[n]``, or row numbers, integers ``[m]``."""
+        return FeatureBatch(*(column[chosen] for column in self))
+
 
 class ShardSummary(NamedTuple):
     """The metadata of a file.

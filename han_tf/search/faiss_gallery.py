@@ -11,6 +11,7 @@ import numpy as np
 
 from han_tf.common.errors import UserError
 from han_tf.common.files import discard, remove, sha256_of, sync_folder
+from han_tf.features.shards import FeatureBatch
 from han_tf.metrics.checks import check_count, default_threads
 from han_tf.search.approximate import ApproximateIndex, spread
 from han_tf.search.choice import ENGINES, FLAT_BYTES, choose_engine
@@ -18,7 +19,6 @@ from han_tf.search.exact import ExactSearch, error_bound, import_faiss, nearest,
 from han_tf.search.gallery import (
     NO_FILTERS,
     UNKNOWN,
-    Columns,
     Entry,
     Filters,
     Gallery,
@@ -223,9 +223,9 @@ class FaissGallery(Gallery):
     def __len__(self) -> int:
         return self.store.state.live
 
-    def _add(self, columns: Columns, gone: Sequence[int] = ()) -> np.ndarray:
+    def _add(self, images: FeatureBatch, gone: Sequence[int] = ()) -> np.ndarray:
         with self._alone():
-            return self.store.append(columns, np.array(gone, np.int64))
+            return self.store.append(images, np.array(gone, np.int64))
 
     def _update_index(self) -> None:
         if not self._changing.acquire(blocking=False):

@@ -13,6 +13,7 @@ import numpy as np
 
 from han_tf.common.errors import UserError
 from han_tf.data.image_lists import END_OF_TIME, FIRST_TIME, UNKNOWN
+from han_tf.features.shards import FeatureBatch
 from han_tf.metrics import rerank as k_reciprocal
 from han_tf.metrics.checks import check_count, check_features, squared_norms
 
@@ -156,28 +157,6 @@ class Hit(NamedTuple):
     distance: float
 
 
-class Columns(NamedTuple):
-    """The checked arguments of :meth:`Gallery.add`.
-
-    Attributes:
-      features: float32 ``[n, d]``, contiguous and finite.
-      paths: ``n`` strings.
-      pids, camids: int64 ``[n]``, :data:`UNKNOWN` where not known.
-      times: float64 ``[n]``, NaN where not known.
-    """
-
-    features: np.ndarray
-    paths: list[str]
-    pids: np.ndarray
-    camids: np.ndarray
-    times: np.ndarray
-
-    def where(self, rows: np.ndarray) -> "Columns":
-        """Returns the rows ``rows``, integers ``[m]``."""
-        paths = [self.paths[row] for row in rows]
-        return Columns(self.features[rows], paths, self.pids[rows], self.camids[rows], self.times[rows])
-
-
 class Gallery(ABC):
     """Features of images, searched by L2 distance.
 
@@ -267,27 +246,38 @@ class Gallery(ABC):
             ``replace``, or the gallery cannot be written.
         """
         self.check_model(checksum)
-        if replace:
-            ids, _ = self.put(features, paths, pids, camids, times, {})
-        else:
-            ids = self._add(self._columns(features, paths, pids, camids, times))
+        rows = self.checked(features, pids, camids, times, paths)
+        ids = self.put(rows, {})[0] if replace else self._add(rows)
         self._update_index()
         return ids
 
-    def put(
+    def checked(
         self,
         features: Any,
-        paths: Optional[Sequence[str]],
-        pids: Integers,
-        camids: Integers,
-        times: Numbers,
-        twins: Mapping[int, Optional[Entry]],
-        nobody: Collection[str] = (),
+        pids: Integers = None,
+        camids: Integers = None,
+        times: Numbers = None,
+        paths: Optional[Sequence[str]] = None,
+    ) -> FeatureBatch:
+        """Returns the arguments of :meth:`add` as it stores them: features finite and contiguous, paths strings.
+
+        Raises:
+          UserError: as :meth:`add`.
+        """
+        features = self._checked(features, "features")
+        n = len(features)
+        if n > ADDED_AT_ONCE:
+            raise UserError(f"features has {n} rows, expected at most {ADDED_AT_ONCE} at once")
+        names = _paths(paths, n)
+        return FeatureBatch(features, *_labels(n, pids, camids, times, names), np.array(names, object))
+
+    def put(
+        self, images: FeatureBatch, twins: Mapping[int, Optional[Entry]], nobody: Collection[str] = ()
     ) -> tuple[np.ndarray, Counter[str]]:
         """Adds images as :meth:`add` with ``replace`` does, without updating the index; :meth:`build` does that.
 
         Args:
-          features, paths, pids, camids, times: as of :meth:`add`.
+          images: as :meth:`checked` returns them.
           twins: rows that their paths do not identify -> the entry of the same image, None if there is none.
           nobody: paths whose entries lose their pid if none is given.
 
@@ -295,28 +285,27 @@ class Gallery(ABC):
           The images' ids, int64 ``[n]``; and how many images were ``added``, ``replaced`` entries of their path, or
           were there and have been ``relabelled``.
         """
-        columns = self._columns(features, paths, pids, camids, times)
         rows: dict[str, int] = {}
-        for row, path in enumerate(columns.paths):
+        for row, path in enumerate(images.paths):
             if path and row not in twins and rows.setdefault(path, row) != row:
                 raise UserError(f"paths hold {path!r} twice, expected each once where entries are replaced")
         with self._alone():
             pairs = [(rows[entry.path], entry) for entry in self.named(list(rows))]
             there = {row: entry for row, entry in twins.items() if entry is not None}
             gone = []
-            for (row, entry), is_same in zip(pairs, self._same(columns.features, pairs)):
+            for (row, entry), is_same in zip(pairs, self._same(images.features, pairs)):
                 if is_same and row not in there:
                     there[row] = entry
                 else:
                     gone.append(entry.id)
-            ids = np.array([there[row].id if row in there else -1 for row in range(len(columns.paths))], np.int64)
+            ids = np.array([there[row].id if row in there else -1 for row in range(len(images.paths))], np.int64)
             new = np.flatnonzero(ids < 0)
             replaced = len({row for row, _ in pairs} - there.keys())
             if len(new):
-                ids[new] = self._add(columns.where(new), gone)
+                ids[new] = self._add(images.where(new), gone)
             elif gone:
                 self.delete(gone)
-            relabelled = self._correct(columns, there, nobody)
+            relabelled = self._correct(images, there, nobody)
             return ids, Counter(added=len(new) - replaced, replaced=replaced, relabelled=relabelled)
 
     def _same(self, features: np.ndarray, pairs: list[tuple[int, Entry]]) -> np.ndarray:
@@ -332,11 +321,11 @@ class Gallery(ABC):
             same[where] = apart <= SAME * np.maximum(np.linalg.norm(stored, axis=1), np.finfo(np.float32).tiny)
         return same
 
-    def _correct(self, columns: Columns, there: Mapping[int, Entry], nobody: Collection[str]) -> int:
+    def _correct(self, images: FeatureBatch, there: Mapping[int, Entry], nobody: Collection[str]) -> int:
         """Sets the known labels of the rows' entries; returns the number of entries that had other labels."""
         changed = []
         for row, entry in there.items():
-            pid, camid, time = (array[row].item() for array in columns[2:])
+            pid, camid, time = (labels[row].item() for labels in (images.pids, images.camids, images.times))
             old_pid = None if entry.path in nobody else entry.pid
             merged = entry._replace(
                 pid=old_pid if pid == UNKNOWN else pid,
@@ -406,11 +395,11 @@ class Gallery(ABC):
 
     @abstractmethod
     def _relabel(self, ids: np.ndarray, pids: np.ndarray, camids: np.ndarray, times: np.ndarray) -> None:
-        """Sets the labels of entries; unknown ones as in :class:`Columns`."""
+        """Sets the labels of entries; unknown ones as in :class:`FeatureBatch`."""
 
     @abstractmethod
-    def _add(self, columns: Columns, gone: Sequence[int] = ()) -> np.ndarray:
-        """Adds rows, deletes the entries ``gone``, and returns the new ids; does not update the index."""
+    def _add(self, images: FeatureBatch, gone: Sequence[int] = ()) -> np.ndarray:
+        """Adds images, deletes the entries ``gone``, and returns the new ids; does not update the index."""
 
     @abstractmethod
     def _update_index(self) -> None:
@@ -712,16 +701,6 @@ class Gallery(ABC):
         squared_norms(features, name)
         return features
 
-    def _columns(
-        self, features: Any, paths: Optional[Sequence[str]], pids: Integers, camids: Integers, times: Numbers
-    ) -> Columns:
-        features = self._checked(features, "features")
-        n = len(features)
-        if n > ADDED_AT_ONCE:
-            raise UserError(f"features has {n} rows, expected at most {ADDED_AT_ONCE} at once")
-        names = _paths(paths, n)
-        return Columns(features, names, *_labels(n, pids, camids, times, names))
-
 
 def check_format(found: Any, known: int, location: Any) -> None:
     """Raises UserError unless ``found``, the version of the format of a gallery, is the one that is ``known``."""
@@ -776,7 +755,7 @@ def _paths(paths: Optional[Sequence[str]], n: int) -> list[str]:
 def _labels(
     n: int, pids: Integers, camids: Integers, times: Numbers, paths: Sequence[str] = (), stored: Sequence[float] = ()
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns pids, camids and times of ``n`` images as :class:`Columns` has them.
+    """Returns pids, camids and times of ``n`` images as :class:`FeatureBatch` has them.
 
     Args:
       n, pids, camids, times: the labels.

@@ -20,13 +20,13 @@ import numpy as np
 
 from han_tf.common.errors import UserError
 from han_tf.common.files import lock
+from han_tf.features.shards import FeatureBatch
 from han_tf.metrics.checks import check_count
 from han_tf.search.address import Address
 from han_tf.search.exact import SPARE, error_bound, nearest, widened
 from han_tf.search.gallery import (
     NO_FILTERS,
     UNKNOWN,
-    Columns,
     Entry,
     Filters,
     Gallery,
@@ -226,13 +226,13 @@ class MilvusGallery(Gallery):
     def __len__(self) -> int:
         return self.count()
 
-    def _add(self, columns: Columns, gone: Sequence[int] = ()) -> np.ndarray:
-        n = len(columns.features)
+    def _add(self, images: FeatureBatch, gone: Sequence[int] = ()) -> np.ndarray:
+        n = len(images.features)
         with self._errors():
             first = self._free_ids(n)
             ids = np.arange(first, first + n)
             try:
-                self._upsert(ids, columns)
+                self._upsert(ids, images)
             except BaseException:
                 self.client.delete(self.address.collection, filter=f"id >= {first} and id < {first + n}")
                 raise
@@ -246,7 +246,7 @@ class MilvusGallery(Gallery):
     def _relabel(self, ids: np.ndarray, pids: np.ndarray, camids: np.ndarray, times: np.ndarray) -> None:
         paths, features = [entry.path for entry in self.entries(ids)], self.features(ids)
         with self._errors():
-            self._upsert(ids, Columns(features, paths, pids, camids, times))
+            self._upsert(ids, FeatureBatch(features, pids, camids, times, paths))
 
     def named(self, paths: Sequence[str]) -> Iterable[Entry]:  # noqa: D102
         for part in _parts(list(paths), PATHS_AT_ONCE):
@@ -269,17 +269,17 @@ class MilvusGallery(Gallery):
                 return
             last = rows[-1]["id"]
 
-    def _upsert(self, ids: np.ndarray, columns: Columns) -> None:
+    def _upsert(self, ids: np.ndarray, images: FeatureBatch) -> None:
         step = max(1, REQUEST_BYTES // (4 * self.dimension))
         for start in range(0, len(ids), step):
             part = slice(start, start + step)
-            times = np.where(np.isnan(columns.times[part]), NO_TIME, columns.times[part])
+            times = np.where(np.isnan(images.times[part]), NO_TIME, images.times[part])
             rows = zip(
                 ids[part].tolist(),
-                columns.features[part],
-                columns.paths[part],
-                columns.pids[part].tolist(),
-                columns.camids[part].tolist(),
+                images.features[part],
+                images.paths[part],
+                images.pids[part].tolist(),
+                images.camids[part].tolist(),
                 times.tolist(),
             )
             names = ("id", "feature", "path", "pid", "camid", "time")

@@ -78,7 +78,7 @@ class FeatureSource:
             self.spoiled += [row for row, is_spoiled in zip(rows, ~finite & ~junk) if is_spoiled]
             self.junk += batch.paths[junk].tolist()
             kept = finite & ~junk
-            batch = batch if kept.all() else FeatureBatch(*(column[kept] for column in batch))
+            batch = batch if kept.all() else batch.where(kept)
             distractors = batch.pids == DISTRACTOR_PID
             self.distractors += batch.paths[distractors].tolist()
             yield batch._replace(pids=np.where(distractors, UNKNOWN, batch.pids))
@@ -187,15 +187,14 @@ def add_source(gallery: Gallery, source: FeatureSource, progress: Progress = Non
     counts: Counter[str] = Counter()
     done, rows, told = 0, len(source), 0
     for batch in source:
-        features = np.asarray(batch.features, np.float32)
-        often = Counter(batch.paths)
-        loose = [row for row, path in enumerate(batch.paths) if path in source.doubled or often[path] > 1]
-        of_rows = {row: twins.take(batch.paths[row], features[row]) for row in loose}
-        if len(features):
+        if len(batch.features):
+            images = gallery.checked(**batch._asdict())
+            often = Counter(images.paths)
+            loose = [row for row, path in enumerate(images.paths) if path in source.doubled or often[path] > 1]
+            of_rows = {row: twins.take(images.paths[row], images.features[row]) for row in loose}
             nobody, told = frozenset(source.distractors[told:]), len(source.distractors)
-            _, put = gallery.put(features, batch.paths, batch.pids, batch.camids, batch.times, of_rows, nobody)
-            counts.update(put)
-        done += len(features)
+            counts.update(gallery.put(images, of_rows, nobody)[1])
+        done += len(batch.features)
         gallery.note_source(source.name, done, rows)
         if progress:
             progress(done, rows)

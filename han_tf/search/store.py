@@ -29,9 +29,10 @@ import numpy as np
 
 from han_tf.common.errors import UserError
 from han_tf.common.files import discard, lock, sync_folder
+from han_tf.features.shards import FeatureBatch
 from han_tf.metrics.checks import squared_norms
 from han_tf.search.choice import ENGINES
-from han_tf.search.gallery import UNKNOWN, Columns, Entry, Progress, check_format
+from han_tf.search.gallery import UNKNOWN, Entry, Progress, check_format
 
 DATABASE = "gallery.sqlite"
 LOCK = "lock"
@@ -220,12 +221,12 @@ class Store:
                 raise
             return changed
 
-    def append(self, columns: Columns, gone: np.ndarray) -> np.ndarray:
+    def append(self, images: FeatureBatch, gone: np.ndarray) -> np.ndarray:
         """Adds rows, deletes the entries ``gone``, and returns the new ids; durable when it returns."""
         with self.lock:
             if len(self.state.vectors) != self.settings["rows"]:
                 self.load()  # the last addition was interrupted after its commit
-            features, first = columns.features.astype("<f4", copy=False), self.settings["rows"]
+            features, first = images.features.astype("<f4", copy=False), self.settings["rows"]
             n = len(features)
             path = self.folder / self.settings["vectors"]
             row_bytes = 4 * self.settings["dimension"]
@@ -242,10 +243,10 @@ class Store:
             rows = zip(
                 ids.tolist(),
                 range(first, first + n),
-                columns.paths,
-                _nullable(columns.pids),
-                _nullable(columns.camids),
-                _nullable(columns.times),
+                images.paths,
+                _nullable(images.pids),
+                _nullable(images.camids),
+                _nullable(images.times),
             )
 
             def change(database: sqlite3.Connection) -> None:
@@ -256,7 +257,7 @@ class Store:
 
             buried = self.state.rows_of(gone)
             self.commit(changed, change)
-            self._extend(ids, columns)
+            self._extend(ids, images)
             self._bury(buried[buried >= 0])
             return ids
 
@@ -301,7 +302,7 @@ class Store:
                     stream.write(bytes(len(run[start : start + step]) * row_bytes))
 
     def relabel(self, ids: np.ndarray, pids: np.ndarray, camids: np.ndarray, times: np.ndarray) -> None:
-        """Sets the labels of entries, given as in :class:`Columns`; durable when it returns."""
+        """Sets the labels of entries, given as in :class:`FeatureBatch`; durable when it returns."""
         with self.lock:
             changed = list(zip(_nullable(pids), _nullable(camids), _nullable(times), ids.tolist()))
             self.commit(
@@ -467,7 +468,7 @@ class Store:
             self._labels = labels
             self.state = self._visible(vectors)
 
-    def _extend(self, ids: np.ndarray, columns: Columns) -> None:
+    def _extend(self, ids: np.ndarray, images: FeatureBatch) -> None:
         """Makes committed rows visible to searches that begin now."""
         old, n = len(self.state.vectors), len(ids)
         if old + n > len(self._labels.ids):
@@ -475,7 +476,7 @@ class Store:
             for new, present in zip(grown, self._labels):
                 new[:old] = present[:old]
             self._labels = grown
-        for whole, values in zip(self._labels, (ids, True, columns.pids, columns.camids, columns.times)):
+        for whole, values in zip(self._labels, (ids, True, images.pids, images.camids, images.times)):
             whole[old : old + n] = values
         self.state = self._visible(self._map(self.settings["vectors"], old + n, self.settings["dimension"]))
 
