@@ -169,6 +169,7 @@ class Gallery(ABC):
       identity: drawn at random when the gallery is created. Ids that are stored elsewhere should be stored with it: a
         gallery that is created anew starts again with the first id. Empty in galleries of old versions.
       engine: ``flat``, ``hnsw``, ``ivfpq`` or ``milvus``.
+      settings: the stored settings, JSON values by name.
       white_levels: the levels with which grey images of more than 8 bits were read, ascending, as in
         :class:`han_tf.features.shards.Manifest`; only those of sources that name it.
       threshold: largest L2 distance of a hit; None if not set.
@@ -178,12 +179,8 @@ class Gallery(ABC):
 
     location: str
     engine: str
+    settings: Mapping[str, Any]
     closed: bool = False
-
-    @property
-    @abstractmethod
-    def settings(self) -> Mapping[str, Any]:
-        """The stored settings: JSON values by name."""
 
     @property
     def dimension(self) -> int:  # noqa: D102

@@ -117,8 +117,8 @@ class MilvusGallery(Gallery):
                 rows = _read_settings(self.client, self._settings_name)
             if not rows:
                 raise UserError(f"{self.location}: no gallery here, expected one made by python -m han_tf.index")
-            self._settings = json.loads(rows[0]["value"])
-            check_format(self._settings.get("format"), FORMAT, self.location)
+            self.settings = json.loads(rows[0]["value"])
+            check_format(self.settings.get("format"), FORMAT, self.location)
             with self._errors():
                 self.client.load_collection(address.collection)
         except BaseException:
@@ -218,10 +218,6 @@ class MilvusGallery(Gallery):
         }
         client.upsert(settings_name, _settings_row(SETTINGS, value))
         client.delete(settings_name, ids=sorted({own, *before}))
-
-    @property
-    def settings(self) -> dict[str, Any]:  # noqa: D102
-        return self._settings
 
     def __len__(self) -> int:
         return self.count()
@@ -375,7 +371,7 @@ class MilvusGallery(Gallery):
 
     def _request(self, queries: np.ndarray, limit: int, expression: str, fields: list[str]) -> Any:
         """Returns Milvus's answer: for each query at most ``limit`` hits, with ``fields``."""
-        parameters = {"metric_type": "L2", "params": INDEXES[self._settings["index"]][1](limit)}
+        parameters = {"metric_type": "L2", "params": INDEXES[self.settings["index"]][1](limit)}
         with self._errors():
             return self.client.search(
                 self.address.collection,
@@ -389,10 +385,10 @@ class MilvusGallery(Gallery):
             )
 
     def _set(self, settings: dict[str, Any]) -> None:
-        settings = {**self._settings, **settings}
+        settings = {**self.settings, **settings}
         with self._errors():
             self.client.upsert(self._settings_name, _settings_row(SETTINGS, settings))
-        self._settings = settings
+        self.settings = settings
 
     def build(self, engine: Optional[str] = None, *, anew: bool = False, progress: Progress = None) -> None:
         """Makes Milvus write its data in memory to storage. Milvus builds its indexes itself.
@@ -417,7 +413,7 @@ class MilvusGallery(Gallery):
         return self._threshold_notes()
 
     def info(self) -> dict[str, Any]:  # noqa: D102
-        return {**super().info(), "index": self._settings["index"]}
+        return {**super().info(), "index": self.settings["index"]}
 
     def close(self) -> None:  # noqa: D102
         self.closed = True

@@ -3,7 +3,8 @@
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Optional, Union
 
@@ -23,46 +24,39 @@ NAMED = 3
 """Number of images with unusable features that a note names."""
 
 
+@dataclass
 class FeatureSource:
     """Features with the labels of their images. Iterating yields the usable rows, in the order of the file.
 
     For all kinds of files, junk (pid -1) and images whose features are not finite are left out. Distractors (pid 0) get
     no pid, because they are many people.
 
-    Args:
+    Attributes:
       name: the file or folder.
       dimension: of the features.
       checksum: of the model that made them; None if the file does not name it.
       images: number of all images.
       batches: returns an iterator of all rows.
       white_level: as in :class:`han_tf.features.shards.Manifest`; None if the file does not name it.
-      doubled: paths that occur more than once and therefore do not identify an image.
-
-    Attributes:
+      doubled: paths that do not identify an image: the empty one, and those that occur more than once.
       junk: paths of the junk that the last iteration left out.
       distractors: paths of the images that it yielded without their pid.
       spoiled: names of the images that it left out because of their features.
     """
 
-    def __init__(
-        self,
-        name: str,
-        dimension: int,
-        checksum: Optional[str],
-        images: int,
-        batches: Callable[[], Iterator[FeatureBatch]],
-        white_level: Optional[float] = None,
-        doubled: Iterable[str] = (),
-    ):
-        self.name, self.dimension, self.checksum, self.white_level = name, dimension, checksum, white_level
-        self.doubled = frozenset(["", *doubled])
-        self.junk: list[str] = []
-        self.distractors: list[str] = []
-        self.spoiled: list[str] = []
-        self._images, self._batches = images, batches
+    name: str
+    dimension: int
+    checksum: Optional[str]
+    images: int
+    batches: Callable[[], Iterator[FeatureBatch]]
+    white_level: Optional[float] = None
+    doubled: frozenset[str] = frozenset([""])
+    junk: list[str] = field(default_factory=list)
+    distractors: list[str] = field(default_factory=list)
+    spoiled: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
-        return self._images
+        return self.images
 
     def __iter__(self) -> Iterator[FeatureBatch]:
         """Yields the usable rows.
@@ -72,7 +66,7 @@ class FeatureSource:
         """
         self.junk, self.distractors, self.spoiled = [], [], []
         start = 0
-        for batch in self._batches():
+        for batch in self.batches():
             junk, finite = batch.pids == JUNK_PID, _finite(batch.features)
             rows = (f"row {start + row}" if not batch.paths[row] else batch.paths[row] for row in range(len(junk)))
             self.spoiled += [row for row, is_spoiled in zip(rows, ~finite & ~junk) if is_spoiled]
@@ -150,7 +144,7 @@ def open_source(path: Union[str, os.PathLike]) -> FeatureSource:
     if not path.exists():
         raise UserError(f"{path}: no such file or folder, expected features: a folder with {MANIFEST}, or an .npz")
     images = load_features(path)
-    doubled = (name for name, count in Counter(images.paths.tolist()).items() if count > 1)
+    doubled = frozenset(["", *(name for name, count in Counter(images.paths.tolist()).items() if count > 1)])
     return FeatureSource(
         str(path), images.features.shape[1], None, len(images.pids), lambda: _archived(images), doubled=doubled
     )
