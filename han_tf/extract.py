@@ -34,6 +34,7 @@ from han_tf.common.errors import Stopped, UserError
 from han_tf.data import DATASETS, load_dataset
 from han_tf.data.image_lists import NAMES, ImageList, list_images, listed_records
 from han_tf.features import job as extraction
+from han_tf.features.shards import missing_shards
 from han_tf.runs.folder import find_run
 from han_tf.runtimes import GPU_FORMATS
 
@@ -196,7 +197,7 @@ def main(values: flags.FlagValues) -> None:
         for sentence in notes:
             print(f"note: {sentence}")
         with extraction.planning(values.output, part):
-            missing = extraction.missing_shards(values.output, work.manifest)
+            missing = len(missing_shards(values.output, work.manifest))
             done = None
             if not (missing and values.part):
                 done = extraction.finish(values.output, work.manifest, values.max_bad_images)

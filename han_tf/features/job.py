@@ -31,7 +31,6 @@ from han_tf.features.shards import (
     MANIFEST,
     FeatureBatch,
     Manifest,
-    ShardSummary,
     content_checksum,
     import_pyarrow,
     read_contents,
@@ -154,8 +153,7 @@ def plan(
 
     Args:
       folder: where the features go.
-      images: the images to extract features of.
-      model: the network's card.
+      images, model: the images to extract features of, and the network's card.
       shard_images: images per shard; if None, as in the folder, or :data:`SHARD_IMAGES` in a new one.
       overwrite: whether to remove everything that earlier extractions left there.
       update: whether this list replaces the folder's; features of unchanged images are kept.
@@ -324,11 +322,6 @@ def extract_locally(
         return extract_shards(extractor, left, folder, work.manifest, work.pending, bar.update).notes
 
 
-def missing_shards(folder: Union[str, os.PathLike], manifest: Manifest) -> int:
-    """Returns how many shards are not there yet."""
-    return sum(not shard_path(folder, number).exists() for number in range(manifest.shards))
-
-
 def finish(folder: Union[str, os.PathLike], manifest: Manifest, max_bad_images: float = 1.0) -> Extracted:
     """Checks that every shard is there, writes the list of bad images and removes the shards that were set aside.
 
@@ -346,7 +339,10 @@ def finish(folder: Union[str, os.PathLike], manifest: Manifest, max_bad_images: 
     done = Extracted(sum(summary.rows for summary in summaries), sum(len(summary.bad_images) for summary in summaries))
     path = folder / BAD_IMAGES
     if done.bad_images:
-        _write_bad_images(path, summaries)
+        text = io.StringIO()
+        csv.writer(text).writerows([BadImage._fields, *(bad for summary in summaries for bad in summary.bad_images)])
+        with files.atomic_open(path) as stream:  # paths that are not UTF-8 are written as the bytes of their names
+            stream.write(text.getvalue().encode("utf-8", "surrogateescape"))
     else:
         files.remove(path)
     _remove_aside(folder)
@@ -480,14 +476,3 @@ def _check_same(folder: Path, found: Manifest, wanted: Manifest, ignored: Sequen
                 "give another --output, or --overwrite to make it anew"
                 + ("; --update keeps the features of images that are the same" if name in _LISTED else "")
             )
-
-
-def _write_bad_images(path: Path, summaries: Sequence[ShardSummary]) -> None:
-    with files.atomic_open(path) as stream:
-        # Paths that are not UTF-8 are written as the bytes of their names.
-        text = io.TextIOWrapper(stream, "utf-8", "surrogateescape", newline="", write_through=True)
-        writer = csv.writer(text)
-        writer.writerow(BadImage._fields)
-        for summary in summaries:
-            writer.writerows(summary.bad_images)
-        text.detach()

@@ -141,14 +141,13 @@ class FeatureShards:
     def __init__(self, folder: Union[str, os.PathLike]):
         self.folder = Path(folder)
         self.manifest = read_manifest(self.folder)
-        shards = range(self.manifest.shards)
-        missing = [number for number in shards if not shard_path(self.folder, number).exists()]
+        count, missing = self.manifest.shards, missing_shards(self.folder, self.manifest)
         if missing:
             raise UserError(
-                f"{self.folder}: {len(shards) - len(missing)} of {len(shards)} files are there "
+                f"{self.folder}: {count - len(missing)} of {count} files are there "
                 f"({shard_path(self.folder, missing[0]).name} is not), expected all; python -m han_tf.extract goes on"
             )
-        self._summaries = [read_summary(self.folder, self.manifest, number) for number in shards]
+        self._summaries = [read_summary(self.folder, self.manifest, number) for number in range(count)]
 
     def __len__(self) -> int:
         return sum(summary.rows for summary in self._summaries)
@@ -166,6 +165,11 @@ class FeatureShards:
 def shard_path(folder: Union[str, os.PathLike], number: int) -> Path:
     """Returns the path of the file with this number."""
     return Path(folder) / f"part-{number:05d}.parquet"
+
+
+def missing_shards(folder: Union[str, os.PathLike], manifest: Manifest) -> list[int]:
+    """Returns the numbers of the files that are not there yet."""
+    return [number for number in range(manifest.shards) if not shard_path(folder, number).exists()]
 
 
 def write_manifest(folder: Union[str, os.PathLike], manifest: Manifest) -> None:
