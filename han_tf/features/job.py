@@ -325,14 +325,9 @@ def extract_locally(
 def finish(folder: Union[str, os.PathLike], manifest: Manifest, max_bad_images: float = 1.0) -> Extracted:
     """Checks that every shard is there, writes the list of bad images and removes the shards that were set aside.
 
-    Args:
-      folder: where the shards are.
-      manifest: the folder's manifest.
-      max_bad_images: largest share of images that may be bad.
-
     Raises:
-      UserError: a shard is missing or belongs to another extraction; no image or too few could be read; or the list of
-        bad images cannot be written.
+      UserError: a shard is missing or belongs to another extraction; no image could be read, or a larger share than
+        ``max_bad_images`` could not; or the list of bad images cannot be written.
     """
     folder = Path(folder)
     summaries = [read_summary(folder, manifest, number) for number in range(manifest.shards)]

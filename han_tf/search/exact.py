@@ -68,8 +68,7 @@ def widened(queries: int, asked: int, ask: Callable[[list[int], int], Iterable[t
     Args:
       queries: number of queries.
       asked: candidates per query at first.
-      ask: takes the indices of queries and the number of candidates per query; yields, in that order, their results
-        and whether they are certain.
+      ask: from indices of queries and a number of candidates, yields each query's result and whether it is certain.
     """
     results: list[Any] = [None] * queries
     left = list(range(queries))

@@ -130,8 +130,7 @@ class Filters:
         """Returns which entries pass, bool ``[n]``.
 
         Args:
-          pids, camids: int64 ``[n]``, :data:`UNKNOWN` where not known.
-          times: float64 ``[n]``, NaN where not known.
+          pids, camids, times: as of :class:`han_tf.features.shards.FeatureBatch`.
         """
         passed = np.ones(len(camids), bool)
         if self.cameras:
@@ -754,13 +753,7 @@ def _labels(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns pids, camids and times of ``n`` images as :class:`FeatureBatch` has them.
 
-    Args:
-      n, pids, camids, times: the labels.
-      paths: of the images, for errors.
-      stored: times that may be outside the years 1 to 9999, because earlier versions have stored them.
-
-    Raises:
-      UserError: there are more or fewer than ``n``, or one is not valid.
+    Errors name the image by ``paths``. Times that are ``stored``, by an earlier version, may be in any year.
     """
     integers = []
     for name, values in (("pids", pids), ("camids", camids)):

@@ -19,7 +19,7 @@ from typing import Any, Optional
 import numpy as np
 
 from han_tf.common.errors import UserError
-from han_tf.common.files import lock
+from han_tf.common.files import lock, writing
 from han_tf.features.shards import FeatureBatch
 from han_tf.metrics.checks import check_count
 from han_tf.search.address import Address
@@ -132,19 +132,15 @@ class MilvusGallery(Gallery):
         """Creates an empty gallery; see :func:`han_tf.search.create_gallery`.
 
         Args:
-          address: of the gallery.
-          dimension: of the features.
-          checksum: of the model.
+          address, dimension, checksum: of the gallery.
           index: Milvus's index type, one of :data:`INDEXES`; ``FLAT`` is exact.
           token: of the cluster.
         """
         if index not in INDEXES:
             raise UserError(f"index is {index!r}, expected {', '.join(INDEXES)}")
         if address.local:
-            try:
+            with writing(address.uri):
                 Path(address.uri).parent.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise UserError(f"cannot write {address.uri}: {error.strerror or error}") from error
         client = _connect(address, token)
         try:
             with _milvus_errors(str(address)):
@@ -171,11 +167,7 @@ class MilvusGallery(Gallery):
 
         Milvus has no locks. So each process writes a random key to the collection of settings and waits until those
         that began at the same time have written theirs. The process with the least key creates the gallery, the others
-        are refused.
-
-        Args:
-          client, address, dimension, checksum, index: as of :meth:`create`.
-          settled: how long to wait, in seconds.
+        are refused. ``settled`` is how long to wait, in seconds.
         """
         name, settings_name = address.collection, f"{address.collection}_settings"
         already = UserError(f"{address}: there is a gallery already, expected a new collection")

@@ -28,7 +28,7 @@ from typing import Any, BinaryIO, NamedTuple, Optional, Union
 import numpy as np
 
 from han_tf.common.errors import UserError
-from han_tf.common.files import discard, lock, sync_folder
+from han_tf.common.files import discard, lock, sync_folder, writing
 from han_tf.features.shards import FeatureBatch
 from han_tf.metrics.checks import squared_norms
 from han_tf.search.choice import ENGINES
@@ -82,8 +82,7 @@ class Labels(NamedTuple):
     Attributes:
       ids: int64 ``[n]``, ascending; the row of a deleted entry has any id that keeps this order.
       alive: bool ``[n]``; False for rows of deleted entries.
-      pids, camids: int64 ``[n]``, :data:`UNKNOWN` where not known.
-      times: float64 ``[n]``, NaN where not known.
+      pids, camids, times: ``[n]``, as of :class:`FeatureBatch`.
     """
 
     ids: np.ndarray
@@ -163,20 +162,18 @@ class Store:
         The lock is taken before the files are created, so that only one of several processes creates them. The
         database is renamed to its final name last; before that, the folder does not count as a gallery.
         """
-        try:
+        with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             _check_new(folder)  # so that no file for the lock is left in a folder with other files
             lock_file = _take(folder)
             try:
                 _check_new(folder)
                 _make(folder, settings)
-            except BaseException:
+            except BaseException as error:
                 os.close(lock_file)
+                if isinstance(error, DATABASE_ERRORS):
+                    raise UserError(f"cannot write {folder / DATABASE}: {error}") from error
                 raise
-        except OSError as error:
-            raise UserError(f"cannot write {folder}: {error.strerror or error}") from error
-        except DATABASE_ERRORS as error:
-            raise UserError(f"cannot write {folder / DATABASE}: {error}") from error
         return cls(folder, lock_file)
 
     def close(self) -> None:
@@ -230,7 +227,7 @@ class Store:
             n = len(features)
             path = self.folder / self.settings["vectors"]
             row_bytes = 4 * self.settings["dimension"]
-            with self._written(path, "r+b") as stream:
+            with _written(path, "r+b") as stream:
                 stream.truncate(first * row_bytes)  # removes vectors that a crash left
                 stream.seek(first * row_bytes)
                 stream.write(features.data)
@@ -295,7 +292,7 @@ class Store:
         if not len(rows):
             return
         path = self.folder / self.settings["vectors"]
-        with self._written(path, "r+b") as stream:
+        with _written(path, "r+b") as stream:
             for run in np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1):
                 stream.seek(int(run[0]) * row_bytes)
                 for start in range(0, len(run), step):
@@ -328,10 +325,10 @@ class Store:
             step = max(1, COPIED_BYTES // (4 * self.settings["dimension"]))
             path = self.folder / new
             try:
-                with self._written(path, "wb") as stream:
+                with _written(path, "wb") as stream:
                     for start in range(0, len(kept), step):
                         stream.write(np.ascontiguousarray(self.state.vectors[kept[start : start + step]]).data)
-                with self._writing(path):
+                with writing(path):
                     sync_folder(self.folder)
                 moved = zip(range(len(kept)), labels.ids[kept].tolist())
                 with swapping:
@@ -349,7 +346,7 @@ class Store:
 
     def _remove_vectors(self) -> None:
         """Removes files of vectors from before a compaction, and those that an interrupted compaction left."""
-        with self._writing(self.folder):
+        with writing(self.folder):
             for path in self.folder.glob("vectors-*.f32"):
                 if path.name != self.settings["vectors"]:
                     path.unlink(missing_ok=True)
@@ -515,21 +512,6 @@ class Store:
         except MemoryError as error:  # SQLite's, of a record that claims to be huge
             raise UserError(f"{self.folder / DATABASE}: too large for the memory, or damaged") from error
 
-    @contextmanager
-    def _writing(self, path: Path) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise UserError(f"cannot write {path}: {error.strerror or error}") from error
-
-    @contextmanager
-    def _written(self, path: Path, mode: str) -> Iterator[BinaryIO]:
-        """Opens a file for writing, and syncs it at the end."""
-        with self._writing(path), open(path, mode, opener=_no_link) as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-
 
 def _check_new(folder: Path) -> None:
     """Raises UserError unless ``folder`` is empty or holds only files that an interrupted creation left."""
@@ -601,6 +583,15 @@ def _take(folder: Path) -> int:
 def _no_link(path: str, flags: int) -> int:
     """Opens a file unless it is a symbolic link, which could lead to a file outside the folder."""
     return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+
+
+@contextmanager
+def _written(path: Path, mode: str) -> Iterator[BinaryIO]:
+    """Opens a file for writing, and syncs it at the end."""
+    with writing(path), open(path, mode, opener=_no_link) as stream:
+        yield stream
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def _check_settings(settings: dict[str, Any]) -> None:
