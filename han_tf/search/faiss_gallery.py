@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Optional, Union
 import numpy as np
 
 from han_tf.common.errors import UserError
-from han_tf.common.files import discard, remove, sha256_of, sync_folder
+from han_tf.common.files import atomic_open, remove, sha256_of
 from han_tf.features.shards import FeatureBatch
 from han_tf.metrics.checks import check_count, default_threads
 from han_tf.search.approximate import ApproximateIndex, spread
@@ -608,30 +608,25 @@ class FaissGallery(Gallery):
     def _write(self, settings: dict[str, Any]) -> None:
         """Writes the index to a new file and names it in the database, with ``settings``."""
         index, trained, _, recall, checked = self._loaded
-        name = f"index-{self.store.settings['revision'] + 1}.faiss"
-        temporary, path = self.folder / f".{name}.tmp", self.folder / name
+        path = self.folder / f"index-{self.store.settings['revision'] + 1}.faiss"
+        if path.is_symlink():  # whose target would be replaced
+            remove(path)
         try:
-            temporary.unlink(missing_ok=True)
-            index.write(temporary)
-            with open(temporary, "rb") as stream:
-                os.fsync(stream.fileno())
-            snapshot = {
-                "file": name,
-                "sha256": sha256_of(temporary),
-                "kind": index.kind,
-                "rows": index.rows,
-                "trained": trained,
-                "recall": recall,
-                "checked": checked,
-                **({} if self._found is None else {"found": self._found}),
-            }
-            os.replace(temporary, path)
-            sync_folder(self.folder)
-        except (OSError, RuntimeError) as error:  # FAISS raises RuntimeError
-            reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-            raise UserError(f"cannot write {path}: {reason}") from error
-        finally:
-            discard(temporary)
+            with atomic_open(path) as stream:
+                index.write(Path(stream.name))
+                digest = sha256_of(stream.name)
+        except RuntimeError as error:  # of FAISS
+            raise UserError(f"cannot write {path}: {' '.join(str(error).split())}") from error
+        snapshot = {
+            "file": path.name,
+            "sha256": digest,
+            "kind": index.kind,
+            "rows": index.rows,
+            "trained": trained,
+            "recall": recall,
+            "checked": checked,
+            **({} if self._found is None else {"found": self._found}),
+        }
         self._commit_snapshot(snapshot, settings)
         # The lists in a file are mapped instead of held in memory.
         loaded = _Loaded(ApproximateIndex.read(index.kind, path, self.dimension), trained, index.rows, recall, checked)
