@@ -359,10 +359,8 @@ class _Aside:
     """
 
     def __init__(self, folder: Union[str, os.PathLike], images: ImageList):
-        self.known = np.zeros(len(images), bool)
         self._files: list[tuple[Path, Manifest, int]] = []
-        # Per image: index into self._files, and row.
-        self._places = np.zeros([len(images), 2], np.int64)
+        self._places = np.full([len(images), 2], -1)  # per image: index into self._files, and row
         for aside in sorted(Path(folder).glob(f"{ASIDE}*")) if len(images) else []:
             with suppress(UserError):
                 manifest = read_manifest(aside)
@@ -370,6 +368,7 @@ class _Aside:
                     if shard_path(aside, number).exists():
                         with suppress(UserError):  # damaged ones are skipped
                             self._look(aside, manifest, number, images)
+        self.known = self._places[:, 0] >= 0
 
     def _look(self, folder: Path, manifest: Manifest, number: int, images: ImageList) -> None:
         summary = read_summary(folder, manifest, number)
@@ -380,8 +379,7 @@ class _Aside:
         rows = {pair: row for row, pair in enumerate(zip(*read_contents(folder, manifest, number)))}
         for image in range(start, end):
             row = rows.get((images.paths[image], images.contents[image]))
-            if row is not None and not self.known[image]:
-                self.known[image] = True
+            if row is not None and self._places[image, 0] < 0:
                 self._places[image] = len(self._files), row
         self._files.append((folder, manifest, number))
 

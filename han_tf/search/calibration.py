@@ -1,11 +1,7 @@
 """A threshold for a wanted false-accept rate, chosen with images of people who are not in the gallery.
 
-Two rates have this name and differ by orders of magnitude:
-
-- per **search** (``search``; NIST's FPIR, false positive identification rate): the share of searches for a stranger
-  that find anybody within the threshold. It is the rate in a deployment, and grows with the gallery.
-- per **pair** (``pair``; the false match rate, the FPR of :func:`han_tf.metrics.verify`): the share of pairs of images
-  of two people that lie within the threshold. At a rate of r, a search of N images finds up to N·r false hits.
+Two rates have this name and differ by orders of magnitude, see README.md in this folder: per ``search`` (NIST's FPIR)
+and per ``pair`` (false match rate). At a rate of r per pair, a search of N images finds up to N·r false hits.
 
 A search for a stranger is simulated by searching with a validation image among the images of all other people.
 Validation images without a pid are left out.

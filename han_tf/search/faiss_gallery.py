@@ -108,17 +108,9 @@ class _Loaded(NamedTuple):
 class FaissGallery(Gallery):
     """A gallery in a folder; see :mod:`han_tf.search.store` for its files.
 
-    Any number of processes may search it. One at a time may change it; it holds the lock from its first change until
-    it closes the gallery. A process that only searches sees the gallery as it was when it opened it, without the
-    entries that were deleted since.
-
-    The engines ``hnsw`` and ``ivfpq`` keep an index, which is derived from the vectors, in ``index-N.faiss``. Rows that
-    it lacks are searched exactly; so are all rows while it is missing, damaged, or does not suit the later rows. While
-    a process changes the gallery, a thread measures the index's recall from time to time, builds it anew if the recall
-    has fallen, and compacts the gallery when many of its entries are deleted.
-
-    Opening a gallery compares its vectors with their checksums if they take up to 128 MiB; :meth:`check` compares all.
-    :attr:`notes` says what is damaged.
+    README.md in this folder says how processes share it, when its index is built, checked and passed over, and what is
+    compared with checksums. The index is derived from the vectors: rows that it lacks, or all if it cannot be used, are
+    searched exactly.
 
     Args:
       path: the folder.

@@ -89,10 +89,7 @@ FIELDS = ["id", "path", "pid", "camid", "time"]
 class MilvusGallery(Gallery):
     """A gallery in Milvus.
 
-    Several processes may read and write a cluster's gallery at once. A file of Milvus Lite can be open in one process
-    at a time, which may open all galleries in it. The next search finds what was added (strong consistency). An
-    addition of more than 16 MiB of vectors takes several requests: if one fails, the rows of the others are deleted;
-    they stay if the process dies in between.
+    README.md in this folder says how processes share it, and what is left of an addition that fails.
 
     Args:
       address: of the gallery.

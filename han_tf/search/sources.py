@@ -160,12 +160,10 @@ def _archived(images: FeatureSet) -> Iterator[FeatureBatch]:
 def add_source(gallery: Gallery, source: FeatureSource, progress: Progress = None) -> Added:
     """Brings a gallery up to date with a source, and returns what changed.
 
-    An image is identified by its path. An entry of this path with the same feature stays, with another feature it is
-    replaced; labels that differ are changed, unless the source does not know them. An image without a path, or with a
-    path that occurs more than once in the source, is identified by path and feature together. Adding the same source
-    again therefore changes nothing, a source that has grown adds its new images, and an interrupted addition can be
-    repeated to complete it. Entries of images that are junk in the source are deleted, those of distractors lose their
-    pid. Deleted entries come back if their source is added again. Entries of images that the source no longer has stay.
+    An image is identified by its path, see :meth:`Gallery.add`; without a path, or with one that occurs more than once
+    in the source, by path and feature together. Entries of images that are junk in the source are
+    deleted, those of distractors lose their pid. Adding the same source again changes nothing, and completes an
+    addition that was interrupted.
 
     Raises:
       UserError: the features do not fit, a file is damaged, or the gallery cannot be written; rows added before stay.

@@ -5,12 +5,8 @@
   vectors-N.f32     float32 ``[rows, dimension]``, little-endian; each compaction writes a new file and increases N
   lock              locked by the process that writes
 
-Adding appends the vectors, syncs the file, and commits the entries together with the new number of rows. Vectors
-beyond the committed rows were left by a crash and are overwritten. After a crash at any point the gallery therefore has
-the state before the addition or the state after it.
-
-Deleting commits first; then the vectors are overwritten with zeros. SQLite overwrites the deleted entries. Vectors of
-deleted entries that a crash left are overwritten by the next process that writes.
+After a crash at any point the gallery has the state before or after a change; README.md in this folder says what is
+written when.
 """
 
 import json
