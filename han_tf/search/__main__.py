@@ -88,7 +88,8 @@ def main(values: flags.FlagValues) -> None:
         for note in gallery.notes:
             print(f"note: {note}", file=sys.stderr)
     if values.json:
-        queries = [{"query": name, "known": bool(hits), "hits": _plain(hits)} for name, hits in zip(names, found)]
+        plain = [[{**hit.entry._asdict(), "distance": hit.distance} for hit in hits] for hits in found]
+        queries = [{"query": name, "known": bool(hits), "hits": hits} for name, hits in zip(names, plain)]
         print(json.dumps({"index": location, "queries": queries}, indent=2))
     else:
         for name, hits in zip(names, found):
@@ -129,10 +130,6 @@ def _queries(values: flags.FlagValues, gallery: Gallery) -> tuple[list[str], np.
     extractor = FeatureExtractor(values.model, white_level=white_level)
     gallery.check_model(extractor.checksum)
     return list(values.positional), extractor(values.positional)
-
-
-def _plain(hits: list[Hit]) -> list[dict[str, Any]]:
-    return [{**hit.entry._asdict(), "distance": hit.distance} for hit in hits]
 
 
 def _lines(hits: list[Hit]) -> list[str]:

@@ -249,7 +249,8 @@ class FaissGallery(Gallery):
     @contextmanager
     def _alone(self) -> Iterator[None]:
         with self.store.lock:
-            self._own()
+            if self.store.take_lock(self._renumbering()):  # another process has changed the gallery
+                self._load()
             yield
 
     def note_source(self, name: str, done: int, rows: int) -> None:  # noqa: D102
@@ -543,11 +544,6 @@ class FaissGallery(Gallery):
             finally:
                 if self.store.settings["vectors"] != vectors:
                     self._loaded = None
-
-    def _own(self) -> None:
-        """Takes the lock for changes; loads the gallery again if another process has changed it."""
-        if self.store.take_lock(self._renumbering()):
-            self._load()
 
     def _load(self) -> None:
         """Loads the index that the database names, and checks the vectors of a small gallery."""

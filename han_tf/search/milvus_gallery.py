@@ -214,7 +214,9 @@ class MilvusGallery(Gallery):
     def _add(self, images: FeatureBatch, gone: Sequence[int] = ()) -> np.ndarray:
         n = len(images.features)
         with self._errors():
-            first = self._free_ids(n)
+            first = secrets.randbelow(2**ID_BITS)
+            while self._query(self.address.collection, ["id"], f"id >= {first} and id < {first + n}", limit=1):
+                first = secrets.randbelow(2**ID_BITS)
             ids = np.arange(first, first + n)
             try:
                 self._upsert(ids, images)
@@ -269,12 +271,6 @@ class MilvusGallery(Gallery):
             )
             names = ("id", "feature", "path", "pid", "camid", "time")
             self.client.upsert(self.address.collection, [dict(zip(names, row)) for row in rows])
-
-    def _free_ids(self, n: int) -> int:
-        while True:
-            first = secrets.randbelow(2**ID_BITS)
-            if not self._query(self.address.collection, ["id"], f"id >= {first} and id < {first + n}", limit=1):
-                return first
 
     def delete(self, ids: Sequence[int]) -> int:  # noqa: D102
         found = list(self._entries(set(check_ids(ids).tolist())))

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -206,25 +206,19 @@ class _Twins:
 
     def __init__(self, gallery: Gallery):
         self.gallery = gallery
-        self.groups: dict[str, dict[bytes, list[Entry]]] = {}
+        self.groups: dict[str, dict[bytes, deque[Entry]]] = {}
 
     def take(self, path: str, feature: np.ndarray) -> Optional[Entry]:
         """Returns an entry of this path and feature that was not returned before, None if there is none."""
         if path not in self.groups:
-            self.groups[path] = self._group(path)
-        entries = self.groups[path].get(_digest(feature))
-        return entries.pop() if entries else None
-
-    def _group(self, path: str) -> dict[bytes, list[Entry]]:
-        entries = list(self.gallery.named([path]))
-        group: dict[bytes, list[Entry]] = {}
-        for start in range(0, len(entries), ROWS):
-            part = entries[start : start + ROWS]
-            for entry, feature in zip(part, self.gallery.features([entry.id for entry in part])):
-                group.setdefault(_digest(feature), []).append(entry)
-        for same in group.values():
-            same.reverse()  # so that pop() returns them in their order
-        return group
+            group = self.groups[path] = {}
+            entries = list(self.gallery.named([path]))
+            for start in range(0, len(entries), ROWS):
+                part = entries[start : start + ROWS]
+                for entry, stored in zip(part, self.gallery.features([entry.id for entry in part])):
+                    group.setdefault(_digest(stored), deque()).append(entry)
+        same = self.groups[path].get(_digest(feature))
+        return same.popleft() if same else None
 
 
 def _digest(feature: np.ndarray) -> bytes:
