@@ -1,16 +1,10 @@
 """The distributed engine: a Milvus cluster, or Milvus Lite in a file, through pymilvus.
 
-A gallery consists of two collections: one with the entries, and ``NAME_settings`` with keys and JSON values. Unknown
-labels are stored as special values, because some versions of Milvus cannot compare nulls.
+Unknown labels are stored as special values, because some versions of Milvus cannot compare nulls.
 """
 
-import json
-import logging
-import logging.config
-import os
 import secrets
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -19,39 +13,27 @@ from typing import Any, Optional
 import numpy as np
 
 from han_tf.common.errors import UserError
-from han_tf.common.files import lock, writing
+from han_tf.common.files import writing
 from han_tf.features.shards import FeatureBatch
 from han_tf.metrics.checks import check_count
 from han_tf.search.address import Address
 from han_tf.search.exact import SPARE, error_bound, nearest, widened
-from han_tf.search.gallery import (
-    NO_FILTERS,
-    UNKNOWN,
-    Entry,
-    Filters,
-    Gallery,
-    Progress,
-    check_format,
-    check_ids,
+from han_tf.search.gallery import NO_FILTERS, UNKNOWN, Entry, Filters, Gallery, Progress, check_ids
+from han_tf.search.milvus_client import (
+    INDEXES,
+    SECONDS,
+    SETTLED_SECONDS,
+    connect,
+    connected,
+    load_settings,
+    make_collections,
+    milvus_errors,
+    read_settings,
+    write_settings,
 )
-
-FORMAT = 1
-"""Version of the collections, as that of the files in :mod:`han_tf.search.store`."""
-
-TOKEN = "MILVUS_TOKEN"
-"""The environment variable with the token, or user:password, that is used if none is given."""
-
-SETTINGS, CREATION = "settings", "creation "
-"""The key of the gallery's settings; the prefix of the keys that processes write while they create a gallery."""
-
-SETTLED_SECONDS, CREATED_SECONDS = 3.0, 60.0
-"""How long a process that creates a gallery waits for the keys of others; how long others wait for it to finish."""
 
 NO_TIME = -1e300
 """Stands for an unknown time."""
-
-SECONDS = 10.0
-"""Time limit for a connection; ten times as much for an answer."""
 
 REQUEST_BYTES = 2**24
 """Most bytes of vectors in a request or answer; gRPC refuses messages of more than 64 MiB."""
@@ -69,20 +51,6 @@ ROWS_AT_ONCE = MOST_HITS
 ID_BITS = 52
 """Ids are random, so that several writers need not coordinate; JavaScript represents such integers exactly."""
 
-LOGGERS = ("pymilvus", "pymilvus.milvus_client", "milvus_lite", "grpc")
-
-LINKS, CONSTRUCTION, SEARCHED, LISTS, LISTS_READ = 32, 80, 192, 1024, 64
-INDEXES: dict[str, tuple[dict[str, Any], Callable[[int], dict[str, Any]]]] = {
-    "FLAT": ({}, lambda k: {}),
-    "HNSW": ({"M": LINKS, "efConstruction": CONSTRUCTION}, lambda k: {"ef": max(SEARCHED, 2 * k)}),
-    "IVF_FLAT": ({"nlist": LISTS}, lambda k: {"nprobe": LISTS_READ}),
-    "AUTOINDEX": ({}, lambda k: {}),
-}
-"""Milvus's index types that keep float32: parameters of building, and of a search for k hits."""
-
-APPEARS_SECONDS = 3.0
-"""How long to wait for a collection of the same name that another process seems to be creating."""
-
 FIELDS = ["id", "path", "pid", "camid", "time"]
 
 
@@ -92,8 +60,7 @@ class MilvusGallery(Gallery):
     README.md in this folder says how processes share it, and what is left of an addition that fails.
 
     Args:
-      address: of the gallery.
-      token: of the cluster; if None, that in the address, else that in the environment variable ``MILVUS_TOKEN``.
+      address, token: as of :func:`han_tf.search.milvus_client.connect`.
 
     Raises:
       UserError: the address cannot be reached, there is no such gallery, it is of another version, or pymilvus is not
@@ -107,16 +74,10 @@ class MilvusGallery(Gallery):
         self.location = str(address)
         if address.local and not Path(address.uri).exists():
             raise UserError(f"{address.uri}: no such file, expected a gallery of Milvus Lite")
-        self.client = _connect(address, token)
+        self.client = connect(address, token)
         try:
-            self._settings_name = f"{address.collection}_settings"
             with self._errors():
-                rows = _read_settings(self.client, self._settings_name)
-            if not rows:
-                raise UserError(f"{self.location}: no gallery here, expected one made by python -m han_tf.index")
-            self.settings = json.loads(rows[0]["value"])
-            check_format(self.settings.get("format"), FORMAT, self.location)
-            with self._errors():
+                self.settings = load_settings(self.client, address)
                 self.client.load_collection(address.collection)
         except BaseException:
             self.close()
@@ -138,12 +99,8 @@ class MilvusGallery(Gallery):
         if address.local:
             with writing(address.uri):
                 Path(address.uri).parent.mkdir(parents=True, exist_ok=True)
-        client = _connect(address, token)
-        try:
-            with _milvus_errors(str(address)):
-                cls._make(client, address, dimension, checksum, index, 0 if address.local else SETTLED_SECONDS)
-        finally:
-            client.close()
+        with connected(address, token) as client:
+            make_collections(client, address, dimension, checksum, index, 0 if address.local else SETTLED_SECONDS)
         return cls(address, token)
 
     @staticmethod
@@ -151,62 +108,8 @@ class MilvusGallery(Gallery):
         """Returns whether there is a gallery."""
         if address.local and not Path(address.uri).exists():
             return False
-        client = _connect(address, None)
-        try:
-            with _milvus_errors(str(address)):
-                return bool(_read_settings(client, f"{address.collection}_settings"))
-        finally:
-            client.close()
-
-    @staticmethod
-    def _make(client: Any, address: Address, dimension: int, checksum: str, index: str, settled: float) -> None:
-        """Creates the collections of a new gallery; if several processes try at once, one succeeds.
-
-        Milvus has no locks. So each process writes a random key to the collection of settings and waits until those
-        that began at the same time have written theirs. The process with the least key creates the gallery, the others
-        are refused. ``settled`` is how long to wait, in seconds.
-        """
-        name, settings_name = address.collection, f"{address.collection}_settings"
-        already = UserError(f"{address}: there is a gallery already, expected a new collection")
-        if not client.has_collection(settings_name):
-            if client.has_collection(name):
-                raise UserError(f"{address}: there is a collection of another kind, expected a new one")
-            try:
-                _make_settings(client, settings_name)
-            except Exception:
-                # Another process may be creating it.
-                end = time.monotonic() + APPEARS_SECONDS
-                while not client.has_collection(settings_name):
-                    if time.monotonic() > end:
-                        raise
-                    time.sleep(0.1)
-        own, end = f"{CREATION}{secrets.token_hex(8)}", time.monotonic() + CREATED_SECONDS
-        while not _read_settings(client, settings_name) and (before := _creations(client, settings_name)):
-            if not settled or time.monotonic() > end:
-                break  # those processes were interrupted
-            time.sleep(settled / 4)
-        if _read_settings(client, settings_name):
-            raise already
-        client.upsert(settings_name, _settings_row(own, {}))
-        time.sleep(settled)
-        if min(_creations(client, settings_name) - before) != own:
-            raise UserError(f"{address}: another process makes a gallery there, expected one at a time")
-        if _read_settings(client, settings_name):
-            raise already
-        if client.has_collection(name):
-            client.drop_collection(name)  # left by a creation that was interrupted
-        _make_entries(client, name, dimension, index)
-        value = {
-            "format": FORMAT,
-            "identity": secrets.token_hex(8),
-            "dimension": dimension,
-            "checksum": checksum,
-            "index": index,
-            "threshold": None,
-            "calibration": None,
-        }
-        client.upsert(settings_name, _settings_row(SETTINGS, value))
-        client.delete(settings_name, ids=sorted({own, *before}))
+        with connected(address) as client:
+            return read_settings(client, address) is not None
 
     def __len__(self) -> int:
         return self.count()
@@ -372,7 +275,7 @@ class MilvusGallery(Gallery):
     def _set(self, settings: dict[str, Any]) -> None:
         settings = {**self.settings, **settings}
         with self._errors():
-            self.client.upsert(self._settings_name, _settings_row(SETTINGS, settings))
+            write_settings(self.client, self.address, settings)
         self.settings = settings
 
     def build(self, engine: Optional[str] = None, *, anew: bool = False, progress: Progress = None) -> None:
@@ -407,106 +310,8 @@ class MilvusGallery(Gallery):
     @contextmanager
     def _errors(self) -> Iterator[None]:
         self._check_open()
-        with _milvus_errors(self.location):
+        with milvus_errors(self.location):
             yield
-
-
-def _import_client() -> Any:
-    # When imported, pymilvus configures the logging of the whole process, which closes all other handlers.
-    configure = logging.config.dictConfig
-    logging.config.dictConfig = lambda config: None
-    try:
-        from pymilvus import MilvusClient
-    except ImportError as error:
-        raise UserError(f"this gallery needs pymilvus ({error}), expected: pip install 'han-tf[milvus]'") from error
-    finally:
-        logging.config.dictConfig = configure
-    # Errors that these packages log are raised as well, and reported in one line.
-    for name in LOGGERS:
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    return MilvusClient
-
-
-def _connect(address: Address, token: Optional[str]) -> Any:
-    client = _import_client()
-    token = address.token or os.environ.get(TOKEN, "") if token is None else token
-    try:
-        with _milvus_errors(str(address), "reached"):
-            return client(address.uri, token="" if address.local else token, timeout=SECONDS)
-    except UserError:
-        if address.local:
-            raise _why_closed(address.uri) from None
-        raise
-
-
-def _why_closed(path: str) -> UserError:
-    """Returns the likely reason why Milvus Lite cannot open a file; its own error names none."""
-    try:
-        with open(Path(path) / "LOCK", "rb") as stream:
-            if not lock(stream.fileno()):
-                return UserError(f"{path}: another process has this file of Milvus Lite open, expected one at a time")
-    except OSError as error:
-        return UserError(f"cannot open {path} with Milvus Lite: {error.strerror or error}")
-    return UserError(f"{path}: Milvus Lite cannot open this, expected one of its files")
-
-
-@contextmanager
-def _milvus_errors(location: str, what: str = "used") -> Iterator[None]:
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        # Besides MilvusException, pymilvus raises other errors of its own and those of gRPC.
-        if type(error).__module__.split(".")[0] not in ("pymilvus", "grpc", "milvus_lite"):
-            raise
-        reason = " ".join(str(getattr(error, "message", "") or error).split())
-        raise UserError(f"{location}: Milvus cannot be {what} ({reason[:300]})") from error
-
-
-def _read_settings(client: Any, name: str) -> list[dict[str, Any]]:
-    """Returns the row of the gallery's settings; none if there is no gallery or its creation is not complete."""
-    if not client.has_collection(name):
-        return []
-    client.load_collection(name)
-    return client.query(name, f'key == "{SETTINGS}"', output_fields=["value"], consistency_level="Strong")
-
-
-def _creations(client: Any, name: str) -> set[str]:
-    """Returns the keys of processes that are creating a gallery, or were interrupted."""
-    rows = client.query(name, f'key like "{CREATION}%"', output_fields=["key"], consistency_level="Strong")
-    return {row["key"] for row in rows}
-
-
-def _make_settings(client: Any, name: str) -> None:
-    from pymilvus import DataType
-
-    schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
-    schema.add_field("key", DataType.VARCHAR, is_primary=True, max_length=64)
-    schema.add_field("value", DataType.VARCHAR, max_length=65_535)
-    schema.add_field("unused", DataType.FLOAT_VECTOR, dim=2)  # Milvus requires a vector in every collection
-    parameters = client.prepare_index_params()
-    parameters.add_index("unused", index_type="FLAT", metric_type="L2")
-    client.create_collection(name, schema=schema, index_params=parameters, consistency_level="Strong")
-
-
-def _make_entries(client: Any, name: str, dimension: int, index: str) -> None:
-    from pymilvus import DataType
-
-    schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
-    schema.add_field("id", DataType.INT64, is_primary=True)
-    schema.add_field("feature", DataType.FLOAT_VECTOR, dim=dimension)
-    schema.add_field("path", DataType.VARCHAR, max_length=65_535)
-    schema.add_field("pid", DataType.INT64)
-    schema.add_field("camid", DataType.INT64)
-    schema.add_field("time", DataType.DOUBLE)
-    parameters = client.prepare_index_params()
-    parameters.add_index("feature", index_type=index, metric_type="L2", params=INDEXES[index][0])
-    client.create_collection(name, schema=schema, index_params=parameters, consistency_level="Strong")
-
-
-def _settings_row(key: str, value: dict[str, Any]) -> list[dict[str, Any]]:
-    return [{"key": key, "value": json.dumps(value, allow_nan=False), "unused": [0.0, 0.0]}]
 
 
 def _entry(row: dict[str, Any]) -> Entry:
