@@ -50,6 +50,8 @@ CHECKSUMS_AFTER = """SELECT id, CASE typeof(crc) WHEN 'integer' THEN crc ELSE -1
     WHERE id > ? ORDER BY id LIMIT ?"""
 """A damaged file may hold a checksum that is not an integer; it counts as -1, which is the checksum of no vector."""
 
+ALL_LABELS = "SELECT row, id, ifnull(pid, ?1), ifnull(camid, ?1), time FROM entries"
+
 PATH_INDEX = "CREATE INDEX IF NOT EXISTS entries_path ON entries (path)"
 """Created when entries are first looked up by path."""
 
@@ -351,7 +353,7 @@ class Store:
         """Runs ``change`` and stores ``settings`` in one transaction; durable when it returns."""
         with self.lock:
             settings = {**settings, "revision": self.settings["revision"] + 1}
-            database, committing = self._open(self._database), False
+            database, committing = self._opened(self._database), False
             try:
                 database.execute("BEGIN IMMEDIATE")
                 if change:
@@ -412,20 +414,20 @@ class Store:
     def named(self, paths: Sequence[str]) -> list[Entry]:
         """Returns the entries of any of ``paths``; the lock must be held."""
         with self.lock, self._reading_errors():
-            database = self._open(self._database)
+            database = self._opened(self._database)
             database.execute(PATH_INDEX)
             return list(_entries_where(database, "path", paths))
 
     def revision(self) -> int:
         """Returns the number of changes that all processes have committed."""
         with self.lock, self._reading_errors():
-            rows = self._open(self._database).execute("SELECT value FROM settings WHERE key = 'revision'")
+            rows = self._opened(self._database).execute("SELECT value FROM settings WHERE key = 'revision'")
             return json.loads(rows.fetchone()[0])
 
     def load(self) -> None:
         """Reads settings and labels in one transaction, and maps the vectors."""
         with self.lock, self._reading_errors():
-            database = self._open(self._database)
+            database = self._opened(self._database)
             database.execute("BEGIN")
             try:
                 settings = {key: json.loads(value) for key, value in database.execute("SELECT * FROM settings")}
@@ -434,25 +436,21 @@ class Store:
                 rows = settings["rows"]
                 vectors = self._map(settings["vectors"], rows, settings["dimension"])
                 labels = Labels.empty(rows)
-                cursor = database.execute("SELECT row, id, pid, camid, time FROM entries")
+                cursor = database.execute(ALL_LABELS, (UNKNOWN,))
                 count = 0
                 while part := cursor.fetchmany(LOADED_AT_ONCE):
-                    rows_of, ids, pids, camids, times = zip(*part)
-                    where = np.array(rows_of)
+                    where, ids, *known = map(np.array, zip(*part))
                     if where.min() < 0 or where.max() >= rows:
                         raise ValueError(f"an entry has row {where.max()} of {rows}")
-                    labels.ids[where] = ids
-                    labels.alive[where] = True
-                    labels.pids[where] = [UNKNOWN if pid is None else pid for pid in pids]
-                    labels.camids[where] = [UNKNOWN if camid is None else camid for camid in camids]
-                    labels.times[where] = [np.nan if time is None else time for time in times]
+                    for whole, values in zip(labels, (ids, True, *known)):
+                        whole[where] = values
                     count += len(part)
                 if count != labels.alive.sum():
                     raise ValueError("two entries have the same row")
                 if (np.diff(labels.ids[labels.alive]) <= 0).any():
                     raise ValueError("entries' ids do not rise with their rows")
                 np.maximum.accumulate(labels.ids, out=labels.ids)
-            except (AttributeError, KeyError, ValueError, TypeError) as error:
+            except (AttributeError, LookupError, ValueError, TypeError) as error:
                 raise UserError(f"{self.folder / DATABASE}: damaged ({error!r}), expected a gallery") from error
             finally:
                 if database.in_transaction:
@@ -489,15 +487,15 @@ class Store:
         except OSError as error:
             raise UserError(f"{path}: {error.strerror or error}, expected the gallery's vectors") from error
 
-    def _open(self, database: Optional[sqlite3.Connection]) -> sqlite3.Connection:
+    def _opened(self, database: Optional[sqlite3.Connection]) -> sqlite3.Connection:
         if database is None:
-            raise UserError(f"{self.folder}: the gallery is closed")
+            raise UserError(f"{self.folder}: the gallery is closed, expected an open one")
         return database
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
         with self._reader_lock, self._reading_errors():
-            yield self._open(self._reader)
+            yield self._opened(self._reader)
 
     @contextmanager
     def _reading_errors(self) -> Iterator[None]:
