@@ -35,6 +35,7 @@ import numpy as np
 from han_tf import __version__
 from han_tf.common.errors import UserError
 from han_tf.common.files import atomic_open, read_json, write_json
+from han_tf.common.json_fields import checked_fields
 from han_tf.data.image_lists import UNKNOWN
 from han_tf.data.reading import BadImage
 
@@ -192,21 +193,7 @@ def read_manifest(folder: Union[str, os.PathLike]) -> Manifest:
     version = found.get("format") if isinstance(found, dict) else None
     if version != FORMAT:
         raise UserError(f"{path}: format {version!r}, expected {FORMAT}, as python -m han_tf.extract writes it")
-    found = {"model_format": "", "precision": "", "white_level": 0.0, **found}  # which older manifests do not have
-    values: dict[str, Any] = {}
-    for name, kind in Manifest.__annotations__.items():
-        value = found.get(name)
-        if name == "branch_names":
-            fits = isinstance(value, list) and all(isinstance(branch, str) for branch in value)
-            value = tuple(value) if fits else value
-        elif kind is float:
-            fits = type(value) in (int, float) and 0 <= value < math.inf
-        else:
-            fits = type(value) is kind and (kind is str or value > 0)
-        if not fits:
-            raise UserError(f"{path}: {name} is {value!r}, expected what python -m han_tf.extract writes there")
-        values[name] = value
-    return Manifest(**values)
+    return Manifest(**checked_fields(path, found, Manifest, later=("model_format", "precision", "white_level")))
 
 
 def content_checksum(paths: Sequence[str], contents: Sequence[str]) -> str:
