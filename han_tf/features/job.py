@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple, Optional, Union
 
 import numpy as np
+from tqdm import tqdm
 
 from han_tf.common import files
 from han_tf.common.errors import UserError
@@ -101,6 +102,12 @@ class Plan(NamedTuple):
     manifest: Manifest
     pending: tuple[int, ...]
     notes: tuple[str, ...]
+
+    def progress(self) -> tqdm:
+        """Returns a progress bar over all images, which begins with those of the finished shards."""
+        left = sum(end - start for start, end in map(self.manifest.bounds, self.pending))
+        total = self.manifest.images
+        return progress_bar(total=total, initial=total - left, desc="features", unit="img", smoothing=0.1)
 
 
 class Extracted(NamedTuple):
@@ -254,8 +261,7 @@ def extract_shards(
     Args:
       extractor: the network of the manifest.
       images: those of ``shards`` only, in order.
-      folder: where the shards go.
-      manifest: the folder's manifest.
+      folder, manifest: where the shards go, and its manifest.
       shards: numbers of the shards, ascending.
       progress: called with the number of images that were processed since the last call.
 
@@ -311,14 +317,10 @@ def extract_locally(
     Raises:
       UserError: as :func:`extract_shards` does.
     """
-    bounds = [work.manifest.bounds(number) for number in work.pending]
-    pending = sum(end - start for start, end in bounds)
-    if not pending:
+    if not work.pending:
         return []
-    left = images.take(np.concatenate([np.arange(start, end) for start, end in bounds]))
-    with progress_bar(
-        total=len(images), initial=len(images) - pending, desc="features", unit="img", smoothing=0.1
-    ) as bar:
+    left = images.take(np.concatenate([np.arange(*work.manifest.bounds(number)) for number in work.pending]))
+    with work.progress() as bar:
         return extract_shards(extractor, left, folder, work.manifest, work.pending, bar.update).notes
 
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Optional, Union
 
 from han_tf.common.errors import UserError
-from han_tf.common.progress import progress_bar
 from han_tf.data.depth import Depth
 from han_tf.data.image_lists import ImageList
 from han_tf.features.extractor import FeatureExtractor
@@ -79,8 +78,7 @@ def extract_with_ray(
         pending = deque(work.pending)
         idle: list[Any] = []
         running: dict[Any, tuple[Any, int]] = {}  # task -> its actor and its number of images
-        done = len(images) - sum(end - start for start, end in map(work.manifest.bounds, work.pending))
-        with progress_bar(total=len(images), initial=done, desc="features", unit="img", smoothing=0.1) as bar:
+        with work.progress() as bar:
             for room in rooms(ray, address, needs):
                 while pending and (idle or len(running) < max(1, min(room, actors or room))):
                     maker = idle.pop() if idle else actor.remote(*arguments)
