@@ -203,17 +203,14 @@ def plan(
         write_manifest(folder, wanted)
         return Plan(wanted, tuple(filter(part.holds, range(wanted.shards))), ())
     manifest = read_manifest(folder)
+    if not shard_images:
+        wanted = replace(wanted, shard_images=manifest.shard_images)
     unknown = [name for name in ("model_format", "precision") if not getattr(manifest, name)]  # in older manifests
-    if update:
-        if not shard_images:
-            wanted = replace(wanted, shard_images=manifest.shard_images)
-        _check_same(folder, manifest, wanted, ignored=[*_LISTED, *unknown])
-        if any(getattr(manifest, name) != getattr(wanted, name) for name in _LISTED):
-            _set_aside(folder, manifest, folder.glob(SHARDS))
-            write_manifest(folder, wanted)
-            manifest = wanted
-    else:
-        _check_same(folder, manifest, wanted, ignored=unknown if shard_images else ["shard_images", *unknown])
+    _check_same(folder, manifest, wanted, ignored=[*unknown, *(_LISTED if update else ())])
+    if any(getattr(manifest, name) != getattr(wanted, name) for name in _LISTED):
+        _set_aside(folder, manifest, folder.glob(SHARDS))
+        write_manifest(folder, wanted)
+        manifest = wanted
     pending, notes, older = [], [], 0
     own = list(filter(part.holds, range(manifest.shards)))
     for number in progress_bar(own, "checking", unit="shard", delay=2, leave=False):
