@@ -200,7 +200,7 @@ def main(values: flags.FlagValues) -> None:
             missing = len(missing_shards(values.output, work.manifest))
             done = None
             if not (missing and values.part):
-                done = extraction.finish(values.output, work.manifest, values.max_bad_images)
+                done = extraction.finish(values.output, values.max_bad_images)
     if work.pending:
         looked_at = sum(end - first for first, end in map(work.manifest.bounds, work.pending))
         print(f"{looked_at} images in {seconds:.1f} s, {looked_at / seconds:.0f} img/s")
@@ -209,8 +209,8 @@ def main(values: flags.FlagValues) -> None:
         return
     if done.bad_images:
         path = Path(values.output) / extraction.BAD_IMAGES
-        print(f"{done.bad_images} of {len(images)} images could not be read and have no row: {path}")
-    print(f"{done.rows} rows in {work.manifest.shards} files written to {values.output}")
+        print(f"{len(done.bad_images)} of {len(images)} images could not be read and have no row: {path}")
+    print(f"{len(done)} rows in {work.manifest.shards} files written to {values.output}")
 
 
 def _images(values: flags.FlagValues) -> ImageList:

@@ -31,6 +31,7 @@ from han_tf.features.extractor import FeatureExtractor
 from han_tf.features.shards import (
     MANIFEST,
     FeatureBatch,
+    FeatureShards,
     Manifest,
     content_checksum,
     import_pyarrow,
@@ -108,13 +109,6 @@ class Plan(NamedTuple):
         left = sum(end - start for start, end in map(self.manifest.bounds, self.pending))
         total = self.manifest.images
         return progress_bar(total=total, initial=total - left, desc="features", unit="img", smoothing=0.1)
-
-
-class Extracted(NamedTuple):
-    """Numbers of rows and of bad images in a finished folder."""
-
-    rows: int
-    bad_images: int
 
 
 @contextmanager
@@ -321,33 +315,34 @@ def extract_locally(
         return extract_shards(extractor, left, folder, work.manifest, work.pending, bar.update).notes
 
 
-def finish(folder: Union[str, os.PathLike], manifest: Manifest, max_bad_images: float = 1.0) -> Extracted:
+def finish(folder: Union[str, os.PathLike], max_bad_images: float = 1.0) -> FeatureShards:
     """Checks that every shard is there, writes the list of bad images and removes the shards that were set aside.
+
+    Returns:
+      The features.
 
     Raises:
       UserError: a shard is missing or belongs to another extraction; no image could be read, or a larger share than
         ``max_bad_images`` could not; or the list of bad images cannot be written.
     """
-    folder = Path(folder)
-    summaries = [read_summary(folder, manifest, number) for number in range(manifest.shards)]
-    done = Extracted(sum(summary.rows for summary in summaries), sum(len(summary.bad_images) for summary in summaries))
-    path = folder / BAD_IMAGES
-    if done.bad_images:
+    folder, found = Path(folder), FeatureShards(folder)
+    path, bad, images = folder / BAD_IMAGES, found.bad_images, found.manifest.images
+    if bad:
         text = io.StringIO()
-        csv.writer(text).writerows([BadImage._fields, *(bad for summary in summaries for bad in summary.bad_images)])
+        csv.writer(text).writerows([BadImage._fields, *bad])
         with files.atomic_open(path) as stream:  # paths that are not UTF-8 are written as the bytes of their names
             stream.write(text.getvalue().encode("utf-8", "surrogateescape"))
     else:
         files.remove(path)
     _remove_aside(folder)
-    if not done.rows:
-        raise UserError(f"none of the {manifest.images} images could be read, expected at least one; see {path}")
-    if done.bad_images > max_bad_images * manifest.images:
+    if not len(found):
+        raise UserError(f"none of the {images} images could be read, expected at least one; see {path}")
+    if len(bad) > max_bad_images * images:
         raise UserError(
-            f"{done.bad_images} of {manifest.images} images could not be read, expected at most {max_bad_images:.1%}; "
+            f"{len(bad)} of {images} images could not be read, expected at most {max_bad_images:.1%}; "
             f"see {path}; the other features are there, and --max_bad_images takes more"
         )
-    return done
+    return found
 
 
 class _Aside:

@@ -178,7 +178,8 @@ def test_shards_and_batches_may_have_any_sizes(extractor, gallery, tmp_path, exp
         folder = tmp_path / str(shard_images)
         work = extraction.plan(folder, images, extractor, shard_images)
         extraction.extract_locally(extractor, images, folder, work)
-        assert extraction.finish(folder, work.manifest) == (len(expected), 0)
+        finished = extraction.finish(folder)
+        assert (len(finished), finished.bad_images) == (len(expected), ())
         assert_rows(folder, expected)
         assert all(len(batch.paths) == shard_images for batch in list(FeatureShards(folder))[:-1])
 
