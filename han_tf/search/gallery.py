@@ -420,7 +420,7 @@ class Gallery(ABC):
 
     @property
     def white_level(self) -> Optional[float]:
-        """What to read query images with: the level of all the gallery's images; None for that of their own format."""
+        """The level to read queries with, that of all the images; None if they have several or that of their format."""
         return self.white_levels[0] or None if len(self.white_levels) == 1 else None
 
     def white_level_note(self, used: Optional[float]) -> str:
