@@ -4,6 +4,7 @@ import os
 from typing import NamedTuple, Optional
 
 from han_tf.common.processes import free_memory_mb
+from han_tf.metrics.checks import check_count
 from han_tf.search.approximate import CODE_BYTES, LINKS
 
 FLAT_BYTES = 2**27
@@ -44,8 +45,10 @@ def choose_engine(rows: int, dimension: int, memory_mb: Optional[int] = None) ->
       dimension: of the features.
       memory_mb: memory that an index may take, MiB; half of the available memory if None.
     """
+    check_count(rows, "rows", 0)
     if memory_mb is None:
         memory_mb = available_memory_mb() // 2
+    check_count(memory_mb, "memory_mb", 0)
     size = 4 * rows * dimension
     what = f"{rows:,} vectors of {dimension:,} values are {_mb(size)} MiB"
     if size <= FLAT_BYTES:

@@ -362,7 +362,7 @@ class Store:
         """Runs ``change`` and stores ``settings`` in one transaction; durable when it returns."""
         with self.lock:
             settings = {**settings, "revision": self.settings["revision"] + 1}
-            database, committing = self._open_database(), False
+            database, committing = self._opened(self._database), False
             try:
                 database.execute("BEGIN IMMEDIATE")
                 if change:
@@ -385,9 +385,7 @@ class Store:
     def entries(self, ids: Iterable[int]) -> dict[int, Entry]:
         """Returns id -> entry for those of ``ids`` that exist."""
         with self._reader_lock, self._reading_errors():
-            if self._reader is None:
-                raise UserError(f"{self.folder}: the gallery is closed")
-            return {entry.id: entry for entry in _entries_where(self._reader, "id", list(ids))}
+            return {entry.id: entry for entry in _entries_where(self._opened(self._reader), "id", list(ids))}
 
     def damaged(self, progress: Progress = None) -> tuple[list[Entry], int]:
         """Compares the vectors with their checksums.
@@ -411,11 +409,10 @@ class Store:
         last = -1
         while True:
             with self._reader_lock, self._reading_errors():
-                if self._reader is None:
-                    raise UserError(f"{self.folder}: the gallery is closed")
-                if not self._reader.execute("SELECT 1 FROM sqlite_master WHERE name = 'checksums'").fetchone():
+                reader = self._opened(self._reader)
+                if not reader.execute("SELECT 1 FROM sqlite_master WHERE name = 'checksums'").fetchone():
                     return
-                part = self._reader.execute(CHECKSUMS_AFTER, (last, LOADED_AT_ONCE)).fetchall()
+                part = reader.execute(CHECKSUMS_AFTER, (last, LOADED_AT_ONCE)).fetchall()
             if not part:
                 return
             ids, checksums = np.array(part, np.int64).T
@@ -427,20 +424,20 @@ class Store:
     def named(self, paths: Sequence[str]) -> Iterator[Entry]:
         """Yields the entries of any of ``paths``, sorted by path and id; the lock must be held."""
         with self.lock, self._reading_errors():
-            database = self._open_database()
+            database = self._opened(self._database)
             database.execute(PATH_INDEX)
             yield from _entries_where(database, "path", paths)
 
     def revision(self) -> int:
         """Returns the number of changes that all processes have committed."""
         with self.lock, self._reading_errors():
-            rows = self._open_database().execute("SELECT value FROM settings WHERE key = 'revision'")
+            rows = self._opened(self._database).execute("SELECT value FROM settings WHERE key = 'revision'")
             return json.loads(rows.fetchone()[0])
 
     def load(self) -> None:
         """Reads settings and labels in one transaction, and maps the vectors."""
         with self.lock, self._reading_errors():
-            database = self._open_database()
+            database = self._opened(self._database)
             database.execute("BEGIN")
             try:
                 settings = {key: json.loads(value) for key, value in database.execute("SELECT * FROM settings")}
@@ -504,10 +501,10 @@ class Store:
         except OSError as error:
             raise UserError(f"{path}: {error.strerror or error}, expected the gallery's vectors") from error
 
-    def _open_database(self) -> sqlite3.Connection:
-        if self._database is None:
-            raise UserError(f"{self.folder}: the gallery is closed")
-        return self._database
+    def _opened(self, database: Optional[sqlite3.Connection]) -> sqlite3.Connection:
+        if database is None:
+            raise UserError(f"{self.folder}: the gallery is closed, expected an open one")
+        return database
 
     @contextmanager
     def _reading_errors(self) -> Iterator[None]:
