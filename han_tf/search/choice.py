@@ -4,6 +4,7 @@ import os
 from typing import NamedTuple, Optional
 
 from han_tf.common.processes import free_memory_mb
+from han_tf.metrics.checks import check_count
 from han_tf.search.approximate import CODE_BYTES, LINKS
 
 FLAT_BYTES = 2**27
@@ -28,9 +29,11 @@ def choose_engine(rows: int, dimension: int, memory_mb: Optional[int] = None) ->
       memory_mb: memory that an index may take, MiB; half of the available memory if None, which counts as half of
         the machine's if that is not known.
     """
+    check_count(rows, "rows", 0)
     if memory_mb is None:
         free = free_memory_mb() or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**21
         memory_mb = free // 2
+    check_count(memory_mb, "memory_mb", 0)
     size = 4 * rows * dimension
     what = f"{rows:,} vectors of {dimension:,} values are {_mb(size)} MiB"
     if size <= FLAT_BYTES:

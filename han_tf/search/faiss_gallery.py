@@ -12,12 +12,11 @@ import numpy as np
 from han_tf.common.errors import UserError
 from han_tf.common.files import atomic_open, remove, sha256_of
 from han_tf.features.shards import FeatureBatch
-from han_tf.metrics.checks import check_count, default_threads
+from han_tf.metrics.checks import default_threads
 from han_tf.search.approximate import ApproximateIndex, spread
 from han_tf.search.choice import ENGINES, FLAT_BYTES, choose_engine
 from han_tf.search.exact import ExactSearch, error_bound, import_faiss, nearest, squared_distances
 from han_tf.search.gallery import (
-    NO_FILTERS,
     UNKNOWN,
     Entry,
     Filters,
@@ -188,8 +187,7 @@ class FaissGallery(Gallery):
     def engine(self) -> str:  # noqa: D102
         return self.store.settings["engine"]
 
-    @property
-    def notes(self) -> list[str]:  # noqa: D102
+    def _notes(self) -> list[str]:
         notes = [note for note in (self._wrong, self._damage) if note]
         if self._found is not None:
             notes.append(POOR.format(self._found))
@@ -210,10 +208,7 @@ class FaissGallery(Gallery):
         for _, (*_, name, done, rows) in self._sources():
             if done < rows:
                 notes.append(f"{done:,} of {rows:,} rows of {name} have been added: add it again to go on")
-        return notes + self._threshold_notes()
-
-    def __len__(self) -> int:
-        return self.store.state.live
+        return notes
 
     def _add(self, images: FeatureBatch, gone: Sequence[int] = ()) -> np.ndarray:
         with self._alone():
@@ -239,7 +234,7 @@ class FaissGallery(Gallery):
             self._changing.release()
         self._tend()
 
-    def named(self, paths: Sequence[str]) -> Iterable[Entry]:  # noqa: D102
+    def _named(self, paths: list[str]) -> Iterable[Entry]:
         with self._alone():
             return self.store.named(paths)
 
@@ -249,14 +244,16 @@ class FaissGallery(Gallery):
     @contextmanager
     def _alone(self) -> Iterator[None]:
         with self.store.lock:
+            self._check_open()
             if self.store.take_lock(self._renumbering()):  # another process has changed the gallery
                 self._load()
             yield
 
-    def note_source(self, name: str, done: int, rows: int) -> None:  # noqa: D102
+    def _note_source(self, name: str, done: int, rows: int) -> None:
         with self._alone():
             notes = {key: [*value[:-2], rows, rows] for key, value in self._sources() if value[-3] == name}
-            notes[f"{SOURCE}{name}"] = [name, done, rows]
+            key = f"{SOURCE}{name}".encode("utf-8", "backslashreplace").decode()  # a file's name may not be UTF-8
+            notes[key] = [name, done, rows]
             if any(self.store.settings.get(key) != value for key, value in notes.items()):
                 self.store.commit(notes)
 
@@ -271,14 +268,14 @@ class FaissGallery(Gallery):
         self._tend()
         return count
 
-    def some(self, limit: int) -> list[Entry]:  # noqa: D102
+    def _some(self, limit: int) -> list[Entry]:
         labels = self.store.state.labels
         alive = np.flatnonzero(labels.alive)
         chosen = alive[spread(len(alive), limit)]
         return list(self.store.entries(labels.ids[chosen].tolist()).values())
 
-    def page(self, limit: int, after: int = -1, filters: Filters = NO_FILTERS) -> list[Entry]:  # noqa: D102
-        state, limit = self.store.state, check_count(limit, "limit", 1)
+    def _page(self, limit: int, after: int, filters: Filters) -> list[Entry]:
+        state = self.store.state
         passing = _passing(state, filters)
         start = int(np.searchsorted(state.labels.ids, after, "right"))
         rows = np.arange(start, len(state.vectors)) if passing is None else start + np.flatnonzero(passing[start:])
@@ -286,12 +283,11 @@ class FaissGallery(Gallery):
         found = self.store.entries(ids)
         return [found[id] for id in ids if id in found]
 
-    def count(self, filters: Filters = NO_FILTERS) -> int:  # noqa: D102
+    def _count(self, filters: Filters) -> int:
         state = self.store.state
-        passing = _passing(state, filters)
-        return len(state.vectors) if passing is None else int(passing.sum())
+        return int(_passing(state, filters).sum()) if filters else state.live
 
-    def cameras(self) -> list[int]:  # noqa: D102
+    def _cameras(self) -> list[int]:
         labels = self.store.state.labels
         return [camid for camid in np.unique(labels.camids[labels.alive]).tolist() if camid != UNKNOWN]
 
@@ -488,6 +484,7 @@ class FaissGallery(Gallery):
             self.build(anew=True, progress=progress)
 
     def check(self, progress: Progress = None) -> int:  # noqa: D102
+        self._check_open()
         self._wrong = ""
         try:
             wrong, compared = self.store.damaged(progress)
@@ -521,7 +518,8 @@ class FaissGallery(Gallery):
         if worker is not None:
             worker.join()
         with self._changing:
-            self.closed = True
+            with self.store.lock:  # a change that has begun is completed
+                self.closed = True
             loaded = self._loaded
             unwritten = loaded.index.rows - loaded.written if loaded and self.store.writing else 0
             if unwritten and unwritten > SNAPSHOT_SHARE * loaded.index.rows:

@@ -1,7 +1,10 @@
 """The interface of all galleries: features with the labels of their images, and the search in them."""
 
+import json
 import math
 import os
+import reprlib
+import sys
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -15,7 +18,7 @@ from han_tf.common.errors import UserError
 from han_tf.data.image_lists import END_OF_TIME, FIRST_TIME, UNKNOWN
 from han_tf.features.shards import FeatureBatch
 from han_tf.metrics import rerank as k_reciprocal
-from han_tf.metrics.checks import check_count, check_features, squared_norms
+from han_tf.metrics.checks import as_array, check_count, check_features, squared_norms
 
 SECONDS = "seconds since 1970 UTC, in the years 1 to 9999"
 
@@ -47,6 +50,9 @@ COMPARED_AT_ONCE = 4096
 DELETED_AT_ONCE = 10_000
 """Entries that :meth:`Gallery.delete_where` deletes at a time."""
 
+MOST = 2**63 - 1
+"""The largest id, and the largest number that a database stores."""
+
 ADDED_AT_ONCE = 2**22
 """Most rows of one call of ``add``, whose labels are written in one transaction."""
 
@@ -72,9 +78,15 @@ class Entry(NamedTuple):
     time: Optional[float] = None
 
 
-def _whole(values: Any, name: str) -> tuple[int, ...]:
+def _collection(values: Any, name: str, expected: str) -> Collection:
+    """Returns ``values``; raises UserError if they are a single value, for example a string."""
     if isinstance(values, (str, bytes)) or not isinstance(values, Collection) or getattr(values, "ndim", 1) != 1:
-        raise UserError(f"{name} is {values!r}, expected a tuple of integers")
+        raise UserError(f"{name} is {reprlib.repr(values)}, expected {expected}")
+    return values
+
+
+def _whole(values: Any, name: str) -> tuple[int, ...]:
+    values = _collection(values, name, "a tuple of integers")
     for value in values:
         if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
             raise UserError(f"{name} hold {value!r}, expected integers")
@@ -86,11 +98,17 @@ def _whole(values: Any, name: str) -> tuple[int, ...]:
 def _bound(value: Any, name: str) -> Optional[float]:
     if value is None:
         return None
-    number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-    plain = value.item() if isinstance(value, np.generic) else value
-    if not number or not FIRST_TIME <= plain < END_OF_TIME:
+    number = _real(value)
+    if number is None or not FIRST_TIME <= number < END_OF_TIME:
         raise UserError(f"{name} is {value!r}, expected a finite number, {SECONDS}")
-    return float(value)
+    return float(number)
+
+
+def _real(value: Any) -> Optional[float]:
+    """Returns a real number as one of Python's; None for other values."""
+    if isinstance(value, (np.integer, np.floating)):
+        value = int(value) if isinstance(value, np.integer) else float(value)
+    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
 @dataclass(frozen=True)
@@ -205,9 +223,9 @@ class Gallery(ABC):
     def calibration(self) -> Optional[dict[str, Any]]:  # noqa: D102
         return self.settings["calibration"]
 
-    @abstractmethod
     def __len__(self) -> int:
         """Returns the number of entries."""
+        return self.count()
 
     def add(
         self,
@@ -242,38 +260,27 @@ class Gallery(ABC):
             ``replace``, or the gallery cannot be written.
         """
         self.check_model(checksum)
-        rows = self.checked(features, pids, camids, times, paths)
-        ids = self.put(rows, {})[0] if replace else self._add(rows)
+        if replace:
+            ids, _ = self.put(features, paths, pids, camids, times, {})
+        else:
+            ids = self._add(self._images(features, paths, pids, camids, times))
         self._update_index()
         return ids
 
-    def checked(
+    def put(
         self,
         features: Any,
-        pids: Integers = None,
-        camids: Integers = None,
-        times: Numbers = None,
-        paths: Optional[Sequence[str]] = None,
-    ) -> FeatureBatch:
-        """Returns the arguments of :meth:`add` as it stores them: features finite and contiguous, paths strings.
-
-        Raises:
-          UserError: as :meth:`add`.
-        """
-        features = self._checked(features, "features")
-        n = len(features)
-        if n > ADDED_AT_ONCE:
-            raise UserError(f"features has {n} rows, expected at most {ADDED_AT_ONCE} at once")
-        names = _paths(paths, n)
-        return FeatureBatch(features, *_labels(n, pids, camids, times, names), np.array(names, object))
-
-    def put(
-        self, images: FeatureBatch, twins: Mapping[int, Optional[Entry]], nobody: Collection[str] = ()
+        paths: Optional[Sequence[str]],
+        pids: Integers,
+        camids: Integers,
+        times: Numbers,
+        twins: Mapping[int, Optional[Entry]],
+        nobody: Collection[str] = (),
     ) -> tuple[np.ndarray, Counter[str]]:
         """Adds images as :meth:`add` with ``replace`` does, without updating the index; :meth:`build` does that.
 
         Args:
-          images: as :meth:`checked` returns them.
+          features, paths, pids, camids, times: as of :meth:`add`.
           twins: rows that their paths do not identify -> the entry of the same image, None if there is none.
           nobody: paths whose entries lose their pid if none is given.
 
@@ -281,12 +288,15 @@ class Gallery(ABC):
           The images' ids, int64 ``[n]``; and how many images were ``added``, ``replaced`` entries of their path, or
           were there and have been ``relabelled``.
         """
+        if not isinstance(twins, Mapping) or not all(isinstance(twin, (Entry, type(None))) for twin in twins.values()):
+            raise UserError(f"twins are {reprlib.repr(twins)}, expected entries or None by row")
+        nobody, images = _collection(nobody, "nobody", "paths"), self._images(features, paths, pids, camids, times)
         rows: dict[str, int] = {}
         for row, path in enumerate(images.paths):
             if path and row not in twins and rows.setdefault(path, row) != row:
                 raise UserError(f"paths hold {path!r} twice, expected each once where entries are replaced")
         with self._alone():
-            pairs = [(rows[entry.path], entry) for entry in self.named(list(rows))]
+            pairs = [(rows[entry.path], entry) for entry in self._named(list(rows))]
             there = {row: entry for row, entry in twins.items() if entry is not None}
             gone = []
             for (row, entry), is_same in zip(pairs, self._same(images.features, pairs)):
@@ -370,9 +380,13 @@ class Gallery(ABC):
         Raises:
           UserError: as :meth:`relabel`; a path has no entry or occurs twice.
         """
-        names = _paths(paths, len(paths))
-        given = {"pids": pids, "camids": camids, "times": times}
-        given = {name: list(values) for name, values in given.items() if values is not None}
+        names = _paths(paths)
+        labels = {"pids": pids, "camids": camids, "times": times}
+        given = {
+            name: list(_collection(values, name, "one label per path"))
+            for name, values in labels.items()
+            if values is not None
+        }
         for name, values in given.items():
             if len(values) != len(names):
                 raise UserError(f"{name} has {len(values)} entries, expected {len(names)}, one per path")
@@ -380,13 +394,13 @@ class Gallery(ABC):
         if len(rows) < len(names):
             raise UserError("paths hold one twice, expected each once where labels are changed")
         with self._alone():
-            entries = list(self.named(names))
+            entries = list(self._named(names))
             missing = rows.keys() - {entry.path for entry in entries}
             if missing:
                 raise UserError(f"{self.location}: no entry of {min(missing)!r}, expected the path of an entry")
             chosen = [rows[entry.path] for entry in entries]
-            labels: dict[str, Any] = {name: [values[row] for row in chosen] for name, values in given.items()}
-            self.relabel([entry.id for entry in entries], **labels)
+            new: dict[str, Any] = {name: [values[row] for row in chosen] for name, values in given.items()}
+            self.relabel([entry.id for entry in entries], **new)
         return len(entries)
 
     @abstractmethod
@@ -401,20 +415,33 @@ class Gallery(ABC):
     def _update_index(self) -> None:
         """Adds new rows to the index, or builds the first one; if that fails, the rows are searched without it."""
 
-    @abstractmethod
-    def named(self, paths: Sequence[str]) -> Iterable[Entry]:
+    def named(self, paths: Collection[str]) -> Iterable[Entry]:
         """Returns the entries of any of ``paths``."""
+        self._check_open()
+        return self._named(_paths(paths))
+
+    @abstractmethod
+    def _named(self, paths: list[str]) -> Iterable[Entry]: ...
 
     def _alone(self) -> AbstractContextManager:
         """Excludes changes by other threads, and by other processes if the engine has a lock for that."""
+        self._check_open()
         return nullcontext()
 
-    @abstractmethod
     def note_source(self, name: str, done: int, rows: int) -> None:
         """Stores that ``done`` of the ``rows`` rows of a source have been added, for :attr:`notes`."""
+        self._check_open()
+        if not isinstance(name, str):
+            raise UserError(f"name is {reprlib.repr(name)}, expected that of a source")
+        self._note_source(name, check_count(done, "done", 0, MOST), check_count(rows, "rows", 0, MOST))
+
+    @abstractmethod
+    def _note_source(self, name: str, done: int, rows: int) -> None: ...
 
     def note_white_level(self, level: float) -> None:
         """Adds one of :attr:`white_levels`; on disk when it returns."""
+        self._check_open()
+        level = _checked_level(level)
         if level not in self.white_levels:
             self._set({"white_levels": sorted({*self.white_levels, level})})
 
@@ -425,6 +452,9 @@ class Gallery(ABC):
 
     def white_level_note(self, used: Optional[float]) -> str:
         """Returns a sentence if query images that are read with ``used`` may be lighter or darker than others."""
+        self._check_open()
+        if used is not None:
+            _checked_level(used)
         if not self.white_levels or used in self.white_levels or self.white_levels == (used or 0.0,):
             return ""
         own, *others = (f"{level:,g}" if level else "that of their format" for level in (used or 0, *self.white_levels))
@@ -440,28 +470,45 @@ class Gallery(ABC):
         Raises:
           UserError: no filter is set.
         """
-        if not filters:
+        if not _checked_filters(filters):
             raise UserError("these filters let every entry pass, expected a camera, a person or a time")
         deleted = 0
         while entries := self.page(DELETED_AT_ONCE, filters=filters):
             deleted += self.delete([entry.id for entry in entries])
         return deleted
 
-    @abstractmethod
     def some(self, limit: int) -> list[Entry]:
         """Returns a sample of ``limit`` entries, or all if there are fewer."""
+        self._check_open()
+        return self._some(min(check_count(limit, "limit", 1), MOST))
 
     @abstractmethod
+    def _some(self, limit: int) -> list[Entry]: ...
+
     def page(self, limit: int, after: int = -1, filters: Filters = NO_FILTERS) -> list[Entry]:
         """Returns at most ``limit`` entries that pass the filters, by ascending id, with ids above ``after``."""
+        self._check_open()
+        limit, after = min(check_count(limit, "limit", 1), MOST), check_count(after, "after", -MOST, MOST)
+        return self._page(limit, after, _checked_filters(filters))
 
     @abstractmethod
+    def _page(self, limit: int, after: int, filters: Filters) -> list[Entry]: ...
+
     def count(self, filters: Filters = NO_FILTERS) -> int:
         """Returns the number of entries that pass the filters."""
+        self._check_open()
+        return self._count(_checked_filters(filters))
 
     @abstractmethod
+    def _count(self, filters: Filters) -> int: ...
+
     def cameras(self) -> list[int]:
         """Returns the cameras of the entries, ascending."""
+        self._check_open()
+        return self._cameras()
+
+    @abstractmethod
+    def _cameras(self) -> list[int]: ...
 
     def entries(self, ids: Sequence[int]) -> list[Entry]:
         """Returns the entries ``ids``, in that order.
@@ -469,6 +516,7 @@ class Gallery(ABC):
         Raises:
           NoEntry: there is no such entry.
         """
+        self._check_open()
         wanted = check_ids(ids)
         found = self._entries(set(wanted.tolist()))
         self._check_present(wanted, [*found])
@@ -480,6 +528,7 @@ class Gallery(ABC):
         Raises:
           NoEntry: there is no such entry.
         """
+        self._check_open()
         wanted = check_ids(ids)
         present, features = self._features(wanted)
         self._check_present(wanted, present)
@@ -556,7 +605,10 @@ class Gallery(ABC):
         """
         self.check_model(checksum)
         found = self._hits(queries, k, filters, threshold, rerank)
-        ids, distances = np.full((len(found), k), -1, np.int64), np.full((len(found), k), np.inf)
+        try:
+            ids, distances = np.full((len(found), k), -1, np.int64), np.full((len(found), k), np.inf)
+        except (ValueError, MemoryError) as error:
+            raise UserError(f"k is {k}, expected less ({error})") from error
         for row, (hits, values) in enumerate(found):
             ids[row, : len(hits)], distances[row, : len(hits)] = hits, values
         return ids, distances
@@ -565,8 +617,9 @@ class Gallery(ABC):
         self, queries: Any, k: int, filters: Filters, threshold: Optional[float], rerank: bool
     ) -> list[tuple[np.ndarray, np.ndarray]]:
         """Returns ids and distances of each query's hits, see :meth:`search`."""
-        self._check_open()
-        none = np.shape(queries) in ((0,), (0, self.dimension))
+        _checked_filters(filters)
+        queries = as_array(queries, "queries")
+        none = queries.shape in ((0,), (0, self.dimension))
         queries = [] if none else self._checked(queries, "queries")
         k = check_count(k, "k", 1)
         if threshold is None:
@@ -611,14 +664,16 @@ class Gallery(ABC):
 
         Args:
           threshold: largest L2 distance of a hit; None or infinity for none.
-          calibration: JSON values by name.
+          calibration: JSON values by name, among them ``gallery_images``, a number of images or None.
 
         Raises:
-          UserError: the threshold is not a distance; it cannot be written.
+          UserError: the threshold is not a distance; the calibration is not of this kind; they cannot be written.
         """
+        self._check_open()
         if threshold is not None:
             check_threshold(threshold)
             threshold = None if math.isinf(threshold) else float(threshold)
+        _check_calibration(calibration)
         self._set({"threshold": threshold, "calibration": calibration})
 
     @abstractmethod
@@ -639,12 +694,25 @@ class Gallery(ABC):
         Raises:
           UserError: some are damaged; the engine is Milvus, which checks its files itself.
         """
+        self._check_open()
         raise UserError(f"{self.location}: only a gallery in a folder can be checked, expected one")
 
     @property
-    @abstractmethod
     def notes(self) -> list[str]:
         """Sentences about what the gallery's operator should know or do."""
+        self._check_open()
+        notes = self._notes()
+        chosen_for = (self.calibration or {}).get("gallery_images")
+        if self.threshold is not None and chosen_for and len(self) > OUTGROWN * chosen_for:
+            notes.append(
+                f"the threshold was chosen for searches of {chosen_for:,} images, there are {len(self):,}: strangers "
+                "are found more often than wanted, calibrate again"
+            )
+        return notes
+
+    def _notes(self) -> list[str]:
+        """Returns the notes of the engine."""
+        return []
 
     def info(self) -> dict[str, Any]:
         """Returns facts about the gallery: JSON values by name."""
@@ -676,26 +744,33 @@ class Gallery(ABC):
 
     def check_model(self, checksum: Optional[str]) -> None:
         """Raises UserError unless ``checksum`` is None or the gallery's own."""
-        if checksum is not None and checksum != self.checksum:
+        self._check_open()
+        if checksum is None:
+            return
+        check_checksum(checksum)
+        if checksum != self.checksum:
             raise UserError(
                 f"{self.location}: the gallery holds features of the model {self.checksum[:12]}…, these are of "
                 f"{checksum[:12]}…, expected the same model"
             )
 
-    def _threshold_notes(self) -> list[str]:
-        """Returns a note if the gallery has grown too much since its threshold was calibrated, else nothing."""
-        chosen_for = (self.calibration or {}).get("gallery_images")
-        if self.threshold is None or not chosen_for or len(self) <= OUTGROWN * chosen_for:
-            return []
-        return [
-            f"the threshold was chosen for searches of {chosen_for:,} images, there are {len(self):,}: strangers are "
-            "found more often than wanted, calibrate again"
-        ]
-
     def _checked(self, features: Any, name: str) -> np.ndarray:
         features = np.ascontiguousarray(check_features(features, name, self.dimension), np.float32)
         squared_norms(features, name)
         return features
+
+    def _images(
+        self, features: Any, paths: Optional[Sequence[str]], pids: Integers, camids: Integers, times: Numbers
+    ) -> FeatureBatch:
+        """Returns the arguments of :meth:`add` as they are stored: features finite and contiguous, paths strings."""
+        features = self._checked(features, "features")
+        n = len(features)
+        if n > ADDED_AT_ONCE:
+            raise UserError(f"features has {n} rows, expected at most {ADDED_AT_ONCE} at once")
+        names = [""] * n if paths is None else _paths(paths)
+        if len(names) != n:
+            raise UserError(f"paths has {len(names)} entries, expected {n} strings, one per image")
+        return FeatureBatch(features, *_labels(n, pids, camids, times, names), np.array(names, object))
 
 
 def check_format(found: Any, known: int, location: Any) -> None:
@@ -708,14 +783,47 @@ def check_format(found: Any, known: int, location: Any) -> None:
 
 def check_threshold(threshold: float) -> None:
     """Raises UserError unless ``threshold`` is a number from 0 to infinity."""
-    if isinstance(threshold, bool) or not isinstance(threshold, (int, float, np.number)) or not threshold >= 0:
-        raise UserError(f"threshold is {threshold!r}, expected a distance from 0 up")
+    number = _real(threshold)
+    if number is None or not (0 <= number <= sys.float_info.max or number == math.inf):
+        raise UserError(f"threshold is {reprlib.repr(threshold)}, expected a distance from 0 up")
+
+
+def check_checksum(checksum: str) -> None:
+    """Raises UserError unless ``checksum`` is text."""
+    if not isinstance(checksum, str):
+        raise UserError(f"checksum is {reprlib.repr(checksum)}, expected the text that names a model")
+
+
+def _checked_level(level: float) -> float:
+    number = _real(level)
+    if number is None or not 0 <= number <= sys.float_info.max:
+        raise UserError(f"the white level is {reprlib.repr(level)}, expected a finite number from 0 up")
+    return float(number)
+
+
+def _check_calibration(calibration: Optional[dict[str, Any]]) -> None:
+    """Raises UserError if a gallery with this calibration could not be written, or not be opened again."""
+    if calibration is None:
+        return
+    if not isinstance(calibration, dict):
+        raise UserError(f"calibration is {reprlib.repr(calibration)}, expected JSON values by name")
+    try:
+        json.dumps(calibration, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UserError(f"calibration cannot be stored ({error}), expected JSON values by name") from error
+    check_count(calibration.get("gallery_images") or 0, "gallery_images of the calibration", 0)
+
+
+def _checked_filters(filters: Filters) -> Filters:
+    if not isinstance(filters, Filters):
+        raise UserError(f"filters is {reprlib.repr(filters)}, expected Filters(…)")
+    return filters
 
 
 def check_ids(ids: Any) -> np.ndarray:
     """Returns ``ids`` as int64 ``[n]``; raises UserError unless they are integers of 64 bits."""
     _check_range(ids, "ids")
-    array = np.asarray(ids)
+    array = as_array(ids, "ids")
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
         raise UserError(f"ids are {array.dtype} of shape {list(array.shape)}, expected integers [n]")
     return array.astype(np.int64)
@@ -734,13 +842,12 @@ def _fields(entries: Sequence[Entry]) -> dict[str, Any]:
     return {f"{name}s": [getattr(entry, name) for entry in entries] for name in ("pid", "camid", "time")}
 
 
-def _paths(paths: Optional[Sequence[str]], n: int) -> list[str]:
-    if paths is None:
-        return [""] * n
-    values = [os.fspath(path) for path in paths]
-    if len(values) != n or not all(isinstance(value, str) for value in values):
-        raise UserError(f"paths has {len(values)} entries, expected {n} strings, one per image")
+def _paths(paths: Any) -> list[str]:
+    paths = _collection(paths, "paths", "several")
+    values = [os.fspath(path) if isinstance(path, os.PathLike) else path for path in paths]
     for value in values:
+        if not isinstance(value, str):
+            raise UserError(f"paths hold {reprlib.repr(value)}, expected text")
         try:
             value.encode()
         except UnicodeEncodeError as error:
@@ -771,11 +878,11 @@ def _labels(
 
 def _column(values: Any, name: str, n: int, unknown: float, kinds: str, expected: str) -> np.ndarray:
     """Returns values ``[n]`` of a dtype among ``kinds``, with ``unknown`` in place of None."""
-    array = np.full(n, unknown) if values is None else np.asarray(values)
+    array = np.full(n, unknown) if values is None else as_array(values, name)
     if array.shape != (n,):
         raise UserError(f"{name} has shape {list(array.shape)}, expected [{n}], one per image")
     if array.dtype == object:
-        array = np.asarray([unknown if value is None else value for value in array.tolist()])
+        array = as_array([unknown if value is None else value for value in array.tolist()], name)
     if n and array.dtype.kind not in kinds:
         raise UserError(f"{name} are {array.dtype}, expected {expected}")
     return array

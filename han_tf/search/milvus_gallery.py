@@ -15,10 +15,9 @@ import numpy as np
 from han_tf.common.errors import UserError
 from han_tf.common.files import writing
 from han_tf.features.shards import FeatureBatch
-from han_tf.metrics.checks import check_count
 from han_tf.search.address import Address
 from han_tf.search.exact import SPARE, error_bound, nearest, widened
-from han_tf.search.gallery import NO_FILTERS, UNKNOWN, Entry, Filters, Gallery, Progress, check_ids
+from han_tf.search.gallery import UNKNOWN, Entry, Filters, Gallery, Progress, check_ids
 from han_tf.search.milvus_client import (
     INDEXES,
     SECONDS,
@@ -111,9 +110,6 @@ class MilvusGallery(Gallery):
         with connected(address) as client:
             return read_settings(client, address) is not None
 
-    def __len__(self) -> int:
-        return self.count()
-
     def _add(self, images: FeatureBatch, gone: Sequence[int] = ()) -> np.ndarray:
         n = len(images.features)
         with self._errors():
@@ -138,12 +134,12 @@ class MilvusGallery(Gallery):
         with self._errors():
             self._upsert(ids, FeatureBatch(features, pids, camids, times, paths))
 
-    def named(self, paths: Sequence[str]) -> Iterable[Entry]:  # noqa: D102
-        for part in _parts(list(paths), PATHS_AT_ONCE):
+    def _named(self, paths: list[str]) -> Iterable[Entry]:
+        for part in _parts(paths, PATHS_AT_ONCE):
             for row in self._rows_where(f"path in [{', '.join(map(_quoted, part))}]"):
                 yield _entry(row)
 
-    def note_source(self, name: str, done: int, rows: int) -> None:
+    def _note_source(self, name: str, done: int, rows: int) -> None:
         """Does nothing: several processes may add the same source at once."""
 
     def _rows_where(self, expression: str, last: int = -1, at_once: int = ROWS_AT_ONCE) -> Iterator[dict[str, Any]]:
@@ -176,27 +172,27 @@ class MilvusGallery(Gallery):
             self.client.upsert(self.address.collection, [dict(zip(names, row)) for row in rows])
 
     def delete(self, ids: Sequence[int]) -> int:  # noqa: D102
+        self._check_open()
         found = list(self._entries(set(check_ids(ids).tolist())))
         with self._errors():
             for part in _parts(found, MOST_HITS):
                 self.client.delete(self.address.collection, ids=part)
         return len(found)
 
-    def some(self, limit: int) -> list[Entry]:  # noqa: D102
+    def _some(self, limit: int) -> list[Entry]:
         # Features of the same length are equally far from the origin: the hits are spread over the gallery.
         origin = np.zeros((1, self.dimension), np.float32)
         (hits,) = self._request(origin, min(limit, MOST_HITS), "", FIELDS)
         return [_entry({"id": hit["id"], **hit["entity"]}) for hit in hits]
 
-    def page(self, limit: int, after: int = -1, filters: Filters = NO_FILTERS) -> list[Entry]:  # noqa: D102
-        limit = check_count(limit, "limit", 1)
+    def _page(self, limit: int, after: int, filters: Filters) -> list[Entry]:
         return [_entry(row) for row in islice(self._rows_where(_expression(filters), after, limit), limit)]
 
-    def count(self, filters: Filters = NO_FILTERS) -> int:  # noqa: D102
+    def _count(self, filters: Filters) -> int:
         with self._errors():
             return self._query(self.address.collection, ["count(*)"], _expression(filters))[0]["count(*)"]
 
-    def cameras(self) -> list[int]:  # noqa: D102
+    def _cameras(self) -> list[int]:
         found: set[int] = set()
         with self._errors():
             while True:
@@ -295,10 +291,6 @@ class MilvusGallery(Gallery):
         if not self.address.local:
             with self._errors():
                 self.client.compact(self.address.collection)
-
-    @property
-    def notes(self) -> list[str]:  # noqa: D102
-        return self._threshold_notes()
 
     def info(self) -> dict[str, Any]:  # noqa: D102
         return {**super().info(), "index": self.settings["index"]}

@@ -180,12 +180,12 @@ def add_source(gallery: Gallery, source: FeatureSource, progress: Progress = Non
     done, rows, told = 0, len(source), 0
     for batch in source:
         if len(batch.features):
-            images = gallery.checked(**batch._asdict())
-            often = Counter(images.paths)
-            loose = [row for row, path in enumerate(images.paths) if path in source.doubled or often[path] > 1]
-            of_rows = {row: twins.take(images.paths[row], images.features[row]) for row in loose}
+            features, often = np.asarray(batch.features, np.float32), Counter(batch.paths)
+            loose = [row for row, path in enumerate(batch.paths) if path in source.doubled or often[path] > 1]
+            of_rows = {row: twins.take(batch.paths[row], features[row]) for row in loose}
             nobody, told = frozenset(source.distractors[told:]), len(source.distractors)
-            counts.update(gallery.put(images, of_rows, nobody)[1])
+            labels = batch.paths, batch.pids, batch.camids, batch.times
+            counts.update(gallery.put(features, *labels, of_rows, nobody)[1])
         done += len(batch.features)
         gallery.note_source(source.name, done, rows)
         if progress:
