@@ -23,7 +23,8 @@ from han_tf.common import cli as command_line
 from han_tf.common.errors import UserError
 from han_tf.common.files import read_npz
 from han_tf.data.image_lists import parse_time
-from han_tf.search.gallery import Filters, Gallery, Hit
+from han_tf.search.entries import Filters, Hit
+from han_tf.search.gallery import Gallery
 from han_tf.search.opening import open_gallery
 
 FLAGS = command_line.new_flags()

@@ -14,11 +14,12 @@ from typing import Any, NamedTuple, Optional
 import numpy as np
 
 from han_tf.common.errors import UserError
+from han_tf.data.image_lists import UNKNOWN
 from han_tf.features.archives import FeatureSet
 from han_tf.metrics import FeatureDistances, same_pid_and_camera, verify
 from han_tf.metrics.nearest import nearest
 from han_tf.search.exact import widened
-from han_tf.search.gallery import UNKNOWN, Gallery
+from han_tf.search.gallery import Gallery
 
 BATCH = 256
 """Searches at a time."""

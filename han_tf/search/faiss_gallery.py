@@ -11,19 +11,14 @@ import numpy as np
 
 from han_tf.common.errors import UserError
 from han_tf.common.files import atomic_open, remove, sha256_of
+from han_tf.data.image_lists import UNKNOWN
 from han_tf.features.shards import FeatureBatch
 from han_tf.metrics.checks import default_threads
 from han_tf.search.approximate import ApproximateIndex, spread
 from han_tf.search.choice import ENGINES, FLAT_BYTES, choose_engine
+from han_tf.search.entries import Entry, Filters, check_ids
 from han_tf.search.exact import ExactSearch, error_bound, import_faiss, nearest, squared_distances
-from han_tf.search.gallery import (
-    UNKNOWN,
-    Entry,
-    Filters,
-    Gallery,
-    Progress,
-    check_ids,
-)
+from han_tf.search.gallery import Gallery, Progress
 from han_tf.search.guard import Guard
 from han_tf.search.store import State, Store
 

@@ -14,10 +14,12 @@ import numpy as np
 
 from han_tf.common.errors import UserError
 from han_tf.common.files import writing
+from han_tf.data.image_lists import UNKNOWN
 from han_tf.features.shards import FeatureBatch
 from han_tf.search.address import Address
+from han_tf.search.entries import Entry, Filters, check_ids
 from han_tf.search.exact import SPARE, error_bound, nearest, widened
-from han_tf.search.gallery import UNKNOWN, Entry, Filters, Gallery, Progress, check_ids
+from han_tf.search.gallery import Gallery, Progress
 from han_tf.search.milvus_client import (
     INDEXES,
     SECONDS,

@@ -6,7 +6,8 @@ from typing import Any, Optional, Union
 from han_tf.common.errors import UserError
 from han_tf.metrics.checks import check_count
 from han_tf.search.address import Address
-from han_tf.search.gallery import Gallery, check_checksum
+from han_tf.search.entries import check_checksum
+from han_tf.search.gallery import Gallery
 
 
 def create_gallery(

@@ -11,11 +11,13 @@ from typing import NamedTuple, Optional, Union
 import numpy as np
 
 from han_tf.common.errors import UserError
+from han_tf.data.image_lists import UNKNOWN
 from han_tf.data.records import DISTRACTOR_PID, JUNK_PID
 from han_tf.features.archives import FeatureSet, load_features
 from han_tf.features.shards import MANIFEST, FeatureBatch, FeatureShards
 from han_tf.metrics.checks import GREATEST_NORM
-from han_tf.search.gallery import UNKNOWN, Entry, Gallery, Progress
+from han_tf.search.entries import Entry
+from han_tf.search.gallery import Gallery, Progress
 
 ROWS = 4096
 """Rows of an archive that are yielded at a time."""

@@ -25,10 +25,12 @@ import numpy as np
 
 from han_tf.common.errors import UserError
 from han_tf.common.files import discard, lock, sync_folder, writing
+from han_tf.data.image_lists import UNKNOWN
 from han_tf.features.shards import FeatureBatch
 from han_tf.metrics.checks import squared_norms
 from han_tf.search.choice import ENGINES
-from han_tf.search.gallery import UNKNOWN, Entry, Progress, check_format
+from han_tf.search.entries import Entry
+from han_tf.search.gallery import Progress, check_format
 
 DATABASE = "gallery.sqlite"
 LOCK = "lock"
