@@ -223,7 +223,7 @@ def check_paths(paths: Any) -> list[str]:
 def check_labels(
     n: int, pids: Integers, camids: Integers, times: Numbers, paths: Sequence[str] = (), stored: Sequence[float] = ()
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns pids, camids and times of ``n`` images as :class:`FeatureBatch` has them.
+    """Returns pids, camids and times of ``n`` images as :class:`han_tf.features.shards.FeatureBatch` has them.
 
     Errors name the image by ``paths``. Times that are ``stored``, by an earlier version, may be in any year.
     """
