@@ -102,8 +102,8 @@ class FeatureBatch(NamedTuple):
     times: np.ndarray
     paths: np.ndarray
 
-    def where(self, chosen: np.ndarray) -> "FeatureBatch":
-        """Returns the rows that ``chosen`` selects: a mask, bool ``[n]``, or row numbers, integers ``[m]``."""
+    def where(self, chosen: Union[np.ndarray, slice]) -> "FeatureBatch":
+        """Returns the rows that ``chosen`` selects: a mask, bool ``[n]``, row numbers, integers ``[m]``, or a slice."""
         return FeatureBatch(*(column[chosen] for column in self))
 
 

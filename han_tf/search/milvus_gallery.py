@@ -161,17 +161,10 @@ class MilvusGallery(Gallery):
         step = max(1, REQUEST_BYTES // (4 * self.dimension))
         for start in range(0, len(ids), step):
             part = slice(start, start + step)
-            times = np.where(np.isnan(images.times[part]), NO_TIME, images.times[part])
-            rows = zip(
-                ids[part].tolist(),
-                images.features[part],
-                images.paths[part],
-                images.pids[part].tolist(),
-                images.camids[part].tolist(),
-                times.tolist(),
-            )
-            names = ("id", "feature", "path", "pid", "camid", "time")
-            self.client.upsert(self.address.collection, [dict(zip(names, row)) for row in rows])
+            features, pids, camids, times, paths = images.where(part)
+            times = np.where(np.isnan(times), NO_TIME, times)
+            rows = zip(features, ids[part].tolist(), paths, pids.tolist(), camids.tolist(), times.tolist())
+            self.client.upsert(self.address.collection, [dict(zip(("feature", *FIELDS), row)) for row in rows])
 
     def delete(self, ids: Sequence[int]) -> int:  # noqa: D102
         self._check_open()

@@ -17,7 +17,7 @@ import sqlite3
 import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Optional, Union
 
@@ -560,19 +560,15 @@ def _take(folder: Path) -> int:
       UserError: another process holds the lock, or the folder cannot be written.
     """
     path = folder / LOCK
-    lock_file = None
-    try:
+    with writing(path), ExitStack() as stack:
         lock_file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        stack.callback(os.close, lock_file)
         if lock(lock_file):
             os.ftruncate(lock_file, 0)
             os.write(lock_file, f"{os.getpid()}\n".encode("ascii"))
+            stack.pop_all()  # it stays open
             return lock_file
         holder = os.read(lock_file, 32).decode("ascii", "replace").strip()
-    except OSError as error:
-        if lock_file is not None:
-            os.close(lock_file)
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
-    os.close(lock_file)
     raise UserError(f"{folder}: process {holder or '?'} is writing to this gallery, expected one at a time")
 
 
