@@ -32,6 +32,7 @@ from han_tf.common.errors import Stopped, UserError
 from han_tf.data import DATASETS, load_dataset
 from han_tf.data.image_lists import NAMES, ImageList, list_images, listed_records
 from han_tf.features import job as extraction
+from han_tf.features.shards import missing_shards
 from han_tf.runs.folder import find_run
 from han_tf.runtimes import GPU_FORMATS
 
@@ -149,10 +150,10 @@ def main(values: command_line.Flags) -> None:
         for sentence in notes:
             print(f"note: {sentence}")
         with extraction.planning(values.output, part):
-            missing = extraction.missing_shards(values.output, work.manifest)
+            missing = len(missing_shards(values.output, work.manifest))
             done = None
             if not (missing and values.part):
-                done = extraction.finish(values.output, work.manifest, values.max_bad_images)
+                done = extraction.finish(values.output, values.max_bad_images)
     if work.pending:
         looked_at = sum(end - first for first, end in map(work.manifest.bounds, work.pending))
         print(f"{looked_at} images in {seconds:.1f} s, {looked_at / seconds:.0f} img/s")
@@ -161,8 +162,8 @@ def main(values: command_line.Flags) -> None:
         return
     if done.bad_images:
         path = Path(values.output) / extraction.BAD_IMAGES
-        print(f"{done.bad_images} of {len(images)} images could not be read and have no row: {path}")
-    print(f"{done.rows} rows in {work.manifest.shards} files written to {values.output}")
+        print(f"{len(done.bad_images)} of {len(images)} images could not be read and have no row: {path}")
+    print(f"{len(done)} rows in {work.manifest.shards} files written to {values.output}")
 
 
 def _images(values: command_line.Flags) -> ImageList:

@@ -29,6 +29,15 @@ _LOCAL_HEADER = struct.Struct("<26xHH")
 
 
 @contextmanager
+def writing(path: Union[str, os.PathLike]) -> Iterator[None]:
+    """Turns an error of the system in the block into a UserError that ``path`` cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+@contextmanager
 def atomic_open(path: Union[str, os.PathLike]) -> Iterator[BinaryIO]:
     """Opens a temporary file beside ``path`` for binary writing; renames it to ``path`` on success.
 

@@ -127,15 +127,13 @@ def load_features(path: Union[str, os.PathLike], labels_only: bool = False) -> F
 def _load_shards(folder: Union[str, os.PathLike], labels_only: bool) -> FeatureSet:
     shards = FeatureShards(folder)
     features = np.empty([len(shards), 0 if labels_only else shards.manifest.feature_dim], np.float32)
-    labels: dict[str, list[np.ndarray]] = {"pids": [], "camids": [], "paths": []}
-    start = 0
+    labels, start = [], 0
     for batch in shards:
         end = start + len(batch.paths)
         features[start:end] = batch.features[:, : features.shape[1]]
-        for name, parts in labels.items():
-            parts.append(getattr(batch, name))
+        labels.append((batch.pids, batch.camids, batch.paths))
         start = end
-    pids, camids, paths = map(np.concatenate, labels.values())
+    pids, camids, paths = map(np.concatenate, zip(*labels))
     for name, values in (("pid", pids), ("camid", camids)):
         unknown = int((values == UNKNOWN).sum())
         if unknown:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple, Optional, Union
 
 import numpy as np
+from tqdm import tqdm
 
 from han_tf.common import files
 from han_tf.common.errors import UserError
@@ -30,8 +31,8 @@ from han_tf.features.extractor import FeatureExtractor
 from han_tf.features.shards import (
     MANIFEST,
     FeatureBatch,
+    FeatureShards,
     Manifest,
-    ShardSummary,
     content_checksum,
     import_pyarrow,
     read_contents,
@@ -103,12 +104,11 @@ class Plan(NamedTuple):
     pending: tuple[int, ...]
     notes: tuple[str, ...]
 
-
-class Extracted(NamedTuple):
-    """Numbers of rows and of bad images in a finished folder."""
-
-    rows: int
-    bad_images: int
+    def progress(self) -> tqdm:
+        """Returns a progress bar over all images, which begins with those of the finished shards."""
+        left = sum(end - start for start, end in map(self.manifest.bounds, self.pending))
+        total = self.manifest.images
+        return progress_bar(total=total, initial=total - left, desc="features", unit="img", smoothing=0.1)
 
 
 @contextmanager
@@ -154,8 +154,7 @@ def plan(
 
     Args:
       folder: where the features go.
-      images: the images to extract features of.
-      model: the network's card.
+      images, model: the images to extract features of, and the network's card.
       shard_images: images per shard; if None, as in the folder, or :data:`SHARD_IMAGES` in a new one.
       overwrite: whether to remove everything that earlier extractions left there.
       update: whether this list replaces the folder's; features of unchanged images are kept.
@@ -198,17 +197,14 @@ def plan(
         write_manifest(folder, wanted)
         return Plan(wanted, tuple(filter(part.holds, range(wanted.shards))), ())
     manifest = read_manifest(folder)
+    if not shard_images:
+        wanted = replace(wanted, shard_images=manifest.shard_images)
     unknown = [name for name in ("model_format", "precision") if not getattr(manifest, name)]  # in older manifests
-    if update:
-        if not shard_images:
-            wanted = replace(wanted, shard_images=manifest.shard_images)
-        _check_same(folder, manifest, wanted, ignored=[*_LISTED, *unknown])
-        if any(getattr(manifest, name) != getattr(wanted, name) for name in _LISTED):
-            _set_aside(folder, manifest, folder.glob(SHARDS))
-            write_manifest(folder, wanted)
-            manifest = wanted
-    else:
-        _check_same(folder, manifest, wanted, ignored=unknown if shard_images else ["shard_images", *unknown])
+    _check_same(folder, manifest, wanted, ignored=[*unknown, *(_LISTED if update else ())])
+    if any(getattr(manifest, name) != getattr(wanted, name) for name in _LISTED):
+        _set_aside(folder, manifest, folder.glob(SHARDS))
+        write_manifest(folder, wanted)
+        manifest = wanted
     pending, notes, older = [], [], 0
     own = list(filter(part.holds, range(manifest.shards)))
     for number in progress_bar(own, "checking", unit="shard", delay=2, leave=False):
@@ -256,8 +252,7 @@ def extract_shards(
     Args:
       extractor: the network of the manifest.
       images: those of ``shards`` only, in order.
-      folder: where the shards go.
-      manifest: the folder's manifest.
+      folder, manifest: where the shards go, and its manifest.
       shards: numbers of the shards, ascending.
       progress: called with the number of images that were processed since the last call.
 
@@ -313,51 +308,41 @@ def extract_locally(
     Raises:
       UserError: as :func:`extract_shards` does.
     """
-    bounds = [work.manifest.bounds(number) for number in work.pending]
-    pending = sum(end - start for start, end in bounds)
-    if not pending:
+    if not work.pending:
         return []
-    left = images.take(np.concatenate([np.arange(start, end) for start, end in bounds]))
-    with progress_bar(
-        total=len(images), initial=len(images) - pending, desc="features", unit="img", smoothing=0.1
-    ) as bar:
+    left = images.take(np.concatenate([np.arange(*work.manifest.bounds(number)) for number in work.pending]))
+    with work.progress() as bar:
         return extract_shards(extractor, left, folder, work.manifest, work.pending, bar.update).notes
 
 
-def missing_shards(folder: Union[str, os.PathLike], manifest: Manifest) -> int:
-    """Returns how many shards are not there yet."""
-    return sum(not shard_path(folder, number).exists() for number in range(manifest.shards))
-
-
-def finish(folder: Union[str, os.PathLike], manifest: Manifest, max_bad_images: float = 1.0) -> Extracted:
+def finish(folder: Union[str, os.PathLike], max_bad_images: float = 1.0) -> FeatureShards:
     """Checks that every shard is there, writes the list of bad images and removes the shards that were set aside.
 
-    Args:
-      folder: where the shards are.
-      manifest: the folder's manifest.
-      max_bad_images: largest share of images that may be bad.
+    Returns:
+      The features.
 
     Raises:
-      UserError: a shard is missing or belongs to another extraction; no image or too few could be read; or the list of
-        bad images cannot be written.
+      UserError: a shard is missing or belongs to another extraction; no image could be read, or a larger share than
+        ``max_bad_images`` could not; or the list of bad images cannot be written.
     """
-    folder = Path(folder)
-    summaries = [read_summary(folder, manifest, number) for number in range(manifest.shards)]
-    done = Extracted(sum(summary.rows for summary in summaries), sum(len(summary.bad_images) for summary in summaries))
-    path = folder / BAD_IMAGES
-    if done.bad_images:
-        _write_bad_images(path, summaries)
+    folder, found = Path(folder), FeatureShards(folder)
+    path, bad, images = folder / BAD_IMAGES, found.bad_images, found.manifest.images
+    if bad:
+        text = io.StringIO()
+        csv.writer(text).writerows([BadImage._fields, *bad])
+        with files.atomic_open(path) as stream:  # paths that are not UTF-8 are written as the bytes of their names
+            stream.write(text.getvalue().encode("utf-8", "surrogateescape"))
     else:
         files.remove(path)
     _remove_aside(folder)
-    if not done.rows:
-        raise UserError(f"none of the {manifest.images} images could be read, expected at least one; see {path}")
-    if done.bad_images > max_bad_images * manifest.images:
+    if not len(found):
+        raise UserError(f"none of the {images} images could be read, expected at least one; see {path}")
+    if len(bad) > max_bad_images * images:
         raise UserError(
-            f"{done.bad_images} of {manifest.images} images could not be read, expected at most {max_bad_images:.1%}; "
+            f"{len(bad)} of {images} images could not be read, expected at most {max_bad_images:.1%}; "
             f"see {path}; the other features are there, and --max_bad_images takes more"
         )
-    return done
+    return found
 
 
 class _Aside:
@@ -368,10 +353,8 @@ class _Aside:
     """
 
     def __init__(self, folder: Union[str, os.PathLike], images: ImageList):
-        self.known = np.zeros(len(images), bool)
         self._files: list[tuple[Path, Manifest, int]] = []
-        # Per image: index into self._files, and row.
-        self._places = np.zeros([len(images), 2], np.int64)
+        self._places = np.full([len(images), 2], -1)  # per image: index into self._files, and row
         for aside in sorted(Path(folder).glob(f"{ASIDE}*")) if len(images) else []:
             with suppress(UserError):
                 manifest = read_manifest(aside)
@@ -379,6 +362,7 @@ class _Aside:
                     if shard_path(aside, number).exists():
                         with suppress(UserError):  # damaged ones are skipped
                             self._look(aside, manifest, number, images)
+        self.known = self._places[:, 0] >= 0
 
     def _look(self, folder: Path, manifest: Manifest, number: int, images: ImageList) -> None:
         summary = read_summary(folder, manifest, number)
@@ -389,8 +373,7 @@ class _Aside:
         rows = {pair: row for row, pair in enumerate(zip(*read_contents(folder, manifest, number)))}
         for image in range(start, end):
             row = rows.get((images.paths[image], images.contents[image]))
-            if row is not None and not self.known[image]:
-                self.known[image] = True
+            if row is not None and self._places[image, 0] < 0:
                 self._places[image] = len(self._files), row
         self._files.append((folder, manifest, number))
 
@@ -454,7 +437,7 @@ def _write(
     rows = FeatureBatch(features, images.pids, images.camids, images.times, np.array(images.paths, object))
     whole = np.array([row not in reasons for row in range(len(images))])
     if reasons:
-        rows = FeatureBatch(*(values[whole] for values in rows))
+        rows = rows.where(whole)
     bad = [BadImage(images.paths[row], reason) for row, reason in sorted(reasons.items())]
     contents = [images.contents[row] for row in np.flatnonzero(whole)]
     write_shard(folder, manifest, number, rows, bad, contents, content_checksum(images.paths, images.contents))
@@ -480,14 +463,3 @@ def _check_same(folder: Path, found: Manifest, wanted: Manifest, ignored: Sequen
                 "give another --output, or --overwrite to make it anew"
                 + ("; --update keeps the features of images that are the same" if name in _LISTED else "")
             )
-
-
-def _write_bad_images(path: Path, summaries: Sequence[ShardSummary]) -> None:
-    with files.atomic_open(path) as stream:
-        # Paths that are not UTF-8 are written as the bytes of their names.
-        text = io.TextIOWrapper(stream, "utf-8", "surrogateescape", newline="", write_through=True)
-        writer = csv.writer(text)
-        writer.writerow(BadImage._fields)
-        for summary in summaries:
-            writer.writerows(summary.bad_images)
-        text.detach()

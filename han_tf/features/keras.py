@@ -1,7 +1,7 @@
 """A network's features of images."""
 
 from collections.abc import Sequence
-from typing import Any, Optional, Union
+from typing import Optional, Union
 
 import numpy as np
 
@@ -12,15 +12,15 @@ from han_tf.features.extractor import FeatureExtractor
 from han_tf.models.network import ReIDNetwork, inference_function
 
 
-def extract_features(
+def feature_set(
     model: Union[ReIDNetwork, FeatureExtractor],
     records: Sequence[Record],
     *,
     batch_size: int = 64,
     skip_bad_images: bool = False,
     progress: Optional[str] = "features",
-) -> tuple[np.ndarray, tuple[Record, ...]]:
-    """Returns the features of the images of ``records``.
+) -> FeatureSet:
+    """Returns the features of the images of ``records`` with their labels.
 
     Args:
       model: the network, or the extractor of an exported one.
@@ -28,10 +28,6 @@ def extract_features(
       batch_size: images per forward pass.
       skip_bad_images: whether to leave out files that cannot be decoded instead of raising.
       progress: title of the progress bar; None for no bar.
-
-    Returns:
-      ``[n, feature_dim]`` float32, the branches' parts side by side, each of unit norm; and the ``n``
-      records they belong to: all of them, unless bad images were skipped.
 
     Raises:
       UserError: an image cannot be decoded.
@@ -43,9 +39,4 @@ def extract_features(
     for images, indices in reader:
         features[len(kept) : len(kept) + len(images)] = embed(images)
         kept.extend(indices)
-    return features[: len(kept)], tuple(records[index] for index in kept)
-
-
-def feature_set(model: Union[ReIDNetwork, FeatureExtractor], records: Sequence[Record], **options: Any) -> FeatureSet:
-    """Returns :func:`extract_features` of ``records`` with their labels."""
-    return FeatureSet.of(*extract_features(model, records, **options))
+    return FeatureSet.of(features[: len(kept)], [records[index] for index in kept])

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Optional, Union
 
 from han_tf.common.errors import UserError
-from han_tf.common.progress import progress_bar
 from han_tf.data.depth import Depth
 from han_tf.data.image_lists import ImageList
 from han_tf.features.extractor import FeatureExtractor
@@ -41,8 +40,7 @@ def extract_with_ray(
     """Makes the pending shards on a Ray cluster, with a progress bar over all images.
 
     Args:
-      address: ``HOST:PORT`` of the cluster's head; ``auto`` for the cluster of this machine, or that of
-        ``RAY_ADDRESS``; ``local`` for one on this machine that ends with the call.
+      address: of the cluster, as of :func:`han_tf.features.ray_cluster.connected`.
       model: folder of a run or an exported model, or the name of a network that comes with the package.
       images: all images of the plan.
       folder: where the shards go.
@@ -80,8 +78,7 @@ def extract_with_ray(
         pending = deque(work.pending)
         idle: list[Any] = []
         running: dict[Any, tuple[Any, int]] = {}  # task -> its actor and its number of images
-        done = len(images) - sum(end - start for start, end in map(work.manifest.bounds, work.pending))
-        with progress_bar(total=len(images), initial=done, desc="features", unit="img", smoothing=0.1) as bar:
+        with work.progress() as bar:
             for room in rooms(ray, address, needs):
                 while pending and (idle or len(running) < max(1, min(room, actors or room))):
                     maker = idle.pop() if idle else actor.remote(*arguments)
@@ -141,11 +138,9 @@ class ShardMaker:
     """Makes shards; an actor of Ray, which loads the model with its first shard.
 
     Args:
-      model: folder of a run or an exported model.
-      folder: where the shards go.
+      model, folder, batch_size: as of :func:`extract_with_ray`.
       manifest: the folder's manifest.
       threads: number of threads of the network, and of those that decode.
-      batch_size: images per call of the network.
     """
 
     def __init__(self, model: str, folder: str, manifest: Manifest, threads: int, batch_size: int):
@@ -154,11 +149,7 @@ class ShardMaker:
         self._extractor: Optional[FeatureExtractor] = None
 
     def make(self, number: int, images: ImageList) -> dict[float, tuple[int, float]]:
-        """Makes a shard, unless it exists already, made by an actor that died later.
-
-        Args:
-          number: of the shard.
-          images: those of the shard.
+        """Makes a shard of ``images``, unless it exists already, made by an actor that died later.
 
         Returns:
           How grey images were scaled, see :attr:`han_tf.data.depth.Depth.scaled`.

@@ -24,6 +24,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
@@ -34,6 +35,7 @@ import numpy as np
 from han_tf import __version__
 from han_tf.common.errors import UserError
 from han_tf.common.files import atomic_open, read_json, write_json
+from han_tf.common.json_fields import checked_fields
 from han_tf.data.image_lists import UNKNOWN
 from han_tf.data.reading import BadImage
 
@@ -100,6 +102,10 @@ class FeatureBatch(NamedTuple):
     times: np.ndarray
     paths: np.ndarray
 
+    def where(self, chosen: Union[np.ndarray, slice]) -> "FeatureBatch":
+        """Returns the rows that ``chosen`` selects: a mask, bool ``[n]``, row numbers, integers ``[m]``, or a slice."""
+        return FeatureBatch(*(column[chosen] for column in self))
+
 
 class ShardSummary(NamedTuple):
     """The metadata of a file.
@@ -136,14 +142,13 @@ class FeatureShards:
     def __init__(self, folder: Union[str, os.PathLike]):
         self.folder = Path(folder)
         self.manifest = read_manifest(self.folder)
-        shards = range(self.manifest.shards)
-        missing = [number for number in shards if not shard_path(self.folder, number).exists()]
+        count, missing = self.manifest.shards, missing_shards(self.folder, self.manifest)
         if missing:
             raise UserError(
-                f"{self.folder}: {len(shards) - len(missing)} of {len(shards)} files are there "
+                f"{self.folder}: {count - len(missing)} of {count} files are there "
                 f"({shard_path(self.folder, missing[0]).name} is not), expected all; python -m han_tf.extract goes on"
             )
-        self._summaries = [read_summary(self.folder, self.manifest, number) for number in shards]
+        self._summaries = [read_summary(self.folder, self.manifest, number) for number in range(count)]
 
     def __len__(self) -> int:
         return sum(summary.rows for summary in self._summaries)
@@ -161,6 +166,11 @@ class FeatureShards:
 def shard_path(folder: Union[str, os.PathLike], number: int) -> Path:
     """Returns the path of the file with this number."""
     return Path(folder) / f"part-{number:05d}.parquet"
+
+
+def missing_shards(folder: Union[str, os.PathLike], manifest: Manifest) -> list[int]:
+    """Returns the numbers of the files that are not there yet."""
+    return [number for number in range(manifest.shards) if not shard_path(folder, number).exists()]
 
 
 def write_manifest(folder: Union[str, os.PathLike], manifest: Manifest) -> None:
@@ -183,24 +193,7 @@ def read_manifest(folder: Union[str, os.PathLike]) -> Manifest:
     version = found.get("format") if isinstance(found, dict) else None
     if version != FORMAT:
         raise UserError(f"{path}: format {version!r}, expected {FORMAT}, as python -m han_tf.extract writes it")
-    values: dict[str, Any] = {}
-    for name, kind in Manifest.__annotations__.items():
-        value = found.get(name, _LATER.get(name))
-        if name == "branch_names":
-            fits = isinstance(value, list) and all(isinstance(branch, str) for branch in value)
-            value = tuple(value) if fits else value
-        elif kind is float:
-            fits = type(value) in (int, float) and 0 <= value < math.inf
-        else:
-            fits = type(value) is kind and (kind is str or value > 0)
-        if not fits:
-            raise UserError(f"{path}: {name} is {value!r}, expected what python -m han_tf.extract writes there")
-        values[name] = value
-    return Manifest(**values)
-
-
-_LATER = {"model_format": "", "precision": "", "white_level": 0.0}
-"""Entries that older manifests do not have -> their defaults."""
+    return Manifest(**checked_fields(path, found, Manifest, later=("model_format", "precision", "white_level")))
 
 
 def content_checksum(paths: Sequence[str], contents: Sequence[str]) -> str:
@@ -287,28 +280,50 @@ def read_summary(folder: Union[str, os.PathLike], manifest: Manifest, number: in
     Raises:
       UserError: the file is missing or damaged, or belongs to other images or another network.
     """
-    with _ShardFile(folder, manifest, number) as file:
-        return file.summary
+    with _opened(folder, manifest, number) as (_, summary):
+        return summary
 
 
 def read_shard(folder: Union[str, os.PathLike], manifest: Manifest, number: int) -> FeatureBatch:
     """Returns the rows of a file; the features are a view of what Arrow read.
 
     Raises:
-      UserError: the file is missing or damaged, or belongs to other images or another network.
+      UserError: as :func:`read_summary` does.
     """
-    with _ShardFile(folder, manifest, number) as file:
-        return file.read()
+    path, width = shard_path(folder, number), manifest.feature_dim
+    with _opened(folder, manifest, number) as (file, _):
+        table = file.read([*_EXPECTED]).combine_chunks()
+    others = set(table.column("model").unique().to_pylist()) - {manifest.model}
+    if others:
+        raise UserError(f"{path}: features of model {others.pop()}, expected {manifest.model}")
+    for name in ("path", "feature"):
+        if table.column(name).null_count:
+            raise UserError(f"{path}: {table.column(name).null_count} rows have no {name}, expected none")
+    # A column of an empty table has no chunks.
+    features = [chunk.flatten() for chunk in table.column("feature").chunks]
+    if any(chunk.null_count for chunk in features):
+        raise UserError(f"{path}: a feature lacks a number, expected {width} in each")
+    arrays = [chunk.to_numpy(zero_copy_only=True).reshape(-1, width) for chunk in features]
+    (joined,) = arrays or [np.empty([0, width], np.float32)]
+    return FeatureBatch(  # type: ignore[call-arg]  # two arrays are unpacked
+        joined,
+        *(table.column(name).fill_null(UNKNOWN).to_numpy() for name in ("pid", "camid")),
+        table.column("time").fill_null(math.nan).to_numpy(),
+        table.column("path").to_numpy(),
+    )
 
 
 def read_contents(folder: Union[str, os.PathLike], manifest: Manifest, number: int) -> tuple[list[str], list[str]]:
     """Returns the paths of a file's rows and the contents of the image files; empty lists for an older file.
 
     Raises:
-      UserError: as :func:`read_shard` does.
+      UserError: as :func:`read_summary` does.
     """
-    with _ShardFile(folder, manifest, number) as file:
-        return file.read_contents()
+    with _opened(folder, manifest, number) as (file, _):
+        if "content" not in file.schema_arrow.names:
+            return [], []
+        table = file.read(["path", "content"])
+        return table.column("path").to_pylist(), table.column("content").to_pylist()
 
 
 def import_pyarrow() -> tuple[ModuleType, ModuleType]:
@@ -325,114 +340,59 @@ def import_pyarrow() -> tuple[ModuleType, ModuleType]:
     return pyarrow, parquet
 
 
-class _ShardFile:
-    """An open file whose metadata and columns have been checked."""
+@contextmanager
+def _opened(folder: Union[str, os.PathLike], manifest: Manifest, number: int) -> Iterator[tuple[Any, ShardSummary]]:
+    """Yields the ``pyarrow.parquet.ParquetFile`` and its metadata, if these and its columns fit.
 
-    def __init__(self, folder: Union[str, os.PathLike], manifest: Manifest, number: int):
-        self._arrow, parquet = import_pyarrow()
-        self.path = shard_path(folder, number)
-        self.manifest = manifest
-        try:
-            self._file = parquet.ParquetFile(self.path, page_checksum_verification=True)
-        except FileNotFoundError as error:
-            raise UserError(f"{self.path}: no such file, expected Parquet") from error
-        except (OSError, ValueError, self._arrow.ArrowException) as error:
-            raise self._damaged(error) from error
-        try:
-            self.summary = self._check_metadata(number)
-            self._check_columns()
-        except BaseException:
-            self._file.close()
-            raise
-
-    def __enter__(self) -> "_ShardFile":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._file.close()
-
-    def read(self) -> FeatureBatch:
-        try:
-            table = self._file.read([*_EXPECTED]).combine_chunks()
-        except (OSError, ValueError, self._arrow.ArrowException) as error:
-            raise self._damaged(error) from error
-        models = set(table.column("model").unique().to_pylist())
-        if models - {self.manifest.model}:
-            other = (models - {self.manifest.model}).pop()
-            raise UserError(f"{self.path}: features of model {other}, expected {self.manifest.model}")
-        for name in ("path", "feature"):
-            if table.column(name).null_count:
-                raise UserError(f"{self.path}: {table.column(name).null_count} rows have no {name}, expected none")
-        width = self.manifest.feature_dim
-        # A column of an empty table has no chunks.
-        features = [chunk.flatten() for chunk in table.column("feature").chunks]
-        if any(chunk.null_count for chunk in features):
-            raise UserError(f"{self.path}: a feature lacks a number, expected {width} in each")
-        arrays = [chunk.to_numpy(zero_copy_only=True).reshape(-1, width) for chunk in features]
-        (joined,) = arrays or [np.empty([0, width], np.float32)]
-        return FeatureBatch(  # type: ignore[call-arg]  # two arrays are unpacked
-            joined,
-            *(table.column(name).fill_null(UNKNOWN).to_numpy() for name in ("pid", "camid")),
-            table.column("time").fill_null(math.nan).to_numpy(),
-            table.column("path").to_numpy(),
-        )
-
-    def read_contents(self) -> tuple[list[str], list[str]]:
-        if "content" not in self._file.schema_arrow.names:
-            return [], []
-        try:
-            table = self._file.read(["path", "content"])
-        except (OSError, ValueError, self._arrow.ArrowException) as error:
-            raise self._damaged(error) from error
-        return table.column("path").to_pylist(), table.column("content").to_pylist()
-
-    def _check_metadata(self, number: int) -> ShardSummary:
-        place = _place(self.manifest, number)
-        try:
-            found = json.loads((self._file.schema_arrow.metadata or {})[METADATA])
-            bad_images = tuple(BadImage(path, reason) for path, reason in found["bad_images"])
-            values = {name: found[name] for name in place}
-            told = [str(found.get(name, "")) for name in ("content", "first_path", "last_path")]
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(
-                f"{self.path}: not written by python -m han_tf.extract, expected one of its files"
-            ) from error
-        for name, expected in place.items():
-            if values[name] != expected:
-                raise UserError(
-                    f"{self.path}: {name} is {values[name]!r}, expected {expected!r} as in {MANIFEST}: "
-                    "it belongs to another extraction"
-                )
-        rows = self._file.metadata.num_rows
-        if rows + len(bad_images) != place["images"]:
-            raise UserError(
-                f"{self.path}: {rows} rows and {len(bad_images)} bad images, expected {place['images']} together"
-            )
-        return ShardSummary(rows, bad_images, *told)
-
-    def _check_columns(self) -> None:
-        schema = self._file.schema_arrow
-        types = self._arrow.types
-        for name, expected in _EXPECTED.items():
-            found = schema.field(name).type if name in schema.names else None
-            if name == "feature":
-                expected = f"fixed_size_list<float32>[{self.manifest.feature_dim}]"
-                fits = (
-                    found is not None
-                    and types.is_fixed_size_list(found)
-                    and types.is_float32(found.value_type)
-                    and found.list_size == self.manifest.feature_dim
-                )
-            else:
-                plain = found.value_type if found is not None and types.is_dictionary(found) else found
-                fits = str(plain).removeprefix("large_") == expected
-            if not fits:
-                what = "no column" if found is None else f"column of {found}"
-                raise UserError(f"{self.path}: {what} {name}, expected {expected}")
-
-    def _damaged(self, error: Exception) -> UserError:
+    An error of Arrow in the block means that the file is damaged.
+    """
+    arrow, parquet = import_pyarrow()
+    path = shard_path(folder, number)
+    try:
+        with parquet.ParquetFile(path, page_checksum_verification=True) as file:
+            summary = _read_metadata(path, manifest, number, file)
+            _check_columns(path, manifest, file.schema_arrow)
+            yield file, summary
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file, expected Parquet") from error
+    except (OSError, ValueError, arrow.ArrowException) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        return UserError(f"{self.path}: damaged or no Parquet ({reason}); python -m han_tf.extract makes it again")
+        raise UserError(f"{path}: damaged or no Parquet ({reason}); python -m han_tf.extract makes it again") from error
+
+
+def _read_metadata(path: Path, manifest: Manifest, number: int, file: Any) -> ShardSummary:
+    place = _place(manifest, number)
+    try:
+        found = json.loads((file.schema_arrow.metadata or {})[METADATA])
+        bad_images = tuple(BadImage(*pair) for pair in found["bad_images"])
+        values = {name: found[name] for name in place}
+        told = [str(found.get(name, "")) for name in ("content", "first_path", "last_path")]
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: not written by python -m han_tf.extract, expected one of its files") from error
+    for name, expected in place.items():
+        if values[name] != expected:
+            raise UserError(
+                f"{path}: {name} is {values[name]!r}, expected {expected!r} as in {MANIFEST}: "
+                "it belongs to another extraction"
+            )
+    rows = file.metadata.num_rows
+    if rows + len(bad_images) != place["images"]:
+        raise UserError(f"{path}: {rows} rows and {len(bad_images)} bad images, expected {place['images']} together")
+    return ShardSummary(rows, bad_images, *told)
+
+
+def _check_columns(path: Path, manifest: Manifest, schema: Any) -> None:
+    for name, expected in _EXPECTED.items():
+        found = schema.field(name).type if name in schema.names else None
+        if name == "feature":
+            expected = f"fixed_size_list<float32>[{manifest.feature_dim}]"
+            fits = getattr(found, "list_size", None) == manifest.feature_dim and str(found.value_type) == "float"
+        else:
+            plain = found.value_type if hasattr(found, "index_type") else found  # of a dictionary
+            fits = str(plain).removeprefix("large_") == expected
+        if not fits:
+            what = "no column" if found is None else f"column of {found}"
+            raise UserError(f"{path}: {what} {name}, expected {expected}")
 
 
 _EXPECTED = {"path": "string", "pid": "int64", "camid": "int64", "time": "double", "feature": "", "model": "string"}

@@ -45,6 +45,14 @@ class BadRow(UserError):
         self.features, self.row = features, row
 
 
+def as_array(values: Any, name: str) -> np.ndarray:
+    """Returns ``values`` as an array; raises UserError if their rows differ in length, or they cannot be converted."""
+    try:
+        return values if isinstance(values, np.ndarray) else np.asarray(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{name} cannot be made an array of numbers ({error})") from error
+
+
 def check_features(features: Any, name: str, dimension: Optional[int] = None) -> np.ndarray:
     """Returns ``features`` as an array ``[n, d]`` of numbers; arrays, also memory-mapped ones, are not copied.
 
@@ -53,7 +61,7 @@ def check_features(features: Any, name: str, dimension: Optional[int] = None) ->
     Raises:
       UserError: it is no 2-D array of real numbers, is empty, or does not have ``dimension`` columns.
     """
-    features = features if isinstance(features, np.ndarray) else np.asarray(features)
+    features = as_array(features, name)
     if features.ndim != 2:
         raise UserError(f"{name} has shape {list(features.shape)}, expected [images, dimension]")
     if features.dtype.kind not in "fiu":
@@ -96,7 +104,7 @@ def check_labels(labels: Any, name: str, length: Optional[int] = None) -> np.nda
     """
     if labels is None:
         raise UserError(f"{name} is missing, expected one integer per image")
-    labels = np.asarray(labels)
+    labels = as_array(labels, name)
     if labels.ndim != 1:
         raise UserError(f"{name} has shape {list(labels.shape)}, expected [images]")
     if length is not None and len(labels) != length:

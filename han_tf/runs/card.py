@@ -8,6 +8,7 @@ from typing import Any, Optional, Union
 
 from han_tf.common.errors import UserError
 from han_tf.common.files import atomic_open, read_json, sha256_of, write_json
+from han_tf.common.json_fields import checked_fields
 from han_tf.data.joined import SEPARATOR
 
 CARD = "card.json"
@@ -162,52 +163,26 @@ def read_card(folder: Union[str, os.PathLike]) -> ModelCard:
     version = values.pop("version", None)
     if version != VERSION:
         raise UserError(f"{path}: version is {version!r}, expected {VERSION}; export the run anew")
-    values.setdefault("probes", {})  # missing in older exports
-    for entry in fields(ModelCard):
-        if entry.name not in values:
-            raise UserError(f"{path}: no entry {entry.name!r}, expected those of version {VERSION}")
     unknown = sorted(set(values) - {entry.name for entry in fields(ModelCard)})
     if unknown:
         raise UserError(f"{path}: unknown entry {unknown[0]!r}, expected those of version {VERSION}")
-    _check_values(path, values)
-    values["input_size"] = tuple(values["input_size"])
-    values["branch_names"] = tuple(values["branch_names"])
-    return ModelCard(**values)
-
-
-def _check_values(path: Path, values: Mapping[str, Any]) -> None:
-    """Raises UserError if an entry that the code relies on has a wrong type or value."""
-
-    def positive(value: Any) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-    def is_digest(value: Any) -> bool:
-        return isinstance(value, str) and len(value) == 64 and set(value) <= _HEX
-
-    size, names, files = values["input_size"], values["branch_names"], values["files"]
+    card = ModelCard(**checked_fields(path, values, ModelCard, later=("probes",)))
     checks = {
-        "checksum": (is_digest(values["checksum"]), "64 hexadecimal digits"),
-        "input_size": (
-            isinstance(size, list) and len(size) == 2 and all(map(positive, size)),
-            "height and width in pixels",
-        ),
-        "feature_dim": (positive(values["feature_dim"]), "a positive integer"),
-        "branch_names": (
-            isinstance(names, list) and bool(names) and all(isinstance(name, str) for name in names),
-            "a list of names",
-        ),
+        "checksum": (_is_digest(card.checksum), "64 hexadecimal digits"),
+        "branch_names": (bool(card.branch_names), "a list of names"),
         "files": (
-            isinstance(files, dict) and all(map(is_digest, files.values())) and all(map(_inside, files)),
+            all(map(_is_digest, card.files.values())) and all(map(_inside, card.files)),
             "names in the folder and their SHA-256",
         ),
-        "check": (isinstance(values["check"], dict), "an object"),
-        "probes": (isinstance(values["probes"], dict), "an object"),
     }
-    for name in ("format", "precision", "model", "dataset", "split", "licence", "han_tf_version", "created"):
-        checks[name] = (isinstance(values[name], str), "a string")
     for name, (holds, expected) in checks.items():
         if not holds:
             raise UserError(f"{path}: {name} is {str(values[name])[:80]!r}, expected {expected}")
+    return card
+
+
+def _is_digest(value: Any) -> bool:
+    return isinstance(value, str) and len(value) == 64 and set(value) <= _HEX
 
 
 def _inside(name: str) -> bool:

@@ -23,7 +23,8 @@ from han_tf.common import cli as command_line
 from han_tf.common.errors import UserError
 from han_tf.common.files import read_npz
 from han_tf.data.image_lists import parse_time
-from han_tf.search.gallery import Filters, Gallery, Hit
+from han_tf.search.entries import Filters, Hit
+from han_tf.search.gallery import Gallery
 from han_tf.search.opening import open_gallery
 
 FLAGS = command_line.Flags()
@@ -78,7 +79,8 @@ def main(values: command_line.Flags) -> None:
         for note in gallery.notes:
             print(f"note: {note}", file=sys.stderr)
     if values.json:
-        queries = [{"query": name, "known": bool(hits), "hits": _plain(hits)} for name, hits in zip(names, found)]
+        plain = [[{**hit.entry._asdict(), "distance": hit.distance} for hit in hits] for hits in found]
+        queries = [{"query": name, "known": bool(hits), "hits": hits} for name, hits in zip(names, plain)]
         print(json.dumps({"index": location, "queries": queries}, indent=2))
     else:
         for name, hits in zip(names, found):
@@ -119,10 +121,6 @@ def _queries(values: command_line.Flags, gallery: Gallery) -> tuple[list[str], n
     extractor = FeatureExtractor(values.model, white_level=white_level)
     gallery.check_model(extractor.checksum)
     return list(values.positional), extractor(values.positional)
-
-
-def _plain(hits: list[Hit]) -> list[dict[str, Any]]:
-    return [{**hit.entry._asdict(), "distance": hit.distance} for hit in hits]
 
 
 def _lines(hits: list[Hit]) -> list[str]:

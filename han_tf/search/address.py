@@ -28,9 +28,11 @@ class Address(NamedTuple):
         """Returns the address in ``path``, which may end in ``#collection``; None if ``path`` is a folder.
 
         Raises:
-          UserError: a scheme other than http and https with a token; no valid name of a collection.
+          UserError: no path; a scheme other than http and https with a token; no valid name of a collection.
         """
-        uri, token = os.fspath(path), ""
+        uri, token = os.fspath(path) if isinstance(path, os.PathLike) else path, ""
+        if not isinstance(uri, str):
+            raise UserError(f"path is of type {type(path).__name__}, expected a folder or an address of Milvus")
         scheme, separator, rest = uri.partition("://")
         remote = bool(separator) and scheme.lower() in ("http", "https")
         if separator and not remote and "@" in rest:  # taken for a folder, its name would show the password
@@ -42,7 +44,7 @@ class Address(NamedTuple):
         if not remote and not uri.endswith(".db"):
             return None
         name = collection or named or COLLECTION
-        if not name.isidentifier() or not name.isascii():
+        if not isinstance(name, str) or not name.isidentifier() or not name.isascii():
             raise UserError(f"collection is {name!r}, expected letters, digits and underscores")
         return cls(uri, name, token)  # type: ignore[call-arg]  # the alias below hides the fields from mypy
 

@@ -1,12 +1,7 @@
 """A threshold for a wanted false-accept rate, chosen with images of people who are not in the gallery.
 
-Two rates have this name and differ by orders of magnitude:
-
-- per **search** (``search``; NIST's FPIR, false positive identification rate): the share of searches for a stranger
-  that find anybody within the threshold. It is the rate in a deployment, and grows with the gallery.
-- per **pair** (``pair``; the false match rate, the FPR of :func:`han_tf.metrics.verify`): the share of pairs of images
-  of two people that lie within the threshold. A search compares the query with all N images: at a rate of r per pair,
-  up to N·r false hits are expected.
+Two rates have this name and differ by orders of magnitude, see README.md in this folder: per ``search`` (NIST's FPIR)
+and per ``pair`` (false match rate). At a rate of r per pair, a search of N images finds up to N·r false hits.
 
 A search for a stranger is simulated by searching with a validation image among the images of all other people.
 Validation images without a pid are left out.
@@ -19,11 +14,12 @@ from typing import Any, NamedTuple, Optional
 import numpy as np
 
 from han_tf.common.errors import UserError
+from han_tf.data.image_lists import UNKNOWN
 from han_tf.features.archives import FeatureSet
 from han_tf.metrics import FeatureDistances, same_pid_and_camera, verify
 from han_tf.metrics.nearest import nearest
 from han_tf.search.exact import widened
-from han_tf.search.gallery import UNKNOWN, Gallery
+from han_tf.search.gallery import Gallery
 
 BATCH = 256
 """Searches at a time."""

@@ -4,6 +4,7 @@ import os
 from typing import NamedTuple, Optional
 
 from han_tf.common.processes import free_memory_mb
+from han_tf.metrics.checks import check_count
 from han_tf.search.approximate import CODE_BYTES, LINKS
 
 FLAT_BYTES = 2**27
@@ -19,38 +20,26 @@ class Choice(NamedTuple):
     reason: str
 
 
-def available_memory_mb() -> int:
-    """Returns the available memory, MiB; half of the machine's memory if that is not known."""
-    return free_memory_mb() or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**21
-
-
-def index_bytes(engine: str, rows: int, dimension: int) -> int:
-    """Returns an estimate of the memory that an engine's index of ``rows`` vectors takes, in bytes.
-
-    The vectors themselves are mapped: the operating system decides which of their pages stay in memory.
-    """
-    if engine == "hnsw":  # one byte per value; 2·M links of 4 bytes on the lowest level, and few on those above
-        return rows * (dimension + 4 * 2 * LINKS + 16)
-    if engine == "ivfpq":  # the lists' centres; codes and ids are on disk
-        return 16 * int(rows**0.5) * dimension
-    return 0
-
-
 def choose_engine(rows: int, dimension: int, memory_mb: Optional[int] = None) -> Choice:
     """Chooses the engine for a gallery.
 
     Args:
       rows: number of vectors, or expected number.
       dimension: of the features.
-      memory_mb: memory that an index may take, MiB; half of the available memory if None.
+      memory_mb: memory that an index may take, MiB; half of the available memory if None, which counts as half of
+        the machine's if that is not known.
     """
+    check_count(rows, "rows", 0)
     if memory_mb is None:
-        memory_mb = available_memory_mb() // 2
+        free = free_memory_mb() or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**21
+        memory_mb = free // 2
+    check_count(memory_mb, "memory_mb", 0)
     size = 4 * rows * dimension
     what = f"{rows:,} vectors of {dimension:,} values are {_mb(size)} MiB"
     if size <= FLAT_BYTES:
         return Choice("flat", f"{what}: few enough ({_mb(FLAT_BYTES)} MiB) to compare all of them exactly")
-    need = index_bytes("hnsw", rows, dimension)
+    # One byte per value; 2·M links of 4 bytes on the lowest level of the graph, and few on those above.
+    need = rows * (dimension + 4 * 2 * LINKS + 16)
     if need <= memory_mb * 2**20:
         return Choice("hnsw", f"{what}, more than {_mb(FLAT_BYTES)}; a graph takes {_mb(need)} of {memory_mb:,} MiB")
     return Choice(

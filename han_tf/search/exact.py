@@ -68,8 +68,7 @@ def widened(queries: int, asked: int, ask: Callable[[list[int], int], Iterable[t
     Args:
       queries: number of queries.
       asked: candidates per query at first.
-      ask: takes the indices of queries and the number of candidates per query; yields, in that order, their results
-        and whether they are certain.
+      ask: from indices of queries and a number of candidates, yields each query's result and whether it is certain.
     """
     results: list[Any] = [None] * queries
     left = list(range(queries))
@@ -137,29 +136,21 @@ class ExactSearch:
         """Returns FAISS's float32 squared distances and rows of the ``k`` nearest, both ``[q, k]``."""
         parts = min(self.threads, len(vectors) // (4 * k)) if self.pool and len(queries) < self.threads else 1
         if parts <= 1:
-            return self._part(queries, vectors, chosen, k, 0, len(vectors), self.threads)
-        bounds = np.linspace(0, len(vectors), parts + 1).astype(int)
-        found = list(
-            self.pool.map(lambda i: self._part(queries, vectors, chosen, k, bounds[i], bounds[i + 1], 1), range(parts))
+            return self._part(queries, vectors, chosen, k, slice(0, len(vectors)), self.threads)
+        bounds = np.linspace(0, len(vectors), parts + 1).astype(int).tolist()
+        found = self.pool.map(
+            lambda part: self._part(queries, vectors, chosen, k, part, 1), map(slice, bounds, bounds[1:])
         )
         distances, rows = (np.concatenate(arrays, axis=1) for arrays in zip(*found))
         order = np.argsort(distances, axis=1, kind="stable")[:, :k]
         return np.take_along_axis(distances, order, axis=1), np.take_along_axis(rows, order, axis=1)
 
     def _part(
-        self,
-        queries: np.ndarray,
-        vectors: np.ndarray,
-        chosen: Optional[np.ndarray],
-        k: int,
-        start: int,
-        stop: int,
-        threads: int,
+        self, queries: np.ndarray, vectors: np.ndarray, chosen: Optional[np.ndarray], k: int, part: slice, threads: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        faiss = self.faiss
+        faiss, start, stop = self.faiss, part.start, part.stop
         distances = np.empty((len(queries), k), np.float32)
         rows = np.empty((len(queries), k), np.int64)
-        part = vectors[start:stop]
         selector = None
         if chosen is not None:
             bits = np.zeros(stop - start, bool)
@@ -168,10 +159,10 @@ class ExactSearch:
         faiss.omp_set_num_threads(threads)
         faiss.knn_L2sqr(
             faiss.swig_ptr(queries),
-            faiss.swig_ptr(part),
+            faiss.swig_ptr(vectors[part]),
             queries.shape[1],
             len(queries),
-            len(part),
+            stop - start,
             k,
             faiss.swig_ptr(distances),
             faiss.swig_ptr(rows),

@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Optional, Union
@@ -10,21 +10,15 @@ from typing import Any, NamedTuple, Optional, Union
 import numpy as np
 
 from han_tf.common.errors import UserError
-from han_tf.common.files import discard, remove, sha256_of, sync_folder
-from han_tf.metrics.checks import check_count, default_threads, squared_norms
+from han_tf.common.files import atomic_open, remove, sha256_of
+from han_tf.data.image_lists import UNKNOWN
+from han_tf.features.shards import FeatureBatch
+from han_tf.metrics.checks import default_threads
 from han_tf.search.approximate import ApproximateIndex, spread
 from han_tf.search.choice import ENGINES, FLAT_BYTES, choose_engine
+from han_tf.search.entries import Entry, Filters, check_ids
 from han_tf.search.exact import ExactSearch, error_bound, import_faiss, nearest, squared_distances
-from han_tf.search.gallery import (
-    NO_FILTERS,
-    UNKNOWN,
-    Columns,
-    Entry,
-    Filters,
-    Gallery,
-    Progress,
-    check_ids,
-)
+from han_tf.search.gallery import Gallery, Progress
 from han_tf.search.guard import Guard
 from han_tf.search.store import State, Store
 
@@ -108,20 +102,9 @@ class _Loaded(NamedTuple):
 class FaissGallery(Gallery):
     """A gallery in a folder; see :mod:`han_tf.search.store` for its files.
 
-    Any number of processes may search it. One at a time may change it; it holds the lock from its first change until
-    it closes the gallery. A process that only searches sees the gallery as it was when it opened it, without the
-    entries that were deleted since.
-
-    The engines ``hnsw`` and ``ivfpq`` keep an index, which is derived from the vectors, in ``index-N.faiss``. The
-    database records the file's name and checksum once it is complete. Rows that the index lacks are searched exactly.
-    If it is damaged or missing, all rows are searched exactly, and :attr:`notes` says so.
-
-    Each vector has a checksum. Opening a gallery compares them if its vectors take up to 128 MiB; larger galleries are
-    compared by :meth:`check` only. :attr:`notes` names the entries of damaged vectors.
-
-    An index that was trained on the first rows may not suit later ones. While a process changes the gallery, a thread
-    therefore measures the index's recall from time to time. If it has fallen, all rows are searched exactly until the
-    thread has built the index anew. The thread also compacts the gallery when many of its entries are deleted.
+    README.md in this folder says how processes share it, when its index is built, checked and passed over, and what is
+    compared with checksums. The index is derived from the vectors: rows that it lacks, or all if it cannot be used, are
+    searched exactly.
 
     Args:
       path: the folder.
@@ -180,12 +163,9 @@ class FaissGallery(Gallery):
         """Creates an empty gallery; see :func:`han_tf.search.create_gallery`.
 
         Args:
-          path: the folder.
-          dimension: of the features.
-          checksum: of the model.
+          path, dimension, checksum: as there.
           engine: one of :data:`ENGINES`, or ``auto`` to choose one by ``rows`` and ``memory_mb``.
-          rows: expected number of vectors.
-          memory_mb: memory that an index may take, MiB; half of the available memory if None.
+          rows, memory_mb: as of :func:`han_tf.search.choice.choose_engine`.
           threads: threads of a search; the number of cores if None.
         """
         import_faiss()
@@ -202,8 +182,7 @@ class FaissGallery(Gallery):
     def engine(self) -> str:  # noqa: D102
         return self.store.settings["engine"]
 
-    @property
-    def notes(self) -> list[str]:  # noqa: D102
+    def _notes(self) -> list[str]:
         notes = [note for note in (self._wrong, self._damage) if note]
         if self._found is not None:
             notes.append(POOR.format(self._found))
@@ -224,15 +203,11 @@ class FaissGallery(Gallery):
         for _, (*_, name, done, rows) in self._sources():
             if done < rows:
                 notes.append(f"{done:,} of {rows:,} rows of {name} have been added: add it again to go on")
-        return notes + self._threshold_notes()
+        return notes
 
-    def __len__(self) -> int:
-        return self.store.state.live
-
-    def _add(self, columns: Columns, gone: Sequence[int] = ()) -> np.ndarray:
+    def _add(self, images: FeatureBatch, gone: Sequence[int] = ()) -> np.ndarray:
         with self._alone():
-            greatest = float(squared_norms(columns.features, "features").max())
-            return self.store.append(columns, greatest, np.array(gone, np.int64))
+            return self.store.append(images, np.array(gone, np.int64))
 
     def _update_index(self) -> None:
         if not self._changing.acquire(blocking=False):
@@ -254,9 +229,9 @@ class FaissGallery(Gallery):
             self._changing.release()
         self._tend()
 
-    def named(self, paths: Sequence[str]) -> Iterator[Entry]:  # noqa: D102
+    def _named(self, paths: list[str]) -> Iterable[Entry]:
         with self._alone():
-            return iter(list(self.store.named(paths)))
+            return self.store.named(paths)
 
     def _relabel(self, ids: np.ndarray, pids: np.ndarray, camids: np.ndarray, times: np.ndarray) -> None:
         self.store.relabel(ids, pids, camids, times)
@@ -264,13 +239,16 @@ class FaissGallery(Gallery):
     @contextmanager
     def _alone(self) -> Iterator[None]:
         with self.store.lock:
-            self._own()
+            self._check_open()
+            if self.store.take_lock(self._renumbering()):  # another process has changed the gallery
+                self._load()
             yield
 
-    def note_source(self, name: str, done: int, rows: int) -> None:  # noqa: D102
+    def _note_source(self, name: str, done: int, rows: int) -> None:
         with self._alone():
             notes = {key: [*value[:-2], rows, rows] for key, value in self._sources() if value[-3] == name}
-            notes[f"{SOURCE}{name}"] = [name, done, rows]
+            key = f"{SOURCE}{name}".encode("utf-8", "backslashreplace").decode()  # a file's name may not be UTF-8
+            notes[key] = [name, done, rows]
             if any(self.store.settings.get(key) != value for key, value in notes.items()):
                 self.store.commit(notes)
 
@@ -285,14 +263,14 @@ class FaissGallery(Gallery):
         self._tend()
         return count
 
-    def some(self, limit: int) -> list[Entry]:  # noqa: D102
+    def _some(self, limit: int) -> list[Entry]:
         labels = self.store.state.labels
         alive = np.flatnonzero(labels.alive)
         chosen = alive[spread(len(alive), limit)]
         return list(self.store.entries(labels.ids[chosen].tolist()).values())
 
-    def page(self, limit: int, after: int = -1, filters: Filters = NO_FILTERS) -> list[Entry]:  # noqa: D102
-        state, limit = self.store.state, check_count(limit, "limit", 1)
+    def _page(self, limit: int, after: int, filters: Filters) -> list[Entry]:
+        state = self.store.state
         passing = _passing(state, filters)
         start = int(np.searchsorted(state.labels.ids, after, "right"))
         rows = np.arange(start, len(state.vectors)) if passing is None else start + np.flatnonzero(passing[start:])
@@ -300,12 +278,11 @@ class FaissGallery(Gallery):
         found = self.store.entries(ids)
         return [found[id] for id in ids if id in found]
 
-    def count(self, filters: Filters = NO_FILTERS) -> int:  # noqa: D102
+    def _count(self, filters: Filters) -> int:
         state = self.store.state
-        passing = _passing(state, filters)
-        return len(state.vectors) if passing is None else int(passing.sum())
+        return int(_passing(state, filters).sum()) if filters else state.live
 
-    def cameras(self) -> list[int]:  # noqa: D102
+    def _cameras(self) -> list[int]:
         labels = self.store.state.labels
         return [camid for camid in np.unique(labels.camids[labels.alive]).tolist() if camid != UNKNOWN]
 
@@ -378,7 +355,7 @@ class FaissGallery(Gallery):
 
         Args:
           engine: the new engine; ``auto`` chooses one; None keeps the present one.
-          memory_mb: memory that an index may take, MiB, for ``auto``; half of the available memory if None.
+          memory_mb: for ``auto``, as of :func:`han_tf.search.choice.choose_engine`.
           anew: whether to train the index even if it only lacks rows.
           progress: called after each part.
 
@@ -502,6 +479,7 @@ class FaissGallery(Gallery):
             self.build(anew=True, progress=progress)
 
     def check(self, progress: Progress = None) -> int:  # noqa: D102
+        self._check_open()
         self._wrong = ""
         try:
             wrong, compared = self.store.damaged(progress)
@@ -535,7 +513,8 @@ class FaissGallery(Gallery):
         if worker is not None:
             worker.join()
         with self._changing:
-            self.closed = True
+            with self.store.lock:  # a change that has begun is completed
+                self.closed = True
             loaded = self._loaded
             unwritten = loaded.index.rows - loaded.written if loaded and self.store.writing else 0
             if unwritten and unwritten > SNAPSHOT_SHARE * loaded.index.rows:
@@ -558,11 +537,6 @@ class FaissGallery(Gallery):
             finally:
                 if self.store.settings["vectors"] != vectors:
                     self._loaded = None
-
-    def _own(self) -> None:
-        """Takes the lock for changes; loads the gallery again if another process has changed it."""
-        if self.store.take_lock(self._renumbering()):
-            self._load()
 
     def _load(self) -> None:
         """Loads the index that the database names, and checks the vectors of a small gallery."""
@@ -615,30 +589,25 @@ class FaissGallery(Gallery):
     def _write(self, settings: dict[str, Any]) -> None:
         """Writes the index to a new file and names it in the database, with ``settings``."""
         index, trained, _, recall, checked = self._loaded
-        name = f"index-{self.store.settings['revision'] + 1}.faiss"
-        temporary, path = self.folder / f".{name}.tmp", self.folder / name
+        path = self.folder / f"index-{self.store.settings['revision'] + 1}.faiss"
+        if path.is_symlink():  # whose target would be replaced
+            remove(path)
         try:
-            temporary.unlink(missing_ok=True)
-            index.write(temporary)
-            with open(temporary, "rb") as stream:
-                os.fsync(stream.fileno())
-            snapshot = {
-                "file": name,
-                "sha256": sha256_of(temporary),
-                "kind": index.kind,
-                "rows": index.rows,
-                "trained": trained,
-                "recall": recall,
-                "checked": checked,
-                **({} if self._found is None else {"found": self._found}),
-            }
-            os.replace(temporary, path)
-            sync_folder(self.folder)
-        except (OSError, RuntimeError) as error:  # FAISS raises RuntimeError
-            reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-            raise UserError(f"cannot write {path}: {reason}") from error
-        finally:
-            discard(temporary)
+            with atomic_open(path) as stream:
+                index.write(Path(stream.name))
+                digest = sha256_of(stream.name)
+        except RuntimeError as error:  # of FAISS
+            raise UserError(f"cannot write {path}: {' '.join(str(error).split())}") from error
+        snapshot = {
+            "file": path.name,
+            "sha256": digest,
+            "kind": index.kind,
+            "rows": index.rows,
+            "trained": trained,
+            "recall": recall,
+            "checked": checked,
+            **({} if self._found is None else {"found": self._found}),
+        }
         self._commit_snapshot(snapshot, settings)
         # The lists in a file are mapped instead of held in memory.
         loaded = _Loaded(ApproximateIndex.read(index.kind, path, self.dimension), trained, index.rows, recall, checked)

@@ -1,25 +1,40 @@
 """The interface of all galleries: features with the labels of their images, and the search in them."""
 
 import math
-import os
+import reprlib
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Optional
+from typing import Any, Optional
 
 import numpy as np
 
 from han_tf.common.errors import UserError
-from han_tf.data.image_lists import END_OF_TIME, FIRST_TIME
+from han_tf.data.image_lists import UNKNOWN
+from han_tf.features.shards import FeatureBatch
 from han_tf.metrics import rerank as k_reciprocal
-from han_tf.metrics.checks import check_count, check_features, squared_norms
-
-UNKNOWN = np.iinfo(np.int64).min
-"""Stands for an unknown pid or camid in arrays, as in :mod:`han_tf.data.image_lists`; an unknown time is NaN."""
-
-SECONDS = "seconds since 1970 UTC, in the years 1 to 9999"
+from han_tf.metrics.checks import as_array, check_count, check_features, squared_norms
+from han_tf.search.entries import (
+    MOST,
+    NO_FILTERS,
+    Entry,
+    Filters,
+    Hit,
+    Integers,
+    NoEntry,
+    Numbers,
+    check_calibration,
+    check_checksum,
+    check_collection,
+    check_filters,
+    check_ids,
+    check_labels,
+    check_level,
+    check_paths,
+    check_threshold,
+    labels_of,
+)
 
 Progress = Optional[Callable[[int, int], None]]
 """Called with the number of finished rows and the number of all rows."""
@@ -49,150 +64,6 @@ ADDED_AT_ONCE = 2**22
 """Most rows of one call of ``add``, whose labels are written in one transaction."""
 
 
-class NoEntry(UserError):
-    """The gallery has no entry of a given id."""
-
-
-class Entry(NamedTuple):
-    """One image of a gallery.
-
-    Attributes:
-      id: assigned by the gallery; never reused.
-      path: of the image file, as it was given when the image was added; empty if not known.
-      pid, camid: person and camera; None if not known.
-      time: when the image was taken, seconds since 1970 UTC; None if not known.
-    """
-
-    id: int
-    path: str = ""
-    pid: Optional[int] = None
-    camid: Optional[int] = None
-    time: Optional[float] = None
-
-
-def _whole(values: Any, name: str) -> tuple[int, ...]:
-    if isinstance(values, (str, bytes)) or not isinstance(values, Collection) or getattr(values, "ndim", 1) != 1:
-        raise UserError(f"{name} is {values!r}, expected a tuple of integers")
-    for value in values:
-        if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
-            raise UserError(f"{name} hold {value!r}, expected integers")
-        if not UNKNOWN < value < 2**63:
-            raise UserError(f"{name} hold {value}, expected integers from {UNKNOWN + 1} to {2**63 - 1}")
-    return tuple(int(value) for value in values)
-
-
-def _bound(value: Any, name: str) -> Optional[float]:
-    if value is None:
-        return None
-    number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-    plain = value.item() if isinstance(value, np.generic) else value
-    if not number or not FIRST_TIME <= plain < END_OF_TIME:
-        raise UserError(f"{name} is {value!r}, expected a finite number, {SECONDS}")
-    return float(value)
-
-
-@dataclass(frozen=True)
-class Filters:
-    """Conditions that an entry must meet to be found.
-
-    An entry without a camera never passes ``cameras`` and always passes ``not_cameras``. An entry without a time
-    passes neither ``after`` nor ``before``, an entry without a pid never ``pids``.
-
-    Attributes:
-      cameras: only entries of these cameras, integers; empty for all.
-      not_cameras: no entries of these cameras.
-      after, before: ``after <= time < before``, seconds since 1970 UTC, in the years 1 to 9999.
-      pids: only entries of these people, integers; empty for all.
-
-    Raises:
-      UserError: a camera or pid is not an integer, or a time is not a number or outside those years.
-    """
-
-    cameras: tuple[int, ...] = ()
-    not_cameras: tuple[int, ...] = ()
-    after: Optional[float] = None
-    before: Optional[float] = None
-    pids: tuple[int, ...] = ()
-
-    def __post_init__(self) -> None:
-        for name in ("cameras", "not_cameras", "pids"):
-            object.__setattr__(self, name, _whole(getattr(self, name), name))
-        for name in ("after", "before"):
-            object.__setattr__(self, name, _bound(getattr(self, name), name))
-
-    def __bool__(self) -> bool:
-        """Returns whether any condition is set."""
-        return self != Filters()
-
-    def passing(self, pids: np.ndarray, camids: np.ndarray, times: np.ndarray) -> np.ndarray:
-        """Returns which entries pass, bool ``[n]``.
-
-        Args:
-          pids, camids: int64 ``[n]``, :data:`UNKNOWN` where not known.
-          times: float64 ``[n]``, NaN where not known.
-        """
-        passed = np.ones(len(camids), bool)
-        if self.cameras:
-            passed &= np.isin(camids, self.cameras)
-        if self.not_cameras:
-            passed &= ~np.isin(camids, self.not_cameras)
-        if self.after is not None:
-            passed &= times >= self.after
-        if self.before is not None:
-            passed &= times < self.before
-        if self.pids:
-            passed &= np.isin(pids, self.pids)
-        return passed
-
-
-NO_FILTERS = Filters()
-
-
-class Hit(NamedTuple):
-    """A found entry and its L2 distance to the query; after re-ranking see :meth:`Gallery.search`."""
-
-    entry: Entry
-    distance: float
-
-
-class Columns(NamedTuple):
-    """The checked arguments of :meth:`Gallery.add`.
-
-    Attributes:
-      features: float32 ``[n, d]``, contiguous and finite.
-      paths: ``n`` strings.
-      pids, camids: int64 ``[n]``, :data:`UNKNOWN` where not known.
-      times: float64 ``[n]``, NaN where not known.
-    """
-
-    features: np.ndarray
-    paths: list[str]
-    pids: np.ndarray
-    camids: np.ndarray
-    times: np.ndarray
-
-    def where(self, rows: np.ndarray) -> "Columns":
-        """Returns the rows ``rows``, integers ``[m]``."""
-        paths = [self.paths[row] for row in rows]
-        return Columns(self.features[rows], paths, self.pids[rows], self.camids[rows], self.times[rows])
-
-
-class Put(NamedTuple):
-    """The result of adding images whose paths the gallery may already hold.
-
-    Attributes:
-      ids: of their entries, int64 ``[n]``.
-      added: number of new images.
-      replaced: number of images that replaced entries with the same path and another feature.
-      relabelled: number of images that were there and got other labels.
-    """
-
-    ids: np.ndarray
-    added: int
-    replaced: int
-    relabelled: int
-
-
 class Gallery(ABC):
     """Features of images, searched by L2 distance.
 
@@ -205,6 +76,7 @@ class Gallery(ABC):
       identity: drawn at random when the gallery is created. Ids that are stored elsewhere should be stored with it: a
         gallery that is created anew starts again with the first id. Empty in galleries of old versions.
       engine: ``flat``, ``hnsw``, ``ivfpq`` or ``milvus``.
+      settings: the stored settings, JSON values by name.
       white_levels: the levels with which grey images of more than 8 bits were read, ascending, as in
         :class:`han_tf.features.shards.Manifest`; only those of sources that name it.
       threshold: largest L2 distance of a hit; None if not set.
@@ -214,12 +86,8 @@ class Gallery(ABC):
 
     location: str
     engine: str
+    settings: Mapping[str, Any]
     closed: bool = False
-
-    @property
-    @abstractmethod
-    def settings(self) -> Mapping[str, Any]:
-        """The stored settings: JSON values by name."""
 
     @property
     def dimension(self) -> int:  # noqa: D102
@@ -245,18 +113,18 @@ class Gallery(ABC):
     def calibration(self) -> Optional[dict[str, Any]]:  # noqa: D102
         return self.settings["calibration"]
 
-    @abstractmethod
     def __len__(self) -> int:
         """Returns the number of entries."""
+        return self.count()
 
     def add(
         self,
         features: Any,
         *,
         paths: Optional[Sequence[str]] = None,
-        pids: Optional[Sequence[Optional[int]]] = None,
-        camids: Optional[Sequence[Optional[int]]] = None,
-        times: Optional[Sequence[Optional[float]]] = None,
+        pids: Integers = None,
+        camids: Integers = None,
+        times: Numbers = None,
         checksum: Optional[str] = None,
         replace: bool = False,
     ) -> np.ndarray:
@@ -282,62 +150,59 @@ class Gallery(ABC):
             ``replace``, or the gallery cannot be written.
         """
         self.check_model(checksum)
-        features = self._checked(features, "features")
-        n = len(features)
-        if n > ADDED_AT_ONCE:
-            raise UserError(f"features has {n} rows, expected at most {ADDED_AT_ONCE} at once")
-        columns = _columns(features, paths, pids, camids, times)
         if replace:
-            ids = self._put(columns, {row: None for row, path in enumerate(columns.paths) if not path}).ids
+            ids, _ = self.put(features, paths, pids, camids, times, {})
         else:
-            ids = self._add(columns)
+            ids = self._add(self._images(features, paths, pids, camids, times))
         self._update_index()
         return ids
 
     def put(
         self,
         features: Any,
-        paths: Sequence[str],
-        pids: Any,
-        camids: Any,
-        times: Any,
+        paths: Optional[Sequence[str]],
+        pids: Integers,
+        camids: Integers,
+        times: Numbers,
         twins: Mapping[int, Optional[Entry]],
         nobody: Collection[str] = (),
-    ) -> Put:
+    ) -> tuple[np.ndarray, Counter[str]]:
         """Adds images as :meth:`add` with ``replace`` does, without updating the index; :meth:`build` does that.
 
         Args:
           features, paths, pids, camids, times: as of :meth:`add`.
           twins: rows that their paths do not identify -> the entry of the same image, None if there is none.
           nobody: paths whose entries lose their pid if none is given.
-        """
-        return self._put(_columns(self._checked(features, "features"), paths, pids, camids, times), twins, nobody)
 
-    def _put(self, columns: Columns, twins: Mapping[int, Optional[Entry]], nobody: Collection[str] = ()) -> Put:
-        named = {row: path for row, path in enumerate(columns.paths) if row not in twins}
-        twice = [path for path, count in Counter(named.values()).items() if count > 1]
-        if twice:
-            raise UserError(f"paths hold {twice[0]!r} twice, expected each once where entries are replaced")
+        Returns:
+          The images' ids, int64 ``[n]``; and how many images were ``added``, ``replaced`` entries of their path, or
+          were there and have been ``relabelled``.
+        """
+        if not isinstance(twins, Mapping) or not all(isinstance(twin, (Entry, type(None))) for twin in twins.values()):
+            raise UserError(f"twins are {reprlib.repr(twins)}, expected entries or None by row")
+        nobody, images = check_collection(nobody, "nobody", "paths"), self._images(features, paths, pids, camids, times)
+        rows: dict[str, int] = {}
+        for row, path in enumerate(images.paths):
+            if path and row not in twins and rows.setdefault(path, row) != row:
+                raise UserError(f"paths hold {path!r} twice, expected each once where entries are replaced")
         with self._alone():
-            entries: dict[str, list[Entry]] = {}
-            for entry in self.named(list(named.values())):
-                entries.setdefault(entry.path, []).append(entry)
-            pairs = [(row, entry) for row, path in named.items() for entry in entries.get(path, ())]
+            pairs = [(rows[entry.path], entry) for entry in self._named(list(rows))]
             there = {row: entry for row, entry in twins.items() if entry is not None}
             gone = []
-            for (row, entry), is_same in zip(pairs, self._same(columns.features, pairs)):
+            for (row, entry), is_same in zip(pairs, self._same(images.features, pairs)):
                 if is_same and row not in there:
                     there[row] = entry
                 else:
                     gone.append(entry.id)
-            ids = np.array([there[row].id if row in there else -1 for row in range(len(columns.paths))], np.int64)
+            ids = np.array([there[row].id if row in there else -1 for row in range(len(images.paths))], np.int64)
             new = np.flatnonzero(ids < 0)
-            replaced = sum(row in named and columns.paths[row] in entries for row in new.tolist())
+            replaced = len({row for row, _ in pairs} - there.keys())
             if len(new):
-                ids[new] = self._add(columns.where(new), gone)
+                ids[new] = self._add(images.where(new), gone)
             elif gone:
                 self.delete(gone)
-            return Put(ids, len(new) - replaced, replaced, self._correct(columns, there, nobody))
+            relabelled = self._correct(images, there, nobody)
+            return ids, Counter(added=len(new) - replaced, replaced=replaced, relabelled=relabelled)
 
     def _same(self, features: np.ndarray, pairs: list[tuple[int, Entry]]) -> np.ndarray:
         """Returns, for pairs of a row of ``features`` and an entry, whether their features are the same."""
@@ -352,27 +217,25 @@ class Gallery(ABC):
             same[where] = apart <= SAME * np.maximum(np.linalg.norm(stored, axis=1), np.finfo(np.float32).tiny)
         return same
 
-    def _correct(self, columns: Columns, there: Mapping[int, Entry], nobody: Collection[str]) -> int:
+    def _correct(self, images: FeatureBatch, there: Mapping[int, Entry], nobody: Collection[str]) -> int:
         """Sets the known labels of the rows' entries; returns the number of entries that had other labels."""
         changed = []
         for row, entry in there.items():
-            given = Entry(entry.id, entry.path, *_labels(columns, row))
-            merged = Entry(*(old if new is None else new for new, old in zip(given, entry)))
-            if given.pid is None and entry.path in nobody:
-                merged = merged._replace(pid=None)
+            pid, camid, time = (labels[row].item() for labels in (images.pids, images.camids, images.times))
+            old_pid = None if entry.path in nobody else entry.pid
+            merged = entry._replace(
+                pid=old_pid if pid == UNKNOWN else pid,
+                camid=entry.camid if camid == UNKNOWN else camid,
+                time=entry.time if math.isnan(time) else time,
+            )
             if merged != entry:
                 changed.append(merged)
         if changed:
-            self.relabel([entry.id for entry in changed], **_fields(changed))
+            self.relabel([entry.id for entry in changed], **labels_of(changed))
         return len(changed)
 
     def relabel(
-        self,
-        ids: Sequence[int],
-        *,
-        pids: Optional[Sequence[Optional[int]]] = None,
-        camids: Optional[Sequence[Optional[int]]] = None,
-        times: Optional[Sequence[Optional[float]]] = None,
+        self, ids: Sequence[int], *, pids: Integers = None, camids: Integers = None, times: Numbers = None
     ) -> None:
         """Changes the labels of entries, of all of them or none; on disk when it returns.
 
@@ -387,23 +250,16 @@ class Gallery(ABC):
         if len(np.unique(ids)) < len(ids):
             raise UserError("ids hold one twice, expected each once where labels are changed")
         with self._alone():
-            fields = _fields(self.entries(ids))
-            stored = _times(fields["times"], len(ids))
+            fields = labels_of(self.entries(ids))
+            stored = [time for time in fields["times"] if time is not None]
             given = {"pids": pids, "camids": camids, "times": times}
             fields.update({name: values for name, values in given.items() if values is not None})
-            n = len(ids)
-            labels = (*(_integers(fields[name], name, n) for name in ("pids", "camids")), _times(fields["times"], n))
-            _check_years(labels[2], stored=stored)
-            if n:
+            labels = check_labels(len(ids), **fields, stored=stored)
+            if len(ids):
                 self._relabel(ids, *labels)
 
     def relabel_named(
-        self,
-        paths: Sequence[str],
-        *,
-        pids: Optional[Sequence[Optional[int]]] = None,
-        camids: Optional[Sequence[Optional[int]]] = None,
-        times: Optional[Sequence[Optional[float]]] = None,
+        self, paths: Sequence[str], *, pids: Integers = None, camids: Integers = None, times: Numbers = None
     ) -> int:
         """Changes the labels of all entries of some paths as :meth:`relabel` does; returns the number of entries.
 
@@ -414,9 +270,13 @@ class Gallery(ABC):
         Raises:
           UserError: as :meth:`relabel`; a path has no entry or occurs twice.
         """
-        names = _paths(paths, len(paths))
-        given = {"pids": pids, "camids": camids, "times": times}
-        given = {name: list(values) for name, values in given.items() if values is not None}
+        names = check_paths(paths)
+        labels = {"pids": pids, "camids": camids, "times": times}
+        given = {
+            name: list(check_collection(values, name, "one label per path"))
+            for name, values in labels.items()
+            if values is not None
+        }
         for name, values in given.items():
             if len(values) != len(names):
                 raise UserError(f"{name} has {len(values)} entries, expected {len(names)}, one per path")
@@ -424,51 +284,67 @@ class Gallery(ABC):
         if len(rows) < len(names):
             raise UserError("paths hold one twice, expected each once where labels are changed")
         with self._alone():
-            entries = list(self.named(names))
+            entries = list(self._named(names))
             missing = rows.keys() - {entry.path for entry in entries}
             if missing:
                 raise UserError(f"{self.location}: no entry of {min(missing)!r}, expected the path of an entry")
             chosen = [rows[entry.path] for entry in entries]
-            labels: dict[str, Any] = {name: [values[row] for row in chosen] for name, values in given.items()}
-            self.relabel([entry.id for entry in entries], **labels)
+            new: dict[str, Any] = {name: [values[row] for row in chosen] for name, values in given.items()}
+            self.relabel([entry.id for entry in entries], **new)
         return len(entries)
 
     @abstractmethod
     def _relabel(self, ids: np.ndarray, pids: np.ndarray, camids: np.ndarray, times: np.ndarray) -> None:
-        """Sets the labels of entries; unknown ones as in :class:`Columns`."""
+        """Sets the labels of entries; unknown ones as in :class:`FeatureBatch`."""
 
     @abstractmethod
-    def _add(self, columns: Columns, gone: Sequence[int] = ()) -> np.ndarray:
-        """Adds rows, deletes the entries ``gone``, and returns the new ids; does not update the index."""
+    def _add(self, images: FeatureBatch, gone: Sequence[int] = ()) -> np.ndarray:
+        """Adds images, deletes the entries ``gone``, and returns the new ids; does not update the index."""
 
     @abstractmethod
     def _update_index(self) -> None:
         """Adds new rows to the index, or builds the first one; if that fails, the rows are searched without it."""
 
+    def named(self, paths: Collection[str]) -> Iterable[Entry]:
+        """Returns the entries of any of ``paths``."""
+        self._check_open()
+        return self._named(check_paths(paths))
+
     @abstractmethod
-    def named(self, paths: Sequence[str]) -> Iterator[Entry]:
-        """Yields the entries of any of ``paths``."""
+    def _named(self, paths: list[str]) -> Iterable[Entry]: ...
 
     def _alone(self) -> AbstractContextManager:
         """Excludes changes by other threads, and by other processes if the engine has a lock for that."""
+        self._check_open()
         return nullcontext()
 
-    @abstractmethod
     def note_source(self, name: str, done: int, rows: int) -> None:
         """Stores that ``done`` of the ``rows`` rows of a source have been added, for :attr:`notes`."""
+        self._check_open()
+        if not isinstance(name, str):
+            raise UserError(f"name is {reprlib.repr(name)}, expected that of a source")
+        self._note_source(name, check_count(done, "done", 0, MOST), check_count(rows, "rows", 0, MOST))
+
+    @abstractmethod
+    def _note_source(self, name: str, done: int, rows: int) -> None: ...
 
     def note_white_level(self, level: float) -> None:
         """Adds one of :attr:`white_levels`; on disk when it returns."""
+        self._check_open()
+        level = check_level(level)
         if level not in self.white_levels:
             self._set({"white_levels": sorted({*self.white_levels, level})})
 
     @property
     def white_level(self) -> Optional[float]:
-        """What to read query images with: the level of all the gallery's images; None for that of their own format."""
+        """The level to read queries with, that of all the images; None if they have several or that of their format."""
         return self.white_levels[0] or None if len(self.white_levels) == 1 else None
 
     def white_level_note(self, used: Optional[float]) -> str:
         """Returns a sentence if query images that are read with ``used`` may be lighter or darker than others."""
+        self._check_open()
+        if used is not None:
+            check_level(used)
         if not self.white_levels or used in self.white_levels or self.white_levels == (used or 0.0,):
             return ""
         own, *others = (f"{level:,g}" if level else "that of their format" for level in (used or 0, *self.white_levels))
@@ -484,28 +360,45 @@ class Gallery(ABC):
         Raises:
           UserError: no filter is set.
         """
-        if not filters:
+        if not check_filters(filters):
             raise UserError("these filters let every entry pass, expected a camera, a person or a time")
         deleted = 0
         while entries := self.page(DELETED_AT_ONCE, filters=filters):
             deleted += self.delete([entry.id for entry in entries])
         return deleted
 
-    @abstractmethod
     def some(self, limit: int) -> list[Entry]:
         """Returns a sample of ``limit`` entries, or all if there are fewer."""
+        self._check_open()
+        return self._some(min(check_count(limit, "limit", 1), MOST))
 
     @abstractmethod
+    def _some(self, limit: int) -> list[Entry]: ...
+
     def page(self, limit: int, after: int = -1, filters: Filters = NO_FILTERS) -> list[Entry]:
         """Returns at most ``limit`` entries that pass the filters, by ascending id, with ids above ``after``."""
+        self._check_open()
+        limit, after = min(check_count(limit, "limit", 1), MOST), check_count(after, "after", -MOST, MOST)
+        return self._page(limit, after, check_filters(filters))
 
     @abstractmethod
+    def _page(self, limit: int, after: int, filters: Filters) -> list[Entry]: ...
+
     def count(self, filters: Filters = NO_FILTERS) -> int:
         """Returns the number of entries that pass the filters."""
+        self._check_open()
+        return self._count(check_filters(filters))
 
     @abstractmethod
+    def _count(self, filters: Filters) -> int: ...
+
     def cameras(self) -> list[int]:
         """Returns the cameras of the entries, ascending."""
+        self._check_open()
+        return self._cameras()
+
+    @abstractmethod
+    def _cameras(self) -> list[int]: ...
 
     def entries(self, ids: Sequence[int]) -> list[Entry]:
         """Returns the entries ``ids``, in that order.
@@ -513,6 +406,7 @@ class Gallery(ABC):
         Raises:
           NoEntry: there is no such entry.
         """
+        self._check_open()
         wanted = check_ids(ids)
         found = self._entries(set(wanted.tolist()))
         self._check_present(wanted, [*found])
@@ -524,6 +418,7 @@ class Gallery(ABC):
         Raises:
           NoEntry: there is no such entry.
         """
+        self._check_open()
         wanted = check_ids(ids)
         present, features = self._features(wanted)
         self._check_present(wanted, present)
@@ -570,7 +465,8 @@ class Gallery(ABC):
           UserError: the queries do not fit or are of another model, ``k`` is below 1, the threshold is NaN or negative,
             or the gallery is closed.
         """
-        found = self._hits(queries, k, filters, threshold, rerank, checksum)
+        self.check_model(checksum)
+        found = self._hits(queries, k, filters, threshold, rerank)
         entries = self._entries({int(id) for ids, _ in found for id in ids})
         # Another thread may have deleted an entry since the search.
         return [
@@ -597,26 +493,24 @@ class Gallery(ABC):
         Raises:
           UserError: as :meth:`search`.
         """
-        found = self._hits(queries, k, filters, threshold, rerank, checksum)
-        ids, distances = np.full((len(found), k), -1, np.int64), np.full((len(found), k), np.inf)
+        self.check_model(checksum)
+        found = self._hits(queries, k, filters, threshold, rerank)
+        try:
+            ids, distances = np.full((len(found), k), -1, np.int64), np.full((len(found), k), np.inf)
+        except (ValueError, MemoryError) as error:
+            raise UserError(f"k is {k}, expected less ({error})") from error
         for row, (hits, values) in enumerate(found):
             ids[row, : len(hits)], distances[row, : len(hits)] = hits, values
         return ids, distances
 
     def _hits(
-        self,
-        queries: Any,
-        k: int,
-        filters: Filters,
-        threshold: Optional[float],
-        rerank: bool,
-        checksum: Optional[str],
+        self, queries: Any, k: int, filters: Filters, threshold: Optional[float], rerank: bool
     ) -> list[tuple[np.ndarray, np.ndarray]]:
         """Returns ids and distances of each query's hits, see :meth:`search`."""
-        self._check_open()
-        self.check_model(checksum)
-        none = np.shape(queries) in ((0,), (0, self.dimension))
-        queries = np.empty((0, self.dimension), np.float32) if none else self._checked(queries, "queries")
+        check_filters(filters)
+        queries = as_array(queries, "queries")
+        none = queries.shape in ((0,), (0, self.dimension))
+        queries = [] if none else self._checked(queries, "queries")
         k = check_count(k, "k", 1)
         if threshold is None:
             threshold = math.inf if self.threshold is None else self.threshold
@@ -660,14 +554,16 @@ class Gallery(ABC):
 
         Args:
           threshold: largest L2 distance of a hit; None or infinity for none.
-          calibration: JSON values by name.
+          calibration: JSON values by name, among them ``gallery_images``, a number of images or None.
 
         Raises:
-          UserError: the threshold is not a distance; it cannot be written.
+          UserError: the threshold is not a distance; the calibration is not of this kind; they cannot be written.
         """
+        self._check_open()
         if threshold is not None:
             check_threshold(threshold)
             threshold = None if math.isinf(threshold) else float(threshold)
+        check_calibration(calibration)
         self._set({"threshold": threshold, "calibration": calibration})
 
     @abstractmethod
@@ -688,12 +584,25 @@ class Gallery(ABC):
         Raises:
           UserError: some are damaged; the engine is Milvus, which checks its files itself.
         """
+        self._check_open()
         raise UserError(f"{self.location}: only a gallery in a folder can be checked, expected one")
 
     @property
-    @abstractmethod
     def notes(self) -> list[str]:
         """Sentences about what the gallery's operator should know or do."""
+        self._check_open()
+        notes = self._notes()
+        chosen_for = (self.calibration or {}).get("gallery_images")
+        if self.threshold is not None and chosen_for and len(self) > OUTGROWN * chosen_for:
+            notes.append(
+                f"the threshold was chosen for searches of {chosen_for:,} images, there are {len(self):,}: strangers "
+                "are found more often than wanted, calibrate again"
+            )
+        return notes
+
+    def _notes(self) -> list[str]:
+        """Returns the notes of the engine."""
+        return []
 
     def info(self) -> dict[str, Any]:
         """Returns facts about the gallery: JSON values by name."""
@@ -725,26 +634,33 @@ class Gallery(ABC):
 
     def check_model(self, checksum: Optional[str]) -> None:
         """Raises UserError unless ``checksum`` is None or the gallery's own."""
-        if checksum is not None and checksum != self.checksum:
+        self._check_open()
+        if checksum is None:
+            return
+        check_checksum(checksum)
+        if checksum != self.checksum:
             raise UserError(
                 f"{self.location}: the gallery holds features of the model {self.checksum[:12]}…, these are of "
                 f"{checksum[:12]}…, expected the same model"
             )
 
-    def _threshold_notes(self) -> list[str]:
-        """Returns a note if the gallery has grown too much since its threshold was calibrated, else nothing."""
-        chosen_for = (self.calibration or {}).get("gallery_images")
-        if self.threshold is None or not chosen_for or len(self) <= OUTGROWN * chosen_for:
-            return []
-        return [
-            f"the threshold was chosen for searches of {chosen_for:,} images, there are {len(self):,}: strangers are "
-            "found more often than wanted, calibrate again"
-        ]
-
     def _checked(self, features: Any, name: str) -> np.ndarray:
         features = np.ascontiguousarray(check_features(features, name, self.dimension), np.float32)
         squared_norms(features, name)
         return features
+
+    def _images(
+        self, features: Any, paths: Optional[Sequence[str]], pids: Integers, camids: Integers, times: Numbers
+    ) -> FeatureBatch:
+        """Returns the arguments of :meth:`add` as they are stored: features finite and contiguous, paths strings."""
+        features = self._checked(features, "features")
+        n = len(features)
+        if n > ADDED_AT_ONCE:
+            raise UserError(f"features has {n} rows, expected at most {ADDED_AT_ONCE} at once")
+        names = [""] * n if paths is None else check_paths(paths)
+        if len(names) != n:
+            raise UserError(f"paths has {len(names)} entries, expected {n} strings, one per image")
+        return FeatureBatch(features, *check_labels(n, pids, camids, times, names), np.array(names, object))
 
 
 def check_format(found: Any, known: int, location: Any) -> None:
@@ -753,97 +669,3 @@ def check_format(found: Any, known: int, location: Any) -> None:
         newer = type(found) is int and found > known
         advice = "a newer han-tf made it, update this one" if newer else "build it again with python -m han_tf.index"
         raise UserError(f"{location}: a gallery of format {found}, expected {known}: {advice}")
-
-
-def check_threshold(threshold: float) -> None:
-    """Raises UserError unless ``threshold`` is a number from 0 to infinity."""
-    if isinstance(threshold, bool) or not isinstance(threshold, (int, float, np.number)) or not threshold >= 0:
-        raise UserError(f"threshold is {threshold!r}, expected a distance from 0 up")
-
-
-def check_ids(ids: Any) -> np.ndarray:
-    """Returns ``ids`` as int64 ``[n]``; raises UserError unless they are integers of 64 bits."""
-    _check_range(ids, "ids")
-    array = np.asarray(ids)
-    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
-        raise UserError(f"ids are {array.dtype} of shape {list(array.shape)}, expected integers [n]")
-    return array.astype(np.int64)
-
-
-def _check_range(values: Any, name: str) -> None:
-    """Raises UserError if an integer among ``values``, a sequence, does not fit into 64 bits."""
-    if isinstance(values, np.ndarray) and values.dtype.kind not in "uO":
-        return
-    for value in values if isinstance(values, (Sequence, np.ndarray)) else ():
-        if isinstance(value, (int, np.integer)) and not -(2**63) <= value < 2**63:
-            raise UserError(f"{name} hold {value}, expected integers from {-(2**63)} to {2**63 - 1}")
-
-
-def _labels(columns: Columns, row: int) -> tuple[Optional[int], Optional[int], Optional[float]]:
-    """Returns pid, camid and time of a row as an :class:`Entry` has them."""
-    pid, camid, time = (array[row].item() for array in columns[2:])
-    return (None if pid == UNKNOWN else pid, None if camid == UNKNOWN else camid, None if math.isnan(time) else time)
-
-
-def _fields(entries: Sequence[Entry]) -> dict[str, Any]:
-    return {f"{name}s": [getattr(entry, name) for entry in entries] for name in ("pid", "camid", "time")}
-
-
-def _columns(features: np.ndarray, paths: Any, pids: Any, camids: Any, times: Any) -> Columns:
-    n = len(features)
-    columns = Columns(
-        features,
-        _paths(paths, n),
-        _integers(pids, "pids", n),
-        _integers(camids, "camids", n),
-        _times(times, n),
-    )
-    _check_years(columns.times, columns.paths)
-    return columns
-
-
-def _paths(paths: Optional[Sequence[str]], n: int) -> list[str]:
-    if paths is None:
-        return [""] * n
-    values = [os.fspath(path) for path in paths]
-    if len(values) != n or not all(isinstance(value, str) for value in values):
-        raise UserError(f"paths has {len(values)} entries, expected {n} strings, one per image")
-    for value in values:
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            raise UserError(f"path {value!r} is not UTF-8, expected one that is, to be kept as text") from error
-    return [str(value) for value in values]  # NumPy's strings are a class of their own
-
-
-def _integers(values: Any, name: str, n: int) -> np.ndarray:
-    _check_range(values, name)
-    return _column(values, name, n, UNKNOWN, "iu", "integers or None").astype(np.int64)
-
-
-def _times(values: Any, n: int) -> np.ndarray:
-    expected = "numbers, seconds since 1970, or None"
-    times = _column(values, "times", n, math.nan, "fiu", expected).astype(np.float64)
-    if np.isinf(times).any():
-        raise UserError("times hold an infinity, expected seconds since 1970, or NaN")
-    return times
-
-
-def _check_years(times: np.ndarray, paths: Sequence[str] = (), stored: Sequence[float] = ()) -> None:
-    """Raises UserError if a time is outside the years 1 to 9999, unless it is ``stored``, as by earlier versions."""
-    wrong = np.flatnonzero(((times < FIRST_TIME) | (times >= END_OF_TIME)) & ~np.isin(times, stored))
-    if len(wrong):
-        of = f" (of {paths[wrong[0]]})" if len(paths) and paths[wrong[0]] else ""
-        raise UserError(f"times hold {times[wrong[0]]}{of}, expected {SECONDS}")
-
-
-def _column(values: Any, name: str, n: int, unknown: float, kinds: str, expected: str) -> np.ndarray:
-    """Returns values ``[n]`` of a dtype among ``kinds``, with ``unknown`` in place of None."""
-    array = np.full(n, unknown) if values is None else np.asarray(values)
-    if array.shape != (n,):
-        raise UserError(f"{name} has shape {list(array.shape)}, expected [{n}], one per image")
-    if array.dtype == object:
-        array = np.asarray([unknown if value is None else value for value in array.tolist()])
-    if n and array.dtype.kind not in kinds:
-        raise UserError(f"{name} are {array.dtype}, expected {expected}")
-    return array

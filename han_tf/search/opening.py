@@ -6,6 +6,7 @@ from typing import Any, Optional, Union
 from han_tf.common.errors import UserError
 from han_tf.metrics.checks import check_count
 from han_tf.search.address import Address
+from han_tf.search.entries import check_checksum
 from han_tf.search.gallery import Gallery
 
 
@@ -35,6 +36,7 @@ def create_gallery(
       UserError: there is a gallery already, it cannot be written or reached, or an argument is not valid.
     """
     check_count(dimension, "dimension", 1)
+    check_checksum(checksum)
     address = Address.of(path, collection)
     if engine == "milvus" and address is None:
         raise UserError(f"{os.fspath(path)!r} is no address of Milvus, expected http://HOST:PORT or a file NAME.db")

@@ -2,19 +2,22 @@
 
 import hashlib
 import os
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Optional, Union
 
 import numpy as np
 
 from han_tf.common.errors import UserError
+from han_tf.data.image_lists import UNKNOWN
 from han_tf.data.records import DISTRACTOR_PID, JUNK_PID
 from han_tf.features.archives import FeatureSet, load_features
 from han_tf.features.shards import MANIFEST, FeatureBatch, FeatureShards
 from han_tf.metrics.checks import GREATEST_NORM
-from han_tf.search.gallery import UNKNOWN, Entry, Gallery, Progress
+from han_tf.search.entries import Entry
+from han_tf.search.gallery import Gallery, Progress
 
 ROWS = 4096
 """Rows of an archive that are yielded at a time."""
@@ -23,46 +26,39 @@ NAMED = 3
 """Number of images with unusable features that a note names."""
 
 
+@dataclass
 class FeatureSource:
     """Features with the labels of their images. Iterating yields the usable rows, in the order of the file.
 
     For all kinds of files, junk (pid -1) and images whose features are not finite are left out. Distractors (pid 0) get
     no pid, because they are many people.
 
-    Args:
+    Attributes:
       name: the file or folder.
       dimension: of the features.
       checksum: of the model that made them; None if the file does not name it.
       images: number of all images.
       batches: returns an iterator of all rows.
       white_level: as in :class:`han_tf.features.shards.Manifest`; None if the file does not name it.
-      doubled: paths that occur more than once and therefore do not identify an image.
-
-    Attributes:
+      doubled: paths that do not identify an image: the empty one, and those that occur more than once.
       junk: paths of the junk that the last iteration left out.
       distractors: paths of the images that it yielded without their pid.
       spoiled: names of the images that it left out because of their features.
     """
 
-    def __init__(
-        self,
-        name: str,
-        dimension: int,
-        checksum: Optional[str],
-        images: int,
-        batches: Callable[[], Iterator[FeatureBatch]],
-        white_level: Optional[float] = None,
-        doubled: Iterable[str] = (),
-    ):
-        self.name, self.dimension, self.checksum, self.white_level = name, dimension, checksum, white_level
-        self.doubled = frozenset(["", *doubled])
-        self.junk: list[str] = []
-        self.distractors: list[str] = []
-        self.spoiled: list[str] = []
-        self._images, self._batches = images, batches
+    name: str
+    dimension: int
+    checksum: Optional[str]
+    images: int
+    batches: Callable[[], Iterator[FeatureBatch]]
+    white_level: Optional[float] = None
+    doubled: frozenset[str] = frozenset([""])
+    junk: list[str] = field(default_factory=list)
+    distractors: list[str] = field(default_factory=list)
+    spoiled: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
-        return self._images
+        return self.images
 
     def __iter__(self) -> Iterator[FeatureBatch]:
         """Yields the usable rows.
@@ -72,13 +68,13 @@ class FeatureSource:
         """
         self.junk, self.distractors, self.spoiled = [], [], []
         start = 0
-        for batch in self._batches():
+        for batch in self.batches():
             junk, finite = batch.pids == JUNK_PID, _finite(batch.features)
             rows = (f"row {start + row}" if not batch.paths[row] else batch.paths[row] for row in range(len(junk)))
             self.spoiled += [row for row, is_spoiled in zip(rows, ~finite & ~junk) if is_spoiled]
             self.junk += batch.paths[junk].tolist()
             kept = finite & ~junk
-            batch = batch if kept.all() else FeatureBatch(*(column[kept] for column in batch))
+            batch = batch if kept.all() else batch.where(kept)
             distractors = batch.pids == DISTRACTOR_PID
             self.distractors += batch.paths[distractors].tolist()
             yield batch._replace(pids=np.where(distractors, UNKNOWN, batch.pids))
@@ -150,7 +146,7 @@ def open_source(path: Union[str, os.PathLike]) -> FeatureSource:
     if not path.exists():
         raise UserError(f"{path}: no such file or folder, expected features: a folder with {MANIFEST}, or an .npz")
     images = load_features(path)
-    doubled = (name for name, count in Counter(images.paths.tolist()).items() if count > 1)
+    doubled = frozenset(["", *(name for name, count in Counter(images.paths.tolist()).items() if count > 1)])
     return FeatureSource(
         str(path), images.features.shape[1], None, len(images.pids), lambda: _archived(images), doubled=doubled
     )
@@ -166,12 +162,10 @@ def _archived(images: FeatureSet) -> Iterator[FeatureBatch]:
 def add_source(gallery: Gallery, source: FeatureSource, progress: Progress = None) -> Added:
     """Brings a gallery up to date with a source, and returns what changed.
 
-    An image is identified by its path. An entry of this path with the same feature stays, with another feature it is
-    replaced; labels that differ are changed, unless the source does not know them. An image without a path, or with a
-    path that occurs more than once in the source, is identified by path and feature together. Adding the same source
-    again therefore changes nothing, a source that has grown adds its new images, and an interrupted addition can be
-    repeated to complete it. Entries of images that are junk in the source are deleted, those of distractors lose their
-    pid. Deleted entries come back if their source is added again. Entries of images that the source no longer has stay.
+    An image is identified by its path, see :meth:`Gallery.add`; without a path, or with one that occurs more than once
+    in the source, by path and feature together. Entries of images that are junk in the source are
+    deleted, those of distractors lose their pid. Adding the same source again changes nothing, and completes an
+    addition that was interrupted.
 
     Raises:
       UserError: the features do not fit, a file is damaged, or the gallery cannot be written; rows added before stay.
@@ -187,15 +181,14 @@ def add_source(gallery: Gallery, source: FeatureSource, progress: Progress = Non
     counts: Counter[str] = Counter()
     done, rows, told = 0, len(source), 0
     for batch in source:
-        features = np.asarray(batch.features, np.float32)
-        often = Counter(batch.paths)
-        loose = [row for row, path in enumerate(batch.paths) if path in source.doubled or often[path] > 1]
-        of_rows = {row: twins.take(batch.paths[row], features[row]) for row in loose}
-        if len(features):
+        if len(batch.features):
+            features, often = np.asarray(batch.features, np.float32), Counter(batch.paths)
+            loose = [row for row, path in enumerate(batch.paths) if path in source.doubled or often[path] > 1]
+            of_rows = {row: twins.take(batch.paths[row], features[row]) for row in loose}
             nobody, told = frozenset(source.distractors[told:]), len(source.distractors)
-            put = gallery.put(features, batch.paths, batch.pids, batch.camids, batch.times, of_rows, nobody)
-            counts.update(added=put.added, replaced=put.replaced, relabelled=put.relabelled)
-        done += len(features)
+            labels = batch.paths, batch.pids, batch.camids, batch.times
+            counts.update(gallery.put(features, *labels, of_rows, nobody)[1])
+        done += len(batch.features)
         gallery.note_source(source.name, done, rows)
         if progress:
             progress(done, rows)
@@ -215,25 +208,19 @@ class _Twins:
 
     def __init__(self, gallery: Gallery):
         self.gallery = gallery
-        self.groups: dict[str, dict[bytes, list[Entry]]] = {}
+        self.groups: dict[str, dict[bytes, deque[Entry]]] = {}
 
     def take(self, path: str, feature: np.ndarray) -> Optional[Entry]:
         """Returns an entry of this path and feature that was not returned before, None if there is none."""
         if path not in self.groups:
-            self.groups[path] = self._group(path)
-        entries = self.groups[path].get(_digest(feature))
-        return entries.pop() if entries else None
-
-    def _group(self, path: str) -> dict[bytes, list[Entry]]:
-        entries = list(self.gallery.named([path]))
-        group: dict[bytes, list[Entry]] = {}
-        for start in range(0, len(entries), ROWS):
-            part = entries[start : start + ROWS]
-            for entry, feature in zip(part, self.gallery.features([entry.id for entry in part])):
-                group.setdefault(_digest(feature), []).append(entry)
-        for same in group.values():
-            same.reverse()  # so that pop() returns them in their order
-        return group
+            group = self.groups[path] = {}
+            entries = list(self.gallery.named([path]))
+            for start in range(0, len(entries), ROWS):
+                part = entries[start : start + ROWS]
+                for entry, stored in zip(part, self.gallery.features([entry.id for entry in part])):
+                    group.setdefault(_digest(stored), deque()).append(entry)
+        same = self.groups[path].get(_digest(feature))
+        return same.popleft() if same else None
 
 
 def _digest(feature: np.ndarray) -> bytes:

@@ -5,12 +5,8 @@
   vectors-N.f32     float32 ``[rows, dimension]``, little-endian; each compaction writes a new file and increases N
   lock              locked by the process that writes
 
-Adding appends the vectors, syncs the file, and commits the entries together with the new number of rows. Vectors
-beyond the committed rows were left by a crash and are overwritten. After a crash at any point the gallery therefore has
-the state before the addition or the state after it.
-
-Deleting commits first; then the vectors are overwritten with zeros. SQLite overwrites the deleted entries. Vectors of
-deleted entries that a crash left are overwritten by the next process that writes.
+After a crash at any point the gallery has the state before or after a change; README.md in this folder says what is
+written when.
 """
 
 import json
@@ -21,16 +17,20 @@ import sqlite3
 import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Optional, Union
 
 import numpy as np
 
 from han_tf.common.errors import UserError
-from han_tf.common.files import discard, lock, sync_folder
+from han_tf.common.files import discard, lock, sync_folder, writing
+from han_tf.data.image_lists import UNKNOWN
+from han_tf.features.shards import FeatureBatch
+from han_tf.metrics.checks import squared_norms
 from han_tf.search.choice import ENGINES
-from han_tf.search.gallery import UNKNOWN, Columns, Entry, Progress, check_format
+from han_tf.search.entries import Entry
+from han_tf.search.gallery import Progress, check_format
 
 DATABASE = "gallery.sqlite"
 LOCK = "lock"
@@ -51,6 +51,8 @@ CHECKSUMS = "CREATE TABLE IF NOT EXISTS checksums (id INTEGER PRIMARY KEY, crc I
 CHECKSUMS_AFTER = """SELECT id, CASE typeof(crc) WHEN 'integer' THEN crc ELSE -1 END FROM checksums
     WHERE id > ? ORDER BY id LIMIT ?"""
 """A damaged file may hold a checksum that is not an integer; it counts as -1, which is the checksum of no vector."""
+
+ALL_LABELS = "SELECT row, id, ifnull(pid, ?1), ifnull(camid, ?1), time FROM entries"
 
 PATH_INDEX = "CREATE INDEX IF NOT EXISTS entries_path ON entries (path)"
 """Created when entries are first looked up by path."""
@@ -80,8 +82,7 @@ class Labels(NamedTuple):
     Attributes:
       ids: int64 ``[n]``, ascending; the row of a deleted entry has any id that keeps this order.
       alive: bool ``[n]``; False for rows of deleted entries.
-      pids, camids: int64 ``[n]``, :data:`UNKNOWN` where not known.
-      times: float64 ``[n]``, NaN where not known.
+      pids, camids, times: ``[n]``, as of :class:`FeatureBatch`.
     """
 
     ids: np.ndarray
@@ -161,20 +162,18 @@ class Store:
         The lock is taken before the files are created, so that only one of several processes creates them. The
         database is renamed to its final name last; before that, the folder does not count as a gallery.
         """
-        try:
+        with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             _check_new(folder)  # so that no file for the lock is left in a folder with other files
             lock_file = _take(folder)
             try:
                 _check_new(folder)
                 _make(folder, settings)
-            except BaseException:
+            except BaseException as error:
                 os.close(lock_file)
+                if isinstance(error, DATABASE_ERRORS):
+                    raise UserError(f"cannot write {folder / DATABASE}: {error}") from error
                 raise
-        except OSError as error:
-            raise UserError(f"cannot write {folder}: {error.strerror or error}") from error
-        except DATABASE_ERRORS as error:
-            raise UserError(f"cannot write {folder / DATABASE}: {error}") from error
         return cls(folder, lock_file)
 
     def close(self) -> None:
@@ -219,22 +218,16 @@ class Store:
                 raise
             return changed
 
-    def append(self, columns: Columns, greatest_norm: float, gone: np.ndarray) -> np.ndarray:
-        """Adds rows, deletes entries as :meth:`delete` does, and returns the new ids; durable when it returns.
-
-        Args:
-          columns: the rows.
-          greatest_norm: greatest squared norm among them.
-          gone: ids of entries to delete.
-        """
+    def append(self, images: FeatureBatch, gone: np.ndarray) -> np.ndarray:
+        """Adds rows, deletes the entries ``gone``, and returns the new ids; durable when it returns."""
         with self.lock:
             if len(self.state.vectors) != self.settings["rows"]:
                 self.load()  # the last addition was interrupted after its commit
-            features, first = columns.features.astype("<f4", copy=False), self.settings["rows"]
+            features, first = images.features.astype("<f4", copy=False), self.settings["rows"]
             n = len(features)
             path = self.folder / self.settings["vectors"]
             row_bytes = 4 * self.settings["dimension"]
-            with self._written(path, "r+b") as stream:
+            with _written(path, "r+b") as stream:
                 stream.truncate(first * row_bytes)  # removes vectors that a crash left
                 stream.seek(first * row_bytes)
                 stream.write(features.data)
@@ -242,15 +235,15 @@ class Store:
             changed = {
                 "rows": first + n,
                 "next_id": int(ids[-1]) + 1,
-                "greatest_norm": max(self.settings["greatest_norm"], greatest_norm),
+                "greatest_norm": max(self.settings["greatest_norm"], float(squared_norms(features, "features").max())),
             }
             rows = zip(
                 ids.tolist(),
                 range(first, first + n),
-                columns.paths,
-                _nullable(columns.pids),
-                _nullable(columns.camids),
-                _nullable(columns.times),
+                images.paths,
+                _nullable(images.pids),
+                _nullable(images.camids),
+                _nullable(images.times),
             )
 
             def change(database: sqlite3.Connection) -> None:
@@ -261,7 +254,7 @@ class Store:
 
             buried = self.state.rows_of(gone)
             self.commit(changed, change)
-            self._extend(ids, columns)
+            self._extend(ids, images)
             self._bury(buried[buried >= 0])
             return ids
 
@@ -280,11 +273,16 @@ class Store:
         """Excludes rows from searches that begin now, and overwrites their vectors."""
         if not len(rows):
             return
-        # A copy, so that searches that have begun keep their state.
-        self._labels = self._labels._replace(alive=self._labels.alive.copy())
-        self._labels.alive[rows] = False
-        self.state = self._visible(self.state.vectors, self.state.live - len(rows))
+        self._change(rows, alive=False)
         self._overwrite(rows)
+
+    def _change(self, rows: np.ndarray, **values: Any) -> None:
+        """Changes labels of rows, by their names, in copies: searches that have begun keep their state."""
+        changed = {name: getattr(self._labels, name).copy() for name in values}
+        for name, array in changed.items():
+            array[rows] = values[name]
+        self._labels = self._labels._replace(**changed)
+        self.state = self._visible(self.state.vectors)
 
     def _overwrite(self, rows: np.ndarray) -> None:
         """Writes zeros over those vectors of ``rows``, ascending, that are not zero; durable when it returns."""
@@ -294,14 +292,14 @@ class Store:
         if not len(rows):
             return
         path = self.folder / self.settings["vectors"]
-        with self._written(path, "r+b") as stream:
+        with _written(path, "r+b") as stream:
             for run in np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1):
                 stream.seek(int(run[0]) * row_bytes)
                 for start in range(0, len(run), step):
                     stream.write(bytes(len(run[start : start + step]) * row_bytes))
 
     def relabel(self, ids: np.ndarray, pids: np.ndarray, camids: np.ndarray, times: np.ndarray) -> None:
-        """Sets the labels of entries, given as in :class:`Columns`; durable when it returns."""
+        """Sets the labels of entries, given as in :class:`FeatureBatch`; durable when it returns."""
         with self.lock:
             changed = list(zip(_nullable(pids), _nullable(camids), _nullable(times), ids.tolist()))
             self.commit(
@@ -310,12 +308,7 @@ class Store:
                     "UPDATE entries SET pid = ?, camid = ?, time = ? WHERE id = ?", changed
                 ),
             )
-            rows = self.state.rows_of(ids)
-            new = {"pids": pids, "camids": camids, "times": times}
-            self._labels = self._labels._replace(**{name: getattr(self._labels, name).copy() for name in new})
-            for name, values in new.items():
-                getattr(self._labels, name)[rows] = values
-            self.state = self._visible(self.state.vectors, self.state.live)
+            self._change(self.state.rows_of(ids), pids=pids, camids=camids, times=times)
 
     def compact(self, swapping: AbstractContextManager) -> None:
         """Writes a new file of vectors, without those of deleted entries, and removes the old one; ids stay.
@@ -332,10 +325,10 @@ class Store:
             step = max(1, COPIED_BYTES // (4 * self.settings["dimension"]))
             path = self.folder / new
             try:
-                with self._written(path, "wb") as stream:
+                with _written(path, "wb") as stream:
                     for start in range(0, len(kept), step):
                         stream.write(np.ascontiguousarray(self.state.vectors[kept[start : start + step]]).data)
-                with self._writing(path):
+                with writing(path):
                     sync_folder(self.folder)
                 moved = zip(range(len(kept)), labels.ids[kept].tolist())
                 with swapping:
@@ -344,7 +337,7 @@ class Store:
                         lambda database: database.executemany("UPDATE entries SET row = ? WHERE id = ?", moved),
                     )
                     self._labels = Labels(*(array[kept] for array in labels))
-                    self.state = self._visible(self._map(new, len(kept), self.settings["dimension"]), len(kept))
+                    self.state = self._visible(self._map(new, len(kept), self.settings["dimension"]))
             except BaseException:
                 if self.settings["vectors"] == old:
                     discard(path)
@@ -353,7 +346,7 @@ class Store:
 
     def _remove_vectors(self) -> None:
         """Removes files of vectors from before a compaction, and those that an interrupted compaction left."""
-        with self._writing(self.folder):
+        with writing(self.folder):
             for path in self.folder.glob("vectors-*.f32"):
                 if path.name != self.settings["vectors"]:
                     path.unlink(missing_ok=True)
@@ -362,7 +355,7 @@ class Store:
         """Runs ``change`` and stores ``settings`` in one transaction; durable when it returns."""
         with self.lock:
             settings = {**settings, "revision": self.settings["revision"] + 1}
-            database, committing = self._open_database(), False
+            database, committing = self._opened(self._database), False
             try:
                 database.execute("BEGIN IMMEDIATE")
                 if change:
@@ -384,10 +377,8 @@ class Store:
 
     def entries(self, ids: Iterable[int]) -> dict[int, Entry]:
         """Returns id -> entry for those of ``ids`` that exist."""
-        with self._reader_lock, self._reading_errors():
-            if self._reader is None:
-                raise UserError(f"{self.folder}: the gallery is closed")
-            return {entry.id: entry for entry in _entries_where(self._reader, "id", list(ids))}
+        with self._reading() as database:
+            return {entry.id: entry for entry in _entries_where(database, "id", list(ids))}
 
     def damaged(self, progress: Progress = None) -> tuple[list[Entry], int]:
         """Compares the vectors with their checksums.
@@ -410,12 +401,10 @@ class Store:
         """Yields ids, ascending, and checksums of entries, int64 ``[n]`` each; nothing without such a table."""
         last = -1
         while True:
-            with self._reader_lock, self._reading_errors():
-                if self._reader is None:
-                    raise UserError(f"{self.folder}: the gallery is closed")
-                if not self._reader.execute("SELECT 1 FROM sqlite_master WHERE name = 'checksums'").fetchone():
+            with self._reading() as database:
+                if not database.execute("SELECT 1 FROM sqlite_master WHERE name = 'checksums'").fetchone():
                     return
-                part = self._reader.execute(CHECKSUMS_AFTER, (last, LOADED_AT_ONCE)).fetchall()
+                part = database.execute(CHECKSUMS_AFTER, (last, LOADED_AT_ONCE)).fetchall()
             if not part:
                 return
             ids, checksums = np.array(part, np.int64).T
@@ -424,23 +413,23 @@ class Store:
             last = part[-1][0]
             yield ids, checksums
 
-    def named(self, paths: Sequence[str]) -> Iterator[Entry]:
-        """Yields the entries of any of ``paths``, sorted by path and id; the lock must be held."""
+    def named(self, paths: Sequence[str]) -> list[Entry]:
+        """Returns the entries of any of ``paths``; the lock must be held."""
         with self.lock, self._reading_errors():
-            database = self._open_database()
+            database = self._opened(self._database)
             database.execute(PATH_INDEX)
-            yield from _entries_where(database, "path", paths)
+            return list(_entries_where(database, "path", paths))
 
     def revision(self) -> int:
         """Returns the number of changes that all processes have committed."""
         with self.lock, self._reading_errors():
-            rows = self._open_database().execute("SELECT value FROM settings WHERE key = 'revision'")
+            rows = self._opened(self._database).execute("SELECT value FROM settings WHERE key = 'revision'")
             return json.loads(rows.fetchone()[0])
 
     def load(self) -> None:
         """Reads settings and labels in one transaction, and maps the vectors."""
         with self.lock, self._reading_errors():
-            database = self._open_database()
+            database = self._opened(self._database)
             database.execute("BEGIN")
             try:
                 settings = {key: json.loads(value) for key, value in database.execute("SELECT * FROM settings")}
@@ -449,34 +438,30 @@ class Store:
                 rows = settings["rows"]
                 vectors = self._map(settings["vectors"], rows, settings["dimension"])
                 labels = Labels.empty(rows)
-                cursor = database.execute("SELECT row, id, pid, camid, time FROM entries")
+                cursor = database.execute(ALL_LABELS, (UNKNOWN,))
                 count = 0
                 while part := cursor.fetchmany(LOADED_AT_ONCE):
-                    rows_of, ids, pids, camids, times = zip(*part)
-                    where = np.array(rows_of)
+                    where, ids, *known = map(np.array, zip(*part))
                     if where.min() < 0 or where.max() >= rows:
                         raise ValueError(f"an entry has row {where.max()} of {rows}")
-                    labels.ids[where] = ids
-                    labels.alive[where] = True
-                    labels.pids[where] = [UNKNOWN if pid is None else pid for pid in pids]
-                    labels.camids[where] = [UNKNOWN if camid is None else camid for camid in camids]
-                    labels.times[where] = [np.nan if time is None else time for time in times]
+                    for whole, values in zip(labels, (ids, True, *known)):
+                        whole[where] = values
                     count += len(part)
                 if count != labels.alive.sum():
                     raise ValueError("two entries have the same row")
                 if (np.diff(labels.ids[labels.alive]) <= 0).any():
                     raise ValueError("entries' ids do not rise with their rows")
                 np.maximum.accumulate(labels.ids, out=labels.ids)
-            except (AttributeError, KeyError, ValueError, TypeError) as error:
+            except (AttributeError, LookupError, ValueError, TypeError) as error:
                 raise UserError(f"{self.folder / DATABASE}: damaged ({error!r}), expected a gallery") from error
             finally:
                 if database.in_transaction:
                     database.execute("ROLLBACK")
             self.settings = settings
             self._labels = labels
-            self.state = self._visible(vectors, int(labels.alive.sum()))
+            self.state = self._visible(vectors)
 
-    def _extend(self, ids: np.ndarray, columns: Columns) -> None:
+    def _extend(self, ids: np.ndarray, images: FeatureBatch) -> None:
         """Makes committed rows visible to searches that begin now."""
         old, n = len(self.state.vectors), len(ids)
         if old + n > len(self._labels.ids):
@@ -484,13 +469,13 @@ class Store:
             for new, present in zip(grown, self._labels):
                 new[:old] = present[:old]
             self._labels = grown
-        for whole, values in zip(self._labels, (ids, True, columns.pids, columns.camids, columns.times)):
+        for whole, values in zip(self._labels, (ids, True, images.pids, images.camids, images.times)):
             whole[old : old + n] = values
-        vectors = self._map(self.settings["vectors"], old + n, self.settings["dimension"])
-        self.state = self._visible(vectors, self.state.live + n)
+        self.state = self._visible(self._map(self.settings["vectors"], old + n, self.settings["dimension"]))
 
-    def _visible(self, vectors: np.ndarray, live: int) -> State:
-        return State(vectors, Labels(*(array[: len(vectors)] for array in self._labels)), live)
+    def _visible(self, vectors: np.ndarray) -> State:
+        labels = Labels(*(array[: len(vectors)] for array in self._labels))
+        return State(vectors, labels, np.count_nonzero(labels.alive))
 
     def _map(self, name: str, rows: int, dimension: int) -> np.ndarray:
         path = self.folder / name
@@ -504,10 +489,15 @@ class Store:
         except OSError as error:
             raise UserError(f"{path}: {error.strerror or error}, expected the gallery's vectors") from error
 
-    def _open_database(self) -> sqlite3.Connection:
-        if self._database is None:
-            raise UserError(f"{self.folder}: the gallery is closed")
-        return self._database
+    def _opened(self, database: Optional[sqlite3.Connection]) -> sqlite3.Connection:
+        if database is None:
+            raise UserError(f"{self.folder}: the gallery is closed, expected an open one")
+        return database
+
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        with self._reader_lock, self._reading_errors():
+            yield self._opened(self._reader)
 
     @contextmanager
     def _reading_errors(self) -> Iterator[None]:
@@ -517,21 +507,6 @@ class Store:
             raise UserError(f"{self.folder / DATABASE}: {error}, expected a gallery's database") from error
         except MemoryError as error:  # SQLite's, of a record that claims to be huge
             raise UserError(f"{self.folder / DATABASE}: too large for the memory, or damaged") from error
-
-    @contextmanager
-    def _writing(self, path: Path) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise UserError(f"cannot write {path}: {error.strerror or error}") from error
-
-    @contextmanager
-    def _written(self, path: Path, mode: str) -> Iterator[BinaryIO]:
-        """Opens a file for writing, and syncs it at the end."""
-        with self._writing(path), open(path, mode, opener=_no_link) as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
 
 
 def _check_new(folder: Path) -> None:
@@ -585,25 +560,30 @@ def _take(folder: Path) -> int:
       UserError: another process holds the lock, or the folder cannot be written.
     """
     path = folder / LOCK
-    lock_file = None
-    try:
+    with writing(path), ExitStack() as stack:
         lock_file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        stack.callback(os.close, lock_file)
         if lock(lock_file):
             os.ftruncate(lock_file, 0)
             os.write(lock_file, f"{os.getpid()}\n".encode("ascii"))
+            stack.pop_all()  # it stays open
             return lock_file
         holder = os.read(lock_file, 32).decode("ascii", "replace").strip()
-    except OSError as error:
-        if lock_file is not None:
-            os.close(lock_file)
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
-    os.close(lock_file)
     raise UserError(f"{folder}: process {holder or '?'} is writing to this gallery, expected one at a time")
 
 
 def _no_link(path: str, flags: int) -> int:
     """Opens a file unless it is a symbolic link, which could lead to a file outside the folder."""
     return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+
+
+@contextmanager
+def _written(path: Path, mode: str) -> Iterator[BinaryIO]:
+    """Opens a file for writing, and syncs it at the end."""
+    with writing(path), open(path, mode, opener=_no_link) as stream:
+        yield stream
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def _check_settings(settings: dict[str, Any]) -> None:

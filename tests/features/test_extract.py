@@ -28,7 +28,7 @@ from han_tf.data.reading import BadImage
 from han_tf.features import job as extraction
 from han_tf.features.archives import load_features
 from han_tf.features.extractor import FeatureExtractor
-from han_tf.features.keras import extract_features
+from han_tf.features.keras import feature_set
 from han_tf.features.shards import FeatureShards, shard_path
 from han_tf.runs.folder import load_run
 from han_tf.search import __main__ as search
@@ -50,8 +50,8 @@ def gallery(tiny_data):
 @pytest.fixture(scope="module")
 def expected(tiny_run, gallery):
     """Path -> feature, pid and camid of the gallery, from the function that evaluation uses."""
-    features, records = extract_features(load_run(tiny_run).model, gallery, progress=None)
-    return {record.path: (feature, record.pid, record.camid) for feature, record in zip(features, records)}
+    features = feature_set(load_run(tiny_run).model, gallery, progress=None)
+    return {path: (feature, pid, camid) for feature, pid, camid, path in zip(*features)}
 
 
 @pytest.fixture
@@ -178,7 +178,8 @@ def test_shards_and_batches_may_have_any_sizes(extractor, gallery, tmp_path, exp
         folder = tmp_path / str(shard_images)
         work = extraction.plan(folder, images, extractor, shard_images)
         extraction.extract_locally(extractor, images, folder, work)
-        assert extraction.finish(folder, work.manifest) == (len(expected), 0)
+        finished = extraction.finish(folder)
+        assert (len(finished), finished.bad_images) == (len(expected), ())
         assert_rows(folder, expected)
         assert all(len(batch.paths) == shard_images for batch in list(FeatureShards(folder))[:-1])
 

@@ -16,7 +16,7 @@ import han_tf
 from han_tf.common.errors import Note, UserError
 from han_tf.data import Record, reading
 from han_tf.features.extractor import FeatureExtractor
-from han_tf.features.keras import extract_features
+from han_tf.features.keras import feature_set
 from han_tf.runs.folder import load_run
 
 SIZE = (48, 32)
@@ -43,7 +43,7 @@ def files(tmp_path_factory):
 @pytest.fixture(scope="module")
 def expected(tiny_run, files):
     records = [Record(str(path), 1, 1) for path in files]
-    return extract_features(load_run(tiny_run).model, records, progress=None)[0]
+    return feature_set(load_run(tiny_run).model, records, progress=None).features
 
 
 def pixels(files):

@@ -8,7 +8,7 @@ from PIL import Image
 from han_tf.common.errors import UserError
 from han_tf.data import Record
 from han_tf.features.archives import branch_features
-from han_tf.features.keras import extract_features, feature_set
+from han_tf.features.keras import feature_set
 from han_tf.models.network import inference_function
 from han_tf.runs.folder import load_run
 
@@ -40,8 +40,9 @@ def by_hand(model, record):
 
 
 def test_features_are_the_networks(model, records):
-    features, kept = extract_features(model, records, batch_size=3, progress=None)
-    assert kept == tuple(records)
+    found = feature_set(model, records, batch_size=3, progress=None)
+    features = found.features
+    assert found.paths.tolist() == [record.path for record in records]
     assert features.dtype == np.float32
     expected = np.stack([by_hand(model, record) for record in records])
     np.testing.assert_allclose(features, expected, atol=1e-5)
@@ -53,13 +54,13 @@ def test_features_are_the_networks(model, records):
 
 @pytest.mark.parametrize("batch_size", [1, 4, 64])
 def test_the_batch_size_does_not_matter(model, records, batch_size):
-    expected, _ = extract_features(model, records, progress=None)
-    features, _ = extract_features(model, records, batch_size=batch_size, progress=None)
+    expected = feature_set(model, records, progress=None).features
+    features = feature_set(model, records, batch_size=batch_size, progress=None).features
     np.testing.assert_allclose(features, expected, atol=1e-5)
 
 
 def test_each_half_has_unit_norm(model, records):
-    features, _ = extract_features(model, records, progress=None)
+    features = feature_set(model, records, progress=None).features
     parts = branch_features(features, model.branch_names)
     assert list(parts) == ["joint", "global", "local"]
     np.testing.assert_array_equal(parts["joint"], features)
@@ -71,7 +72,7 @@ def test_each_half_has_unit_norm(model, records):
 
 @pytest.mark.parametrize("bad", [(0,), (2, 3), (6,), (0, 1, 2, 3, 4, 5)])
 def test_bad_images_are_dropped_with_their_records(model, records, bad):
-    expected, _ = extract_features(model, records, progress=None)
+    expected = feature_set(model, records, progress=None).features
     for number in bad:
         with open(records[number].path, "wb") as stream:
             stream.write(b"no image")
@@ -83,7 +84,7 @@ def test_bad_images_are_dropped_with_their_records(model, records, bad):
     assert features.paths.tolist() == [records[number].path for number in good]
 
     with pytest.raises(UserError, match=rf"^{records[bad[0]].path}: not a readable image"):
-        extract_features(model, records, progress=None)
+        feature_set(model, records, progress=None)
 
 
 def test_the_graph_is_made_once(model):
@@ -96,11 +97,11 @@ def test_the_graph_is_made_once(model):
 
 def test_the_graph_follows_the_weights(model, records):
     """Evaluation uses the current weights of a network in training."""
-    before, _ = extract_features(model, records, progress=None)
+    before = feature_set(model, records, progress=None).features
     kernel = model.trainable_variables[0]
     saved = kernel.numpy()
     kernel.assign(kernel * np.random.default_rng(0).normal(size=kernel.shape))
-    after, _ = extract_features(model, records, progress=None)
+    after = feature_set(model, records, progress=None).features
     expected = by_hand(model, records[0])
     kernel.assign(saved)
     assert np.abs(after - before).max() > 1e-3

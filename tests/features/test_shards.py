@@ -281,7 +281,7 @@ def test_rows_that_do_not_fit_are_a_bug_of_the_caller(tmp_path):
         ("{", "not JSON"),
         ("[]", "format None, expected 1"),
         ('{"format": 2}', "format 2, expected 1"),
-        ('{"format": 1}', "model is None"),
+        ('{"format": 1}', "no entry 'model'"),
     ],
 )
 def test_a_manifest_that_is_none_is_named(folder, text, words):

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from han_tf.common.errors import UserError
+from han_tf.data.image_lists import UNKNOWN
 from han_tf.features.archives import FeatureSet
 from han_tf.search import create_gallery
 from han_tf.search.calibration import accepted_rate, calibrate_pair, calibrate_search, calibrate_search_within
-from han_tf.search.gallery import UNKNOWN
 from tests.search.search_helpers import CHECKSUM
 
 LATENT, DIMENSION = 24, 32

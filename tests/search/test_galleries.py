@@ -509,23 +509,142 @@ def test_ids_beyond_64_bits_are_named(gallery):
     assert len(gallery) == 3
 
 
-def test_a_closed_gallery_says_so(case):
+ARGUMENTS = {
+    "__len__": {},
+    "add": {"features": np.ones((1, DIMENSION)), "paths": ["a"]},
+    "build": {},
+    "cameras": {},
+    "check": {},
+    "check_model": {"checksum": None},
+    "compact": {},
+    "count": {},
+    "delete": {"ids": []},
+    "delete_where": {"filters": Filters(cameras=(1,))},
+    "entries": {"ids": []},
+    "features": {"ids": []},
+    "info": {},
+    "named": {"paths": []},
+    "note_source": {"name": "a", "done": 1, "rows": 1},
+    "note_white_level": {"level": 1.0},
+    "page": {"limit": 1},
+    "put": {
+        **{"features": np.ones((1, DIMENSION)), "paths": ["a"], "pids": [1], "camids": [1], "times": [1.0]},
+        "twins": {},
+    },
+    "relabel": {"ids": []},
+    "relabel_named": {"paths": []},
+    "search": {"queries": []},
+    "search_ids": {"queries": []},
+    "set_threshold": {"threshold": 1.0},
+    "some": {"limit": 1},
+    "white_level_note": {"used": None},
+}
+"""Valid arguments of each public method."""
+
+
+def test_every_method_of_a_closed_gallery_says_so(case):
     with case.create() as gallery:
-        (id,) = gallery.add(clustered(1, DIMENSION))
-    uses = [
-        lambda: gallery.search(clustered(1, DIMENSION)),
-        lambda: gallery.search([]),
-        lambda: gallery.add(clustered(1, DIMENSION)),
-        lambda: gallery.entries([id]),
-        lambda: gallery.delete([id]),
-        lambda: gallery.set_threshold(1.0),
-        gallery.compact,
-    ]
-    for use in uses:
-        with pytest.raises(UserError, match="the gallery is closed") as caught:
-            use()
-        assert "\n" not in str(caught.value)
+        gallery.add(clustered(1, DIMENSION))
+    methods = {name for name in dir(gallery) if name[0] != "_" and callable(getattr(type(gallery), name, None))}
+    assert methods - {"close", "create", "exists"} == ARGUMENTS.keys() - {"__len__"}
+    line = f"{gallery.location}: the gallery is closed, expected an open one"
+    for name, arguments in ARGUMENTS.items():
+        with pytest.raises(UserError) as caught:
+            getattr(gallery, name)(**arguments)
+        assert str(caught.value) == line, name
+    with pytest.raises(UserError, match="the gallery is closed"):
+        gallery.notes  # noqa: B018
+    assert (gallery.dimension, gallery.threshold) == (DIMENSION, None)
     gallery.close()
+
+
+RAGGED = [[1.0], [1.0, 2.0]]
+
+WRONG_TYPES = [
+    ("add", {"features": ["a.jpg"]}, r"features has shape \[1\], expected \[images, dimension\]"),
+    ("add", {"features": [["0.5"] * DIMENSION]}, "features has dtype <U3, expected real numbers"),
+    ("add", {"features": RAGGED}, "features cannot be made an array of numbers"),
+    ("add", {"paths": "a"}, "paths is 'a', expected several"),
+    ("add", {"paths": 5}, "paths is 5, expected several"),
+    ("add", {"paths": [5]}, "paths hold 5, expected text"),
+    ("add", {"paths": [b"a"]}, "paths hold b'a', expected text"),
+    ("add", {"pids": RAGGED}, "pids cannot be made an array of numbers"),
+    ("add", {"times": RAGGED}, "times cannot be made an array of numbers"),
+    ("add", {"checksum": 5}, "checksum is 5, expected the text that names a model"),
+    ("put", {"paths": None, "twins": [None]}, r"twins are \[None\], expected entries or None by row"),
+    ("put", {"twins": {0: 5}}, r"twins are \{0: 5\}, expected entries or None by row"),
+    ("put", {"nobody": "a.jpg"}, "nobody is 'a.jpg', expected paths"),
+    ("relabel", {"ids": RAGGED}, "ids cannot be made an array of numbers"),
+    ("relabel_named", {"paths": "a"}, "paths is 'a', expected several"),
+    ("relabel_named", {"paths": [None]}, "paths hold None, expected text"),
+    ("relabel_named", {"paths": ["a"], "pids": 5}, "pids is 5, expected one label per path"),
+    ("named", {"paths": "a"}, "paths is 'a', expected several"),
+    ("note_source", {"name": 5}, "name is 5, expected that of a source"),
+    ("note_source", {"rows": "1"}, "rows is '1', expected a whole number"),
+    ("note_white_level", {"level": "1"}, "the white level is '1', expected a finite number"),
+    ("note_white_level", {"level": -1.0}, "the white level is -1.0, expected a finite number from 0 up"),
+    ("note_white_level", {"level": math.inf}, "the white level is inf, expected a finite number"),
+    ("white_level_note", {"used": "1"}, "the white level is '1', expected a finite number"),
+    ("delete", {"ids": "5"}, r"ids are <U1 of shape \[\], expected integers"),
+    ("delete_where", {"filters": "x"}, r"filters is 'x', expected Filters\(…\)"),
+    ("delete_where", {"filters": None}, r"filters is None, expected Filters\(…\)"),
+    ("some", {"limit": "1"}, "limit is '1', expected a whole number"),
+    ("some", {"limit": 0}, "limit is 0, expected at least 1"),
+    ("page", {"limit": None}, "limit is None, expected a whole number"),
+    ("page", {"after": "0 or id >= 0"}, "after is '0 or id >= 0', expected a whole number"),
+    ("page", {"filters": {"cameras": (1,)}}, r"filters is \{'cameras': \(1,\)\}, expected Filters\(…\)"),
+    ("count", {"filters": "x"}, r"filters is 'x', expected Filters\(…\)"),
+    ("entries", {"ids": RAGGED}, "ids cannot be made an array of numbers"),
+    ("features", {"ids": RAGGED}, "ids cannot be made an array of numbers"),
+    ("search", {"queries": ["a.jpg"]}, r"queries has shape \[1\], expected \[images, dimension\]"),
+    ("search", {"queries": RAGGED}, "queries cannot be made an array of numbers"),
+    ("search", {"k": "5"}, "k is '5', expected a whole number"),
+    ("search", {"filters": None}, r"filters is None, expected Filters\(…\)"),
+    ("search", {"filters": "x"}, r"filters is 'x', expected Filters\(…\)"),
+    ("search", {"threshold": "1"}, "threshold is '1', expected a distance"),
+    ("search", {"threshold": 1j}, "threshold is 1j, expected a distance"),
+    ("search", {"threshold": 10**400}, "threshold is 1000.*, expected a distance"),
+    ("search_ids", {"k": 2**70}, f"k is {2**70}, expected less"),
+    ("search_ids", {"filters": "x"}, r"filters is 'x', expected Filters\(…\)"),
+    ("set_threshold", {"threshold": np.complex64(1)}, "threshold is .*, expected a distance"),
+    ("set_threshold", {"calibration": "x"}, "calibration is 'x', expected JSON values by name"),
+    ("set_threshold", {"calibration": {"kind": object}}, "calibration cannot be stored .*, expected JSON values"),
+    ("set_threshold", {"calibration": {"rate": math.nan}}, "calibration cannot be stored .*, expected JSON values"),
+    ("set_threshold", {"calibration": {"gallery_images": "9"}}, "gallery_images of the calibration is '9'"),
+    ("check_model", {"checksum": b"x"}, "checksum is b'x', expected the text that names a model"),
+]
+
+
+def test_values_of_wrong_types_are_named_and_change_nothing(case):
+    with case.create() as gallery:
+        gallery.add(clustered(1, DIMENSION), paths=["a"], pids=[3])
+        for name, wrong, message in WRONG_TYPES:
+            with pytest.raises(UserError, match=message) as caught:
+                list(getattr(gallery, name)(**{**ARGUMENTS[name], **wrong}))
+            assert "\n" not in str(caught.value)
+    with open_gallery(case.path) as gallery:
+        assert [(entry.path, entry.pid) for entry in gallery.page(10)] == [("a", 3)]
+        assert (gallery.threshold, gallery.calibration, gallery.white_levels) == (None, None, ())
+        assert gallery.notes == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"path": 5}, "path is of type int, expected a folder or an address of Milvus"),
+        ({"path": b"g.db"}, "path is of type bytes"),
+        ({"collection": 5, "path": "g.db"}, "collection is 5, expected letters"),
+        ({"dimension": "8"}, "dimension is '8', expected a whole number"),
+        ({"checksum": 5}, "checksum is 5, expected the text"),
+        ({"rows": "9"}, "rows is '9', expected a whole number"),
+        ({"memory_mb": "9"}, "memory_mb is '9', expected a whole number"),
+    ],
+)
+def test_no_gallery_is_made_of_wrong_types(tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=message):
+        create_gallery(**{"path": "g", "dimension": DIMENSION, "checksum": CHECKSUM, **arguments})
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_gallery_made_anew_has_another_identity(case):

@@ -47,6 +47,12 @@ def built(path, engine="hnsw", count=600):
     return clustered(count, DIMENSION)
 
 
+def sql(path, statement, *values):
+    """Runs a statement on the database of a gallery; returns the rows of its answer."""
+    with contextlib.closing(sqlite3.connect(path / store_module.DATABASE)) as database, database:
+        return database.execute(statement, values).fetchall()
+
+
 def index_file(path):
     (file,) = path.glob("index-*.faiss")
     return file
@@ -80,9 +86,7 @@ def test_a_commit_that_fails_changes_nothing(path, monkeypatch):
     features = clustered(10, DIMENSION)
     with create_gallery(path, DIMENSION, CHECKSUM, "flat") as gallery:
         gallery.add(features)
-        with sqlite3.connect(path / "gallery.sqlite") as database:
-            database.execute("CREATE TRIGGER full BEFORE INSERT ON entries BEGIN SELECT RAISE(FAIL, 'disk full'); END")
-        database.close()
+        sql(path, "CREATE TRIGGER full BEFORE INSERT ON entries BEGIN SELECT RAISE(FAIL, 'disk full'); END")
         with pytest.raises(UserError, match=r"cannot write .*gallery.sqlite: disk full"):
             gallery.add(features)
         assert len(gallery) == 10
@@ -235,8 +239,7 @@ def flip(path, row):
 def test_a_checksum_that_is_none_counts_as_a_damaged_vector(path, checksum):
     with create_gallery(path, DIMENSION, CHECKSUM) as gallery:
         gallery.add(clustered(3, DIMENSION), paths=["0.jpg", "1.jpg", "2.jpg"])
-        with contextlib.closing(sqlite3.connect(path / store_module.DATABASE)) as database, database:
-            database.execute("UPDATE checksums SET crc = ? WHERE id = 1", (checksum,))
+        sql(path, "UPDATE checksums SET crc = ? WHERE id = 1", checksum)
         with pytest.raises(UserError, match=r"the vectors of 1 entries are damaged \(ids 1 1.jpg\)"):
             gallery.check()
 
@@ -287,9 +290,7 @@ def test_a_vector_that_is_deleted_while_it_is_checked_is_not_damaged(path):
 
 def test_a_gallery_of_an_earlier_version_has_checksums_of_what_is_added_later(path):
     features = built(path, "flat", 50)
-    with sqlite3.connect(path / "gallery.sqlite") as database:
-        database.execute("DROP TABLE checksums")
-    database.close()
+    sql(path, "DROP TABLE checksums")
     with open_gallery(path) as gallery:
         assert gallery.check() == 0
         gallery.delete([0])
@@ -605,14 +606,10 @@ def test_what_is_no_gallery_is_said_in_one_line(path, tmp_path):
     (path / "vectors-0.f32").unlink()
     with pytest.raises(UserError, match=r"vectors-0.f32: No such file"):
         open_gallery(path)
-    with sqlite3.connect(path / "gallery.sqlite") as database:
-        database.execute("UPDATE settings SET value = '7' WHERE key = 'format'")
-    database.close()
+    sql(path, "UPDATE settings SET value = '7' WHERE key = 'format'")
     with pytest.raises(UserError, match="a gallery of format 7, expected 1: a newer han-tf made it, update this one"):
         open_gallery(path)
-    with sqlite3.connect(path / "gallery.sqlite") as database:
-        database.execute("UPDATE settings SET value = '0' WHERE key = 'format'")
-    database.close()
+    sql(path, "UPDATE settings SET value = '0' WHERE key = 'format'")
     with pytest.raises(UserError, match="a gallery of format 0, expected 1: build it again"):
         open_gallery(path)
     (path / "gallery.sqlite").write_bytes(b"no database" * 100)
@@ -623,9 +620,7 @@ def test_what_is_no_gallery_is_said_in_one_line(path, tmp_path):
 @pytest.mark.parametrize("column", ["row = 0", "row = 99", "row = 'x'", "id = id + 50 * (row = 1)"])
 def test_a_damaged_database_is_said_in_one_line(path, column):
     built(path, "flat", 10)
-    with sqlite3.connect(path / "gallery.sqlite") as database:
-        database.execute(f"UPDATE entries SET {column} WHERE row in (1, 2)")
-    database.close()
+    sql(path, f"UPDATE entries SET {column} WHERE row in (1, 2)")
     with pytest.raises(UserError, match=r"gallery.sqlite: damaged|expected a gallery"):
         open_gallery(path)
 
@@ -806,11 +801,9 @@ def test_names_from_the_database_lead_nowhere_else(path, tmp_path, setting, name
     victim.write_bytes(b"\0" * 100_000)
     built(path, count=1100)
     name = name.format(tmp_path) if isinstance(name, str) else name
-    with sqlite3.connect(path / "gallery.sqlite") as database:
-        (value,) = database.execute("SELECT value FROM settings WHERE key = ?", [setting]).fetchone()
-        value = {**json.loads(value), "file": name} if setting == "snapshot" else name
-        database.execute("UPDATE settings SET value = ? WHERE key = ?", [json.dumps(value), setting])
-    database.close()
+    ((value,),) = sql(path, "SELECT value FROM settings WHERE key = ?", setting)
+    value = {**json.loads(value), "file": name} if setting == "snapshot" else name
+    sql(path, "UPDATE settings SET value = ? WHERE key = ?", json.dumps(value), setting)
     with pytest.raises(UserError, match=r"gallery.sqlite: damaged .*expected a gallery"):
         open_gallery(path)
     assert victim.read_bytes() == b"\0" * 100_000
@@ -841,9 +834,7 @@ def test_names_from_the_database_lead_nowhere_else(path, tmp_path, setting, name
 )
 def test_settings_that_are_none(path, setting, value):
     built(path, "flat", 10)
-    with sqlite3.connect(path / "gallery.sqlite") as database:
-        database.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", [setting, json.dumps(value)])
-    database.close()
+    sql(path, "INSERT OR REPLACE INTO settings VALUES (?, ?)", setting, json.dumps(value))
     with pytest.raises(UserError, match=r"gallery.sqlite: damaged|vectors-0.f32: 640 bytes, expected at least"):
         open_gallery(path)
 

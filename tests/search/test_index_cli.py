@@ -189,7 +189,7 @@ def test_junk_is_left_out_and_distractors_are_nobody(call, tmp_path):
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
 def test_bad_input_is_one_line(call, tmp_path, archive, monkeypatch, arguments, message):
-    monkeypatch.setattr("han_tf.search.milvus_gallery.SECONDS", 0.5)
+    monkeypatch.setattr("han_tf.search.milvus_client.SECONDS", 0.5)
     monkeypatch.chdir(tmp_path)
     write_archive(tmp_path / "wide.npz", dimension=20)
     (tmp_path / "broken.npz").write_bytes(archive.read_bytes()[:1000])

@@ -10,7 +10,7 @@ import pytest
 from han_tf import index
 from han_tf.common.cli import run
 from han_tf.common.errors import UserError
-from han_tf.search import Filters, create_gallery, milvus_gallery, open_gallery
+from han_tf.search import Filters, create_gallery, milvus_client, milvus_gallery, open_gallery
 from han_tf.search import __main__ as search
 from han_tf.search.address import Address
 from tests.search.search_helpers import CHECKSUM, clustered, labels
@@ -42,14 +42,14 @@ def test_an_address_is_told_from_a_folder(path, expected):
 def test_a_gallery_of_a_newer_version_is_refused(tmp_path, monkeypatch):
     path = tmp_path / "gallery.db"
     with monkeypatch.context() as newer:
-        newer.setattr(milvus_gallery, "FORMAT", 2)
+        newer.setattr(milvus_client, "FORMAT", 2)
         create_gallery(path, DIMENSION, CHECKSUM).close()
     with pytest.raises(UserError, match="a gallery of format 2, expected 1: a newer han-tf made it, update this one"):
         open_gallery(path)
 
 
 def test_a_password_is_used_and_never_shown(monkeypatch, capsys):
-    milvus_gallery._import_client()  # before pymilvus itself, which would configure all logging
+    milvus_client._import_client()  # before pymilvus itself, which would configure all logging
     from pymilvus import MilvusException
 
     given, path = [], "http://me:secret@127.0.0.1:9#people"
@@ -58,7 +58,7 @@ def test_a_password_is_used_and_never_shown(monkeypatch, capsys):
         given.append((uri, token))
         raise MilvusException(message="no such host")
 
-    monkeypatch.setattr(milvus_gallery, "_import_client", lambda: connect)
+    monkeypatch.setattr(milvus_client, "_import_client", lambda: connect)
     messages = []
     for use in (lambda: open_gallery(path), lambda: create_gallery(path, DIMENSION, CHECKSUM)):
         with pytest.raises(UserError) as caught:
@@ -123,13 +123,13 @@ def test_the_same_code_serves_an_address(server):
 
 def test_one_of_several_at_once_makes_a_gallery(server):
     address, made, refused = Address.of(f"{server}#people"), [], []
-    client = milvus_gallery._connect(address, None)  # which all clients of a process share
+    client = milvus_client.connect(address, None)  # which all clients of a process share
     together = threading.Barrier(3)
 
     def make(checksum):
         together.wait()
         try:
-            milvus_gallery.MilvusGallery._make(client, address, DIMENSION, checksum, "FLAT", 1.0)
+            milvus_client.make_collections(client, address, DIMENSION, checksum, "FLAT", 1.0)
             made.append(checksum)
         except UserError as error:
             refused.append(str(error))
@@ -147,17 +147,17 @@ def test_one_of_several_at_once_makes_a_gallery(server):
 
 
 def test_a_gallery_is_made_where_somebody_was_interrupted(server, monkeypatch):
-    monkeypatch.setattr(milvus_gallery, "CREATED_SECONDS", 2.0)
-    path, make_entries = f"{server}#people", milvus_gallery._make_entries
+    monkeypatch.setattr(milvus_client, "CREATED_SECONDS", 2.0)
+    path, make_entries = f"{server}#people", milvus_client._make_entries
 
     def interrupted(*arguments):
         make_entries(*arguments)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(milvus_gallery, "_make_entries", interrupted)
+    monkeypatch.setattr(milvus_client, "_make_entries", interrupted)
     with pytest.raises(KeyboardInterrupt):
         create_gallery(path, DIMENSION, CHECKSUM)
-    monkeypatch.setattr(milvus_gallery, "_make_entries", make_entries)
+    monkeypatch.setattr(milvus_client, "_make_entries", make_entries)
     with create_gallery(path, 2 * DIMENSION, CHECKSUM) as gallery:
         assert gallery.dimension == 2 * DIMENSION
         assert len(gallery.add(clustered(5, 2 * DIMENSION))) == 5

@@ -117,6 +117,13 @@ def test_an_image_that_changed_takes_the_place_of_the_old_one(gallery, tmp_path)
     assert add_source(gallery, shards(tmp_path / "new", new)) == Added(30)
 
 
+def test_a_source_whose_name_is_not_utf8(gallery, tmp_path):
+    source = archive(tmp_path / "caf\udce9.npz", rows(4))
+    for added in (4, 0):
+        assert add_source(gallery, source) == Added(4, added)
+        assert gallery.notes == []
+
+
 def test_a_path_that_a_source_has_more_than_once_names_no_image(gallery, tmp_path):
     """For example crops that have the name of their video; identical crops are separate images."""
     batch = rows(40, paths=np.array([f"video{i % 4}.mp4" for i in range(39)] + ["alone.jpg"], object))
