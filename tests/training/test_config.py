@@ -141,6 +141,10 @@ def test_losses_and_augmentations_have_names_of_their_own():
         ({"margin": 0.5}, "--margin 0.5 is a setting of the triplet loss, but --loss is cross_entropy"),
         ({"mining": "semihard"}, "--mining semihard is a setting of the triplet loss, but --loss is cross_entropy"),
         ({"people": 4}, "--people 4 is a setting of the triplet loss, but --loss is cross_entropy"),
+        (
+            {"images_per_person": 2},
+            "--images_per_person 2 is a setting of the triplet loss, but --loss is cross_entropy",
+        ),
         ({"lr_drops": (0.5, 0.4)}, "--lr_drops 0.5,0.4, expected ascending parts of the epochs, between 0 and 1"),
         ({"lr_drops": (0.5, 1)}, "--lr_drops 0.5,1, expected ascending parts of the epochs, between 0 and 1"),
         ({"lr_drops": (0.0, 0.5)}, "--lr_drops 0,0.5, expected ascending parts of the epochs, between 0 and 1"),
