@@ -8,18 +8,20 @@ training nor gallery, are drawn to choose the threshold and as queries without a
 in the run's folder, or in runs/han_small-synthetic, and used again.
 """
 
+import itertools
 import json
 import math
 import shutil
 import sys
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from han_tf.common import cli as command_line
-from han_tf.common.errors import UserError
-from han_tf.common.files import remove, write_json
+from han_tf.common.errors import Note, UserError
+from han_tf.common.files import atomic_open, locked, remove, write_json
 from han_tf.common.run_files import CONFIG, METRICS
 from han_tf.data import DISTRACTOR_PID, JUNK_PID, Record, ReIDDataset, load_dataset
 from han_tf.runs.folder import data_of, read_config
@@ -126,7 +128,7 @@ def newest_finished_run(runs_dir: str) -> Path:
 def prepare(folder: Path, dataset: ReIDDataset, extractor: FeatureExtractor) -> dict[str, Any]:
     """Makes the demo's gallery, threshold and examples in ``folder`` if they are missing or of another network or data.
 
-    Feedback and added images, in ``folder``/state, stay.
+    A demo that was served before is kept under another name then, with the people, images and feedback added to it.
 
     Returns:
       ``examples``, with path and title of each, and the versions, network and data that they were made with.
@@ -148,6 +150,8 @@ def prepare(folder: Path, dataset: ReIDDataset, extractor: FeatureExtractor) -> 
         made = json.loads(description.read_text(encoding="utf-8"))
         if all(made.get(name) == value for name, value in origin.items()):
             return made
+    if (folder / "state").exists():
+        _put_aside(folder)
     # The description is written last: without it, the rest is of an interrupted start and is made again.
     remove(description)
     shutil.rmtree(folder / "gallery", ignore_errors=True)
@@ -186,6 +190,25 @@ def prepare(folder: Path, dataset: ReIDDataset, extractor: FeatureExtractor) -> 
     made = {**origin, "examples": _examples(folder, queries, unseen[::2])}
     write_json(description, made)
     return made
+
+
+def _put_aside(folder: Path) -> None:
+    """Renames the folder of a demo to the first free of NAME-1, NAME-2, …"""
+    from han_tf.search.store import LOCK
+
+    with locked(folder / "gallery" / LOCK, f"{folder}: another process serves this demo, expected it to have ended"):
+        pass  # Windows renames no folder with an open file
+    others = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(1))
+    aside = next(other for other in others if not other.exists())
+    try:
+        folder.rename(aside)
+    except OSError as error:
+        raise UserError(f"cannot rename {folder} to {aside}: {error.strerror or error}") from error
+    warnings.warn(
+        f"{folder} held a demo of another version, network or data set: with all that was added it is now {aside}",
+        Note,
+        stacklevel=3,
+    )
 
 
 def plausible_times(records: Sequence[Record]) -> list[float]:
@@ -247,7 +270,8 @@ def _examples(
     ]
     for frame, image in strangers[:STRANGE_EXAMPLES]:
         path = (folder / f"stranger-{frame.pid}.png").absolute()
-        image.save(path)
+        with atomic_open(path) as stream:
+            image.save(stream, "PNG")
         examples.append({"path": str(path), "title": f"A stranger, camera {frame.camid}"})
     return examples
 

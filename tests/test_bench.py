@@ -1,5 +1,6 @@
 """The benchmark measures every part, and its rates count only images that exist."""
 
+import errno
 import json
 import re
 
@@ -54,6 +55,16 @@ def test_bfloat16_is_measured_where_the_processor_has_it(tmp_path, capsys, monke
     assert float32 != bfloat16
     assert bfloat16 == pytest.approx(float32, rel=0.05)
     assert re.search(r"in bfloat16\n-+\ntiny .* 4 img/s$", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_a_full_disk_is_one_line(monkeypatch, capsys):
+    def full(image, path, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(bench.Image.Image, "save", full)
+    assert run(bench.main, bench.FLAGS, bench.__doc__, ["bench"]) == 1
+    error = capsys.readouterr().err
+    assert re.fullmatch(r"error: cannot write images to /.*: No space left on device\n", error)
 
 
 def test_seconds_are_the_median_of_the_calls_after_two(monkeypatch):

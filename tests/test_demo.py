@@ -2,16 +2,18 @@
 
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
 
 from han_tf import demo, weights
 from han_tf.common.cli import run
+from han_tf.common.errors import Note, UserError
 from han_tf.data import load_dataset
 from han_tf.data.records import Record
 from han_tf.data.synthetic import SyntheticPedestrians
-from han_tf.search import open_gallery
+from han_tf.search import create_gallery, open_gallery
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +65,32 @@ def test_a_second_start_uses_what_is_there_and_another_model_does_not(made, extr
         with pytest.raises(pytest.fail.Exception, match="drawn again"):
             demo.prepare(folder, dataset, extractor)
         assert not (folder / "demo.json").exists()  # so that the next start makes it again
+
+
+def test_a_demo_that_cannot_go_on_is_kept_with_what_was_added(made, extractor, tiny_data, tmp_path, monkeypatch):
+    folder, dataset = tmp_path / "demo", load_dataset("market1501", tiny_data)
+    monkeypatch.setattr(demo, "draw_strangers", lambda: pytest.fail("drawn again"))
+    description = {**made[1], "version": demo.VERSION + 1}
+    for number, text in enumerate((json.dumps(description), "{"), start=1):
+        with create_gallery(folder / "gallery", extractor.feature_dim, extractor.checksum) as gallery:
+            gallery.add(np.ones((1, extractor.feature_dim)), paths=["images/added.png"], pids=[number])
+            (folder / "state" / "images").mkdir(parents=True)
+            (folder / "state" / "images" / "added.png").write_bytes(b"picture")
+            (folder / "demo.json").write_text(text)
+            with pytest.raises(UserError, match="another process serves this demo, expected it to have ended"):
+                demo.prepare(folder, dataset, extractor)
+            assert (folder / "demo.json").read_text() == text
+        with (
+            pytest.warns(Note, match=f"now .*demo-{number}$"),
+            pytest.raises(pytest.fail.Exception, match="drawn again"),
+        ):
+            demo.prepare(folder, dataset, extractor)
+        shutil.rmtree(folder)
+        aside = tmp_path / f"demo-{number}"
+        with open_gallery(aside / "gallery") as gallery:
+            assert [entry.pid for entry in gallery.page(10)] == [number]
+        assert (aside / "state" / "images" / "added.png").read_bytes() == b"picture"
+        assert (aside / "demo.json").read_text() == text
 
 
 def test_strangers_are_nobody_of_the_data_set(monkeypatch):

@@ -29,8 +29,9 @@ class BadImage(NamedTuple):
     reason: str
 
 
-Source = Union[Record, str, os.PathLike, np.ndarray, BadImage]
-"""Source of an image: a record, a file, pixels as for :func:`checked_pixels`, or an image known to be bad."""
+Source = Union[Record, str, os.PathLike, np.ndarray, Image.Image, BadImage]
+"""Source of an image: a record, a file, pixels as for :func:`checked_pixels`, one of Pillow's images, or an image known
+to be bad."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 """Formats accepted from untrusted sources, by Pillow's names. Pillow's other formats are not decoded: some call other
@@ -210,7 +211,8 @@ class ImageReader:
     of which no image could be decoded.
 
     Args:
-      records: the images to read: records, paths or pixels. An iterator is asked for :data:`_AHEAD` batches at a time.
+      records: the images to read: records, paths, pixels or Pillow's images. An iterator is asked for :data:`_AHEAD`
+        batches at a time.
       input_size: height and width to resize to (:func:`resize`), in pixels.
       batch_size: records per batch.
       skip_bad_images: leave out files that cannot be decoded instead of raising.
@@ -267,7 +269,8 @@ class ImageReader:
         """
         pool = ThreadPoolExecutor(self.threads, thread_name_prefix="decode")
         pending: deque[tuple[np.ndarray, int, list[Future]]] = deque()
-        records, asked = iter(self.records), 0
+        # Not in the threads, two of which might decode the same one of Pillow's images at once.
+        records, asked = (_opened(record, self.depth) for record in self.records), 0
         try:
             while True:
                 while len(pending) < _AHEAD and (batch := list(islice(records, self.batch_size))):
@@ -306,6 +309,21 @@ class ImageReader:
             else:
                 image[:] = resize(pixels, self.input_size)
         return found
+
+
+def _opened(image: Source, depth: Depth) -> Source:
+    """Returns the pixels of one of Pillow's images, turned and scaled as those of files; anything else as it is."""
+    if not isinstance(image, Image.Image):
+        return image
+    name = getattr(image, "filename", "") or f"PIL image {image.mode} {list(image.size)}"
+    try:
+        deep = image.mode.startswith(("I", "F"))  # a copy does not know how many bits of a TIFF are used
+        return upright_pixels(image if deep else image.copy(), depth)
+    except Exception as error:  # the codecs raise exceptions of many kinds
+        check_memory(error, name)
+        if getattr(error, "errno", None):  # the file is read only now
+            raise UserError(f"{name}: {error}, expected a file that can be read") from error
+        return BadImage(name, " ".join(str(error).split()) or type(error).__name__)
 
 
 def path_of(source: Source) -> str:

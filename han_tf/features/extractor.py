@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Sized
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -10,8 +10,7 @@ import numpy as np
 from PIL import Image
 
 from han_tf.common.errors import Note, UserError
-from han_tf.data.depth import Depth
-from han_tf.data.reading import BadImage, ImageReader, Source, check_memory, checked_pixels, resize, upright_pixels
+from han_tf.data.reading import BadImage, ImageReader, Source, checked_pixels, resize
 from han_tf.data.records import Record
 from han_tf.runtimes import KERAS, open_runtime
 from han_tf.runtimes.probes import prove
@@ -164,11 +163,6 @@ class FeatureExtractor:
             raise UserError(f"images are {_described(images)}, expected a sequence of paths, arrays or PIL images")
         if not isinstance(images, Iterable) or isinstance(images, (set, frozenset, dict)):
             raise UserError(f"images are {_described(images)}, expected paths, arrays or PIL images")
-        depth = Depth(self.white_level)
-        if not isinstance(images, (Sequence, np.ndarray)):
-            images = (_pixels(image, depth) for image in images)
-        elif any(isinstance(image, Image.Image) for image in images):
-            images = [_pixels(image, depth) for image in images]
         size, batch_size = self.input_size, self.batch_size
         reader = ImageReader(images, size, batch_size, skip_bad_images, progress, self.threads, self.white_level)
         return FeatureStream(self, reader)
@@ -201,21 +195,6 @@ class FeatureStream:
         if not isinstance(self._reader.records, Sized) or len(self._reader.records):
             for images, kept in self._reader:
                 yield self._extractor.embed(images), kept
-
-
-def _pixels(image: Union[Source, Image.Image], depth: Depth) -> Source:
-    """Returns the pixels of one of Pillow's images, turned and scaled as those of files; anything else as it is."""
-    if not isinstance(image, Image.Image):
-        return image
-    name = getattr(image, "filename", "") or f"PIL image {image.mode} {list(image.size)}"
-    try:
-        deep = image.mode.startswith(("I", "F"))  # a copy does not know how many bits of a TIFF are used
-        return upright_pixels(image if deep else image.copy(), depth)
-    except Exception as error:  # the codecs raise exceptions of many kinds
-        check_memory(error, name)
-        if getattr(error, "errno", None):  # the file is read only now
-            raise UserError(f"{name}: {error}, expected a file that can be read") from error
-        return BadImage(name, " ".join(str(error).split()) or type(error).__name__)
 
 
 def _described(images: Any) -> str:

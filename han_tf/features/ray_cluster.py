@@ -7,13 +7,14 @@ import socket
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from types import ModuleType
 from typing import Any, Optional
 
 from tqdm import tqdm
 
-from han_tf.common.errors import UserError
+from han_tf.common.errors import Note, UserError
 from han_tf.common.processes import usable_cores
 
 LOCAL = "local"
@@ -62,7 +63,7 @@ def connected(address: str) -> Iterator[ModuleType]:
     if address != LOCAL:
         _check_answer(address)
     try:
-        with _without_dashboard(ray):
+        with _without_dashboard(ray) if address == LOCAL else contextlib.nullcontext():
             ray.init(address, logging_level=logging.ERROR, log_to_driver=False, **options)
     except (Exception, SystemExit) as error:  # Ray exits the process after a timeout
         raise UserError(f"Ray at {address}: {_line(str(error))}, expected a cluster to connect to") from error
@@ -83,10 +84,19 @@ def _without_dashboard(ray: ModuleType) -> Iterator[None]:
     """Keeps Ray from starting the process of its dashboard while the block runs.
 
     ``include_dashboard=False`` leaves a part of it, which asks the servers of three cloud providers whether it runs
-    there, even if reports are off.
+    there, even if reports are off. Ray has no option for that, so a private function is replaced; if a newer version
+    does not have it, the part starts, with a note.
     """
-    services = ray._private.services
+    services = getattr(getattr(ray, "_private", None), "services", None)
     start = getattr(services, "start_api_server", None)
+    if start is None:
+        warnings.warn(
+            "this Ray starts a part of its dashboard, which may ask servers of cloud providers where it runs",
+            Note,
+            stacklevel=2,
+        )
+        yield
+        return
     services.start_api_server = lambda *_, **__: ("", None)  # address of the dashboard, and its process
     try:
         yield

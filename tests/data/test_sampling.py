@@ -108,15 +108,23 @@ class TestPeopleAndImages:
         twin = PeopleAndImages(labels, sampler.people, sampler.images_per_person)
         np.testing.assert_array_equal(sampler.epoch(seed, epoch), twin.epoch(seed, epoch))
 
+    def test_the_order_is_what_it_always_was(self):
+        labels = np.array([3, 1, 2, 0, 4])
+        expected = np.argsort(labels)[np.random.default_rng([7, 2]).permutation(5)]
+        np.testing.assert_array_equal(PeopleAndImages(labels, 5, 1).epoch(7, 2), expected[None])
+        sampler = PeopleAndImages(labels_of([50, 40]), 2, 4)
+        assert all((np.diff(images) > 0).all() for images in sampler.images_of)
+
     def test_other_seeds_and_epochs_give_others(self):
         sampler = PeopleAndImages(labels_of([5] * 20), 4, 3)
         epochs = [sampler.epoch(seed, epoch).tolist() for seed in (3, 4) for epoch in (0, 1, 3, 4)]
         assert len({str(epoch) for epoch in epochs}) == len(epochs)
 
-    def test_people_and_images_are_drawn_alike(self):
+    @pytest.mark.parametrize("images_per_person", [2, 4])
+    def test_people_and_images_are_drawn_alike(self, images_per_person):
         """Each of 10 people is drawn equally often to fill up batches, and so is each of a person's 3 images."""
         labels = labels_of([3] * 10)
-        sampler = PeopleAndImages(labels, 4, 2)
+        sampler = PeopleAndImages(labels, 4, images_per_person)
         shown = Counter(image for epoch in range(600) for image in sampler.epoch(0, epoch).ravel())
         counts = np.array(list(shown.values()))
         assert len(counts) == 30

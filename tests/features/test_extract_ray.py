@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from han_tf.common.errors import UserError
+from han_tf.common.errors import Note, UserError
 from han_tf.data.image_lists import list_images
 from han_tf.features import ray_cluster, ray_job
 from han_tf.features.extractor import FeatureExtractor
@@ -310,6 +310,43 @@ def test_somebody_else_there(refused, monkeypatch):
 def test_without_ray_the_line_that_installs_it_is_shown(refused, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     assert "pip install 'han-tf[ray]'" in refused("local")
+
+
+def local_ray(monkeypatch, private, begin=lambda: None):
+    """Makes a fake Ray with these private modules the one that is imported, and returns it."""
+    errors = SimpleNamespace(RayTaskError=ZeroDivisionError, RayError=ZeroDivisionError)
+    ray = SimpleNamespace(init=lambda *_, **__: begin(), shutdown=lambda: None, exceptions=errors, **private)
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    return ray
+
+
+def test_a_local_ray_starts_no_dashboard(monkeypatch):
+    def start():
+        pytest.fail("started")
+
+    answers, services = [], SimpleNamespace(start_api_server=start)
+    private = {"_private": SimpleNamespace(services=services)}
+    ray = local_ray(monkeypatch, private, lambda: answers.append(services.start_api_server(False, port=1)))
+    with ray_cluster.connected("local") as found:
+        assert found is ray
+    assert answers == [("", None)]
+    assert services.start_api_server is start
+
+
+@pytest.mark.parametrize("private", [{}, {"_private": None}, {"_private": SimpleNamespace(services=SimpleNamespace())}])
+def test_a_newer_ray_without_that_private_function_gets_a_note(private, monkeypatch):
+    ray = local_ray(monkeypatch, private)
+    with (
+        pytest.warns(Note, match="starts a part of its dashboard, which may ask servers of cloud providers"),
+        ray_cluster.connected("local") as found,
+    ):
+        assert found is ray
+    assert not hasattr(getattr(getattr(ray, "_private", None), "services", None), "start_api_server")
+
+
+def test_the_installed_ray_has_that_private_function():
+    services = pytest.importorskip("ray._private.services", reason="needs Ray: pip install 'han-tf[ray]'")
+    assert callable(services.start_api_server)
 
 
 def cluster(*machines):

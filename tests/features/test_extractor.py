@@ -123,6 +123,19 @@ def test_pictures_of_pil_are_read_as_their_files(tiny_run, tmp_path):
     assert [bad.path for bad in left_out] == [str(tmp_path / "bad.png")]
 
 
+@pytest.mark.parametrize(
+    "images",
+    [lambda path: path, Image.open, lambda path: [Image.open(path)], lambda path: iter([Image.open(path)])],
+    ids=["file", "PIL image", "list", "iterator"],
+)
+def test_how_a_deep_picture_became_8_bits_is_noted(extractor, tmp_path, images):
+    Image.fromarray(np.full((40, 20), 40_000, np.uint16)).save(tmp_path / "deep.png")
+    with pytest.warns(Note) as told:
+        extractor(images(tmp_path / "deep.png"))
+    became = "65,535 became white, their brightest pixel is 40,000"
+    assert [str(warning.message) for warning in told] == [f"1 images of more than 8 bits per pixel: {became}"]
+
+
 def test_an_iterator_is_one_list(extractor, files, expected, tmp_path, monkeypatch, capsys):
     bad, grey = tmp_path / "bad.jpg", tmp_path / "grey.png"
     bad.write_bytes(b"no image")

@@ -68,6 +68,17 @@ def test_people_of_the_gallery_are_strangers_to_the_rest_of_it(tmp_path):
     assert (within.facts["emulated_by"], chosen.facts["emulated_by"]) == ("validation", "gallery")
 
 
+def test_people_with_more_images_than_the_first_request_brings(tmp_path):
+    features = np.zeros((62, DIMENSION), np.float32)
+    features[:, 0] = [*np.linspace(0, 0.1, 40), *range(5, 25), 100, 101]
+    images = FeatureSet(features, np.repeat([1, 2, 3], [40, 20, 2]), np.zeros(62, int), np.full(62, ""))
+    with gallery_of(tmp_path / "g", images) as gallery:
+        chosen = calibrate_search(images, 0.5, gallery)
+    # The nearest others of person 1's images are 4.9 to 5 away, of person 2's 4.9 to 23.9, of person 3's 76 and 77.
+    assert 4.9 < chosen.threshold < 5
+    assert chosen.facts["measured_rate"] == 0.5
+
+
 def test_a_rate_per_pair_is_another_thing(tmp_path):
     known, validation, test = (people(1000 * i, 150, 4, i) for i in range(1, 4))
     chosen = calibrate_pair(validation, 0.01)
@@ -80,6 +91,14 @@ def test_a_rate_per_pair_is_another_thing(tmp_path):
         found = np.mean([bool(hits) for hits in gallery.search(test.features, 1, threshold=chosen.threshold)])
         assert found > 0.3  # 1 % of the pairs, most of the searches
         assert calibrate_search(validation, 0.01, gallery).threshold < chosen.threshold
+
+
+def test_a_search_accepts_the_pairs_that_were_counted():
+    positions, pids = np.array([0, 1, 3, 6, 10, 15]), np.array([1, 1, 2, 2, 3, 3])
+    images = FeatureSet(positions[:, None].astype(np.float32), pids, np.arange(6), np.full(6, ""))
+    chosen = calibrate_pair(images, 0.25)
+    distances = np.abs(positions[:, None] - positions)[pids[:, None] != pids]
+    assert np.mean(distances <= chosen.threshold) == chosen.facts["measured_rate"] == 0.25
 
 
 def test_cameras_that_are_not_known_change_no_rate():
@@ -134,6 +153,7 @@ def test_what_cannot_be_calibrated_is_said_in_one_line(tmp_path):
                 "none of 30 .* has a pid",
             ),
             (lambda: calibrate_search(few, 0.0, gallery), "false-accept rate is 0.0"),
+            (lambda: calibrate_search(few, 1.0, gallery), "false-accept rate is 1.0"),
         ):
             with pytest.raises(UserError, match=message) as caught:
                 call()

@@ -27,6 +27,9 @@ DIMENSION = 16
         ("milvus.db#a_1", Address("milvus.db", "a_1")),
         ("people", None),
         ("a.db/folder", None),
+        ("people_db", None),
+        ("http", None),
+        ("http://me:s@cret@host", Address("http://host", "gallery", "me:s@cret")),
         ("s3://bucket", None),
         ("http://me:se#cr%40et@host:1#people", Address("http://host:1", "people", "me:se#cr@et")),
         ("https://key@host", Address("https://host", "gallery", "key")),
@@ -37,6 +40,12 @@ def test_an_address_is_told_from_a_folder(path, expected):
     assert Address.of(path) == expected
     if expected:
         assert Address.of(str(expected)) == expected._replace(token="")
+        assert expected.local == ("http" not in path.lower())
+        assert Address.of(path, "other") == expected._replace(collection="other")
+
+
+def test_a_host_whose_name_ends_like_a_file_is_no_file():
+    assert not Address.of("http://people.db").local
 
 
 def test_a_gallery_of_a_newer_version_is_refused(tmp_path, monkeypatch):

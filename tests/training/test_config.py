@@ -25,7 +25,22 @@ def test_the_default_settings_give_a_short_name():
     assert config.run_name() == "cuhk03-detected-han_large-30epochs-seed7"
 
 
+def test_the_defaults_are_the_papers():
+    config = TrainConfig()
+    assert (config.input_size, config.feature_dim, config.epochs, config.batch_size) == ((160, 64), 1024, 300, 32)
+    assert (config.lr, config.lr_decay, config.lr_drops) == (0.03, 0.1, (1 / 3, 2 / 3, 5 / 6))
+    assert (config.momentum, config.weight_decay) == (0.9, 5e-4)
+
+
+def test_six_evaluations_unless_it_is_said_otherwise():
+    assert [TrainConfig(epochs=epochs).evaluation_interval for epochs in (300, 35, 5)] == [50, 5, 1]
+    assert TrainConfig(eval_every=7).evaluation_interval == 7
+
+
 def test_the_name_tells_what_is_not_the_default():
+    config = TrainConfig(dataset="market1501,dukemtmc", init_from="runs/first", lr=0.0123456, lr_drops=())
+    expected = "market1501+dukemtmc-han_small-init_from_first-lr_0.0123456-lr_drops_none-300epochs-seed0"
+    assert config.run_name() == expected
     config = TrainConfig(dataset="market1501", spatial=False, hard=False, lr=0.01)
     assert config.run_name() == "market1501-han_small-spatial_False-hard_False-lr_0.01-300epochs-seed0"
 
@@ -126,13 +141,28 @@ def test_losses_and_augmentations_have_names_of_their_own():
         ({"margin": 0.5}, "--margin 0.5 is a setting of the triplet loss, but --loss is cross_entropy"),
         ({"mining": "semihard"}, "--mining semihard is a setting of the triplet loss, but --loss is cross_entropy"),
         ({"people": 4}, "--people 4 is a setting of the triplet loss, but --loss is cross_entropy"),
+        (
+            {"images_per_person": 2},
+            "--images_per_person 2 is a setting of the triplet loss, but --loss is cross_entropy",
+        ),
         ({"lr_drops": (0.5, 0.4)}, "--lr_drops 0.5,0.4, expected ascending parts of the epochs, between 0 and 1"),
         ({"lr_drops": (0.5, 1)}, "--lr_drops 0.5,1, expected ascending parts of the epochs, between 0 and 1"),
+        ({"lr_drops": (0.0, 0.5)}, "--lr_drops 0,0.5, expected ascending parts of the epochs, between 0 and 1"),
+        ({"label_smoothing": -0.1}, "--label_smoothing -0.1, expected at least 0 and less than 1"),
         ({"label_smoothing": 1.0}, "--label_smoothing 1.0, expected at least 0 and less than 1"),
         ({"loss": "triplet", "label_smoothing": 0.1}, "--label_smoothing 0.1 means nothing with --loss triplet"),
         (
             {"model_args": {"hard": False}},
             "--model_args hard=..., expected an argument of the network that has no flag of its own",
+        ),
+        (
+            {"model_args": {"num_classes": 5}},
+            "--model_args num_classes=..., expected an argument of the network that has no flag of its own",
+        ),
+        (
+            {"init_from": "run", "loss": "triplet", "freeze_epochs": 1},
+            "--freeze_epochs 1 with --epochs 300 and --loss triplet, expected fewer than the epochs, "
+            "and a loss with classifiers",
         ),
         ({"freeze_epochs": 1}, "--freeze_epochs means nothing without --init_from"),
         ({"init_classifiers": True}, "--init_classifiers means nothing without --init_from"),
@@ -164,6 +194,8 @@ def test_a_run_does_not_go_on_with_other_settings(changes):
     (name,) = changes
     with pytest.raises(UserError, match=f"run holds a run with --{name} "):
         TrainConfig(**changes).check_resumable(TrainConfig(), "run")
+    with pytest.raises(UserError, match="run holds a run with --arch han_small, this command has han_large"):
+        TrainConfig(model="han_large").check_resumable(TrainConfig(), "run")
 
 
 def test_a_run_of_an_earlier_version_may_go_on(tmp_path):
