@@ -164,6 +164,15 @@ def test_people_who_turn_out_to_be_junk_or_distractors_are_people_no_longer(gall
     assert added == Added(17)
 
 
+def test_people_in_any_batch_of_a_source_may_turn_out_to_be_distractors(gallery, tmp_path):
+    batch = rows(20)
+    add_source(gallery, shards(tmp_path / "before", batch, size=5))
+    batch.pids[[1, 2, 6, 12, 18]] = 0
+    add_source(gallery, shards(tmp_path / "after", batch, size=5))
+    without = {entry.path for entry in gallery.some(100) if entry.pid is None}
+    assert without == set(batch.paths[batch.pids == 0])
+
+
 def test_features_that_are_not_finite_are_named_and_the_others_are_added(gallery, tmp_path):
     batch = rows(30)
     batch.features[[3, 11, 12, 20, 25], [0, 4, 5, 1, 0]] = np.nan, np.inf, -np.inf, 1e30, np.nan
