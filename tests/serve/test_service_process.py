@@ -321,7 +321,7 @@ def test_a_body_that_never_comes(quick):
         connected.sendall(head("POST", "/search", Content_Length=10))
         answer = read_all(connected)
     assert answer.startswith(b"HTTP/1.1 408")
-    assert b'{"error": "the body has not arrived within 0.5 seconds"}' in answer
+    assert b'{"error":"the body has not arrived within 0.5 seconds"}' in answer
 
 
 def test_stalled_bodies_leave_room_for_others(make_service, tmp_path):
