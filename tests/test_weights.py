@@ -233,5 +233,5 @@ def test_an_environment_of_another_type_is_not_stored(tmp_path, monkeypatch):
 def test_weights_that_there_are_none_of():
     with pytest.raises(UserError, match=r"model han_small has no weights 'mars', expected one of .*synthetic"):
         create_model("han_small", weights="mars")
-    with pytest.raises(UserError, match="model han_large has no weights 'mars', expected none"):
-        create_model("han_large", weights="mars")
+    with pytest.raises(UserError, match="model han_medium has no weights 'mars', expected none"):
+        create_model("han_medium", weights="mars")
