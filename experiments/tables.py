@@ -95,12 +95,13 @@ def _compares(group: Group) -> bool:
 def _groups(experiment: Experiment, scale: str, trainings: Sequence[Result], model: str) -> list[Group]:
     shown = shown_columns(experiment, scale)
     rows = [(index, row) for index, row in enumerate(experiment.rows) if row.settings is not None]
+    identities = [identity(result["settings"]) for result in trainings]
     found: dict[tuple[int, str], dict[tuple[int, int], list[Result]]] = {}
     for (row_index, row), (column_index, column) in product(rows, shown.items()):
         expected = dict(identity(settings_for(row, column, scale, model)))
-        for result in trainings:
+        for result, own in zip(trainings, identities):
             settings = result["settings"]
-            differing = {name for name, value in identity(settings) if value != expected[name]} - {"seed"}
+            differing = {name for name, value in own if value != expected[name]} - {"seed"}
             is_shown = score(result, row.feature, column.query, row.reranked, METRICS[0]) is not None
             if is_shown and differing <= {*SCHEDULE} - row.settings.keys():
                 schedule = settings_in_words({**DEFAULTS, **{name: settings[name] for name in differing}})

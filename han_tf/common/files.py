@@ -191,11 +191,9 @@ def locked(path: Union[str, os.PathLike], taken: Optional[str] = None) -> Iterat
       UserError: another process holds the lock, or the file cannot be written.
     """
     path = Path(path)
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         stream = path.open("a")  # of a link, the file it leads to keeps what it holds
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     with stream:
         try:
             held = lock(stream.fileno(), wait=taken is None)

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from han_tf.common.errors import UserError
-from han_tf.common.files import locked
+from han_tf.common.files import locked, writing
 from han_tf.data.reading import ImageReader
 from han_tf.data.records import Record
 from han_tf.deploy.checking import compare, shortcomings
@@ -103,11 +103,9 @@ class Export:
         # Left by killed exports; this process holds the lock, so no other one is working on them.
         for folder in parent.glob(f".{target.name}.*.*"):
             shutil.rmtree(folder, ignore_errors=True)
-        try:
+        with writing(target):
             temporary = Path(tempfile.mkdtemp(dir=parent, prefix=f".{target.name}.", suffix=".tmp"))
             temporary.chmod(parent.stat().st_mode)  # readable for those who can read the folder
-        except OSError as error:
-            raise UserError(f"cannot write {target}: {error.strerror or error}") from error
         try:
             images = self._calibration_images() if precision == INT8 else None
             writer = exporter(format_name)

@@ -14,7 +14,7 @@ from typing import Any
 from han_tf import weights
 from han_tf.common import cli as command_line
 from han_tf.common.errors import UserError
-from han_tf.common.files import read_json, write_json
+from han_tf.common.files import read_json, write_json, writing
 from han_tf.common.run_files import CONFIG, ENVIRONMENT, METRICS
 from han_tf.runs.folder import CHECKPOINTS
 
@@ -104,16 +104,15 @@ def store(run_dir: str, folder: Path, checkpoint: str) -> None:
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        write_json(temporary / CONFIG, config)
-        write_json(temporary / METRICS, metrics)
-        weights.write_arrays(temporary, arrays, {}, about)
-        stored = inference_function(load_run(temporary).model)(images).numpy()
-        probes = {weights.PROBE_IMAGES: images, weights.PROBE_FEATURES: stored}
-        weights.write_arrays(temporary, arrays, probes, about)
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.rename(folder)
-    except OSError as error:
-        raise UserError(f"cannot write {folder}: {error.strerror or error}") from error
+        with writing(folder):
+            write_json(temporary / CONFIG, config)
+            write_json(temporary / METRICS, metrics)
+            weights.write_arrays(temporary, arrays, {}, about)
+            stored = inference_function(load_run(temporary).model)(images).numpy()
+            probes = {weights.PROBE_IMAGES: images, weights.PROBE_FEATURES: stored}
+            weights.write_arrays(temporary, arrays, probes, about)
+            shutil.rmtree(folder, ignore_errors=True)
+            temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     print(f"{describe(folder)}\n  features differ from the run's by at most {np.abs(stored - features).max():.1e}")
