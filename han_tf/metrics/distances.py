@@ -14,6 +14,7 @@ import numpy as np
 
 from han_tf.common.errors import UserError
 from han_tf.metrics.checks import check_features, squared_norms
+from han_tf.metrics.products import product
 
 PAIRS = 64
 """Pairs whose exact distance is computed at a time; few enough for the features to stay in cache."""
@@ -176,7 +177,7 @@ class FeatureDistances(DistanceSource):
         for start in range(columns.start, columns.stop, tile):
             stop = min(start + tile, columns.stop)
             gallery = np.ascontiguousarray(self.gallery[start:stop], self.dtype)
-            np.matmul(query, gallery.T, out=out[:, start - columns.start : stop - columns.start])
+            product(query, gallery, out[:, start - columns.start : stop - columns.start])
         return out
 
     def finish(self, raw: np.ndarray, rows: slice, columns: slice) -> np.ndarray:
