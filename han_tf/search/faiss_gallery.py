@@ -73,8 +73,8 @@ ASKED_FOR = "asked for"
 """The stored reason for an engine that the user chose."""
 
 POOR = (
-    "the index finds only {:.0%} of the nearest images, having learned from others: searches go through all rows until "
-    "it is built anew (python -m han_tf.index --rebuild)"
+    "the index was trained on other images and finds only {:.0%} of the nearest ones: searches go through all rows "
+    "until it is built anew (python -m han_tf.index --rebuild)"
 )
 
 SOURCE = "source "

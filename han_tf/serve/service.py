@@ -195,7 +195,7 @@ class Service:
     def describe(self) -> str:
         """Returns a few lines about what is served, for the operator."""
         gallery, extractor = self.gallery, self.extractor
-        threshold = "none, so nobody is said to be unknown" if gallery.threshold is None else f"{gallery.threshold:.4f}"
+        threshold = "none, so every search has hits" if gallery.threshold is None else f"{gallery.threshold:.4f}"
         lines = [
             f"gallery: {gallery.location}, {len(gallery)} images, {gallery.engine}",
             f"model: {extractor.card.model}, {extractor.format}, {extractor.precision}, {extractor.checksum[:12]}…",
