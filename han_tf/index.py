@@ -200,7 +200,7 @@ def describe(info: dict[str, Any]) -> list[str]:
     lines = [f"{info['location']}: {what}"]
     lines.append(f"engine {info['engine']}" + (f" ({info['reason']})" if "reason" in info else f", {info['index']}"))
     if info["threshold"] is None:
-        lines.append("no threshold: nobody is said to be unknown")
+        lines.append("no threshold: every search has hits")
     else:
         lines.append(f"threshold {info['threshold']:.4f}" + _origin(info["calibration"]))
     return lines + [f"note: {note}" for note in info["notes"]]
