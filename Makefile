@@ -100,7 +100,7 @@ lint: $(READY)  ## check style, format, types and the order of the rooms
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-audit: $(READY)  ## compare the installed packages with known holes, where the data can be reached
+audit: $(READY)  ## compare the installed packages with known vulnerabilities, if the data can be reached
 	$(BIN)/python .ci/audit
 
 format: $(READY)  ## put the code in the project's format

@@ -2,10 +2,10 @@
 
   python -m experiments.bench_metrics [case ...]
 
-Each figure is printed with its bar and with the speed of a 4096³ float32 matrix product in the same run; bars that are
-stated for a machine with 330 GFLOP/s are scaled by it. Memory is the peak beyond the features. The features are
-clustered by person, 1,024-D (for a million images 256-D, or 64-D if they are re-ranked) and of unit length; the
-printed accuracies say nothing about any network.
+Each figure is printed with its aim, the most time or memory that it should take, and with the speed of a 4096³ float32
+matrix product in the same run; aims that are stated for a machine with 330 GFLOP/s are scaled by it. Memory is the peak
+beyond the features. The features are clustered by person, 1,024-D (for a million images 256-D, or 64-D if they are re-
+ranked) and of unit length; the printed accuracies say nothing about any network.
 """
 
 import math
@@ -70,9 +70,9 @@ class Case(NamedTuple):
     """A measurement."""
 
     size: str  # a key of SIZES
-    seconds: Optional[float] = None  # the bar for the time
-    megabytes: Optional[float] = None  # the bar for the memory above the features
-    scaled: bool = False  # whether the bar for the time is scaled by the matrix product
+    seconds: Optional[float] = None  # the most that it should take
+    megabytes: Optional[float] = None  # the most memory above the features that it should take
+    scaled: bool = False  # whether ``seconds`` is scaled by the matrix product
     neighbours: str = ""  # those of the re-ranking: exact, ivf or hnsw; "" for no re-ranking
     repeated: bool = False  # whether it is short enough to be measured several times
 
@@ -176,7 +176,7 @@ class Bench:
         print(f"  equal error rate {100 * pairs.equal_error_rate:.2f} % over {pairs.impostors:,} impostor pairs")
 
     def measure(self, title: str, call: Callable[[], Any], case: Case) -> Any:
-        """Measures ``call`` against the bars of ``case`` and returns what it returned."""
+        """Measures ``call`` against the aims of ``case`` and returns what it returned."""
         best, result = math.inf, None
         with watched_memory() as memory:
             for _ in range(self.values.repeats if case.repeated else 1):
@@ -190,11 +190,11 @@ class Bench:
         if case.seconds:
             limit = case.seconds * (STATED_PRODUCT / self.flops if case.scaled else 1)
             figure["bar_seconds"] = limit
-            text += f" (bar {limit:.2f} s: {'met' if best <= limit else 'MISSED'})"
+            text += f" (aim: {limit:.2f} s, {'met' if best <= limit else 'MISSED'})"
         text += f", {more:.0f} MiB above the features"
         if case.megabytes:
             figure["bar_megabytes"] = case.megabytes
-            text += f" (bar {case.megabytes:.0f}: {'met' if more <= case.megabytes else 'MISSED'})"
+            text += f" (aim: {case.megabytes:.0f}, {'met' if more <= case.megabytes else 'MISSED'})"
         print(f"{text}; product {self.flops / 1e9:.0f} GFLOP/s", flush=True)
         self.figures.append(figure)
         return result

@@ -5,8 +5,8 @@
 
 Each figure is the median of several measurements: images per second of decoded images and of JPEG files of
 Market-1501's size on disk, and the time of a single image. They are printed with the speed of a 4096³ float32 matrix
-product in the same run. The fastest model is compared with bars: 10 times torchreid's HACNN and 2.5 times its OSNet
-x0.25, in PyTorch's fastest mode on a processor. --hacnn and --osnet give their rates on this machine; otherwise, rates
+product in the same run. The fastest model should reach 10 times torchreid's HACNN and 2.5 times its OSNet x0.25, in
+PyTorch's fastest mode on a processor. --hacnn and --osnet give their rates on this machine; otherwise, rates
 of another machine are scaled by the product. Accuracies are those of the export's check.
 """
 
@@ -35,7 +35,8 @@ OF_DECODED = 0.6
 """The rate from files must reach this share of the rate of decoded images."""
 
 ANCHORS = {"hacnn": ("torchreid HACNN", 112.0, 10.0), "osnet": ("torchreid OSNet x0.25", 456.0, 2.5)}
-"""Flag -> a network, its most images per second where the product is STATED_PRODUCT, and the factor of the bar."""
+"""Flag -> a network, its most images per second where the product is STATED_PRODUCT, and how many times as many the
+fastest model should reach."""
 
 FLAGS = new_flags()
 FLAGS.group("model")
@@ -90,7 +91,7 @@ def figures(folder: Path, paths: list[Path], repeats: int) -> dict[str, Any]:
 
 
 def bars(rows: list[dict[str, Any]], product: float, measured: dict[str, float]) -> list[dict[str, Any]]:
-    """Returns a comparison of the fastest model with each bar."""
+    """Returns a comparison of the fastest model with each aim."""
     best = max(rows, key=lambda row: row["decoded"])
     found = []
     for flag, (name, rate, factor) in ANCHORS.items():

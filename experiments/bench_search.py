@@ -1,6 +1,6 @@
 """Measure an exact search for each feature dimension: time per query, and bytes per feature (Fig. 6).
 
-  python -m experiments.bench_search --dimension 128 --dimension 1024 --output FILE
+  python -m experiments.bench_search --dimension 128,1024 --output FILE
 
 Queries and gallery are as many as Market-1501's, float32, drawn from a seed and of unit length. A search finds the ten
 nearest gallery features of all queries at once. Nothing else should be running.

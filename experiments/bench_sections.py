@@ -61,7 +61,7 @@ def bench(result: Result, _: Sequence[Result]) -> list[str]:
 
 
 def runtimes(result: Result, _: Sequence[Result]) -> list[str]:
-    """Size, speed and accuracy of exported models, and a comparison of the fastest with its bars."""
+    """Size, speed and accuracy of exported models, and a comparison of the fastest with its aims."""
     figures, datasets = [], set()
     for row in result["runtimes"]:
         figures.append(dict(row))
@@ -73,7 +73,7 @@ def runtimes(result: Result, _: Sequence[Result]) -> list[str]:
     for bar in result["bars"]:
         origin = f" ({bar['anchor']:.0f} img/s, {ORIGINS[bar['measured_here']]})" if "measured_here" in bar else ""
         missed = "" if bar["reached"] >= bar["factor"] else ", missed"
-        bars.append(f"- {bar['reached']:.2f} times {bar['of']}{origin}; bar {bar['factor']:g}{missed}")
+        bars.append(f"- {bar['reached']:.2f} times {bar['of']}{origin}; aim: {bar['factor']:g}{missed}")
     about = f"`python -m experiments.bench_runtimes`, {_product(result['product_flops'] / 1e9)}."
     if datasets:
         about += f" Accuracies on {', '.join(sorted(datasets))}; the last column is against the Keras network."

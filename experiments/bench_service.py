@@ -44,8 +44,8 @@ FLAGS.group("model")
 FLAGS.string("model", "han_small-synthetic", "Run or model to serve.")
 FLAGS.old_name("run", "model")
 FLAGS.group("load")
-FLAGS.integer("clients", 64, "How many ask at a time.", 1)
-FLAGS.real("seconds", 60, "How long.", 1)
+FLAGS.integer("clients", 64, "Clients that ask at the same time.", 1)
+FLAGS.real("seconds", 60, "Duration of the load, seconds.", 1)
 FLAGS.integer("gallery", 10_000, "Images in the gallery.", 1)
 
 

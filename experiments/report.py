@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from experiments import bench_sections, schema, tables
-from experiments.results import HERE, RESULTS, Result, load_results, reading, score
+from experiments.results import HERE, RESULTS, Result, load_results, reading, score, shown_trainings
 from experiments.tables import NONE, markdown_table, settings_in_words
 from han_tf.common import cli as command_line
 from han_tf.common.errors import UserError
@@ -27,8 +27,9 @@ with command_line.deferred_imports(__name__):
 
 NOTES = HERE / "notes"
 
-SECTIONS = {"accuracy": "Accuracy on real people", "embedded": "Accuracy on drawn people", "costs": ""}
-"""Sections that may have a note, beside those of results and experiments -> heading of the first two."""
+HEADINGS = {"accuracy": "Accuracy on real people", "embedded": "Accuracy on drawn people"}
+SECTIONS = ("summary", *HEADINGS, "costs")
+"""Sections that may have a note, beside those of results and experiments; the summary follows the introduction."""
 
 SCORES = (
     ("rank-1", "joint", "single", False, "rank-1"),
@@ -67,7 +68,8 @@ class Report(NamedTuple):
 
     def text(self) -> str:
         """Returns the whole report; its pictures are :meth:`draw`'s."""
-        sections = [INTRODUCTION, *map(self._accuracy, ("accuracy", "embedded")), *self._further_notes(), self._costs()]
+        sections = [self._with_note("summary", INTRODUCTION), *map(self._accuracy, HEADINGS)]
+        sections += [*self._further_notes(), self._costs()]
         sections += map(self._experiment, map(schema.load, schema.names()))
         sections += map(self._benchmarks, bench_sections.SECTIONS)
         return "\n\n".join(filter(None, sections)) + "\n"
@@ -95,16 +97,16 @@ class Report(NamedTuple):
         return [result for result in self.results if result["kind"] == kind]
 
     def _accuracy(self, name: str) -> str:
-        """Returns a table of all trainings on real people beside the paper's HANs, or one of those on drawn people."""
+        """Returns a table of the trainings on real people beside the paper's HANs, or of those on drawn people."""
         drawn = name == "embedded"
         mine = [r for r in self._of_kind("training") if (r["settings"]["dataset"] == "synthetic") == drawn]
         if not mine:
             return ""
         mine.sort(key=lambda result: score(result, *SCORES[1][1:]) or 0, reverse=True)
         head = ["training", "data set", *(title for title, *_ in SCORES)]
-        lines = [*([] if drawn else _published()), *map(self._scores, mine)]
+        lines = [*([] if drawn else _published()), *map(self._scores, shown_trainings(mine))]
         apart = [f"- {self.link(result.name)}: {result['apart']}." for result in mine if "apart" in result]
-        parts = [f"## {SECTIONS[name]}", markdown_table(head, lines, 2), "\n".join(apart)]
+        parts = [f"## {HEADINGS[name]}", markdown_table(head, lines, 2), "\n".join(apart)]
         return self._with_note(name, *filter(None, parts))
 
     def _scores(self, result: Result) -> list[str]:

@@ -50,7 +50,7 @@ FLAGS.enum(
     "If empty: full where --dataset names a real data set, else synthetic.",
 )
 FLAGS.list_of("seeds", [0], "Seeds; several give mean ± deviation.", flags.IntegerParser(0, 2**32 - 1))
-FLAGS.integer("epochs", None, "Instead of the scale's; the results say so.", 1)
+FLAGS.integer("epochs", None, "Epochs, instead of the scale's; the results say so.", 1)
 FLAGS.enum("recipe", None, list(RECIPES), "Recipe of the trainings; the results say so.")
 FLAGS.integer("input_height", None, "Image height, pixels, instead of the scale's.", 32)
 FLAGS.integer("input_width", None, "Image width, pixels.", 32)

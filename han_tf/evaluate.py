@@ -10,8 +10,8 @@ names. Several data sets (--dataset market1501,dukemtmc, or those of the trainin
 Features of other networks are read from NumPy archives with the arrays features, pids and camids; given distances need
 archives with pids and camids. A folder that python -m han_tf.extract wrote can replace an archive:
 
-  python -m han_tf.evaluate --features query.npz gallery.npz [multi_query.npz]
-  python -m han_tf.evaluate --distances matrix.npy --features query.npz gallery.npz
+  python -m han_tf.evaluate --features query.npz,gallery.npz[,multi_query.npz]
+  python -m han_tf.evaluate --distances matrix.npy --features query.npz,gallery.npz
 
 If queries and gallery are the same images, every image searches all others:
 
@@ -32,6 +32,7 @@ import numpy as np
 from han_tf.common import cli as command_line
 from han_tf.common.errors import UserError
 from han_tf.common.files import write_json
+from han_tf.common.run_files import EVALUATION
 from han_tf.data import DATASETS, JUNK_PID, Record, ReIDDataset, load_dataset
 from han_tf.data.image_lists import NAMES, UNKNOWN, list_images
 from han_tf.data.joined import named_datasets
@@ -79,10 +80,10 @@ FLAGS.define_run("Folder of a run or an exported model")
 FLAGS.old_name("weights", "model")
 FLAGS.enum("checkpoint", "last", list(CHECKPOINTS), "Which network of the run.")
 FLAGS.group("saved features")
-FLAGS.string(
+FLAGS.strings(
     "features",
-    "",
-    "Saved features of the queries; the gallery's file follows (query.npz gallery.npz). Or the folder of both.",
+    [],
+    "Saved features of queries and gallery: query.npz,gallery.npz; or the folder that holds both.",
 )
 FLAGS.strings(
     "branches",
@@ -324,7 +325,7 @@ def _result_name(origin: Mapping[str, Any], checkpoint: str, within_camera: bool
     """Returns the file name of a run's results: ``evaluation.json`` only for its last network on its own data."""
     tested_on = {name: origin[name] for name in ("dataset", "split")}
     if tested_on == origin["trained_on"] and checkpoint == "last" and not within_camera:
-        return "evaluation.json"
+        return EVALUATION
     words = ["evaluation", *tested_on.values(), "best" * (checkpoint == "best"), "within_camera" * within_camera]
     return "-".join(filter(None, words)) + ".json"
 
@@ -428,7 +429,7 @@ def _features_of_run(
 
 
 def _feature_paths(values: command_line.Flags) -> list[Path]:
-    first, rest = values.features, values.positional
+    first, *rest = [*values.features, *values.positional]
     if Path(first).is_dir() and not rest and not values.query_is_gallery:
         paths = [Path(first) / f"{name}.npz" for name in SUBSETS]
         return paths if paths[2].exists() and not values.distances else paths[:2]
@@ -441,7 +442,7 @@ def _feature_paths(values: command_line.Flags) -> list[Path]:
         return paths
     most = 2 if values.distances else 3
     if not 2 <= len(paths) <= most:
-        expected = "query.npz gallery.npz" + " [multi_query.npz]" * (most == 3)
+        expected = "query.npz,gallery.npz" + "[,multi_query.npz]" * (most == 3)
         raise command_line.UsageError(f"--features has {len(paths)} files, expected {expected}")
     for number, path in enumerate(paths):
         if path.resolve() in [earlier.resolve() for earlier in paths[:number]]:

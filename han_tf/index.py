@@ -1,6 +1,8 @@
 """Make a gallery from extracted features, add to it, maintain it, and choose its threshold.
 
   python -m han_tf.index --index DIR FEATURES...
+  python -m han_tf.index --index DIR --list --camera 3 > entries.csv
+  python -m han_tf.index --index DIR --delete_where --before 2026-03-01
   python -m han_tf.index --index DIR --calibrate VALIDATION --false_accept_rate 0.01
 
 FEATURES are folders that python -m han_tf.extract wrote, or NumPy archives (.npz) with features, pids and camids;
@@ -11,6 +13,10 @@ http://USER:PASSWORD@HOST:PORT. If there is no gallery, one is made. A command t
 repeated. An image is identified by its path: images that are in the gallery already stay, with the same id; an image
 whose feature has changed is replaced, and changed labels are corrected. So the same commands extract and index a
 growing folder again. Deleted images come back if their source is added again.
+
+--list and --count print the entries, or their number, in place of the description of the gallery. A list can be edited
+and given to --relabel, which changes the labels of the entries in it: an empty field removes a label, a missing column
+leaves it.
 
 A threshold is a distance; images beyond it are not taken for the same person. --calibrate chooses it so that a search
 of a stranger finds anybody with the probability --false_accept_rate (NIST's FPIR). VALIDATION are features with pids,
@@ -36,9 +42,12 @@ from han_tf.features.archives import FeatureSet
 from han_tf.search.address import Address
 from han_tf.search.calibration import Calibration, calibrate_pair, calibrate_search, calibrate_search_within
 from han_tf.search.choice import ENGINES
+from han_tf.search.entries import Filters
+from han_tf.search.filter_flags import NAMES, define_filters, filters_of
 from han_tf.search.gallery import Gallery
 from han_tf.search.opening import create_gallery, gallery_exists, open_gallery
 from han_tf.search.sources import FeatureSource, add_source, open_source
+from han_tf.search.tables import relabel_as_listed, write_entries
 
 FLAGS = command_line.Flags()
 FLAGS.group("gallery")
@@ -56,8 +65,14 @@ FLAGS.string("milvus_index", "HNSW", "Milvus: index type of a new collection; FL
 FLAGS.group("model")
 FLAGS.string("model", "", "Folder of the run or export, or name of the network of the package, that made the features.")
 FLAGS.string("checksum", "", "That model's checksum, or any name for another network.")
+FLAGS.group("entries")
+FLAGS.boolean("list", False, "Print the entries that pass the filters as CSV.", excludes="count")
+FLAGS.boolean("count", False, "Print the number of entries that pass the filters.")
+define_filters(FLAGS)
 FLAGS.group("changes")
 FLAGS.list_of("delete", [], "Ids of entries to delete.", flags.IntegerParser())
+FLAGS.boolean("delete_where", False, "Delete the entries that pass the filters.")
+FLAGS.string("relabel", "", "CSV file of new labels, with columns id or path, and pid, camid or time.")
 FLAGS.boolean("compact", False, "Give back the space of deleted entries, and rebuild.")
 FLAGS.boolean("check", False, "Compare all stored vectors with their checksums.")
 FLAGS.boolean("rebuild", False, "Train and build the index from the start.")
@@ -78,6 +93,7 @@ for _pair in combinations(("threshold", "nothreshold", "calibrate"), 2):
 
 def main(values: command_line.Flags) -> None:
     """Makes, changes or describes the gallery, as the flags say."""
+    filters = _filters(values)
     sources = [open_source(path) for path in values.positional]
     validation = open_source(values.calibrate) if values.calibrate else None
     given = _given_checksum(values)
@@ -98,19 +114,38 @@ def main(values: command_line.Flags) -> None:
             print(f"{source.name}: {added}")
         if values.delete:
             print(f"deleted {gallery.delete(values.delete):,} entries")
+        if values.delete_where:
+            print(f"deleted {gallery.delete_where(filters):,} entries")
+        if values.relabel:
+            print(f"labels of {relabel_as_listed(gallery, values.relabel):,} entries changed")
         _build(values, gallery, bool(sources))
         if validation:
             chosen = _calibrate(values, gallery, validation, checksums[validation.name])
             gallery.set_threshold(chosen.threshold, {**chosen.facts, "validation": validation.name})
         elif values.threshold is not None or values.nothreshold:
             gallery.set_threshold(values.threshold)
-        for line in describe(gallery.info()):
-            print(line)
+        if values.list:
+            write_entries(gallery, filters, sys.stdout)
+        elif values.count:
+            print(gallery.count(filters))
+        else:
+            print(*describe(gallery.info()), sep="\n")
         if values.check:
             with _bar("check") as show:
                 compared = gallery.check(show)
             left = len(gallery) - compared
             print(f"checked: {compared:,} vectors" + f"; {left:,} of an earlier version have no checksums" * bool(left))
+
+
+def _filters(values: command_line.Flags) -> Filters:
+    """Returns the filters of the flags, after comparing them with the flags that they are for."""
+    filters = filters_of(values)
+    names = " or ".join(f"--{name}" for name in NAMES)
+    if values.delete_where and not filters:
+        raise command_line.UsageError(f"--delete_where would delete every entry, expected {names}")
+    if filters and not (values.list or values.count or values.delete_where):
+        raise command_line.UsageError(f"{names} means nothing without --list, --count or --delete_where")
+    return filters
 
 
 def _open(values: command_line.Flags, sources: list[FeatureSource], checksums: dict[str, str]) -> Gallery:
@@ -165,7 +200,7 @@ def describe(info: dict[str, Any]) -> list[str]:
     lines = [f"{info['location']}: {what}"]
     lines.append(f"engine {info['engine']}" + (f" ({info['reason']})" if "reason" in info else f", {info['index']}"))
     if info["threshold"] is None:
-        lines.append("no threshold: nobody is said to be unknown")
+        lines.append("no threshold: every search has hits")
     else:
         lines.append(f"threshold {info['threshold']:.4f}" + _origin(info["calibration"]))
     return lines + [f"note: {note}" for note in info["notes"]]

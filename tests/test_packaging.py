@@ -256,26 +256,26 @@ class TestMake:
 AUDITED = [
     {"name": "safe", "version": "1.0", "vulns": []},
     {"name": "unreachable", "skip_reason": "no data"},
-    {"name": "holed", "version": "2.0", "vulns": [{"id": "CVE-1", "fix_versions": ["2.1", "3.0"]}]},
+    {"name": "old", "version": "2.0", "vulns": [{"id": "CVE-1", "fix_versions": ["2.1", "3.0"]}]},
 ]
 
 
 @pytest.mark.parametrize(
     ("audit", "status", "told"),
     [
-        (json.dumps({"dependencies": AUDITED[:1]}), 0, "1 packages audited, 0 holes known\n"),
+        (json.dumps({"dependencies": AUDITED[:1]}), 0, "1 packages audited, 0 known vulnerabilities\n"),
         (
             json.dumps({"dependencies": AUDITED}),
             1,
-            "holed 2.0: CVE-1, fixed in 2.1, 3.0\n"
+            "old 2.0: CVE-1, fixed in 2.1, 3.0\n"
             "NOT AUDITED: 1 of 3 packages, the data on them cannot be reached\n"
-            "2 packages audited, 1 holes known\n",
+            "2 packages audited, 1 known vulnerabilities\n",
         ),
         ("", 0, "NOT AUDITED: no network\n"),
     ],
-    ids=["no holes", "a hole", "unreachable"],
+    ids=["none", "one", "unreachable"],
 )
-def test_an_audit_says_aloud_what_it_could_not_compare(tmp_path, audit, status, told):
+def test_an_audit_says_what_it_could_not_compare(tmp_path, audit, status, told):
     """With a stand-in for pip-audit."""
     (tmp_path / "pip_audit.py").write_text(f"import sys; print({audit!r}); print('no network', file=sys.stderr)")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}

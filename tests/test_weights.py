@@ -94,7 +94,7 @@ def test_a_checkpoint_is_of_the_run_that_is_stored(arguments, capsys):
 
 def test_a_run_is_stored_and_read_like_one(tiny_run, tmp_path, capsys):
     folder = tmp_path / "mine"
-    assert call(f"--store={tiny_run}", f"--output={folder}") == 0
+    assert call(f"--run={tiny_run}", f"--output={folder}") == 0
     assert "features differ from the run's by at most" in capsys.readouterr().out
     ours, theirs = load_run(folder), load_run(tiny_run)
     values = {name: variable.numpy() for name, variable in named_variables(theirs.model, classifiers=False).items()}
@@ -135,7 +135,7 @@ class TestNames:
     def package(self, tiny_run, tmp_path_factory):
         """Stands in for the package's folder of networks."""
         parent = tmp_path_factory.mktemp("package")
-        assert call(f"--store={tiny_run}", f"--output={parent / self.NAME}") == 0
+        assert call(f"--run={tiny_run}", f"--output={parent / self.NAME}") == 0
         return parent
 
     @pytest.fixture(scope="class")
@@ -189,7 +189,7 @@ class TestNames:
 
 def test_damage_is_noticed(tiny_run, tmp_path):
     folder = tmp_path / "mine"
-    call(f"--store={tiny_run}", f"--output={folder}")
+    call(f"--run={tiny_run}", f"--output={folder}")
     path = folder / weights.ARRAYS
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
@@ -207,7 +207,7 @@ def test_a_run_that_has_not_ended_is_not_stored(tiny_run, tmp_path, capsys):
 
     other = shutil.copytree(tiny_run, tmp_path / "run")
     (other / "metrics.json").unlink()
-    assert call(f"--store={other}", f"--output={tmp_path / 'mine'}") == 1
+    assert call(f"--run={other}", f"--output={tmp_path / 'mine'}") == 1
     assert "expected a run that has ended" in capsys.readouterr().err
     assert not (tmp_path / "mine").exists()
 

@@ -39,18 +39,18 @@ SHOWN = 5
 
 FLAGS = new_flags()
 FLAGS.group("output")
-FLAGS.string("kept", "", "Folder for inputs that end or stop their reader.")
+FLAGS.string("kept", "", "Folder for inputs that crash or hang their reader.")
 FLAGS.group("options")
 FLAGS.list_of("parts", PARTS, "What to do.", flags.EnumParser([*PARTS]))
-FLAGS.integer("seed", 0, "Of all choices.", 0)
+FLAGS.integer("seed", 0, "Seed of all choices.", 0)
 FLAGS.group("kills and damaged inputs")
 FLAGS.list_of("cases", CASES, "What to kill.", flags.EnumParser([*CASES]))
 FLAGS.integer("rounds", 100, "Kills of each command.", 0)
 FLAGS.integer("inputs", 10_000, "Damaged inputs.", 0)
-FLAGS.real("minutes", 30, "For all but the load; then no more kills.", 0.1)
+FLAGS.real("minutes", 30, "Time for all but the load, minutes; after it, no more commands are killed.", 0.1)
 FLAGS.group("load")
-FLAGS.real("load_minutes", 30, "How long the clients ask.", 0.1)
-FLAGS.integer("clients", 64, "How many of them.", 1)
+FLAGS.real("load_minutes", 30, "Duration of the load, minutes.", 0.1)
+FLAGS.integer("clients", 64, "Clients that ask at the same time.", 1)
 
 
 def main(values: command_line.Flags) -> None:

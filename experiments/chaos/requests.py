@@ -106,7 +106,7 @@ def _requests(pictures: Sequence[bytes], id: int) -> list[Request]:
         batch._replace(values=[*batch.values, ("file", "images", jpeg)]),
         *(request("GET", f"/gallery/{{id}}{what}") for what in ("", "/image", "/attention")),
         request("GET", "/gallery/{id}/attention", "query", kind="soft", level=1),
-        request("GET", "/gallery", "query", after=5, limit=3),
+        request("GET", "/gallery", "query", after=5, limit=3, pids=4, taken_before=2e9),
         *(request("POST", "/embed", image=picture) for picture in pictures),
         request("POST", "/search", "form", image=jpeg, k=5, cameras=1, threshold=1.5, rerank="true"),
         request("POST", "/search", "form", id=id, k=5, not_cameras=2, after=1e9, before=2e9),
@@ -116,6 +116,7 @@ def _requests(pictures: Sequence[bytes], id: int) -> list[Request]:
         request("POST", "/login", "json", token='"token"'),
         request("GET", "/examples/{number}/image"),
         request("DELETE", "/gallery/{id}"),
+        request("DELETE", "/gallery", "query", pids=10**9, cameras=77, taken_after=1e9),
         request("POST", "/compact"),
     ]
 

@@ -13,4 +13,4 @@ METRICS = "metrics.json"
 """The evaluation at the end of the training."""
 
 EVALUATION = "evaluation.json"
-"""A later evaluation, which ``experiments.run`` adds."""
+"""The newest evaluation of the last network on the run's own data, by ``han_tf.evaluate``."""

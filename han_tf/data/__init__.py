@@ -12,6 +12,7 @@ from typing import Optional
 
 from han_tf.common.errors import UserError
 from han_tf.data.csv_dataset import read_csv
+from han_tf.data.cuhk03 import SPELLINGS as CUHK03_SPELLINGS
 from han_tf.data.cuhk03 import SPLITS as CUHK03_SPLITS
 from han_tf.data.cuhk03 import read_cuhk03
 from han_tf.data.dukemtmc import read_dukemtmc
@@ -60,7 +61,7 @@ DATASETS: dict[str, DatasetEntry] = {
         "datasets/cuhk03",
         "CUHK03, 767/700 protocol: 1,467 people, 2 cameras",
         splits=CUHK03_SPLITS,
-        spellings={"labeled": "labelled"},
+        spellings={other: split for split, names in CUHK03_SPELLINGS.items() for other in names},
     ),
     "market1501": DatasetEntry(
         read_market1501, "datasets/market1501", "Market-1501: 1,501 people, 6 cameras", multi_query=True

@@ -36,7 +36,10 @@ from han_tf.data.market1501 import LAYOUTS, read_subsets
 from han_tf.data.reading import MAX_PIXELS
 from han_tf.data.records import Record, ReIDDataset
 
-SPLITS = ("detected", "labelled")
+SPELLINGS = {"detected": ("detected",), "labelled": ("labeled", "labelled")}
+"""Split -> its names in files and folders, and as --split takes it; the first split is the default."""
+
+SPLITS = tuple(SPELLINGS)
 PUBLISHED = {
     "detected": {
         "train": Counts(images=7_365, identities=767, cameras=2),
@@ -54,7 +57,6 @@ PAIR_IDENTITIES = (843, 440, 77, 58, 49)
 
 _NAME = re.compile(r"([1-5])_(\d{3})_([12])_(\d{2})")
 _parse_np_name = name_parser(r"(?P<pid>\d{1,255})_c(?P<camid>[12])_\d+")
-_SPELLINGS = {"detected": ("detected",), "labelled": ("labeled", "labelled")}
 
 
 class CUHK03Name(NamedTuple):
@@ -88,7 +90,7 @@ def read_cuhk03(data_dir: PathLike, split: str = "detected") -> ReIDDataset:
     """
     notes: list[str] = []
     data_dir = _parent_of_split(Path(data_dir), split)
-    for spelling in _SPELLINGS[split]:
+    for spelling in SPELLINGS[split]:
         folders = [f"{spelling}/{folder}" for folder in LAYOUTS[0]]
         root = search_folder(data_dir, "cuhk03", folders, folders[1:])
         if root is not None:
@@ -98,7 +100,7 @@ def read_cuhk03(data_dir: PathLike, split: str = "detected") -> ReIDDataset:
         root = search_folder(data_dir, "cuhk03", ["cuhk-03.mat"])
         if root is None:
             raise UserError(
-                f"{data_dir}: neither cuhk-03.mat nor a folder {_SPELLINGS[split][0]} with "
+                f"{data_dir}: neither cuhk-03.mat nor a folder {SPELLINGS[split][0]} with "
                 f"{', '.join(LAYOUTS[0])} found, expected one of the two"
             )
         protocol = _find_protocol(root, split)
@@ -110,7 +112,7 @@ def _parent_of_split(data_dir: Path, split: str) -> Path:
     """Returns the parent if ``data_dir`` is the folder of one split of CUHK03-NP, otherwise ``data_dir``."""
     if not all((data_dir / name).is_dir() for name in ("query", "bounding_box_test")):
         return data_dir
-    found = next((name for name, spellings in _SPELLINGS.items() if data_dir.absolute().name in spellings), split)
+    found = next((name for name, spellings in SPELLINGS.items() if data_dir.absolute().name in spellings), split)
     if found != split:
         raise UserError(f"{data_dir}: the split {found}, expected {split}; give the folder above, or --split {found}")
     return data_dir.absolute().parent
@@ -148,7 +150,7 @@ def extract_images(mat: Path, split: str) -> Path:
     partial = mat.parent / f"images_{split}.partial"
     try:
         with h5py.File(mat, "r") as file:
-            for name, image in _images(file, file[_SPELLINGS[split][0]]):
+            for name, image in _images(file, file[SPELLINGS[split][0]]):
                 _save_png(partial / f"{format_name(name)}.png", image)
     except (OSError, KeyError, ValueError, TypeError, AttributeError, IndexError, RuntimeError, MemoryError) as error:
         # h5py raises these on files that are truncated, damaged or of another structure.
@@ -202,7 +204,7 @@ def _save_png(path: Path, image: np.ndarray) -> None:
 
 def _find_protocol(root: Path, split: str) -> Path:
     """Returns the path of the protocol file, which lies beside ``cuhk-03.mat`` or one folder up."""
-    names = [f"cuhk03_new_protocol_config_{spelling}.mat" for spelling in _SPELLINGS[split]]
+    names = [f"cuhk03_new_protocol_config_{spelling}.mat" for spelling in SPELLINGS[split]]
     for folder, name in itertools.product((root, root.parent), names):
         if (folder / name).is_file():
             return folder / name

@@ -335,12 +335,12 @@ def _read_csv(source: str, collected: _Collected, parse: _Parse) -> None:
         if not fields["path"] or "\0" in fields["path"]:
             raise UserError(f"{where}: path is {fields['path']!r}, expected an image file")
         path = os.path.join(folder, fields["path"])
-        told = {name: _field(where, name, fields[name]) for name in FIELDS if fields.get(name)}
+        told = {name: parse_field(where, name, fields[name]) for name in FIELDS if fields.get(name)}
         collected.add(path, **{**parse(path), **told})
 
 
-def _field(where: str, name: str, text: str) -> Union[int, float]:
-    """Returns the parsed value of a non-empty field."""
+def parse_field(where: str, name: str, text: str) -> Union[int, float]:
+    """Returns the value of a field of a CSV file, ``time`` or an integer, which must not be empty."""
     if name == "time":
         try:
             return parse_time(text)
@@ -374,6 +374,6 @@ def _name_parser(names: str) -> _Parse:
         match = pattern.search(os.path.abspath(path))
         if match is None:
             raise UserError(f"{path}: the path does not fit the expression {names!r}")
-        return {name: _field(path, name, text) for name, text in match.groupdict().items() if text}
+        return {name: parse_field(path, name, text) for name, text in match.groupdict().items() if text}
 
     return parse

@@ -22,8 +22,8 @@ from absl import flags
 from han_tf.common import cli as command_line
 from han_tf.common.errors import UserError
 from han_tf.common.files import read_npz
-from han_tf.data.image_lists import parse_time
-from han_tf.search.entries import Filters, Hit
+from han_tf.search.entries import Hit
+from han_tf.search.filter_flags import define_filters, filters_of
 from han_tf.search.gallery import Gallery
 from han_tf.search.opening import open_gallery
 
@@ -32,24 +32,16 @@ FLAGS.group("gallery")
 FLAGS.string("index", "", "The gallery: a folder, or an address of Milvus.")
 FLAGS.group("what to search for")
 FLAGS.string("model", "", "Folder of the run or export, or name of the network of the package, that embeds the images.")
-_ID = flags.IntegerParser()
-FLAGS.list_of("id", [], "Search for the images of these entries; an entry is no hit of its own.", _ID)
+FLAGS.list_of("id", [], "Search for the images of these entries; an entry is no hit of its own.", flags.IntegerParser())
 FLAGS.string("features", "", "Search for the features in this .npz file.")
+FLAGS.define_white_level("that of the gallery's images")
 FLAGS.group("hits")
 FLAGS.integer("k", 10, "Hits per query, at most.", 1, 10_000)
-FLAGS.group("filters")
-FLAGS.list_of("camera", [], "From these cameras only.", _ID)
-FLAGS.list_of("not_camera", [], "Not from these cameras.", _ID)
-FLAGS.list_of("pid", [], "Of these people only.", _ID)
-FLAGS.string("after", "", "Taken at this time or later.")
-FLAGS.string("before", "", "Taken before this time.")
-FLAGS.group("hits")
 FLAGS.real("threshold", None, "Greatest distance; the gallery's own if not given.", 0)
 FLAGS.boolean("any_distance", False, "Ignore the gallery's threshold.")
 FLAGS.boolean("rerank", False, "Sort the nearest by k-reciprocal re-ranking.")
 FLAGS.boolean("json", False, "Print JSON.")
-FLAGS.group("what to search for")
-FLAGS.define_white_level("that of the gallery's images")
+define_filters(FLAGS)
 FLAGS.require("index", "the folder or address of a gallery")
 FLAGS.check_pair("any_distance", "threshold", False, "--any_distance and --threshold exclude each other")
 
@@ -58,13 +50,7 @@ def main(values: command_line.Flags) -> None:
     """Searches as the flags say."""
     if bool(values.positional) + bool(values.id) + bool(values.features) != 1:
         raise command_line.UsageError("expected either images, --id or --features to search for")
-    filters = Filters(
-        tuple(values.camera),
-        tuple(values.not_camera),
-        _time(values.after, "after"),
-        _time(values.before, "before"),
-        tuple(values.pid),
-    )
+    filters = filters_of(values)
     with open_gallery(values.index) as gallery:
         location = gallery.location
         if not len(gallery):
@@ -141,13 +127,6 @@ def _shown(time: Optional[float]) -> str:
         return datetime.fromtimestamp(time, timezone.utc).isoformat(" ", "seconds").removesuffix("+00:00")
     except (OverflowError, ValueError, OSError):  # beyond the calendar
         return f"{time:g}"
-
-
-def _time(text: str, flag: str) -> Optional[float]:
-    try:
-        return parse_time(text) if text else None
-    except ValueError as error:
-        raise UserError(f"--{flag} {text}: {error}, expected seconds since 1970 or ISO 8601") from error
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Approximate indexes of FAISS that propose candidates, which are then compared by their float32 features.
 
-Features of trained networks vary in far fewer directions than they have values. Vectors are therefore projected on the
-principal axes that hold 99 % of a sample's variance, if these are at most half as many as the values, and quantised.
+Features may vary in far fewer directions than they have values. Vectors are therefore projected on the principal axes
+that hold 99 % of a sample's variance, if these are at most half as many as the values, and quantised.
 
 - ``hnsw``: a graph over vectors of one byte per value (8-bit scalar quantiser), held in memory.
 - ``ivfpq``: inverted lists of product-quantised vectors, up to 64 bytes each. The file of the lists is mapped into

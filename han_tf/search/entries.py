@@ -79,21 +79,37 @@ def _real(value: Any) -> Optional[float]:
     return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
+def check_paths(paths: Any) -> list[str]:
+    """Returns ``paths`` as text; raises UserError unless they are several that UTF-8 can encode."""
+    paths = check_collection(paths, "paths", "several")
+    values = [os.fspath(path) if isinstance(path, os.PathLike) else path for path in paths]
+    for value in values:
+        if not isinstance(value, str):
+            raise UserError(f"paths hold {reprlib.repr(value)}, expected text")
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"path {value!r} is not UTF-8, expected one that is, to be kept as text") from error
+    return [str(value) for value in values]  # NumPy's strings are a class of their own
+
+
 @dataclass(frozen=True)
 class Filters:
     """Conditions that an entry must meet to be found.
 
     An entry without a camera never passes ``cameras`` and always passes ``not_cameras``. An entry without a time
-    passes neither ``after`` nor ``before``, an entry without a pid never ``pids``.
+    passes neither ``after`` nor ``before``, an entry without a pid never ``pids``, one without a path never ``paths``.
 
     Attributes:
       cameras: only entries of these cameras, integers; empty for all.
       not_cameras: no entries of these cameras.
       after, before: ``after <= time < before``, seconds since 1970 UTC, in the years 1 to 9999.
       pids: only entries of these people, integers; empty for all.
+      paths: only entries of these files, or of files in or below these folders, as they were given when the images
+        were added; empty for all.
 
     Raises:
-      UserError: a camera or pid is not an integer, or a time is not a number or outside those years.
+      UserError: a camera or pid is not an integer, a time is not a number of those years, or a path is not text.
     """
 
     cameras: tuple[int, ...] = ()
@@ -101,19 +117,24 @@ class Filters:
     after: Optional[float] = None
     before: Optional[float] = None
     pids: tuple[int, ...] = ()
+    paths: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("cameras", "not_cameras", "pids"):
             object.__setattr__(self, name, _whole(getattr(self, name), name))
         for name in ("after", "before"):
             object.__setattr__(self, name, _bound(getattr(self, name), name))
+        paths = check_paths(self.paths)
+        if "" in paths:
+            raise UserError("paths hold '', expected files or folders")
+        object.__setattr__(self, "paths", tuple(path.rstrip("/") or "/" for path in paths))
 
     def __bool__(self) -> bool:
         """Returns whether any condition is set."""
         return self != Filters()
 
     def passing(self, pids: np.ndarray, camids: np.ndarray, times: np.ndarray) -> np.ndarray:
-        """Returns which entries pass, bool ``[n]``.
+        """Returns which entries pass all conditions but ``paths``, bool ``[n]``.
 
         Args:
           pids, camids, times: as of :class:`han_tf.features.shards.FeatureBatch`.
@@ -133,6 +154,12 @@ class Filters:
 
 
 NO_FILTERS = Filters()
+
+
+def below(folder: str) -> tuple[str, str]:
+    """Returns the bounds of the paths below a folder, ``first <= path < end`` in the order of their characters."""
+    folder = folder.rstrip("/")
+    return f"{folder}/", f"{folder}{chr(ord('/') + 1)}"
 
 
 class Hit(NamedTuple):
@@ -204,20 +231,6 @@ def _check_range(values: Any, name: str) -> None:
 def labels_of(entries: Sequence[Entry]) -> dict[str, Any]:
     """Returns the labels of entries as the keyword arguments of :meth:`han_tf.search.Gallery.add`."""
     return {f"{name}s": [getattr(entry, name) for entry in entries] for name in ("pid", "camid", "time")}
-
-
-def check_paths(paths: Any) -> list[str]:
-    """Returns ``paths`` as text; raises UserError unless they are several that UTF-8 can encode."""
-    paths = check_collection(paths, "paths", "several")
-    values = [os.fspath(path) if isinstance(path, os.PathLike) else path for path in paths]
-    for value in values:
-        if not isinstance(value, str):
-            raise UserError(f"paths hold {reprlib.repr(value)}, expected text")
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            raise UserError(f"path {value!r} is not UTF-8, expected one that is, to be kept as text") from error
-    return [str(value) for value in values]  # NumPy's strings are a class of their own
 
 
 def check_labels(

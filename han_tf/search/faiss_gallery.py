@@ -73,8 +73,8 @@ ASKED_FOR = "asked for"
 """The stored reason for an engine that the user chose."""
 
 POOR = (
-    "the index finds only {:.0%} of the nearest images, having learned from others: searches go through all rows until "
-    "it is built anew (python -m han_tf.index --rebuild)"
+    "the index was trained on other images and finds only {:.0%} of the nearest ones: searches go through all rows "
+    "until it is built anew (python -m han_tf.index --rebuild)"
 )
 
 SOURCE = "source "
@@ -271,7 +271,7 @@ class FaissGallery(Gallery):
 
     def _page(self, limit: int, after: int, filters: Filters) -> list[Entry]:
         state = self.store.state
-        passing = _passing(state, filters)
+        passing = self._passing(state, filters)
         start = int(np.searchsorted(state.labels.ids, after, "right"))
         rows = np.arange(start, len(state.vectors)) if passing is None else start + np.flatnonzero(passing[start:])
         ids = state.labels.ids[rows[:limit]].tolist()
@@ -280,7 +280,7 @@ class FaissGallery(Gallery):
 
     def _count(self, filters: Filters) -> int:
         state = self.store.state
-        return int(_passing(state, filters).sum()) if filters else state.live
+        return int(self._passing(state, filters).sum()) if filters else state.live
 
     def _cameras(self) -> list[int]:
         labels = self.store.state.labels
@@ -304,7 +304,7 @@ class FaissGallery(Gallery):
         with self._guard.reading():
             state, loaded = self.store.state, self._loaded
             covered = loaded.index.rows if loaded and self._found is None else 0
-            passing = _passing(state, filters)
+            passing = self._passing(state, filters)
             count = len(state.vectors) if passing is None else int(passing.sum())
             proposed = min(max(CANDIDATES_LEAST, CANDIDATES_PER_HIT * k), count)
             candidates = None
@@ -336,6 +336,18 @@ class FaissGallery(Gallery):
                 else:
                     found.append((near[0][:k], near[1][:k]))
         return [(labels.ids[rows], np.sqrt(distances)) for rows, distances in found]
+
+    def _passing(self, state: State, filters: Filters) -> Optional[np.ndarray]:
+        """Returns which rows are of entries that pass, bool ``[rows]``; None for all rows."""
+        if not filters:
+            return None if state.live == len(state.vectors) else state.labels.alive
+        passing = state.labels.alive & filters.passing(*state.labels[2:])
+        if filters.paths:
+            rows = state.rows_of(self.store.ids_below(filters.paths))
+            chosen = np.zeros(len(passing), bool)
+            chosen[rows[rows >= 0]] = True
+            passing &= chosen
+        return passing
 
     def _set(self, settings: dict[str, Any]) -> None:
         with self._alone():
@@ -620,13 +632,6 @@ class FaissGallery(Gallery):
         for path in [*self.folder.glob("index-*.faiss"), *self.folder.glob(".index-*.tmp")]:
             if snapshot is None or path.name != snapshot["file"]:
                 remove(path)
-
-
-def _passing(state: State, filters: Filters) -> Optional[np.ndarray]:
-    """Returns which rows are of entries that pass, bool ``[rows]``; None for all rows."""
-    if not filters:
-        return None if state.live == len(state.vectors) else state.labels.alive
-    return state.labels.alive & filters.passing(*state.labels[2:])
 
 
 def _add_rows(index: ApproximateIndex, state: State, most: int) -> None:

@@ -355,13 +355,13 @@ class Gallery(ABC):
         """Deletes the entries ``ids`` and returns how many of them existed; on disk when it returns."""
 
     def delete_where(self, filters: Filters) -> int:
-        """Deletes the entries that pass, for example those of a person or before a time; returns their number.
+        """Deletes the entries that pass: those of a person, before a time, in a folder, …; returns their number.
 
         Raises:
           UserError: no filter is set.
         """
         if not check_filters(filters):
-            raise UserError("these filters let every entry pass, expected a camera, a person or a time")
+            raise UserError("these filters let every entry pass, expected a camera, a person, a time or a path")
         deleted = 0
         while entries := self.page(DELETED_AT_ONCE, filters=filters):
             deleted += self.delete([entry.id for entry in entries])

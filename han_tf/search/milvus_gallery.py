@@ -17,7 +17,7 @@ from han_tf.common.files import writing
 from han_tf.data.image_lists import UNKNOWN
 from han_tf.features.shards import FeatureBatch
 from han_tf.search.address import Address
-from han_tf.search.entries import Entry, Filters, check_ids
+from han_tf.search.entries import Entry, Filters, below, check_ids
 from han_tf.search.exact import SPARE, error_bound, nearest, widened
 from han_tf.search.gallery import Gallery, Progress
 from han_tf.search.milvus_client import (
@@ -321,6 +321,13 @@ def _expression(filters: Filters) -> str:
         terms.append(f"camid not in {[*filters.not_cameras]}")
     if filters.pids:
         terms.append(f"pid in {[*filters.pids]}")
+    if filters.paths:
+        bounds = [(path, *below(path)) for path in filters.paths]
+        ranges = [
+            f"path == {_quoted(path)} or (path >= {_quoted(first)} and path < {_quoted(end)})"
+            for path, first, end in bounds
+        ]
+        terms.append(f"({' or '.join(ranges)})")
     if filters.after is not None:
         terms.append(f"time >= {max(filters.after, NO_TIME / 2)!r}")
     if filters.before is not None:

@@ -29,7 +29,7 @@ from han_tf.data.image_lists import UNKNOWN
 from han_tf.features.shards import FeatureBatch
 from han_tf.metrics.checks import squared_norms
 from han_tf.search.choice import ENGINES
-from han_tf.search.entries import Entry
+from han_tf.search.entries import Entry, below
 from han_tf.search.gallery import Progress, check_format
 
 DATABASE = "gallery.sqlite"
@@ -419,6 +419,12 @@ class Store:
             database = self._opened(self._database)
             database.execute(PATH_INDEX)
             return list(_entries_where(database, "path", paths))
+
+    def ids_below(self, paths: Sequence[str]) -> np.ndarray:
+        """Returns the ids of the entries of these files, and of files in or below these folders, int64 ``[n]``."""
+        query = "SELECT id FROM entries WHERE path = ? OR (path >= ? AND path < ?)"
+        with self._reading() as database:
+            return np.array([id for path in paths for (id,) in database.execute(query, (path, *below(path)))], np.int64)
 
     def revision(self) -> int:
         """Returns the number of changes that all processes have committed."""

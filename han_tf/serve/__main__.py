@@ -115,7 +115,7 @@ def allowed_hosts(host: str, address: Address, names: Sequence[str]) -> set[str]
       UserError: the service listens on all addresses, and no names are given.
     """
     if address.is_unspecified and not names:
-        raise UserError(
+        raise command_line.UsageError(
             f"--host {host or repr(host)} listens on every address of this machine, expected --allowed_hosts with the "
             "names that clients call it by"
         )
@@ -145,7 +145,9 @@ def state_folder(index: Union[str, Path]) -> str:
         from han_tf.search.address import Address  # its text form does not contain the password
 
         index = Address.of(index) or index
-        raise UserError(f"--index {index} is an address, expected --state with a folder for feedback and added images")
+        raise command_line.UsageError(
+            f"--index {index} is an address, expected --state with a folder for feedback and added images"
+        )
     beside = f"{Path(index).absolute()}.service"
     # Earlier versions put the folder beside the link.
     return beside if Path(beside).exists() else f"{Path(index).resolve()}.service"

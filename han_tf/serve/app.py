@@ -51,6 +51,12 @@ Number = Annotated[int, Field(ge=-NUMBER_LIMIT, le=NUMBER_LIMIT)]
 Camera = Annotated[int, Field(ge=-ID_LIMIT, le=ID_LIMIT)]
 Time = Annotated[Optional[float], Form(**TIMES, description="seconds since 1970 UTC, years 1 to 9999, if known")]
 Bound = Annotated[Optional[float], Form(**TIMES, description="`after <= time < before`, seconds since 1970 UTC")]
+Cameras = Annotated[list[Camera], Query(max_length=MOST_CAMERAS, description="of these cameras only; empty for all")]
+NotCameras = Annotated[list[Camera], Query(max_length=MOST_CAMERAS, description="without entries of these cameras")]
+People = Annotated[list[Camera], Query(max_length=MOST_CAMERAS, description="of these people only; empty for all")]
+Taken = Annotated[
+    Optional[float], Query(**TIMES, description="`taken_after <= time < taken_before`, seconds since 1970 UTC")
+]
 
 
 def _responses(*statuses: int) -> dict[int, dict[str, Any]]:
@@ -135,6 +141,9 @@ def create_app(service: Service, access: Access = Access()) -> FastAPI:  # noqa:
         ] = [],  # noqa: B006
         after: Bound = None,
         before: Bound = None,
+        pids: Annotated[
+            list[Camera], Form(max_length=MOST_CAMERAS, description="of these people only; empty for all")
+        ] = [],  # noqa: B006
         threshold: Annotated[
             Optional[float],
             Form(ge=0, le=1e6, allow_inf_nan=False, description="L2 distance; the gallery's own if not given"),
@@ -144,19 +153,17 @@ def create_app(service: Service, access: Access = Access()) -> FastAPI:  # noqa:
         """Finds the entries that are most similar to an image, or to another entry.
 
         An entry that is searched for is not among its own hits. Entries of unknown time are left out if `after` or
-        `before` is given, those of unknown camera if `cameras` is given.
+        `before` is given, those of unknown camera if `cameras` is given, those of unknown person if `pids` is given.
         """
         if (image is None) == (id is None):
             given = "both image and id" if image else "neither image nor id"
             raise Refusal(422, f"{given} given, expected one of them")
-        if after is not None and before is not None and after >= before:
-            raise Refusal(422, f"after is {after:g} and before {before:g}, expected after < before")
+        filters = _filters(cameras, not_cameras, after, before, pids)
         if image is not None:
             picture = await picture_of(image)
             query = SearchQuery(f"sha256:{picture.sha256}", await service.embed(picture))
         else:
             query = SearchQuery(f"id:{id}", id=id)
-        filters = Filters(tuple(cameras), tuple(not_cameras), after, before)
         return await service.search(query, k, filters, threshold, rerank)
 
     @app.post("/gallery", tags=["gallery"], status_code=201, responses=UPLOADS)
@@ -201,11 +208,33 @@ def create_app(service: Service, access: Access = Access()) -> FastAPI:  # noqa:
         after: Annotated[
             Optional[int], Query(ge=-1, le=ID_LIMIT, description="only greater ids, ascending; -1 for the first page")
         ] = None,
+        cameras: Cameras = [],  # noqa: B006
+        not_cameras: NotCameras = [],  # noqa: B006
+        pids: People = [],  # noqa: B006
+        taken_after: Taken = None,
+        taken_before: Taken = None,
     ) -> schemas.Page:
-        """Returns a sample of the entries; with `after`, all entries page by page."""
-        entries = await service.list_entries(limit, after)
-        following = entries[-1].id if after is not None and len(entries) == limit else None
-        return schemas.Page(entries=entries, next=following)
+        """Returns a sample of the entries; with `after` or a filter, all that pass, page by page, and their number."""
+        filters = _filters(cameras, not_cameras, taken_after, taken_before, pids)
+        if after is None and not filters:
+            return schemas.Page(entries=await service.sample(limit), next=None, total=await service.count(filters))
+        entries = await service.page(limit, -1 if after is None else after, filters)
+        following = entries[-1].id if len(entries) == limit else None
+        return schemas.Page(entries=entries, next=following, total=await service.count(filters))
+
+    @app.delete("/gallery", tags=["gallery"], responses=WRITES)
+    async def delete_where(
+        cameras: Cameras = [],  # noqa: B006
+        not_cameras: NotCameras = [],  # noqa: B006
+        pids: People = [],  # noqa: B006
+        taken_after: Taken = None,
+        taken_before: Taken = None,
+    ) -> schemas.DeletedMany:
+        """Deletes the entries that pass the filters, and the copies of their images if this service added them."""
+        filters = _filters(cameras, not_cameras, taken_after, taken_before, pids)
+        if not filters:
+            raise Refusal(422, "no filter given, expected cameras, not_cameras, pids, taken_after or taken_before")
+        return schemas.DeletedMany(deleted=await service.delete_where(filters))
 
     @app.get("/gallery/{id}", tags=["gallery"], responses=READS_ENTRY)
     async def entry(id: Id) -> schemas.EntryOut:
@@ -371,6 +400,14 @@ def _add_errors(app: FastAPI) -> None:
     async def bug(_: Request, error: Exception) -> JSONResponse:
         # Starlette raises the error again after this answer; the guard prints it.
         return JSONResponse({"error": FAULT}, 500)
+
+
+def _filters(
+    cameras: list[int], not_cameras: list[int], after: Optional[float], before: Optional[float], pids: list[int]
+) -> Filters:
+    if after is not None and before is not None and after >= before:
+        raise Refusal(422, f"after is {after:g} and before {before:g}, expected after < before")
+    return Filters(tuple(cameras), tuple(not_cameras), after, before, tuple(pids))
 
 
 def _sentence(error: Any) -> str:

@@ -106,6 +106,12 @@ class Deleted(BaseModel):
     id: int
 
 
+class DeletedMany(BaseModel):
+    """The number of deleted entries."""
+
+    deleted: int
+
+
 class Overview(BaseModel):
     """Facts about the service, for the page."""
 
@@ -127,9 +133,8 @@ class Page(BaseModel):
     """Some entries of the gallery."""
 
     entries: list[EntryOut]
-    next: Optional[int] = Field(
-        description="`after` for the next page; null after the last one, or if no `after` was given"
-    )
+    next: Optional[int] = Field(description="`after` for the next page; null after the last one, or with a sample")
+    total: int = Field(description="number of entries that pass the filters")
 
 
 class Example(BaseModel):

@@ -44,6 +44,9 @@ LARGE_WORK = 2_000_000
 REMEMBERED = 20_000
 """Number of latest queries since the start that verdicts are accepted for, beside those that have a verdict."""
 
+DELETED_AT_ONCE = 1000
+"""Entries that are deleted at a time; their copies follow, so that a crash leaves few to be removed at the start."""
+
 LISTED = 60
 """Default number of listed entries."""
 
@@ -192,7 +195,7 @@ class Service:
     def describe(self) -> str:
         """Returns a few lines about what is served, for the operator."""
         gallery, extractor = self.gallery, self.extractor
-        threshold = "none, so nobody is said to be unknown" if gallery.threshold is None else f"{gallery.threshold:.4f}"
+        threshold = "none, so every search has hits" if gallery.threshold is None else f"{gallery.threshold:.4f}"
         lines = [
             f"gallery: {gallery.location}, {len(gallery)} images, {gallery.engine}",
             f"model: {extractor.card.model}, {extractor.format}, {extractor.precision}, {extractor.checksum[:12]}…",
@@ -322,10 +325,17 @@ class Service:
     def _named(self, entries: Sequence[Entry]) -> list[EntryOut]:
         return list(map(EntryOut.of, entries, self.store.names([entry.path for entry in entries])))
 
-    async def list_entries(self, limit: int = LISTED, after: Optional[int] = None) -> list[EntryOut]:
-        """Returns a sample of the entries with their names; with ``after``, those with the next greater ids."""
-        gallery = self.gallery
-        return await self.ask(lambda: self._named(gallery.some(limit) if after is None else gallery.page(limit, after)))
+    async def sample(self, limit: int = LISTED) -> list[EntryOut]:
+        """Returns a sample of the entries with their names."""
+        return await self.ask(lambda: self._named(self.gallery.some(limit)))
+
+    async def page(self, limit: int, after: int, filters: Filters) -> list[EntryOut]:
+        """Returns the first entries that pass and have ids above ``after``, with their names."""
+        return await self.ask(lambda: self._named(self.gallery.page(limit, after, filters)))
+
+    async def count(self, filters: Filters) -> int:
+        """Returns the number of entries that pass."""
+        return await self.ask(self.gallery.count, filters)
 
     @property
     def cameras(self) -> list[int]:
@@ -407,10 +417,25 @@ class Service:
 
     def _delete_now(self, id: int) -> None:
         entry = self._entry_now(id)
-        if not self.gallery.delete([id]):
+        if not self._delete_entries([entry]):
             raise _UnknownEntry(id)
-        self._overlays.pop(f"id:{id}", None)
-        self.store.remove_copy(entry.path)
+
+    def _delete_entries(self, entries: Sequence[Entry]) -> int:
+        deleted = self.gallery.delete([entry.id for entry in entries])
+        for entry in entries if deleted else ():
+            self._overlays.pop(f"id:{entry.id}", None)
+            self.store.remove_copy(entry.path)
+        return deleted
+
+    async def delete_where(self, filters: Filters) -> int:
+        """Deletes the entries that pass, as :meth:`delete` does; returns their number."""
+        return await self._change(self._delete_where_now, filters)
+
+    def _delete_where_now(self, filters: Filters) -> int:
+        deleted = 0
+        while entries := self.gallery.page(DELETED_AT_ONCE, filters=filters):
+            deleted += self._delete_entries(entries)
+        return deleted
 
     async def shown_image(self, id: int) -> bytes:
         """Returns the image of an entry, as JPEG of at most :data:`SHOWN_SIDE` pixels a side.

@@ -75,7 +75,7 @@ def read_arrays(folder: Union[str, os.PathLike]) -> dict[str, "np.ndarray"]:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}, expected the weights that {ABOUT} tells of") from error
+        raise UserError(f"{path}: {error.strerror or error}, expected the weights that {ABOUT} describes") from error
     found = hashlib.sha256(data).hexdigest()
     if found != expected:
         raise UserError(f"{path}: damaged or changed, SHA-256 is {found}, expected {expected} as in {ABOUT}")

@@ -1,7 +1,7 @@
 """List the trained networks that come with the package, or store a run's network in the same form.
 
   python -m han_tf.weights
-  python -m han_tf.weights --store runs/NAME --output han_small-market1501
+  python -m han_tf.weights --run runs/NAME --output han_small-market1501
 
 A stored folder can be used in place of a run's folder: --model, --init_from.
 """
@@ -22,16 +22,17 @@ PROBES = 4
 """Number of drawn images whose features are stored beside the weights."""
 
 FLAGS = command_line.Flags()
-FLAGS.string("store", "", "Folder of a finished run whose network is to be stored.", needs="output")
-FLAGS.string("output", "", "Where to; a name alone is a folder of the package.", needs="store")
-FLAGS.enum("checkpoint", "last", list(CHECKPOINTS), "Which network of the run.", needs="store")
+FLAGS.string("run", "", "Folder of a finished run whose network is to be stored.", needs="output")
+FLAGS.old_name("store", "run")
+FLAGS.string("output", "", "Folder to write; a name without a path is a folder of the package.", needs="run")
+FLAGS.enum("checkpoint", "last", list(CHECKPOINTS), "Which network of the run.", needs="run")
 
 
 def main(values: command_line.Flags) -> None:
     """Lists or stores as the flags say."""
-    if values.store:
+    if values.run:
         output = Path(values.output)
-        store(values.store, weights.HERE / output if output.parent == Path() else output, values.checkpoint)
+        store(values.run, weights.HERE / output if output.parent == Path() else output, values.checkpoint)
         return
     for name in weights.shipped_names():
         print(describe(weights.HERE / name))

@@ -17,8 +17,10 @@ from han_tf import __version__, bench, demo, evaluate, export, extract, index, t
 from han_tf import flops as flops_command
 from han_tf.common.cli import Flags, UsageError, run
 from han_tf.common.errors import Note, Stopped, UserError
+from han_tf.data.synthetic import __main__ as synthetic_command
 from han_tf.search import __main__ as search
 from han_tf.serve import __main__ as serve
+from han_tf.weights import __main__ as weights_command
 
 COMMANDS = [train, evaluate, visualize, flops_command, bench, export, extract, index, search, serve, demo]
 
@@ -224,6 +226,8 @@ OLD_NAMES = {
     index: {"memory": "memory_mb"},
     bench: {"model": "arch"},
     flops_command: {"model": "arch"},
+    synthetic_command: {"root": "output"},
+    weights_command: {"store": "run"},
 }
 
 

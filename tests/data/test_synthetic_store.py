@@ -158,7 +158,7 @@ def test_stopping_the_command_line_leaves_nothing(tmp_path, number):
     """No worker survives (it would keep stderr open) and, unless the command is killed, no file remains."""
     if number == signal.SIGKILL and sys.platform != "linux":
         pytest.skip("only Linux tells a process of its parent's end")
-    command = [sys.executable, "-m", "han_tf.data.synthetic", "--root", str(tmp_path / "set"), "--workers", "2"]
+    command = [sys.executable, "-m", "han_tf.data.synthetic", "--output", str(tmp_path / "set"), "--workers", "2"]
     process = subprocess.Popen(
         command,
         stderr=subprocess.PIPE,
@@ -206,7 +206,7 @@ def call(*arguments):
 
 def test_command_line_writes_any_layout(tmp_path, capsys):
     arguments = [f"--{name}={value}" for name, value in TINY.items()]
-    assert call(f"--root={tmp_path / 'set'}", "--layout=csv", "--seed=7", "--workers=1", *arguments) == 0
+    assert call(f"--output={tmp_path / 'set'}", "--layout=csv", "--seed=7", "--workers=1", *arguments) == 0
     assert is_current(tmp_path / "set", SyntheticPedestrians(seed=7, **TINY), "csv")
     assert "csv layout" in capsys.readouterr().out
 
@@ -214,11 +214,11 @@ def test_command_line_writes_any_layout(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        ([], 2, "usage error: --root is missing, expected the folder to make (--help lists the flags)"),
-        (["--root=x", "--junk=-1"], 1, "error: synthetic data: junk is -1, expected 0 to 249999"),
-        (["--root=x", "--workers=0"], 1, "error: workers is 0, expected at least 1"),
-        (["--root=x", "--layout=viper"], 2, "usage error: "),
-        (["--root=x", "--seed=one"], 2, "usage error: "),
+        ([], 2, "usage error: --output is missing, expected the folder to make (--help lists the flags)"),
+        (["--output=x", "--junk=-1"], 1, "error: synthetic data: junk is -1, expected 0 to 249999"),
+        (["--output=x", "--workers=0"], 1, "error: workers is 0, expected at least 1"),
+        (["--output=x", "--layout=viper"], 2, "usage error: "),
+        (["--output=x", "--seed=one"], 2, "usage error: "),
         (["x"], 2, "usage error: takes no positional arguments, got 'x'"),
     ],
 )

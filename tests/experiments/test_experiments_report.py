@@ -279,6 +279,7 @@ def test_report_command(tmp_path, capsys):
     published = cells(real, "**the paper's HAN (Small)**, 300 epochs")
     assert published[1:] == ["market1501", "89.4", "73.2", "93.2", "80.8", "91.2", "85.5", "–", "–"]
     assert cells(real, f"[han_large, 300 epochs, hard False](results/{training(hard=False).name}.json)")[2] == "90.0"
+    assert real.count(f"results/{training(apart='stopped early', seed=7).name}.json") == 1
     assert f"results/{training(apart='stopped early', seed=7).name}.json): stopped early." in real
     assert "synthetic" not in real
     assert "| 50.0 | 75.0 |" in people

@@ -22,7 +22,7 @@ def test_standard_cases(tmp_path, capsys):
     arguments = ["--memory_mb=16", "--repeats=1", f"--output={tmp_path / 'figures.json'}"]
     assert run(bench.main, bench.FLAGS, bench.__doc__, ["bench", *arguments], positional="cases") == 0
     printed = capsys.readouterr().out
-    assert len(re.findall(r"\(bar [\d.]+ s: (met|MISSED)\)", printed)) == 6
+    assert len(re.findall(r"\(aim: [\d.]+ s, (met|MISSED)\)", printed)) == 6
     figures = json.loads((tmp_path / "figures.json").read_text())["figures"]
     by_case = {figure["case"]: figure for figure in figures}
     # The same features give the same result in memory and memory-mapped.

@@ -1,6 +1,7 @@
 """A slow, obvious gallery that the engines are compared with, and features to put into them."""
 
 import math
+from pathlib import PurePosixPath
 from typing import NamedTuple, Optional
 
 import numpy as np
@@ -47,6 +48,9 @@ def passes(entry: Entry, filters: Filters) -> bool:
     if filters.not_cameras and entry.camid in filters.not_cameras:
         return False
     if filters.pids and entry.pid not in filters.pids:
+        return False
+    parents = [str(parent) for parent in PurePosixPath(entry.path).parents]
+    if filters.paths and not (entry.path and {entry.path, *parents} & set(filters.paths)):
         return False
     if filters.after is not None and (entry.time is None or entry.time < filters.after):
         return False

@@ -34,7 +34,7 @@ def test_every_case_is_built_and_measured(call, tmp_path, capsys):
     assert call(f"--output={tmp_path / 'figures.json'}") == 0
     out = capsys.readouterr().out
     assert "1500x32/flat: recall@10 1.000" in out
-    assert "times faster than flat (bar 20 at recall 0.95" in out
+    assert "times faster than flat (aim: 20 at recall 0.95" in out
     report = json.loads((tmp_path / "figures.json").read_text())
     assert report["commit"]
     flat, ivfpq = report["figures"]

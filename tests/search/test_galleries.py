@@ -124,6 +124,8 @@ FILTERS = [
     Filters(pids=(2, 5, 7)),
     Filters(pids=(3,), cameras=(1, 2, 3), after=10.0),
     Filters(pids=(10**9,)),
+    Filters(paths=("camera",)),
+    Filters(paths=("camera/17.jpg", "camera/3"), before=70.0),
 ]
 
 
@@ -268,9 +270,30 @@ def test_what_passes_a_filter_is_deleted(gallery, monkeypatch):
     assert gallery.delete_where(old) == 600 - len(left) > 100
     assert gallery.page(1000) == left
     assert gallery.delete_where(old) == 0
-    with pytest.raises(UserError, match="let every entry pass, expected a camera, a person or a time"):
+    with pytest.raises(UserError, match="let every entry pass, expected a camera, a person, a time or a path"):
         gallery.delete_where(Filters())
     assert len(gallery) == len(left)
+
+
+def test_entries_are_chosen_by_file_and_by_folder(gallery):
+    paths = ["a/1.jpg", "a/b/2.jpg", "a", "a-1/3.jpg", "a0", "", "/a/4.jpg", 'é"%_/5.jpg', 'é"xy/6.jpg']
+    ids = gallery.add(clustered(len(paths), DIMENSION), paths=paths).tolist()
+    for chosen, expected in (
+        (["a"], [0, 1, 2]),
+        (["a/"], [0, 1, 2]),
+        (["a/b/2.jpg", "a0"], [1, 4]),
+        (["a/b", "a/b/2.jpg"], [1]),
+        (["/"], [6]),
+        (['é"%_'], [7]),
+        (["b"], []),
+    ):
+        filters = Filters(paths=chosen)
+        assert [entry.id for entry in gallery.page(100, filters=filters)] == [ids[i] for i in expected], chosen
+        assert gallery.count(filters) == len(expected)
+        (hits,) = gallery.search(clustered(1, DIMENSION), 100, filters=filters)
+        assert {hit.entry.id for hit in hits} == {ids[i] for i in expected}
+    assert gallery.delete_where(Filters(paths=["a"])) == 3
+    assert {entry.path for entry in gallery.page(100)} == set(paths[3:])
 
 
 def test_ids_and_distances_are_those_of_the_hits(gallery):
@@ -420,6 +443,9 @@ BAD_FILTERS = [
     ({"pids": ("1",)}, "pids hold '1', expected integers"),
     ({"pids": 7}, "pids is 7, expected a tuple of integers"),
     ({"pids": (-(2**63),)}, "pids hold -9223372036854775808"),  # stands for a person that is not known
+    ({"paths": "a"}, "paths is 'a', expected several"),
+    ({"paths": (5,)}, "paths hold 5, expected text"),
+    ({"paths": ("a", "")}, "paths hold '', expected files or folders"),
     ({"after": math.nan}, "after is nan, expected a finite number"),
     ({"before": math.inf}, "before is inf, expected a finite number"),
     ({"after": 10**400}, "after is 1000"),

@@ -477,7 +477,7 @@ def test_an_index_that_learned_from_other_images_is_noticed_and_built_anew(path,
         gallery._tend()
         while not (notes := gallery.notes):
             time.sleep(0.01)
-        assert re.match(r"the index finds only \d+% of the nearest images, having learned from others", notes[0])
+        assert re.match(r"the index was trained on other images and finds only \d+% of the nearest ones", notes[0])
         assert exactly(gallery, features, queries) == 1.0
         with open_gallery(path) as reader:
             assert reader.notes == notes

@@ -1,5 +1,6 @@
 """python -m han_tf.index and python -m han_tf.search."""
 
+import csv
 import json
 import re
 import shutil
@@ -210,6 +211,9 @@ def test_bad_input_is_one_line(call, tmp_path, archive, monkeypatch, arguments, 
         ["--index=g", "--engine=annoy"],
         ["--index=g", "--memory=0"],
         ["--index=g", "--delete=1,b"],
+        ["--index=g", "--delete_where"],
+        ["--index=g", "--camera=1"],
+        ["--index=g", "--list", "--count"],
     ],
     ids=" ".join,
 )
@@ -282,6 +286,61 @@ def test_searching_for_an_entry_with_filters_as_json(call, tmp_path, shards):
     assert found == {i for i in range(COUNT) if known["pids"][i] in (1, 2) and i != 7} != set()
 
 
+@pytest.mark.parametrize("place", ["gallery", "gallery.db"])
+def test_entries_are_listed_counted_relabelled_and_deleted(call, tmp_path, shards, place):
+    path, known, table = tmp_path / place, labels(COUNT), tmp_path / "entries.csv"
+    call(index, "--index", path, shards)
+
+    def listed(*filters):
+        rows = list(csv.DictReader(call(index, "--index", path, "--list", *filters).splitlines()))
+        ids = [int(row["id"]) for row in rows]
+        assert ids == sorted(ids)
+        return sorted(rows, key=lambda row: known["paths"].index(row["path"]))  # Milvus draws ids at random
+
+    rows = listed()
+    assert [row["path"] for row in rows] == known["paths"]
+    for name in ("pid", "camid", "time"):
+        assert [float(row[name]) if row[name] else None for row in rows] == known[f"{name}s"]
+    third = [row for row in rows if row["camid"] == "3"]
+    assert listed("--camera=3") == third != []
+    assert call(index, "--index", path, "--count", "--camera=3") == f"{len(third)}\n"
+    assert [row["path"] for row in listed("--path=camera/7.jpg,camera/5.jpg")] == ["camera/5.jpg", "camera/7.jpg"]
+
+    table.write_text("id,path,pid\n" + "".join(f"{row['id']},ignored,-77\n" for row in third[:2]))
+    assert "labels of 2 entries changed\n" in call(index, "--index", path, "--relabel", table)
+    table.write_text("path,time,camid\ncamera/5.jpg,1970-01-01T00:01:40Z,\n")
+    call(index, "--index", path, "--relabel", table)
+    assert [row["path"] for row in listed("--pid=-77")] == [row["path"] for row in third[:2]]
+    (fifth,) = listed("--path=camera/5.jpg")
+    assert (fifth["camid"], fifth["time"], fifth["pid"]) == ("", "100.0", rows[5]["pid"])
+
+    old = sum(time is not None and time < 50 for number, time in enumerate(known["times"]) if number != 5)
+    assert f"deleted {old} entries\n" in call(index, "--index", path, "--delete_where", "--before=50")
+    assert call(index, "--index", path, "--count") == f"{COUNT - old}\n"
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("id,name\n1,x\n", "new.csv, line 2: expected a column id or path, and pid, camid or time"),
+        ("pid\n1\n", "new.csv, line 2: expected a column id or path"),
+        ("id,pid\n", "new.csv: no entries, expected a line for each"),
+        ("id,pid\nx,1\n", "new.csv, line 2: id is 'x', expected an integer"),
+        ("path,pid\n,1\n", "new.csv, line 2: path is empty, expected that of an entry"),
+        ("id,pid\n1,7\n400,1\n", "no entry 400"),
+        ("path,pid\n0/1.jpg,7\nb.jpg,1\n", "no entry of 'b.jpg'"),
+        ("id,time\n1,noon\n", "new.csv, line 2: time is 'noon', expected seconds since 1970"),
+    ],
+)
+def test_tables_of_labels_that_are_not_valid_change_nothing(call, tmp_path, archive, table, message):
+    path = tmp_path / "gallery"
+    call(index, "--index", path, archive, "--checksum=mine")
+    before = call(index, "--index", path, "--list")
+    (tmp_path / "new.csv").write_text(table)
+    assert message in call(index, "--index", path, "--relabel", tmp_path / "new.csv", status=1)
+    assert call(index, "--index", path, "--list") == before
+
+
 @pytest.mark.parametrize(
     ("flags", "used", "note"),
     [
@@ -352,6 +411,7 @@ def test_a_query_that_is_not_finite_is_named(call, tmp_path, archive):
         (["--id=400"], "no entry 400"),
         (["--features=wide.npz"], "expected [n, 16]"),
         (["--features=nowhere.npz"], "nowhere.npz: No such file"),
+        (["--id=1", "--path="], "paths hold '', expected files or folders"),
         (["--id=1", "--after=yesterday"], "--after yesterday"),
         (["--id=1", "--before=1767225600250"], "--before 1767225600250: 1767225600250 is not in the years 1 to 9999"),
         (["--id=1", "--index=nowhere"], "nowhere: no gallery here"),

@@ -121,6 +121,8 @@ def test_filters(shared, tiny_set):
     assert found(not_cameras=[1, 3]) == expected(~np.isin(cameras, [1, 3]))
     assert found(after=FIRST_TIME + 120, before=FIRST_TIME + 600) == expected((numbers >= 2) & (numbers < 10))
     assert found(cameras=[77]) == []
+    pids = np.array([record.pid for record in tiny_set.gallery])
+    assert found(pids=[int(pids[3]), 10**9]) == expected(pids == pids[3]) != []
 
 
 def test_reranking_sorts_anew_and_keeps_distances(shared, query):
@@ -343,6 +345,37 @@ def test_all_of_a_gallery_page_by_page(client):
         seen += [entry["id"] for entry in page["entries"]]
         after = page["next"]
     assert seen == [id for id in range(31) if id != 4]
+    assert page["total"] == 30
+
+
+def test_entries_are_listed_counted_and_deleted_by_filter(client, tiny_set, tmp_path, query):
+    pids, cameras = (np.array([getattr(record, name) for record in tiny_set.gallery]) for name in ("pid", "camid"))
+    id = client.post("/gallery", files=upload(query), data={"pid": int(pids[3]), "time": FIRST_TIME + 600}).json()["id"]
+    of_person = [*np.flatnonzero(pids == pids[3]).tolist(), id]
+
+    def listed(**filters):
+        seen, after = [], -1
+        while after is not None:
+            page = client.get("/gallery", params={"limit": 2, "after": after, **filters}).json()
+            seen += [entry["id"] for entry in page["entries"]]
+            after = page["next"]
+        assert page["total"] == len(seen)
+        return seen
+
+    assert listed(pids=[int(pids[3])]) == of_person
+    assert client.get("/gallery", params={"pids": [int(pids[3])]}).json()["total"] == len(of_person)
+    assert listed(cameras=[1]) == np.flatnonzero(cameras == 1).tolist() != []
+    assert listed(not_cameras=[1])[:-1] == np.flatnonzero(cameras != 1).tolist()
+    assert listed(taken_after=FIRST_TIME + 60, taken_before=FIRST_TIME + 180) == [1, 2]
+
+    for wrong, named in (({}, "no filter given"), ({"taken_after": 5, "taken_before": 5}, "expected after < before")):
+        assert named in error_of(client.delete("/gallery", params=wrong), 422)
+    assert client.get("/gallery").json()["total"] == 32
+    assert len(list((tmp_path / "state" / "images").iterdir())) == 1
+    assert client.delete("/gallery", params={"pids": [int(pids[3])]}).json() == {"deleted": len(of_person)}
+    assert not list((tmp_path / "state" / "images").iterdir())
+    assert client.delete("/gallery", params={"taken_before": FIRST_TIME - 1}).json() == {"deleted": 0}
+    assert listed() == [number for number in range(31) if number not in of_person]
 
 
 def test_the_space_of_deleted_entries_is_given_back(client, query):
@@ -363,6 +396,7 @@ def test_a_service_that_is_read_only(make_index, extractor, tiny_set, tmp_path, 
         for answer in (
             client.post("/gallery", files=upload(query)),
             client.delete("/gallery/1"),
+            client.delete("/gallery?pids=1"),
             client.patch("/gallery/1", json={"pid": 1}),
             client.post("/feedback", json={"query": "id:1", "hit": 2, "verdict": "right"}),
             client.post("/compact"),
@@ -782,5 +816,5 @@ def test_an_empty_gallery(extractor, tmp_path, query):
     with client_of(Service(gallery, extractor, Store(tmp_path / "state"))) as client:
         answer = client.post("/search", files=upload(query)).json()
         assert (answer["hits"], answer["known"]) == ([], False)
-        assert client.get("/gallery").json() == {"entries": [], "next": None}
+        assert client.get("/gallery").json() == {"entries": [], "next": None, "total": 0}
         assert client.get("/overview").json()["cameras"] == []

@@ -48,6 +48,7 @@ OPERATIONS = [
     ("PATCH", "/gallery/{id}"),
     ("POST", "/compact"),
     ("DELETE", "/gallery/{id}"),
+    ("DELETE", "/gallery"),
 ]
 """DELETE is last, because with the same seed it uses the same ids as the others."""
 

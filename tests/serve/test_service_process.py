@@ -55,13 +55,13 @@ def test_what_is_missing_or_does_not_fit(capsys, tmp_path, tiny_run, make_index,
     assert "nosuch" in refused(capsys, index, f"--model={tiny_run}/nosuch", "--port=0")
     assert "nosuch" in refused(capsys, index, f"--model={tiny_run}", "--images=nosuch", "--port=0")
     assert "nosuch" in refused(capsys, index, f"--model={tiny_run}", "--attention=nosuch", "--port=0")
-    assert "--allowed_hosts" in refused(capsys, index, "--host=0.0.0.0", "--port=0")
+    assert "--allowed_hosts" in refused(capsys, index, "--host=0.0.0.0", "--port=0", status=2)
     assert "192.0.2.1" in refused(capsys, index, "--host=192.0.2.1", "--port=0")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert f"port {port}" in refused(capsys, index, f"--port={port}")
         assert f"port {port}" in refused(capsys, index, f"--model={tiny_run}/nosuch", f"--port={port}")  # checked first
-    assert "--state" in refused(capsys, "--index=http://127.0.0.1:1", "--port=0")
+    assert "--state" in refused(capsys, "--index=http://127.0.0.1:1", "--port=0", status=2)
     with open_gallery(tmp_path / "index", writable=True):
         line = refused(capsys, index, f"--model={tiny_run}", "--port=0")
     assert f"process {os.getpid()}" in line
@@ -161,7 +161,7 @@ def test_names_of_the_service(host, address, names, expected):
 def test_every_name_of_all_addresses_is_seen(capsys, tmp_path, host):
     if ":" in host and not socket.has_ipv6:
         pytest.skip("this machine has no IPv6")
-    assert "--allowed_hosts" in refused(capsys, f"--index={tmp_path}/none", f"--host={host}", "--port=0")
+    assert "--allowed_hosts" in refused(capsys, f"--index={tmp_path}/none", f"--host={host}", "--port=0", status=2)
 
 
 def test_listening_to_other_machines_prints_a_warning(capsys, tmp_path, monkeypatch):

@@ -1,0 +1,47 @@
+"""The flags that choose entries of a gallery, the same for all commands."""
+
+from typing import Optional
+
+from absl import flags
+
+from han_tf.common import cli as command_line
+from han_tf.common.errors import UserError
+from han_tf.data.image_lists import parse_time
+from han_tf.search.entries import Filters
+
+NAMES = ("camera", "not_camera", "pid", "path", "after", "before")
+
+
+def define_filters(values: command_line.Flags) -> None:
+    """Adds the flags :data:`NAMES` under a heading of their own."""
+    integer = flags.IntegerParser()
+    values.group("filters")
+    values.list_of("camera", [], "From these cameras only.", integer)
+    values.list_of("not_camera", [], "Not from these cameras.", integer)
+    values.list_of("pid", [], "Of these people only.", integer)
+    values.list_of("path", [], "These files only, or those in and below these folders; as in the gallery.")
+    values.string("after", "", "Taken at this time or later.")
+    values.string("before", "", "Taken before this time.")
+
+
+def filters_of(values: command_line.Flags) -> Filters:
+    """Returns the filters that the flags set.
+
+    Raises:
+      UserError: a value is not valid.
+    """
+    return Filters(
+        tuple(values.camera),
+        tuple(values.not_camera),
+        _time(values.after, "after"),
+        _time(values.before, "before"),
+        tuple(values.pid),
+        tuple(values.path),
+    )
+
+
+def _time(text: str, flag: str) -> Optional[float]:
+    try:
+        return parse_time(text) if text else None
+    except ValueError as error:
+        raise UserError(f"--{flag} {text}: {error}, expected seconds since 1970 or ISO 8601") from error
