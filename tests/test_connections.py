@@ -11,6 +11,7 @@ from importlib import metadata
 import pytest
 
 from experiments.results import HERE
+from han_tf.__main__ import commands
 from tests.conftest import TINY_NETWORK, TINY_SIZE
 
 WATCH = """
@@ -39,6 +40,7 @@ RUN = """
 import importlib, json, os, signal, sys, threading, time
 from http.client import HTTPConnection
 from han_tf.common import cli
+from han_tf.models import MODELS, Entry
 
 def interrupt_when_ready(port):
     for _ in range(3000):
@@ -55,6 +57,9 @@ for module, *arguments in json.loads(sys.argv[1]):
     command = importlib.import_module(module)
     if module == "han_tf.demo":
         command.DATASET, command.STRANGERS = "market1501", 20  # the tiny set: the embedded one takes minutes to draw
+    if module == "han_tf.bench":
+        command.PRODUCT_SIZE, command.IDENTITIES = 64, 3
+        MODELS["han_medium"] = Entry("han.HAN", {"widths": (16,), "strides": (2,)})  # its graph is built fast
     print(module, flush=True)
     ports = [int(argument[7:]) for argument in arguments if argument.startswith("--port=")]
     for port in ports:
@@ -63,6 +68,9 @@ for module, *arguments in json.loads(sys.argv[1]):
     assert status == (130 if ports else 0), (module, status)  # Ctrl-C ends a service with 130
 """
 """Runs commands one after another; a service until it is ready."""
+
+FEW = ("--train_identities=2", "--test_identities=2", "--distractors=0", "--junk=0", "--workers=1")
+"""Flags for a synthetic data set that is drawn fast."""
 
 
 def free_port():
@@ -99,11 +107,14 @@ def test_commands_open_no_connection(watched, tiny_data, tiny_run, tmp_path):
     run, data, model = f"--model={tiny_run}", f"--data_dir={tiny_data}", f"--model={tmp_path}/exports/openvino-int8"
     shutil.copytree(tiny_run, tmp_path / "runs" / "tiny")
     network = (*TINY_SIZE, TINY_NETWORK)
-    commands = [
+    given = [
+        ("han_tf.weights.__main__",),
+        ("han_tf.data.synthetic.__main__", f"--root={tmp_path}/drawn", *FEW),
         ("han_tf.train", "--dataset=market1501", data, f"--run={tmp_path}/run", "--epochs=1", *network),
         ("han_tf.evaluate", run, f"--output={tmp_path}/evaluation.json"),
         ("han_tf.visualize", run, f"--output={tmp_path}"),
         ("han_tf.flops", "--arch=han_small"),
+        ("han_tf.bench", "--arch=han_medium", "--repeats=3", "--batch_size=2"),
         ("han_tf.export", run, "--format=openvino", "--precision=int8", "--noaccuracy", f"--output={tmp_path}/exports"),
         (
             "han_tf.extract",
@@ -117,14 +128,15 @@ def test_commands_open_no_connection(watched, tiny_data, tiny_run, tmp_path):
         ("han_tf.serve.__main__", f"--index={tmp_path}/index", model, f"--port={free_port()}"),
         ("han_tf.demo", f"--runs_dir={tmp_path}/runs", f"--port={free_port()}"),
     ]
-    assert watched(RUN, json.dumps(commands)) == []
+    assert {module.removeprefix("han_tf.").removesuffix(".__main__") for module, *_ in given} == set(commands())
+    assert watched(RUN, json.dumps(given)) == []
 
 
 def test_extraction_on_ray_opens_no_connection(watched, plain_model, tiny_data, tmp_path):
     pytest.importorskip("ray", reason="needs Ray: pip install 'han-tf[ray]'")
     images, out = str(tiny_data / "bounding_box_train"), f"--output={tmp_path}/out"
-    commands = [("han_tf.extract", images, "--names=market1501", f"--model={plain_model}", out, "--ray=local")]
-    assert watched(RUN, json.dumps(commands)) == []
+    given = [("han_tf.extract", images, "--names=market1501", f"--model={plain_model}", out, "--ray=local")]
+    assert watched(RUN, json.dumps(given)) == []
 
 
 def _needs_telemetry():

@@ -29,6 +29,7 @@ PROGRAMS = [
     "han_tf",
     "han_tf.data.synthetic",
     "han_tf.weights",
+    "experiments.chaos",
     *(f"experiments.{path.stem}" for path in sorted(HERE.glob("*.py")) if "FLAGS = " in path.read_text("utf-8")),
 ]
 """Modules that ``python -m`` runs."""

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from experiments.results import HERE
 from han_tf import train
 from han_tf.common.cli import run
 from han_tf.common.errors import UserError
@@ -34,8 +35,10 @@ tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfigur
 from han_tf.data import load_dataset
 from han_tf.data.pipeline import load_images
 from han_tf.common.errors import Stopped, UserError
+from han_tf.models import MODELS, Entry
 from han_tf.training.config import TrainConfig
 from han_tf.training.loop import Trainer
+from tests.training.conftest import Colours
 
 data = load_images(load_dataset("market1501", sys.argv[1]).train, (48, 32))
 settings = {
@@ -52,23 +55,27 @@ def trainer(name, **changes):
 whole = trainer("one", strategy="one_device")
 whole.run()
 trainer("two", strategy="mirrored").run()
-# Half an epoch on two devices, the rest on one.
-halved = trainer("halved", strategy="mirrored")
-step = halved.train_step
 
-def stopping(*batch):
-    if halved.global_step == 1:
-        signal.raise_signal(signal.SIGTERM)
-    return step(*batch)
+def halved(name, then, **changes):
+    # Stops a run on two devices after half an epoch, and resumes it with the strategy `then`.
+    first = trainer(name, strategy="mirrored", **changes)
+    step = first.train_step
 
-halved.train_step = stopping
-try:
-    halved.run()
-except Stopped as stopped:
-    print(stopped)
-resumed = trainer("halved", strategy="one_device")
-assert resumed.global_step == 2
-resumed.run()
+    def stopping(*batch):
+        if first.global_step == 1:
+            signal.raise_signal(signal.SIGTERM)
+        return step(*batch)
+
+    first.train_step = stopping
+    try:
+        first.run()
+    except Stopped as stopped:
+        print(stopped)
+    resumed = trainer(name, strategy=then, **changes)
+    assert resumed.global_step == 2
+    resumed.run()
+
+halved("halved", "one_device")
 apart = trainer("apart", strategy="mirrored", sync_batch_norm=False)
 apart.run()
 try:
@@ -79,6 +86,17 @@ try:
     trainer("odd", strategy="mirrored", people=3, images_per_person=5, batch_size=15)
 except UserError as error:
     print(error)
+
+# In bfloat16 and compiled, with a network whose graph is built fast.
+MODELS["colours"] = Entry(Colours, {})
+settings.update(model="colours", model_args={}, lr=0.001)
+trainer("float32", strategy="one_device").run()
+halved("bfloat16", "mirrored", precision="mixed_bfloat16")
+for name in ("loss", "people", "images_per_person"):
+    del settings[name]
+settings["sync_batch_norm"] = False
+trainer("plain", strategy="mirrored").run()
+halved("compiled", "mirrored", xla=True)
 """
 
 
@@ -94,7 +112,10 @@ def losses(row):
 @pytest.mark.long
 def test_two_devices_do_what_one_does(tiny_data, tmp_path):
     done = subprocess.run(
-        [sys.executable, "-c", TWO_DEVICES, str(tiny_data), str(tmp_path)], capture_output=True, text=True
+        [sys.executable, "-c", TWO_DEVICES, str(tiny_data), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        cwd=HERE.parent,
     )
     assert done.returncode == 0, done.stderr
     one, two, halved, apart = (row_of(tmp_path / name) for name in ("one", "two", "halved", "apart"))
@@ -106,8 +127,14 @@ def test_two_devices_do_what_one_does(tiny_data, tmp_path):
         assert ours == pytest.approx(theirs, rel=1e-3)
     # Ten times what the others may differ by.
     assert abs(apart["loss"] / one["loss"] - 1) > 1e-3, "batch norm over half of a batch is another network"
+    float32, bfloat16, plain, compiled = (
+        losses(row_of(tmp_path / name)) for name in ("float32", "bfloat16", "plain", "compiled")
+    )
+    assert bfloat16["loss"] == pytest.approx(float32["loss"], rel=0.02)
+    assert bfloat16["loss"] != float32["loss"]
+    assert compiled == pytest.approx(plain, rel=1e-5)
     refused = done.stdout.splitlines()
-    assert any(line.startswith("stopped by SIGTERM after 2 steps") for line in refused)
+    assert sum(line.startswith("stopped by SIGTERM after 2 steps") for line in refused) == 3
     assert any("batch norm saw a part of a batch on each of 2 devices, there are 1 now" in line for line in refused)
     assert any("batches of 15 images on 2 devices: expected a multiple of 2" in line for line in refused)
 
