@@ -63,13 +63,13 @@ def han(size: str, *published: tuple[float, float], erasing: bool = False, reran
         {"model": f"han_{size.lower()}", **({"random_erasing": True} if erasing else {})},
         reranked=reranked,
         flops=HAN_FLOPS[size],
-        smoke=size == "Small" or not erasing,
+        smoke=not erasing,
     )
 
 
 def efficient(name: str, *published: tuple[float, float]) -> Row:
     """Returns the row of one of :data:`EFFICIENT_FLOPS`, with the paper's numbers for each column."""
-    return Row(name, published, {"model": name.lower()}, flops=EFFICIENT_FLOPS[name])
+    return Row(name, published, {"model": name.lower()}, flops=EFFICIENT_FLOPS[name], smoke=name != "CondenseNet")
 
 
 class Counts(NamedTuple):

@@ -34,6 +34,11 @@ hypothesis.settings.register_profile("seeded", derandomize=True)
 hypothesis.settings.load_profile("seeded")
 
 
+def messages(stderr):
+    """The lines of stderr without those of progress, of which a slow machine prints one a minute."""
+    return [line for line in stderr.split("\n") if line.strip() and not re.search(r": .*\d passed", line)]
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node, error):
     """Prints the signal or exit status that ended a worker of pytest-xdist; xdist does not."""

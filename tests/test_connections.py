@@ -109,7 +109,7 @@ def test_commands_open_no_connection(watched, tiny_data, tiny_run, tmp_path):
     network = (*TINY_SIZE, TINY_NETWORK)
     given = [
         ("han_tf.weights.__main__",),
-        ("han_tf.data.synthetic.__main__", f"--root={tmp_path}/drawn", *FEW),
+        ("han_tf.data.synthetic.__main__", f"--output={tmp_path}/drawn", *FEW),
         ("han_tf.train", "--dataset=market1501", data, f"--run={tmp_path}/run", "--epochs=1", *network),
         ("han_tf.evaluate", run, f"--output={tmp_path}/evaluation.json"),
         ("han_tf.visualize", run, f"--output={tmp_path}"),

@@ -26,16 +26,11 @@ from han_tf.features.archives import FeatureSet, load_features, save_features
 from han_tf.features.shards import FeatureBatch, Manifest, write_manifest, write_shard
 from han_tf.metrics import FeatureDistances, single_gallery_shot
 from han_tf.runs.card import read_card
+from tests.conftest import messages
 
 
 def call(*arguments):
     return run(evaluate.main, evaluate.FLAGS, evaluate.__doc__, ["evaluate", *map(str, arguments)], positional="files")
-
-
-def messages(stderr):
-    """The lines of stderr without progress bars."""
-    lines = stderr.replace("\r", "\n").split("\n")
-    return [line for line in lines if line.strip() and "%|" not in line]
 
 
 @pytest.fixture(scope="module")
@@ -832,7 +827,7 @@ class TestWrongInput:
         check_error(capsys, ["--features", missing], f"--features {missing}: no such folder")
         check_error(capsys, ["--features", tmp_path], f"{tmp_path}/query.npz: No such file or directory")
         check_error(capsys, ["--features", good, missing], f"{missing}: No such file or directory")
-        check_error(capsys, ["--features", good], "--features has 1 files, expected query.npz gallery.npz", status=2)
+        check_error(capsys, ["--features", good], "--features has 1 files, expected query.npz,gallery.npz", status=2)
         check_error(capsys, ["--features", *[good] * 4], "--features has 4 files", status=2)
 
     def test_features_that_do_not_fit(self, capsys, evaluated, tmp_path):

@@ -13,17 +13,11 @@ from PIL import Image
 from han_tf import train
 from han_tf.common.cli import run
 from han_tf.common.files import locked
-from tests.conftest import TINY_NETWORK, TINY_SIZE
+from tests.conftest import TINY_NETWORK, TINY_SIZE, messages
 
 
 def call(*arguments):
     return run(train.main, train.FLAGS, train.__doc__, ["train", *TINY_SIZE, TINY_NETWORK, *map(str, arguments)])
-
-
-def messages(stderr):
-    """The lines of stderr without progress bars."""
-    lines = stderr.replace("\r", "\n").split("\n")
-    return [line for line in lines if line.strip() and "%|" not in line]
 
 
 @pytest.fixture

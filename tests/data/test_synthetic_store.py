@@ -234,7 +234,7 @@ def test_command_line_errors(arguments, status, message, tmp_path, monkeypatch, 
 def test_help_names_every_argument_and_layout(capsys):
     assert call("--help") == 0
     text = capsys.readouterr().out
-    for name in ("root", "workers", *SyntheticPedestrians().arguments()):
+    for name in ("output", "workers", *SyntheticPedestrians().arguments()):
         assert f"--{name} " in text
     for layout in LAYOUTS:
         assert layout in text

@@ -33,6 +33,7 @@ from han_tf.features.shards import FeatureShards, shard_path
 from han_tf.runs.folder import load_run
 from han_tf.search import __main__ as search
 from han_tf.search import create_gallery
+from tests.conftest import messages
 
 SHARD_IMAGES = 20
 
@@ -63,8 +64,7 @@ def command(tiny_run, tmp_path, monkeypatch, capsys):
         arguments = [f"--output={tmp_path / 'out'}", f"--model={model}", *map(str, arguments)]
         status = run(extract.main, extract.FLAGS, extract.__doc__, ["extract", *arguments], positional="images")
         captured = capsys.readouterr()
-        lines = captured.err.replace("\r", "\n").split("\n")
-        return status, captured.out, [line for line in lines if line.strip() and "%|" not in line]
+        return status, captured.out, messages(captured.err)
 
     return call
 
