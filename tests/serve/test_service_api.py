@@ -548,7 +548,7 @@ def test_attention_is_that_of_the_network(shared, tiny_run, tiny_set):
     expected = heat_overlay(enlarged, relative_attention(middle.soft[0]))
     response = shared.get("/gallery/3/attention", params={"kind": "soft", "level": 2})
     shown = np.asarray(Image.open(io.BytesIO(response.content)))
-    assert np.abs(shown.astype(int) - expected).max() <= 2  # float32 means
+    assert np.abs(shown.astype(int) - expected).max() <= 4  # of 255; without oneDNN 3: other sums in float32
     regions = shared.get("/gallery/3/attention", params={"kind": "regions", "level": 3}).content
     shown = np.asarray(Image.open(io.BytesIO(regions))).astype(int)
     changed = np.argwhere((shown != enlarged).any(-1))

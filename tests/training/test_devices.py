@@ -131,7 +131,6 @@ def test_two_devices_do_what_one_does(tiny_data, tmp_path):
         losses(row_of(tmp_path / name)) for name in ("float32", "bfloat16", "plain", "compiled")
     )
     assert bfloat16["loss"] == pytest.approx(float32["loss"], rel=0.02)
-    assert bfloat16["loss"] != float32["loss"]
     assert compiled == pytest.approx(plain, rel=1e-5)
     refused = done.stdout.splitlines()
     assert sum(line.startswith("stopped by SIGTERM after 2 steps") for line in refused) == 3
