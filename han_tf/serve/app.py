@@ -1,5 +1,6 @@
 """The HTTP interface of the service: routes, their documentation, and errors as JSON."""
 
+import inspect
 import re
 import time as clock
 from collections.abc import Collection
@@ -7,7 +8,7 @@ from hashlib import sha256
 from importlib import resources
 from typing import Annotated, Any, Optional
 
-from fastapi import FastAPI, File, Form, Path, Query, Request, UploadFile
+from fastapi import Depends, FastAPI, File, Form, Path, Query, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -57,6 +58,21 @@ People = Annotated[list[Camera], Query(max_length=MOST_CAMERAS, description="of 
 Taken = Annotated[
     Optional[float], Query(**TIMES, description="`taken_after <= time < taken_before`, seconds since 1970 UTC")
 ]
+
+
+def _chosen(
+    cameras: Cameras = [],  # noqa: B006
+    not_cameras: NotCameras = [],  # noqa: B006
+    pids: People = [],  # noqa: B006
+    taken_after: Taken = None,
+    taken_before: Taken = None,
+) -> Filters:
+    return _filters(cameras, not_cameras, taken_after, taken_before, pids)
+
+
+Chosen = Annotated[Filters, Depends(_chosen)]
+FILTERS = tuple(inspect.signature(_chosen).parameters)
+"""Names of the filters in the query of an address."""
 
 
 def _responses(*statuses: int) -> dict[int, dict[str, Any]]:
@@ -204,18 +220,13 @@ def create_app(service: Service, access: Access = Access()) -> FastAPI:  # noqa:
 
     @app.get("/gallery", tags=["gallery"], responses=READS)
     async def list_entries(
+        filters: Chosen,
         limit: Annotated[int, Query(ge=1, le=MOST_LISTED, description="most entries")] = LISTED,
         after: Annotated[
             Optional[int], Query(ge=-1, le=ID_LIMIT, description="only greater ids, ascending; -1 for the first page")
         ] = None,
-        cameras: Cameras = [],  # noqa: B006
-        not_cameras: NotCameras = [],  # noqa: B006
-        pids: People = [],  # noqa: B006
-        taken_after: Taken = None,
-        taken_before: Taken = None,
     ) -> schemas.Page:
         """Returns a sample of the entries; with `after` or a filter, all that pass, page by page, and their number."""
-        filters = _filters(cameras, not_cameras, taken_after, taken_before, pids)
         if after is None and not filters:
             return schemas.Page(entries=await service.sample(limit), next=None, total=await service.count(filters))
         entries = await service.page(limit, -1 if after is None else after, filters)
@@ -223,17 +234,13 @@ def create_app(service: Service, access: Access = Access()) -> FastAPI:  # noqa:
         return schemas.Page(entries=entries, next=following, total=await service.count(filters))
 
     @app.delete("/gallery", tags=["gallery"], responses=WRITES)
-    async def delete_where(
-        cameras: Cameras = [],  # noqa: B006
-        not_cameras: NotCameras = [],  # noqa: B006
-        pids: People = [],  # noqa: B006
-        taken_after: Taken = None,
-        taken_before: Taken = None,
-    ) -> schemas.DeletedMany:
+    async def delete_where(request: Request, filters: Chosen) -> schemas.DeletedMany:
         """Deletes the entries that pass the filters, and the copies of their images if this service added them."""
-        filters = _filters(cameras, not_cameras, taken_after, taken_before, pids)
+        unknown = request.query_params.keys() - FILTERS
+        if unknown:  # without a misspelt filter, more would be deleted than was asked for
+            raise Refusal(422, f"{min(unknown)} is no filter, expected {', '.join(FILTERS)}")
         if not filters:
-            raise Refusal(422, "no filter given, expected cameras, not_cameras, pids, taken_after or taken_before")
+            raise Refusal(422, f"no filter given, expected {', '.join(FILTERS)}")
         return schemas.DeletedMany(deleted=await service.delete_where(filters))
 
     @app.get("/gallery/{id}", tags=["gallery"], responses=READS_ENTRY)

@@ -368,7 +368,12 @@ def test_entries_are_listed_counted_and_deleted_by_filter(client, tiny_set, tmp_
     assert listed(not_cameras=[1])[:-1] == np.flatnonzero(cameras != 1).tolist()
     assert listed(taken_after=FIRST_TIME + 60, taken_before=FIRST_TIME + 180) == [1, 2]
 
-    for wrong, named in (({}, "no filter given"), ({"taken_after": 5, "taken_before": 5}, "expected after < before")):
+    refused = (
+        ({}, "no filter given"),
+        ({"taken_after": 5, "taken_before": 5}, "expected after < before"),
+        ({"pids": 1, "before": 5}, "before is no filter"),
+    )
+    for wrong, named in refused:
         assert named in error_of(client.delete("/gallery", params=wrong), 422)
     assert client.get("/gallery").json()["total"] == 32
     assert len(list((tmp_path / "state" / "images").iterdir())) == 1
