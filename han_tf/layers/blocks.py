@@ -30,18 +30,23 @@ def inception_unit(filters: int, strides: int, **kwargs: Any) -> tf.keras.layers
     return {1: InceptionA, DOWNSAMPLING: InceptionB}[strides](filters, **kwargs)
 
 
+def _depthwise_block(norm_between: bool) -> BuildingBlock:
+    def unit(share: float) -> Callable[..., tf.keras.layers.Layer]:
+        return lambda filters, strides, **kwargs: DepthwiseUnit(
+            filters, strides, int(share * filters), norm_between, **kwargs
+        )
+
+    # The 1×1 convolutions have half the filters, three quarters in the local block, so that the FLOPs match Table 1.
+    return BuildingBlock((2, 1, 1), unit(1 / 2), unit(3 / 4))
+
+
 BLOCKS = {
-    "depthwise": BuildingBlock(
-        (2, 1, 1),
-        # The 1×1 convolutions have half the filters, three quarters in the local block, so that the FLOPs match
-        # Table 1.
-        lambda filters, strides, **kwargs: DepthwiseUnit(filters, strides, filters // 2, **kwargs),
-        lambda filters, strides, **kwargs: DepthwiseUnit(filters, strides, 3 * filters // 4, **kwargs),
-    ),
+    "depthwise": _depthwise_block(norm_between=False),
+    "depthwise_norm": _depthwise_block(norm_between=True),
     "inception": BuildingBlock((1, DOWNSAMPLING), inception_unit, inception_unit),
     "residual": BuildingBlock((1, DOWNSAMPLING), ResidualUnit, ResidualUnit),
 }
-"""Building block name (Table 12) -> its units."""
+"""Building block name (Table 12) -> its units; ``depthwise_norm`` is the other reading of the depthwise unit."""
 
 
 class GlobalBlock(tf.keras.layers.Layer):

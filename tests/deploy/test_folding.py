@@ -35,16 +35,17 @@ def images(count=3):
 
 
 @pytest.mark.parametrize(
-    ("name", "folded"),
+    ("name", "arguments", "folded"),
     [
-        ("han_small", (42, 0)),
-        ("mobilenet", (28, 0)),
+        ("han_small", {}, (42, 0)),
+        ("han_small", {"unit": "depthwise_norm"}, (54, 0)),
+        ("mobilenet", {}, (28, 0)),
         # Its norms stand before the convolutions, and the stem's output is also concatenated.
-        ("condensenet", (1, 73)),
+        ("condensenet", {}, (1, 73)),
     ],
 )
-def test_a_folded_network_is_the_original(name, folded):
-    model = trained_looking(create_deployed(name, input_size=SIZE))
+def test_a_folded_network_is_the_original(name, arguments, folded):
+    model = trained_looking(create_deployed(name, input_size=SIZE, **arguments))
     expected = model(images()).numpy()
     assert fold_batch_norm(model) == folded
     # The features are of unit norm; a wrong fold changes them by more than the rounding errors of some ninety layers.

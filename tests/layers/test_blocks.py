@@ -54,6 +54,8 @@ def depthwise(c, d, w):
         (GlobalBlock(128, unit="residual"), residual(32, 128, True) + residual(128, 128, True)),
         (GlobalBlock(32, unit="residual"), residual(32, 32, False) + residual(32, 32, True)),
         (LocalBlock(128), depthwise(32, 128, 96)),
+        (GlobalBlock(128, unit="depthwise_norm"), depthwise(32, 128, 64) + 2 * depthwise(128, 128, 64) + 3 * 2 * 64),
+        (LocalBlock(128, unit="depthwise_norm"), depthwise(32, 128, 96) + 2 * 96),
         (LocalBlock(128, unit="inception"), inception_b(32, 128)),
         (LocalBlock(128, unit="residual"), residual(32, 128, True)),
     ],
@@ -69,6 +71,27 @@ def test_the_sums_by_hand_in_numbers():
     assert residual(32, 128, True) == 2048 + 128 + 36864 + 128 + 8192 + 256 + 4096 + 256
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_norm_between_is_norm_and_relu_of_the_depthwise_convolution(training):
+    layer, features = ConvBNReLU(8, 3, 2, depthwise_separable=True, norm_between=True), random_map(4, 8, 6, 5)
+    layer(features)
+    for variable in layer.variables:
+        variable.assign(random_map(*variable.shape, seed=3) ** 2)
+
+    def normalised(x, norm):
+        mean, variance = norm.moving_mean.numpy(), norm.moving_variance.numpy()
+        if training:
+            mean, variance = x.mean((0, 1, 2)), x.var((0, 1, 2))
+        return np.maximum(norm.gamma * (x - mean) / np.sqrt(variance + norm.epsilon) + norm.beta, 0)
+
+    padded = np.pad(features.numpy(), ((0, 0), (0, 1), (0, 1), (0, 0)))
+    kernel, pointwise = layer.depthwise.depthwise_kernel.numpy()[..., 0], layer.conv.kernel.numpy()[0, 0]
+    windows = [padded[:, y : y + 7 : 2, x : x + 5 : 2] * kernel[y, x] for y in range(3) for x in range(3)]
+    expected = normalised(normalised(sum(windows), layer.depthwise_norm) @ pointwise, layer.norm)
+    outputs = layer(features, training=training)
+    np.testing.assert_allclose(outputs, expected, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("unit", BLOCKS)
 @pytest.mark.parametrize("block", [GlobalBlock, LocalBlock])
 @pytest.mark.parametrize(("size", "halved"), [((8, 6), (4, 3)), ((7, 5), (4, 3)), ((3, 4), (2, 2))])
@@ -78,7 +101,15 @@ def test_a_block_halves_the_map_and_rounds_up(unit, block, size, halved):
     assert output.numpy().min() >= 0
 
 
-@pytest.mark.parametrize(("unit", "strides"), [("depthwise", [2, 1, 1]), ("inception", [1, 2]), ("residual", [1, 2])])
+@pytest.mark.parametrize(
+    ("unit", "strides"),
+    [
+        ("depthwise", [2, 1, 1]),
+        ("depthwise_norm", [2, 1, 1]),
+        ("inception", [1, 2]),
+        ("residual", [1, 2]),
+    ],
+)
 def test_strides_of_the_units(unit, strides):
     """Checks which of the units halves the map."""
     block, features = GlobalBlock(16, unit=unit), random_map(1, 8, 8, 12)
