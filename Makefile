@@ -13,6 +13,7 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3.10 pyth
   $$python -c '$(SUITABLE)' 2>/dev/null && command -v $$python && break; done)
 # For the environment's Python: TensorFlow 2.15 before 3.12, the newest since then.
 CONSTRAINTS = constraints-$$($(BIN)/python -c 'import sys; print("py310" if sys.version_info < (3, 12) else "py312")').txt
+PACKAGES = --quiet --no-build-isolation -c $(CONSTRAINTS) -e '.[test,lint]'
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -48,7 +49,10 @@ $(READY): constraints-py310.txt constraints-py312.txt setup.py
 	  || { echo "error: $$python has no venv module; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }; \
 	echo "$$python -m venv --clear $(VENV)"; "$$python" -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) pip setuptools wheel
-	$(BIN)/python -m pip install --quiet --no-build-isolation -c $(CONSTRAINTS) -e '.[test,lint]'
+	@# uv takes a fraction of pip's time. It does not read pip's settings: if they name an index, pip installs.
+	@case "$$($(BIN)/python -m pip config list)" in *.index-url=*|*.no-index=*) ;; \
+	  *) $(BIN)/python -m pip install --quiet --only-binary :all: -c $(CONSTRAINTS) uv || true;; esac
+	{ [ -x $(BIN)/uv ] && $(BIN)/uv pip install --python $(BIN)/python $(PACKAGES); } || $(BIN)/python -m pip install $(PACKAGES)
 	$(BIN)/python -m pip check
 	@touch $@
 
@@ -108,7 +112,7 @@ format: $(READY)  ## put the code in the project's format
 	$(BIN)/ruff format .
 
 constraints: $(READY)  ## resolve both constraints files anew from constraints*.in
-	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) uv
 	for python in 3.10 3.12; do name=constraints-py$$(echo $$python | tr -d .); \
 	  $(BIN)/uv pip compile --quiet --upgrade --universal --python-version $$python --fork-strategy fewest --no-annotate \
 	  --custom-compile-command 'make constraints' $$name.in --output-file $$name.txt || exit; done

@@ -160,8 +160,10 @@ def make(tmp_path):
     """A function that runs ``make setup`` with stand-ins for Pythons and uv, and returns status, error and calls.
 
     The stand-ins write what they are called with. ``python3.14`` is too new; uv's Python is there once it is installed.
+    pip's settings are ``settings``; the uv that pip installs ends with the status ``installer``, and is not there if None.
     """
     tool, log, tools = shutil.which("make"), tmp_path / "calls", tmp_path / "bin"
+    own_uv = tmp_path / "own_uv"
     if tool is None:
         pytest.skip("no make")
     tools.mkdir()
@@ -172,19 +174,23 @@ def make(tmp_path):
         path.write_text("#!/bin/sh\n" + lines)
         path.chmod(0o755)
 
-    def python(path, version):
+    def python(path, version, settings=""):
         """A stand-in that says whether it is suitable, names its constraints, and makes environments of its kind."""
         suitable, name = int("3.10" <= version <= "3.13"), "py310" if version < "3.12" else "py312"
         write(
             path,
             f'case "$2" in *"{SUITABLE}"*) exit {1 - suitable};; *print*) echo {name}; exit;; esac\n'
+            f'case "$*" in *"config list"*) echo "{settings}"; exit;; esac\n'
             f'echo "{version} $*" >> {log}\n'
-            f'if [ "$2" = venv ]; then /bin/mkdir -p "$4/bin"; /bin/cp "{path}" "$4/bin/python"; fi\n',
+            f'if [ "$2" = venv ]; then /bin/mkdir -p "$4/bin"; /bin/cp "{path}" "$4/bin/python"; fi\n'
+            f'case "$*" in *" uv") [ -x {own_uv} ] && /bin/cp {own_uv} "${{0%/*}}/uv";; esac\n',
         )
 
-    def run(pythons=(), uv=None, **variables):
+    def run(pythons=(), uv=None, settings="", installer=None, **variables):
+        if installer is not None:
+            write(own_uv, f'echo "own uv $*" >> {log}\nexit {installer}\n')
         for version in pythons:
-            python(tools / f"python{version}", version)
+            python(tools / f"python{version}", version, settings)
         if uv is not None:
             managed = tmp_path / "managed" / "python"
             if uv:
@@ -221,9 +227,27 @@ class TestMake:
         assert status == 0
         assert f"{taken} -m venv --clear {tmp_path / 'venv'}" in calls
         installed = [call for call in calls if " pip install" in call]
-        assert len(installed) == 2
+        assert [call.rsplit(" ", 1)[1] for call in installed] == ["wheel", "uv", ".[test,lint]"]
         assert all(call.startswith(taken) and f" -c constraints-{constraints}.txt " in call for call in installed)
         assert not any(call.startswith("uv") for call in calls)
+
+    @pytest.mark.parametrize(
+        ("settings", "installer", "installers"),
+        [
+            ("global.extra-index-url='https://example.org'", 0, ["own uv"]),
+            ("", 1, ["own uv", "3.11 -m"]),
+            ("", None, ["3.11 -m"]),
+            (":env:.index-url='https://example.org'", 0, ["3.11 -m"]),
+            ("install.no-index='true'", 0, ["3.11 -m"]),
+        ],
+        ids=["uv", "uv fails", "no uv", "pip has an index", "pip has none"],
+    )
+    def test_uv_installs_and_pip_where_uv_cannot(self, make, settings, installer, installers):
+        status, _, calls = make(["3.11"], settings=settings, installer=installer)
+        assert status == 0
+        installs = [call for call in calls if call.endswith(" -e .[test,lint]")]
+        assert [call.split(" pip install ")[0] for call in installs] == installers
+        assert all(" -c constraints-py310.txt " in call for call in installs)
 
     def test_without_one_uv_gets_it(self, make):
         status, error, calls = make(["3.14"], uv=False)
