@@ -48,11 +48,13 @@ $(READY): constraints-py310.txt constraints-py312.txt setup.py
 	"$$python" -c 'import ensurepip, venv' 2>/dev/null \
 	  || { echo "error: $$python has no venv module; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }; \
 	echo "$$python -m venv --clear $(VENV)"; "$$python" -m venv --clear $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) pip setuptools wheel
+	@echo 'installing the pinned packages into $(VENV)'; \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) pip setuptools wheel
 	@# uv takes a fraction of pip's time. It does not read pip's settings: if they name an index, pip installs.
 	@case "$$($(BIN)/python -m pip config list)" in *.index-url=*|*.no-index=*) ;; \
 	  *) $(BIN)/python -m pip install --quiet --only-binary :all: -c $(CONSTRAINTS) uv || true;; esac
-	{ [ -x $(BIN)/uv ] && $(BIN)/uv pip install --python $(BIN)/python $(PACKAGES); } || $(BIN)/python -m pip install $(PACKAGES)
+	@{ [ -x $(BIN)/uv ] && $(BIN)/uv pip install --python $(BIN)/python $(PACKAGES); } \
+	  || $(BIN)/python -m pip install $(PACKAGES)
 	$(BIN)/python -m pip check
 	@touch $@
 

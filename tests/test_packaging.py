@@ -160,7 +160,7 @@ def make(tmp_path):
     """A function that runs ``make setup`` with stand-ins for Pythons and uv, and returns status, error and calls.
 
     The stand-ins write what they are called with. ``python3.14`` is too new; uv's Python is there once it is installed.
-    pip's settings are ``settings``; the uv that pip installs ends with the status ``installer``, and is not there if None.
+    pip's settings are ``settings``. The uv that pip installs ends with the status ``installer``; None: pip gets none.
     """
     tool, log, tools = shutil.which("make"), tmp_path / "calls", tmp_path / "bin"
     own_uv = tmp_path / "own_uv"
