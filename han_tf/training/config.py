@@ -142,6 +142,11 @@ class TrainConfig:
     channel: bool = _setting(NETWORK, True, "Soft channel attention (Table 9).")
     hard: bool = _setting(NETWORK, True, "Hard attention; if not, the regions are fixed.")
     interaction: bool = _setting(NETWORK, True, "Interaction of the branches, eq. (8) (Table 10).")
+    depthwise_norm: bool = _setting(
+        NETWORK,
+        True,
+        "Batch norm and ReLU after the depthwise convolutions, too; after --init_from as in that network.",
+    )
     model_args: Mapping[str, Any] = field(
         default_factory=dict,
         metadata={
