@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from experiments.bench_metrics import Size, make
-from experiments.measuring import check_cases, memory_mb, new_flags, product_flops, seconds, write_figures
+from experiments.measuring import check_names, memory_mb, new_flags, product_flops, seconds, write_figures
 from han_tf.common import cli as command_line
 from han_tf.common.files import write_json
 from han_tf.common.progress import progress_bar
@@ -159,7 +159,7 @@ def exact(flat: Path) -> np.ndarray:
 def main(values: command_line.Flags) -> None:
     """Builds and measures the named cases."""
     names = values.positional or CASES
-    check_cases(names, CASES)
+    check_names(names, CASES)
     folder = Path(values.folder)
     gallery_folders = {name: build(folder, *name.split("/")) for name in names}
     if values.build_only:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Optional
 
 import numpy as np
 
-from experiments.measuring import STATED_PRODUCT, check_cases, new_flags, product_flops, watched_memory, write_figures
+from experiments.measuring import STATED_PRODUCT, check_names, new_flags, product_flops, watched_memory, write_figures
 from han_tf.common import cli as command_line
 from han_tf.metrics import (
     FaissNeighbours,
@@ -203,7 +203,7 @@ class Bench:
 def main(values: command_line.Flags) -> None:
     """Runs the named cases."""
     names = values.positional or STANDARD
-    check_cases(names, CASES)
+    check_names(names, CASES)
     bench = Bench(values)
     for name in names:
         bench.run(name)

@@ -3,12 +3,11 @@
 import contextlib
 import importlib
 import os
-import signal
 import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Optional
 
@@ -16,8 +15,7 @@ from experiments.measuring import memory_mb
 from experiments.results import HERE
 from han_tf.common import cli
 from han_tf.common.errors import Stopped, UserError
-from han_tf.common.files import lock
-from han_tf.common.processes import end_with_parent, stop_signals
+from han_tf.common.processes import end_with_parent, signal_name, stop_signals
 
 POLL_SECONDS = 0.2
 
@@ -102,24 +100,6 @@ def in_process(module: str, arguments: Sequence[str], log: Path, *_: object) -> 
     _check(module, status, max(status - 128, 0), log)
 
 
-@contextlib.contextmanager
-def claimed(path: Path, waiting: Optional[Callable[[], object]] = None) -> Iterator[Optional[int]]:
-    """Holds the lock file ``path`` within the block, so that two runners never do the same training.
-
-    If another process holds it, ``waiting`` is called once before waiting; without ``waiting``, None is yielded.
-
-    Yields:
-      The file's descriptor; a process that inherits it holds the lock as well.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as stream:
-        held = lock(stream.fileno())
-        if not held and waiting is not None:
-            waiting()
-            held = lock(stream.fileno(), wait=True)
-        yield stream.fileno() if held else None
-
-
 def _check(module: str, status: int, stopped_by: int, log: Path) -> None:
     """Raises Stopped or UserError if a command was stopped or failed.
 
@@ -127,12 +107,12 @@ def _check(module: str, status: int, stopped_by: int, log: Path) -> None:
     received, 0 for none.
     """
     if stopped_by:
-        raise Stopped(f"stopped by {signal.Signals(stopped_by).name}; the same command goes on", stopped_by)
+        raise Stopped(f"stopped by {signal_name(stopped_by)}; the same command goes on", stopped_by)
     if status:
         text = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n")
         lines = [line.strip() for line in text.splitlines() if line.strip() and "%|" not in line]
         reason = lines[-1].removeprefix("error: ") if lines else f"exit status {status}"
         if status < 0:
-            name = signal.Signals(-status).name
+            name = signal_name(-status)
             reason = f"killed by {name}" + (" (is memory short?)" if name == "SIGKILL" else "")
         raise UserError(f"{module}: {reason} (all of it in {log})")

@@ -13,7 +13,6 @@ To repeat a training, delete its JSON and its run folder.
 import contextlib
 import sys
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 
 from absl import flags
@@ -21,13 +20,14 @@ from tqdm import tqdm
 
 from experiments import schema, tables
 from experiments.counts import TrainingData, count, training_data
-from experiments.launch import claimed, in_child, in_process
+from experiments.launch import in_child, in_process
+from experiments.measuring import check_names
 from experiments.needs import Need, duration, free_disk_mb, needs, size
 from experiments.plan import SCALES, TINY, Plan, Training, make_plan, network_of, scale_of
 from experiments.results import RESULTS, Result, check_replaceable, flags_of, identity, load_results, training_result
 from han_tf.common import cli as command_line
 from han_tf.common.errors import UserError
-from han_tf.common.files import atomic_open, read_json, write_json
+from han_tf.common.files import atomic_open, locked, read_json, write_json
 from han_tf.common.processes import free_memory_mb
 from han_tf.common.progress import progress_bar
 from han_tf.common.run_files import CONFIG, EVALUATION, HISTORY, METRICS
@@ -58,7 +58,7 @@ FLAGS.strings("rows", [], "Rows to run: names or parts of names.")
 FLAGS.enum("arch", "", ["", *MODELS], "Network instead of an ablation's (Tables 8 to 11), e.g. han_small.")
 FLAGS.old_name("model", "arch")
 FLAGS.group("data")
-FLAGS.strings("dataset", [], f"Data sets, e.g. market1501,dukemtmc; of {', '.join(DATASETS)}.")
+FLAGS.list_of("dataset", [], "Data sets, e.g. market1501,dukemtmc.", flags.EnumParser([*DATASETS]))
 FLAGS.string("split", "", "Protocol variant, e.g. detected (CUHK03); all if empty.")
 FLAGS.string("data_dir", "", "Data folder of the one data set; datasets/NAME if empty.")
 FLAGS.group("computation")
@@ -183,8 +183,8 @@ class Runner:
         failures: list[str] = []
         if self._measurements():
             # The lock keeps two runners from measuring at the same time, or the same thing twice.
-            waiting = partial(tqdm.write, "another process measures something; waiting for it")
-            with claimed(self.runs_dir / "measuring.lock", waiting):
+            waiting = "another process measures something; waiting for it"
+            with locked(self.runs_dir / "measuring.lock", waiting=waiting):
                 for name, module, arguments in self._measurements():
                     with _collected(failures):
                         output = f"--output={self.results_dir / name}.json"
@@ -195,19 +195,20 @@ class Runner:
         todo = self.left(self.results())
         epochs = sum(training.config.epochs - self._epochs_done(training) for training in todo)
         with progress_bar(total=epochs, unit="epoch", disable=not todo) as bar:
-            # Trainings that another runner holds come last; the second pass waits for them.
-            for wait in (False, True):
-                elsewhere = []
-                for training in todo:
-                    waiting = partial(tqdm.write, f"another process runs {training.name}; waiting for it")
-                    with claimed(self.runs_dir / f"{training.name}.lock", waiting if wait else None) as lock:
-                        if lock is None:
-                            elsewhere.append(training)
-                            continue
+            # Trainings that another runner holds come again at the end and are waited for.
+            queue = [(training, False) for training in todo]
+            for training, last in queue:
+                busy = f"another process runs {training.name}"
+                path = self.runs_dir / f"{training.name}.lock"
+                try:
+                    with locked(path, None if last else busy, f"{busy}; waiting for it") as lock:
                         bar.set_postfix_str(training.name)
                         with _collected(failures):
                             self._train(training, lock, bar)
-                todo = elsewhere
+                except UserError:  # of the lock
+                    if last:
+                        raise
+                    queue.append((training, True))
         return failures
 
     def _measurements(self) -> list[tuple[str, str, list[str]]]:
@@ -248,7 +249,7 @@ class Runner:
         # If only the sheet is missing and the run has to be trained for it, its result is written, too.
         if is_new or training.result(results) is None:
             # For a finished run han_tf.train only checks that settings and images are still the same.
-            arguments = [f"--run={run_dir}", *flags_of(settings)]
+            arguments = [f"--run={run_dir}", *flags_of(training.config)]
             show = lambda: bar.update(max(0, begun + self._epochs_done(training) - bar.n))  # noqa: E731
             peak_mb = self.launch("han_tf.train", arguments, log, (lock,), show)
             show()
@@ -318,11 +319,7 @@ def main(values: command_line.Flags) -> None:
         print("python -m experiments.run NAME [--dataset market1501]; --help lists all flags")
         return
     wanted = schema.names() if values.positional == ["all"] else values.positional
-    for name in wanted:
-        if name not in schema.names():
-            raise command_line.UsageError(
-                f"experiment {name!r} does not exist, expected one of {', '.join(schema.names())}"
-            )
+    check_names(wanted, schema.names(), "experiment")
     experiments: list[schema.Experiment] = [schema.load(name) for name in dict.fromkeys(wanted)]
     scale = scale_of(values.scale, ",".join(values.dataset))
     datasets = values.dataset if scale == "full" else []

@@ -6,7 +6,7 @@ from itertools import permutations, product
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
-from experiments.plan import SCALES, SCHEDULE, family, network_of, settings_for, shown_columns
+from experiments.plan import SCALES, SCHEDULE, family, network_of, networks_by_name, settings_for, shown_columns
 from experiments.results import Result, identity, score, settings_of, shown_trainings
 from experiments.schema import METRICS, Column, Experiment
 from han_tf.training.config import DEFAULTS, NAMED, TrainConfig
@@ -21,11 +21,6 @@ PUBLISHED_EPOCHS = DEFAULTS["epochs"]
 
 Link = Callable[[str, str], str]
 """Called with a result's name and the link's text; returns Markdown."""
-
-
-def unlinked(name: str, text: str) -> str:
-    """Returns ``text``, without a link."""
-    return text
 
 
 class Group(NamedTuple):
@@ -119,7 +114,7 @@ def render(
     experiment: Experiment,
     scale: str,
     results: Sequence[Result],
-    link: Link = unlinked,
+    link: Link = lambda name, text: text,
     model: str = "",
     comparable: bool = False,
 ) -> str:
@@ -181,7 +176,7 @@ def order_agreement(names: Sequence[str], ours: Sequence[Sequence[float]], their
     return text + (f" (against it: {'; '.join(against)})" if against else "")
 
 
-def origin(results: Sequence[Result], link: Link = unlinked) -> str:
+def origin(results: Sequence[Result], link: Link) -> str:
     """Returns a table's results, commits and machines in words, with a warning if commits differ."""
     text = f"Results: {_named(results, link)}. {made(*results)}."
     if any(result.get("differences") for result in results):
@@ -237,11 +232,6 @@ def scientific(number: float) -> str:
     """Returns ``3.69e8``."""
     digits, exponent = f"{number:.2e}".split("e")
     return f"{digits}e{int(exponent)}"
-
-
-def networks_by_name(results: Iterable[Result]) -> dict[tuple[str, int, int], Result]:
-    """Returns the results of kind ``network`` by model, input height and width."""
-    return {network_of(result["settings"]): result for result in results if result["kind"] == "network"}
 
 
 def _render_group(group: Group, results: Sequence[Result], link: Link) -> str:

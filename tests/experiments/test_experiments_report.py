@@ -358,7 +358,9 @@ def test_a_run_is_recorded(tiny_run, tmp_path, capsys):
     assert result["settings"]["epochs"] == 2
     assert "data_dir" not in json.dumps(result)
     assert str(tiny_run.parent) not in json.dumps(result)
-    assert result["command"] == "python -m han_tf.train " + " ".join(flags_of(result["settings"]))
+    assert result["command"] == "python -m han_tf.train " + " ".join(
+        flags_of(TrainConfig.from_dict(result["settings"], "settings"))
+    )
     assert result["train_images"] > 0
     assert result["seconds"] > 0
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", result["date"])
@@ -447,8 +449,8 @@ def test_what_is_no_result_is_not_recorded(tmp_path, capsys, content, words):
 
 
 def test_the_flags_of_a_result_give_its_settings():
-    settings = {**TrainConfig().to_dict(), "hard": False, "epochs": 40}
-    assert flags_of(settings) == ["--dataset=synthetic", "--arch=han_small", "--hard=false", "--epochs=40", "--seed=0"]
+    config = TrainConfig(hard=False, epochs=40)
+    assert flags_of(config) == ["--dataset=synthetic", "--arch=han_small", "--hard=false", "--epochs=40", "--seed=0"]
 
 
 def test_the_shares_in_the_notes_on_costs_are_those_of_the_results():
