@@ -211,4 +211,5 @@ def _ask(port: int, request: bytes, seconds: float) -> tuple[str, bytes]:
     except OSError:
         return "closed", answer
     answer = answer.removeprefix(b"HTTP/1.1 100 \r\n\r\n")
-    return answer[9:12].decode("latin-1") if answer.startswith(b"HTTP/1.") else "closed", answer
+    status = answer[9:12].decode("latin-1") if answer.startswith(b"HTTP/1.") else ""
+    return status or "closed", answer

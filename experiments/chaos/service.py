@@ -75,6 +75,8 @@ def disturb_service(model: Path, root: Path, rounds: int, seconds: float, seed: 
         # The first round ends with Ctrl-C; the faults of the others are drawn from its calls and seconds.
         fault = chosen(rng, plain) if number else UNDISTURBED
         service, port = start_service(model, folder, log, fault=fault)
+        if port is None and service.is_alive():
+            tally.faults.append(f"service, {fault}: not ready after a minute")
         if port:
             load.run("127.0.0.1", port, WRITERS, WRITING_SECONDS, number + seed)
         if port and not number:
