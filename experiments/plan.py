@@ -46,7 +46,7 @@ SCHEDULE = ("epochs", "recipe", "input_height", "input_width", *RECIPES["strong"
 
 
 def scale_of(scale: str, dataset: str) -> str:
-    """Returns the scale that the flags mean: without one, ``full`` if real data sets are named, else ``synthetic``.
+    """Returns the scale of the flags; if none is given, ``full`` for real data sets and ``synthetic`` otherwise.
 
     Raises:
       UserError: scale and data set do not fit.
@@ -87,7 +87,7 @@ def shown_columns(
 
 
 def settings_for(row: Row, column: Column, scale: str, model: str = "") -> dict[str, Any]:
-    """Returns the settings of a row's training, without seed and data folder; of ``model`` in place of its network."""
+    """Returns the settings of a row's training, without seed and data folder; ``model`` replaces its network."""
     network = {"model": model} if model else {}
     return {**row.settings, **network, **SCALES[scale].settings, "dataset": column.dataset, "split": column.split}
 

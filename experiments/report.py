@@ -112,7 +112,7 @@ class Report(NamedTuple):
     def _scores(self, result: Result) -> list[str]:
         settings = result["settings"]
         where = " ".join(filter(None, (settings["dataset"], settings["split"])))
-        told = f"{settings['model']}, {settings_in_words(settings)}"
+        told = f"{settings['model']}, {settings_in_words(settings, result.name)}"
         numbers = [score(result, *wanted) for _, *wanted in SCORES]
         return [self.link(result.name, told), where, *map(tables.one_digit, numbers)]
 

@@ -4,9 +4,9 @@
   python -m experiments.run table9                                on the embedded data set
   python -m experiments.run table9 --dataset market1501           the paper's schedule
   python -m experiments.run table9 --dataset market1501 --epochs 40 --seeds 0,1,2
-  python -m experiments.run all --dry_run                         says what would be run, and what it needs
+  python -m experiments.run all --dry_run                         prints what would be run and what it needs
 
-Trainings with a JSON in --results_dir are finished and are skipped. After any interruption, the same command goes on.
+Trainings with a JSON in --results_dir are finished and are skipped. After any interruption, the same command continues.
 To repeat a training, delete its JSON and its run folder.
 """
 
@@ -50,8 +50,8 @@ FLAGS.enum(
     "If empty: full where --dataset names a real data set, else synthetic.",
 )
 FLAGS.list_of("seeds", [0], "Seeds; several give mean ± deviation.", flags.IntegerParser(0, 2**32 - 1))
-FLAGS.integer("epochs", None, "Epochs, instead of the scale's; the results say so.", 1)
-FLAGS.enum("recipe", None, list(RECIPES), "Recipe of the trainings; the results say so.")
+FLAGS.integer("epochs", None, "Epochs, instead of the scale's; tables name them.", 1)
+FLAGS.enum("recipe", None, list(RECIPES), "Recipe of the trainings; tables name it.")
 FLAGS.integer("input_height", None, "Image height, pixels, instead of the scale's.", 32)
 FLAGS.integer("input_width", None, "Image width, pixels.", 32)
 FLAGS.strings("rows", [], "Rows to run: names or parts of names.")
@@ -71,7 +71,7 @@ FLAGS.string(
     "",
     "Where the JSONs are; if empty, experiments/results, and for --scale smoke the folder results in --runs_dir.",
 )
-FLAGS.boolean("dry_run", False, "Only say what would be run and what it needs.")
+FLAGS.boolean("dry_run", False, "Only print what would be run and what it needs.")
 
 
 class Runner:
@@ -98,12 +98,12 @@ class Runner:
     def left(self, results: Sequence[Result]) -> list[Training]:
         """Returns the trainings whose result or attention sheet is missing."""
         trainings = self.plan.trainings.values()
-        return [t for t in trainings if t.result(results) is None or (t.sheet and not self._kept_sheet(t).exists())]
+        return [t for t in trainings if t.result(results) is None or (t.sheet and not self._sheets(t)[1].exists())]
 
     def find_data(self) -> None:
         """Counts the training images of every data set that is needed; at the smoke scale draws the tiny set first.
 
-        Multi-query results are not expected of a data set without several images of a query.
+        For a data set without several images of a query, multi-query results are not wanted.
 
         Raises:
           UserError: a data set is missing.
@@ -117,7 +117,7 @@ class Runner:
             if key not in self.data:
                 self.data[key] = training_data(*key, self.data_dir)
                 if not self.data[key].multi_query:
-                    print(f"note: {' '.join(filter(None, key))} has no multi-query images here: no such results")
+                    print(f"note: {' '.join(filter(None, key))} has no multi-query images here, so no results for them")
             if not self.data[key].multi_query:
                 training.wanted = {wanted for wanted in training.wanted if wanted[1] != "multi"}
 
@@ -147,7 +147,7 @@ class Runner:
         if left and unknown == len(left):
             lines.append("in all unknown: no measurement yet")
         elif left:
-            without = f", without {unknown} of unknown length" if unknown else ""
+            without = f", without {unknown} whose time is unknown" if unknown else ""
             lines.append(f"in all about {duration(seconds)}, one after the other{without}")
         return lines
 
@@ -258,20 +258,17 @@ class Runner:
                 self.launch("han_tf.evaluate", arguments, log, (lock,))
             write_json(self.results_dir / f"{name}.json", training_result(run_dir, peak_mb if is_new else None))
         if training.sheet:
-            sheet, kept = self._sheet(training), self._kept_sheet(training)
+            sheet, kept = self._sheets(training)
             self.launch("han_tf.visualize", [f"--model={run_dir}", f"--output={sheet.parent}", *data], log, (lock,))
             if kept != sheet:
                 with atomic_open(kept) as stream:
                     stream.write(sheet.read_bytes())
 
-    def _sheet(self, training: Training) -> Path:
-        return self.runs_dir / training.name / "figure7" / "attention.png"
-
-    def _kept_sheet(self, training: Training) -> Path:
-        # Sheets of drawn people go to the repository; those of real people stay in the run's folder.
-        if training.config.dataset != "synthetic":
-            return self._sheet(training)
-        return self.results_dir.parent / "figures" / f"figure7-{training.name}.png"
+    def _sheets(self, training: Training) -> tuple[Path, Path]:
+        """Returns where the attention sheet is written and where it is kept: that of drawn people in the repository."""
+        sheet = self.runs_dir / training.name / "figure7" / "attention.png"
+        drawn = training.config.dataset == "synthetic"
+        return sheet, self.results_dir.parent / "figures" / f"figure7-{training.name}.png" if drawn else sheet
 
 
 def _is_trained(run_dir: Path, training: Training) -> bool:
@@ -291,7 +288,7 @@ def _collected(failures: list[str]) -> Iterator[None]:
         tqdm.write(f"failed: {error}")
 
 
-def _there(experiments: Sequence[schema.Experiment]) -> list[str]:
+def _present(experiments: Sequence[schema.Experiment]) -> list[str]:
     """Returns the experiments' data sets that are on this machine; prints a note about the others.
 
     Raises:
@@ -304,7 +301,7 @@ def _there(experiments: Sequence[schema.Experiment]) -> list[str]:
             training_data(name, split, "")
             found.append(name)
         except UserError as error:
-            missing.append(f"without {name}: {error}")
+            missing.append(f"{name} is left out: {error}")
     if missing and not found:
         raise UserError("; ".join(missing))
     for note in missing:
@@ -330,7 +327,7 @@ def main(values: command_line.Flags) -> None:
     elif data_dir and scale == "full" and len(datasets) != 1:
         raise UserError(f"--data_dir {data_dir} is one data set's folder, expected one --dataset with it")
     if scale == "full" and not datasets:
-        datasets = _there(experiments)
+        datasets = _present(experiments)
     if values.positional == ["all"] and datasets:
         experiments = [experiment for experiment in experiments if set(experiment.datasets) & set(datasets)]
     changes = ("epochs", "recipe", "input_height", "input_width", "cache_mb")

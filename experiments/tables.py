@@ -99,7 +99,8 @@ def _groups(experiment: Experiment, scale: str, trainings: Sequence[Result], mod
             differing = {name for name, value in own if value != expected[name]} - {"seed"}
             is_shown = score(result, row.feature, column.query, row.reranked, METRICS[0]) is not None
             if is_shown and differing <= {*SCHEDULE} - row.settings.keys():
-                schedule = settings_in_words({**DEFAULTS, **{name: settings[name] for name in differing}})
+                changed = {name: settings[name] for name in differing}
+                schedule = settings_in_words({**DEFAULTS, **changed}, result.name)
                 key = (settings["epochs"], schedule.partition(", ")[2])
                 found.setdefault(key, {}).setdefault((row_index, column_index), []).append(result)
     made = []
@@ -235,34 +236,31 @@ def scientific(number: float) -> str:
 
 
 def _render_group(group: Group, results: Sequence[Result], link: Link) -> str:
-    experiment = group.experiment
-    rows = [(n, row) for n, row in enumerate(experiment.rows) if row.settings is not None or not group.drawn]
-    head, lines = [""], [[row.name] for _, row in rows]
+    experiment, networks = group.experiment, networks_by_name(results)
+    searches = [result for result in results if result["kind"] == "search" and experiment.search]
+    times = {found["dimension"]: found for result in searches for found in result["dimensions"]}
+    measured = {result.name: result for result in searches}
+    head, lines = [""], []
     for column, shown in group.columns.items():
         paper = experiment.columns[column].title
         head += [f"{shown.title if group.drawn else paper}: R1", "mAP"]
         head += [f"paper, {paper}: R1", "mAP"] if group.drawn else []
-        for line, (index, _) in zip(lines, rows):
-            line += _score_cells(group, index, column)
-    measured: dict[str, Result] = {}
-    if experiment.flops:
-        head += ["FLOPs", "multiply-adds", "parameters", *(["img/s"] if experiment.speed else [])]
-        networks = networks_by_name(results)
-        for line, (_, row) in zip(lines, rows):
-            settings = {**DEFAULTS, **SCALES[group.scale].settings, **(row.settings or {})}
-            cost = networks.get(network_of(settings)) if row.settings is not None else None
-            model = "" if row.settings is None else settings["model"]
-            line += cost_cells(model, row.flops, cost)[: 4 if experiment.speed else 3]
+    head += ["FLOPs", "multiply-adds", "parameters"] * experiment.flops + ["img/s"] * experiment.speed
+    head += ["bytes per identity", "search, ms per query"] * experiment.search
+    for index, row in enumerate(experiment.rows):
+        if row.settings is None and group.drawn:
+            continue
+        cells = [cell for column in group.columns for cell in _score_cells(group, index, column)]
+        if experiment.flops:
+            settings = {**DEFAULTS, **SCALES[group.scale].settings, **(row.settings or {"model": ""})}
+            cost = networks.get(network_of(settings))
+            cells += cost_cells(settings["model"], row.flops, cost)[: 4 if experiment.speed else 3]
             measured.update({cost.name: cost} if cost else {})
-    if experiment.search:
-        head += ["bytes per identity", "search, ms per query"]
-        searches = [result for result in results if result["kind"] == "search"]
-        times = {found["dimension"]: found for result in searches for found in result["dimensions"]}
-        for line, (_, row) in zip(lines, rows):
+        if experiment.search:
             found = times.get(row.settings["feature_dim"])
             told = [f"{found['bytes_per_identity']:,}", f"{1e3 * found['seconds_per_query']:.3f}"] if found else None
-            line += told or [NONE, NONE]
-        measured.update({result.name: result for result in searches})
+            cells += told or [NONE, NONE]
+        lines.append([row.name, *cells])
 
     text = [_setting(group), markdown_table(head, lines), *_agreements(group)]
     if experiment.flops:
@@ -306,10 +304,10 @@ def _setting(group: Group) -> str:
     if any(len({r["settings"]["seed"] for r in cell}) < len(seeds) for cell in group.cells.values()):
         text += " where a row has been trained with more than one"
     if group.model:
-        text += f"; {group.model} in place of {group.experiment.model}, of which the paper's numbers are"
+        text += f"; {group.model} in place of the paper's {group.experiment.model}"
     if group.drawn:
         title = SCALES[group.scale].title.capitalize()
-        return f"{title}, {text}. The paper's numbers are for other images; only orders compare."
+        return f"{title}, {text}. The paper's numbers are for other images; only the order of the rows can be compared."
     return f"{text}. Ours / the paper's (difference), in percent."
 
 
@@ -360,12 +358,15 @@ def _statistics(experiment: Experiment, results: Sequence[Result], link: Link) -
     return ["Counted by the readers / the paper's.", table, *told]
 
 
-def settings_in_words(settings: Mapping[str, Any]) -> str:
+def settings_in_words(settings: Mapping[str, Any], where: str) -> str:
     """Returns the settings of a training that differ from the paper's, e.g. ``12 epochs, 80×32, hard False``.
 
     Another recipe is named, followed by the settings that differ from it.
+
+    Raises:
+      UserError: there is no such setting, or one has a wrong type; the error names ``where``.
     """
-    changed = TrainConfig.from_dict(settings_of(settings), "a result").changes()
+    changed = TrainConfig.from_dict(settings_of(settings), where).changes()
     told = [f"{settings['epochs']} epochs"]
     if "recipe" in changed:
         told.append(f"recipe {changed.pop('recipe')}")

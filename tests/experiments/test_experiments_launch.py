@@ -74,6 +74,7 @@ def test_a_killed_command_is_no_success(command, tmp_path):
 
 
 def test_a_command_that_others_stopped_stops_nothing_else(command, tmp_path):
+    in_child(command, ["nothing"], tmp_path / "log")  # its output is not that of the next one
     with pytest.raises(UserError, match=r"^stub_command: exit status 143 \(all of it in "):
         in_child(command, ["stopped"], tmp_path / "log")
 

@@ -150,7 +150,7 @@ def test_a_related_network_stands_in_until_there_is_the_right_one():
     table8 = schema.load("table8")
     small = [training(model="han_small", feature="global")]
     text = tables.render(table8, "full", [*small, training(model="resnet50")])
-    assert "; han_small in place of han_large, of which the paper's numbers are. Ours" in text
+    assert "; han_small in place of the paper's han_large. Ours" in text
     assert text.count("Ours / the paper's") == 1
     large = training(model="han_large")
     assert "in place of" not in tables.render(table8, "full", [*small, large])
@@ -325,6 +325,13 @@ def test_a_result_of_other_types_is_named(tmp_path, capsys, entry, value, reason
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: {tmp_path / results[1].name}.json: damaged ({reason}")
     assert not (tmp_path / "RESULTS.md").exists()
+
+
+def test_a_result_with_an_unknown_setting_is_named(tmp_path):
+    result = training()
+    result["settings"]["colour"] = "blue"
+    with pytest.raises(UserError, match=f"^{result.name}: setting 'colour' is unknown"):
+        Report([result], tmp_path, tmp_path / "RESULTS.md", tmp_path).text()
 
 
 def test_what_has_other_types_is_not_recorded(tmp_path, capsys):
