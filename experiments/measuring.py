@@ -1,4 +1,4 @@
-"""The frame of the benchmarks: their file of figures, times, memory, pictures, and a matrix product to compare with."""
+"""Shared by the benchmarks: the file of figures, times, memory, pictures, and a matrix product to compare with."""
 
 import io
 import threading
