@@ -101,11 +101,6 @@ def _clocked() -> Iterator[dict[str, float]]:
     figures["build_load"] = os.getloadavg()[1]
 
 
-def search(gallery: Gallery, queries: np.ndarray) -> np.ndarray:
-    """Returns the ids of the :data:`K` nearest of every query, int64 ``[n, K]``."""
-    return np.array([[hit.entry.id for hit in hits] for hits in gallery.search(queries, K)])
-
-
 def measure(gallery_folder: Path, truth: np.ndarray) -> dict[str, Any]:
     """Returns the figures of one gallery; to be called in a fresh process."""
     queries = np.load(gallery_folder.parent / "query.npy")
@@ -113,7 +108,7 @@ def measure(gallery_folder: Path, truth: np.ndarray) -> dict[str, Any]:
     start = time.perf_counter()
     gallery = FaissGallery(gallery_folder)
     opened = time.perf_counter() - start
-    recall = np.mean([len(np.intersect1d(a, b)) / K for a, b in zip(search(gallery, queries), truth)])
+    recall = np.mean([len(np.intersect1d(a, b)) / K for a, b in zip(gallery.search_ids(queries, K)[0], truth)])
     figures = {
         "rows": len(gallery),
         "dimension": gallery.dimension,
@@ -152,7 +147,7 @@ def exact(flat: Path) -> np.ndarray:
     path = flat.parent / "truth.npy"
     if not path.exists():
         with FaissGallery(flat) as gallery:
-            np.save(path, search(gallery, np.load(flat.parent / "query.npy")))
+            np.save(path, gallery.search_ids(np.load(flat.parent / "query.npy"), K)[0])
     return np.load(path)
 
 

@@ -14,7 +14,6 @@ import re
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
@@ -30,6 +29,7 @@ import numpy as np
 from experiments.measuring import make_picture, new_flags, product_flops, watched_memory, write_figures
 from han_tf.common import cli as command_line
 from han_tf.common.errors import UserError
+from han_tf.common.files import temporary_folder
 from han_tf.common.processes import usable_cores
 from han_tf.metrics import normalise
 from han_tf.search import create_gallery, open_gallery
@@ -165,8 +165,7 @@ def fill_gallery(path: Path, images: int, dimension: int, checksum: str) -> None
 
 def main(values: command_line.Flags) -> None:
     """Starts the service, puts load on it and reports."""
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
+    with temporary_folder() as folder:
         extractor = FeatureExtractor(values.model)
         dimension = extractor.feature_dim
         fill_gallery(folder / "index", values.gallery, dimension, extractor.checksum)
