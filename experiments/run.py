@@ -164,14 +164,14 @@ class Runner:
             if memory is not None and (need.memory_mb or 0) > memory:
                 raise UserError(
                     f"{name} needs about {size(need.memory_mb)} of memory, {size(memory)} are free; a smaller "
-                    "--cache_mb keeps the images in a file instead, --nocheck_resources starts all the same"
+                    "--cache_mb keeps the images in a file instead, --nocheck_resources starts anyway"
                 )
         # Files that an interrupted run has written already are counted twice, which overestimates the need.
         wanted = sum(need.disk_mb or 0 for _, need in known)
         if wanted > disk:
             raise UserError(
                 f"{len(known)} trainings need about {size(wanted)} in {self.runs_dir}, {size(disk)} are free; "
-                "another --runs_dir, or --nocheck_resources to start all the same"
+                "give another --runs_dir, or --nocheck_resources to start anyway"
             )
 
     def run(self) -> list[str]:
@@ -183,7 +183,7 @@ class Runner:
         failures: list[str] = []
         if self._measurements():
             # The lock keeps two runners from measuring at the same time, or the same thing twice.
-            waiting = "another process measures something; waiting for it"
+            waiting = "another process is measuring; waiting for it"
             with locked(self.runs_dir / "measuring.lock", waiting=waiting):
                 for name, module, arguments in self._measurements():
                     with _collected(failures):
@@ -353,11 +353,12 @@ def main(values: command_line.Flags) -> None:
     failures = runner.run()
     results = runner.results()
     for experiment in experiments:
-        text = tables.render(experiment, scale, results, model=values.arch)
+        found = tables.groups(experiment, scale, results, values.arch)
+        text = tables.render(experiment, scale, results, found)
         path = runs_dir / f"{'-'.join(filter(None, (experiment.name, values.arch, scale)))}.md"
         with atomic_open(path) as stream:
             stream.write(f"{text}\n".encode())
-        drawn = plots.draw(tables.groups(experiment, scale, results), results, runs_dir)
+        drawn = plots.draw(found, results, runs_dir)
         print(f"\n{text}\n", *(f"written to {written}" for written in [path, *drawn]), sep="\n")
     if failures:
         raise UserError(f"{len(failures)} trainings or measurements failed: {'; '.join(failures)}")

@@ -115,20 +115,17 @@ def render(
     experiment: Experiment,
     scale: str,
     results: Sequence[Result],
+    found: Sequence[Group],
     link: Link = lambda name, text: text,
-    model: str = "",
-    comparable: bool = False,
 ) -> str:
-    """Returns an experiment's heading and tables, one per schedule, with notes on how to read them.
+    """Returns an experiment's heading and a table for each of its groups ``found``, with notes on how to read them.
 
-    Without results the table has only the paper's numbers. The arguments are those of :func:`groups`, and ``link``,
-    which returns the text for a result's name.
+    Without groups the table has only the paper's numbers.
     """
     if experiment.counts:
         parts = _statistics(experiment, results, link)
     else:
-        found = groups(experiment, scale, results, model, comparable)
-        found = found or [Group(experiment, scale, 0, model, shown_columns(experiment, scale), {})]
+        found = found or [Group(experiment, scale, 0, "", shown_columns(experiment, scale), {})]
         parts = [_render_group(group, results, link) for group in found]
     return "\n\n".join([heading(experiment), *parts])
 
@@ -350,7 +347,7 @@ def _statistics(experiment: Experiment, results: Sequence[Result], link: Link) -
         found = counted.get(row.dataset)
         ours = [NONE if found is None else f"{found['counts'][name]:,}" for name in names]
         lines.append([row.title, *(f"{_bold(mine)} / {paper:,}" for mine, paper in zip(ours, row.published))])
-        missing = f"not found here, as published; datasets/{row.dataset}/README.md says how to get it"
+        missing = f"not found here, the published counts are shown; datasets/{row.dataset}/README.md says how to get it"
         notes += [f"- {row.title}: {sentence}" for sentence in (found["differences"] if found else [missing])]
     table = markdown_table(["", "# ID", "# Train", "# Test", "# Image", "# Cam"], lines)
     told = ["\n".join(notes)] if notes else []
