@@ -91,7 +91,7 @@ experiments: $(READY)  ## list the paper's tables and figures; each is a target:
 $(EXPERIMENTS): $(READY)
 	$(BIN)/python -m experiments.run $@ $(if $(filter synthetic,$(DATASET)),,--dataset $(DATASET)) $(DATA_FLAGS) $(ARGS)
 
-chaos: $(READY)  ## kill, damage and load what there is, and see whether anything is lost (up to an hour)
+chaos: $(READY)  ## test with kills, disk faults, damaged inputs and load whether anything is lost (up to an hour)
 	$(BIN)/python -m experiments.chaos $(ARGS)
 
 report: $(READY)  ## build experiments/RESULTS.md from the results in experiments/results

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from experiments.bench_metrics import Size, make
-from experiments.measuring import check_cases, memory_mb, new_flags, product_flops, seconds, write_figures
+from experiments.measuring import check_names, memory_mb, new_flags, product_flops, seconds, write_figures
 from han_tf.common import cli as command_line
 from han_tf.common.files import write_json
 from han_tf.common.progress import progress_bar
@@ -101,11 +101,6 @@ def _clocked() -> Iterator[dict[str, float]]:
     figures["build_load"] = os.getloadavg()[1]
 
 
-def search(gallery: Gallery, queries: np.ndarray) -> np.ndarray:
-    """Returns the ids of the :data:`K` nearest of every query, int64 ``[n, K]``."""
-    return np.array([[hit.entry.id for hit in hits] for hits in gallery.search(queries, K)])
-
-
 def measure(gallery_folder: Path, truth: np.ndarray) -> dict[str, Any]:
     """Returns the figures of one gallery; to be called in a fresh process."""
     queries = np.load(gallery_folder.parent / "query.npy")
@@ -113,7 +108,7 @@ def measure(gallery_folder: Path, truth: np.ndarray) -> dict[str, Any]:
     start = time.perf_counter()
     gallery = FaissGallery(gallery_folder)
     opened = time.perf_counter() - start
-    recall = np.mean([len(np.intersect1d(a, b)) / K for a, b in zip(search(gallery, queries), truth)])
+    recall = np.mean([len(np.intersect1d(a, b)) / K for a, b in zip(gallery.search_ids(queries, K)[0], truth)])
     figures = {
         "rows": len(gallery),
         "dimension": gallery.dimension,
@@ -152,14 +147,14 @@ def exact(flat: Path) -> np.ndarray:
     path = flat.parent / "truth.npy"
     if not path.exists():
         with FaissGallery(flat) as gallery:
-            np.save(path, search(gallery, np.load(flat.parent / "query.npy")))
+            np.save(path, gallery.search_ids(np.load(flat.parent / "query.npy"), K)[0])
     return np.load(path)
 
 
 def main(values: command_line.Flags) -> None:
     """Builds and measures the named cases."""
     names = values.positional or CASES
-    check_cases(names, CASES)
+    check_names(names, CASES)
     folder = Path(values.folder)
     gallery_folders = {name: build(folder, *name.split("/")) for name in names}
     if values.build_only:

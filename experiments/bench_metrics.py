@@ -10,7 +10,6 @@ ranked) and of unit length; the printed accuracies say nothing about any network
 
 import math
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,8 +17,9 @@ from typing import Any, NamedTuple, Optional
 
 import numpy as np
 
-from experiments.measuring import STATED_PRODUCT, check_cases, new_flags, product_flops, watched_memory, write_figures
+from experiments.measuring import STATED_PRODUCT, check_names, new_flags, product_flops, watched_memory, write_figures
 from han_tf.common import cli as command_line
+from han_tf.common.files import temporary_folder
 from han_tf.metrics import (
     FaissNeighbours,
     FeatureDistances,
@@ -143,8 +143,8 @@ class Bench:
     def run(self, name: str) -> None:
         """Measures all metrics, of distances between features or of re-ranked ones."""
         case, memory = CASES[name], {"memory_mb": self.values.memory_mb}
-        with tempfile.TemporaryDirectory() as folder:
-            problem = make(SIZES[case.size], Path(folder) if "million" in case.size else None)
+        with temporary_folder() as folder:
+            problem = make(SIZES[case.size], folder if "million" in case.size else None)
 
             def call() -> Any:
                 if not case.neighbours:
@@ -203,7 +203,7 @@ class Bench:
 def main(values: command_line.Flags) -> None:
     """Runs the named cases."""
     names = values.positional or STANDARD
-    check_cases(names, CASES)
+    check_names(names, CASES)
     bench = Bench(values)
     for name in names:
         bench.run(name)

@@ -33,7 +33,7 @@ FLAGS.string("run", "", "Folder of the run.")
 FLAGS.require("run", "the folder of a training run")
 FLAGS.group("data")
 FLAGS.string("data_dir", "", "Data folder; that of the run if empty.")
-FLAGS.integer("batches", 64, "Batches of training images that are looked at.", 2)
+FLAGS.integer("batches", 64, "Batches of training images for the statistics.", 2)
 FLAGS.integer("seed", 0, "Seed of their choice.", 0)
 
 

@@ -11,7 +11,6 @@ of another machine are scaled by the product. Accuracies are those of the export
 """
 
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from experiments.measuring import STATED_PRODUCT, make_picture, new_flags, produ
 from experiments.results import Result
 from han_tf.common import cli as command_line
 from han_tf.common.errors import UserError
+from han_tf.common.files import temporary_folder
 from han_tf.runs.card import CARD, read_card
 from han_tf.runs.folder import find_run
 
@@ -108,8 +108,8 @@ def main(values: command_line.Flags) -> None:
     folders = exports_of(run_dir, Path(values.exports or run_dir / "exports"))
     before = product_flops()
     rows = []
-    with tempfile.TemporaryDirectory() as temporary:
-        paths = [Path(temporary) / f"{number:04}.jpg" for number in range(FILES)]
+    with temporary_folder() as images:
+        paths = [images / f"{number:04}.jpg" for number in range(FILES)]
         for number, path in enumerate(paths):
             path.write_bytes(make_picture(number))
         for folder in (run_dir, *folders):

@@ -15,7 +15,7 @@ from absl import flags
 
 from experiments.measuring import new_flags, seconds, write_figures
 from han_tf.common import cli as command_line
-from han_tf.metrics import FeatureDistances
+from han_tf.metrics import FeatureDistances, normalise
 from han_tf.metrics.checks import default_threads
 from han_tf.metrics.nearest import nearest
 
@@ -32,12 +32,8 @@ FLAGS.integer("repeats", 5, "Measurements per dimension; the median counts.", 1)
 def seconds_per_query(dimension: int, queries: int, gallery: int, repeats: int) -> float:
     """Returns the median time of one query's exact search, in seconds."""
     rng = np.random.default_rng(0)
-
-    def features(count: int) -> np.ndarray:
-        drawn = rng.standard_normal((count, dimension), np.float32)
-        return drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
-
-    source = FeatureDistances(features(queries), features(gallery))
+    drawn = (rng.standard_normal((count, dimension), np.float32) for count in (queries, gallery))
+    source = FeatureDistances(*map(normalise, drawn))
     threads = default_threads(None)
     times = [seconds(lambda: nearest(source, TOPK, memory_mb=1024, threads=threads)) for _ in range(repeats)]
     return statistics.median(times) / queries

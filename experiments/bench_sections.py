@@ -155,7 +155,7 @@ def chaos(result: Result, _: Sequence[Result]) -> list[str]:
     paragraphs = [about + (f" {result['skipped']}." if result["skipped"] else "")]
     figures = [{**figure, "faults": len(figure["faults"])} for figure in result["figures"]]
     for part, head, names in (
-        ("kills", ["disturbed", *DISTURBED, "other faults"], DISTURBED),
+        ("kills", ["disturbed", *DISTURBED, "faults"], DISTURBED),
         ("fuzz", ["damaged", *DAMAGED[:-1], "MiB more, at most", "faults"], DAMAGED),
     ):
         line = " | ".join(["{case}", *(f"{{{name}:,}}" for name in names), "{faults:,}"])

@@ -14,10 +14,9 @@ import re
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
@@ -30,8 +29,13 @@ import numpy as np
 from experiments.measuring import make_picture, new_flags, product_flops, watched_memory, write_figures
 from han_tf.common import cli as command_line
 from han_tf.common.errors import UserError
+from han_tf.common.files import temporary_folder
 from han_tf.common.processes import usable_cores
+from han_tf.metrics import normalise
 from han_tf.search import create_gallery, open_gallery
+
+with command_line.deferred_imports(__name__):
+    from han_tf.features.extractor import FeatureExtractor
 
 MIX = {"search": 60, "search_by_id": 15, "embed": 10, "image": 5, "add": 6, "delete": 4}
 """Kind of request -> share, in percent."""
@@ -49,15 +53,19 @@ FLAGS.real("seconds", 60, "Duration of the load, seconds.", 1)
 FLAGS.integer("gallery", 10_000, "Images in the gallery.", 1)
 
 
+FORM = "multipart/form-data; boundary=b0undary"
+
+
+def multipart(parts: Iterable[tuple[str, bytes]]) -> bytes:
+    """Returns a body of the type :data:`FORM`; each part is its attributes, such as ``name="k"``, and its value."""
+    heads = [(f"--b0undary\r\nContent-Disposition: form-data; {about}\r\n\r\n", value) for about, value in parts]
+    return b"".join(head.encode() + value + b"\r\n" for head, value in heads) + b"--b0undary--\r\n"
+
+
 def form(picture: Optional[bytes] = None, **fields: Any) -> tuple[bytes, str]:
-    """Returns a multipart body and its content type."""
-    boundary = "b0undary"
-    parts = [f'Content-Disposition: form-data; name="{name}"\r\n\r\n{value}'.encode() for name, value in fields.items()]
-    if picture is not None:
-        head = 'Content-Disposition: form-data; name="image"; filename="p.jpg"\r\nContent-Type: image/jpeg\r\n\r\n'
-        parts.append(head.encode() + picture)
-    body = b"".join(f"--{boundary}\r\n".encode() + part + b"\r\n" for part in parts) + f"--{boundary}--\r\n".encode()
-    return body, f"multipart/form-data; boundary={boundary}"
+    """Returns the body of a request with these ``fields`` and an image, and its content type."""
+    parts = [(f'name="{name}"', str(value).encode()) for name, value in fields.items()]
+    return multipart([*parts, *([('name="image"; filename="p.jpg"', picture)] if picture else [])]), FORM
 
 
 class Load:
@@ -147,23 +155,20 @@ def _ask(
     return answer.status, answer.read()
 
 
-def _fill(path: Path, images: int, model: str) -> int:
-    from han_tf.features.extractor import FeatureExtractor
-
-    extractor = FeatureExtractor(model)
+def fill_gallery(path: Path, images: int, dimension: int, checksum: str) -> None:
+    """Makes a gallery of features drawn from a seed, of unit length, with cameras and times."""
     rng = np.random.default_rng(0)
-    with create_gallery(path, extractor.feature_dim, extractor.checksum) as gallery:
-        features = rng.standard_normal((images, extractor.feature_dim)).astype(np.float32)
-        features /= np.linalg.norm(features, axis=1, keepdims=True)
+    features = normalise(rng.standard_normal((images, dimension), np.float32))
+    with create_gallery(path, dimension, checksum) as gallery:
         gallery.add(features, camids=rng.integers(1, 7, images).tolist(), times=rng.uniform(1e9, 2e9, images).tolist())
-    return extractor.feature_dim
 
 
 def main(values: command_line.Flags) -> None:
     """Starts the service, puts load on it and reports."""
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        dimension = _fill(folder / "index", values.gallery, values.model)
+    with temporary_folder() as folder:
+        extractor = FeatureExtractor(values.model)
+        dimension = extractor.feature_dim
+        fill_gallery(folder / "index", values.gallery, dimension, extractor.checksum)
         flops = product_flops()
         arguments = [f"--index={folder / 'index'}", f"--model={values.model}", "--port=0"]
         command = [sys.executable, "-m", "han_tf.serve", *arguments]

@@ -3,12 +3,11 @@
 import contextlib
 import importlib
 import os
-import signal
 import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Optional
 
@@ -16,8 +15,7 @@ from experiments.measuring import memory_mb
 from experiments.results import HERE
 from han_tf.common import cli
 from han_tf.common.errors import Stopped, UserError
-from han_tf.common.files import lock
-from han_tf.common.processes import end_with_parent, stop_signals
+from han_tf.common.processes import end_with_parent, signal_name, stop_signals
 
 POLL_SECONDS = 0.2
 
@@ -51,6 +49,7 @@ def in_child(
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
     log.parent.mkdir(parents=True, exist_ok=True)
     with stop_signals() as caught, log.open("ab") as stream:
+        start = stream.tell()
         child = subprocess.Popen(
             [sys.executable, "-m", module, *arguments],
             stdin=subprocess.DEVNULL,
@@ -75,7 +74,7 @@ def in_child(
             child.terminate()
             child.wait()
             raise
-    _check(module, child.returncode, caught[0] if caught else 0, log)
+    _check(module, child.returncode, caught[0] if caught else 0, log, start)
     return peak_mb
 
 
@@ -92,6 +91,7 @@ def in_process(module: str, arguments: Sequence[str], log: Path, *_: object) -> 
     tf.config.run_functions_eagerly(True)
     try:
         with warnings.catch_warnings(), log.open("a", encoding="utf-8") as stream:
+            start = stream.tell()
             # tf.data warns that it still uses graphs.
             warnings.filterwarnings("ignore", message="Even though the .*run_functions_eagerly")
             with contextlib.redirect_stdout(stream), contextlib.redirect_stderr(stream):
@@ -99,40 +99,22 @@ def in_process(module: str, arguments: Sequence[str], log: Path, *_: object) -> 
     finally:
         tf.config.run_functions_eagerly(eager)
         tf.keras.backend.clear_session()
-    _check(module, status, max(status - 128, 0), log)
+    _check(module, status, max(status - 128, 0), log, start)
 
 
-@contextlib.contextmanager
-def claimed(path: Path, waiting: Optional[Callable[[], object]] = None) -> Iterator[Optional[int]]:
-    """Holds the lock file ``path`` within the block, so that two runners never do the same training.
-
-    If another process holds it, ``waiting`` is called once before waiting; without ``waiting``, None is yielded.
-
-    Yields:
-      The file's descriptor; a process that inherits it holds the lock as well.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as stream:
-        held = lock(stream.fileno())
-        if not held and waiting is not None:
-            waiting()
-            held = lock(stream.fileno(), wait=True)
-        yield stream.fileno() if held else None
-
-
-def _check(module: str, status: int, stopped_by: int, log: Path) -> None:
+def _check(module: str, status: int, stopped_by: int, log: Path, start: int) -> None:
     """Raises Stopped or UserError if a command was stopped or failed.
 
     ``status`` is its exit status, or minus the signal that killed it; ``stopped_by`` the signal that this program
-    received, 0 for none.
+    received, 0 for none; ``start`` where its output begins in ``log``, in bytes.
     """
     if stopped_by:
-        raise Stopped(f"stopped by {signal.Signals(stopped_by).name}; the same command goes on", stopped_by)
+        raise Stopped(f"stopped by {signal_name(stopped_by)}; the same command goes on", stopped_by)
     if status:
-        text = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n")
+        text = log.read_bytes()[start:].decode("utf-8", errors="replace").replace("\r", "\n")
         lines = [line.strip() for line in text.splitlines() if line.strip() and "%|" not in line]
         reason = lines[-1].removeprefix("error: ") if lines else f"exit status {status}"
         if status < 0:
-            name = signal.Signals(-status).name
+            name = signal_name(-status)
             reason = f"killed by {name}" + (" (is memory short?)" if name == "SIGKILL" else "")
         raise UserError(f"{module}: {reason} (all of it in {log})")

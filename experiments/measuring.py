@@ -1,4 +1,4 @@
-"""The frame of the benchmarks: their file of figures, times, memory, pictures, and a matrix product to compare with."""
+"""Shared by the benchmarks: the file of figures, times, memory, pictures, and a matrix product to compare with."""
 
 import io
 import threading
@@ -99,8 +99,8 @@ def make_picture(seed: int) -> bytes:
     return stream.getvalue()
 
 
-def check_cases(names: Iterable[str], cases: Collection[str]) -> None:
-    """Raises UsageError if one of ``names`` is not in ``cases``."""
+def check_names(names: Iterable[str], known: Collection[str], what: str = "case") -> None:
+    """Raises UsageError if one of ``names`` is not in ``known``; ``what`` says of what they are the names."""
     for name in names:
-        if name not in cases:
-            raise command_line.UsageError(f"unknown case {name!r}, expected one of {', '.join(cases)}")
+        if name not in known:
+            raise command_line.UsageError(f"unknown {what} {name!r}, expected one of {', '.join(known)}")

@@ -6,7 +6,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
-from experiments.plan import Training, network_of
+from experiments.plan import Training, network_of, networks_by_name
 from experiments.results import Result
 
 PROGRAM_MB = 1200
@@ -29,10 +29,10 @@ def needs(training: Training, images: int, results: Sequence[Result], here: Mapp
     """Estimates what ``training`` on that many images needs, from earlier results.
 
     The time comes from the latest training of the same network at the same size, or else from another network's, scaled
-    by multiply-adds; trainings on the machine ``here`` go first. Memory is that of an earlier training of the same
+    by multiply-adds; trainings on the machine ``here`` are preferred. Memory is that of an earlier training of the same
     network and batch size, or at least the estimate from the number of elements that the convolutions put out.
     """
-    config, costs = training.config, {network_of(r["settings"]): r for r in results if r["kind"] == "network"}
+    config, costs = training.config, networks_by_name(results)
     mine = network_of(config.to_dict())
     cost = costs.get(mine)
     seconds, how, preferred = None, "no measurement yet", None

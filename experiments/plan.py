@@ -9,7 +9,6 @@ from typing import Any, NamedTuple, Optional
 from experiments.results import Result, identity, score, shown_trainings
 from experiments.schema import METRICS, Column, Experiment, Row
 from han_tf.common.errors import UserError
-from han_tf.data import DATASETS
 from han_tf.training.config import DEFAULTS, RECIPES, TrainConfig
 
 TINY = {
@@ -47,7 +46,7 @@ SCHEDULE = ("epochs", "recipe", "input_height", "input_width", "depthwise_norm",
 
 
 def scale_of(scale: str, dataset: str) -> str:
-    """Returns the scale that the flags mean: without one, ``full`` if real data sets are named, else ``synthetic``.
+    """Returns the scale of the flags; if none is given, ``full`` for real data sets and ``synthetic`` otherwise.
 
     Raises:
       UserError: scale and data set do not fit.
@@ -70,11 +69,8 @@ def shown_columns(
     ``datasets`` and ``split`` restrict the columns if they are not empty.
 
     Raises:
-      UserError: a data set does not exist, or the table has no column of these data sets and this split.
+      UserError: the table has no column of these data sets and this split.
     """
-    for name in datasets:
-        if name not in DATASETS:
-            raise UserError(f"unknown dataset {name!r}, expected one of {', '.join(DATASETS)}")
     drawn, shown = SCALES[scale].dataset, {}
     for index, column in enumerate(experiment.columns):
         if drawn is None:
@@ -91,7 +87,7 @@ def shown_columns(
 
 
 def settings_for(row: Row, column: Column, scale: str, model: str = "") -> dict[str, Any]:
-    """Returns the settings of a row's training, without seed and data folder; of ``model`` in place of its network."""
+    """Returns the settings of a row's training, without seed and data folder; ``model`` replaces its network."""
     network = {"model": model} if model else {}
     return {**row.settings, **network, **SCALES[scale].settings, "dataset": column.dataset, "split": column.split}
 
@@ -99,6 +95,11 @@ def settings_for(row: Row, column: Column, scale: str, model: str = "") -> dict[
 def network_of(settings: Mapping[str, Any]) -> tuple[str, int, int]:
     """Returns the settings on which a network's cost depends: model, input height and width."""
     return settings["model"], settings["input_height"], settings["input_width"]
+
+
+def networks_by_name(results: Iterable[Result]) -> dict[tuple[str, int, int], Result]:
+    """Returns the results of kind ``network`` by model, input height and width."""
+    return {network_of(result["settings"]): result for result in results if result["kind"] == "network"}
 
 
 def family(model: str) -> str:
@@ -196,12 +197,10 @@ def make_plan(
     for experiment in experiments:
         plan.datasets.update(row.dataset for row in experiment.counts if not counted or row.dataset in counted)
         if model and experiment.rows and not experiment.model:
-            raise UserError(
-                f"--arch {model} cannot stand in for the networks of {experiment.name}, which compares them"
-            )
+            raise UserError(f"--arch {model} cannot replace the networks of {experiment.name}, which compares them")
         if model and experiment.rows and family(model) != family(experiment.model):
             raise UserError(
-                f"--arch {model} has not the parts that {experiment.name} is about, expected a relative of "
+                f"--arch {model} lacks the parts that {experiment.name} compares, expected a network of the family of "
                 f"{experiment.model}"
             )
         chosen = selected_rows(experiment, scale, rows)

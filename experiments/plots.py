@@ -10,10 +10,10 @@ from typing import Optional
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.plan import family, network_of
+from experiments.plan import family, network_of, networks_by_name
 from experiments.results import Result
 from experiments.schema import METRICS, load
-from experiments.tables import Group, networks_by_name
+from experiments.tables import Group
 from han_tf.metrics.plots import save_figure
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#882255", "#999933", "#000000")

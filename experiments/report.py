@@ -86,7 +86,7 @@ class Report(NamedTuple):
             with reading(self.results_dir / f"{result.name}.json"):
                 self._replace(results=[result], notes_dir=Path(os.devnull)).text()
                 for experiment in map(schema.load, schema.names()):
-                    tables.render(experiment, "full", [result])
+                    tables.render(experiment, "full", [result], tables.groups(experiment, "full", [result]))
 
     def link(self, name: str, text: str = "") -> str:
         """Returns the Markdown link to a result, called ``text`` or else by its name."""
@@ -112,7 +112,7 @@ class Report(NamedTuple):
     def _scores(self, result: Result) -> list[str]:
         settings = result["settings"]
         where = " ".join(filter(None, (settings["dataset"], settings["split"])))
-        told = f"{settings['model']}, {settings_in_words(settings)}"
+        told = f"{settings['model']}, {settings_in_words(settings, result.name)}"
         numbers = [score(result, *wanted) for _, *wanted in SCORES]
         return [self.link(result.name, told), where, *map(tables.one_digit, numbers)]
 
@@ -135,7 +135,7 @@ class Report(NamedTuple):
         found = tables.groups(experiment, "full", self.results, comparable=True)
         if not found and not (experiment.counts and self._of_kind("statistics")):
             return ""
-        text = tables.render(experiment, "full", self.results, self.link, comparable=True)
+        text = tables.render(experiment, "full", self.results, found, self.link)
         pictures = filter(None, map(plots.picture_name, found))
         drawn = [f"![{tables.heading(experiment)}](figures/{quote(name)})" for name in pictures]
         return self._with_note(experiment.name, f"## {text}", *drawn)

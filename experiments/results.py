@@ -112,19 +112,16 @@ def identity(values: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     return tuple(sorted((name, json.dumps(value, sort_keys=True)) for name, value in settings_of(values).items()))
 
 
-def flags_of(values: Mapping[str, Any]) -> list[str]:
-    """Returns the flags of ``han_tf.train`` for those of ``values`` that are not its defaults."""
-    usual = TrainConfig.of_recipe(values.get("recipe", DEFAULTS["recipe"])).to_dict()
-    usual["recipe"] = DEFAULTS["recipe"]
-    always = ("dataset", "model", "epochs", "seed")
-    told = []
-    for setting, value in values.items():
-        if setting in OF_DATA or (setting not in always and value == usual.get(setting)):
-            continue
+def flags_of(config: TrainConfig) -> list[str]:
+    """Returns the flags of ``han_tf.train`` for a training: its name's, and those that are not the defaults."""
+    wanted, told = {"dataset", "model", "epochs", "seed", *config.changes()}, []
+    for setting, value in config.to_dict().items():
         name = flag_of(setting)
+        if setting not in wanted:
+            continue
         if isinstance(value, Mapping):
             told += [f"--{name}={argument}={json.dumps(given)}" for argument, given in value.items()]
-        elif isinstance(value, (list, tuple)):
+        elif isinstance(value, list):
             told.append(f"--{name}={','.join(map(str, value))}")
         else:
             told.append(f"--{name}={str(value).lower() if isinstance(value, bool) else value}")
@@ -155,6 +152,8 @@ def training_result(run_dir: Union[str, os.PathLike], peak_mb: Optional[float] =
         for metric in ("rank-1", "mAP")
     ):
         evaluated, more = trained, rows
+    told = {**{name: value for name, value in config.items() if name not in OF_DATA}, "data_dir": ""}
+    flags = flags_of(TrainConfig.from_dict(told, str(run_dir / CONFIG)))
     history, made_with = read(HISTORY, []), read(ENVIRONMENT, {})
     made_with.pop("command", None)
     speeds = [row["images_per_second"] for row in history if "images_per_second" in row]
@@ -164,7 +163,7 @@ def training_result(run_dir: Union[str, os.PathLike], peak_mb: Optional[float] =
     result = {
         "kind": "training",
         "settings": settings_of(config),
-        "command": " ".join(["python -m han_tf.train", *flags_of({**config, "data_dir": ""})]),
+        "command": " ".join(["python -m han_tf.train", *flags]),
         "train_images": config.get("num_images"),
         "train_identities": config.get("num_classes"),
         "seconds": round(sum(row.get("seconds", 0) for row in history), 1) or None,

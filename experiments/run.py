@@ -4,16 +4,15 @@
   python -m experiments.run table9                                on the embedded data set
   python -m experiments.run table9 --dataset market1501           the paper's schedule
   python -m experiments.run table9 --dataset market1501 --epochs 40 --seeds 0,1,2
-  python -m experiments.run all --dry_run                         says what would be run, and what it needs
+  python -m experiments.run all --dry_run                         prints what would be run and what it needs
 
-Trainings with a JSON in --results_dir are finished and are skipped. After any interruption, the same command goes on.
+Trainings with a JSON in --results_dir are finished and are skipped. After any interruption, the same command continues.
 To repeat a training, delete its JSON and its run folder.
 """
 
 import contextlib
 import sys
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 
 from absl import flags
@@ -21,13 +20,14 @@ from tqdm import tqdm
 
 from experiments import schema, tables
 from experiments.counts import TrainingData, count, training_data
-from experiments.launch import claimed, in_child, in_process
+from experiments.launch import in_child, in_process
+from experiments.measuring import check_names
 from experiments.needs import Need, duration, free_disk_mb, needs, size
 from experiments.plan import SCALES, TINY, Plan, Training, make_plan, network_of, scale_of
 from experiments.results import RESULTS, Result, check_replaceable, flags_of, identity, load_results, training_result
 from han_tf.common import cli as command_line
 from han_tf.common.errors import UserError
-from han_tf.common.files import atomic_open, read_json, write_json
+from han_tf.common.files import atomic_open, locked, read_json, write_json
 from han_tf.common.processes import free_memory_mb
 from han_tf.common.progress import progress_bar
 from han_tf.common.run_files import CONFIG, EVALUATION, HISTORY, METRICS
@@ -50,15 +50,15 @@ FLAGS.enum(
     "If empty: full where --dataset names a real data set, else synthetic.",
 )
 FLAGS.list_of("seeds", [0], "Seeds; several give mean ± deviation.", flags.IntegerParser(0, 2**32 - 1))
-FLAGS.integer("epochs", None, "Epochs, instead of the scale's; the results say so.", 1)
-FLAGS.enum("recipe", None, list(RECIPES), "Recipe of the trainings; the results say so.")
+FLAGS.integer("epochs", None, "Epochs, instead of the scale's; tables name them.", 1)
+FLAGS.enum("recipe", None, list(RECIPES), "Recipe of the trainings; tables name it.")
 FLAGS.integer("input_height", None, "Image height, pixels, instead of the scale's.", 32)
 FLAGS.integer("input_width", None, "Image width, pixels.", 32)
 FLAGS.strings("rows", [], "Rows to run: names or parts of names.")
 FLAGS.enum("arch", "", ["", *MODELS], "Network instead of an ablation's (Tables 8 to 11), e.g. han_small.")
 FLAGS.old_name("model", "arch")
 FLAGS.group("data")
-FLAGS.strings("dataset", [], f"Data sets, e.g. market1501,dukemtmc; of {', '.join(DATASETS)}.")
+FLAGS.list_of("dataset", [], "Data sets, e.g. market1501,dukemtmc.", flags.EnumParser([*DATASETS]))
 FLAGS.string("split", "", "Protocol variant, e.g. detected (CUHK03); all if empty.")
 FLAGS.string("data_dir", "", "Data folder of the one data set; datasets/NAME if empty.")
 FLAGS.group("computation")
@@ -71,7 +71,7 @@ FLAGS.string(
     "",
     "Where the JSONs are; if empty, experiments/results, and for --scale smoke the folder results in --runs_dir.",
 )
-FLAGS.boolean("dry_run", False, "Only say what would be run and what it needs.")
+FLAGS.boolean("dry_run", False, "Only print what would be run and what it needs.")
 
 
 class Runner:
@@ -98,12 +98,12 @@ class Runner:
     def left(self, results: Sequence[Result]) -> list[Training]:
         """Returns the trainings whose result or attention sheet is missing."""
         trainings = self.plan.trainings.values()
-        return [t for t in trainings if t.result(results) is None or (t.sheet and not self._kept_sheet(t).exists())]
+        return [t for t in trainings if t.result(results) is None or (t.sheet and not self._sheets(t)[1].exists())]
 
     def find_data(self) -> None:
         """Counts the training images of every data set that is needed; at the smoke scale draws the tiny set first.
 
-        Multi-query results are not expected of a data set without several images of a query.
+        For a data set without several images of a query, multi-query results are not wanted.
 
         Raises:
           UserError: a data set is missing.
@@ -117,7 +117,7 @@ class Runner:
             if key not in self.data:
                 self.data[key] = training_data(*key, self.data_dir)
                 if not self.data[key].multi_query:
-                    print(f"note: {' '.join(filter(None, key))} has no multi-query images here: no such results")
+                    print(f"note: {' '.join(filter(None, key))} has no multi-query images here, so no results for them")
             if not self.data[key].multi_query:
                 training.wanted = {wanted for wanted in training.wanted if wanted[1] != "multi"}
 
@@ -147,7 +147,7 @@ class Runner:
         if left and unknown == len(left):
             lines.append("in all unknown: no measurement yet")
         elif left:
-            without = f", without {unknown} of unknown length" if unknown else ""
+            without = f", without {unknown} whose time is unknown" if unknown else ""
             lines.append(f"in all about {duration(seconds)}, one after the other{without}")
         return lines
 
@@ -164,14 +164,14 @@ class Runner:
             if memory is not None and (need.memory_mb or 0) > memory:
                 raise UserError(
                     f"{name} needs about {size(need.memory_mb)} of memory, {size(memory)} are free; a smaller "
-                    "--cache_mb keeps the images in a file instead, --nocheck_resources starts all the same"
+                    "--cache_mb keeps the images in a file instead, --nocheck_resources starts anyway"
                 )
         # Files that an interrupted run has written already are counted twice, which overestimates the need.
         wanted = sum(need.disk_mb or 0 for _, need in known)
         if wanted > disk:
             raise UserError(
                 f"{len(known)} trainings need about {size(wanted)} in {self.runs_dir}, {size(disk)} are free; "
-                "another --runs_dir, or --nocheck_resources to start all the same"
+                "give another --runs_dir, or --nocheck_resources to start anyway"
             )
 
     def run(self) -> list[str]:
@@ -183,8 +183,8 @@ class Runner:
         failures: list[str] = []
         if self._measurements():
             # The lock keeps two runners from measuring at the same time, or the same thing twice.
-            waiting = partial(tqdm.write, "another process measures something; waiting for it")
-            with claimed(self.runs_dir / "measuring.lock", waiting):
+            waiting = "another process is measuring; waiting for it"
+            with locked(self.runs_dir / "measuring.lock", waiting=waiting):
                 for name, module, arguments in self._measurements():
                     with _collected(failures):
                         output = f"--output={self.results_dir / name}.json"
@@ -195,19 +195,20 @@ class Runner:
         todo = self.left(self.results())
         epochs = sum(training.config.epochs - self._epochs_done(training) for training in todo)
         with progress_bar(total=epochs, unit="epoch", disable=not todo) as bar:
-            # Trainings that another runner holds come last; the second pass waits for them.
-            for wait in (False, True):
-                elsewhere = []
-                for training in todo:
-                    waiting = partial(tqdm.write, f"another process runs {training.name}; waiting for it")
-                    with claimed(self.runs_dir / f"{training.name}.lock", waiting if wait else None) as lock:
-                        if lock is None:
-                            elsewhere.append(training)
-                            continue
+            # Trainings that another runner holds come again at the end and are waited for.
+            queue = [(training, False) for training in todo]
+            for training, last in queue:
+                busy = f"another process runs {training.name}"
+                path = self.runs_dir / f"{training.name}.lock"
+                try:
+                    with locked(path, None if last else busy, f"{busy}; waiting for it") as lock:
                         bar.set_postfix_str(training.name)
                         with _collected(failures):
                             self._train(training, lock, bar)
-                todo = elsewhere
+                except UserError:  # of the lock
+                    if last:
+                        raise
+                    queue.append((training, True))
         return failures
 
     def _measurements(self) -> list[tuple[str, str, list[str]]]:
@@ -248,7 +249,7 @@ class Runner:
         # If only the sheet is missing and the run has to be trained for it, its result is written, too.
         if is_new or training.result(results) is None:
             # For a finished run han_tf.train only checks that settings and images are still the same.
-            arguments = [f"--run={run_dir}", *flags_of(settings)]
+            arguments = [f"--run={run_dir}", *flags_of(training.config)]
             show = lambda: bar.update(max(0, begun + self._epochs_done(training) - bar.n))  # noqa: E731
             peak_mb = self.launch("han_tf.train", arguments, log, (lock,), show)
             show()
@@ -257,20 +258,17 @@ class Runner:
                 self.launch("han_tf.evaluate", arguments, log, (lock,))
             write_json(self.results_dir / f"{name}.json", training_result(run_dir, peak_mb if is_new else None))
         if training.sheet:
-            sheet, kept = self._sheet(training), self._kept_sheet(training)
+            sheet, kept = self._sheets(training)
             self.launch("han_tf.visualize", [f"--model={run_dir}", f"--output={sheet.parent}", *data], log, (lock,))
             if kept != sheet:
                 with atomic_open(kept) as stream:
                     stream.write(sheet.read_bytes())
 
-    def _sheet(self, training: Training) -> Path:
-        return self.runs_dir / training.name / "figure7" / "attention.png"
-
-    def _kept_sheet(self, training: Training) -> Path:
-        # Sheets of drawn people go to the repository; those of real people stay in the run's folder.
-        if training.config.dataset != "synthetic":
-            return self._sheet(training)
-        return self.results_dir.parent / "figures" / f"figure7-{training.name}.png"
+    def _sheets(self, training: Training) -> tuple[Path, Path]:
+        """Returns where the attention sheet is written and where it is kept: that of drawn people in the repository."""
+        sheet = self.runs_dir / training.name / "figure7" / "attention.png"
+        drawn = training.config.dataset == "synthetic"
+        return sheet, self.results_dir.parent / "figures" / f"figure7-{training.name}.png" if drawn else sheet
 
 
 def _is_trained(run_dir: Path, training: Training) -> bool:
@@ -290,7 +288,7 @@ def _collected(failures: list[str]) -> Iterator[None]:
         tqdm.write(f"failed: {error}")
 
 
-def _there(experiments: Sequence[schema.Experiment]) -> list[str]:
+def _present(experiments: Sequence[schema.Experiment]) -> list[str]:
     """Returns the experiments' data sets that are on this machine; prints a note about the others.
 
     Raises:
@@ -303,7 +301,7 @@ def _there(experiments: Sequence[schema.Experiment]) -> list[str]:
             training_data(name, split, "")
             found.append(name)
         except UserError as error:
-            missing.append(f"without {name}: {error}")
+            missing.append(f"{name} is left out: {error}")
     if missing and not found:
         raise UserError("; ".join(missing))
     for note in missing:
@@ -318,11 +316,7 @@ def main(values: command_line.Flags) -> None:
         print("python -m experiments.run NAME [--dataset market1501]; --help lists all flags")
         return
     wanted = schema.names() if values.positional == ["all"] else values.positional
-    for name in wanted:
-        if name not in schema.names():
-            raise command_line.UsageError(
-                f"experiment {name!r} does not exist, expected one of {', '.join(schema.names())}"
-            )
+    check_names(wanted, schema.names(), "experiment")
     experiments: list[schema.Experiment] = [schema.load(name) for name in dict.fromkeys(wanted)]
     scale = scale_of(values.scale, ",".join(values.dataset))
     datasets = values.dataset if scale == "full" else []
@@ -333,7 +327,7 @@ def main(values: command_line.Flags) -> None:
     elif data_dir and scale == "full" and len(datasets) != 1:
         raise UserError(f"--data_dir {data_dir} is one data set's folder, expected one --dataset with it")
     if scale == "full" and not datasets:
-        datasets = _there(experiments)
+        datasets = _present(experiments)
     if values.positional == ["all"] and datasets:
         experiments = [experiment for experiment in experiments if set(experiment.datasets) & set(datasets)]
     changes = ("epochs", "recipe", "input_height", "input_width", "cache_mb")
@@ -359,11 +353,12 @@ def main(values: command_line.Flags) -> None:
     failures = runner.run()
     results = runner.results()
     for experiment in experiments:
-        text = tables.render(experiment, scale, results, model=values.arch)
+        found = tables.groups(experiment, scale, results, values.arch)
+        text = tables.render(experiment, scale, results, found)
         path = runs_dir / f"{'-'.join(filter(None, (experiment.name, values.arch, scale)))}.md"
         with atomic_open(path) as stream:
             stream.write(f"{text}\n".encode())
-        drawn = plots.draw(tables.groups(experiment, scale, results), results, runs_dir)
+        drawn = plots.draw(found, results, runs_dir)
         print(f"\n{text}\n", *(f"written to {written}" for written in [path, *drawn]), sep="\n")
     if failures:
         raise UserError(f"{len(failures)} trainings or measurements failed: {'; '.join(failures)}")

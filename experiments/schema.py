@@ -37,6 +37,9 @@ CUHK03_LABELLED = Column("CUHK03 (labelled)", "cuhk03", "labelled")
 CUHK03_DETECTED = Column("CUHK03 (detected)", "cuhk03", "detected")
 MSMT17 = Column("MSMT17", "msmt17")
 
+LARGE = {"model": "han_large"}
+"""Settings of the network that the paper's ablations use."""
+
 
 @dataclass(frozen=True)
 class Row:

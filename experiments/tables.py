@@ -6,7 +6,7 @@ from itertools import permutations, product
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
-from experiments.plan import SCALES, SCHEDULE, family, network_of, settings_for, shown_columns
+from experiments.plan import SCALES, SCHEDULE, family, network_of, networks_by_name, settings_for, shown_columns
 from experiments.results import Result, identity, score, settings_of, shown_trainings
 from experiments.schema import METRICS, Column, Experiment
 from han_tf.training.config import DEFAULTS, NAMED, TrainConfig
@@ -21,11 +21,6 @@ PUBLISHED_EPOCHS = DEFAULTS["epochs"]
 
 Link = Callable[[str, str], str]
 """Called with a result's name and the link's text; returns Markdown."""
-
-
-def unlinked(name: str, text: str) -> str:
-    """Returns ``text``, without a link."""
-    return text
 
 
 class Group(NamedTuple):
@@ -104,7 +99,8 @@ def _groups(experiment: Experiment, scale: str, trainings: Sequence[Result], mod
             differing = {name for name, value in own if value != expected[name]} - {"seed"}
             is_shown = score(result, row.feature, column.query, row.reranked, METRICS[0]) is not None
             if is_shown and differing <= {*SCHEDULE} - row.settings.keys():
-                schedule = settings_in_words({**DEFAULTS, **{name: settings[name] for name in differing}})
+                changed = {name: settings[name] for name in differing}
+                schedule = settings_in_words({**DEFAULTS, **changed}, result.name)
                 key = (settings["epochs"], schedule.partition(", ")[2])
                 found.setdefault(key, {}).setdefault((row_index, column_index), []).append(result)
     made = []
@@ -119,20 +115,17 @@ def render(
     experiment: Experiment,
     scale: str,
     results: Sequence[Result],
-    link: Link = unlinked,
-    model: str = "",
-    comparable: bool = False,
+    found: Sequence[Group],
+    link: Link = lambda name, text: text,
 ) -> str:
-    """Returns an experiment's heading and tables, one per schedule, with notes on how to read them.
+    """Returns an experiment's heading and a table for each of its groups ``found``, with notes on how to read them.
 
-    Without results the table has only the paper's numbers. The arguments are those of :func:`groups`, and ``link``,
-    which returns the text for a result's name.
+    Without groups the table has only the paper's numbers.
     """
     if experiment.counts:
         parts = _statistics(experiment, results, link)
     else:
-        found = groups(experiment, scale, results, model, comparable)
-        found = found or [Group(experiment, scale, 0, model, shown_columns(experiment, scale), {})]
+        found = found or [Group(experiment, scale, 0, "", shown_columns(experiment, scale), {})]
         parts = [_render_group(group, results, link) for group in found]
     return "\n\n".join([heading(experiment), *parts])
 
@@ -181,7 +174,7 @@ def order_agreement(names: Sequence[str], ours: Sequence[Sequence[float]], their
     return text + (f" (against it: {'; '.join(against)})" if against else "")
 
 
-def origin(results: Sequence[Result], link: Link = unlinked) -> str:
+def origin(results: Sequence[Result], link: Link) -> str:
     """Returns a table's results, commits and machines in words, with a warning if commits differ."""
     text = f"Results: {_named(results, link)}. {made(*results)}."
     if any(result.get("differences") for result in results):
@@ -239,40 +232,32 @@ def scientific(number: float) -> str:
     return f"{digits}e{int(exponent)}"
 
 
-def networks_by_name(results: Iterable[Result]) -> dict[tuple[str, int, int], Result]:
-    """Returns the results of kind ``network`` by model, input height and width."""
-    return {network_of(result["settings"]): result for result in results if result["kind"] == "network"}
-
-
 def _render_group(group: Group, results: Sequence[Result], link: Link) -> str:
-    experiment = group.experiment
-    rows = [(n, row) for n, row in enumerate(experiment.rows) if row.settings is not None or not group.drawn]
-    head, lines = [""], [[row.name] for _, row in rows]
+    experiment, networks = group.experiment, networks_by_name(results)
+    searches = [result for result in results if result["kind"] == "search" and experiment.search]
+    times = {found["dimension"]: found for result in searches for found in result["dimensions"]}
+    measured = {result.name: result for result in searches}
+    head, lines = [""], []
     for column, shown in group.columns.items():
         paper = experiment.columns[column].title
         head += [f"{shown.title if group.drawn else paper}: R1", "mAP"]
         head += [f"paper, {paper}: R1", "mAP"] if group.drawn else []
-        for line, (index, _) in zip(lines, rows):
-            line += _score_cells(group, index, column)
-    measured: dict[str, Result] = {}
-    if experiment.flops:
-        head += ["FLOPs", "multiply-adds", "parameters", *(["img/s"] if experiment.speed else [])]
-        networks = networks_by_name(results)
-        for line, (_, row) in zip(lines, rows):
-            settings = {**DEFAULTS, **SCALES[group.scale].settings, **(row.settings or {})}
-            cost = networks.get(network_of(settings)) if row.settings is not None else None
-            model = "" if row.settings is None else settings["model"]
-            line += cost_cells(model, row.flops, cost)[: 4 if experiment.speed else 3]
+    head += ["FLOPs", "multiply-adds", "parameters"] * experiment.flops + ["img/s"] * experiment.speed
+    head += ["bytes per identity", "search, ms per query"] * experiment.search
+    for index, row in enumerate(experiment.rows):
+        if row.settings is None and group.drawn:
+            continue
+        cells = [cell for column in group.columns for cell in _score_cells(group, index, column)]
+        if experiment.flops:
+            settings = {**DEFAULTS, **SCALES[group.scale].settings, **(row.settings or {"model": ""})}
+            cost = networks.get(network_of(settings))
+            cells += cost_cells(settings["model"], row.flops, cost)[: 4 if experiment.speed else 3]
             measured.update({cost.name: cost} if cost else {})
-    if experiment.search:
-        head += ["bytes per identity", "search, ms per query"]
-        searches = [result for result in results if result["kind"] == "search"]
-        times = {found["dimension"]: found for result in searches for found in result["dimensions"]}
-        for line, (_, row) in zip(lines, rows):
+        if experiment.search:
             found = times.get(row.settings["feature_dim"])
             told = [f"{found['bytes_per_identity']:,}", f"{1e3 * found['seconds_per_query']:.3f}"] if found else None
-            line += told or [NONE, NONE]
-        measured.update({result.name: result for result in searches})
+            cells += told or [NONE, NONE]
+        lines.append([row.name, *cells])
 
     text = [_setting(group), markdown_table(head, lines), *_agreements(group)]
     if experiment.flops:
@@ -316,10 +301,10 @@ def _setting(group: Group) -> str:
     if any(len({r["settings"]["seed"] for r in cell}) < len(seeds) for cell in group.cells.values()):
         text += " where a row has been trained with more than one"
     if group.model:
-        text += f"; {group.model} in place of {group.experiment.model}, of which the paper's numbers are"
+        text += f"; {group.model} in place of the paper's {group.experiment.model}"
     if group.drawn:
         title = SCALES[group.scale].title.capitalize()
-        return f"{title}, {text}. The paper's numbers are for other images; only orders compare."
+        return f"{title}, {text}. The paper's numbers are for other images; only the order of the rows can be compared."
     return f"{text}. Ours / the paper's (difference), in percent."
 
 
@@ -362,7 +347,7 @@ def _statistics(experiment: Experiment, results: Sequence[Result], link: Link) -
         found = counted.get(row.dataset)
         ours = [NONE if found is None else f"{found['counts'][name]:,}" for name in names]
         lines.append([row.title, *(f"{_bold(mine)} / {paper:,}" for mine, paper in zip(ours, row.published))])
-        missing = f"not found here, as published; datasets/{row.dataset}/README.md says how to get it"
+        missing = f"not found here, the published counts are shown; datasets/{row.dataset}/README.md says how to get it"
         notes += [f"- {row.title}: {sentence}" for sentence in (found["differences"] if found else [missing])]
     table = markdown_table(["", "# ID", "# Train", "# Test", "# Image", "# Cam"], lines)
     told = ["\n".join(notes)] if notes else []
@@ -370,12 +355,15 @@ def _statistics(experiment: Experiment, results: Sequence[Result], link: Link) -
     return ["Counted by the readers / the paper's.", table, *told]
 
 
-def settings_in_words(settings: Mapping[str, Any]) -> str:
+def settings_in_words(settings: Mapping[str, Any], where: str) -> str:
     """Returns the settings of a training that differ from the paper's, e.g. ``12 epochs, 80×32, hard False``.
 
     Another recipe is named, followed by the settings that differ from it.
+
+    Raises:
+      UserError: there is no such setting, or one has a wrong type; the error names ``where``.
     """
-    changed = TrainConfig.from_dict(settings_of(settings), "a result").changes()
+    changed = TrainConfig.from_dict(settings_of(settings), where).changes()
     told = [f"{settings['epochs']} epochs"]
     if "recipe" in changed:
         told.append(f"recipe {changed.pop('recipe')}")

@@ -15,8 +15,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from experiments.launch import claimed
 from han_tf.__main__ import commands
+from han_tf.common.files import locked
 
 ROOT = Path(__file__).parent.parent
 
@@ -30,7 +30,7 @@ def built(tmp_path_factory):
     command = [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", folder / "egg", "build", "--build-base"]
     command += [folder / "build", "bdist_wheel", "--dist-dir", folder, "sdist", "--dist-dir", folder]
     # One at a time: setuptools makes a folder in the source tree for the sdist.
-    with claimed(tmp_path_factory.getbasetemp().parent / "built.lock", lambda: None):
+    with locked(tmp_path_factory.getbasetemp().parent / "built.lock"):
         done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return folder

@@ -1,1 +1,1 @@
-"""Tests with kills, disk faults, damaged inputs and load: is anything lost, doubled, unreadable or not answered?"""
+"""Tests with kills, disk faults, damaged inputs and load, which count what is lost, doubled or unreadable."""

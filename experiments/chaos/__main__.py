@@ -1,4 +1,4 @@
-"""Test with kills, disk faults, damaged inputs and load: is anything lost, doubled, unreadable or not answered?
+"""Test with kills, disk faults, damaged inputs and load, and count what is lost, doubled, unreadable or not answered.
 
   python -m experiments.chaos [--rounds 100] [--inputs 10000] [--load_minutes 30] [--output FILE]
 
@@ -11,7 +11,6 @@ limit. Clients put load on the service. Fails if anything was lost, or ended in 
 
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,6 +22,7 @@ from typing import Any
 from absl import flags
 
 from experiments.chaos.process import load_faults
+from experiments.launch import in_child
 from experiments.measuring import new_flags, write_figures
 from han_tf.common import cli as command_line
 from han_tf.common.errors import UserError
@@ -96,12 +96,12 @@ def _figures(values: command_line.Flags, root: Path, end: float) -> Iterator[dic
 
 
 def _load(values: command_line.Flags, root: Path) -> dict[str, Any]:
-    output = root / "load.json"
-    command = [sys.executable, "-m", "experiments.bench_service", f"--seconds={60 * values.load_minutes}"]
-    ended = subprocess.run(
-        [*command, f"--clients={values.clients}", f"--output={output}"], stderr=subprocess.PIPE, text=True
-    )
-    faults = [ended.stderr[-1000:]] if ended.returncode else []
+    output, faults = root / "load.json", []
+    arguments = [f"--seconds={60 * values.load_minutes}", f"--clients={values.clients}", f"--output={output}"]
+    try:
+        in_child("experiments.bench_service", arguments, root / "load.log")
+    except UserError as error:
+        faults.append(str(error))
     if not output.exists():
         return {"case": "load", "faults": faults or ["no figures"]}
     whole = json.loads(output.read_text())["figures"][0]

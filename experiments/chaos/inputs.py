@@ -82,10 +82,6 @@ def _make_npz(root: Path, folder: Path) -> None:
     np.savez_compressed(folder / "compressed.npz", **{**features._asdict(), "paths": features.paths.astype(str)})
 
 
-def _make_parquet(root: Path, folder: Path) -> None:
-    extract_features(root / "exports" / MODEL, root / "data" / "query", folder / "features")
-
-
 def _make_csv(root: Path, folder: Path) -> None:
     paths = sorted((root / "data" / "query").glob("*.jpg"))[:6]
     rows = [f"{path},{pid},{pid % 3},2026-03-01T08:30:0{pid}Z" for pid, path in enumerate(paths)]
@@ -121,15 +117,6 @@ def _read_run(path: Path) -> None:
     Checkpoints(path / CHECKPOINTS["last"], 1, model=_MODELS[known]).restore(partial=True)
 
 
-def _make_weights(_: Path, folder: Path) -> None:
-    shutil.copytree(resolve("han_small-synthetic"), folder / "stored")
-
-
-def _read_weights(path: Path) -> None:
-    read_config(path)
-    read_arrays(path)
-
-
 def _make_card(root: Path, folder: Path) -> None:
     shutil.copytree(root / "exports" / MODEL, folder / "model")
     (folder / "model" / "model.onnx").write_bytes(b"a model")  # small, so that its checksum is computed quickly
@@ -159,10 +146,20 @@ KINDS = (
     Kind("images", 0.3, _make_images, _read_image),
     Kind("mats", 0.05, _make_mats, lambda path: load_dataset("cuhk03", path, "detected")),
     Kind("npz", 0.1, _make_npz, load_features),
-    Kind("parquet", 0.1, _make_parquet, lambda path: list(FeatureShards(path))),
+    Kind(
+        "parquet",
+        0.1,
+        lambda root, folder: extract_features(root / "exports" / MODEL, root / "data" / "query", folder / "features"),
+        lambda path: list(FeatureShards(path)),
+    ),
     Kind("csv", 0.1, _make_csv, _read_csv),
     Kind("checkpoints", 0.03, _make_run, _read_run),
-    Kind("weights", 0.02, _make_weights, _read_weights),
+    Kind(
+        "weights",
+        0.02,
+        lambda _, folder: shutil.copytree(resolve("han_small-synthetic"), folder / "stored"),
+        lambda path: (read_config(path), read_arrays(path)),
+    ),
     Kind("cards", 0.1, _make_card, lambda path: verify_files(path, read_card(path))),
     Kind("galleries", 0.1, _make_galleries, _read_gallery),
 )

@@ -3,7 +3,6 @@
 import json
 import shutil
 import signal
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -12,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.chaos.process import KINDS, OF_DISK, UNDISTURBED, Child, Ended, Fault, result_of
+from experiments.chaos.process import KINDS, OF_DISK, UNDISTURBED, Child, Ended, Fault, Tally, result_of
 from han_tf import export, extract, index, train
 from han_tf.common import cli
 from han_tf.common.files import write_npz
@@ -24,6 +23,9 @@ from han_tf.search import open_gallery
 
 SHARES = (0, 0.8, 0.08, 0.06, 0.06)
 """Probability of each kind of fault. Half of the kills are at a random time, half at a random write."""
+
+COUNTED = (*KINDS[1:], "compared", "lost", "doubled", "differing", "unreadable")
+"""Figures of a disturbed command: disturbances, its results that were compared, and rows that are wrong."""
 
 DIMENSION, ROWS = 64, 3000
 MODEL = "onnx-float32"
@@ -128,44 +130,30 @@ def _entries(folder: Path) -> Iterable[tuple[str, Any]]:
             yield entry.path, np.array([*feature, entry.pid, entry.camid])
 
 
-def compare(expected: list[tuple[str, Any]], found: list[tuple[str, Any]], tolerance: float) -> dict[str, int]:
-    """Returns the numbers of rows that are lost, doubled, or differ in their numbers."""
-    wanted, there = Counter(key for key, _ in expected), Counter(key for key, _ in found)
-    values = dict(expected)
-    differing = [
-        key for key, value in found if key in values and not np.allclose(value, values[key], 0, tolerance, True)
-    ]
-    counts = {"lost": wanted - there, "doubled": there - wanted}
-    return {**{name: sum(count.values()) for name, count in counts.items()}, "differing": len(differing)}
-
-
 def disturb(work: Work, root: Path, rounds: int, seconds: float, seed: int) -> dict[str, Any]:
     """Disturbs and restarts a command until it was killed ``rounds`` times or ``seconds`` are over.
 
     Returns:
       The number of each kind of fault, of rows that differ after runs that ended, and other errors as ``faults``.
     """
-    rng, log, base = np.random.default_rng(seed), root / "log", root / work.name
-    begun = time.monotonic()
+    rng, log, base, tally = np.random.default_rng(seed), root / "log", root / work.name, Tally(work.name)
     plain = Child(partial(work.command, base), log, base).end()
-    counts: Counter[str] = Counter()
-    faults: list[str] = []
     if plain.status:
-        return {"case": work.name, "faults": [f"undisturbed: status {plain.status}: {plain.said[-500:]}"]}
+        tally.faults.append(f"undisturbed: status {plain.status}: {plain.said[-500:]}")
+        return tally.figures(COUNTED)
     expected = result_of(lambda: list(work.rows(base)), log)
-    folder, finished, last = root / f"{work.name}-disturbed", 0, False
+    folder, last = root / f"{work.name}-disturbed", False
     while not last:
-        last = counts["kill"] >= rounds or time.monotonic() >= begun + seconds
+        last = tally.counts["kill"] >= rounds or tally.seconds >= seconds
         fault = UNDISTURBED if last else chosen(rng, plain)
         ended = Child(partial(work.command, folder), log, folder, fault).end()
         if not last:
-            counts[_happened(fault, ended)] += 1
-        faults += complaints(work.name, fault, ended)
+            tally.counts[_happened(fault, ended)] += 1
+        tally.faults += complaints(work.name, fault, ended)
         if last or ended.status == 0:
-            finished += 1
-            counts.update(_compared(work, expected, folder, log, faults))
+            _compare(work, expected, folder, log, tally)
             shutil.rmtree(folder)
-    return figures(work.name, counts, finished, faults, time.monotonic() - begun, len(expected))
+    return tally.figures(COUNTED, rows=len(expected))
 
 
 def _happened(fault: Fault, ended: Ended) -> str:
@@ -185,24 +173,30 @@ def chosen(rng: np.random.Generator, plain: Ended) -> Fault:
 
 
 def complaints(name: str, fault: Fault, ended: Ended) -> list[str]:
-    """Returns a line if a command ended wrongly: not with status 0, SIGKILL, or a line of error after a disk fault."""
+    """Returns a line if a command ended wrongly: not with status 0, a kill, or a line of error after a disk fault."""
     refused = ended.status == 1 and "error: " in ended.said and "Traceback" not in ended.said
-    if ended.status in (0, -signal.SIGKILL) or (refused and fault.kind in OF_DISK):
+    killed = ended.status == -signal.SIGKILL and not ended.hung
+    if ended.status == 0 or killed or (refused and fault.kind in OF_DISK):
         return []
-    return [f"{name}, {fault}: {ended.status}: {ended.said[-1500:]}"]
+    return [f"{name}, {fault}: {'hang' if ended.hung else ended.status}: {ended.said[-1500:]}"]
 
 
-def _compared(work: Work, expected: Any, folder: Path, log: Path, faults: list[str]) -> dict[str, int]:
+def _compare(work: Work, expected: list[tuple[str, Any]], folder: Path, log: Path, tally: Tally) -> None:
+    """Counts the rows in ``folder`` that are lost, doubled, or differ in their numbers from the ``expected`` ones."""
+    tally.counts["compared"] += 1
     try:
-        return compare(expected, result_of(lambda: list(work.rows(folder)), log), work.tolerance)
+        rows = result_of(lambda: list(work.rows(folder)), log)
     except RuntimeError as error:
-        faults.append(f"{work.name}: not readable: {error}")
-        return {"unreadable": 1}
-
-
-def figures(name: str, counts: Counter, finished: int, faults: list[str], seconds: float, rows: int) -> dict[str, Any]:
-    """Returns the figures of a disturbed command, as results hold them."""
-    disturbed = {what: counts[what] for what in KINDS[1:]}
-    wrong = {what: counts[what] for what in ("lost", "doubled", "differing", "unreadable")}
-    told = {"case": name, **disturbed, "compared": finished, "rows": rows, **wrong}
-    return {**told, "seconds": seconds, "faults": faults}
+        tally.counts["unreadable"] += 1
+        tally.faults.append(f"{work.name}: not readable: {error}")
+        return
+    wanted, found, values = Counter(key for key, _ in expected), Counter(key for key, _ in rows), dict(expected)
+    known = [(key, value) for key, value in rows if key in values]
+    wrong = {
+        "lost": [*(wanted - found).elements()],
+        "doubled": [*(found - wanted).elements()],
+        "differing": [key for key, value in known if not np.allclose(value, values[key], 0, work.tolerance, True)],
+    }
+    for what, keys in wrong.items():
+        tally.counts[what] += len(keys)
+        tally.faults += [f"{work.name}: {what}: {keys}"] if keys else []

@@ -8,19 +8,18 @@ import atexit
 import ctypes
 import os
 import pickle
-import resource
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from multiprocessing.context import ForkProcess
 from multiprocessing.sharedctypes import RawArray
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
-
-from experiments.measuring import memory_mb
 
 LIBRARY = "HAN_TF_CHAOS_LIBRARY"
 """Environment variable with the path of the library of faults, set once the library is loaded."""
@@ -35,7 +34,7 @@ class Fault(NamedTuple):
 
     kind: str = ""  # one of KINDS
     after: int = 0  # number of calls beneath the command's folder after which it begins
-    seconds: Optional[float] = None  # when the command is killed instead; None for never
+    seconds: Optional[float] = None  # time after its start at which the command is killed instead; None for never
 
 
 UNDISTURBED = Fault()
@@ -48,6 +47,26 @@ class Ended(NamedTuple):
     said: str  # the end of what it printed
     calls: tuple[int, int]  # writes and reads beneath the folder; zeros if it was killed or the library is not loaded
     seconds: float  # how long it ran
+    hung: bool = False  # whether it had to be killed because it did not end
+
+
+class Tally:
+    """The figures of one case: counts by name, and ``faults``, a line for each thing that went wrong."""
+
+    def __init__(self, case: str):
+        self._case, self._begun = case, time.monotonic()
+        self.counts: Counter[str] = Counter()
+        self.faults: list[str] = []
+
+    @property
+    def seconds(self) -> float:
+        """Time since the case began."""
+        return time.monotonic() - self._begun
+
+    def figures(self, names: Iterable[str], **more: Any) -> dict[str, Any]:
+        """Returns the figures as results hold them: the counts called ``names``, ``more``, seconds and faults."""
+        counts = {name: self.counts[name] for name in names}
+        return {"case": self._case, **counts, **more, "seconds": self.seconds, "faults": self.faults}
 
 
 class Child(ForkProcess):
@@ -61,7 +80,10 @@ class Child(ForkProcess):
         super().__init__()
         self._call, self._log, self._folder, self._fault = call, log, folder, fault
         self._calls, self._begun = RawArray("l", 2), time.monotonic()
+        self._killer = threading.Timer(fault.seconds or 0, self.kill)
         self.start()
+        if fault.seconds is not None:
+            self._killer.start()
 
     def run(self) -> None:
         """Runs the call; in the child."""
@@ -80,12 +102,14 @@ class Child(ForkProcess):
         sys.exit(status)
 
     def end(self, most: float = 600) -> Ended:
-        """Waits for the end and returns it; kills the command when its fault says so, or after ``most`` seconds."""
-        self.join(most if self._fault.seconds is None else self._fault.seconds)
+        """Waits for the end and returns it; kills the command if it has not ended after ``most`` seconds."""
+        self.join(most)
+        hung = self.is_alive()
         self.kill()
         self.join()
+        self._killer.cancel()
         said = self._log.read_text(errors="replace")[-4000:] if self._log.exists() else ""
-        return Ended(self.exitcode, said, tuple(self._calls), time.monotonic() - self._begun)
+        return Ended(self.exitcode, said, tuple(self._calls), time.monotonic() - self._begun, hung)
 
 
 def result_of(call: Callable[[], Any], log: Path) -> Any:
@@ -115,9 +139,3 @@ def load_faults(folder: Path) -> str:
     preloaded = f"{library}:{os.environ.get('LD_PRELOAD', '')}".rstrip(":")
     os.environ.update({LIBRARY: str(library), "LD_PRELOAD": preloaded})
     os.execv(sys.executable, sys.orig_argv)
-
-
-def bound_memory(more: int) -> None:
-    """Limits this process's memory to ``more`` bytes above its present size."""
-    most = int(2**20 * memory_mb("VmSize")) + more
-    resource.setrlimit(resource.RLIMIT_AS, (most, most))

@@ -5,8 +5,6 @@ import json
 import re
 import signal
 import socket
-import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -17,9 +15,11 @@ from urllib.parse import quote, urlencode
 import numpy as np
 from PIL import Image
 
+from experiments.bench_service import FORM, multipart
 from experiments.chaos.damage import MEMORY_BYTES, damage
 from experiments.chaos.kills import MODEL
-from experiments.chaos.service import ENTRIES, port_of, start_service
+from experiments.chaos.process import Tally
+from experiments.chaos.service import ENTRIES, start_service
 from experiments.measuring import make_picture, memory_mb
 
 ANSWER_SECONDS, HANG_SECONDS = 2, 60
@@ -27,6 +27,8 @@ ANSWER_SECONDS, HANG_SECONDS = 2, 60
 
 BYTES_SHARE = 0.2
 """Of the requests: damaged as bytes, the others in their values, headers or method."""
+
+COUNTED = ("inputs", "read", "refused", "not HTTP")
 
 UNANSWERABLE = ("/attention", "/gallery/{id}/attention", "/examples/{number}/image")
 """Routes that find nothing in this service: it draws no attention and has no examples."""
@@ -41,10 +43,9 @@ WEIRD.append(b"[" * 5000 + b"]" * 5000)
 
 NAMES = ("id", "image", "images", "k", "cameras", "pid", "time", "name", "query", "hit", "token", "limit", "", "é\0")
 NAMES += ("x" * 5000, 'image"; filename="', 'image"; filename="../a\\b\xff.png')
-FORM = "multipart/form-data; boundary="
 HEADERS = [
-    *(f"Content-Type: {FORM}b0undary; charset={name}" for name in ("utf-16", "undefined", "unicode_escape")),
-    *(f"Content-Type: {FORM}{boundary}" for boundary in ("", '"', "b" * 5000)),
+    *(f"Content-Type: {FORM}; charset={name}" for name in ("utf-16", "undefined", "unicode_escape")),
+    *(f"Content-Type: multipart/form-data; boundary={boundary}" for boundary in ("", '"', "b" * 5000)),
     *(f"Content-Type: {kind}" for kind in ("application/json", "text/plain", "application/x-www-form-urlencoded")),
     *(f"Content-Length: {number}" for number in ("-1", "1e3", "99999999999")),
     *(f"Host: {host}" for host in ("elsewhere", "[::1", "127.0.0.1:x")),
@@ -70,12 +71,9 @@ class Request(NamedTuple):
         for name, value in of["path"]:
             path = path.replace(f"{{{name}}}", quote(value, safe=""))
         if of["form"] or of["file"]:
-            kind = f"{FORM}b0undary"
+            kind = FORM
             parts = [(f'name="{name}"', value) for name, value in of["form"]]
-            parts += [(f'name="{name}"; filename="p.jpg"', value) for name, value in of["file"]]
-            for about, value in parts:
-                body += f"--b0undary\r\nContent-Disposition: form-data; {about}\r\n\r\n".encode() + value + b"\r\n"
-            body += b"--b0undary--\r\n"
+            body = multipart([*parts, *((f'name="{name}"; filename="p.jpg"', value) for name, value in of["file"])])
         elif of["json"]:
             kind = "application/json"
             body = b"{%s}" % b", ".join(json.dumps(name).encode() + b": " + value for name, value in of["json"])
@@ -123,28 +121,25 @@ def _requests(pictures: Sequence[bytes], id: int) -> list[Request]:
 
 def ask_damaged(root: Path, inputs: int, seed: int) -> dict[str, Any]:
     """Sends damaged requests to a service; returns the numbers of answers, the service's memory, and faults."""
-    log, folder = root / "service.log", root / "asked"
+    log, folder, tally = root / "service.log", root / "asked", Tally("http")
     png = io.BytesIO()
     Image.open(io.BytesIO(make_picture(0))).save(png, "PNG")
     pictures = make_picture(0), png.getvalue()
-    service = start_service(root / "exports" / MODEL, folder, log, f"--body_seconds={ANSWER_SECONDS / 2}")
-    port = port_of(service, log)
+    service, port = start_service(root / "exports" / MODEL, folder, log, f"--body_seconds={ANSWER_SECONDS / 2}")
     if port is None:
-        return {"case": "http", "inputs": 0, "faults": [f"no service: {service.end(0).said}"]}
-    faults: list[str] = []
+        tally.faults.append(f"no service: {service.end(0).said}")
+        return tally.figures(COUNTED)
     routes = set()
     for request in _requests(pictures, ENTRIES):  # the first one that it adds
         status, answer = _ask(port, request.encode(), HANG_SECONDS)
         if status[0] != "2" and (request.route not in UNANSWERABLE or status != "404"):
-            faults.append(f"http: {request.method} {request.route}, undamaged: {status}")
+            tally.faults.append(f"http: {request.method} {request.route}, undamaged: {status}")
         routes.add((request.method.lower(), request.route))
         if request.route == "/openapi.json":
             described = json.loads(answer.partition(b"\r\n\r\n")[2])["paths"]
     without = {(method, route) for route, methods in described.items() for method in methods} - routes
-    faults += [f"http: no valid request of {without}"] if without else []
+    tally.faults += [f"http: no valid request of {without}"] if without else []
     before = memory_mb("VmRSS", service.pid)
-    counts: Counter[str] = Counter()
-    begun = time.monotonic()
     for number in range(inputs):
         rng = np.random.default_rng([seed, 100, number])
         requests = _requests(pictures, ENTRIES + int(rng.integers(-10, 10)))
@@ -157,24 +152,18 @@ def ask_damaged(root: Path, inputs: int, seed: int) -> dict[str, Any]:
             sent = _damaged_fields(valid, other, rng).encode()
         status, answer = _ask(port, sent, ANSWER_SECONDS if bytewise else HANG_SECONDS)
         unparsed = status in ("closed", "waits") or b"not a valid HTTP request" in answer
-        counts["read" if status[0] in "23" else "refused"] += 1
-        counts["not HTTP"] += unparsed
+        tally.counts["read" if status[0] in "23" else "refused"] += 1
+        tally.counts["not HTTP"] += unparsed
         if (status[0] == "5" and status != "503") or (status == "waits" and not bytewise):
-            faults.append(f"http {number} of seed {seed}: {status}: {sent[:200]!r}")
+            tally.faults.append(f"http {number} of seed {seed}: {status}: {sent[:200]!r}")
     alive, _ = _ask(port, requests[0].encode(), HANG_SECONDS)
     more = int(memory_mb("VmHWM", service.pid) - before) if alive == "200" else 0
     service.terminate()
     ended = service.end(60)
     if alive != "200" or ended.status != -signal.SIGTERM or "Traceback" in ended.said or more > MEMORY_BYTES >> 20:
-        faults.append(f"http: {alive}, {ended.status}, {more} MiB more: {ended.said}")
-    return {
-        "case": "http",
-        "inputs": inputs,
-        **{what: counts[what] for what in ("read", "refused", "not HTTP")},
-        "peak_mb": more,
-        "seconds": time.monotonic() - begun,
-        "faults": faults,
-    }
+        tally.faults.append(f"http: {alive}, {ended.status}, {more} MiB more: {ended.said}")
+    tally.counts["inputs"] = inputs
+    return tally.figures(COUNTED, peak_mb=more)
 
 
 def _damaged_fields(valid: Request, other: Request, rng: np.random.Generator) -> Request:
@@ -222,4 +211,5 @@ def _ask(port: int, request: bytes, seconds: float) -> tuple[str, bytes]:
     except OSError:
         return "closed", answer
     answer = answer.removeprefix(b"HTTP/1.1 100 \r\n\r\n")
-    return answer[9:12].decode("latin-1") if answer.startswith(b"HTTP/1.") else "closed", answer
+    status = answer[9:12].decode("latin-1") if answer.startswith(b"HTTP/1.") else ""
+    return status or "closed", answer

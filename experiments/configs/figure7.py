@@ -14,11 +14,11 @@ of Table 8.
   python -m experiments.run figure7 --dataset market1501
 """
 
-from experiments.schema import MARKET, Experiment, Row
+from experiments.schema import LARGE, MARKET, Experiment, Row
 
 EXPERIMENT = Experiment(
     title="Visualisation of the harmonious re-id attention",
     columns=(MARKET,),
-    rows=(Row("HAN (Large)", ((91.6, 76.7),), {"model": "han_large"}),),
+    rows=(Row("HAN (Large)", ((91.6, 76.7),), LARGE),),
     sheet=True,
 )

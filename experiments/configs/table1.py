@@ -2,7 +2,7 @@
 
 Reproduces: the FLOPs of HAN Small, Medium and Large from the layers' kernels and output sizes, in the paper's
 convention (a multiply-add is two operations, batch norm counts) and in that of most other papers (multiply-adds of
-convolutions and fully connected layers). Accuracies stand beside them where Table 3 has been run.
+convolutions and fully connected layers). Accuracies are shown where Table 3 has been run.
 
 Expect: the published FLOPs within 0.6 %.
 

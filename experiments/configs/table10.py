@@ -12,20 +12,19 @@ about 12 min.
   python -m experiments.run table10 --dataset market1501
 """
 
-from experiments.schema import DUKE, MARKET, Experiment, Row
+from experiments.schema import DUKE, LARGE, MARKET, Experiment, Row
 
-_WITH = {"model": "han_large"}
-_WITHOUT = {**_WITH, "interaction": False}
+_WITHOUT = {**LARGE, "interaction": False}
 
 EXPERIMENT = Experiment(
     title="Evaluating the cross-attention interaction learning (CAIL) component",
     columns=(MARKET, DUKE),
     rows=(
         Row("Global (w/o CAIL)", ((84.1, 64.0), (73.2, 53.3)), _WITHOUT, feature="global"),
-        Row("Global (w/ CAIL)", ((88.9, 72.2), (77.9, 59.8)), _WITH, feature="global"),
+        Row("Global (w/ CAIL)", ((88.9, 72.2), (77.9, 59.8)), LARGE, feature="global"),
         Row("Local (w/o CAIL)", ((17.1, 7.6), (24.3, 14.3)), _WITHOUT, feature="local"),
-        Row("Local (w/ CAIL)", ((89.3, 73.0), (77.8, 59.8)), _WITH, feature="local"),
+        Row("Local (w/ CAIL)", ((89.3, 73.0), (77.8, 59.8)), LARGE, feature="local"),
         Row("Global+Local (w/o CAIL)", ((72.1, 50.9), (56.7, 40.1)), _WITHOUT),
-        Row("Global+Local (w/ CAIL)", ((91.6, 76.7), (80.6, 64.1)), _WITH),
+        Row("Global+Local (w/ CAIL)", ((91.6, 76.7), (80.6, 64.1)), LARGE),
     ),
 )

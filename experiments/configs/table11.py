@@ -12,20 +12,18 @@ about 17 min. The first row is the HAN (Large) of Table 3.
   python -m experiments.run table11 --dataset market1501
 """
 
-from experiments.schema import DUKE, MARKET, Experiment, Row
-
-_LARGE = {"model": "han_large"}
+from experiments.schema import DUKE, LARGE, MARKET, Experiment, Row
 
 EXPERIMENT = Experiment(
     title="Evaluating different types of objective functions",
     columns=(MARKET, DUKE),
     rows=(
-        Row("Cross-Entropy", ((91.6, 76.7), (80.6, 64.1)), _LARGE),
-        Row("Triplet", ((63.7, 41.7), (57.8, 37.6)), {**_LARGE, "loss": "triplet"}),
+        Row("Cross-Entropy", ((91.6, 76.7), (80.6, 64.1)), LARGE),
+        Row("Triplet", ((63.7, 41.7), (57.8, 37.6)), {**LARGE, "loss": "triplet"}),
         Row(
             "Cross-Entropy + Triplet",
             ((91.5, 76.3), (79.9, 61.5)),
-            {**_LARGE, "loss": "cross_entropy+triplet"},
+            {**LARGE, "loss": "cross_entropy+triplet"},
             smoke=False,
         ),
     ),

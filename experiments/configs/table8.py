@@ -10,16 +10,14 @@ Time: 300 epochs on Market-1501 take about 17 h on two CPU cores; the synthetic 
   python -m experiments.run table8 --dataset market1501
 """
 
-from experiments.schema import DUKE, MARKET, Experiment, Row
-
-_LARGE = {"model": "han_large"}
+from experiments.schema import DUKE, LARGE, MARKET, Experiment, Row
 
 EXPERIMENT = Experiment(
     title="Evaluating the global and local-level features",
     columns=(MARKET, DUKE),
     rows=(
-        Row("Global", ((88.9, 72.2), (77.9, 59.8)), _LARGE, feature="global"),
-        Row("Local", ((89.3, 73.0), (77.8, 59.8)), _LARGE, feature="local"),
-        Row("Global + Local", ((91.6, 76.7), (80.6, 64.1)), _LARGE),
+        Row("Global", ((88.9, 72.2), (77.9, 59.8)), LARGE, feature="global"),
+        Row("Local", ((89.3, 73.0), (77.8, 59.8)), LARGE, feature="local"),
+        Row("Global + Local", ((91.6, 76.7), (80.6, 64.1)), LARGE),
     ),
 )

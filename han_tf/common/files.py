@@ -11,6 +11,7 @@ import struct
 import sys
 import tempfile
 import time
+import warnings
 import zipfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
@@ -19,7 +20,7 @@ from typing import Any, BinaryIO, Optional, Union
 
 import numpy as np
 
-from han_tf.common.errors import UserError
+from han_tf.common.errors import Note, UserError
 
 CHECKED_BYTES = 2**20
 """Bytes of a file that are read at a time to compute its checksum."""
@@ -180,12 +181,16 @@ def lock(file: int, wait: bool = False) -> bool:
 
 
 @contextmanager
-def locked(path: Union[str, os.PathLike], taken: Optional[str] = None) -> Iterator[None]:
+def locked(path: Union[str, os.PathLike], taken: Optional[str] = None, waiting: str = "") -> Iterator[int]:
     """Holds the lock file ``path`` while the block runs; the file stays, empty.
 
     Args:
       path: the file; a missing folder is created.
       taken: the error if another process holds the lock; None to wait for it.
+      waiting: a note that is given before waiting, if it is not empty.
+
+    Yields:
+      The file's descriptor; a process that inherits it holds the lock as well.
 
     Raises:
       UserError: another process holds the lock, or the file cannot be written.
@@ -196,12 +201,15 @@ def locked(path: Union[str, os.PathLike], taken: Optional[str] = None) -> Iterat
         stream = path.open("a")  # of a link, the file it leads to keeps what it holds
     with stream:
         try:
-            held = lock(stream.fileno(), wait=taken is None)
+            if not lock(stream.fileno()):
+                if taken is not None:
+                    raise UserError(taken)
+                if waiting:
+                    warnings.warn(waiting, Note, stacklevel=3)
+                lock(stream.fileno(), wait=True)
         except OSError:
-            held = True  # some shared file systems have no locks
-        if not held:
-            raise UserError(taken)
-        yield
+            pass  # some shared file systems have no locks
+        yield stream.fileno()
 
 
 def write_json(path: Union[str, os.PathLike], value: Any) -> None:

@@ -10,12 +10,14 @@ import stat
 import subprocess
 import sys
 import threading
+import warnings
 import zipfile
 
 import numpy as np
 import pytest
 
-from han_tf.common.errors import UserError
+from han_tf.common import files
+from han_tf.common.errors import Note, UserError
 from han_tf.common.files import (
     atomic_open,
     locked,
@@ -253,7 +255,8 @@ def test_a_lock_is_refused_or_waited_for(tmp_path):
     got = threading.Event()
 
     def wait():
-        with locked(path):
+        told = "another one is at work; waiting for it"
+        with pytest.warns(Note, match=told), locked(path, waiting=told):
             got.set()
 
     with subprocess.Popen([sys.executable, "-c", HOLD, str(path)], **pipes) as holder:
@@ -266,8 +269,19 @@ def test_a_lock_is_refused_or_waited_for(tmp_path):
         holder.kill()
         assert got.wait(30)
         waiting.join()
-    with locked(path, "another one is at work"):
+    with warnings.catch_warnings(), locked(path, "another one is at work", "no note without waiting") as lock:
+        warnings.simplefilter("error")
         assert path.read_bytes() == b""
+        assert os.path.samestat(os.fstat(lock), path.stat())
+
+
+def test_where_a_file_system_has_no_locks_work_goes_on(tmp_path, monkeypatch):
+    def unsupported(file, wait=False):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(files, "lock", unsupported)
+    with locked(tmp_path / "lock", "taken") as lock:
+        assert os.path.samestat(os.fstat(lock), (tmp_path / "lock").stat())
 
 
 def test_a_lock_that_is_a_link_empties_no_file(tmp_path):

@@ -9,8 +9,9 @@ import time
 import numpy as np
 import pytest
 
-from experiments.launch import claimed, in_child
+from experiments.launch import in_child
 from han_tf.common.errors import Stopped, UserError
+from han_tf.common.files import locked
 
 COMMAND = """
 import os, signal, sys, time
@@ -73,6 +74,7 @@ def test_a_killed_command_is_no_success(command, tmp_path):
 
 
 def test_a_command_that_others_stopped_stops_nothing_else(command, tmp_path):
+    in_child(command, ["nothing"], tmp_path / "log")  # its output is not that of the next one
     with pytest.raises(UserError, match=r"^stub_command: exit status 143 \(all of it in "):
         in_child(command, ["stopped"], tmp_path / "log")
 
@@ -99,33 +101,14 @@ def test_signals_are_handed_on_and_waited_for(command, tmp_path, number):
 def test_a_killed_runner_stops_its_command_which_keeps_the_lock_until_then(command, tmp_path):
     runner = f"""
 from pathlib import Path
-from experiments.launch import claimed, in_child
-with claimed(Path({str(tmp_path / "lock")!r}), lambda: None) as lock:
+from experiments.launch import in_child
+from han_tf.common.files import locked
+with locked({str(tmp_path / "lock")!r}) as lock:
     in_child({command!r}, ["wait", {str(tmp_path / "w")!r}], Path({str(tmp_path / "log")!r}), held=(lock,))
 """
     process = subprocess.Popen([sys.executable, "-c", runner])
     wait_for(tmp_path / "w.started")
     process.kill()
     process.wait()
-    waited = []
-    with claimed(tmp_path / "lock", lambda: waited.append(1)):
+    with locked(tmp_path / "lock"):
         assert (tmp_path / "w.stopped").read_text() == str(int(signal.SIGTERM))
-
-
-def test_one_claim_at_a_time(tmp_path):
-    order = []
-
-    def second():
-        with claimed(tmp_path / "lock", lambda: order.append("waits")):
-            order.append("second")
-
-    with claimed(tmp_path / "lock", lambda: order.append("never")):
-        thread = threading.Thread(target=second)
-        thread.start()
-        while not order:
-            time.sleep(0.01)
-        with claimed(tmp_path / "lock") as impatient:
-            assert impatient is None
-        order.append("first")
-    thread.join()
-    assert order == ["waits", "first", "second"]

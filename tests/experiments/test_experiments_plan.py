@@ -60,7 +60,6 @@ def test_columns():
 @pytest.mark.parametrize(
     ("datasets", "split", "words"),
     [
-        (["mars"], "", "unknown dataset 'mars', expected one of synthetic, cuhk03"),
         (["msmt17"], "", "table5 is not about msmt17, expected cuhk03 labelled, cuhk03 detected"),
         (["cuhk03"], "new", "table5 is not about cuhk03 new"),
     ],

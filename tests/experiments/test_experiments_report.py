@@ -26,9 +26,14 @@ def cells(text, name):
     return [cell.strip() for cell in line.strip("| ").split("|")]
 
 
+def render(experiment, scale, results, link=lambda name, text: text, **options):
+    """An experiment's tables of the groups with these ``options``."""
+    return tables.render(experiment, scale, results, tables.groups(experiment, scale, results, **options), link)
+
+
 def test_ours_stands_beside_the_papers():
     results = [training(rank1=0.902, mean_ap=0.75), training(hard=False, rank1=0.95, mean_ap=0.70)]
-    text = tables.render(schema.load("table9"), "full", results)
+    text = render(schema.load("table9"), "full", results)
     assert cells(text, "HAN (All)")[1:] == ["**90.2** / 91.6 (-1.4)", "**75.0** / 76.7 (-1.7)"]
     assert cells(text, "SSA+SCA")[1:] == ["**95.0** / 88.9 (+6.1)", "**70.0** / 69.9 (+0.1)"]
     assert cells(text, "HRA")[1:] == ["– / 87.9", "– / 70.3"]
@@ -42,7 +47,7 @@ def test_ours_stands_beside_the_papers():
 def test_several_seeds_give_mean_and_deviation():
     scores = (0.90, 0.92, 0.91)
     results = [training(seed=seed, rank1=value) for seed, value in enumerate(scores)]
-    text = tables.render(schema.load("table8"), "full", results)
+    text = render(schema.load("table8"), "full", results)
     deviation = statistics.stdev(100 * value for value in scores)
     assert cells(text, "Global + Local")[1] == f"**91.0 ± {deviation:.1f}** / 91.6 (-0.6)"
     assert "seeds 0, 1, 2: mean ± deviation" in text
@@ -50,7 +55,7 @@ def test_several_seeds_give_mean_and_deviation():
 
 def test_each_schedule_has_a_table_of_its_own():
     results = [training(), training(epochs=40, rank1=0.7)]
-    text = tables.render(schema.load("table8"), "full", results)
+    text = render(schema.load("table8"), "full", results)
     first, second = text.split("40 epochs (the paper: 300)")
     assert "**90.0** / 91.6" in first
     assert "**70.0** / 91.6" not in first
@@ -69,7 +74,7 @@ def test_each_feature_query_and_method_finds_its_row():
         expected[query, reranked] = number
     # Results of other methods must not be taken for the plain result.
     result["results"].insert(0, {**result["results"][0], "expanded": True, "rank-1": 0.99})
-    text = tables.render(schema.load("table3"), "full", [result])
+    text = render(schema.load("table3"), "full", [result])
     for name, reranked in (("HAN (Small)", False), ("HAN (Small), re-ranked", True)):
         line = cells(text, name)
         assert line[1].startswith(f"**{expected['single', reranked]}.0**")
@@ -78,18 +83,18 @@ def test_each_feature_query_and_method_finds_its_row():
 
 
 def test_quoted_methods_stand_as_published():
-    text = tables.render(schema.load("table3"), "full", [training("han_small")])
+    text = render(schema.load("table3"), "full", [training("han_small")])
     assert cells(text, "HPN (Liu et al. 2017b)")[1:4] == ["76.9", "–", "≈ 1.82e10"]
 
 
 def test_on_drawn_people_nothing_is_subtracted():
-    text = tables.render(schema.load("table8"), "synthetic", [training(dataset="synthetic", epochs=12)])
+    text = render(schema.load("table8"), "synthetic", [training(dataset="synthetic", epochs=12)])
     assert cells(text, "Global + Local")[1:] == ["**90.0**", "**75.0**", "91.6", "76.7"]
     assert "paper, Market-1501: R1" in text
 
 
 def test_flops_in_both_conventions():
-    text = tables.render(schema.load("table12"), "full", [training(), network(macs=347_664_554)])
+    text = render(schema.load("table12"), "full", [training(), network(macs=347_664_554)])
     cost = cells(text, "Depthwise")[3:]
     assert cost == ["7.01e8 / 7.01e8 (+0.0%)", "3.48e8", "2,000,000"]
     assert cells(text, "Residual")[3:] == ["– / 1.34e9", "–", "–"]
@@ -97,10 +102,10 @@ def test_flops_in_both_conventions():
 
 def test_results_of_several_commits_are_told():
     results = [training(), training(hard=False, commit="b" * 40 + "+changes")]
-    text = tables.render(schema.load("table9"), "full", results)
+    text = render(schema.load("table9"), "full", results)
     assert "2026-11-23; commits aaaaaaa, bbbbbbb with uncommitted changes; abacus, 2 cores, 16 GiB." in text
     assert "different commits" in text
-    assert "different commits" not in tables.render(schema.load("table9"), "full", results[:1])
+    assert "different commits" not in render(schema.load("table9"), "full", results[:1])
 
 
 def test_seeds_of_one_row_are_named_once():
@@ -108,7 +113,7 @@ def test_seeds_of_one_row_are_named_once():
         return Result(name, data)
 
     results = [named("all-seed0", training()), named("all-seed1", training(seed=1)), named("hra", training(hard=False))]
-    text = tables.render(schema.load("table9"), "full", results, lambda name, shown: f"[{shown}]({name})")
+    text = render(schema.load("table9"), "full", results, lambda name, shown: f"[{shown}]({name})")
     assert "Results: [all-seed0](all-seed0) [seed1](all-seed1), [hra](hra). 2026" in text
 
 
@@ -117,7 +122,7 @@ def test_schedules_without_comparison_are_left_out_of_the_report():
     table9 = schema.load("table9")
     assert [group.epochs for group in tables.groups(table9, "full", results)] == [300, 40]
     assert [group.epochs for group in tables.groups(table9, "full", results, comparable=True)] == [300]
-    text = tables.render(table9, "full", results, comparable=True)
+    text = render(table9, "full", results, comparable=True)
     assert "40 epochs" not in text
     assert "300 epochs" in text
 
@@ -130,9 +135,7 @@ def test_one_table_shows_one_recipe_and_size():
     assert (first.epochs, first.schedule) == (300, "")
     assert (second.epochs, second.schedule) == (40, "recipe strong, 80×32")
     assert [len(group.results()) for group in (first, second)] == [2, 2]
-    assert "40 epochs (the paper: 300), recipe strong, 80×32, seed 0" in tables.render(
-        schema.load("table9"), "full", results
-    )
+    assert "40 epochs (the paper: 300), recipe strong, 80×32, seed 0" in render(schema.load("table9"), "full", results)
 
 
 def test_what_a_row_is_about_is_no_schedule():
@@ -142,21 +145,21 @@ def test_what_a_row_is_about_is_no_schedule():
 
 
 def test_results_apart_are_in_no_table():
-    text = tables.render(schema.load("table8"), "full", [training(apart="another network")])
+    text = render(schema.load("table8"), "full", [training(apart="another network")])
     assert "**" not in text
 
 
 def test_a_related_network_stands_in_until_there_is_the_right_one():
     table8 = schema.load("table8")
     small = [training(model="han_small", feature="global")]
-    text = tables.render(table8, "full", [*small, training(model="resnet50")])
-    assert "; han_small in place of han_large, of which the paper's numbers are. Ours" in text
+    text = render(table8, "full", [*small, training(model="resnet50")])
+    assert "; han_small in place of the paper's han_large. Ours" in text
     assert text.count("Ours / the paper's") == 1
     large = training(model="han_large")
-    assert "in place of" not in tables.render(table8, "full", [*small, large])
-    assert "han_small in place of" in tables.render(table8, "full", [*small, large], model="han_small")
+    assert "in place of" not in render(table8, "full", [*small, large])
+    assert "han_small in place of" in render(table8, "full", [*small, large], model="han_small")
     # Tables that compare networks do not show results of other networks.
-    assert "in place of" not in tables.render(schema.load("table12"), "full", small)
+    assert "in place of" not in render(schema.load("table12"), "full", small)
 
 
 def test_order_agreement_is_that_of_all_pairs():
@@ -193,10 +196,10 @@ def test_where_many_pairs_differ_the_order_of_ours_is_told():
 def test_statistics():
     counts = {"identities": 1_501, "train": 751, "test": 750, "images": 32_667, "cameras": 6}
     data = {"kind": "statistics", "dataset": "market1501", "counts": counts, "differences": ["train: 1 image less"]}
-    text = tables.render(schema.load("table2"), "full", [tables.Result("statistics-market1501", data)])
+    text = render(schema.load("table2"), "full", [tables.Result("statistics-market1501", data)])
     assert cells(text, "Market-1501")[4] == "**32,667** / 32,668"
     assert cells(text, "MSMT17")[1] == "– / 4,101"
-    assert "- MSMT17: not found here, as published; datasets/msmt17/README.md" in text
+    assert "- MSMT17: not found here, the published counts are shown; datasets/msmt17/README.md" in text
     assert "- Market-1501: train: 1 image less" in text
 
 
@@ -327,6 +330,13 @@ def test_a_result_of_other_types_is_named(tmp_path, capsys, entry, value, reason
     assert not (tmp_path / "RESULTS.md").exists()
 
 
+def test_a_result_with_an_unknown_setting_is_named(tmp_path):
+    result = training()
+    result["settings"]["colour"] = "blue"
+    with pytest.raises(UserError, match=f"^{result.name}: setting 'colour' is unknown"):
+        Report([result], tmp_path, tmp_path / "RESULTS.md", tmp_path).text()
+
+
 def test_what_has_other_types_is_not_recorded(tmp_path, capsys):
     run_dir, figures, results = tmp_path / "run", tmp_path / "figures.json", tmp_path / "results"
     run_dir.mkdir()
@@ -358,7 +368,9 @@ def test_a_run_is_recorded(tiny_run, tmp_path, capsys):
     assert result["settings"]["epochs"] == 2
     assert "data_dir" not in json.dumps(result)
     assert str(tiny_run.parent) not in json.dumps(result)
-    assert result["command"] == "python -m han_tf.train " + " ".join(flags_of(result["settings"]))
+    assert result["command"] == "python -m han_tf.train " + " ".join(
+        flags_of(TrainConfig.from_dict(result["settings"], "settings"))
+    )
     assert result["train_images"] > 0
     assert result["seconds"] > 0
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", result["date"])
@@ -447,8 +459,8 @@ def test_what_is_no_result_is_not_recorded(tmp_path, capsys, content, words):
 
 
 def test_the_flags_of_a_result_give_its_settings():
-    settings = {**TrainConfig().to_dict(), "hard": False, "epochs": 40}
-    assert flags_of(settings) == ["--dataset=synthetic", "--arch=han_small", "--hard=false", "--epochs=40", "--seed=0"]
+    config = TrainConfig(hard=False, epochs=40)
+    assert flags_of(config) == ["--dataset=synthetic", "--arch=han_small", "--hard=false", "--epochs=40", "--seed=0"]
 
 
 def test_the_shares_in_the_notes_on_costs_are_those_of_the_results():

@@ -18,10 +18,11 @@ import pytest
 from experiments import counts, needs, schema
 from experiments import plan as planning
 from experiments import run as runner
-from experiments.launch import claimed, in_child
+from experiments.launch import in_child
 from experiments.results import load_results, training_result
 from han_tf.common.cli import run
 from han_tf.common.errors import Stopped, UserError
+from han_tf.common.files import locked
 from han_tf.training.config import TrainConfig
 from tests.experiments.made_results import training
 
@@ -38,7 +39,7 @@ def smoke(tmp_path_factory):
     base = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         base = base.parent  # shared by all workers, since it takes minutes
-    with claimed(base / "smoke.lock", lambda: None):
+    with locked(base / "smoke.lock"):
         if not (base / "smoke.done").exists():
             assert call("all", "--scale=smoke", f"--runs_dir={base / 'smoke'}") == 0
             (base / "smoke.done").touch()
@@ -157,8 +158,11 @@ def test_another_network_can_stand_in_for_that_of_an_ablation(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["table8", "--arch=resnet50"], "--arch resnet50 has not the parts that table8 is about, expected a relative"),
-        (["table12", "--arch=han_small"], "--arch han_small cannot stand in for the networks of table12"),
+        (
+            ["table8", "--arch=resnet50"],
+            "--arch resnet50 lacks the parts that table8 compares, expected a network of the",
+        ),
+        (["table12", "--arch=han_small"], "--arch han_small cannot replace the networks of table12"),
         (["table7", "--dataset=market1501,cuhk03", "--data_dir=x"], "--data_dir x is one data set's folder"),
     ],
 )
@@ -169,10 +173,17 @@ def test_bad_input_is_one_line(capsys, tmp_path, arguments, words):
     assert err.count("\n") == 1
 
 
-def test_an_unknown_experiment_is_a_wrong_command_line(capsys):
-    assert call("table13") == 2
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["table13"], "unknown experiment 'table13', expected one of table1, "),
+        (["table8", "--dataset=mars"], "flag --dataset=mars: value should be one of <synthetic|cuhk03|"),
+    ],
+)
+def test_an_unknown_name_is_a_wrong_command_line(capsys, arguments, words):
+    assert call(*arguments) == 2
     err = capsys.readouterr().err
-    assert err.startswith("usage error: experiment 'table13' does not exist, expected one of table1, ")
+    assert err.startswith(f"usage error: {words}")
     assert err.count("\n") == 1
 
 
@@ -268,7 +279,7 @@ def test_runners_share_the_work_and_wait_for_each_other_at_the_end(prepared):
     order, taken, waits = [], threading.Event(), threading.Event()
 
     def other_runner():
-        with claimed(prepared.runs_dir / f"{first.name}.lock"):
+        with locked(prepared.runs_dir / f"{first.name}.lock"):
             taken.set()
             assert waits.wait(30)
             order.append("other runner")
