@@ -17,8 +17,8 @@ from han_tf.common.errors import UserError
 from han_tf.data.reading import resize
 from han_tf.features.extractor import FeatureExtractor
 from han_tf.search import Entry, Filters, Gallery, Hit
+from han_tf.search.database import DATABASE_ERRORS
 from han_tf.search.entries import NoEntry
-from han_tf.search.store import DATABASE_ERRORS
 from han_tf.serve.attention import AttentionModel, Kind, draw_overlay
 from han_tf.serve.batching import Batcher, Pool
 from han_tf.serve.images import decode_upload, encode, work_of

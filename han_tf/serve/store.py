@@ -15,7 +15,7 @@ from typing import Optional, Union
 
 from han_tf.common.errors import UserError
 from han_tf.common.files import atomic_open, sync_folder
-from han_tf.search.store import DATABASE_ERRORS
+from han_tf.search.database import DATABASE_ERRORS
 
 COLUMNS = ("time", "query", "hit", "verdict", "distance", "image", "gallery")
 """Columns of the exported verdicts: seconds since 1970 UTC; ``sha256:…`` of an uploaded image or ``id:…`` of an entry;
