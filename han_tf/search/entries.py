@@ -26,7 +26,11 @@ MOST = 2**63 - 1
 
 
 class NoEntry(UserError):
-    """The gallery has no entry of a given id."""
+    """The gallery at ``location``, with ``count`` entries, has none with this ``id``."""
+
+    def __init__(self, location: str, id: int, count: int):
+        super().__init__(f"{location}: no entry {id}, expected the id of one of its {count:,} entries")
+        self.id = id
 
 
 class Entry(NamedTuple):

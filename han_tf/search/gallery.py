@@ -45,8 +45,8 @@ OUTGROWN = 1.5
 """A threshold for a false-accept rate per search is outdated once the gallery has grown by more than this factor."""
 
 SAME = 1e-5
-"""Largest distance of two equal features, relative to their length. One image in different batches differs by less in
-float32, and by more in another precision."""
+"""Largest distance of two features that count as equal, relative to their length. Features of one image that were
+computed in different batches differ by less in float32; those in another precision differ by more."""
 
 COMPARED_AT_ONCE = 4096
 """Features that are loaded at a time to be compared with new ones."""
@@ -421,9 +421,7 @@ class Gallery(ABC):
     def _check_present(self, ids: np.ndarray, present: Sequence[int]) -> None:
         missing = ids[~np.isin(ids, present)]
         if len(missing):
-            raise NoEntry(
-                f"{self.location}: no entry {missing[0]}, expected the id of one of its {len(self):,} entries"
-            )
+            raise NoEntry(self.location, int(missing[0]), len(self))
 
     def search(
         self,
