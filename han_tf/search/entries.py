@@ -7,7 +7,7 @@ import reprlib
 import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple, Optional, Union
 
 import numpy as np
 
@@ -26,7 +26,11 @@ MOST = 2**63 - 1
 
 
 class NoEntry(UserError):
-    """The gallery has no entry of a given id."""
+    """The gallery at ``location``, with ``count`` entries, has none with this ``id``."""
+
+    def __init__(self, location: str, id: int, count: int):
+        super().__init__(f"{location}: no entry {id}, expected the id of one of its {count:,} entries")
+        self.id = id
 
 
 class Entry(NamedTuple):
@@ -176,10 +180,26 @@ def check_threshold(threshold: float) -> None:
         raise UserError(f"threshold is {reprlib.repr(threshold)}, expected a distance from 0 up")
 
 
+def check_type(value: Any, types: Union[type, tuple[type, ...]], name: str, expected: str) -> None:
+    """Raises UserError unless ``value`` is of one of these types."""
+    if not isinstance(value, types):
+        raise UserError(f"{name} is {reprlib.repr(value)}, expected {expected}")
+
+
+def check_switch(value: Any, name: str) -> None:
+    """Raises UserError unless ``value`` is True or False: "no" would count as true."""
+    check_type(value, (bool, np.bool_), name, "True or False")
+
+
+def check_choice(value: Any, name: str, choices: Collection[str], expected: str = "") -> None:
+    """Raises UserError unless ``value`` is one of these names; ``expected`` is all of them if not given."""
+    if not isinstance(value, str) or value not in choices:
+        raise UserError(f"{name} is {reprlib.repr(value)}, expected {expected or ', '.join(choices)}")
+
+
 def check_checksum(checksum: str) -> None:
     """Raises UserError unless ``checksum`` is text."""
-    if not isinstance(checksum, str):
-        raise UserError(f"checksum is {reprlib.repr(checksum)}, expected the text that names a model")
+    check_type(checksum, str, "checksum", "the text that names a model")
 
 
 def check_level(level: float) -> float:
@@ -194,8 +214,7 @@ def check_calibration(calibration: Optional[dict[str, Any]]) -> None:
     """Raises UserError if a gallery with this calibration could not be written, or not be opened again."""
     if calibration is None:
         return
-    if not isinstance(calibration, dict):
-        raise UserError(f"calibration is {reprlib.repr(calibration)}, expected JSON values by name")
+    check_type(calibration, dict, "calibration", "JSON values by name")
     try:
         json.dumps(calibration, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
@@ -205,8 +224,7 @@ def check_calibration(calibration: Optional[dict[str, Any]]) -> None:
 
 def check_filters(filters: Filters) -> Filters:
     """Returns ``filters``; raises UserError if they are of another type."""
-    if not isinstance(filters, Filters):
-        raise UserError(f"filters is {reprlib.repr(filters)}, expected Filters(…)")
+    check_type(filters, Filters, "filters", "Filters(…)")
     return filters
 
 

@@ -13,7 +13,6 @@ import numpy as np
 from han_tf.common.errors import UserError
 from han_tf.data.image_lists import UNKNOWN
 from han_tf.features.shards import FeatureBatch
-from han_tf.metrics import rerank as k_reciprocal
 from han_tf.metrics.checks import as_array, check_count, check_features, squared_norms
 from han_tf.search.entries import (
     MOST,
@@ -32,27 +31,22 @@ from han_tf.search.entries import (
     check_labels,
     check_level,
     check_paths,
+    check_switch,
     check_threshold,
+    check_type,
     labels_of,
 )
+from han_tf.search.reranking import reranked, reranked_among
 
 Progress = Optional[Callable[[int, int], None]]
 """Called with the number of finished rows and the number of all rows."""
-
-RERANKED_LEAST = 100
-RERANKED_PER_HIT = 5
-"""Candidates that are re-ranked for k hits: five per hit, at least 100."""
-
-RERANK_K1 = 20
-RERANK_K2 = 6
-"""Neighbourhood sizes of the re-ranking, as its authors chose them; at most the number of candidates."""
 
 OUTGROWN = 1.5
 """A threshold for a false-accept rate per search is outdated once the gallery has grown by more than this factor."""
 
 SAME = 1e-5
-"""Largest distance of two equal features, relative to their length. One image in different batches differs by less in
-float32, and by more in another precision."""
+"""Largest distance of two features that count as equal, relative to their length. Features of one image that were
+computed in different batches differ by less in float32; those in another precision differ by more."""
 
 COMPARED_AT_ONCE = 4096
 """Features that are loaded at a time to be compared with new ones."""
@@ -150,6 +144,7 @@ class Gallery(ABC):
             ``replace``, or the gallery cannot be written.
         """
         self.check_model(checksum)
+        check_switch(replace, "replace")
         if replace:
             ids, _ = self.put(features, paths, pids, camids, times, {})
         else:
@@ -321,8 +316,7 @@ class Gallery(ABC):
     def note_source(self, name: str, done: int, rows: int) -> None:
         """Stores that ``done`` of the ``rows`` rows of a source have been added, for :attr:`notes`."""
         self._check_open()
-        if not isinstance(name, str):
-            raise UserError(f"name is {reprlib.repr(name)}, expected that of a source")
+        check_type(name, str, "name", "that of a source")
         self._note_source(name, check_count(done, "done", 0, MOST), check_count(rows, "rows", 0, MOST))
 
     @abstractmethod
@@ -427,9 +421,7 @@ class Gallery(ABC):
     def _check_present(self, ids: np.ndarray, present: Sequence[int]) -> None:
         missing = ids[~np.isin(ids, present)]
         if len(missing):
-            raise NoEntry(
-                f"{self.location}: no entry {missing[0]}, expected the id of one of its {len(self):,} entries"
-            )
+            raise NoEntry(self.location, int(missing[0]), len(self))
 
     def search(
         self,
@@ -508,6 +500,7 @@ class Gallery(ABC):
     ) -> list[tuple[np.ndarray, np.ndarray]]:
         """Returns ids and distances of each query's hits, see :meth:`search`."""
         check_filters(filters)
+        check_switch(rerank, "rerank")
         queries = as_array(queries, "queries")
         none = queries.shape in ((0,), (0, self.dimension))
         queries = [] if none else self._checked(queries, "queries")
@@ -517,13 +510,15 @@ class Gallery(ABC):
         check_threshold(threshold)
         if none:
             return []
-        wanted = max(RERANKED_LEAST, RERANKED_PER_HIT * k) if rerank else k
+        wanted = reranked_among(k) if rerank else k
         found = []
         for query, (ids, distances) in zip(queries, self._search(queries, wanted, filters)):
             near = distances <= threshold
             ids, distances = ids[near], distances[near]
             if rerank and len(ids):
-                ids, distances = self._reranked(query, ids)
+                ids, features = self._features(ids)  # without those that were deleted meanwhile
+                order, distances = reranked(query, features)
+                ids = ids[order]
             found.append((ids[:k], distances[:k]))
         return found
 
@@ -538,16 +533,6 @@ class Gallery(ABC):
     @abstractmethod
     def _features(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns the ids among ``ids`` that exist, in their order, and their features, float32 ``[n, d]``."""
-
-    def _reranked(self, query: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        ids, features = self._features(ids)
-        if not len(ids):
-            return ids, np.empty(0)
-        k1, k2 = min(RERANK_K1, len(ids)), min(RERANK_K2, len(ids))
-        distances = k_reciprocal(query[None], features, k1=k1, k2=k2, threads=1, progress=False)
-        distances = np.maximum(distances.dense(slice(0, 1))[0].astype(np.float64), 0)
-        order = np.argsort(distances, kind="stable")  # ties: the nearer one by L2
-        return ids[order], distances[order]
 
     def set_threshold(self, threshold: Optional[float], calibration: Optional[dict[str, Any]] = None) -> None:
         """Stores the threshold and how it was calibrated; on disk when it returns.
@@ -584,7 +569,7 @@ class Gallery(ABC):
         Raises:
           UserError: some are damaged; the engine is Milvus, which checks its files itself.
         """
-        self._check_open()
+        self._check_building(False, progress)
         raise UserError(f"{self.location}: only a gallery in a folder can be checked, expected one")
 
     @property
@@ -631,6 +616,11 @@ class Gallery(ABC):
     def _check_open(self) -> None:
         if self.closed:
             raise UserError(f"{self.location}: the gallery is closed, expected an open one")
+
+    def _check_building(self, anew: bool, progress: Progress) -> None:
+        self._check_open()
+        check_switch(anew, "anew")
+        check_type(progress, (Callable, type(None)), "progress", "a function of two numbers")
 
     def check_model(self, checksum: Optional[str]) -> None:
         """Raises UserError unless ``checksum`` is None or the gallery's own."""

@@ -20,7 +20,7 @@ from han_tf.search.address import Address
 from han_tf.search.gallery import check_format
 
 FORMAT = 1
-"""Version of the collections, as that of the files in :mod:`han_tf.search.store`."""
+"""Version of the collections, as that of the files in :mod:`han_tf.search.database`."""
 
 TOKEN = "MILVUS_TOKEN"
 """The environment variable with the token, or user:password, that is used if none is given."""

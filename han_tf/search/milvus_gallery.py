@@ -17,7 +17,7 @@ from han_tf.common.files import writing
 from han_tf.data.image_lists import UNKNOWN
 from han_tf.features.shards import FeatureBatch
 from han_tf.search.address import Address
-from han_tf.search.entries import Entry, Filters, below, check_ids
+from han_tf.search.entries import Entry, Filters, below, check_choice, check_ids
 from han_tf.search.exact import SPARE, error_bound, nearest, widened
 from han_tf.search.gallery import Gallery, Progress
 from han_tf.search.milvus_client import (
@@ -95,8 +95,7 @@ class MilvusGallery(Gallery):
           index: Milvus's index type, one of :data:`INDEXES`; ``FLAT`` is exact.
           token: of the cluster.
         """
-        if index not in INDEXES:
-            raise UserError(f"index is {index!r}, expected {', '.join(INDEXES)}")
+        check_choice(index, "index", INDEXES)
         if address.local:
             with writing(address.uri):
                 Path(address.uri).parent.mkdir(parents=True, exist_ok=True)
@@ -275,14 +274,15 @@ class MilvusGallery(Gallery):
         Raises:
           UserError: ``engine`` is another one.
         """
-        if engine not in (None, "auto", self.engine):
-            raise UserError(f"engine is {engine!r}, expected milvus at {self.location}")
+        self._check_building(anew, progress)
+        if engine is not None:
+            check_choice(engine, "engine", ("auto", self.engine), f"milvus at {self.location}")
         with self._errors():
             self.client.flush(self.address.collection)
 
     def compact(self, progress: Progress = None) -> None:
         """Makes a cluster free the space of deleted entries; Milvus Lite does so itself."""
-        self.build()
+        self.build(progress=progress)
         if not self.address.local:
             with self._errors():
                 self.client.compact(self.address.collection)

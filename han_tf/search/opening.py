@@ -6,7 +6,7 @@ from typing import Any, Optional, Union
 from han_tf.common.errors import UserError
 from han_tf.metrics.checks import check_count
 from han_tf.search.address import Address
-from han_tf.search.entries import check_checksum
+from han_tf.search.entries import check_checksum, check_choice, check_switch, check_type
 from han_tf.search.gallery import Gallery
 
 
@@ -38,14 +38,14 @@ def create_gallery(
     check_count(dimension, "dimension", 1)
     check_checksum(checksum)
     address = Address.of(path, collection)
-    if engine == "milvus" and address is None:
-        raise UserError(f"{os.fspath(path)!r} is no address of Milvus, expected http://HOST:PORT or a file NAME.db")
     if address is None:
+        check_type(engine, str, "engine", "the name of one")
+        if engine == "milvus":
+            raise UserError(f"{os.fspath(path)!r} is no address of Milvus, expected http://HOST:PORT or a file NAME.db")
         from han_tf.search.faiss_gallery import FaissGallery
 
         return FaissGallery.create(path, dimension, checksum, engine, **options)
-    if engine not in ("auto", "milvus"):
-        raise UserError(f"engine is {engine!r}, expected milvus at {address}")
+    check_choice(engine, "engine", ("auto", "milvus"), f"milvus at {address}")
     from han_tf.search.milvus_gallery import MilvusGallery
 
     return MilvusGallery.create(address, dimension, checksum, **options)
@@ -73,6 +73,7 @@ def open_gallery(
         locked it for changes.
     """
     address = Address.of(path, collection)
+    check_switch(writable, "writable")
     if address is None:
         from han_tf.search.faiss_gallery import FaissGallery
 
@@ -95,7 +96,7 @@ def gallery_exists(path: Union[str, os.PathLike]) -> bool:
     Raises:
       UserError: Milvus cannot be reached at the address.
     """
-    from han_tf.search.store import DATABASE
+    from han_tf.search.database import DATABASE
 
     address = Address.of(path)
     if address is None:

@@ -1,7 +1,6 @@
 """A gallery's files: an append-only file of vectors and an SQLite database.
 
-  gallery.sqlite    settings; per entry: id, row in the file of vectors, path, pid, camid, time, and a checksum of the
-                    vector (entries of earlier versions have no checksum)
+  gallery.sqlite    settings, labels and checksums, see :mod:`han_tf.search.database`
   vectors-N.f32     float32 ``[rows, dimension]``, little-endian; each compaction writes a new file and increases N
   lock              locked by the process that writes
 
@@ -9,17 +8,13 @@ After a crash at any point the gallery has the state before or after a change; R
 written when.
 """
 
-import json
 import os
-import re
-import secrets
 import sqlite3
-import threading
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Optional, Union
+from typing import Any, BinaryIO, NamedTuple, Optional
 
 import numpy as np
 
@@ -28,49 +23,12 @@ from han_tf.common.files import discard, lock, sync_folder, writing
 from han_tf.data.image_lists import UNKNOWN
 from han_tf.features.shards import FeatureBatch
 from han_tf.metrics.checks import squared_norms
-from han_tf.search.choice import ENGINES
-from han_tf.search.entries import Entry, below
-from han_tf.search.gallery import Progress, check_format
+from han_tf.search.database import DATABASE, Database, create_database, delete_entries, nullable
+from han_tf.search.entries import Entry
+from han_tf.search.gallery import Progress
 
-DATABASE = "gallery.sqlite"
 LOCK = "lock"
 FIRST_VECTORS = "vectors-0.f32"
-FORMAT = 1
-"""Version of the files; another one is refused. Raised when a version that knows the one before would read or search
-worse what this one writes."""
-
-SCHEMA = """
-CREATE TABLE settings (key TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE entries (
-  id INTEGER PRIMARY KEY, row INTEGER NOT NULL, path TEXT NOT NULL, pid INTEGER, camid INTEGER, time REAL
-);
-"""
-CHECKSUMS = "CREATE TABLE IF NOT EXISTS checksums (id INTEGER PRIMARY KEY, crc INTEGER NOT NULL)"
-"""CRC-32 of the entries' vectors; created by the first change to a gallery of an earlier version."""
-
-CHECKSUMS_AFTER = """SELECT id, CASE typeof(crc) WHEN 'integer' THEN crc ELSE -1 END FROM checksums
-    WHERE id > ? ORDER BY id LIMIT ?"""
-"""A damaged file may hold a checksum that is not an integer; it counts as -1, which is the checksum of no vector."""
-
-ALL_LABELS = "SELECT row, id, ifnull(pid, ?1), ifnull(camid, ?1), time FROM entries"
-
-PATH_INDEX = "CREATE INDEX IF NOT EXISTS entries_path ON entries (path)"
-"""Created when entries are first looked up by path."""
-
-DATABASE_ERRORS = (sqlite3.Error, UnicodeDecodeError)
-"""Errors of SQLite; UnicodeDecodeError if its message quotes damaged bytes of a file."""
-
-BUSY_SECONDS = 30
-"""How long to wait for another process's commit."""
-
-LOADED_AT_ONCE = 2**16
-"""Entries that are read at a time."""
-
-ASKED_AT_ONCE = 500
-"""Most ids or paths in one SQL statement."""
-
-VECTORS_NAME, INDEX_NAME = re.compile(r"vectors-\d{1,18}\.f32"), re.compile(r"index-\d{1,18}\.faiss")
-"""Valid names of the files that the database names; a path with any other name is never opened."""
 
 COPIED_BYTES = 2**24
 """Bytes of vectors that compaction copies at a time."""
@@ -128,6 +86,8 @@ class Store:
       lock_file: descriptor of the lock's file, if this process holds the lock; closed with the store.
 
     Attributes:
+      database: settings, labels and checksums.
+      lock: held while the files are changed.
       settings: JSON values by key, as committed.
       state: the rows that searches use.
 
@@ -137,23 +97,20 @@ class Store:
 
     def __init__(self, folder: Path, lock_file: Optional[int] = None):
         self.folder = folder
-        self.lock = threading.RLock()  # held while the files are changed
         self._lock_file = lock_file
-        # Two connections, so that a search does not wait while another thread commits.
-        self._database: Optional[sqlite3.Connection] = None
-        self._reader: Optional[sqlite3.Connection] = None
-        self._reader_lock = threading.Lock()
-        if not (folder / DATABASE).is_file():
-            raise UserError(
-                f"{folder}: no gallery here ({DATABASE} is missing), expected a folder made by python -m han_tf.index"
-            )
-        try:
-            with self._reading_errors():
-                self._database, self._reader = (_connect(folder / DATABASE) for _ in range(2))
+        with ExitStack() as undo:
+            if lock_file is not None:
+                undo.callback(os.close, lock_file)
+            if not (folder / DATABASE).is_file():
+                raise UserError(
+                    f"{folder}: no gallery here ({DATABASE} is missing), expected a folder made by "
+                    "python -m han_tf.index"
+                )
+            self.database = Database(folder / DATABASE)
+            undo.callback(self.database.close)
+            self.lock = self.database.lock
             self.load()
-        except BaseException:
-            self.close()
-            raise
+            undo.pop_all()
 
     @classmethod
     def create(cls, folder: Path, settings: dict[str, Any]) -> "Store":
@@ -168,21 +125,17 @@ class Store:
             lock_file = _take(folder)
             try:
                 _check_new(folder)
-                _make(folder, settings)
-            except BaseException as error:
+                (folder / FIRST_VECTORS).touch()
+                create_database(folder / DATABASE, {**settings, "vectors": FIRST_VECTORS})
+            except BaseException:
                 os.close(lock_file)
-                if isinstance(error, DATABASE_ERRORS):
-                    raise UserError(f"cannot write {folder / DATABASE}: {error}") from error
                 raise
         return cls(folder, lock_file)
 
     def close(self) -> None:
         """Closes the database and releases the lock."""
-        with self.lock, self._reader_lock:
-            for database in (self._database, self._reader):
-                if database is not None:
-                    database.close()
-            self._database = self._reader = None
+        with self.lock:
+            self.database.close()
             if self._lock_file is not None:
                 os.close(self._lock_file)  # releases the lock
                 self._lock_file = None
@@ -206,7 +159,7 @@ class Store:
                 return False
             self._lock_file = lock_file = _take(self.folder)
             try:
-                changed = self.revision() != self.settings["revision"]
+                changed = self.database.revision() != self.settings["revision"]
                 if changed:
                     with swapping or nullcontext():
                         self.load()
@@ -223,34 +176,30 @@ class Store:
         with self.lock:
             if len(self.state.vectors) != self.settings["rows"]:
                 self.load()  # the last addition was interrupted after its commit
-            features, first = images.features.astype("<f4", copy=False), self.settings["rows"]
-            n = len(features)
+            images = images._replace(features=images.features.astype("<f4", copy=False))
+            first, n = self.settings["rows"], len(images.features)
             path = self.folder / self.settings["vectors"]
             row_bytes = 4 * self.settings["dimension"]
             with _written(path, "r+b") as stream:
                 stream.truncate(first * row_bytes)  # removes vectors that a crash left
                 stream.seek(first * row_bytes)
-                stream.write(features.data)
+                stream.write(images.features.data)
             ids = np.arange(self.settings["next_id"], self.settings["next_id"] + n)
+            norms = squared_norms(images.features, "features")
             changed = {
                 "rows": first + n,
                 "next_id": int(ids[-1]) + 1,
-                "greatest_norm": max(self.settings["greatest_norm"], float(squared_norms(features, "features").max())),
+                "greatest_norm": max(self.settings["greatest_norm"], float(norms.max())),
             }
-            rows = zip(
-                ids.tolist(),
-                range(first, first + n),
-                images.paths,
-                _nullable(images.pids),
-                _nullable(images.camids),
-                _nullable(images.times),
-            )
 
-            def change(database: sqlite3.Connection) -> None:
-                database.executemany("INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?)", rows)
-                _delete(database, gone)
-                checksums = zip(ids.tolist(), map(zlib.crc32, features))
-                database.executemany("INSERT OR REPLACE INTO checksums VALUES (?, ?)", checksums)
+            labels = map(nullable, (images.pids, images.camids, images.times))
+            rows = zip(ids.tolist(), range(first, first + n), images.paths, *labels)
+
+            def change(connection: sqlite3.Connection) -> None:
+                connection.executemany("INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?)", rows)
+                delete_entries(connection, gone)
+                checksums = zip(ids.tolist(), map(zlib.crc32, images.features))
+                connection.executemany("INSERT OR REPLACE INTO checksums VALUES (?, ?)", checksums)
 
             buried = self.state.rows_of(gone)
             self.commit(changed, change)
@@ -265,7 +214,7 @@ class Store:
             rows = rows[rows >= 0]
             if not len(rows):
                 return 0
-            self.commit({}, lambda database: _delete(database, self.state.labels.ids[rows]))
+            self.commit({}, lambda connection: delete_entries(connection, self.state.labels.ids[rows]))
             self._bury(rows)
             return len(rows)
 
@@ -301,13 +250,9 @@ class Store:
     def relabel(self, ids: np.ndarray, pids: np.ndarray, camids: np.ndarray, times: np.ndarray) -> None:
         """Sets the labels of entries, given as in :class:`FeatureBatch`; durable when it returns."""
         with self.lock:
-            changed = list(zip(_nullable(pids), _nullable(camids), _nullable(times), ids.tolist()))
-            self.commit(
-                {},
-                lambda database: database.executemany(
-                    "UPDATE entries SET pid = ?, camid = ?, time = ? WHERE id = ?", changed
-                ),
-            )
+            changed = list(zip(*map(nullable, (pids, camids, times)), ids.tolist()))
+            update = "UPDATE entries SET pid = ?, camid = ?, time = ? WHERE id = ?"
+            self.commit({}, lambda connection: connection.executemany(update, changed))
             self._change(self.state.rows_of(ids), pids=pids, camids=camids, times=times)
 
     def compact(self, swapping: AbstractContextManager) -> None:
@@ -330,11 +275,11 @@ class Store:
                         stream.write(np.ascontiguousarray(self.state.vectors[kept[start : start + step]]).data)
                 with writing(path):
                     sync_folder(self.folder)
-                moved = zip(range(len(kept)), labels.ids[kept].tolist())
+                moved = enumerate(labels.ids[kept].tolist())
                 with swapping:
                     self.commit(
                         {"vectors": new, "rows": len(kept), "snapshot": None},
-                        lambda database: database.executemany("UPDATE entries SET row = ? WHERE id = ?", moved),
+                        lambda connection: connection.executemany("UPDATE entries SET row = ? WHERE id = ?", moved),
                     )
                     self._labels = Labels(*(array[kept] for array in labels))
                     self.state = self._visible(self._map(new, len(kept), self.settings["dimension"]))
@@ -355,30 +300,15 @@ class Store:
         """Runs ``change`` and stores ``settings`` in one transaction; durable when it returns."""
         with self.lock:
             settings = {**settings, "revision": self.settings["revision"] + 1}
-            database, committing = self._opened(self._database), False
             try:
-                database.execute("BEGIN IMMEDIATE")
-                if change:
-                    change(database)
-                _write_settings(database, settings)
-                committing = True
-                database.execute("COMMIT")
-            except BaseException as error:
-                if database.in_transaction:
-                    database.execute("ROLLBACK")
-                elif committing and not isinstance(error, DATABASE_ERRORS):
-                    # Python raises KeyboardInterrupt after the COMMIT that it interrupted has succeeded.
-                    self.settings = {**self.settings, **settings}
-                    self.load()
-                if isinstance(error, DATABASE_ERRORS):
-                    raise UserError(f"cannot write {self.folder / DATABASE}: {error}") from error
+                self.database.commit(settings, change)
+                self.settings = {**self.settings, **settings}
+            except UserError:
                 raise
-            self.settings = {**self.settings, **settings}
-
-    def entries(self, ids: Iterable[int]) -> dict[int, Entry]:
-        """Returns id -> entry for those of ``ids`` that exist."""
-        with self._reading() as database:
-            return {entry.id: entry for entry in _entries_where(database, "id", list(ids))}
+            except BaseException:
+                # Python raises KeyboardInterrupt after the COMMIT that it interrupted has succeeded.
+                self.load()
+                raise
 
     def damaged(self, progress: Progress = None) -> tuple[list[Entry], int]:
         """Compares the vectors with their checksums.
@@ -387,66 +317,24 @@ class Store:
           The entries with damaged vectors, and the number of compared entries, which are all that have a checksum.
         """
         state, wrong, compared = self.state, [], 0
-        for ids, checksums in self._checksums():
+        for ids, checksums in self.database.checksums():
             rows = state.rows_of(ids)
             there = np.flatnonzero(rows >= 0)
             compared += len(there)
             wrong += [ids[i] for i in there if zlib.crc32(state.vectors[rows[i]]) != checksums[i]]
             if progress:
                 progress(compared, state.live)
-        # Entries that were deleted meanwhile are not damaged but overwritten; self.entries() leaves them out.
-        return list(self.entries(map(int, wrong)).values()), compared
-
-    def _checksums(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yields ids, ascending, and checksums of entries, int64 ``[n]`` each; nothing without such a table."""
-        last = -1
-        while True:
-            with self._reading() as database:
-                if not database.execute("SELECT 1 FROM sqlite_master WHERE name = 'checksums'").fetchone():
-                    return
-                part = database.execute(CHECKSUMS_AFTER, (last, LOADED_AT_ONCE)).fetchall()
-            if not part:
-                return
-            ids, checksums = np.array(part, np.int64).T
-            if (np.diff(ids, prepend=last) <= 0).any():  # SQLite does not notice it, and the loop might not end
-                raise UserError(f"{self.folder / DATABASE}: damaged, its checksums are not in order")
-            last = part[-1][0]
-            yield ids, checksums
-
-    def named(self, paths: Sequence[str]) -> list[Entry]:
-        """Returns the entries of any of ``paths``; the lock must be held."""
-        with self.lock, self._reading_errors():
-            database = self._opened(self._database)
-            database.execute(PATH_INDEX)
-            return list(_entries_where(database, "path", paths))
-
-    def ids_below(self, paths: Sequence[str]) -> np.ndarray:
-        """Returns the ids of the entries of these files, and of files in or below these folders, int64 ``[n]``."""
-        query = "SELECT id FROM entries WHERE path = ? OR (path >= ? AND path < ?)"
-        with self._reading() as database:
-            return np.array([id for path in paths for (id,) in database.execute(query, (path, *below(path)))], np.int64)
-
-    def revision(self) -> int:
-        """Returns the number of changes that all processes have committed."""
-        with self.lock, self._reading_errors():
-            rows = self._opened(self._database).execute("SELECT value FROM settings WHERE key = 'revision'")
-            return json.loads(rows.fetchone()[0])
+        # Entries that were deleted meanwhile are not damaged but overwritten; entries() leaves them out.
+        return list(self.database.entries(map(int, wrong)).values()), compared
 
     def load(self) -> None:
         """Reads settings and labels in one transaction, and maps the vectors."""
-        with self.lock, self._reading_errors():
-            database = self._opened(self._database)
-            database.execute("BEGIN")
-            try:
-                settings = {key: json.loads(value) for key, value in database.execute("SELECT * FROM settings")}
-                check_format(settings.get("format"), FORMAT, self.folder)
-                _check_settings(settings)
+        with self.lock:
+            with self.database.read() as (settings, parts):
                 rows = settings["rows"]
                 vectors = self._map(settings["vectors"], rows, settings["dimension"])
-                labels = Labels.empty(rows)
-                cursor = database.execute(ALL_LABELS, (UNKNOWN,))
-                count = 0
-                while part := cursor.fetchmany(LOADED_AT_ONCE):
+                labels, count = Labels.empty(rows), 0
+                for part in parts:
                     where, ids, *known = map(np.array, zip(*part))
                     if where.min() < 0 or where.max() >= rows:
                         raise ValueError(f"an entry has row {where.max()} of {rows}")
@@ -457,14 +345,8 @@ class Store:
                     raise ValueError("two entries have the same row")
                 if (np.diff(labels.ids[labels.alive]) <= 0).any():
                     raise ValueError("entries' ids do not rise with their rows")
-                np.maximum.accumulate(labels.ids, out=labels.ids)
-            except (AttributeError, LookupError, ValueError, TypeError) as error:
-                raise UserError(f"{self.folder / DATABASE}: damaged ({error!r}), expected a gallery") from error
-            finally:
-                if database.in_transaction:
-                    database.execute("ROLLBACK")
-            self.settings = settings
-            self._labels = labels
+            np.maximum.accumulate(labels.ids, out=labels.ids)
+            self.settings, self._labels = settings, labels
             self.state = self._visible(vectors)
 
     def _extend(self, ids: np.ndarray, images: FeatureBatch) -> None:
@@ -495,25 +377,6 @@ class Store:
         except OSError as error:
             raise UserError(f"{path}: {error.strerror or error}, expected the gallery's vectors") from error
 
-    def _opened(self, database: Optional[sqlite3.Connection]) -> sqlite3.Connection:
-        if database is None:
-            raise UserError(f"{self.folder}: the gallery is closed, expected an open one")
-        return database
-
-    @contextmanager
-    def _reading(self) -> Iterator[sqlite3.Connection]:
-        with self._reader_lock, self._reading_errors():
-            yield self._opened(self._reader)
-
-    @contextmanager
-    def _reading_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except DATABASE_ERRORS as error:
-            raise UserError(f"{self.folder / DATABASE}: {error}, expected a gallery's database") from error
-        except MemoryError as error:  # SQLite's, of a record that claims to be huge
-            raise UserError(f"{self.folder / DATABASE}: too large for the memory, or damaged") from error
-
 
 def _check_new(folder: Path) -> None:
     """Raises UserError unless ``folder`` is empty or holds only files that an interrupted creation left."""
@@ -526,37 +389,6 @@ def _check_new(folder: Path) -> None:
     vectors = folder / FIRST_VECTORS
     if vectors.exists() and vectors.stat().st_size:
         raise UserError(f"{folder}: holds {FIRST_VECTORS!r} with vectors, expected a new or an empty folder")
-
-
-def _make(folder: Path, settings: dict[str, Any]) -> None:
-    """Creates the files of an empty gallery; the lock must be held."""
-    (folder / FIRST_VECTORS).touch()
-    temporary = folder / f".{DATABASE}.{os.getpid()}.tmp"
-    temporary.unlink(missing_ok=True)
-    database = _connect(temporary)
-    with database:
-        database.executescript(SCHEMA + CHECKSUMS)
-        database.execute("BEGIN IMMEDIATE")
-        _write_settings(
-            database,
-            {
-                "format": FORMAT,
-                "identity": secrets.token_hex(8),
-                "threshold": None,
-                "calibration": None,
-                "snapshot": None,
-                **settings,
-                "vectors": FIRST_VECTORS,
-                "rows": 0,
-                "next_id": 0,
-                "revision": 0,
-                "greatest_norm": 0.0,
-            },
-        )
-        database.commit()
-    database.close()
-    os.replace(temporary, folder / DATABASE)
-    sync_folder(folder)
 
 
 def _take(folder: Path) -> int:
@@ -590,61 +422,3 @@ def _written(path: Path, mode: str) -> Iterator[BinaryIO]:
         yield stream
         stream.flush()
         os.fsync(stream.fileno())
-
-
-def _check_settings(settings: dict[str, Any]) -> None:
-    """Raises ValueError, KeyError or TypeError if the settings are not valid."""
-    for name in ("rows", "dimension", "next_id", "revision"):
-        if type(settings[name]) is not int or settings[name] < (name == "dimension"):
-            raise ValueError(f"{name} is {settings[name]!r}")
-    for name in ("checksum", "engine", "reason"):
-        if not isinstance(settings[name], str) or (name == "engine" and settings[name] not in ENGINES):
-            raise ValueError(f"{name} is {settings[name]!r}")
-    if not 0 <= ((settings["calibration"] or {}).get("gallery_images") or 0) < np.inf:
-        raise ValueError(f"calibration is {settings['calibration']!r}")
-    for name, value in (("greatest_norm", settings["greatest_norm"]), ("threshold", settings["threshold"] or 0)):
-        if not 0 <= value < np.inf:
-            raise ValueError(f"{name} is {value!r}")
-    if not all(0 <= level < np.inf for level in settings.get("white_levels", ())):
-        raise ValueError(f"white_levels are {settings['white_levels']!r}")
-    snapshot = settings["snapshot"]
-    names = [(VECTORS_NAME, settings["vectors"]), *([] if snapshot is None else [(INDEX_NAME, snapshot["file"])])]
-    for pattern, name in names:
-        if not pattern.fullmatch(name):
-            raise ValueError(f"a file is named {name!r}")
-    for name, kind in (("sha256", str), ("kind", str), ("rows", int), ("trained", int)):
-        if snapshot is not None and type(snapshot[name]) is not kind:
-            raise ValueError(f"{name} of the snapshot is {snapshot[name]!r}")
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    # isolation_level=None: transactions are begun explicitly.
-    database = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-    database.execute("PRAGMA synchronous = EXTRA")  # also syncs the folder; without that, a power cut may undo a commit
-    database.execute("PRAGMA secure_delete = ON")
-    return database
-
-
-def _write_settings(database: sqlite3.Connection, settings: dict[str, Any]) -> None:
-    rows = [(key, json.dumps(value, allow_nan=False)) for key, value in settings.items()]
-    database.executemany("INSERT OR REPLACE INTO settings VALUES (?, ?)", rows)
-
-
-def _delete(database: sqlite3.Connection, ids: np.ndarray) -> None:
-    database.execute(CHECKSUMS)
-    for table in ("entries", "checksums"):
-        database.executemany(f"DELETE FROM {table} WHERE id = ?", ((id,) for id in ids.tolist()))
-
-
-def _nullable(values: np.ndarray) -> Sequence[Union[int, float, None]]:
-    """Returns integers with None for :data:`UNKNOWN`, or floats with None for NaN."""
-    return [None if value == UNKNOWN or value != value else value for value in values.tolist()]
-
-
-def _entries_where(database: sqlite3.Connection, column: str, values: Sequence[Any]) -> Iterator[Entry]:
-    """Yields the entries that have one of these values in ``column``, sorted by value and id."""
-    for start in range(0, len(values), ASKED_AT_ONCE):
-        part = values[start : start + ASKED_AT_ONCE]
-        marks = ",".join("?" * len(part))
-        query = f"SELECT id, path, pid, camid, time FROM entries WHERE {column} IN ({marks}) ORDER BY {column}, id"
-        yield from map(Entry._make, database.execute(query, part))

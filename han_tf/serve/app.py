@@ -2,8 +2,7 @@
 
 import inspect
 import re
-import time as clock
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from hashlib import sha256
 from importlib import resources
 from typing import Annotated, Any, Optional
@@ -21,10 +20,11 @@ from han_tf.search import Filters
 from han_tf.serve import schemas
 from han_tf.serve.access import COOKIE, Access
 from han_tf.serve.attention import Kind
-from han_tf.serve.guards import FAULT, App, Guard, Message, Receive, Send
+from han_tf.serve.guards import FAULT, App, Guard
 from han_tf.serve.limits import Refusal
+from han_tf.serve.pictures import Picture
 from han_tf.serve.schemas import ID_LIMIT, NUMBER_LIMIT, TIMES
-from han_tf.serve.service import LISTED, Picture, Service
+from han_tf.serve.service import LISTED, Service
 from han_tf.serve.service import Query as SearchQuery
 
 PAGE_TYPES = {"html": "text/html; charset=utf-8", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
@@ -51,28 +51,41 @@ KindParameter = Annotated[Kind, Query(description="heat of soft attention, regio
 Number = Annotated[int, Field(ge=-NUMBER_LIMIT, le=NUMBER_LIMIT)]
 Camera = Annotated[int, Field(ge=-ID_LIMIT, le=ID_LIMIT)]
 Time = Annotated[Optional[float], Form(**TIMES, description="seconds since 1970 UTC, years 1 to 9999, if known")]
-Bound = Annotated[Optional[float], Form(**TIMES, description="`after <= time < before`, seconds since 1970 UTC")]
-Cameras = Annotated[list[Camera], Query(max_length=MOST_CAMERAS, description="of these cameras only; empty for all")]
-NotCameras = Annotated[list[Camera], Query(max_length=MOST_CAMERAS, description="without entries of these cameras")]
-People = Annotated[list[Camera], Query(max_length=MOST_CAMERAS, description="of these people only; empty for all")]
-Taken = Annotated[
-    Optional[float], Query(**TIMES, description="`taken_after <= time < taken_before`, seconds since 1970 UTC")
-]
+OF_CAMERAS = {"max_length": MOST_CAMERAS, "description": "of these cameras only; empty for all"}
+NOT_OF_CAMERAS = {"max_length": MOST_CAMERAS, "description": "without entries of these cameras"}
+OF_PEOPLE = {"max_length": MOST_CAMERAS, "description": "of these people only; empty for all"}
+BOUND = {**TIMES, "description": "`after <= time < before`, seconds since 1970 UTC"}
+TAKEN = {**TIMES, "description": "`taken_after <= time < taken_before`, seconds since 1970 UTC"}
 
 
-def _chosen(
-    cameras: Cameras = [],  # noqa: B006
-    not_cameras: NotCameras = [],  # noqa: B006
-    pids: People = [],  # noqa: B006
-    taken_after: Taken = None,
-    taken_before: Taken = None,
+def _in_query(
+    request: Request,
+    cameras: Annotated[list[Camera], Query(**OF_CAMERAS)] = [],  # noqa: B006 - FastAPI copies it
+    not_cameras: Annotated[list[Camera], Query(**NOT_OF_CAMERAS)] = [],  # noqa: B006
+    pids: Annotated[list[Camera], Query(**OF_PEOPLE)] = [],  # noqa: B006
+    taken_after: Annotated[Optional[float], Query(**TAKEN)] = None,
+    taken_before: Annotated[Optional[float], Query(**TAKEN)] = None,
 ) -> Filters:
+    """Returns the filters in the address of a request."""
+    others = () if request.method == "DELETE" else ("limit", "after")
+    _check_names(request.query_params, QUERY_FILTERS, others)
     return _filters(cameras, not_cameras, taken_after, taken_before, pids)
 
 
-Chosen = Annotated[Filters, Depends(_chosen)]
-FILTERS = tuple(inspect.signature(_chosen).parameters)
-"""Names of the filters in the query of an address."""
+async def _in_form(
+    request: Request,
+    cameras: Annotated[list[Camera], Form(**OF_CAMERAS)] = [],  # noqa: B006
+    not_cameras: Annotated[list[Camera], Form(**NOT_OF_CAMERAS)] = [],  # noqa: B006
+    after: Annotated[Optional[float], Form(**BOUND)] = None,
+    before: Annotated[Optional[float], Form(**BOUND)] = None,
+    pids: Annotated[list[Camera], Form(**OF_PEOPLE)] = [],  # noqa: B006
+) -> Filters:
+    """Returns the filters in the form of a search."""
+    _check_names(await request.form(), FORM_FILTERS, ("image", "id", "k", "threshold", "rerank"))
+    return _filters(cameras, not_cameras, after, before, pids)
+
+
+QUERY_FILTERS, FORM_FILTERS = ([*inspect.signature(function).parameters][1:] for function in (_in_query, _in_form))
 
 
 def _responses(*statuses: int) -> dict[int, dict[str, Any]]:
@@ -133,7 +146,7 @@ def create_app(service: Service, access: Access = Access()) -> FastAPI:  # noqa:
     _add_errors(app)
 
     async def picture_of(image: UploadFile) -> Picture:
-        return await service.read(await image.read())
+        return await service.pictures.read(await image.read())
 
     @app.post("/embed", tags=["search"], responses=UPLOADS)
     async def embed(image: Image) -> schemas.Embedding:
@@ -144,22 +157,12 @@ def create_app(service: Service, access: Access = Access()) -> FastAPI:  # noqa:
 
     @app.post("/search", tags=["search"], responses={**UPLOADS, **_responses(404)})
     async def search(
+        filters: Annotated[Filters, Depends(_in_form)],
         image: Annotated[Optional[UploadFile], File(description="what to search for; or give `id`")] = None,
         id: Annotated[
             Optional[int], Form(ge=0, le=ID_LIMIT, description="an entry to search for; or give `image`")
         ] = None,
         k: Annotated[int, Form(ge=1, le=limits.max_k, description="most hits")] = min(HITS, limits.max_k),
-        cameras: Annotated[
-            list[Camera], Form(max_length=MOST_CAMERAS, description="from these cameras only; empty for all")
-        ] = [],  # noqa: B006 - FastAPI copies it
-        not_cameras: Annotated[
-            list[Camera], Form(max_length=MOST_CAMERAS, description="without entries of these cameras")
-        ] = [],  # noqa: B006
-        after: Bound = None,
-        before: Bound = None,
-        pids: Annotated[
-            list[Camera], Form(max_length=MOST_CAMERAS, description="of these people only; empty for all")
-        ] = [],  # noqa: B006
         threshold: Annotated[
             Optional[float],
             Form(ge=0, le=1e6, allow_inf_nan=False, description="L2 distance; the gallery's own if not given"),
@@ -174,13 +177,12 @@ def create_app(service: Service, access: Access = Access()) -> FastAPI:  # noqa:
         if (image is None) == (id is None):
             given = "both image and id" if image else "neither image nor id"
             raise Refusal(422, f"{given} given, expected one of them")
-        filters = _filters(cameras, not_cameras, after, before, pids)
         if image is not None:
             picture = await picture_of(image)
             query = SearchQuery(f"sha256:{picture.sha256}", await service.embed(picture))
         else:
             query = SearchQuery(f"id:{id}", id=id)
-        return await service.search(query, k, filters, threshold, rerank)
+        return await service.ask(service.search, query, k, filters, threshold, rerank)
 
     @app.post("/gallery", tags=["gallery"], status_code=201, responses=UPLOADS)
     async def add(
@@ -193,7 +195,7 @@ def create_app(service: Service, access: Access = Access()) -> FastAPI:  # noqa:
         ] = "",
     ) -> schemas.Added:
         """Adds an image. Its copy and its entry are on disk when the answer is sent."""
-        picture = await service.read(await image.read(), to_keep=True)
+        picture = await service.pictures.read(await image.read(), to_keep=True)
         (id,) = await service.add(
             [picture], [_printable(name)[:NAME_LENGTH] or _called(image.filename)], pid, camid, time
         )
@@ -212,7 +214,7 @@ def create_app(service: Service, access: Access = Access()) -> FastAPI:  # noqa:
         pictures = []
         for number, image in enumerate(images):
             try:
-                pictures.append(await service.read(await image.read(), to_keep=True))
+                pictures.append(await service.pictures.read(await image.read(), to_keep=True))
             except Refusal as error:
                 raise Refusal(error.status, f"{_called(image.filename) or f'image {number}'}: {error}") from error
         names = [_called(image.filename) for image in images]
@@ -220,7 +222,7 @@ def create_app(service: Service, access: Access = Access()) -> FastAPI:  # noqa:
 
     @app.get("/gallery", tags=["gallery"], responses=READS)
     async def list_entries(
-        filters: Chosen,
+        filters: Annotated[Filters, Depends(_in_query)],
         limit: Annotated[int, Query(ge=1, le=MOST_LISTED, description="most entries")] = LISTED,
         after: Annotated[
             Optional[int], Query(ge=-1, le=ID_LIMIT, description="only greater ids, ascending; -1 for the first page")
@@ -228,25 +230,26 @@ def create_app(service: Service, access: Access = Access()) -> FastAPI:  # noqa:
     ) -> schemas.Page:
         """Returns a sample of the entries; with `after` or a filter, all that pass, page by page, and their number."""
         if after is None and not filters:
-            return schemas.Page(entries=await service.sample(limit), next=None, total=await service.count(filters))
-        entries = await service.page(limit, -1 if after is None else after, filters)
+            return schemas.Page(
+                entries=await service.ask(service.sample, limit),
+                next=None,
+                total=await service.ask(service.gallery.count, filters),
+            )
+        entries = await service.ask(service.page, limit, -1 if after is None else after, filters)
         following = entries[-1].id if len(entries) == limit else None
-        return schemas.Page(entries=entries, next=following, total=await service.count(filters))
+        return schemas.Page(entries=entries, next=following, total=await service.ask(service.gallery.count, filters))
 
     @app.delete("/gallery", tags=["gallery"], responses=WRITES)
-    async def delete_where(request: Request, filters: Chosen) -> schemas.DeletedMany:
+    async def delete_where(filters: Annotated[Filters, Depends(_in_query)]) -> schemas.DeletedMany:
         """Deletes the entries that pass the filters, and the copies of their images if this service added them."""
-        unknown = request.query_params.keys() - FILTERS
-        if unknown:  # without a misspelt filter, more would be deleted than was asked for
-            raise Refusal(422, f"{min(unknown)} is no filter, expected {', '.join(FILTERS)}")
         if not filters:
-            raise Refusal(422, f"no filter given, expected {', '.join(FILTERS)}")
-        return schemas.DeletedMany(deleted=await service.delete_where(filters))
+            raise Refusal(422, f"no filter given, expected {', '.join(QUERY_FILTERS)}")
+        return schemas.DeletedMany(deleted=await service.change(service.delete_where, filters))
 
     @app.get("/gallery/{id}", tags=["gallery"], responses=READS_ENTRY)
     async def entry(id: Id) -> schemas.EntryOut:
         """Returns the labels of an entry."""
-        return await service.entry(id)
+        return await service.ask(service.entry, id)
 
     @app.patch("/gallery/{id}", tags=["gallery"], responses=WRITES | _responses(404))
     async def correct(id: Id, given: schemas.Correction) -> schemas.EntryOut:
@@ -254,17 +257,18 @@ def create_app(service: Service, access: Access = Access()) -> FastAPI:  # noqa:
         changes = given.model_dump(exclude_unset=True)
         if not changes:
             raise Refusal(422, "nothing to change, expected pid, camid or time")
-        return await service.correct(id, **changes)
+        return await service.change(service.correct, id, changes)
 
     @app.post("/compact", tags=["operation"], responses=_responses(403))
     async def compact() -> schemas.Compacted:
         """Frees the space of deleted entries; searches go on meanwhile."""
-        return schemas.Compacted(entries=await service.compact())
+        await service.change(service.gallery.compact)
+        return schemas.Compacted(entries=await service.ask(service.gallery.count))
 
     @app.delete("/gallery/{id}", tags=["gallery"], responses=WRITES | _responses(404))
     async def delete(id: Id) -> schemas.Deleted:
         """Deletes an entry, and the copy of its image if this service added it."""
-        await service.delete(id)
+        await service.change(service.delete, id)
         return schemas.Deleted(id=id)
 
     @app.get("/gallery/{id}/image", tags=["gallery"], **_file("image/jpeg", READS_ENTRY))
@@ -286,7 +290,7 @@ def create_app(service: Service, access: Access = Access()) -> FastAPI:  # noqa:
     @app.post("/feedback", tags=["feedback"], responses=WRITES | _responses(404, 409))
     async def feedback(given: schemas.Feedback) -> schemas.Marked:
         """Stores a verdict: whether a hit of a query shows the same person. A later verdict replaces an earlier one."""
-        when = await service.mark(given.query, given.hit, given.verdict, given.distance)
+        when = await service.change(service.mark, given.query, given.hit, given.verdict, given.distance)
         return schemas.Marked(query=given.query, hit=given.hit, verdict=given.verdict, time=when)
 
     @app.get(
@@ -366,25 +370,8 @@ def guarded(app: App, service: Service, hosts: Collection[str], access: Access =
       access: who may do what.
     """
 
-    async def measured(scope: Message, receive: Receive, send: Send) -> None:
-        begin, status = clock.perf_counter(), 0
-
-        async def watch(message: Message) -> None:
-            nonlocal status
-            status = message.get("status", status)
-            await send(message)
-
-        try:
-            await app(scope, receive, watch)
-        finally:
-            # The route's pattern, not the path, so that clients cannot create any number of labels.
-            route = getattr(scope.get("route"), "path", "none")
-            method = scope["method"] if scope["method"] in ("GET", "HEAD", "POST", "PATCH", "DELETE") else "other"
-            service.metrics.requests.labels(method, route, status or "none").inc()
-            service.metrics.seconds.labels(route).observe(clock.perf_counter() - begin)
-
     refused = lambda status: service.metrics.refused.labels(status).inc()  # noqa: E731
-    return Guard(measured, service.limits, hosts, refused, access)
+    return Guard(service.metrics.measured(app), service.limits, hosts, refused, access)
 
 
 def _add_errors(app: FastAPI) -> None:
@@ -407,6 +394,13 @@ def _add_errors(app: FastAPI) -> None:
     async def bug(_: Request, error: Exception) -> JSONResponse:
         # Starlette raises the error again after this answer; the guard prints it.
         return JSONResponse({"error": FAULT}, 500)
+
+
+def _check_names(given: Collection[str], filters: Sequence[str], others: Sequence[str]) -> None:
+    """Raises Refusal if a name is misspelt: without the filter that it stands for, too many entries would pass."""
+    unknown = {*given}.difference(filters, others)
+    if unknown:
+        raise Refusal(422, f"{_printable(min(unknown))[:NAME_LENGTH]} is no filter, expected {', '.join(filters)}")
 
 
 def _filters(

@@ -21,8 +21,9 @@ class Limits:
       requests: most requests that are answered at a time; a request counts once its body has arrived.
       batch: most images of one pass through the network.
       batch_wait_ms: how long the first image of a batch waits for others.
-      queue: most images waiting for the network, most searches waiting for the gallery, most changes waiting; and as
-        much decoding as this number of small images needs, once more for large images.
+      queue: most images waiting for the network, most searches and most changes waiting for the gallery. Small images
+        and large ones wait for decoding in queues of as many places each; a place is
+        :data:`han_tf.serve.pictures.WORK_UNIT` pixels.
       max_k: most hits of a search.
       verdicts: most stored verdicts.
       shutdown_seconds: how long a stopping service continues to answer accepted requests.

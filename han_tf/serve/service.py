@@ -1,7 +1,6 @@
 """The service without HTTP: embedding, searching, adding, deleting and drawing, within its limits."""
 
 import asyncio
-import hashlib
 import math
 import sys
 from collections import OrderedDict
@@ -11,18 +10,21 @@ from pathlib import Path
 from typing import Any, NamedTuple, Optional, Union
 
 import numpy as np
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client import generate_latest
 
 from han_tf.common.errors import UserError
 from han_tf.data.reading import resize
 from han_tf.features.extractor import FeatureExtractor
-from han_tf.search import Entry, Filters, Gallery, Hit
+from han_tf.search import Entry, Filters, Gallery
+from han_tf.search.database import DATABASE_ERRORS
 from han_tf.search.entries import NoEntry
-from han_tf.search.store import DATABASE_ERRORS
+from han_tf.search.reranking import reranked_among
 from han_tf.serve.attention import AttentionModel, Kind, draw_overlay
 from han_tf.serve.batching import Batcher, Pool
-from han_tf.serve.images import decode_upload, encode, work_of
+from han_tf.serve.images import encode
 from han_tf.serve.limits import Limits, Refusal
+from han_tf.serve.metrics import Metrics
+from han_tf.serve.pictures import Picture, Pictures
 from han_tf.serve.schemas import EntryOut, HitOut, SearchResult
 from han_tf.serve.store import Store
 
@@ -31,15 +33,6 @@ SHOWN_SIDE = 512
 
 CACHED_OVERLAYS = 2048
 """Images whose attention is cached, about 10 kB each."""
-
-COPY_SIDE = 1024
-"""Longer side of the copies of added images, in pixels; larger ones are shrunk to it."""
-
-WORK_UNIT = 250_000
-"""Pixels per place in the queue of images to decode."""
-
-LARGE_WORK = 2_000_000
-"""Images of this many pixels or more have a thread and a queue of their own, so that smaller ones need not wait."""
 
 REMEMBERED = 20_000
 """Number of latest queries since the start that verdicts are accepted for, beside those that have a verdict."""
@@ -56,21 +49,6 @@ class Example(NamedTuple):
 
     path: str
     title: str
-
-
-class Picture(NamedTuple):
-    """An uploaded image, decoded.
-
-    Attributes:
-      sha256: of the uploaded bytes.
-      resized: ``[height, width, 3]`` uint8, RGB, at the network's input size. The pixels at full size are not kept,
-        because hundreds of pictures may wait for the network.
-      copy: a PNG to store if the image is added to the gallery; None if it is not.
-    """
-
-    sha256: str
-    resized: np.ndarray
-    copy: Optional[bytes]
 
 
 class Query(NamedTuple):
@@ -92,33 +70,13 @@ class _UnknownEntry(Refusal):
         super().__init__(404, f"no entry {id} in the gallery")
 
 
-class Metrics:
-    """The metrics of ``/metrics``."""
-
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        ProcessCollector(registry=self.registry)
-        options = {"registry": self.registry, "namespace": "han_tf"}
-        self.requests = Counter("requests", "Requests answered.", ["method", "route", "status"], **options)
-        self.refused = Counter("refused", "Requests refused before they reached a route.", ["status"], **options)
-        self.seconds = Histogram(
-            "request_seconds",
-            "Time to answer, without reading the body.",
-            ["route"],
-            buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
-            **options,
-        )
-        self.batch = Histogram(
-            "batch_size", "Images per pass.", ["network"], buckets=(1, 2, 4, 8, 16, 32, 64), **options
-        )
-        self.waiting = Gauge("waiting", "What waits in each queue.", ["queue"], **options)
-        self.entries = Gauge("gallery_entries", "Images in the gallery.", **options)
-
-
 class Service:
     """A service over a gallery and its network, with feedback and added images in a folder.
 
-    Its methods raise Refusal: 404 if there is no such entry or example, no image of it that may be shown, or no network
+    Methods that are not asynchronous use the gallery, which may take long: :meth:`ask` calls those that read, and
+    :meth:`change` those that write, in other threads.
+
+    All methods raise Refusal: 404 if there is no such entry or example, no image of it that may be shown, or no network
     that draws attention; 503 if the gallery cannot be read or written, or a queue is full.
 
     Args:
@@ -176,16 +134,14 @@ class Service:
 
         self._embed = batcher(lambda images: extractor.embed(np.stack(images)), "images", "features")
         self._attend = batcher(lambda images: attention(images), "overlays", "attention")
-        # Threads suffice: Pillow, NumPy and the engines release the interpreter's lock in their long operations.
-        self._decode = Pool(2, "images", queue)
-        self._decode_large = Pool(1, "parts of large images", queue)
+        self.pictures = Pictures(limits, extractor.input_size, extractor.white_level)
         self._search = Pool(2, "searches", queue)
         self._write = Pool(1, "changes", queue)
         self._queues: dict[str, Union[Batcher, Pool]] = {
             "embed": self._embed,
             "attention": self._attend,
-            "decode": self._decode,
-            "decode_large": self._decode_large,
+            "decode": self.pictures.small,
+            "decode_large": self.pictures.large,
             "search": self._search,
             "write": self._write,
         }
@@ -230,34 +186,11 @@ class Service:
         self.gallery.close()
         self.store.close()
 
-    async def read(self, data: bytes, to_keep: bool = False) -> Picture:
-        """Returns a decoded upload; see :func:`han_tf.serve.images.decode_upload` for what is refused.
-
-        Args:
-          data: the file's bytes.
-          to_keep: whether the image will be added to the gallery.
-        """
-
-        def picture(pixels: np.ndarray) -> Picture:
-            copy = encode(pixels, "PNG", COPY_SIDE) if to_keep else None
-            return Picture(hashlib.sha256(data).hexdigest(), resize(pixels, self.extractor.input_size), copy)
-
-        return await self._decoded(data, picture)
-
-    async def _decoded(self, data: bytes, use: Callable[[np.ndarray], Any], of_file: bool = False) -> Any:
-        """Returns ``use(pixels)`` of a decoded image; see :func:`han_tf.serve.images.decode_upload`."""
-        work = await self._decode(work_of, data, self.limits.pixels, of_file)
-        pool = self._decode_large if work >= LARGE_WORK else self._decode
-        options = self.limits.pixels, of_file, self.extractor.white_level
-        return await pool(lambda: use(decode_upload(data, *options)), weight=-(-work // WORK_UNIT))
-
     async def embed(self, picture: Picture) -> np.ndarray:
         """Returns the feature of a picture, float32 ``[d]``."""
         return await self._embed(picture.resized)
 
-    async def search(
-        self, query: Query, k: int, filters: Filters, threshold: Optional[float], rerank: bool
-    ) -> SearchResult:
+    def search(self, query: Query, k: int, filters: Filters, threshold: Optional[float], rerank: bool) -> SearchResult:
         """Finds the nearest entries; those beyond the threshold are included and marked.
 
         Args:
@@ -267,28 +200,23 @@ class Service:
           threshold: L2 distance; the gallery's own if None.
           rerank: whether to re-rank the nearest entries; the distances remain those of the features.
         """
-        answer = await self.ask(self._search_now, query, k, filters, threshold, rerank)
-        _remember(self._queries, query.name, None, REMEMBERED)
-        return answer
-
-    def _search_now(
-        self, query: Query, k: int, filters: Filters, threshold: Optional[float], rerank: bool
-    ) -> SearchResult:
         gallery = self.gallery
         if threshold is None:
             threshold = gallery.threshold
         feature = query.feature
         if feature is None:
-            feature = _single(gallery.features, query.id)
+            (feature,) = gallery.features([query.id])
+        options = {"filters": filters, "threshold": math.inf}
         wanted = k + (query.id is not None)
-        (hits,) = gallery.search(feature[None], wanted, filters=filters, threshold=math.inf, rerank=rerank)
-        hits = [hit for hit in hits if hit.entry.id != query.id][:k]
-        near = hits
+        (hits,) = gallery.search(feature[None], reranked_among(wanted) if rerank else wanted, **options)
+        hits = [hit for hit in hits if hit.entry.id != query.id]
+        known = None if threshold is None else any(hit.distance <= threshold for hit in hits)
         if rerank:
-            hits = self._with_distances(hits, feature)
-            # Re-ranked hits may not include the nearest entry, whose distance decides whether the person is known.
-            (near,) = gallery.search(feature[None], wanted - k + 1, filters=filters, threshold=math.inf)
-            near = [hit for hit in near if hit.entry.id != query.id]
+            near = {hit.entry.id: hit for hit in hits}
+            ((ids,), _) = gallery.search_ids(feature[None], wanted, rerank=True, **options)
+            # An entry that was added meanwhile has no distance here.
+            hits = [near[id] for id in ids.tolist() if id in near]
+        hits = hits[:k]
         names = self.store.names([hit.entry.path for hit in hits])
         verdicts = self.store.verdicts(query.name, [(hit.entry.id, Path(hit.entry.path).name) for hit in hits])
         found = [
@@ -302,40 +230,26 @@ class Service:
             for (entry, distance), name in zip(hits, names)
         ]
         self._cameras.update(hit.entry.camid for hit in hits if hit.entry.camid is not None)
-        known = None if threshold is None else any(hit.distance <= threshold for hit in near)
+        _remember(self._queries, query.name, None, REMEMBERED)
         return SearchResult(query=query.name, known=known, threshold=threshold, reranked=rerank, hits=found)
 
-    def _with_distances(self, hits: Sequence[Hit], feature: np.ndarray) -> list[Hit]:
-        """Returns re-ranked hits with the L2 distances of their features, to be compared with a threshold."""
-        found = []
-        for hit in hits:
-            with suppress(NoEntry):  # deleted meanwhile
-                (other,) = self.gallery.features([hit.entry.id])
-                difference = other.astype(np.float64) - feature
-                found.append(hit._replace(distance=float(np.sqrt(difference @ difference))))
-        return found
-
-    async def entry(self, id: int) -> EntryOut:
+    def entry(self, id: int) -> EntryOut:
         """Returns an entry with its name."""
-        return (await self.ask(lambda: self._named([self._entry_now(id)])))[0]
+        return self._named([self._entry(id)])[0]
 
-    def _entry_now(self, id: int) -> Entry:
-        return _single(self.gallery.entries, id)
+    def _entry(self, id: int) -> Entry:
+        return self.gallery.entries([id])[0]
 
     def _named(self, entries: Sequence[Entry]) -> list[EntryOut]:
         return list(map(EntryOut.of, entries, self.store.names([entry.path for entry in entries])))
 
-    async def sample(self, limit: int = LISTED) -> list[EntryOut]:
+    def sample(self, limit: int = LISTED) -> list[EntryOut]:
         """Returns a sample of the entries with their names."""
-        return await self.ask(lambda: self._named(self.gallery.some(limit)))
+        return self._named(self.gallery.some(limit))
 
-    async def page(self, limit: int, after: int, filters: Filters) -> list[EntryOut]:
+    def page(self, limit: int, after: int, filters: Filters) -> list[EntryOut]:
         """Returns the first entries that pass and have ids above ``after``, with their names."""
-        return await self.ask(lambda: self._named(self.gallery.page(limit, after, filters)))
-
-    async def count(self, filters: Filters) -> int:
-        """Returns the number of entries that pass."""
-        return await self.ask(self.gallery.count, filters)
+        return self._named(self.gallery.page(limit, after, filters))
 
     @property
     def cameras(self) -> list[int]:
@@ -362,7 +276,7 @@ class Service:
         """
         features = np.stack(await asyncio.gather(*map(self.embed, pictures)))
         copies = [picture.copy for picture in pictures]
-        ids = await self._change(self._add_now, features, copies, names, (pid, camid, time))
+        ids = await self.change(self._add_now, features, copies, names, (pid, camid, time))
         if camid is not None:
             self._cameras.add(camid)
         return ids
@@ -374,7 +288,6 @@ class Service:
         names: Sequence[str],
         known: tuple[Optional[int], Optional[int], Optional[float]],
     ) -> list[int]:
-        # One call in one thread, so that it is completed even if the client disconnects.
         paths: list[str] = []
         try:
             paths += (self.store.save_copy(copy, name) for copy, name in zip(copies, names))
@@ -390,51 +303,35 @@ class Service:
             raise
         return ids.tolist()
 
-    async def correct(self, id: int, **changes: Optional[float]) -> EntryOut:
+    def correct(self, id: int, changes: dict[str, Optional[float]]) -> EntryOut:
         """Changes ``pid``, ``camid`` or ``time`` of an entry, None for not known; on disk when it returns.
 
         Returns:
           The changed entry and its name.
         """
-        found = await self._change(self._correct_now, id, changes)
+        self._entry(id)
+        self.gallery.relabel([id], **{f"{name}s": [value] for name, value in changes.items()})
         if changes.get("camid") is not None:
             self._cameras.add(changes["camid"])
-        return found
+        return self.entry(id)
 
-    def _correct_now(self, id: int, changes: dict[str, Optional[float]]) -> EntryOut:
-        self._entry_now(id)
-        self.gallery.relabel([id], **{f"{name}s": [value] for name, value in changes.items()})
-        return self._named([self._entry_now(id)])[0]
-
-    async def compact(self) -> int:
-        """Frees the space of deleted entries and returns the number of entries."""
-        await self._change(self.gallery.compact)
-        return await self.ask(self.gallery.__len__)
-
-    async def delete(self, id: int) -> None:
+    def delete(self, id: int) -> None:
         """Deletes an entry, and its image if that is a copy in the service's own folder."""
-        await self._change(self._delete_now, id)
-
-    def _delete_now(self, id: int) -> None:
-        entry = self._entry_now(id)
-        if not self._delete_entries([entry]):
+        if not self._delete_entries([self._entry(id)]):
             raise _UnknownEntry(id)
+
+    def delete_where(self, filters: Filters) -> int:
+        """Deletes the entries that pass, as :meth:`delete` does; returns their number."""
+        deleted = 0
+        while entries := self.gallery.page(DELETED_AT_ONCE, filters=filters):
+            deleted += self._delete_entries(entries)
+        return deleted
 
     def _delete_entries(self, entries: Sequence[Entry]) -> int:
         deleted = self.gallery.delete([entry.id for entry in entries])
         for entry in entries if deleted else ():
             self._overlays.pop(f"id:{entry.id}", None)
             self.store.remove_copy(entry.path)
-        return deleted
-
-    async def delete_where(self, filters: Filters) -> int:
-        """Deletes the entries that pass, as :meth:`delete` does; returns their number."""
-        return await self._change(self._delete_where_now, filters)
-
-    def _delete_where_now(self, filters: Filters) -> int:
-        deleted = 0
-        while entries := self.gallery.page(DELETED_AT_ONCE, filters=filters):
-            deleted += self._delete_entries(entries)
         return deleted
 
     async def shown_image(self, id: int) -> bytes:
@@ -445,34 +342,8 @@ class Service:
         return await self._of_entry(id, lambda pixels: encode(pixels, "JPEG", SHOWN_SIDE))
 
     async def _of_entry(self, id: int, use: Callable[[np.ndarray], Any]) -> Any:
-        entry = await self.ask(self._entry_now, id)
-        return await self._of_file(entry.path, self._roots, f"entry {id}", use)
-
-    async def _of_file(self, path: str, roots: Sequence[Path], what: str, use: Callable[[np.ndarray], Any]) -> Any:
-        data = await self._decode(self._bytes_at, path, roots, what)
-        try:
-            return await self._decoded(data, use, of_file=True)
-        except Refusal as error:
-            if error.status == 503:
-                raise
-            raise Refusal(404, f"no image of {what} can be shown") from error
-
-    def _bytes_at(self, path: str, roots: Sequence[Path], what: str) -> bytes:
-        missing = Refusal(404, f"no image of {what} can be shown")
-        if not path:
-            raise missing
-        try:
-            # Links are resolved before the comparison, so that none leads out of the folders.
-            real = self.store.file_of(path).resolve(strict=True)
-            if not real.is_file() or not any(real.is_relative_to(root) for root in roots):
-                raise missing
-            with real.open("rb") as stream:
-                data = stream.read(self.limits.upload_bytes + 1)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise missing from error
-        if len(data) > self.limits.upload_bytes:
-            raise missing
-        return data
+        path = await self.ask(lambda: self.store.file_of(self._entry(id).path))
+        return await self.pictures.of_file(path, self._roots, f"entry {id}", use)
 
     async def example_image(self, number: int) -> bytes:
         """Returns the image of an example as PNG, unchanged."""
@@ -481,8 +352,8 @@ class Service:
                 404, f"no example {number}, expected 0 to {len(self.examples) - 1}" if self.examples else "no examples"
             )
         path = Path(self.examples[number].path)
-        roots = [path.parent.resolve()]
-        return await self._of_file(str(path), roots, f"example {number}", lambda pixels: encode(pixels, "PNG"))
+        as_png = lambda pixels: encode(pixels, "PNG")  # noqa: E731
+        return await self.pictures.of_file(path, [path.parent.resolve()], f"example {number}", as_png)
 
     async def overlay_of_entry(self, id: int, kind: Kind, level: int) -> bytes:
         """Returns an entry's image with the attention drawn over it, as PNG.
@@ -508,28 +379,25 @@ class Service:
         if levels is None:
             levels = await self._attend(image)
         _remember(self._overlays, key, levels, CACHED_OVERLAYS)
-        return await self._decode(draw_overlay, image, levels, kind, level)
+        return await self.pictures.small(draw_overlay, image, levels, kind, level)
 
-    async def mark(self, query: str, hit: int, verdict: Optional[str], distance: Optional[float]) -> Optional[float]:
+    def mark(self, query: str, hit: int, verdict: Optional[str], distance: Optional[float]) -> Optional[float]:
         """Stores a verdict on a hit and returns its time, see :meth:`han_tf.serve.store.Store.mark`.
 
         Raises:
           Refusal: 404, also if this query was not searched for; 409, too many are stored; others as in the class.
         """
-        entry = await self.ask(self._entry_now, hit)
-        if query not in self._queries and not await self.ask(self.store.has, query):
+        entry = self._entry(hit)
+        if query not in self._queries and not self.store.has(query):
             raise Refusal(404, f"{query[:40]} was not searched for since the service started: search again")
-        return await self._change(self._mark_now, query, hit, verdict, Path(entry.path).name, distance)
-
-    def _mark_now(self, query: str, hit: int, verdict: Optional[str], *rest: Any) -> Optional[float]:
         if verdict is not None and (kept := self.store.count()) >= self.limits.verdicts:
             raise Refusal(409, f"{kept:,} verdicts are kept, expected fewer: this service keeps no more")
-        return self.store.mark(query, hit, verdict, *rest)
+        return self.store.mark(query, hit, verdict, Path(entry.path).name, distance)
 
     async def check(self) -> int:
         """Returns the number of entries, after reading from the gallery as a test."""
         with suppress(_UnknownEntry):
-            await self.ask(self._entry_now, 0)
+            await self.ask(self._entry, 0)
         return await self.ask(self.gallery.__len__)
 
     async def measure(self) -> bytes:
@@ -541,35 +409,35 @@ class Service:
         return generate_latest(self.metrics.registry)
 
     async def ask(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Returns the result of a function that reads from the gallery or the store, called in another thread."""
+        """Returns the result of a function that reads from the gallery or the store, called in another thread.
+
+        Raises:
+          Refusal: as in the class, or what the function raises.
+        """
         return await _using_gallery(self._search(function, *arguments), "read")
 
-    async def _change(self, function: Any, *arguments: Any) -> Any:
+    async def change(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Returns the result of a function that writes, one at a time, called in another thread; see :meth:`ask`.
+
+        A function that has begun is completed even if the client disconnects.
+        """
         return await _using_gallery(self._write(function, *arguments), "written")
 
 
 def _remember(latest: OrderedDict[str, Any], key: str, value: Any, most: int) -> None:
     """Puts ``key`` at the end of ``latest``, and drops the first keys if there are more than ``most``."""
+    latest.pop(key, None)  # another thread may have removed it
     latest[key] = value
-    latest.move_to_end(key)
     while len(latest) > most:
         latest.popitem(last=False)
-
-
-def _single(method: Callable[[list[int]], Sequence[Any]], id: int) -> Any:
-    """Returns the result of a gallery's method for one id; raises Refusal 404 if there is no such entry."""
-    try:
-        return method([id])[0]
-    except NoEntry as error:
-        raise _UnknownEntry(id) from error
 
 
 async def _using_gallery(call: Any, what: str) -> Any:
     """Awaits a call that uses the gallery. Prints its errors to stderr; the client gets them without paths."""
     try:
         return await call
-    except Refusal:
-        raise
+    except NoEntry as error:
+        raise _UnknownEntry(error.id) from error
     except (UserError, OSError, *DATABASE_ERRORS) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         raise Refusal(503, f"the gallery cannot be {what} at the moment; the service's log says why") from error

@@ -15,7 +15,7 @@ from typing import Optional, Union
 
 from han_tf.common.errors import UserError
 from han_tf.common.files import atomic_open, sync_folder
-from han_tf.search.store import DATABASE_ERRORS
+from han_tf.search.database import DATABASE_ERRORS
 
 COLUMNS = ("time", "query", "hit", "verdict", "distance", "image", "gallery")
 """Columns of the exported verdicts: seconds since 1970 UTC; ``sha256:…`` of an uploaded image or ``id:…`` of an entry;
@@ -238,11 +238,6 @@ class Store:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        with self._lock:
+        with self._lock, self._database:  # commits at the end, or takes everything back after an error
             self._database.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-            except BaseException:
-                self._database.execute("ROLLBACK")
-                raise
-            self._database.execute("COMMIT")
+            yield

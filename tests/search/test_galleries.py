@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from han_tf.common.errors import UserError
 from han_tf.metrics import rerank
-from han_tf.search import Entry, Filters, create_gallery, open_gallery
-from han_tf.search import faiss_gallery as faiss_engine
+from han_tf.search import Entry, Filters, create_gallery, open_gallery, vector_index
 from tests.search.search_helpers import CHECKSUM, PlainGallery, clustered, labels, passes
 
 DIMENSION = 16
@@ -39,8 +38,8 @@ class Case:
 @pytest.fixture(params=ENGINES)
 def case(request, tmp_path, monkeypatch):
     # So that indexes are built for few rows.
-    monkeypatch.setattr(faiss_engine, "BUILT_LEAST", 300)
-    monkeypatch.setattr(faiss_engine, "UNASKED_LEAST", 400)
+    monkeypatch.setattr(vector_index, "BUILT_LEAST", 300)
+    monkeypatch.setattr(vector_index, "UNASKED_LEAST", 400)
     return Case(request.param, tmp_path)
 
 
@@ -597,6 +596,13 @@ WRONG_TYPES = [
     ("add", {"pids": RAGGED}, "pids cannot be made an array of numbers"),
     ("add", {"times": RAGGED}, "times cannot be made an array of numbers"),
     ("add", {"checksum": 5}, "checksum is 5, expected the text that names a model"),
+    ("add", {"replace": "no"}, "replace is 'no', expected True or False"),
+    ("build", {"engine": np.array(["flat", "hnsw"])}, "engine is array.*, expected"),
+    ("build", {"engine": ["flat"]}, r"engine is \['flat'\], expected"),
+    ("build", {"anew": "no"}, "anew is 'no', expected True or False"),
+    ("build", {"progress": 5}, "progress is 5, expected a function of two numbers"),
+    ("check", {"progress": 5}, "progress is 5, expected a function of two numbers"),
+    ("compact", {"progress": "no"}, "progress is 'no', expected a function of two numbers"),
     ("put", {"paths": None, "twins": [None]}, r"twins are \[None\], expected entries or None by row"),
     ("put", {"twins": {0: 5}}, r"twins are \{0: 5\}, expected entries or None by row"),
     ("put", {"nobody": "a.jpg"}, "nobody is 'a.jpg', expected paths"),
@@ -627,6 +633,8 @@ WRONG_TYPES = [
     ("search", {"k": "5"}, "k is '5', expected a whole number"),
     ("search", {"filters": None}, r"filters is None, expected Filters\(…\)"),
     ("search", {"filters": "x"}, r"filters is 'x', expected Filters\(…\)"),
+    ("search", {"rerank": "no"}, "rerank is 'no', expected True or False"),
+    ("search", {"rerank": np.array([True, False])}, "rerank is array.*, expected True or False"),
     ("search", {"threshold": "1"}, "threshold is '1', expected a distance"),
     ("search", {"threshold": 1j}, "threshold is 1j, expected a distance"),
     ("search", {"threshold": 10**400}, "threshold is 1000.*, expected a distance"),
@@ -662,6 +670,9 @@ def test_values_of_wrong_types_are_named_and_change_nothing(case):
         ({"collection": 5, "path": "g.db"}, "collection is 5, expected letters"),
         ({"dimension": "8"}, "dimension is '8', expected a whole number"),
         ({"checksum": 5}, "checksum is 5, expected the text"),
+        ({"engine": np.array(["flat", "hnsw"])}, "engine is array.*, expected the name of one"),
+        ({"engine": np.array(["milvus"] * 2), "path": "g.db"}, "engine is array.*, expected milvus at g.db"),
+        ({"index": ["FLAT"], "path": "g.db"}, r"index is \['FLAT'\], expected FLAT, HNSW"),
         ({"rows": "9"}, "rows is '9', expected a whole number"),
         ({"memory_mb": "9"}, "memory_mb is '9', expected a whole number"),
     ],
@@ -688,6 +699,8 @@ def test_a_gallery_is_not_made_twice_nor_opened_with_another_model(case):
         case.create()
     with pytest.raises(UserError, match="expected the same model"):
         open_gallery(case.path, "f" * 64)
+    with pytest.raises(UserError, match="writable is 'no', expected True or False"):
+        open_gallery(case.path, writable="no")
 
 
 def test_threads_search_while_others_add_and_delete(gallery):

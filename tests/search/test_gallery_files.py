@@ -20,7 +20,8 @@ import numpy as np
 import pytest
 
 from han_tf.common.errors import UserError
-from han_tf.search import create_gallery, open_gallery
+from han_tf.search import create_gallery, open_gallery, vector_index
+from han_tf.search import database as database_module
 from han_tf.search import faiss_gallery as faiss_engine
 from han_tf.search import store as store_module
 from tests.search.search_helpers import CHECKSUM, clustered
@@ -36,8 +37,8 @@ def path(tmp_path):
 
 @pytest.fixture
 def small_builds(monkeypatch):
-    monkeypatch.setattr(faiss_engine, "BUILT_LEAST", 300)
-    monkeypatch.setattr(faiss_engine, "UNASKED_LEAST", 10**9)
+    monkeypatch.setattr(vector_index, "BUILT_LEAST", 300)
+    monkeypatch.setattr(vector_index, "UNASKED_LEAST", 10**9)
 
 
 def built(path, engine="hnsw", count=600):
@@ -49,7 +50,7 @@ def built(path, engine="hnsw", count=600):
 
 def sql(path, statement, *values):
     """Runs a statement on the database of a gallery; returns the rows of its answer."""
-    with contextlib.closing(sqlite3.connect(path / store_module.DATABASE)) as database, database:
+    with contextlib.closing(sqlite3.connect(path / database_module.DATABASE)) as database, database:
         return database.execute(statement, values).fetchall()
 
 
@@ -65,7 +66,7 @@ def finds_itself(gallery, features):
 def run(code, *arguments, **options):
     """Starts a Python process that can import the helpers."""
     head = f"import sys; sys.path.insert(0, {str(HERE)!r}); from search_helpers import *\n"
-    head += "from han_tf.search import create_gallery, open_gallery; import han_tf.search.faiss_gallery as engine\n"
+    head += "from han_tf.search import create_gallery, open_gallery; import han_tf.search.vector_index as engine\n"
     return subprocess.Popen([sys.executable, "-c", head + code, *map(str, arguments)], **options)
 
 
@@ -124,14 +125,14 @@ CHANGE_AND_GO_ON = """
 engine.BUILT_LEAST = 300
 gallery = open_gallery(sys.argv[1], writable=True)
 gallery.delete(range(50))
-gallery.store._database.set_trace_callback(lambda sql: sql == "COMMIT" and print("commits", flush=True))
+gallery.store.database._writer.set_trace_callback(lambda sql: sql == "COMMIT" and print("commits", flush=True))
 print("begun", flush=True)
 sys.stdin.readline()
 try:
     gallery.compact() if sys.argv[2] == "compact" else gallery.add(clustered(70, 16, 2))
 except KeyboardInterrupt:
     print("interrupted", flush=True)
-gallery.store._database.set_trace_callback(None)
+gallery.store.database._writer.set_trace_callback(None)
 print(len(gallery), gallery.add(clustered(40, 16, 3))[0], gallery.search(clustered(40, 16, 3)[7:8], 1)[0][0].entry.id)
 """
 
@@ -314,26 +315,26 @@ def test_an_index_is_built_over_deleted_rows(path, engine, small_builds):
 
 
 def test_an_addition_stands_although_the_index_cannot_be_written(path, small_builds, monkeypatch):
-    monkeypatch.setattr(faiss_engine, "UNASKED_LEAST", 400)
+    monkeypatch.setattr(vector_index, "UNASKED_LEAST", 400)
     features = clustered(650, DIMENSION)
-    write = faiss_engine.ApproximateIndex.write
+    write = vector_index.ApproximateIndex.write
 
     def full(*_):
         raise RuntimeError("Error in write_index:\n No space left on device")
 
     with create_gallery(path, DIMENSION, CHECKSUM, "hnsw", threads=1) as gallery:
-        monkeypatch.setattr(faiss_engine.ApproximateIndex, "write", full)
+        monkeypatch.setattr(vector_index.ApproximateIndex, "write", full)
         np.testing.assert_array_equal(gallery.add(features[:500]), np.arange(500))
         (note,) = gallery.notes
         assert note.startswith("cannot write")
         assert "No space left on device" in note
-        monkeypatch.setattr(faiss_engine, "_add_rows", full)
+        monkeypatch.setattr(vector_index, "_add_rows", full)
         np.testing.assert_array_equal(gallery.add(features[500:600]), np.arange(500, 600))
         assert gallery.info()["indexed"] == 0
         assert finds_itself(gallery, features[:600])
         monkeypatch.undo()
-        monkeypatch.setattr(faiss_engine, "BUILT_LEAST", 300)
-        assert faiss_engine.ApproximateIndex.write is write
+        monkeypatch.setattr(vector_index, "BUILT_LEAST", 300)
+        assert vector_index.ApproximateIndex.write is write
         gallery.build()
         assert gallery.notes == []
         assert gallery.info()["indexed"] == 600
@@ -346,13 +347,13 @@ def test_searches_go_on_while_a_reader_becomes_the_writer(path, small_builds, mo
         with open_gallery(path) as other:
             other.delete(range(400))
             other.compact()
-        read, found = reader._read_snapshot, []
+        read, found = reader.index._read_snapshot, []
 
         def search_first():
             found.extend(hits[0].entry.id for hits in reader.search(features[400:], 1))
             return read()
 
-        monkeypatch.setattr(reader, "_read_snapshot", search_first)
+        monkeypatch.setattr(reader.index, "_read_snapshot", search_first)
         reader.set_threshold(1.0)
         assert found == list(range(400, 900))
         assert [hits[0].entry.id for hits in reader.search(features[400:], 1)] == found
@@ -456,11 +457,11 @@ def exactly(gallery, features, queries):
 @pytest.mark.parametrize("engine", ["hnsw", "ivfpq"])
 def test_an_index_that_learned_from_other_images_is_noticed_and_built_anew(path, engine, kind, monkeypatch):
     for name, value in (("BUILT_LEAST", 300), ("UNASKED_LEAST", 400), ("CANDIDATES_LEAST", 10), ("EXACT_SHARE", 50)):
-        monkeypatch.setattr(faiss_engine, name, value)
-    monkeypatch.setattr(faiss_engine, "CANDIDATES_PER_HIT", 2)
+        monkeypatch.setattr(vector_index, name, value)
+    monkeypatch.setattr(vector_index, "CANDIDATES_PER_HIT", 2)
     first, later = scenes(kind)
     features, may_build = np.concatenate([first, later]), threading.Event()
-    train, queries = faiss_engine.FaissGallery._train, later[::40]
+    train, queries = vector_index.VectorIndex._train, later[::40]
 
     def waits(self, *arguments):
         assert may_build.wait(60)
@@ -469,7 +470,7 @@ def test_an_index_that_learned_from_other_images_is_noticed_and_built_anew(path,
     with create_gallery(path, DIMENSION, CHECKSUM, engine, threads=1) as gallery:
         gallery.add(first)
         assert gallery.info()["recall"] > 0.8
-        monkeypatch.setattr(faiss_engine.FaissGallery, "_train", waits)
+        monkeypatch.setattr(vector_index.VectorIndex, "_train", waits)
         with monkeypatch.context() as unnoticed:
             unnoticed.setattr(faiss_engine.FaissGallery, "_tend", lambda self: None)
             gallery.add(later)
@@ -496,7 +497,7 @@ def test_build_checks_the_index_and_an_old_snapshot_is_checked_when_it_is_next_c
     with create_gallery(path, DIMENSION, CHECKSUM, "hnsw", threads=1) as gallery:
         gallery.add(first)
         gallery.build()
-        monkeypatch.setattr(faiss_engine.FaissGallery, "_unchecked", lambda self: False)  # as in older versions
+        monkeypatch.setattr(vector_index.VectorIndex, "unchecked", lambda self: False)  # as in older versions
         gallery.add(later)
         gallery.build()
         bad = gallery.store.settings["snapshot"]
@@ -504,7 +505,7 @@ def test_build_checks_the_index_and_an_old_snapshot_is_checked_when_it_is_next_c
         old = {name: bad[name] for name in ("file", "sha256", "kind", "rows", "trained")}
         gallery.store.commit({"snapshot": old})
     monkeypatch.undo()
-    monkeypatch.setattr(faiss_engine, "BUILT_LEAST", 300)
+    monkeypatch.setattr(vector_index, "BUILT_LEAST", 300)
     with open_gallery(path) as gallery:
         assert gallery.store.settings["snapshot"] == old
         gallery.build()
@@ -529,7 +530,7 @@ def test_closing_ends_what_is_built_in_a_thread(path, small_builds, monkeypatch)
     first, later = scenes("a still scene first")
     begun, close = threading.Event(), threading.Event()
 
-    def begins(index, state, most, add=faiss_engine._add_rows):
+    def begins(index, state, most, add=vector_index._add_rows):
         if threading.current_thread().name == "han-gallery":
             begun.set()
             assert close.wait(60)
@@ -539,7 +540,7 @@ def test_closing_ends_what_is_built_in_a_thread(path, small_builds, monkeypatch)
     gallery = create_gallery(path, DIMENSION, CHECKSUM, "hnsw", threads=1)
     gallery.add(first)
     gallery.build()
-    monkeypatch.setattr(faiss_engine, "_add_rows", begins)
+    monkeypatch.setattr(vector_index, "_add_rows", begins)
     gallery.add(later)
     assert begun.wait(60)
     threading.Timer(0.2, close.set).start()
@@ -641,7 +642,7 @@ def test_checksums_out_of_order_are_one_line(path):
     with create_gallery(path, DIMENSION, CHECKSUM) as gallery:
         gallery.add(clustered(3, DIMENSION))
         last = zlib.crc32(gallery.store.state.vectors[2])
-    database = path / store_module.DATABASE
+    database = path / database_module.DATABASE
     content = bytearray(database.read_bytes())
     record = last.to_bytes(4 if last < 2**31 else 6, "big")
     # A cell is its size, its id, the sizes of the columns (3 bytes) and the checksum.
@@ -658,8 +659,9 @@ def test_checksums_out_of_order_are_one_line(path):
 def test_a_record_beyond_the_memory_is_one_line(path, monkeypatch):
     with create_gallery(path, DIMENSION, CHECKSUM) as gallery:
         gallery.add(clustered(3, DIMENSION))
-        monkeypatch.setattr(store_module, "_entries_where", mock.Mock(side_effect=MemoryError))
-        with pytest.raises(UserError, match=f"^{path / store_module.DATABASE}: too large for the memory, or damaged$"):
+        monkeypatch.setattr(database_module, "_entries_where", mock.Mock(side_effect=MemoryError))
+        database = path / database_module.DATABASE
+        with pytest.raises(UserError, match=f"^{database}: too large for the memory, or damaged$"):
             gallery.entries([1])
 
 
@@ -776,16 +778,16 @@ def test_of_processes_that_create_one_gallery_one_does(path):
 
 def test_a_creation_holds_the_lock_until_the_gallery_is_open(path, monkeypatch):
     """While the files are created, others can neither create nor open the gallery for changes."""
-    made = store_module._make
+    made = store_module.create_database
 
-    def another_comes(folder, settings):
-        made(folder, settings)
+    def another_comes(*arguments):
+        made(*arguments)
         with pytest.raises(UserError, match="there is a gallery already"):
             create_gallery(path, DIMENSION, CHECKSUM)
         with pytest.raises(UserError, match=f"process {os.getpid()} is writing"):
             open_gallery(path, writable=True)
 
-    monkeypatch.setattr(store_module, "_make", another_comes)
+    monkeypatch.setattr(store_module, "create_database", another_comes)
     with create_gallery(path, DIMENSION, CHECKSUM, "flat") as gallery:
         with pytest.raises(UserError, match=f"process {os.getpid()} is writing"):
             open_gallery(path, writable=True)

@@ -15,7 +15,7 @@ from PIL import Image
 from han_tf.common.errors import UserError
 from han_tf.data.reading import decode_image
 from han_tf.search import create_gallery, open_gallery
-from han_tf.serve import service as service_module
+from han_tf.serve import pictures as pictures_module
 from han_tf.serve.access import Access
 from han_tf.serve.limits import Limits
 from han_tf.serve.service import Example, Service
@@ -159,6 +159,7 @@ def test_reranking_sorts_anew_and_keeps_distances(shared, query):
         ({"id": "0", "after": "-62135596801"}, "after is '-62135596801'"),
         ({"id": "0", "after": "5", "before": "5"}, "after is 5 and before 5, expected after < before"),
         ({"id": "0", "rerank": "perhaps"}, "rerank"),
+        ({"id": "0", "camera": "1"}, "camera is no filter, expected cameras, not_cameras, after, before, pids"),
     ],
 )
 def test_what_a_search_refuses(shared, form, named):
@@ -324,6 +325,19 @@ def test_what_is_known_of_an_entry_is_corrected(client):
         assert "time is" in error_of(client.patch("/gallery/3", json={"time": time}), 422)
 
 
+def test_an_entry_that_another_process_deletes_while_it_is_corrected(make_service, tmp_path, monkeypatch):
+    service = make_service(tmp_path)
+    relabel = service.gallery.relabel
+
+    def late(ids, **labels):
+        service.gallery.delete(ids)
+        relabel(ids, **labels)
+
+    monkeypatch.setattr(service.gallery, "relabel", late)
+    with client_of(service) as client:
+        assert error_of(client.patch("/gallery/3", json={"pid": 1}), 404) == "no entry 3 in the gallery"
+
+
 def test_persons_and_cameras_beyond_what_every_json_parser_reads(make_service, tmp_path):
     service, large = make_service(tmp_path), 2**53 + 1
     with client_of(service) as client:
@@ -375,6 +389,8 @@ def test_entries_are_listed_counted_and_deleted_by_filter(client, tiny_set, tmp_
     )
     for wrong, named in refused:
         assert named in error_of(client.delete("/gallery", params=wrong), 422)
+    for wrong, named in (*refused[1:], ({"limit": 5, "after": 1, "came\nra": 1}, "came?ra is no filter")):
+        assert named in error_of(client.get("/gallery", params=wrong), 422)
     assert client.get("/gallery").json()["total"] == 32
     assert len(list((tmp_path / "state" / "images").iterdir())) == 1
     assert client.delete("/gallery", params={"pids": [int(pids[3])]}).json() == {"deleted": len(of_person)}
@@ -438,14 +454,14 @@ def test_pictures_of_a_gallery_of_other_formats(extractor, gallery_features, tmp
 
 def test_large_images_delay_only_large_images(make_service, tmp_path, query, monkeypatch):
     large = encoded(np.zeros((2000, 2000, 3), np.uint8))
-    gate, decode = threading.Event(), service_module.decode_upload
+    gate, decode = threading.Event(), pictures_module.decode_upload
 
     def slow(data, *arguments):
         if data == large:
             gate.wait(20)
         return decode(data, *arguments)
 
-    monkeypatch.setattr(service_module, "decode_upload", slow)
+    monkeypatch.setattr(pictures_module, "decode_upload", slow)
     service = make_service(tmp_path, limits=Limits(queue=40))
     with on_socket(service) as address:
         answers = []

@@ -82,6 +82,17 @@ def test_unknown_verdicts_are_refused(store):
     assert store.count() == 1
 
 
+def test_a_full_disk_is_named_and_the_next_change_succeeds(store):
+    """SQLite ends the transaction itself; taking it back again would be another error."""
+    full = "BEGIN SELECT RAISE(ROLLBACK, 'disk full'); END"
+    store._database.execute(f"CREATE TRIGGER full BEFORE INSERT ON verdicts {full}")
+    with pytest.raises(sqlite3.IntegrityError, match="disk full"):
+        store.mark(QUERY, 3, "right", "a.jpg")
+    store._database.execute("DROP TRIGGER full")
+    store.mark(QUERY, 3, "right", "a.jpg")
+    assert store.count() == 1
+
+
 def test_many_threads(store):
     def work(number):
         for hit in range(20):
