@@ -74,7 +74,7 @@ def _define(setting: dataclasses.Field) -> None:
     elif name == "model_args":
         FLAGS.list_of(name, [], told["help"], separator=r",(?=\s*\w+\s*=)")
     elif told["choices"]:
-        FLAGS.enum(name, default, told["choices"], told["help"])
+        FLAGS.enum(name, default, list(told["choices"]), told["help"])
     elif setting.type in (int, float):
         number = FLAGS.integer if setting.type is int else FLAGS.real
         number(name, default, told["help"], told["lower"], told["upper"])
