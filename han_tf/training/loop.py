@@ -141,7 +141,7 @@ class Trainer:
         """Trains to the end.
 
         Raises:
-          Stopped: SIGINT, SIGTERM or SIGHUP came during an epoch; all is saved, and the same call goes on. During an
+          Stopped: SIGINT, SIGTERM or SIGHUP came during an epoch; all is saved, and the same call resumes. During an
             evaluation, before which all has been saved, these signals have their usual effect.
           UserError: the loss is no longer finite, or a checkpoint cannot be written.
         """
@@ -157,7 +157,7 @@ class Trainer:
                     number = stop[0] if stop else signal.SIGTERM
                     raise Stopped(
                         f"stopped by {signal.Signals(number).name} after {self.global_step} steps; "
-                        f"saved in {self.run_dir}, the same command goes on",
+                        f"saved in {self.run_dir}, the same command resumes the run",
                         number,
                     )
                 self._evaluate_if_due()
