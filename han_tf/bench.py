@@ -15,8 +15,7 @@ from typing import Any
 from absl import flags
 
 from han_tf.common import cli as command_line
-from han_tf.common.errors import UserError
-from han_tf.common.files import temporary_folder, write_json
+from han_tf.common.files import temporary_folder, write_json, writing
 from han_tf.common.progress import progress_bar
 from han_tf.data.records import Record
 from han_tf.data.sampling import ShuffledImages
@@ -117,12 +116,10 @@ def main(values: command_line.Flags) -> None:
     with temporary_folder() as folder:
         # As many identities as Market-1501 has, so that the classifiers cost as much.
         records = [Record(str(folder / f"{pid}.jpg"), pid, 1) for pid in range(IDENTITIES)]
-        try:
+        with writing(folder):
             for record in records:
                 coarse = Image.fromarray(rng.integers(0, 256, (16, 8, 3), np.uint8))
                 coarse.resize((64, 128), Image.Resampling.BICUBIC).save(record.path, quality=90)
-        except OSError as error:
-            raise UserError(f"cannot write images to {folder}: {error.strerror or error}") from error
         data = load_images(records, (160, 64))
         before = product_flops(values.repeats)
         pipeline = pipeline_rates(records, data, values.batch_size, values.repeats)

@@ -45,7 +45,7 @@ STRANGERS = 80
 """Number of drawn strangers: 3 in 4 of them choose the threshold, the others test it."""
 
 FALSE_ALARMS = 0.1
-"""Share of strangers' images for which the threshold may accept somebody of the gallery."""
+"""Share of strangers' images for which a search within the threshold may have a hit."""
 
 EXAMPLES, STRANGE_EXAMPLES = 8, 4
 """Numbers of example queries: of people in the gallery, and of strangers."""
@@ -58,13 +58,7 @@ VERSION = 1
 """To be raised whenever the same run and data would give another demo."""
 
 FLAGS = command_line.Flags()
-FLAGS.string(
-    "model",
-    "",
-    "A run's folder, or the name of a network that comes with the package; if empty, the newest run on the embedded "
-    "data set that has ended, or the network of the package.",
-)
-FLAGS.string("runs_dir", "runs", "Where runs are kept.")
+FLAGS.define_run(newest="the newest finished run on the embedded data set, or a network of the package,")
 FLAGS.integer("port", 8000, "Port to listen on; 0 for any free one.", 0, 65535)
 
 
@@ -100,7 +94,7 @@ def main(values: command_line.Flags) -> None:
     def ready() -> None:
         address = address_of(bound)
         print(f"\nready: {address}  (open it in a browser; Ctrl-C stops)")
-        print("The page offers queries to try. From a shell, somebody of the gallery and a stranger:")
+        print("The page offers queries to try. From a shell, a person of the gallery and a stranger:")
         for example in (made["examples"][0], made["examples"][-1]):
             print(f"  curl -F k=5 -F image=@{example['path']} {address}/search")
         sys.stdout.flush()
@@ -183,7 +177,7 @@ def prepare(folder: Path, dataset: ReIDDataset, extractor: FeatureExtractor) -> 
     alarms = sum(map(bool, answers)) / len(answers)
     print(
         f"threshold {threshold:.3f}: within it, {facts['measured_rate']:.0%} of {facts['trials']} images of strangers "
-        f"find somebody, and {alarms:.0%} of {len(answers)} others",
+        f"have a hit, and {alarms:.0%} of {len(answers)} others",
         flush=True,
     )
     unseen = [pair for pair, is_held_out in zip(strangers, held_out) if is_held_out]

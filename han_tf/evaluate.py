@@ -25,12 +25,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Optional, Union
+from typing import Any, Union
 
 import numpy as np
 
 from han_tf.common import cli as command_line
-from han_tf.common.errors import UserError
+from han_tf.common.errors import UserError, one_line
 from han_tf.common.files import write_json
 from han_tf.common.run_files import EVALUATION
 from han_tf.data import DATASETS, JUNK_PID, Record, ReIDDataset, load_dataset
@@ -72,7 +72,7 @@ FLAGS.strings(
 FLAGS.string(
     "names",
     "",
-    f"How the names of these images tell pid and camid: {', '.join(NAMES)}; or as in han_tf.extract.",
+    f"How pid and camid are parsed from the names of these images: {', '.join(NAMES)}; or as in han_tf.extract.",
     needs="images",
 )
 FLAGS.group("model")
@@ -89,7 +89,7 @@ FLAGS.strings(
     "branches",
     [],
     "Names of the equally wide parts of saved features, which get rows of their own; for those of a HAN: global,local. "
-    "Expansion and augmentation want each part to be of unit norm.",
+    "Expansion and augmentation need parts of unit norm.",
     needs="features",
 )
 FLAGS.string(
@@ -115,7 +115,7 @@ FLAGS.integer("seed", 0, "Seed of the draws.", 0, needs="single_gallery_shot")
 FLAGS.group("methods that change the ranking")
 FLAGS.boolean("rerank", False, "Also with k-reciprocal re-ranking.")
 FLAGS.integer("k1", 20, "Re-ranking: size of the neighbourhoods.", 1, needs="rerank")
-FLAGS.integer("k2", 6, "Re-ranking: images averaged over.", 1, needs="rerank")
+FLAGS.integer("k2", 6, "Re-ranking: nearest images that are averaged.", 1, needs="rerank")
 FLAGS.real("lambda_value", 0.3, "Re-ranking: weight of the original distance.", 0, 1, needs="rerank")
 FLAGS.enum(
     "query_expansion",
@@ -126,15 +126,15 @@ FLAGS.enum(
 FLAGS.integer("qe_k", 5, "Query expansion: gallery images per query.", 1, needs="query_expansion")
 FLAGS.real("qe_alpha", 3.0, "Query expansion: alpha.", 0)
 FLAGS.integer(
-    "database_augmentation", 0, "Also with gallery images blended with so many of their nearest; 0 for not.", 0
+    "database_augmentation", 0, "Also with gallery images blended with so many of their nearest; none if 0.", 0
 )
 FLAGS.real("dba_alpha", 0.0, "Database augmentation: alpha; 0 is the average.", 0, needs="database_augmentation")
 FLAGS.group("further tables and plots")
-FLAGS.boolean("verification", False, "Also error rates of accepting by a threshold.")
+FLAGS.boolean("verification", False, "Also the error rates of accepting pairs by a threshold.")
 FLAGS.real(
     "false_accept_rate",
     None,
-    "Verification, with the distance below which this share of the impostors is accepted.",
+    "Also the distance below which this share of the impostor pairs is accepted; implies --verification.",
     0,
     1,
 )
@@ -182,7 +182,8 @@ FLAGS.check_value(
 
 def main(values: command_line.Flags) -> None:
     """Evaluates as the flags say."""
-    plots = _import_plots() if values.plots else None
+    if values.plots:
+        _import_plots()  # a missing package shows now, not at the end
     for path in filter(None, (values.output, values.per_query)):
         _check_folder(path, Path(path).parent)
     for path in filter(None, (values.plots, values.save_features)):
@@ -198,12 +199,12 @@ def main(values: command_line.Flags) -> None:
                 found = subset.features.shape[1]
                 raise UserError(f"{path}: features have dimension {found}, expected {expected} as in {paths[0]}")
         origin = {"features": [str(path) for path in paths]}
-        _evaluate(values, subsets, origin, tuple(values.branches), values.output, plots)
+        _evaluate(values, subsets, origin, tuple(values.branches), values.output)
         return
     if values.positional:
         raise command_line.UsageError(f"unexpected argument {values.positional[0]!r}: files go with --features")
     if values.images:
-        _evaluate_images(values, plots)
+        _evaluate_images(values)
         return
     run, dataset = _run_and_data(values)
     datasets = dataset.separate()
@@ -219,10 +220,10 @@ def main(values: command_line.Flags) -> None:
         subsets, origin = _features_of_run(values, run, part)
         name = _result_name(origin, values.checkpoint, values.within_camera)
         output = values.output or str(output_folder(run.run_dir) / name)
-        _evaluate(values, subsets, origin, run.model.branch_names, output, plots)
+        _evaluate(values, subsets, origin, run.model.branch_names, output)
 
 
-def _evaluate_images(values: command_line.Flags, plots: Optional[ModuleType]) -> None:
+def _evaluate_images(values: command_line.Flags) -> None:
     """Evaluates a run or an export on images that are no data set; each image searches all others."""
     from han_tf.features.keras import feature_set  # imports TensorFlow, which saved features do not need
 
@@ -242,7 +243,7 @@ def _evaluate_images(values: command_line.Flags, plots: Optional[ModuleType]) ->
     records = [Record(*found) for found in zip(listed.paths, listed.pids.tolist(), listed.camids.tolist())]
     features = feature_set(run.model, records, skip_bad_images=values.skip_bad_images, progress="features")
     origin = {"run": str(run.run_dir), "checkpoint": run.checkpoint, "images": values.images}
-    _evaluate(values, dict.fromkeys(SUBSETS[:2], features), origin, run.model.branch_names, values.output, plots)
+    _evaluate(values, dict.fromkeys(SUBSETS[:2], features), origin, run.model.branch_names, values.output)
 
 
 def _evaluate(
@@ -251,7 +252,6 @@ def _evaluate(
     origin: dict[str, Any],
     branches: Sequence[str],
     output: str,
-    plots: Optional[ModuleType],
 ) -> None:
     """Evaluates the features of one data set, prints the tables and writes the files that the flags ask for."""
     with _naming_images(subsets):
@@ -303,8 +303,8 @@ def _evaluate(
         save = result.save_npz if Path(values.per_query).suffix == ".npz" else result.save_csv
         save(values.per_query, *names)
         written.append(values.per_query)
-    if plots:
-        written += _save_plots(plots, rows, Path(values.plots))
+    if values.plots:
+        written += _save_plots(rows, Path(values.plots))
     for path in written:
         print(f"written to {path}")
 
@@ -456,7 +456,7 @@ def _map_distances(path: str, shape: tuple[int, int]) -> np.ndarray:
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}, expected a matrix of distances (.npy)") from error
     except Exception as error:  # a damaged header can raise many kinds of errors, in NumPy and in tokenize
-        raise UserError(f"{path}: no matrix of distances (.npy) ({' '.join(str(error).split())})") from error
+        raise UserError(f"{path}: no matrix of distances (.npy) ({one_line(error)})") from error
     if distances.shape != shape:
         raise UserError(f"{path}: shape {list(distances.shape)}, expected {list(shape)}, queries × gallery images")
     return distances
@@ -470,9 +470,9 @@ def _import_plots() -> ModuleType:
     return plots
 
 
-def _save_plots(plots: ModuleType, rows: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
+def _save_plots(rows: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
     """Draws three files with a curve for each row; returns their paths."""
-    paths = []
+    plots, paths = _import_plots(), []
     for name, draw, kind in (
         ("cmc", plots.plot_cmc, "result"),
         ("precision_recall", plots.plot_precision_recall, "result"),

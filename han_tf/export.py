@@ -4,8 +4,8 @@ Without --model it takes the newest run, of --dataset and --split if they are gi
 model's files, card.json and MODEL_CARD.md; it takes RGB images as uint8 [n, height, width, 3] and gives features as
 float32 [n, feature_dim]. Its features are compared with the Keras network's on the same images and, if the data set is
 there, its rank-1 and mAP, too. A model that loses more than 0.1 points of mAP (int8: 0.5) is not kept. The card holds
-probe images and their Keras features, with which the model is checked whenever it is opened. Finished exports of the
-same network are not made again, so a command that was stopped goes on. Formats and precisions may be lists, or all:
+probe images and their Keras features, with which the model is checked whenever it is opened. Repeat a stopped command
+to continue it: finished exports of the same network are not made again. Formats and precisions may be lists, or all:
 
   python -m han_tf.export --format openvino --precision bfloat16,int8
   python -m han_tf.export --format all --precision all
@@ -13,6 +13,7 @@ same network are not made again, so a command that was stopped goes on. Formats 
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Optional
 
@@ -22,7 +23,7 @@ from han_tf import __version__
 from han_tf.common import cli as command_line
 from han_tf.common.errors import UserError
 from han_tf.common.files import locked, temporary_folder, write_json
-from han_tf.data import ReIDDataset, load_dataset
+from han_tf.data import Record, ReIDDataset, load_dataset
 from han_tf.deploy.exporters import FLOAT32, FORMATS, INT8, PRECISIONS, check_supported
 from han_tf.runs import environment
 from han_tf.runs.card import CARD, read_card, verify_files
@@ -32,7 +33,7 @@ from han_tf.weights import output_folder, resolve
 with command_line.deferred_imports(__name__):
     import numpy as np
 
-    from han_tf.data.reading import ImageReader
+    from han_tf.data.pipeline import load_images
     from han_tf.data.synthetic import SyntheticPedestrians, generate
     from han_tf.deploy.writing import Comparison, Export, Exported
 
@@ -194,9 +195,8 @@ def _drawn_images(input_size: tuple[int, int]) -> np.ndarray:
         return _read_images(dataset.query + dataset.gallery, input_size)
 
 
-def _read_images(records: Any, input_size: tuple[int, int]) -> np.ndarray:
-    reader = ImageReader(records, input_size, skip_bad_images=True)
-    return np.concatenate([images for images, _ in reader])[:COMPARED_IMAGES]
+def _read_images(records: Sequence[Record], input_size: tuple[int, int]) -> np.ndarray:
+    return load_images(records, input_size, skip_bad_images=True).images[:COMPARED_IMAGES]
 
 
 def _earlier(parent: Path, checksum: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

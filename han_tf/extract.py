@@ -9,13 +9,12 @@ a training run, an export of one or a network that comes with the package; witho
 --runs_dir.
 
 --output gets part-00000.parquet, part-00001.parquet, … with a row per image (path, pid, camid, time, feature, model),
-manifest.json, and bad_images.csv if some images could not be read. A command that was stopped goes on if it is
-repeated; images that have changed since are read again. For another list of images, --update is needed; it keeps the
-features of unchanged images and makes those of new ones. Another model, or another format or precision of it, is
-refused.
+manifest.json, and bad_images.csv if some images could not be read. Repeat a stopped command to continue it; images that
+have changed since are read again. For another list of images, --update is needed; it keeps the features of unchanged
+images and makes those of new ones. Another model, or another format or precision of it, is refused.
 
 A file that is damaged or is not an image gets no row. A file that cannot be read (no permission, a failing disk or
-network) stops the command; repeated, it goes on.
+network) stops the command; repeat it to continue.
 
 With --ray the work is shared by the machines of a Ray cluster, or by actors on this one (--ray=local). All of them must
 see the images, the model and --output under the same paths. For any other scheduler, start separate processes with
@@ -52,8 +51,8 @@ FLAGS.group("data")
 FLAGS.string(
     "names",
     "",
-    f"How file names tell pid and camid, where no CSV file does: {', '.join(NAMES)}; or a regular expression, searched "
-    "for in the path, with groups (?P<pid>...), (?P<camid>...), (?P<time>...).",
+    f"How pid and camid are parsed from file names if no CSV file has them: {', '.join(NAMES)}; or a regular "
+    "expression, searched for in the path, with groups (?P<pid>...), (?P<camid>...), (?P<time>...).",
     excludes="dataset",
 )
 FLAGS.string("dataset", "", f"Data set instead of IMAGES: {', '.join(DATASETS)}.")
@@ -145,7 +144,9 @@ def main(values: command_line.Flags) -> None:
             else:
                 notes = extraction.extract_locally(extractor, images, values.output, work)
         except KeyboardInterrupt as interrupt:
-            raise Stopped("interrupted: finished files stay, the same command goes on", signal.SIGINT) from interrupt
+            raise Stopped(
+                "interrupted: finished files stay, the same command makes the others", signal.SIGINT
+            ) from interrupt
         seconds = time.perf_counter() - start
         for sentence in notes:
             print(f"note: {sentence}")
@@ -172,9 +173,7 @@ def _images(values: command_line.Flags) -> ImageList:
             raise command_line.UsageError("no images, expected folders, patterns, CSV files or images, or --dataset")
         return list_images(values.positional, values.names, values.checksum)
     if values.positional:
-        raise command_line.UsageError(
-            f"unexpected argument {values.positional[0]!r}: --dataset stands in place of IMAGES"
-        )
+        raise command_line.UsageError(f"unexpected argument {values.positional[0]!r}: --dataset replaces IMAGES")
     dataset = load_dataset(values.dataset, values.data_dir or None, values.split)
     records = dataset.subsets().get(values.subset)
     if not records:

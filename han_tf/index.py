@@ -9,20 +9,20 @@ FEATURES are folders that python -m han_tf.extract wrote, or NumPy archives (.np
 archives do not name their model, so --model or --checksum must. Junk (pid -1) is left out and distractors (pid 0) are
 added without a pid. --index is a folder or, for Milvus, an address, http://HOST:PORT#COLLECTION, or the file of a
 Milvus Lite, NAME.db; a token is taken from MILVUS_TOKEN in the environment or from the address,
-http://USER:PASSWORD@HOST:PORT. If there is no gallery, one is made. A command that was stopped goes on if it is
-repeated. An image is identified by its path: images that are in the gallery already stay, with the same id; an image
-whose feature has changed is replaced, and changed labels are corrected. So the same commands extract and index a
-growing folder again. Deleted images come back if their source is added again.
+http://USER:PASSWORD@HOST:PORT. If there is no gallery, one is made. Repeat a stopped command to continue it. An image
+is identified by its path: images that are in the gallery already stay, with the same id; an image whose feature has
+changed is replaced, and changed labels are corrected. So the same commands extract and index a growing folder again.
+Deleted images come back if their source is added again.
 
 --list and --count print the entries, or their number, in place of the description of the gallery. A list can be edited
 and given to --relabel, which changes the labels of the entries in it: an empty field removes a label, a missing column
 leaves it.
 
 A threshold is a distance; images beyond it are not taken for the same person. --calibrate chooses it so that a search
-of a stranger finds anybody with the probability --false_accept_rate (NIST's FPIR). VALIDATION are features with pids,
-of people who are not in the gallery or have the same pids there. With --within, the validation images replace the
-gallery, and each person in turn is the stranger. --per_pair takes the rate over pairs of images instead (false match
-rate); the rate of a search of N images can be up to N times as high.
+for a person who is not in the gallery has a hit with the probability --false_accept_rate (NIST's FPIR). VALIDATION are
+features with pids, of people who are not in the gallery or have the same pids there. With --within, the validation
+images replace the gallery, and each person in turn is the stranger. --per_pair takes the rate over pairs of images
+instead (false match rate); the rate of a search of N images can be up to N times as high.
 """
 
 import sys
@@ -210,7 +210,7 @@ def _origin(facts: Optional[dict[str, Any]]) -> str:
     if not facts:
         return ", set by hand"
     trials = {
-        "search": "of {trials:,} searches of strangers among {gallery_images:,} images find somebody",
+        "search": "of {trials:,} searches of strangers among {gallery_images:,} images have a hit",
         "pair": "of {trials:,} pairs of two people are accepted",
     }[facts["kind"]].format(**facts)
     text = f": {facts['measured_rate']:.3%} {trials} (wanted {facts['rate']:.3%}; {facts['people']:,} people)"

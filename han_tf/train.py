@@ -2,7 +2,7 @@
 
 The defaults are the paper's: SGD with momentum 0.9, learning rate 0.03, multiplied by 0.1 at three points, batches of
 32, weight decay 5e-4, 300 epochs, no augmentation. The embedded synthetic set has a shorter schedule; --recipe strong
-has settings for higher accuracy. An interrupted run goes on with the same command.
+has settings for higher accuracy. The same command resumes an interrupted run.
 """
 
 import dataclasses
@@ -77,7 +77,7 @@ def _define(setting: dataclasses.Field) -> None:
     elif name == "model_args":
         FLAGS.list_of(name, [], told["help"], separator=r",(?=\s*\w+\s*=)")
     elif told["choices"]:
-        FLAGS.enum(name, default, told["choices"], told["help"])
+        FLAGS.enum(name, default, list(told["choices"]), told["help"])
     elif setting.type in (int, float):
         number = FLAGS.integer if setting.type is int else FLAGS.real
         number(name, default, told["help"], told["lower"], told["upper"])
@@ -242,7 +242,7 @@ def train(config: TrainConfig, dataset: ReIDDataset, run_dir: Path, strategy: tf
     for complaint in complaints[:SHOWN_COMPLAINTS]:
         print(f"warning: {complaint}")
     if len(complaints) > SHOWN_COMPLAINTS:
-        print(f"warning: {len(complaints) - SHOWN_COMPLAINTS} more sentences on attention, see {METRICS}")
+        print(f"warning: {len(complaints) - SHOWN_COMPLAINTS} more warnings on attention, see {METRICS}")
     levels = () if panel is None else attend(trainer.model, panel)
     if levels:
         save_png(run_dir / "attention.png", attention_sheet(panel, levels))

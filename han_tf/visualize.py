@@ -22,6 +22,7 @@ with command_line.deferred_imports(__name__):
     from PIL import Image
 
     from han_tf.data.pipeline import load_images
+    from han_tf.data.sampling import spread
     from han_tf.evaluation.scoring import evaluate_features
     from han_tf.features.archives import FeatureSet, load_features
     from han_tf.features.keras import feature_set
@@ -60,12 +61,6 @@ FLAGS.integer("k", 10, "Gallery images per ranked list.", 1, needs="ranked")
 FLAGS.old_name("topk", "k")
 FLAGS.group("computation")
 FLAGS.integer("batch_size", 64, "Images per forward pass over the gallery.", 1, needs="ranked")
-
-
-def spread(records: Sequence[Record], count: int) -> tuple[Record, ...]:
-    """Returns ``count`` of ``records``, evenly spaced from the first to the last; all if there are fewer."""
-    chosen = np.linspace(0, len(records) - 1, min(count, len(records))).round().astype(int)
-    return tuple(records[index] for index in chosen)
 
 
 def ranked_lists(queries: FeatureSet, gallery: FeatureSet, topk: int = 10) -> list[RankedList]:

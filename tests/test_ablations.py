@@ -52,7 +52,7 @@ def test_the_same_command_goes_on_and_another_one_does_not(run_dir, tiny_data, t
     assert call(train, *arguments, *(f"--no{name}" for name in SWITCHES)) == 0
     told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")]
     assert told[:6] == [f"warning: complaint {number}" for number in range(6)]
-    assert told[6:] == ["warning: 2 more sentences on attention, see metrics.json"]
+    assert told[6:] == ["warning: 2 more warnings on attention, see metrics.json"]
     assert json.loads((copy / "metrics.json").read_text())["attention"] == row["attention"]
 
 

@@ -100,7 +100,7 @@ def test_it_goes_on_with_the_same_command(run_dir, arguments, capsys, tmp_path):
     copy = shutil.copytree(run_dir, tmp_path / "run")
     before = (copy / "metrics.json").read_text()
     assert call(train, *arguments, f"--run={copy}") == 0
-    assert "going on from" in capsys.readouterr().out
+    assert "resuming from" in capsys.readouterr().out
     assert (copy / "metrics.json").read_text() == before
     swapped = [argument.replace("market1501,csv", "csv,market1501") for argument in arguments]
     assert call(train, *swapped, f"--run={copy}") == 1

@@ -148,7 +148,7 @@ def test_a_run_of_other_images_is_left_alone(capsys, copied, tiny_run, tmp_path)
     changed = sorted((copied / "query").iterdir())[0]
     Image.new("RGB", (20, 50), "green").save(changed)
     assert call(*arguments) == 0
-    assert "the test images are others now" in capsys.readouterr().out
+    assert "the test images have changed" in capsys.readouterr().out
     first, last = json.loads((folder / "history.json").read_text())
     assert "evaluation" not in first
     assert last["evaluation"] != stored[1]["evaluation"]

@@ -8,7 +8,7 @@ from PIL import Image
 
 from han_tf import visualize
 from han_tf.common import cli as command_line
-from han_tf.data import Record, load_dataset
+from han_tf.data import load_dataset
 from han_tf.features.archives import save_features
 from han_tf.features.keras import feature_set
 from han_tf.models import create_model
@@ -81,13 +81,6 @@ def run(*arguments):
 def size_of(path):
     with Image.open(path) as image:
         return image.size
-
-
-def test_spread_takes_both_ends_and_all_of_few():
-    records = [Record(str(n), n, 1) for n in range(11)]
-    assert [record.pid for record in visualize.spread(records, 3)] == [0, 5, 10]
-    assert visualize.spread(records, 100) == tuple(records)
-    assert [record.pid for record in visualize.spread(records, 1)] == [0]
 
 
 def test_ranked_lists_follow_the_protocol(features):

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from han_tf import __version__
 from han_tf.common import quiet_tensorflow
-from han_tf.common.errors import Note, Stopped, UserError
+from han_tf.common.errors import Note, Stopped, UserError, one_line
 from han_tf.common.flags import Flags
 from han_tf.common.progress import set_quiet
 
@@ -232,7 +232,7 @@ def _run(
 
 
 def _wrong_usage(error: Exception) -> int:
-    print(f"usage error: {' '.join(str(error).split())} (--help lists the flags)", file=sys.stderr)
+    print(f"usage error: {one_line(error)} (--help lists the flags)", file=sys.stderr)
     return 2
 
 

@@ -13,6 +13,11 @@ class UserError(Exception):
         return " ".join(super().__str__().splitlines())
 
 
+def one_line(error: BaseException) -> str:
+    """Returns an exception's message without line breaks; the name of its class if there is no message."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 class Note(UserWarning):
     """Something that the user should know; the message is one line. Commands print it as ``note: …``."""
 

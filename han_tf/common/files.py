@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, Optional, Union
 
 import numpy as np
 
-from han_tf.common.errors import Note, UserError
+from han_tf.common.errors import Note, UserError, one_line
 
 CHECKED_BYTES = 2**20
 """Bytes of a file that are read at a time to compute its checksum."""
@@ -49,8 +49,7 @@ def atomic_open(path: Union[str, os.PathLike]) -> Iterator[BinaryIO]:
       UserError: the folder or the file cannot be written (no permission, disk full, ...), or ``path`` is a device, a
         named pipe or a socket.
     """
-    temporary = None
-    try:
+    with writing(path):
         target = Path(os.path.realpath(path))
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -60,18 +59,16 @@ def atomic_open(path: Union[str, os.PathLike]) -> Iterator[BinaryIO]:
         if mode is not None and not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
             raise UserError(f"cannot write {path}: a device, named pipe or socket, expected a file or nothing there")
         temporary = target.parent / f".{target.name}.{secrets.token_hex(8)}.tmp"
-        with temporary.open("x+b") as stream:
-            if mode is not None and stat.S_IMODE(mode) != stat.S_IMODE(os.fstat(stream.fileno()).st_mode):
-                os.chmod(temporary, stat.S_IMODE(mode))
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, target)
-        sync_folder(target.parent)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        if temporary is not None:
+        try:
+            with temporary.open("x+b") as stream:
+                if mode is not None and stat.S_IMODE(mode) != stat.S_IMODE(os.fstat(stream.fileno()).st_mode):
+                    os.chmod(temporary, stat.S_IMODE(mode))
+                yield stream
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(temporary, target)
+            sync_folder(target.parent)
+        finally:
             discard(temporary)
 
 
@@ -141,7 +138,7 @@ def sha256_of(path: Union[str, os.PathLike]) -> str:
 
 
 LOCKED_BYTE, LOCK_SECONDS = 2**30, 0.1
-"""On Windows: the offset of the locked byte, past what anybody reads; seconds between two tries."""
+"""On Windows: the offset of the locked byte, beyond any content; seconds between two tries."""
 
 
 def lock(file: int, wait: bool = False) -> bool:
@@ -234,7 +231,7 @@ def read_json(path: Union[str, os.PathLike], expected: str) -> Any:
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}, expected {expected}") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON ({' '.join(str(error).split())}), expected {expected}") from error
+        raise UserError(f"{path}: not JSON ({one_line(error)}), expected {expected}") from error
 
 
 def write_npz(path: Union[str, os.PathLike], **arrays: np.ndarray) -> None:
@@ -278,8 +275,7 @@ def read_npz(
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}, expected a NumPy archive (.npz)") from error
     except Exception as error:  # a damaged archive raises any error of zlib, zipfile, tokenize or NumPy
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{path}: no NumPy archive (.npz) of plain arrays ({reason})") from error
+        raise UserError(f"{path}: no NumPy archive (.npz) of plain arrays ({one_line(error)})") from error
 
 
 def _loaded(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:

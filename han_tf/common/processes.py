@@ -1,10 +1,10 @@
-"""Child processes, usable cores, free memory, and signals that ask to stop."""
+"""Child processes, usable cores, free memory, redirected output, and signals that ask to stop."""
 
 import ctypes
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Optional
 
@@ -39,6 +39,30 @@ def free_memory_mb() -> Optional[int]:
             return next(int(line.split()[1]) // 1024 for line in stream if line.startswith("MemAvailable:"))
     except (OSError, StopIteration):
         return None
+
+
+@contextmanager
+def redirected(descriptors: Sequence[int], target: int) -> Iterator[list[int]]:
+    """Sends what is written to file descriptors, also by C++ code, to the open file ``target`` while the block runs.
+
+    Args:
+      descriptors: 1 for standard output, 2 for standard error.
+      target: a file descriptor.
+
+    Yields:
+      Copies of ``descriptors``, which are not redirected.
+    """
+    sys.stdout.flush(), sys.stderr.flush()
+    kept = [os.dup(descriptor) for descriptor in descriptors]
+    try:
+        for descriptor in descriptors:
+            os.dup2(target, descriptor)
+        yield kept
+    finally:
+        sys.stdout.flush(), sys.stderr.flush()
+        for descriptor, original in zip(descriptors, kept):
+            os.dup2(original, descriptor)
+            os.close(original)
 
 
 @contextmanager

@@ -16,6 +16,8 @@ from importlib.machinery import ModuleSpec, PathFinder
 from types import FrameType, ModuleType
 from typing import IO, Any, Optional
 
+from han_tf.common.processes import redirected
+
 standard_error = 2
 """File descriptor that shows what is written to it, also while TensorFlow is imported."""
 
@@ -24,24 +26,16 @@ standard_error = 2
 def _silenced() -> Iterator[None]:
     """Discards what is written to standard error, or shows it at the end if an error leaves the block."""
     global standard_error
-    sys.stderr.flush()
     with _log() as log:
-        standard_error = os.dup(2)
-        os.dup2(log.fileno(), 2)
-        failed = False
         try:
-            yield
+            with redirected([2], log.fileno()) as (standard_error,):
+                yield
         except Exception:
-            failed = True
+            log.seek(0)
+            os.write(2, log.read())
             raise
         finally:
-            sys.stderr.flush()
-            os.dup2(standard_error, 2)
-            os.close(standard_error)
             standard_error = 2
-            if failed:
-                log.seek(0)
-                os.write(2, log.read())
 
 
 def _log() -> IO[bytes]:

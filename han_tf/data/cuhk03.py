@@ -27,7 +27,8 @@ from typing import Any, NamedTuple, Optional
 import numpy as np
 from PIL import Image
 
-from han_tf.common.errors import UserError
+from han_tf.common.errors import UserError, one_line
+from han_tf.common.files import writing
 from han_tf.common.processes import signal_name
 from han_tf.common.progress import progress_bar
 from han_tf.data.counts import Counts, compared
@@ -154,9 +155,7 @@ def extract_images(mat: Path, split: str) -> Path:
                 _save_png(partial / f"{format_name(name)}.png", image)
     except (OSError, KeyError, ValueError, TypeError, AttributeError, IndexError, RuntimeError, MemoryError) as error:
         # h5py raises these on files that are truncated, damaged or of another structure.
-        raise UserError(
-            f"{mat}: unreadable ({' '.join(str(error).split())}), expected CUHK03's MATLAB v7.3 (HDF5) file"
-        ) from error
+        raise UserError(f"{mat}: unreadable ({one_line(error)}), expected CUHK03's MATLAB v7.3 (HDF5) file") from error
     if not partial.is_dir():
         raise UserError(f"{mat}: no {split} images in it, expected some")
     try:
@@ -194,12 +193,10 @@ def _save_png(path: Path, image: np.ndarray) -> None:
     if path.exists():
         return
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with writing(path):
         path.parent.mkdir(exist_ok=True)
         Image.fromarray(np.ascontiguousarray(image)).save(temporary, format="PNG")
         temporary.replace(path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def _find_protocol(root: Path, split: str) -> Path:
@@ -236,7 +233,7 @@ def _read_protocol(path: Path, images: Path) -> dict[str, tuple[Record, ...]]:
                 raise ValueError(f"{subset}_idx leaves 1..{len(names)}")
     except Exception as error:  # scipy raises about a dozen undocumented kinds of exception on damaged files
         raise UserError(
-            f"{path}: unreadable ({type(error).__name__}: {' '.join(str(error).split())}), "
+            f"{path}: unreadable ({type(error).__name__}: {one_line(error)}), "
             "expected CUHK03's protocol as a MATLAB v5 file"
         ) from error
     there = set(os.listdir(images))

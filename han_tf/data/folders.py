@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Optional, Union
 
 from han_tf.common.errors import UserError
-from han_tf.data.records import Record, check_label
+from han_tf.data.records import Record, parse_label
 
 PathLike = Union[str, os.PathLike]
 
@@ -133,13 +133,16 @@ NameParser = Callable[[str], Optional[tuple[int, int]]]
 """Takes a file name without its image extension(s), returns pid and camid, or None if the name does not fit."""
 
 
-def name_parser(pattern: str) -> NameParser:
-    """Returns a parser of file names that match a regular expression with the groups ``pid`` and ``camid``."""
+def name_parser(pattern: str, camid: Optional[int] = None) -> NameParser:
+    """Returns a parser of file names that match a regular expression with the groups ``pid`` and ``camid``.
+
+    If ``camid`` is given, the expression needs only ``pid``.
+    """
     compiled = re.compile(pattern)
 
     def parse(stem: str) -> Optional[tuple[int, int]]:
         match = compiled.fullmatch(stem)
-        return (int(match["pid"]), int(match["camid"])) if match else None
+        return (int(match["pid"]), int(match["camid"]) if camid is None else camid) if match else None
 
     return parse
 
@@ -169,7 +172,7 @@ def read_folder(folder: Path, parse: NameParser, example: str, notes: list[str])
         parsed = parse(stem)
         if parsed is None:
             raise UserError(f"{folder / name}: the file name does not fit, expected one like {example}")
-        pid, camid = (check_label(str(folder / name), *field) for field in zip(("pid", "camid"), parsed))
+        pid, camid = (parse_label(str(folder / name), *field) for field in zip(("pid", "camid"), parsed))
         records.append(Record(os.path.join(folder, name), pid, camid))
     if passed:
         notes.append(f"{folder.name}: {passed_note(passed)}")

@@ -27,7 +27,7 @@ from han_tf.common.errors import UserError
 from han_tf.common.files import sha256_of
 from han_tf.data import dukemtmc, market1501
 from han_tf.data.folders import SUFFIXES, count_passed, image_stem, is_image, is_regular_file, passed_note
-from han_tf.data.records import Record, check_label, parse_label
+from han_tf.data.records import Record, parse_label
 from han_tf.data.tables import read_table
 
 UNKNOWN = np.iinfo(np.int64).min
@@ -359,7 +359,7 @@ def _name_parser(names: str) -> _Parse:
             labels = NAMES[names](image_stem(os.path.basename(path)) or "")
             if labels is None:
                 raise UserError(f"{path}: the file name does not fit, expected one as in {names}")
-            return {name: check_label(path, name, value) for name, value in zip(("pid", "camid"), labels)}
+            return {name: parse_label(path, name, value) for name, value in zip(("pid", "camid"), labels)}
 
         return parse_known
     try:

@@ -16,7 +16,7 @@ from pathlib import Path
 from han_tf.common.errors import UserError
 from han_tf.data.counts import Counts, compared
 from han_tf.data.folders import PathLike, find_folder, image_stem, name_parser
-from han_tf.data.records import Record, ReIDDataset, check_label
+from han_tf.data.records import Record, ReIDDataset, parse_label
 
 TRAIN_OFFSET = 1
 TEST_OFFSET = 10_001
@@ -84,6 +84,6 @@ def _read_list(path: Path, folder: Path, offset: int) -> tuple[Record, ...]:
             )
         if not os.path.isfile(image):
             raise UserError(f"{path}, line {number}: {image} is not there, expected every listed image")
-        camid = check_label(f"{path}, line {number}", "camid", labels[1])
+        camid = parse_label(f"{path}, line {number}", "camid", labels[1])
         records.append(Record(image, int(fields[1]) + offset, camid))
     return tuple(records)

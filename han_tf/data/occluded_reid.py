@@ -5,13 +5,11 @@ There is one folder per person, with images such as ``occluded_body_images/001/0
 1; the others are the gallery, with camera id 2, so that all images of a person are matches.
 """
 
-import re
 from pathlib import Path
-from typing import Optional
 
 from han_tf.common.errors import UserError
 from han_tf.data.counts import Counts, compared
-from han_tf.data.folders import PathLike, find_folder, is_image, read_folder
+from han_tf.data.folders import PathLike, find_folder, is_image, name_parser, read_folder
 from han_tf.data.records import Record, ReIDDataset
 
 PUBLISHED = {
@@ -21,8 +19,6 @@ PUBLISHED = {
 
 FOLDERS = {"query": ("occluded_body_images", 1), "gallery": ("whole_body_images", 2)}
 """Subset -> its folder, and the camera id of its images."""
-
-_NAME = re.compile(r"(\d{1,255})_\d+")
 
 
 def read_occluded_reid(data_dir: PathLike, split: str = "") -> ReIDDataset:
@@ -39,19 +35,15 @@ def read_occluded_reid(data_dir: PathLike, split: str = "") -> ReIDDataset:
 
 def _read_subset(folder: Path, camid: int, notes: list[str]) -> tuple[Record, ...]:
     """Returns the images in the folders of people, or those in ``folder`` itself if there are no such folders."""
-
-    def pid_and_camid(stem: str) -> Optional[tuple[int, int]]:
-        match = _NAME.fullmatch(stem)
-        return (int(match[1]), camid) if match else None
-
+    parse = name_parser(r"(?P<pid>\d{1,255})_\d+", camid)
     people = sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
-    records = [record for person in people for record in read_folder(person, pid_and_camid, "001_01.tif", notes)]
+    records = [record for person in people for record in read_folder(person, parse, "001_01.tif", notes)]
     for record in records:
         person = Path(record.path).parent.name
         if person.isdecimal() and int(person) != record.pid:
             raise UserError(f"{record.path}: an image of person {record.pid}, expected one of {person}, as its folder")
     if not people:
-        records.extend(read_folder(folder, pid_and_camid, "001_01.tif", notes))
+        records.extend(read_folder(folder, parse, "001_01.tif", notes))
     elif left := sum(is_image(child.name) and child.is_file() for child in folder.iterdir()):
         notes.append(f"{folder.name}: {left:,} images beside the folders of people: passed over")
     return tuple(records)

@@ -14,7 +14,7 @@ from typing import NamedTuple, Optional, Union
 import numpy as np
 from PIL import Image, ImageOps
 
-from han_tf.common.errors import Note, UserError
+from han_tf.common.errors import Note, UserError, one_line
 from han_tf.common.processes import usable_cores
 from han_tf.common.progress import progress_bar
 from han_tf.data.depth import Depth
@@ -73,7 +73,7 @@ def decode_image(path: str, depth: Optional[Depth] = None) -> np.ndarray:
 
 
 def check_memory(error: Exception, name: str) -> None:
-    """Raises UserError if decoding the image ``name`` failed for want of memory; the image itself may be good."""
+    """Raises UserError if decoding the image ``name`` failed because memory is short; the image itself may be good."""
     if isinstance(error, MemoryError) or "out of memory" in str(error):  # a message of one of Pillow's codecs
         raise UserError(f"{name}: not enough memory to decode it") from error
 
@@ -269,8 +269,9 @@ class ImageReader:
         """
         pool = ThreadPoolExecutor(self.threads, thread_name_prefix="decode")
         pending: deque[tuple[np.ndarray, int, list[Future]]] = deque()
-        # Not in the threads, two of which might decode the same one of Pillow's images at once.
-        records, asked = (_opened(record, self.depth) for record in self.records), 0
+        # Pillow's images are not decoded in the threads, two of which might get the same image.
+        records = (_decoded(item, self.depth) if isinstance(item, Image.Image) else item for item in self.records)
+        asked = 0
         try:
             while True:
                 while len(pending) < _AHEAD and (batch := list(islice(records, self.batch_size))):
@@ -294,46 +295,45 @@ class ImageReader:
         """Fills ``images`` with ``records``; returns those that cannot be decoded by their indices, from ``start``."""
         found = {}
         for index, (image, record) in enumerate(zip(images, records), start=start):
-            if isinstance(record, BadImage):
-                found[index] = record
-                continue
-            try:
-                if isinstance(record, np.ndarray):
-                    pixels = checked_pixels(record, batches=False)
-                else:
-                    pixels = decode_image(path_of(record), self.depth)
-            except UserError:
-                raise
-            except Exception as error:  # the codecs, zlib and struct raise exceptions of many kinds
-                found[index] = BadImage(path_of(record), " ".join(str(error).split()) or type(error).__name__)
+            pixels = _decoded(record, self.depth)
+            if isinstance(pixels, BadImage):
+                found[index] = pixels
             else:
                 image[:] = resize(pixels, self.input_size)
         return found
 
 
-def _opened(image: Source, depth: Depth) -> Source:
-    """Returns the pixels of one of Pillow's images, turned and scaled as those of files; anything else as it is."""
-    if not isinstance(image, Image.Image):
-        return image
-    name = getattr(image, "filename", "") or f"PIL image {image.mode} {list(image.size)}"
+def _decoded(source: Source, depth: Depth) -> Union[np.ndarray, BadImage]:
+    """Returns the pixels of an image, or why it cannot be decoded; a UserError says nothing about the image itself."""
+    if isinstance(source, BadImage):
+        return source
+    name = path_of(source)
     try:
-        deep = image.mode.startswith(("I", "F"))  # a copy does not know how many bits of a TIFF are used
-        return upright_pixels(image if deep else image.copy(), depth)
-    except Exception as error:  # the codecs raise exceptions of many kinds
+        if isinstance(source, np.ndarray):
+            return checked_pixels(source, batches=False)
+        if not isinstance(source, Image.Image):
+            return decode_image(name, depth)
+        deep = source.mode.startswith(("I", "F"))  # a copy does not know how many bits of a TIFF are used
+        return upright_pixels(source if deep else source.copy(), depth)
+    except UserError:
+        raise
+    except Exception as error:  # the codecs, zlib and struct raise exceptions of many kinds
         check_memory(error, name)
-        if getattr(error, "errno", None):  # the file is read only now
+        if isinstance(source, Image.Image) and getattr(error, "errno", None):  # its file is read only now
             raise UserError(f"{name}: {error}, expected a file that can be read") from error
-        return BadImage(name, " ".join(str(error).split()) or type(error).__name__)
+        return BadImage(name, one_line(error))
 
 
 def path_of(source: Source) -> str:
-    """Returns the path of a record or file; for pixels a description with their shape.
+    """Returns the path of a record or file; for pixels, and a PIL image without a file, a description with the size.
 
     Raises:
       UserError: it is of another type.
     """
     if isinstance(source, np.ndarray):
         return f"array {list(source.shape)}"
+    if isinstance(source, Image.Image):
+        return getattr(source, "filename", "") or f"PIL image {source.mode} {list(source.size)}"
     if isinstance(source, (Record, BadImage)):
         return source.path
     path = os.fspath(source) if isinstance(source, os.PathLike) else source

@@ -4,7 +4,7 @@ import hashlib
 import os
 import re
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Union
 
 from han_tf.common.errors import UserError
 
@@ -84,27 +84,17 @@ class ReIDDataset:
         return sorted({record.pid for record in self.train})
 
 
-def parse_label(where: str, name: str, text: str) -> int:
-    """Returns the pid or camid (``name``) in a text field.
+def parse_label(where: str, name: str, given: Union[str, int]) -> int:
+    """Returns a pid or camid (``name``) that was given as text or as a number in a file name.
 
     Raises:
-      UserError: it is no integer, is too small, or has more than 18 digits; the message names ``where``.
+      UserError: it is no integer, is too small, or has more than 18 digits, so that it may not fit into 64 bits; the
+        message names ``where``.
     """
     smallest = JUNK_PID if name == "pid" else 0
-    value = int(text) if re.fullmatch(r"-?[0-9]{1,18}", text) else None
+    value = int(given) if re.fullmatch(r"-?[0-9]{1,18}", str(given)) else None
     if value is None or value < smallest:
-        raise UserError(f"{where}: {name} is {text!r}, expected an integer of at least {smallest}, up to 18 digits")
-    return value
-
-
-def check_label(where: str, name: str, value: int) -> int:
-    """Returns ``value``, a pid or camid (``name``) parsed from a file name.
-
-    Raises:
-      UserError: it has more than 18 digits, so that it may not fit into 64 bits; the message names ``where``.
-    """
-    if value >= 10**18:
-        raise UserError(f"{where}: {name} is {value}, expected an integer of up to 18 digits")
+        raise UserError(f"{where}: {name} is {given!r}, expected an integer of at least {smallest}, up to 18 digits")
     return value
 
 

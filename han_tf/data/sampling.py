@@ -1,11 +1,19 @@
-"""Samplers: the images of each batch of an epoch.
+"""Samplers: the images of each batch of an epoch; and images that stand for all.
 
-They depend on (seed, epoch) alone, so that a run can resume at any batch.
+Samplers depend on (seed, epoch) alone, so that a run can resume at any batch.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
+
+from han_tf.data.records import Record
+
+
+def spread(records: Sequence[Record], count: int) -> tuple[Record, ...]:
+    """Returns ``count`` of ``records``, evenly spaced from the first to the last; all if there are fewer."""
+    chosen = np.linspace(0, len(records) - 1, min(count, len(records))).round().astype(int)
+    return tuple(records[index] for index in chosen)
 
 
 class ShuffledImages:

@@ -5,7 +5,6 @@
 The process imports TensorFlow only for the formats that TensorFlow runs.
 """
 
-import json
 import os
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from han_tf.common.errors import UserError
-from han_tf.common.files import read_npz, temporary_folder, write_json, write_npz
+from han_tf.common.files import read_npz, temporary_folder, write_npz
 from han_tf.common.processes import end_with_parent, signal_name
 from han_tf.data.reading import ImageReader
 from han_tf.data.records import Record
@@ -27,8 +26,8 @@ from han_tf.runtimes.probes import embed
 
 TIMED_IMAGES, REPEATS = 256, 5
 
-_IMAGES, _PATHS, _FOUND = "images.npz", "paths.json", "found.npz"
-"""Files of a job."""
+_GIVEN, _FOUND = "given.npz", "found.npz"
+"""Files of a job: the arguments of :func:`measure_apart`, and its result."""
 
 
 class Comparison(NamedTuple):
@@ -92,8 +91,7 @@ def measure_apart(folder: Path, images: np.ndarray, probes: np.ndarray, paths: S
     root = str(Path(__file__).parents[2])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
     with temporary_folder() as job:
-        write_npz(job / _IMAGES, images=images, probes=probes)
-        write_json(job / _PATHS, list(paths))
+        write_npz(job / _GIVEN, images=images, probes=probes, paths=np.array(paths, np.str_))
         command = [sys.executable, "-m", __name__, str(folder), str(job)]
         done = subprocess.run(
             command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace"
@@ -125,10 +123,9 @@ def images_per_second(runtime: Runtime, images: np.ndarray) -> float:
 
 def _main(folder: str, job: str) -> None:
     end_with_parent()
-    given = read_npz(Path(job) / _IMAGES, ("images", "probes"))
-    paths = json.loads((Path(job) / _PATHS).read_text(encoding="utf-8"))
+    given = read_npz(Path(job) / _GIVEN, ("images", "probes", "paths"))
     card, runtime = open_runtime(folder)
-    found = measure(runtime, given["images"], given["probes"], paths, card.input_size)
+    found = measure(runtime, given["images"], given["probes"], given["paths"].tolist(), card.input_size)
     write_npz(Path(job) / _FOUND, **found._asdict())
 
 

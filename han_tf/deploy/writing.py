@@ -12,10 +12,11 @@ from typing import Any, NamedTuple, Optional, Union
 import numpy as np
 import tensorflow as tf
 
-from han_tf.common.errors import UserError
+from han_tf.common.errors import UserError, one_line
 from han_tf.common.files import locked, writing
-from han_tf.data.reading import ImageReader
+from han_tf.data.pipeline import load_images
 from han_tf.data.records import Record
+from han_tf.data.sampling import spread
 from han_tf.deploy.checking import compare, shortcomings
 from han_tf.deploy.exporters import INT8, exporter
 from han_tf.deploy.graph import deployment_function
@@ -106,39 +107,36 @@ class Export:
         with writing(target):
             temporary = Path(tempfile.mkdtemp(dir=parent, prefix=f".{target.name}.", suffix=".tmp"))
             temporary.chmod(parent.stat().st_mode)  # readable for those who can read the folder
-        try:
-            images = self._calibration_images() if precision == INT8 else None
-            writer = exporter(format_name)
             try:
-                writer.export(self._function(writer.FLAT), temporary, precision, images)
-            except (UserError, OSError):
-                raise
-            except Exception as error:  # each converter has exceptions of its own
-                reason = " ".join(str(error).split())[:300] or type(error).__name__
-                raise UserError(f"cannot be converted ({reason})") from error
-            card = dataclasses.replace(
-                self.card,
-                format=format_name,
-                precision=precision,
-                files=hash_files(temporary),
-                created=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
-            )
-            card.save(temporary)
-            found = measure_apart(temporary, self.comparison.images, self._probes, self._paths)
-            check = self._check(found)
-            failure = shortcomings(check, precision)
-            if failure is None and not np.isfinite(found.probes).all():
-                failure = "its features of the probe images are not finite"
-            size = sum((temporary / name).stat().st_size for name in card.files) / 1e6
-            if failure is None:
-                proof = probes.entry(self._probes, self.original.probes, found.probes, precision)
-                dataclasses.replace(card, check=check, probes=proof).save(temporary)
-                _replace(target, temporary)
-            return Exported(format_name, precision, size, found.images_per_second, check, failure, target)
-        except OSError as error:
-            raise UserError(f"cannot write {target}: {error.strerror or error}") from error
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+                images = self._calibration_images() if precision == INT8 else None
+                writer = exporter(format_name)
+                try:
+                    writer.export(self._function(writer.FLAT), temporary, precision, images)
+                except (UserError, OSError):
+                    raise
+                except Exception as error:  # each converter has exceptions of its own
+                    raise UserError(f"cannot be converted ({one_line(error)[:300]})") from error
+                card = dataclasses.replace(
+                    self.card,
+                    format=format_name,
+                    precision=precision,
+                    files=hash_files(temporary),
+                    created=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+                )
+                card.save(temporary)
+                found = measure_apart(temporary, self.comparison.images, self._probes, self._paths)
+                check = self._check(found)
+                failure = shortcomings(check, precision)
+                if failure is None and not np.isfinite(found.probes).all():
+                    failure = "its features of the probe images are not finite"
+                size = sum((temporary / name).stat().st_size for name in card.files) / 1e6
+                if failure is None:
+                    proof = probes.entry(self._probes, self.original.probes, found.probes, precision)
+                    dataclasses.replace(card, check=check, probes=proof).save(temporary)
+                    _replace(target, temporary)
+                return Exported(format_name, precision, size, found.images_per_second, check, failure, target)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
 
     def _function(self, flat: bool) -> tf.types.experimental.ConcreteFunction:
         if flat not in self._functions:
@@ -154,9 +152,8 @@ class Export:
                 f"int8 is calibrated on training images of {self.card.dataset}, which are not there; "
                 "expected --data_dir to say where they are"
             )
-        chosen = np.linspace(0, len(self._calibration) - 1, min(CALIBRATION_IMAGES, len(self._calibration)))
-        records = [self._calibration[round(index)] for index in chosen]
-        return np.concatenate([batch for batch, _ in ImageReader(records, self.card.input_size, skip_bad_images=True)])
+        records = spread(self._calibration, CALIBRATION_IMAGES)
+        return load_images(records, self.card.input_size, skip_bad_images=True).images
 
     def _accuracy(self, found: Measured) -> Optional[dict[str, float]]:
         """Returns rank-1 and mAP of the joint feature; None if there is no ranking, or if a feature is not finite."""

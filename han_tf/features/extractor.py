@@ -12,7 +12,7 @@ from PIL import Image
 from han_tf.common.errors import Note, UserError
 from han_tf.data.reading import BadImage, ImageReader, Source, checked_pixels, resize
 from han_tf.data.records import Record
-from han_tf.runtimes import KERAS, open_runtime
+from han_tf.runtimes import KERAS, in_batches, open_runtime
 from han_tf.runtimes.probes import prove
 
 
@@ -138,10 +138,7 @@ class FeatureExtractor:
         if hasattr(images, "as_numpy_iterator"):
             parts = [self._of_batch(batch) for batch in images.as_numpy_iterator()]
         elif isinstance(images, np.ndarray) and images.ndim == 4:
-            parts = [
-                self._of_batch(images[start : start + self.batch_size])
-                for start in range(0, len(images), self.batch_size)
-            ]
+            parts = [self._of_batch(batch) for batch in in_batches(images, self.batch_size)]
         else:
             stream = self.stream(images, skip_bad_images, progress)
             parts = [features for features, _ in stream]

@@ -74,7 +74,7 @@ def connected(address: str) -> Iterator[ModuleType]:
             raise error.cause from error
         raise  # a bug
     except ray.exceptions.RayError as error:
-        raise UserError(f"Ray at {address} failed: {_line(str(error))}; the same command goes on") from error
+        raise UserError(f"Ray at {address} failed: {_line(str(error))}; the same command makes the others") from error
     finally:
         ray.shutdown()
 
@@ -153,7 +153,8 @@ def rooms(ray: ModuleType, address: str, needs: Mapping[str, int]) -> Iterator[i
                 tqdm.write(f"note: no machine of {address} has room for an actor; waiting for one", sys.stderr)
         elif time.monotonic() - reached > LOST_SECONDS:
             raise UserError(
-                f"Ray at {address}: the head of the cluster was lost; finished files stay, the same command goes on"
+                f"Ray at {address}: the head of the cluster was lost; finished files stay, the same command makes the "
+                "others"
             )
         yield room
 

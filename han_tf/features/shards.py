@@ -33,7 +33,7 @@ from typing import Any, NamedTuple, Optional, Union
 import numpy as np
 
 from han_tf import __version__
-from han_tf.common.errors import UserError
+from han_tf.common.errors import UserError, one_line
 from han_tf.common.files import atomic_open, read_json, write_json
 from han_tf.common.json_fields import checked_fields
 from han_tf.data.image_lists import UNKNOWN
@@ -146,7 +146,8 @@ class FeatureShards:
         if missing:
             raise UserError(
                 f"{self.folder}: {count - len(missing)} of {count} files are there "
-                f"({shard_path(self.folder, missing[0]).name} is not), expected all; python -m han_tf.extract goes on"
+                f"({shard_path(self.folder, missing[0]).name} is not), expected all; "
+                "python -m han_tf.extract makes the others"
             )
         self._summaries = [read_summary(self.folder, self.manifest, number) for number in range(count)]
 
@@ -356,7 +357,7 @@ def _opened(folder: Union[str, os.PathLike], manifest: Manifest, number: int) ->
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file, expected Parquet") from error
     except (OSError, ValueError, arrow.ArrowException) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         raise UserError(f"{path}: damaged or no Parquet ({reason}); python -m han_tf.extract makes it again") from error
 
 

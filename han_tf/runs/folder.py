@@ -108,11 +108,7 @@ def trained_on(run: LoadedRun) -> list[str]:
     A source that is not known is ``""``.
     """
     shipped = f"{run.config.get('model')}-{run.config.get('weights')}"  # --weights takes those of the package, too
-    where = run.run_dir / (ABOUT if is_stored(run.run_dir) else ENVIRONMENT)
-    try:
-        source = json.loads(where.read_text(encoding="utf-8")).get("init_from")
-    except (OSError, ValueError, AttributeError):
-        source = None
+    source = origin_of(run.run_dir).get("init_from")
     if source is None and shipped in shipped_names():
         source = read_about(resolve(shipped))
     if source is None and run.config.get("init_from"):
@@ -122,6 +118,15 @@ def trained_on(run: LoadedRun) -> list[str]:
         found.append(str(source.get("dataset", "")))
         source = source.get("init_from")
     return found
+
+
+def origin_of(run_dir: Path) -> dict[str, Any]:
+    """Returns the entries ``commit`` and ``init_from`` on a run or on stored weights, and the latter's ``epochs``."""
+    try:
+        found = json.loads((run_dir / (ABOUT if is_stored(run_dir) else ENVIRONMENT)).read_text(encoding="utf-8"))
+        return {name: found[name] for name in ("epochs", "commit", "init_from") if name in found}
+    except (OSError, ValueError, TypeError):
+        return {}  # for information only; the network is complete without it
 
 
 def create_network(settings: Mapping[str, Any], num_classes: int = 0, weights: str = "") -> "ReIDNetwork":

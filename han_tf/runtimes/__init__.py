@@ -14,7 +14,7 @@ from typing import Optional, Union
 
 import numpy as np
 
-from han_tf.common.errors import UserError
+from han_tf.common.errors import UserError, one_line
 from han_tf.common.run_files import CONFIG
 from han_tf.runs.card import CARD, ModelCard, read_card, verify_files
 from han_tf.weights import resolve, shipped_names
@@ -73,7 +73,7 @@ def open_runtime(path: Union[str, os.PathLike], threads: Optional[int] = None) -
     except UserError:
         raise
     except Exception as error:  # each runtime has exceptions of its own
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        reason = one_line(error)[:300]
         raise UserError(f"{folder}: {card.format} cannot run this model ({reason}); export the run anew") from error
 
 

@@ -86,7 +86,7 @@ def network_checksum(model: ReIDNetwork, settings: Mapping[str, Any]) -> str:
 
 
 def _epochs_done(run: LoadedRun) -> Optional[int]:
-    """Returns after how many whole epochs the network was saved; None if the checkpoints do not tell.
+    """Returns after how many whole epochs the network was saved; None if it is not known.
 
     A checkpoint's name ends with its number of steps. The last checkpoint also counts epochs and batches, which gives
     the number of steps per epoch.

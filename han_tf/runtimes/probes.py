@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from han_tf.common.errors import UserError
+from han_tf.common.errors import UserError, one_line
 from han_tf.data.reading import resize
 from han_tf.runs.card import CARD, ModelCard
 from han_tf.runs.environment import machine
@@ -74,8 +74,7 @@ def prove(folder: Path, card: ModelCard, runtime: Runtime) -> None:
         expected = expected.reshape(len(images), card.feature_dim)
         least, there = float(card.probes["least_cosine"]), str(card.probes["processor"])
     except Exception as error:  # Pillow raises any error of its decoders
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{folder / CARD}: probes are damaged ({reason}); export the run anew") from error
+        raise UserError(f"{folder / CARD}: probes are damaged ({one_line(error)}); export the run anew") from error
     cosine = least_cosine(expected, embed(runtime, images))
     if not cosine >= least:  # also if it is NaN
         raise UserError(

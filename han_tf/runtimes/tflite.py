@@ -9,7 +9,7 @@ from typing import Any, Optional
 import numpy as np
 import tensorflow as tf
 
-from han_tf.common.errors import Note
+from han_tf.common.errors import Note, one_line
 from han_tf.common.processes import usable_cores
 from han_tf.runs.card import ModelCard
 from han_tf.runtimes import in_batches, model_file
@@ -43,8 +43,7 @@ class TFLiteModel:
                 # XNNPACK's kernels refuse an int8 layer that gave only 0 in the calibration: its scale is too small.
                 options["experimental_op_resolver_type"] = _WITHOUT_XNNPACK
                 first = _interpreter(options)
-                reason = " ".join(str(error).split())
-                warnings.warn(f"{path}: runs without XNNPACK, more slowly ({reason})", Note, stacklevel=2)
+                warnings.warn(f"{path}: runs without XNNPACK, more slowly ({one_line(error)})", Note, stacklevel=2)
             for interpreter in (first, *(_interpreter(options) for _ in range(threads - 1))):
                 self._free.put(interpreter)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="tflite")

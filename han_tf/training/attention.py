@@ -1,4 +1,4 @@
-"""Statistics of a network's attention over the images of an epoch, and complaints where it is dead."""
+"""Statistics of a network's attention over the images of an epoch, and warnings where it is dead or does not move."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Optional

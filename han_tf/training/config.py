@@ -1,13 +1,14 @@
 """The settings of a training run, as written into its folder."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Optional
+from zlib import crc32
 
 from han_tf.common.errors import UserError
 from han_tf.data import DATASETS
@@ -26,70 +27,64 @@ NEUTRAL = (
 )
 """Settings that may change when a run is resumed: they do not change what is learned.
 
-``strategy`` and ``xla`` change the order of sums and with it the last digits, as another machine does. ``precision``
-and ``sync_batch_norm`` are not among them: they change the arithmetic and the statistics, and so the network.
+``strategy`` and ``xla`` change the order of sums, and so the last digits, as another machine does. ``precision`` and
+``sync_batch_norm`` are not neutral: they change the arithmetic and the statistics of batch norm.
 """
 
 OF_DATA = ("num_classes", "num_images", "replicas", "fingerprints")
-"""Entries of a run's config.json about its data and devices, beside the settings."""
+"""Entries of a run's config.json that describe its data and devices and are no settings."""
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
-"""Types that a network may compute in; its weights are float32.
+"""Types that a network may compute in; its weights are always float32.
 
-With a mixed one, convolutions and their batch norm compute in the shorter type; region positions, features and losses
+With a mixed type, convolutions and their batch norm compute in the 16-bit type, region positions, features and losses
 in float32. With float16 the objective is scaled.
 """
 
 STRATEGIES = ("one_device", "mirrored", "multi_worker")
-"""Devices that a network may be trained on, which share a batch; see :mod:`han_tf.training.devices`."""
+"""Which devices share the training, see :mod:`han_tf.training.devices`."""
 
 CROSS_ENTROPY, TRIPLET = "cross_entropy", "triplet"
-LOSSES = {
-    CROSS_ENTROPY: (CROSS_ENTROPY,),
-    TRIPLET: (TRIPLET,),
-    f"{CROSS_ENTROPY}+{TRIPLET}": (CROSS_ENTROPY, TRIPLET),
-}
-"""Objective (Table 11) -> the losses that are summed for each branch."""
+LOSSES = (CROSS_ENTROPY, TRIPLET, f"{CROSS_ENTROPY}+{TRIPLET}")
+"""Objectives (Table 11): the loss of each branch, or the sum of its two losses."""
 
 MINING = ("hard", "semihard")
-"""How the triplet loss may choose a batch's triplets, see :class:`han_tf.training.losses.TripletLoss`."""
+"""How the triplet loss chooses the triplets of a batch, see :class:`han_tf.training.losses.TripletLoss`."""
 
 OF_TRIPLET = ("mining", "margin", "people", "images_per_person")
 """Settings that only the triplet loss uses."""
 
 OF_NETWORK = ("num_classes", "input_size", "name")
-"""Arguments of a network that a run sets in other ways."""
+"""Arguments of a network that ``--model_args`` must not hold: other settings and the data determine them."""
 
 NAMED = ("dataset", "split", "model", "epochs", "seed")
 """Settings with a fixed place in a run's name."""
 
+LONGEST_NAME = 240
+"""Largest length of a run's name in bytes; file systems allow 255 for a folder."""
+
 DATA, NETWORK, WEIGHTS, TRAINING = "data", "network", "weights to start from", "training"
-AUGMENTATION, OPTIMISER, COMPUTATION, EVALUATIONS = (
-    "augmentation",
-    "optimiser",
-    "computation",
-    "checkpoints and evaluations",
-)
+AUGMENTATION, OPTIMISER, COMPUTATION = "augmentation", "optimiser", "computation"
+EVALUATIONS = "checkpoints and evaluations"
 TITLES = (DATA, NETWORK, WEIGHTS, TRAINING, AUGMENTATION, OPTIMISER, COMPUTATION, EVALUATIONS)
 """Headings of the settings in the help of ``han_tf.train``, in their order."""
 
-RECIPES: dict[str, Mapping[str, Any]] = {
-    "paper": MappingProxyType({}),
-    "strong": MappingProxyType(
-        {
-            "label_smoothing": 0.1,
-            "horizontal_flip": True,
-            "random_translation": True,
-            "lr_drops": (3 / 4, 9 / 10, 19 / 20),
-        }
-    ),
+RECIPES: Mapping[str, Mapping[str, Any]] = {
+    "paper": {},
+    "strong": {
+        "label_smoothing": 0.1,
+        "horizontal_flip": True,
+        "random_translation": True,
+        "lr_drops": (3 / 4, 9 / 10, 19 / 20),
+    },
 }
 """Recipe -> the settings that it changes.
 
-``paper``: none. ``strong``: the augmentation and label smoothing of published trainings from scratch that reached the
-paper's numbers at this size, and later drops of the learning rate: after the first drop, a network fits its training
-images and learns little more. The parts of ``strong`` have not been measured separately. experiments/RESULTS.md has the
-accuracies of both, and of additions to ``strong``, among them the triplet loss, which needs a lower learning rate.
+``paper`` changes none. ``strong`` has the augmentation and label smoothing of published trainings from scratch that
+reached the paper's numbers at this size, and later drops of the learning rate: after the first drop, a network fits its
+training images and learns little more. The parts of ``strong`` have not been measured separately.
+experiments/RESULTS.md has the accuracies of both recipes, and of additions to ``strong``, among them the triplet loss,
+which needs a lower learning rate.
 """
 
 
@@ -99,39 +94,44 @@ def _setting(
     help: str,
     lower: Optional[float] = None,
     upper: Optional[float] = None,
-    choices: Iterable[str] = (),
+    choices: Collection[str] = (),
+    factory: Any = MISSING,
 ) -> Any:
-    """Returns a field with the heading, the text, the bounds and the choices of its flag of ``han_tf.train``."""
-    told = {"title": title, "help": help, "lower": lower, "upper": upper, "choices": [*choices]}
-    return field(default=default, metadata=told)
+    """Returns a field; its metadata are the heading, help text, bounds and choices of its flag of ``han_tf.train``."""
+    metadata = {"title": title, "help": help, "lower": lower, "upper": upper, "choices": choices}
+    return field(default=default, default_factory=factory, metadata=metadata)
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """A training run; the defaults are the paper's (Sec. 4, Implementation Details).
 
-    The text of a setting is also the help of its flag. ``recipe`` only names a recipe; :meth:`of_recipe` also puts its
-    settings in the place of the defaults. ``model_args`` are arguments of the network's constructor, by name.
-    ``lr_drops`` are fractions, ascending in (0, 1).
+    The texts below describe the settings, and are the help of the flags. ``recipe`` only names a recipe;
+    :meth:`of_recipe` applies it. ``model_args`` are arguments of the network's constructor, by name. ``lr_drops`` are
+    fractions, ascending in (0, 1).
 
     Raises:
-      UserError: there is no such recipe, loss, mining, precision or strategy, a value is out of range, or settings
-        contradict each other.
+      UserError: there is no such recipe, network, loss, mining, precision or strategy, a number is out of range, or
+        settings contradict each other.
     """
 
     dataset: str = _setting(
         DATA,
         "synthetic",
-        f"Data set: {', '.join(DATASETS)}; or several, separated by commas: the people and cameras of each stay apart.",
+        f"Data set: {', '.join(DATASETS)}; or several, separated by commas, whose people and cameras stay distinct.",
     )
-    split: str = _setting(DATA, "", "Protocol variant; its default if empty. For several data sets, one each.")
+    split: str = _setting(
+        DATA,
+        "",
+        "Protocol variant; the data set's default if empty. For several data sets, one each, separated by commas.",
+    )
     data_dir: str = _setting(
         DATA, "", "Data folder; datasets/NAME if empty. For several data sets, one each, separated by commas."
     )
     recipe: str = _setting(
         TRAINING,
         "paper",
-        "Settings to start from: the paper's, or ones of higher accuracy; flags that are given override both.",
+        "Settings to start from: the paper's, or settings of higher accuracy; explicit flags override them.",
         choices=RECIPES,
     )
     model: str = _setting(NETWORK, "han_small", "Network (Tables 1 and 12).", choices=MODELS)
@@ -147,12 +147,8 @@ class TrainConfig:
         True,
         "Batch norm and ReLU after the depthwise convolutions, too; after --init_from as in that network.",
     )
-    model_args: Mapping[str, Any] = field(
-        default_factory=dict,
-        metadata={
-            "title": NETWORK,
-            "help": "Other arguments of the network, for example regions=6,widths=[96,192,288].",
-        },
+    model_args: Mapping[str, Any] = _setting(
+        NETWORK, MISSING, "Other arguments of the network, for example regions=6,widths=[96,192,288].", factory=dict
     )
     weights: str = _setting(
         WEIGHTS, "", "ImageNet weights (.h5) that MobileNet or ResNet50 starts from; random if empty."
@@ -164,24 +160,24 @@ class TrainConfig:
         "starts, all but the classifiers. The input size may differ.",
     )
     init_classifiers: bool = _setting(
-        WEIGHTS, False, "Take over the classifiers, too; the training images must be the same."
+        WEIGHTS, False, "Also take the classifiers from --init_from; the training images must be the same."
     )
     freeze_epochs: int = _setting(
-        WEIGHTS, 0, "Number of first epochs in which only the classifiers are trained, after --init_from.", 0
+        WEIGHTS, 0, "Number of first epochs in which only the classifiers are trained, with --init_from.", 0
     )
     epochs: int = _setting(TRAINING, 300, "Passes over the training images.", 1)
     batch_size: int = _setting(TRAINING, 32, "Images per step.", 2)
     loss: str = _setting(
         TRAINING, CROSS_ENTROPY, "Loss of each branch (Table 11), summed over the branches.", choices=LOSSES
     )
-    mining: str = _setting(TRAINING, "hard", "Choice of triplets in a batch.", choices=MINING)
-    margin: float = _setting(TRAINING, 0.3, "Margin of the triplet loss; features of unit norm are compared.", 0)
+    mining: str = _setting(TRAINING, "hard", "Which triplets of a batch the triplet loss uses.", choices=MINING)
+    margin: float = _setting(TRAINING, 0.3, "Margin of the triplet loss, a distance between features of unit norm.", 0)
     people: int = _setting(
-        TRAINING, 8, "P, people per batch with the triplet loss; times --images_per_person it is --batch_size.", 2
+        TRAINING, 8, "P, people per batch with the triplet loss; P times --images_per_person must be --batch_size.", 2
     )
     images_per_person: int = _setting(TRAINING, 4, "K, images of each of these people.", 2)
     label_smoothing: float = _setting(
-        TRAINING, 0.0, "ε of the cross-entropy: the target is 1 - ε for a person, and ε shared by all; below 1.", 0
+        TRAINING, 0.0, "ε of the cross-entropy, below 1: 1 - ε of the target is the person's, ε is shared by all.", 0
     )
     horizontal_flip: bool = _setting(AUGMENTATION, False, "Mirror half of the training images.")
     random_translation: bool = _setting(
@@ -207,7 +203,7 @@ class TrainConfig:
         choices=PRECISIONS,
     )
     sync_batch_norm: bool = _setting(
-        COMPUTATION, True, "Batch norm over the whole batch where several devices share it, not over the part of each."
+        COMPUTATION, True, "If several devices share a batch, batch norm uses the whole batch, not each device's part."
     )
     strategy: str = _setting(
         COMPUTATION,
@@ -231,10 +227,10 @@ class TrainConfig:
 
     def __post_init__(self):
         object.__setattr__(self, "lr_drops", tuple(self.lr_drops))  # JSON has only lists
-        choices = {"recipe": RECIPES, "loss": LOSSES, "mining": MINING, "precision": PRECISIONS, "strategy": STRATEGIES}
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise UserError(f"--{name} {getattr(self, name)!r}, expected one of {', '.join(known)}")
+        if not 0 <= self.label_smoothing < 1:
+            raise UserError(f"--label_smoothing {self.label_smoothing}, expected at least 0 and less than 1")
+        for setting in fields(self):
+            _check_value(setting, getattr(self, setting.name))
         drops = (0, *self.lr_drops, 1)
         if not all(earlier < later for earlier, later in pairwise(drops)):
             shown = ",".join(map(_short, self.lr_drops))
@@ -244,7 +240,7 @@ class TrainConfig:
                 raise UserError(f"--{name} means nothing without --init_from")
         if self.init_from and self.weights:
             raise UserError(f"--init_from {self.init_from} and --weights {self.weights}, expected one of them")
-        if self.freeze_epochs and (self.freeze_epochs >= self.epochs or CROSS_ENTROPY not in LOSSES[self.loss]):
+        if self.freeze_epochs and (self.freeze_epochs >= self.epochs or CROSS_ENTROPY not in self.loss):
             raise UserError(
                 f"--freeze_epochs {self.freeze_epochs} with --epochs {self.epochs} and --loss {self.loss}, expected "
                 "fewer than the epochs, and a loss with classifiers"
@@ -254,21 +250,19 @@ class TrainConfig:
                 raise UserError(
                     f"--model_args {name}=..., expected an argument of the network that has no flag of its own"
                 )
-        if not 0 <= self.label_smoothing < 1:
-            raise UserError(f"--label_smoothing {self.label_smoothing}, expected at least 0 and less than 1")
-        if self.label_smoothing and CROSS_ENTROPY not in LOSSES[self.loss]:
+        if self.label_smoothing and CROSS_ENTROPY not in self.loss:
             raise UserError(f"--label_smoothing {self.label_smoothing} means nothing with --loss {self.loss}")
-        if TRIPLET in LOSSES[self.loss]:
+        if TRIPLET in self.loss:
             if self.people * self.images_per_person != self.batch_size:
                 raise UserError(
                     f"--people {self.people} times --images_per_person {self.images_per_person} is "
                     f"{self.people * self.images_per_person}, but --batch_size is {self.batch_size}: expected the same"
                 )
             return
-        for setting in fields(self):
-            value = getattr(self, setting.name)
-            if setting.name in OF_TRIPLET and value != setting.default:
-                raise UserError(f"--{setting.name} {value} is a setting of the triplet loss, but --loss is {self.loss}")
+        for name in OF_TRIPLET:
+            value = getattr(self, name)
+            if value != getattr(TrainConfig, name):
+                raise UserError(f"--{name} {value} is a setting of the triplet loss, but --loss is {self.loss}")
 
     @classmethod
     def of_recipe(cls, recipe: str, **settings: Any) -> "TrainConfig":
@@ -293,13 +287,18 @@ class TrainConfig:
         """Returns the name of the run's folder, by which the same command finds it again.
 
         It holds the settings that decide on the weights and differ from the recipe's; of a path, the last part:
-        ``market1501-han_large-hard_False-300epochs-seed0``.
+        ``market1501-han_large-hard_False-300epochs-seed0``. If it would be longer than :data:`LONGEST_NAME`, a checksum
+        stands in place of its end.
         """
         told = {name: value for name, value in self.changes().items() if name not in (*NAMED, *NEUTRAL, "model_args")}
         told.update(self.model_args)
         data = (self.dataset + (f"-{self.split}" if self.split else "")).replace(",", "+")
         changed = "".join(f"-{name}_{_short(value)}" for name, value in told.items())
-        return f"{data}-{self.model}{changed}-{self.epochs}epochs-seed{self.seed}"
+        name = f"{data}-{self.model}{changed}-{self.epochs}epochs-seed{self.seed}"
+        if len(name.encode()) > LONGEST_NAME:
+            digits = f"-{crc32(name.encode()):08x}"
+            name = name.encode()[: LONGEST_NAME - len(digits)].decode(errors="ignore") + digits
+        return name
 
     def changes(self) -> dict[str, Any]:
         """Returns the settings that differ from the recipe's, and the recipe unless it is the default; for JSON."""
@@ -312,34 +311,41 @@ class TrainConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], where: str) -> "TrainConfig":
-        """Returns the settings that :meth:`to_dict` gave.
+        """Returns the settings in the result of :meth:`to_dict`.
 
-        A missing setting gets its default, which is what older runs without that setting did.
+        A missing setting gets its default: runs of versions without the setting did what the default does, except for
+        what :func:`han_tf.models.as_trained` adds.
 
         Raises:
-          UserError: ``values`` holds an unknown setting or one of a wrong type; the error names ``where``.
+          UserError: ``values`` holds an unknown setting or a wrong value; the error names ``where``.
         """
         unknown = sorted(set(values) - {setting.name for setting in fields(cls)})
         if unknown:
             raise UserError(f"{where}: setting {unknown[0]!r} is unknown, expected a run of this version")
         try:
             return cls(**values)
-        except (TypeError, ValueError) as error:
-            raise UserError(f"{where}: a setting of a wrong type ({error}), expected a run of this version") from error
+        except (UserError, TypeError, ValueError) as error:
+            raise UserError(f"{where}: a setting is wrong ({error}), expected a run of this version") from error
 
     def check_resumable(self, saved: "TrainConfig", where: str) -> None:
-        """Raises UserError if a run with the settings ``saved`` cannot go on with these."""
+        """Raises UserError if a run with the settings ``saved``, in the folder ``where``, cannot resume with these."""
         for setting in fields(self):
             mine, theirs = getattr(self, setting.name), getattr(saved, setting.name)
             if mine != theirs and setting.name not in NEUTRAL:
                 raise UserError(
                     f"{where} holds a run with --{flag_of(setting.name)} {theirs}, this command has {mine}; "
-                    "give another --run, or the same flags to go on with that run"
+                    "give another --run, or the same flags to resume that run"
                 )
 
 
-DEFAULTS: Mapping[str, Any] = MappingProxyType(TrainConfig().to_dict())
-"""Setting -> its default, as in JSON."""
+def _check_value(setting: Field, value: Any) -> None:
+    """Raises UserError if the value is none of the setting's choices, or beyond its bounds."""
+    flag, choices = f"--{flag_of(setting.name)}", setting.metadata["choices"]
+    if choices and value not in choices:
+        raise UserError(f"{flag} {value!r}, expected one of {', '.join(choices)}")
+    lower, upper = setting.metadata["lower"], setting.metadata["upper"]
+    if lower is not None and not lower <= value <= (math.inf if upper is None else upper):
+        raise UserError(f"{flag} {value}, expected {f'at least {lower}' if upper is None else f'{lower} to {upper}'}")
 
 
 def flag_of(setting: str) -> str:
@@ -348,19 +354,19 @@ def flag_of(setting: str) -> str:
 
 
 def parse_drops(text: str) -> tuple[float, ...]:
-    """Returns the fractions in a value of ``--lr_drops``: ``3/4,9/10`` or ``0.75,0.9``.
+    """Returns the fractions in a value of ``--lr_drops``, such as ``3/4,9/10`` or ``0.75,0.9``.
 
     Raises:
       UserError: the value is not a list of fractions.
     """
     try:
         return tuple(float(Fraction(part.strip())) for part in text.split(",") if part.strip())
-    except (ValueError, ZeroDivisionError) as error:
+    except (ValueError, ArithmeticError) as error:
         raise UserError(f"--lr_drops {text!r}, expected fractions such as 3/4,9/10,19/20") from error
 
 
 def parse_model_args(texts: Sequence[str]) -> dict[str, Any]:
-    """Returns the arguments in the values of ``--model_args``: ``regions=6``, ``widths=[96,192,288]``.
+    """Returns the arguments in the values of ``--model_args``, such as ``regions=6`` and ``widths=[96,192,288]``.
 
     The part after ``=`` is read as JSON; if it is not JSON, it is a string.
 
@@ -387,3 +393,7 @@ def _short(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return "+".join(map(_short, value)) or "none"
     return f"{value:.6g}" if isinstance(value, float) else Path(str(value)).name
+
+
+DEFAULTS: Mapping[str, Any] = TrainConfig().to_dict()
+"""Setting -> its default, as in JSON."""

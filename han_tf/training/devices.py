@@ -53,7 +53,7 @@ def create_strategy(name: str) -> tf.distribute.Strategy:
         _check_cluster()
         try:
             return tf.distribute.MultiWorkerMirroredStrategy()
-        except tf.errors.UnknownError as error:
+        except (tf.errors.UnknownError, tf.errors.InvalidArgumentError) as error:
             reason = next(iter(str(error).splitlines()), "unknown error")
             raise UserError(f"--strategy multi_worker: {reason} ({CLUSTER} is {os.environ[CLUSTER]})") from error
     return tf.distribute.get_strategy()
@@ -91,8 +91,8 @@ def is_chief(strategy: tf.distribute.Strategy) -> bool:
 def restarted_when_a_worker_is_lost(strategy: str) -> Iterator[None]:
     """Restarts this process with the same command if another worker is lost while the block runs.
 
-    TensorFlow cannot go on with the remaining workers. They wait in :func:`create_strategy` until the lost one has been
-    started again; then all continue from the newest checkpoint.
+    TensorFlow cannot continue with the remaining workers. They wait in :func:`create_strategy` until the lost one has
+    been started again; then all continue from the newest checkpoint.
 
     Args:
       strategy: one of :data:`han_tf.training.config.STRATEGIES`; only ``multi_worker`` restarts.
@@ -102,7 +102,7 @@ def restarted_when_a_worker_is_lost(strategy: str) -> Iterator[None]:
     except LOST:
         if strategy != "multi_worker":
             raise
-        print("\nanother worker is lost; waiting for it, to go on from the newest checkpoint", flush=True)
+        print("\nanother worker is lost; waiting for it, to resume from the newest checkpoint", flush=True)
         time.sleep(PAUSE)  # until its address is free, and until a worker that is just starting has failed, too
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 

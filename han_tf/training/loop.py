@@ -17,7 +17,7 @@ from han_tf.data.sampling import PeopleAndImages, ShuffledImages
 from han_tf.models.network import ReIDNetwork
 from han_tf.runs.folder import CHECKPOINTS, create_network
 from han_tf.training.attention import AttentionStatistics
-from han_tf.training.config import CROSS_ENTROPY, LOSSES, NEUTRAL, TRIPLET, TrainConfig
+from han_tf.training.config import CROSS_ENTROPY, NEUTRAL, TRIPLET, TrainConfig
 from han_tf.training.devices import check_agreement, create_strategy, is_chief, mean_over_workers
 from han_tf.training.progress import Progress, draw_pictures, draw_scalars
 from han_tf.training.run_folder import RunFolder
@@ -89,7 +89,7 @@ class Trainer:
         self._check_devices(dict(fingerprints or {}))
 
         make_deterministic(config.seed)
-        classes = len(self.pids) if CROSS_ENTROPY in LOSSES[config.loss] else 0
+        classes = len(self.pids) if CROSS_ENTROPY in config.loss else 0
         self.model = create_network(config.to_dict(), classes, config.weights)
         if config.localisation_lr != TrainConfig.localisation_lr and not self.model.localisation_variables:
             raise UserError(f"--localisation_lr {config.localisation_lr}, but no layer of this network places regions")
@@ -141,7 +141,7 @@ class Trainer:
         """Trains to the end.
 
         Raises:
-          Stopped: SIGINT, SIGTERM or SIGHUP came during an epoch; all is saved, and the same call goes on. During an
+          Stopped: SIGINT, SIGTERM or SIGHUP came during an epoch; all is saved, and the same call resumes. During an
             evaluation, before which all has been saved, these signals have their usual effect.
           UserError: the loss is no longer finite, or a checkpoint cannot be written.
         """
@@ -157,7 +157,7 @@ class Trainer:
                     number = stop[0] if stop else signal.SIGTERM
                     raise Stopped(
                         f"stopped by {signal.Signals(number).name} after {self.global_step} steps; "
-                        f"saved in {self.run_dir}, the same command goes on",
+                        f"saved in {self.run_dir}, the same command resumes the run",
                         number,
                     )
                 self._evaluate_if_due()
@@ -250,7 +250,7 @@ class Trainer:
     def _sampler(self) -> ShuffledImages | PeopleAndImages:
         """Returns the sampler of batches: shuffled images, or people and their images for the triplet loss."""
         config = self.config
-        if TRIPLET not in LOSSES[config.loss]:
+        if TRIPLET not in config.loss:
             return ShuffledImages(len(self.labels), config.batch_size)
         if config.people > len(self.pids):
             raise UserError(f"--people {config.people}, expected at most {len(self.pids)}, as many as are to train on")
@@ -262,7 +262,7 @@ class Trainer:
         batch_size = getattr(self.sampler, "batch_size", config.batch_size)
         if batch_size % replicas:
             raise UserError(f"batches of {batch_size} images on {replicas} devices: expected a multiple of {replicas}")
-        if config.xla and replicas > 1 and (config.sync_batch_norm or TRIPLET in LOSSES[config.loss]):
+        if config.xla and replicas > 1 and (config.sync_batch_norm or TRIPLET in config.loss):
             raise UserError(
                 f"--xla on {replicas} devices, expected --nosync_batch_norm and no triplet loss: it compiles what each "
                 "device does by itself"

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,9 @@ from han_tf.common.run_files import CONFIG, ENVIRONMENT, HISTORY
 from han_tf.models.transfer import named_variables, take_over
 from han_tf.runs import environment
 from han_tf.runs.checkpoints import Checkpoints
-from han_tf.runs.folder import CHECKPOINTS, LoadedRun, load_run, read_config
+from han_tf.runs.folder import CHECKPOINTS, LoadedRun, load_run, origin_of, read_config
 from han_tf.training.config import OF_DATA, TrainConfig
-from han_tf.weights import is_stored, read_about
+from han_tf.weights import is_stored
 
 
 class RunFolder:
@@ -71,31 +72,25 @@ class RunFolder:
         write_json(self.path / HISTORY, self.history)
 
     def _open(self, found: Mapping[str, Any]) -> None:
-        check_run_folder(self.config, self.path)
-        replicas = found["replicas"]
-        fingerprints = self.fingerprints
-        if (self.path / CONFIG).exists():
-            saved = read_config(self.path)
-            for name in ("num_classes", "num_images"):
-                number = found[name]
-                if saved.get(name) != number:
-                    raise UserError(
-                        f"{self.path} holds a run with {name} {saved.get(name)}, the training set has {number} now; "
-                        "give another --run, or the same images to go on with that run"
-                    )
-            before = saved.get("replicas", replicas)
-            if before != replicas and not self.config.sync_batch_norm:
+        saved = check_run_folder(self.config, self.path)
+        for name in ("num_classes", "num_images"):
+            if saved and saved.get(name) != found[name]:
                 raise UserError(
-                    f"{self.path} holds a run whose batch norm saw a part of a batch on each of {before} devices, "
-                    f"there are {replicas} now; give another --run, or as many devices to go on with that run"
+                    f"{self.path} holds a run with {name} {saved.get(name)}, the training set has {found[name]} now; "
+                    "give another --run, or the same images to resume that run"
                 )
-            # Older runs have none.
-            fingerprints = saved.get("fingerprints", fingerprints)
+        replicas, before = found["replicas"], saved.get("replicas", found["replicas"])
+        if before != replicas and not self.config.sync_batch_norm:
+            raise UserError(
+                f"{self.path} holds a run whose batch norm saw a part of a batch on each of {before} devices, "
+                f"there are {replicas} now; give another --run, or as many devices to resume that run"
+            )
+        fingerprints = saved.get("fingerprints", self.fingerprints)  # older runs have none
         same = {name: fingerprints.get(name, digits) == digits for name, digits in self.fingerprints.items()}
         if not same.get("train", True):
             raise UserError(
                 f"{self.path} holds a run whose training images had other names, labels or sizes; "
-                "give another --run, or the same images to go on with that run"
+                "give another --run, or the same images to resume that run"
             )
         if self.checkpoints.latest is not None:
             path = self.checkpoints.restore()
@@ -104,26 +99,25 @@ class RunFolder:
             except (OSError, ValueError, TypeError):
                 tqdm.write(f"warning: {self.path / HISTORY} is missing or damaged; earlier epochs are not in it")
                 history = []
-            # Epochs that the file lacks have been trained all the same.
+            # Epochs that are missing in the file have been trained nevertheless.
             lost = [{"epoch": epoch} for epoch in range(len(history) + 1, int(self.state["epoch"]) + 1)]
             self.history = history[: int(self.state["epoch"])] + lost
             if not same.get("test", True):
-                tqdm.write("note: the test images are others now; earlier evaluations are dropped")
+                tqdm.write("note: the test images have changed; earlier evaluations are dropped")
                 for row in self.history:
                     row.pop("evaluation", None)
                 if self.writes:
                     write_json(self.path / HISTORY, self.history)
-            tqdm.write(f"going on from {path}: epoch {int(self.state['epoch'])}, step {int(self.state['batch'])}")
+            tqdm.write(f"resuming from {path}: epoch {int(self.state['epoch'])}, step {int(self.state['batch'])}")
         else:
             made_with = environment.describe()
             if self.config.init_from:
                 made_with["init_from"] = self._start_from(Path(self.config.init_from))
             if self.writes:
                 write_json(self.path / ENVIRONMENT, made_with)
-        # Last: after a kill before this line, the stored fingerprints still belong to the stored history.
-        told = {**self.config.to_dict(), **found, "fingerprints": self.fingerprints}
         if self.writes:
-            write_json(self.path / CONFIG, told)
+            # Last: after a kill before this line, the stored fingerprints still belong to the stored history.
+            write_json(self.path / CONFIG, {**self.config.to_dict(), **found, "fingerprints": self.fingerprints})
 
     def _start_from(self, source: Path) -> dict[str, Any]:
         """Takes over the weights of another run; returns its entry for environment.json."""
@@ -148,22 +142,22 @@ def _of_source(run: LoadedRun) -> dict[str, Any]:
         for name in ("model", "dataset", "recipe", "input_height", "input_width")
         if name in run.config
     }
-    if is_stored(run.run_dir):
-        about = read_about(run.run_dir)
-        return {**told, **{name: about[name] for name in ("epochs", "commit", "init_from") if name in about}}
-    try:
-        history = json.loads((run.run_dir / HISTORY).read_text(encoding="utf-8"))
-        before = json.loads((run.run_dir / ENVIRONMENT).read_text(encoding="utf-8"))
-        told |= {"epochs": len(history), "commit": before.get("commit")}
-        return {**told, **({"init_from": before["init_from"]} if "init_from" in before else {})}
-    except (OSError, ValueError, TypeError, AttributeError):
-        return told  # these files are for information only; the network is complete
+    if not is_stored(run.run_dir):
+        with suppress(OSError, ValueError, TypeError):
+            told["epochs"] = len(json.loads((run.run_dir / HISTORY).read_text(encoding="utf-8")))
+    return {**told, **origin_of(run.run_dir)}
 
 
-def check_run_folder(config: TrainConfig, run_dir: Path) -> None:
-    """Raises UserError if ``run_dir`` holds a run that cannot go on with the settings ``config``."""
+def check_run_folder(config: TrainConfig, run_dir: Path) -> dict[str, Any]:
+    """Returns the config.json of the run in ``run_dir``; empty if there is no run yet.
+
+    Raises:
+      UserError: the run cannot resume with the settings ``config``, or its config.json is damaged.
+    """
     path = Path(run_dir) / CONFIG
-    if path.exists():
-        saved = read_config(run_dir)
-        settings = {name: value for name, value in saved.items() if name not in OF_DATA}
-        config.check_resumable(TrainConfig.from_dict(settings, str(path)), str(run_dir))
+    if not path.exists():
+        return {}
+    saved = read_config(run_dir)
+    settings = {name: value for name, value in saved.items() if name not in OF_DATA}
+    config.check_resumable(TrainConfig.from_dict(settings, str(path)), str(run_dir))
+    return saved

@@ -5,7 +5,7 @@ import tensorflow as tf
 from han_tf.models.network import Branches, ReIDNetwork, unit_features
 from han_tf.runs.folder import create_network
 from han_tf.training.attention import LevelStatistics, level_statistics, map_statistics
-from han_tf.training.config import LOSSES, TRIPLET, TrainConfig
+from han_tf.training.config import TRIPLET, TrainConfig
 from han_tf.training.devices import computing, own_part, whole
 from han_tf.training.losses import TripletLoss, decayed_kernels, identity_loss, weight_penalty
 
@@ -27,7 +27,7 @@ class Step:
         self.config = config
         self.model = model
         self.strategy = strategy
-        self.triplet_loss = TripletLoss(config.margin, config.mining) if TRIPLET in LOSSES[config.loss] else None
+        self.triplet_loss = TripletLoss(config.margin, config.mining) if TRIPLET in config.loss else None
         replicas = strategy.num_replicas_in_sync
         with strategy.scope():
             self.network = model

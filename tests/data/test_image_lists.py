@@ -305,7 +305,7 @@ class TestNames:
     def test_of_more_digits_than_64_bits_hold(self, tmp_path):
         touch(tmp_path, "10000000000000000000_c1s1_000451_03.jpg")
         text = error_of([str(tmp_path)], "market1501")
-        assert "pid is 10000000000000000000, expected an integer of up to 18 digits" in text
+        assert "pid is 10000000000000000000, expected an integer of at least -1, up to 18 digits" in text
 
 
 def test_records_of_a_data_set():

@@ -228,7 +228,7 @@ def test_market_takes_every_format_and_counts_what_it_passes_over(tmp_path):
 
 def test_market_pid_of_more_digits_than_64_bits_hold(tmp_path):
     touch(market_tree(tmp_path), "query/10000000000000000000_c1s1_000451_03.jpg")
-    with raises("_03.jpg: pid is 10000000000000000000, expected an integer of up to 18 digits"):
+    with raises("_03.jpg: pid is 10000000000000000000, expected an integer of at least -1, up to 18 digits"):
         load_dataset("market1501", tmp_path)
 
 

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from han_tf.data.sampling import PeopleAndImages, ShuffledImages
+from han_tf.data.records import Record
+from han_tf.data.sampling import PeopleAndImages, ShuffledImages, spread
 
 PROPERTY = settings(max_examples=50, deadline=None)
 
@@ -135,3 +136,10 @@ class TestPeopleAndImages:
     def test_fewer_people_than_a_batch_holds(self):
         with pytest.raises(ValueError, match="5 people per batch, but only 3 in all"):
             PeopleAndImages(labels_of([4, 4, 4]), 5, 2)
+
+
+def test_spread_takes_both_ends_and_all_of_few():
+    records = [Record(str(n), n, 1) for n in range(11)]
+    assert [record.pid for record in spread(records, 3)] == [0, 5, 10]
+    assert spread(records, 100) == tuple(records)
+    assert [record.pid for record in spread(records, 1)] == [0]

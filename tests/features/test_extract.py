@@ -239,7 +239,7 @@ def test_an_interrupted_extraction_says_how_it_goes_on(command, images, tmp_path
     with monkeypatch.context() as patched:
         patched.setattr(FeatureExtractor, "embed", interrupted)
         status, _, lines = command(images, "--batch_size=10", "--shard_images=10")
-    assert (status, lines) == (130, ["interrupted: finished files stay, the same command goes on"])
+    assert (status, lines) == (130, ["interrupted: finished files stay, the same command makes the others"])
     finished = times_of(tmp_path / "out")
     assert finished
     assert command(images, "--batch_size=10")[0] == 0
@@ -669,7 +669,7 @@ def test_a_full_disk_is_one_line_and_goes_on_later(command, images, finished):
         ([], "usage error: no images, expected folders, patterns, CSV files or images, or --dataset"),
         (
             ["{images}", "--dataset=market1501"],
-            "usage error: unexpected argument '{images}': --dataset stands in place",
+            "usage error: unexpected argument '{images}': --dataset replaces IMAGES",
         ),
         (["{images}/no"], "no such file or folder"),
         (["--dataset=market"], "unknown dataset 'market'"),

@@ -243,7 +243,7 @@ def test_the_threshold_is_chosen_and_used(call, tmp_path, archive):
     strangers = write_archive(tmp_path / "validation.npz", 300, 7)
     model = "--checksum=mine"
     out = call(index, "--index", path, archive, model, "--calibrate", strangers, "--false_accept_rate=0.1", "--within")
-    assert "of 300 searches of strangers among 300 images find somebody (wanted 10.000%; 100 people)" in out
+    assert "of 300 searches of strangers among 300 images have a hit (wanted 10.000%; 100 people)" in out
     with open_gallery(path) as gallery:
         facts = gallery.calibration
         assert (facts["kind"], facts["rate"], facts["validation"]) == ("search", 0.1, str(strangers))

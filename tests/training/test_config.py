@@ -6,6 +6,7 @@ import json
 import pytest
 
 from han_tf.common.errors import UserError
+from han_tf.models import MODELS
 from han_tf.training.config import (
     LOSSES,
     MINING,
@@ -43,6 +44,13 @@ def test_the_name_tells_what_is_not_the_default():
     assert config.run_name() == expected
     config = TrainConfig(dataset="market1501", spatial=False, hard=False, lr=0.01)
     assert config.run_name() == "market1501-han_small-spatial_False-hard_False-lr_0.01-300epochs-seed0"
+
+
+def test_a_long_name_is_one_that_a_folder_may_have(tmp_path):
+    names = [TrainConfig(dataset="market1501", init_from="ä" * 200, lr=0.1, seed=seed).run_name() for seed in (0, 0, 1)]
+    assert names[0] == names[1] != names[2]
+    assert names[0].startswith("market1501-han_small-init_from_ää")
+    (tmp_path / names[0]).mkdir()
 
 
 def test_all_ablations_have_names_of_their_own():
@@ -97,7 +105,7 @@ def test_drops_are_fractions():
     assert parse_drops("3/4, 0.9") == (0.75, 0.9)
     assert parse_drops("") == ()
     assert TrainConfig(lr_drops=(0.75, 0.9)).run_name() == "synthetic-han_small-lr_drops_0.75+0.9-300epochs-seed0"
-    for text in ("3/0", "early"):
+    for text in ("3/0", "early", "1e400"):
         with pytest.raises(UserError, match=f"--lr_drops '{text}', expected fractions such as"):
             parse_drops(text)
 
@@ -107,9 +115,11 @@ def test_an_unknown_setting_is_named():
         TrainConfig.from_dict({**TrainConfig().to_dict(), "colour": "red"}, "config.json")
 
 
-@pytest.mark.parametrize("change", [{"loss": []}, {"lr_drops": None}, {"lr_drops": ["x"]}, {"label_smoothing": "0"}])
-def test_a_setting_of_a_wrong_type_is_one_line(change):
-    with pytest.raises(UserError, match=r"^config.json: a setting of a wrong type \(.+\), expected a run of this"):
+@pytest.mark.parametrize(
+    "change", [{"loss": "x"}, {"lr_drops": None}, {"lr_drops": ["x"]}, {"label_smoothing": "0"}, {"epochs": "3"}]
+)
+def test_a_wrong_setting_is_one_line(change):
+    with pytest.raises(UserError, match=r"^config.json: a setting is wrong \(.+\), expected a run of this"):
         TrainConfig.from_dict({**TrainConfig().to_dict(), **change}, "config.json")
 
 
@@ -174,6 +184,10 @@ def test_losses_and_augmentations_have_names_of_their_own():
         ),
         ({"loss": "hinge"}, "--loss 'hinge', expected one of cross_entropy, triplet, cross_entropy+triplet"),
         ({"loss": "triplet", "mining": "easy"}, "--mining 'easy', expected one of hard, semihard"),
+        ({"model": "colour"}, f"--arch 'colour', expected one of {', '.join(MODELS)}"),
+        ({"epochs": 0}, "--epochs 0, expected at least 1"),
+        ({"momentum": 1.5}, "--momentum 1.5, expected 0 to 1"),
+        ({"lr": float("nan")}, "--lr nan, expected at least 0"),
     ],
 )
 def test_settings_that_contradict_each_other(changes, message):

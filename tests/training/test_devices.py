@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -152,6 +153,16 @@ def test_gpu_memory_grows_also_where_tensorflow_was_imported_before(monkeypatch)
 def test_a_worker_that_is_told_nothing_of_the_others(monkeypatch, text):
     monkeypatch.setenv(CLUSTER, text)
     with pytest.raises(UserError, match=r"^--strategy multi_worker: TF_CONFIG is '.*', expected for example \{"):
+        create_strategy("multi_worker")
+
+
+def test_an_address_without_a_port_is_one_line(monkeypatch):
+    """TensorFlow's own error, of a process whose only worker is at "localhost"."""
+    cluster = {"cluster": {"worker": ["localhost"]}, "task": {"type": "worker", "index": 0}}
+    monkeypatch.setenv(CLUSTER, json.dumps(cluster))
+    error = tf.errors.InvalidArgumentError(None, None, 'Could not parse port for local server from "localhost".')
+    monkeypatch.setattr(tf.distribute, "MultiWorkerMirroredStrategy", mock.Mock(side_effect=error))
+    with pytest.raises(UserError, match=r"^--strategy multi_worker: Could not parse port .* \(TF_CONFIG is \{"):
         create_strategy("multi_worker")
 
 

@@ -84,7 +84,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(data, unbroken, tmp_path, num
 
     trainer.train_step = stopping
     handlers = [signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)]
-    with pytest.raises(Stopped, match="the same command goes on") as stopped:
+    with pytest.raises(Stopped, match="the same command resumes the run") as stopped:
         trainer.run()
     assert stopped.value.signal == number
     assert len(steps) == after

@@ -90,7 +90,7 @@ def _near(rng: np.random.Generator, colours: Sequence[Colour]) -> Colour:
 
 
 def _cloth(rng: np.random.Generator, muted: float, ground: Optional[Colour] = None) -> Colour:
-    """Returns a colour, with probability ``muted`` one of a few, that can be told from that of the ``ground``."""
+    """Returns a colour, with probability ``muted`` one of a few, that clearly differs from that of the ``ground``."""
     while True:
         bright = colorsys.hsv_to_rgb(rng.random(), rng.uniform(0.38, 0.9), rng.uniform(0.3, 0.92))
         colour = _near(rng, _MUTED if rng.random() < muted else [bright])

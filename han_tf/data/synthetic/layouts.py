@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image
 
 from han_tf.common.errors import UserError
-from han_tf.common.files import atomic_open
+from han_tf.common.files import atomic_open, writing
 from han_tf.data import cuhk03, market1501
 from han_tf.data.csv_dataset import COLUMNS, FILE_NAME
 from han_tf.data.cuhk03 import CUHK03Name
@@ -46,15 +46,13 @@ def write_layout(layout: str, root: PathLike, images: Iterable[LabelledImage]) -
     """
     if layout not in LAYOUTS:
         raise UserError(f"unknown layout {layout!r}, expected one of {', '.join(LAYOUTS)}")
-    try:
-        LAYOUTS[layout](Path(root), images)
-    except OSError as error:
-        raise UserError(f"cannot write {error.filename or root}: {error.strerror or error}") from error
+    LAYOUTS[layout](Path(root), images)
 
 
 def _save(path: Path, image: Image.Image) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image.save(path, quality=95)  # PNG ignores the quality
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path, quality=95)  # PNG ignores the quality
 
 
 def _write_market1501(root: Path, images: Iterable[LabelledImage]) -> None:

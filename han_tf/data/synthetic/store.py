@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from han_tf.common.errors import UserError
-from han_tf.common.files import locked, write_json
+from han_tf.common.files import locked, write_json, writing
 from han_tf.common.processes import usable_cores
 from han_tf.common.progress import progress_bar
 from han_tf.data.folders import PathLike
@@ -38,23 +38,22 @@ def generate(
     _check_replaceable(root)
     unfinished = root.with_name(f".{root.name}.{os.getpid()}.unfinished")
     try:
-        unfinished.mkdir(parents=True)
-        with closing(pedestrians.images(workers or usable_cores())) as images:  # type: ignore[type-var]  # of a generator
-            bar = progress_bar(images, total=len(pedestrians), desc=f"drawing {root.name}", unit="image")
-            write_layout(layout, unfinished, bar)
-        write_json(unfinished / DESCRIPTION, _description(pedestrians, layout))
-        _check_replaceable(root)
-        if root.exists():
-            shutil.rmtree(root)
-        unfinished.rename(root)
-    except OSError as error:
-        raise UserError(f"cannot write {error.filename or root}: {error.strerror or error}") from error
+        with writing(root):
+            unfinished.mkdir(parents=True)
+            with closing(pedestrians.images(workers or usable_cores())) as images:  # type: ignore[type-var]
+                bar = progress_bar(images, total=len(pedestrians), desc=f"drawing {root.name}", unit="image")
+                write_layout(layout, unfinished, bar)
+            write_json(unfinished / DESCRIPTION, _description(pedestrians, layout))
+            _check_replaceable(root)
+            if root.exists():
+                shutil.rmtree(root)
+            unfinished.rename(root)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def draw_once(root: PathLike, pedestrians: SyntheticPedestrians, layout: str = "market1501") -> None:
-    """Draws a data set as :func:`generate` does, unless ``root`` holds it.
+def draw_once(root: PathLike, pedestrians: SyntheticPedestrians) -> None:
+    """Draws a data set in Market-1501's layout as :func:`generate` does, unless ``root`` holds it.
 
     Of concurrent calls one draws and the others wait. A data set that another version of the generator drew from the
     same arguments is replaced.
@@ -63,19 +62,19 @@ def draw_once(root: PathLike, pedestrians: SyntheticPedestrians, layout: str = "
       UserError: ``root`` holds a synthetic data set of other arguments or another layout, or as :func:`generate` says.
     """
     root = Path(root).absolute()
-    if is_current(root, pedestrians, layout):
+    if is_current(root, pedestrians):
         return
     with locked(root.with_name(f".{root.name}.lock")):
-        if is_current(root, pedestrians, layout):
+        if is_current(root, pedestrians):
             return
         if (root / DESCRIPTION).exists():
-            held, wanted = _read_description(root), _description(pedestrians, layout)
+            held, wanted = _read_description(root), _description(pedestrians)
             if not isinstance(held, dict) or {**held, "generator": GENERATOR_VERSION} != wanted:
                 raise UserError(
                     f"{root / DESCRIPTION} says {json.dumps(held)}, expected {json.dumps(wanted)}; "
                     "give another folder, or delete this one to have that drawn"
                 )
-        generate(root, pedestrians, layout)
+        generate(root, pedestrians)
 
 
 def is_current(root: PathLike, pedestrians: SyntheticPedestrians, layout: str = "market1501") -> bool:
@@ -83,7 +82,7 @@ def is_current(root: PathLike, pedestrians: SyntheticPedestrians, layout: str = 
     return _read_description(Path(root)) == _description(pedestrians, layout)
 
 
-def _description(pedestrians: SyntheticPedestrians, layout: str) -> dict[str, Any]:
+def _description(pedestrians: SyntheticPedestrians, layout: str = "market1501") -> dict[str, Any]:
     return {"generator": GENERATOR_VERSION, "layout": layout, "arguments": pedestrians.arguments()}
 
 

@@ -3,7 +3,6 @@
 import contextlib
 import importlib
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Optional, Protocol
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple, Optional, Protocol
 import numpy as np
 
 from han_tf.common.errors import UserError
+from han_tf.common.processes import redirected
 from han_tf.runtimes import require
 
 if TYPE_CHECKING:
@@ -97,15 +97,5 @@ def exporter(format_name: str) -> Exporter:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Discards what converters print, C++ code included; their exceptions are raised."""
-    sys.stdout.flush(), sys.stderr.flush()
-    kept = [os.dup(descriptor) for descriptor in (1, 2)]
-    try:
-        with open(os.devnull, "wb") as nowhere:
-            for descriptor in (1, 2):
-                os.dup2(nowhere.fileno(), descriptor)
+    with open(os.devnull, "wb") as nowhere, redirected((1, 2), nowhere.fileno()):
         yield
-    finally:
-        sys.stdout.flush(), sys.stderr.flush()
-        for descriptor, original in zip((1, 2), kept):
-            os.dup2(original, descriptor)
-            os.close(original)
