@@ -41,7 +41,7 @@ SCALES = {
 """Scale by name. The tiny set has Market-1501's layout and is read by its reader."""
 
 
-SCHEDULE = ("epochs", "recipe", "input_height", "input_width", "depthwise_norm", *RECIPES["strong"])
+SCHEDULE = ("epochs", "recipe", "input_height", "input_width", *RECIPES["strong"])
 """Settings that the trainings of a table have in common, and in which they may all differ from the paper."""
 
 

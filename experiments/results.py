@@ -15,7 +15,6 @@ from han_tf.common.errors import UserError
 from han_tf.common.files import read_json
 from han_tf.common.run_files import CONFIG, ENVIRONMENT, EVALUATION, HISTORY, METRICS
 from han_tf.evaluation.scoring import METHODS
-from han_tf.models import as_trained
 from han_tf.runs import environment
 from han_tf.training.config import DEFAULTS, NEUTRAL, OF_DATA, TrainConfig, flag_of
 
@@ -57,8 +56,6 @@ def load_results(folder: Union[str, os.PathLike]) -> list[Result]:
                 f"{path}: kind is {kind!r}, expected one of {', '.join(KINDS)}; "
                 "python -m experiments.record adds results"
             )
-        if kind == "training" and isinstance(data.get("settings"), dict):
-            data["settings"] = as_trained(data["settings"])
         results.append(Result(path.stem, data))
     return results
 
@@ -84,7 +81,7 @@ def check_replaceable(folder: Union[str, os.PathLike], name: str, data: Mapping[
         old = read_json(path, EXPECTED)
         with reading(path):
             same = all(old.get(entry) == data.get(entry) for entry in ("kind", "apart"))
-            same = same and identity(as_trained(old.get("settings", {}))) == identity(data.get("settings", {}))
+            same = same and identity(old.get("settings", {})) == identity(data.get("settings", {}))
         if not same:
             raise UserError(f"{path} holds the result of something else; give another --name, or rename that file")
 
@@ -143,7 +140,7 @@ def training_result(run_dir: Union[str, os.PathLike], peak_mb: Optional[float] =
         path = run_dir / name
         return read_json(path, "a finished training run") if otherwise is None or path.exists() else otherwise
 
-    config, trained = as_trained(read(CONFIG)), read(METRICS)
+    config, trained = read(CONFIG), read(METRICS)
     evaluated = read(EVALUATION, trained)
     rows, more = _rows(trained), _rows(evaluated)
     if _data_of(evaluated) != _data_of(trained) or not all(

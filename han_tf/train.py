@@ -13,15 +13,12 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from absl import flags
-
 from han_tf.common import cli as command_line
-from han_tf.common.errors import UserError
 from han_tf.common.files import locked, write_json
 from han_tf.common.run_files import METRICS
 from han_tf.data import Record, ReIDDataset, load_dataset
 from han_tf.data.records import check_training
-from han_tf.runs.folder import create_network, read_config
+from han_tf.runs.folder import create_network
 from han_tf.training.config import RECIPES, TITLES, TrainConfig, flag_of, parse_drops, parse_model_args
 from han_tf.training.schedule import drop_epochs
 
@@ -113,22 +110,8 @@ def config_of(values: command_line.Flags) -> TrainConfig:
         settings["epochs"] = SYNTHETIC_EPOCHS if synthetic else _DEFAULT.epochs
         if synthetic and not values["lr_drops"].present:
             settings["lr_drops"] = SYNTHETIC_DROPS
-    if settings["init_from"]:
-        settings["depthwise_norm"] = _same_norms(settings["init_from"], values["depthwise_norm"])
     del settings["recipe"]
     return TrainConfig.of_recipe(recipe, **settings)
-
-
-def _same_norms(init_from: str, flag: flags.Flag) -> bool:
-    """Returns whether the network to start from has batch norm after depthwise convolutions; the flag may not differ.
-
-    Raises:
-      UserError: it does, or there is no such network.
-    """
-    theirs = read_config(init_from).get("depthwise_norm", flag.default)
-    if flag.present and flag.value != theirs:
-        raise UserError(f"--depthwise_norm {flag.value}, but {theirs} in the network of --init_from {init_from}")
-    return theirs
 
 
 def evaluate_network(

@@ -30,23 +30,23 @@ def inception_unit(filters: int, strides: int, **kwargs: Any) -> tf.keras.layers
     return {1: InceptionA, DOWNSAMPLING: InceptionB}[strides](filters, **kwargs)
 
 
+def _depthwise_block(norm_between: bool) -> BuildingBlock:
+    def unit(share: float) -> Callable[..., tf.keras.layers.Layer]:
+        return lambda filters, strides, **kwargs: DepthwiseUnit(
+            filters, strides, int(share * filters), norm_between, **kwargs
+        )
+
+    # The 1×1 convolutions have half the filters, three quarters in the local block, so that the FLOPs match Table 1.
+    return BuildingBlock((2, 1, 1), unit(1 / 2), unit(3 / 4))
+
+
 BLOCKS = {
-    "depthwise": BuildingBlock(
-        (2, 1, 1),
-        # The 1×1 convolutions have half the filters, three quarters in the local block, so that the FLOPs match
-        # Table 1.
-        lambda filters, strides, **kwargs: DepthwiseUnit(filters, strides, filters // 2, **kwargs),
-        lambda filters, strides, **kwargs: DepthwiseUnit(filters, strides, 3 * filters // 4, **kwargs),
-    ),
+    "depthwise": _depthwise_block(norm_between=False),
+    "depthwise_norm": _depthwise_block(norm_between=True),
     "inception": BuildingBlock((1, DOWNSAMPLING), inception_unit, inception_unit),
     "residual": BuildingBlock((1, DOWNSAMPLING), ResidualUnit, ResidualUnit),
 }
-"""Building block name (Table 12) -> its units."""
-
-
-def _options(unit: str, depthwise_norm: bool) -> dict[str, bool]:
-    """Returns the units' further arguments."""
-    return {"norm_between": depthwise_norm} if unit == "depthwise" else {}
+"""Building block name (Table 12) -> its units; ``depthwise_norm`` is the other reading of the depthwise unit."""
 
 
 class GlobalBlock(tf.keras.layers.Layer):
@@ -57,29 +57,19 @@ class GlobalBlock(tf.keras.layers.Layer):
       strides: the units' strides, one unit for each, e.g. (s_1, s_2, s_3) of Table 1; one is 2, the others 1.
         None: the building block's default.
       unit: the building block, a key of :data:`BLOCKS`.
-      depthwise_norm: of :class:`DepthwiseUnit`, its ``norm_between``.
 
     Raises:
       ValueError: the strides are not a single 2 among 1s.
     """
 
-    def __init__(
-        self,
-        filters: int,
-        strides: Optional[Sequence[int]] = None,
-        unit: str = "depthwise",
-        depthwise_norm: bool = True,
-        **kwargs,
-    ):
+    def __init__(self, filters: int, strides: Optional[Sequence[int]] = None, unit: str = "depthwise", **kwargs):
         super().__init__(**kwargs)
         block = BLOCKS[unit]
         strides = block.strides if strides is None else tuple(strides)
         if sorted(strides) != [1] * (len(strides) - 1) + [DOWNSAMPLING]:
             raise ValueError(f"strides must be a single {DOWNSAMPLING} among 1s, got {strides}")
-        options = _options(unit, depthwise_norm)
         self.units = [
-            block.global_unit(filters, stride, name=f"unit{number}", **options)
-            for number, stride in enumerate(strides, start=1)
+            block.global_unit(filters, stride, name=f"unit{number}") for number, stride in enumerate(strides, start=1)
         ]
 
     def call(self, inputs: tf.Tensor, training: Optional[bool] = None) -> tf.Tensor:
@@ -97,12 +87,11 @@ class LocalBlock(tf.keras.layers.Layer):
     Args:
       filters: number of output channels d_l.
       unit: the building block, a key of :data:`BLOCKS`.
-      depthwise_norm: of :class:`DepthwiseUnit`, its ``norm_between``.
     """
 
-    def __init__(self, filters: int, unit: str = "depthwise", depthwise_norm: bool = True, **kwargs):
+    def __init__(self, filters: int, unit: str = "depthwise", **kwargs):
         super().__init__(**kwargs)
-        self.unit = BLOCKS[unit].local_unit(filters, DOWNSAMPLING, name="unit", **_options(unit, depthwise_norm))
+        self.unit = BLOCKS[unit].local_unit(filters, DOWNSAMPLING, name="unit")
 
     def call(self, inputs: tf.Tensor, training: Optional[bool] = None) -> tf.Tensor:
         """Maps ``[batch·T, height, width, channels]`` to ``[batch·T, height/2, width/2, filters]``, rounded up."""

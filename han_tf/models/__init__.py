@@ -50,15 +50,6 @@ MODELS = {
 }
 """Model name -> class and arguments."""
 
-ONE_NORM_PER_PAIR = ("han_small", "han_medium", "han_large")
-"""Networks whose first runs lack the setting ``depthwise_norm`` and had no batch norm after depthwise convolutions."""
-
-
-def as_trained(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a run's settings with the one that its version may lack and whose default has another effect."""
-    early = settings.get("model") in ONE_NORM_PER_PAIR and "depthwise_norm" not in settings
-    return {**settings, "depthwise_norm": False} if early else dict(settings)
-
 
 def create_model(name: str, **arguments: Any) -> "ReIDNetwork":
     """Returns the network called ``name``, built; ``arguments`` override those of :data:`MODELS`.
@@ -98,11 +89,10 @@ def _with_shipped_weights(name: str, shipped: str, arguments: Mapping[str, Any])
     from han_tf.models.transfer import take_over
 
     folder = resolve(shipped)
-    settings = as_trained(json.loads((folder / CONFIG).read_text(encoding="utf-8")))
+    settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     trained = {
         "input_size": (settings["input_height"], settings["input_width"]),
         "feature_dim": settings["feature_dim"],
-        "depthwise_norm": settings["depthwise_norm"],
         **settings.get("model_args", {}),
     }
     model = create_model(name, **{**trained, **arguments})

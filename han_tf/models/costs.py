@@ -3,7 +3,7 @@
 Two conventions are in use. Sec. 4 of the paper calls FLOPs "the number of multiply-adds", but its own networks seem to
 be counted as TensorFlow's profiler does: a multiply-add is two operations, and batch norm one multiply-add for each
 output element of a convolution. This is inferred: only with it, the stem's 32 filters and the widths of the 1×1
-convolutions used here are all five published figures matched within 0.6 %. Most other papers count a multiply-add once
+convolutions used here are all five published figures matched within 0.5 %. Most other papers count a multiply-add once
 and leave out batch norm.
 """
 

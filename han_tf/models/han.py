@@ -35,8 +35,6 @@ class HAN(ReIDNetwork):
       region_scale: height and width of a region, as fractions of the map: 24×28 of 80×32.
       feature_dim: dimension of the joint feature, half for each branch.
       unit: the building block, a key of :data:`han_tf.layers.blocks.BLOCKS` (Table 12).
-      depthwise_norm: batch norm and ReLU after the depthwise convolutions of that building block, too, not only after
-        the pairs of depthwise and pointwise convolution; see :class:`han_tf.layers.units.DepthwiseUnit`.
       spatial, channel, hard: the attention types in use (Table 9).
       interaction: cross-attention interaction learning, eq. (8) (Table 10). Without it the levels after the first
         have no crops and no hard attention.
@@ -58,7 +56,6 @@ class HAN(ReIDNetwork):
         region_scale: Sequence[float] = (0.3, 0.875),
         feature_dim: int = 1024,
         unit: str = "depthwise",
-        depthwise_norm: bool = True,
         spatial: bool = True,
         channel: bool = True,
         hard: bool = True,
@@ -91,7 +88,6 @@ class HAN(ReIDNetwork):
                 "region_scale": list(region_scale),
                 "feature_dim": feature_dim,
                 "unit": unit,
-                "depthwise_norm": depthwise_norm,
                 "spatial": spatial,
                 "channel": channel,
                 "hard": hard,
@@ -105,8 +101,7 @@ class HAN(ReIDNetwork):
         levels = range(1, len(widths) + 1)
         self.stem = ConvBNReLU(stem_width, 3, STEM_STRIDE, name="stem")
         self.global_blocks = [
-            GlobalBlock(width, strides, unit, depthwise_norm, name=f"global_block{level}")
-            for level, width in zip(levels, widths)
+            GlobalBlock(width, strides, unit, name=f"global_block{level}") for level, width in zip(levels, widths)
         ]
         self.attentions = [
             HarmoniousAttention(
@@ -116,7 +111,7 @@ class HAN(ReIDNetwork):
         ]
         self.crops = [AffineCrop(size, name=f"crop{level}") for level, size in zip(levels, self.region_sizes)]
         self.local_blocks = [
-            LocalBlock(width, unit, depthwise_norm, name=f"local_block{level}") for level, width in zip(levels, widths)
+            LocalBlock(width, unit, name=f"local_block{level}") for level, width in zip(levels, widths)
         ]
         self.add_heads()
 

@@ -10,7 +10,7 @@ from han_tf.common.errors import UserError
 from han_tf.common.files import read_json
 from han_tf.common.run_files import CONFIG, ENVIRONMENT
 from han_tf.data.joined import NamedDataset, named_datasets
-from han_tf.models import as_trained, create_model
+from han_tf.models import create_model
 from han_tf.weights import ABOUT, ARRAYS, is_stored, read_about, read_arrays, resolve, shipped_names
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def read_config(run_dir: Union[str, os.PathLike]) -> dict[str, Any]:
     for name, kind in TYPES.items():
         if not isinstance(config.get(name, kind()), kind):
             raise UserError(f"{path}: {name} is {config[name]!r}, expected the settings of a training run")
-    return as_trained(config)
+    return config
 
 
 def find_run(runs_dir: Union[str, os.PathLike], dataset: Optional[str] = None, split: Optional[str] = None) -> Path:
@@ -142,7 +142,7 @@ def create_network(settings: Mapping[str, Any], num_classes: int = 0, weights: s
       UserError: there is no such network, or it does not take these settings.
     """
     # Only switches that are off are passed: a network without attention has none.
-    off = {name: False for name in (*SWITCHES, "depthwise_norm") if not settings.get(name, True)}
+    off = {name: False for name in SWITCHES if not settings.get(name, True)}
     return create_model(
         settings["model"],
         num_classes=num_classes,

@@ -142,11 +142,6 @@ class TrainConfig:
     channel: bool = _setting(NETWORK, True, "Soft channel attention (Table 9).")
     hard: bool = _setting(NETWORK, True, "Hard attention; if not, the regions are fixed.")
     interaction: bool = _setting(NETWORK, True, "Interaction of the branches, eq. (8) (Table 10).")
-    depthwise_norm: bool = _setting(
-        NETWORK,
-        True,
-        "Batch norm and ReLU after the depthwise convolutions, too; after --init_from as in that network.",
-    )
     model_args: Mapping[str, Any] = _setting(
         NETWORK, MISSING, "Other arguments of the network, for example regions=6,widths=[96,192,288].", factory=dict
     )
@@ -313,8 +308,7 @@ class TrainConfig:
     def from_dict(cls, values: dict[str, Any], where: str) -> "TrainConfig":
         """Returns the settings in the result of :meth:`to_dict`.
 
-        A missing setting gets its default: runs of versions without the setting did what the default does, except for
-        what :func:`han_tf.models.as_trained` adds.
+        A missing setting gets its default: runs of versions without the setting did what the default does.
 
         Raises:
           UserError: ``values`` holds an unknown setting or a wrong value; the error names ``where``.

@@ -37,8 +37,8 @@ def images(count=3):
 @pytest.mark.parametrize(
     ("name", "arguments", "folded"),
     [
-        ("han_small", {}, (54, 0)),
-        ("han_small", {"depthwise_norm": False}, (42, 0)),
+        ("han_small", {}, (42, 0)),
+        ("han_small", {"unit": "depthwise_norm"}, (54, 0)),
         ("mobilenet", {}, (28, 0)),
         # Its norms stand before the convolutions, and the stem's output is also concatenated.
         ("condensenet", {}, (1, 73)),

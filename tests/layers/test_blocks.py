@@ -37,8 +37,8 @@ def residual(c, d, projected):
     return conv(c, w) + conv(w, w, 3) + conv(w, d) + projected * conv(c, d)
 
 
-def depthwise(c, d, w, norms=2):
-    return conv(c, w) + 9 * w + (norms - 1) * 2 * w + conv(w, d)
+def depthwise(c, d, w):
+    return conv(c, w) + 9 * w + conv(w, d)
 
 
 @pytest.mark.parametrize(
@@ -54,8 +54,8 @@ def depthwise(c, d, w, norms=2):
         (GlobalBlock(128, unit="residual"), residual(32, 128, True) + residual(128, 128, True)),
         (GlobalBlock(32, unit="residual"), residual(32, 32, False) + residual(32, 32, True)),
         (LocalBlock(128), depthwise(32, 128, 96)),
-        (GlobalBlock(128, depthwise_norm=False), depthwise(32, 128, 64, 1) + 2 * depthwise(128, 128, 64, 1)),
-        (LocalBlock(128, depthwise_norm=False), depthwise(32, 128, 96, 1)),
+        (GlobalBlock(128, unit="depthwise_norm"), depthwise(32, 128, 64) + 2 * depthwise(128, 128, 64) + 3 * 2 * 64),
+        (LocalBlock(128, unit="depthwise_norm"), depthwise(32, 128, 96) + 2 * 96),
         (LocalBlock(128, unit="inception"), inception_b(32, 128)),
         (LocalBlock(128, unit="residual"), residual(32, 128, True)),
     ],
@@ -101,7 +101,15 @@ def test_a_block_halves_the_map_and_rounds_up(unit, block, size, halved):
     assert output.numpy().min() >= 0
 
 
-@pytest.mark.parametrize(("unit", "strides"), [("depthwise", [2, 1, 1]), ("inception", [1, 2]), ("residual", [1, 2])])
+@pytest.mark.parametrize(
+    ("unit", "strides"),
+    [
+        ("depthwise", [2, 1, 1]),
+        ("depthwise_norm", [2, 1, 1]),
+        ("inception", [1, 2]),
+        ("residual", [1, 2]),
+    ],
+)
 def test_strides_of_the_units(unit, strides):
     """Checks which of the units halves the map."""
     block, features = GlobalBlock(16, unit=unit), random_map(1, 8, 8, 12)

@@ -28,7 +28,7 @@ LAYERS = {
     "ResidualUnit, projected": (lambda: units.ResidualUnit(16, 2), [MAP], True),
     "GlobalBlock": (lambda: blocks.GlobalBlock(16, strides=(1, 2, 1)), [MAP], True),
     "GlobalBlock, inception": (lambda: blocks.GlobalBlock(16, unit="inception"), [MAP], True),
-    "GlobalBlock, one norm per pair": (lambda: blocks.GlobalBlock(16, depthwise_norm=False), [MAP], True),
+    "GlobalBlock, depthwise_norm": (lambda: blocks.GlobalBlock(16, unit="depthwise_norm"), [MAP], True),
     "GlobalBlock, residual": (lambda: blocks.GlobalBlock(16, unit="residual"), [MAP], True),
     "LocalBlock": (lambda: blocks.LocalBlock(16), [MAP], True),
     "LocalBlock, inception": (lambda: blocks.LocalBlock(16, unit="inception"), [MAP], True),

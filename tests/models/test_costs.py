@@ -28,9 +28,9 @@ def counted(name):
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_flops_are_the_tables(name):
+def test_flops_are_the_tables_within_half_a_percent(name):
     _, costs = counted(name)
-    assert total(costs).paper_flops == pytest.approx(TABLES[name], rel=0.006)
+    assert total(costs).paper_flops == pytest.approx(TABLES[name], rel=0.005)
 
 
 def profiled_flops(model):

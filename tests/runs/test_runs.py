@@ -104,9 +104,8 @@ class TestFindRun:
 
 class TestReadConfig:
     def test_it_comes_back(self, tmp_path):
-        settings = {**SETTINGS, "depthwise_norm": True, "lr": 0.03}
-        (tmp_path / "config.json").write_text(json.dumps(settings))
-        assert read_config(tmp_path) == settings
+        (tmp_path / "config.json").write_text(json.dumps({**SETTINGS, "lr": 0.03}))
+        assert read_config(tmp_path) == {**SETTINGS, "lr": 0.03}
 
     @pytest.mark.parametrize(
         ("content", "expected"),
@@ -165,15 +164,6 @@ class TestCreateNetwork:
         config = create_network({**SMALL, **dict.fromkeys(SWITCHES, True), off: False}).get_config()
         assert {name: config[name] for name in SWITCHES} == {name: name != off for name in SWITCHES}
 
-    @pytest.mark.parametrize(("model", "norms"), [("han_small", False), ("han_large", False), ("han_residual", None)])
-    def test_a_run_of_an_earlier_version_had_one_batch_norm_for_a_depthwise_pair(self, tmp_path, model, norms):
-        config = {"dataset": "a", "split": "", "data_dir": "", "num_classes": 5, **SMALL, "model": model}
-        (tmp_path / "config.json").write_text(json.dumps(config))
-        assert read_config(tmp_path).get("depthwise_norm") is norms
-        assert create_network(read_config(tmp_path)).get_config()["depthwise_norm"] is (norms is None)
-        (tmp_path / "config.json").write_text(json.dumps({**config, "depthwise_norm": True}))
-        assert read_config(tmp_path)["depthwise_norm"] is True
-
     def test_a_network_without_attention(self):
         """It accepts the switches only if all are on."""
         on = {**SMALL, **dict.fromkeys(SWITCHES, True), "model": "shufflenet"}
@@ -227,7 +217,7 @@ class TestLoadRun:
 
     def test_an_ablation_comes_back(self, tmp_path):
         """Table 9's first row, without interaction: the checkpoint fits no other network."""
-        config = {**SETTINGS, **dict.fromkeys((*SWITCHES, "depthwise_norm"), False), "feature_dim": 64}
+        config = {**SETTINGS, **dict.fromkeys(SWITCHES, False), "feature_dim": 64}
         saved = create_network(config, config["num_classes"])
         Checkpoints(tmp_path / "checkpoints", 1, model=saved).save(1)
         (tmp_path / "config.json").write_text(json.dumps(config))

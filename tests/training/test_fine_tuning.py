@@ -7,13 +7,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from han_tf import train
 from han_tf.common.errors import Stopped, UserError
 from han_tf.data import load_dataset
 from han_tf.data.pipeline import LoadedImages, load_images
 from han_tf.models import create_model
 from han_tf.models.transfer import named_variables, take_over
-from han_tf.runs.folder import load_run, read_config
+from han_tf.runs.folder import load_run
 from han_tf.training.config import TrainConfig
 from han_tf.training.loop import Trainer
 from han_tf.weights import HERE, read_arrays
@@ -83,8 +82,7 @@ def test_all_but_the_classifiers_come_for_other_people_and_another_size(data, so
 
 def test_a_network_of_the_package_is_named(data, tmp_path):
     name = "han_small-synthetic"
-    settings = config(init_from=name, model_args={}, depthwise_norm=read_config(name)["depthwise_norm"])
-    trainer = Trainer(settings, tmp_path / "run", data)
+    trainer = Trainer(config(init_from=name, model_args={}), tmp_path / "run", data)
     stored = read_arrays(HERE / name)
     for found, variable in named_variables(trainer.model, classifiers=False).items():
         np.testing.assert_array_equal(variable, stored[found], err_msg=found)
@@ -133,26 +131,6 @@ def test_the_classifiers_learn_first_and_stopping_changes_nothing(data, tmp_path
     assert (values(trainer.model)["global_classifier/kernel"] != untrained).any()
     whole.run()
     assert_same(values(last.model), values(whole.model))
-
-
-def test_norms_are_those_of_the_network_to_start_from(tmp_path):
-    """Its config.json lacks the setting if an earlier version trained it."""
-
-    def norms(init_from, *arguments):
-        train.FLAGS.unparse_flags()
-        train.FLAGS(["train", f"--init_from={init_from}", *arguments])
-        try:
-            return train.config_of(train.FLAGS).depthwise_norm
-        finally:
-            train.FLAGS.unparse_flags()
-
-    config = json.loads((HERE / "han_small-market1501" / "config.json").read_text())
-    for settings in ({}, {"depthwise_norm": True}, {"model": "mobilenet"}):
-        (tmp_path / "config.json").write_text(json.dumps({**config, **settings}))
-        assert norms(tmp_path) == (settings != {})
-    assert norms("han_small-market1501", "--nodepthwise_norm") is False
-    with pytest.raises(UserError, match="--depthwise_norm True, but False in the network of --init_from"):
-        norms("han_small-market1501", "--depthwise_norm")
 
 
 def test_another_network_is_refused(data, source, tmp_path):
