@@ -55,6 +55,14 @@ class TestShipped:
         assert joint.cmc[0] > 5 * chance
 
 
+@pytest.mark.parametrize(
+    ("name", "checksum"), [("han_small-market1501", "b5799e80e74c"), ("han_large-market1501", "d6a9b3a1a086")]
+)
+def test_galleries_of_earlier_versions_fit(name, checksum):
+    """They hold the checksum of the network that made their features."""
+    assert FeatureExtractor(name).checksum.startswith(checksum)
+
+
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
     """Forty drawn people that no network was trained on."""
