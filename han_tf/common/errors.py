@@ -18,6 +18,11 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def first_line(error: BaseException) -> str:
+    """Returns the first line of an exception's message; the name of its class if there is no message."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 class Note(UserWarning):
     """Something that the user should know; the message is one line. Commands print it as ``note: …``."""
 

@@ -45,12 +45,7 @@ def free_memory_mb() -> Optional[int]:
 def redirected(descriptors: Sequence[int], target: int) -> Iterator[list[int]]:
     """Sends what is written to file descriptors, also by C++ code, to the open file ``target`` while the block runs.
 
-    Args:
-      descriptors: 1 for standard output, 2 for standard error.
-      target: a file descriptor.
-
-    Yields:
-      Copies of ``descriptors``, which are not redirected.
+    Yields copies of ``descriptors`` (1 is standard output, 2 standard error) that are not redirected.
     """
     sys.stdout.flush(), sys.stderr.flush()
     kept = [os.dup(descriptor) for descriptor in descriptors]

@@ -6,7 +6,7 @@ from typing import Optional, Union
 
 import tensorflow as tf
 
-from han_tf.common.errors import UserError
+from han_tf.common.errors import UserError, first_line
 
 
 class Checkpoints:
@@ -51,7 +51,7 @@ class Checkpoints:
             self.manager.save(checkpoint_number=number)
         except (tf.errors.OpError, OSError) as error:
             raise UserError(
-                f"cannot write a checkpoint to {self.folder}: {_first_line(error)}; kept {self.latest or 'none'}"
+                f"cannot write a checkpoint to {self.folder}: {first_line(error)}; kept {self.latest or 'none'}"
             ) from error
 
     def restore(self, partial: bool = False) -> str:
@@ -73,11 +73,7 @@ class Checkpoints:
             else:
                 status.assert_consumed()
         except (tf.errors.OpError, OSError, IndexError) as error:  # IndexError: TensorFlow read less than it expected
-            raise UserError(f"{path}: damaged or incomplete checkpoint ({_first_line(error)})") from error
+            raise UserError(f"{path}: damaged or incomplete checkpoint ({first_line(error)})") from error
         except (AssertionError, ValueError) as error:
-            raise UserError(f"{path}: checkpoint of another model ({_first_line(error)})") from error
+            raise UserError(f"{path}: checkpoint of another model ({first_line(error)})") from error
         return path
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -16,7 +16,7 @@ from zlib import crc32
 
 import tensorflow as tf
 
-from han_tf.common.errors import UserError
+from han_tf.common.errors import UserError, first_line
 from han_tf.layers.norm import synchronised_batch_norm
 
 CLUSTER = "TF_CONFIG"
@@ -54,8 +54,8 @@ def create_strategy(name: str) -> tf.distribute.Strategy:
         try:
             return tf.distribute.MultiWorkerMirroredStrategy()
         except (tf.errors.UnknownError, tf.errors.InvalidArgumentError) as error:
-            reason = next(iter(str(error).splitlines()), "unknown error")
-            raise UserError(f"--strategy multi_worker: {reason} ({CLUSTER} is {os.environ[CLUSTER]})") from error
+            told = f"{CLUSTER} is {os.environ[CLUSTER]}"
+            raise UserError(f"--strategy multi_worker: {first_line(error)} ({told})") from error
     return tf.distribute.get_strategy()
 
 
