@@ -21,6 +21,7 @@ import hypothesis
 import numpy as np
 import pytest
 
+from experiments.launch import claimed
 from han_tf import train
 from han_tf.common.cli import run
 from han_tf.data.synthetic import SyntheticPedestrians, generate
@@ -67,6 +68,23 @@ TINY_ARGS = {"stem_width": 16, "widths": [16, 32, 48], "strides": [2, 1]}
 
 TINY_NETWORK = "--model_args=" + ",".join(f"{name}={value}" for name, value in TINY_ARGS.items()).replace(" ", "")
 """The flag for :data:`TINY_ARGS`."""
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory):
+    """Returns a function that makes a folder once for all workers of pytest-xdist: ``made_once(name, make)``."""
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+
+    def folder(name, make):
+        with claimed(base / f"{name}.lock", lambda: None):
+            if not (base / f"{name}.done").exists():
+                make(base / name)
+                (base / f"{name}.done").touch()
+        return base / name
+
+    return folder
 
 
 @pytest.fixture(scope="session")
