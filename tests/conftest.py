@@ -23,6 +23,7 @@ import pytest
 
 from han_tf import train
 from han_tf.common.cli import run
+from han_tf.common.files import locked
 from han_tf.data.synthetic import SyntheticPedestrians, generate
 from han_tf.deploy.measuring import measure
 from han_tf.features.extractor import FeatureExtractor
@@ -67,6 +68,23 @@ TINY_ARGS = {"stem_width": 16, "widths": [16, 32, 48], "strides": [2, 1]}
 
 TINY_NETWORK = "--model_args=" + ",".join(f"{name}={value}" for name, value in TINY_ARGS.items()).replace(" ", "")
 """The flag for :data:`TINY_ARGS`."""
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory):
+    """Returns a function that makes a folder once for all workers of pytest-xdist: ``made_once(name, make)``."""
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+
+    def folder(name, make):
+        with locked(base / f"{name}.lock"):
+            if not (base / f"{name}.done").exists():
+                make(base / name)
+                (base / f"{name}.done").touch()
+        return base / name
+
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import re
 import shlex
 import shutil
@@ -10,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -23,8 +21,10 @@ from experiments.results import load_results, training_result
 from han_tf.common.cli import run
 from han_tf.common.errors import Stopped, UserError
 from han_tf.common.files import locked
+from han_tf.models import MODELS
 from han_tf.training.config import TrainConfig
 from tests.experiments.made_results import training
+from tests.experiments.small_networks import small_networks
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -34,16 +34,22 @@ def call(*arguments):
 
 
 @pytest.fixture(scope="module")
-def smoke(tmp_path_factory):
-    """The runs folder of all experiments at the smallest scale."""
-    base = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        base = base.parent  # shared by all workers, since it takes minutes
-    with locked(base / "smoke.lock"):
-        if not (base / "smoke.done").exists():
-            assert call("all", "--scale=smoke", f"--runs_dir={base / 'smoke'}") == 0
-            (base / "smoke.done").touch()
-    return base / "smoke"
+def small():
+    """Puts small networks in place of the paper's, which take minutes."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, entry in small_networks().items():
+            patch.setitem(MODELS, name, entry)
+        yield
+
+
+@pytest.fixture(scope="module")
+def smoke(made_once, small):
+    """The runs folder of all experiments at the smallest scale, with small networks."""
+
+    def make(folder):
+        assert call("all", "--scale=smoke", f"--runs_dir={folder}") == 0
+
+    return made_once("smoke", make)
 
 
 def test_every_experiment_gives_its_table(smoke):
@@ -96,20 +102,37 @@ def test_what_is_finished_is_skipped(smoke, capsys, monkeypatch):
     assert "Table 8: " in out
 
 
+KILLED = """
+import os, signal, sys
+from experiments import run
+from han_tf.common import cli
+from han_tf.models import MODELS
+from han_tf.training.loop import Trainer
+from tests.experiments.small_networks import small_networks
+
+def killed(trainer):
+    if trainer.history:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+MODELS.update(small_networks())
+Trainer._evaluate_if_due = killed
+cli.run(run.main, run.FLAGS, run.__doc__, sys.argv, "experiments")
+"""
+"""A runner that is killed with SIGKILL when a training has saved its only epoch."""
+
+
 @pytest.mark.long
 def test_a_killed_runner_goes_on_to_the_same_result(smoke, tmp_path):
-    """The runner is killed with SIGKILL while it trains; then the same command runs again."""
     shutil.copytree(smoke / "tiny", tmp_path / "tiny")
-    command = [sys.executable, "-m", "experiments.run", "table8", "--scale=smoke", f"--runs_dir={tmp_path}"]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 300
-    while not list(tmp_path.glob("*/checkpoints/checkpoint")) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.kill()
-    process.wait()
-    assert not (tmp_path / "results").exists(), "killed too late for the test to mean anything"
+    command = [sys.executable, "-c", KILLED, "table8", "--scale=smoke", f"--runs_dir={tmp_path}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    (saved,) = tmp_path.glob("*/checkpoints/checkpoint")
+    before = saved.stat().st_mtime_ns
+    assert not (tmp_path / "results").exists()
     assert call("table8", "--scale=smoke", f"--runs_dir={tmp_path}") == 0
     (result,) = load_results(tmp_path / "results")
+    assert saved.stat().st_mtime_ns == before
     (whole,) = [r for r in load_results(smoke / "results") if r.name == result.name]
     assert result["results"] == [row for row in whole["results"] if not row["reranked"]]
 

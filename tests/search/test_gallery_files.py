@@ -5,7 +5,6 @@ import errno
 import json
 import os
 import re
-import shutil
 import signal
 import sqlite3
 import subprocess
@@ -746,34 +745,38 @@ def test_no_permission_to_write(path, monkeypatch):
 
 
 CREATE_AND_ADD = """
-import time
-print("ready", flush=True)
-sys.stdin.readline()
-try:
-    with create_gallery(sys.argv[1], 16, CHECKSUM, "flat") as gallery:
-        print(len(gallery.add(clustered(40, 16))))
-        gallery.search(clustered(1, 16))
-except Exception as error:
-    print(type(error).__name__, error)
+for folder in sys.argv[1:]:
+    print("ready", flush=True)
+    sys.stdin.readline()
+    try:
+        with create_gallery(folder, 16, CHECKSUM, "flat") as gallery:
+            answer = len(gallery.add(clustered(40, 16)))
+            gallery.search(clustered(1, 16))
+    except Exception as error:
+        answer = f"{type(error).__name__} {error}"
+    print(answer, flush=True)
 """
 
 
-def test_of_processes_that_create_one_gallery_one_does(path):
+def test_of_processes_that_create_one_gallery_one_does(tmp_path):
     """One process creates it and adds images, which stay; the others are refused."""
-    for _ in range(5):
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        processes = [run(CREATE_AND_ADD, path, **pipes) for _ in range(3)]
+    folders = [tmp_path / f"gallery{number}" for number in range(5)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    processes = [run(CREATE_AND_ADD, *folders, **pipes) for _ in range(3)]
+    for folder in folders:
         for process in processes:
-            process.stdout.readline()
+            assert process.stdout.readline() == "ready\n"
         for process in processes:
             process.stdin.write("go\n")
             process.stdin.flush()
-        answers = sorted(process.communicate()[0].strip() for process in processes)
+        answers = sorted(process.stdout.readline().strip() for process in processes)
         assert answers[0] == "40"
         assert all(answer.startswith("UserError ") for answer in answers[1:]), answers
-        with open_gallery(path) as gallery:
+        with open_gallery(folder) as gallery:
             assert len(gallery) == 40
-        shutil.rmtree(path)
+    for process in processes:
+        process.communicate()
+        assert process.returncode == 0
 
 
 def test_a_creation_holds_the_lock_until_the_gallery_is_open(path, monkeypatch):

@@ -39,7 +39,7 @@ def run(test, **options):
             doubler.gate.set()
             await batcher.close()
 
-    asyncio.run(main())
+    asyncio.run(asyncio.wait_for(main(), 60))
     assert sizes == [len(batch) for batch in doubler.batches]
     return doubler.batches
 
