@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 
@@ -88,9 +89,8 @@ def made_once(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def tiny_data(tmp_path_factory):
+def tiny_data(made_once):
     """A few drawn pedestrians on disk, in Market-1501's layout: 8 people to train on, 4 to test."""
-    root = tmp_path_factory.mktemp("tiny") / "Market-1501"
     pedestrians = SyntheticPedestrians(
         train_identities=8,
         test_identities=4,
@@ -100,17 +100,18 @@ def tiny_data(tmp_path_factory):
         distractors=6,
         junk=3,
     )
-    generate(root, pedestrians, layout="market1501")
-    return root
+    return made_once("tiny", lambda root: generate(root, pedestrians, layout="market1501", workers=1))
 
 
 @pytest.fixture(scope="session")
-def tiny_run(tiny_data, tmp_path_factory):
-    """The folder of a finished run of two epochs on :func:`tiny_data`."""
-    run_dir = tmp_path_factory.mktemp("runs") / "tiny"
-    arguments = ["--dataset=market1501", f"--data_dir={tiny_data}", f"--run={run_dir}", "--epochs=2"]
-    assert run(train.main, train.FLAGS, train.__doc__, ["train", *arguments, *TINY_SIZE, TINY_NETWORK]) == 0
-    return run_dir
+def tiny_run(tiny_data, made_once, tmp_path_factory):
+    """The folder of a finished run of two epochs on :func:`tiny_data`; each worker has a copy of its own."""
+
+    def make(run_dir):
+        arguments = ["--dataset=market1501", f"--data_dir={tiny_data}", f"--run={run_dir}", "--epochs=2"]
+        assert run(train.main, train.FLAGS, train.__doc__, ["train", *arguments, *TINY_SIZE, TINY_NETWORK]) == 0
+
+    return shutil.copytree(made_once("tiny_run", make), tmp_path_factory.mktemp("runs") / "tiny")
 
 
 @pytest.fixture(scope="session")

@@ -13,10 +13,14 @@ from han_tf.models import MODELS, Entry
 from han_tf.models.han import HAN
 from han_tf.runs import environment
 
+TINY = Entry(HAN, {"widths": (16,), "strides": (2,), "spatial": False})
+"""A network whose graph is built fast."""
+
 
 def test_figures_of_one_network(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(bench, "PRODUCT_SIZE", 64)
     monkeypatch.setattr(bench, "IDENTITIES", 3)
+    monkeypatch.setitem(MODELS, "shufflenet", TINY)
 
     def half_a_second(call, repeats):
         call()
@@ -40,7 +44,7 @@ def test_bfloat16_is_measured_where_the_processor_has_it(tmp_path, capsys, monke
     """The test sets the instruction sets; TensorFlow computes in bfloat16 on any processor."""
     monkeypatch.setattr(bench, "PRODUCT_SIZE", 64)
     monkeypatch.setattr(bench, "IDENTITIES", 3)
-    monkeypatch.setitem(MODELS, "tiny", Entry(HAN, {"widths": (16,), "spatial": False}))
+    monkeypatch.setitem(MODELS, "tiny", TINY)
     trained = []
     monkeypatch.setattr(bench, "seconds", lambda call, repeats: trained.append(call()) or 0.5)
     machine = {**environment.machine(), "instruction_sets": ["avx2", "amx_bf16"]}

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -12,7 +11,7 @@ import pytest
 
 from experiments.results import HERE
 from han_tf.__main__ import commands
-from tests.conftest import TINY_NETWORK, TINY_SIZE
+from tests.conftest import TINY_SIZE
 
 WATCH = """
 import os, socket, sys
@@ -101,16 +100,15 @@ def watched(tmp_path):
 
 
 @pytest.mark.long
-def test_commands_open_no_connection(watched, tiny_data, tiny_run, tmp_path):
+def test_commands_open_no_connection(watched, tiny_data, tmp_path):
     pytest.importorskip("openvino")
     pytest.importorskip("nncf")
-    run, data, model = f"--model={tiny_run}", f"--data_dir={tiny_data}", f"--model={tmp_path}/exports/openvino-int8"
-    shutil.copytree(tiny_run, tmp_path / "runs" / "tiny")
-    network = (*TINY_SIZE, TINY_NETWORK)
+    made, data, model = f"{tmp_path}/runs/made", f"--data_dir={tiny_data}", f"--model={tmp_path}/exports/openvino-int8"
+    run, network = f"--model={made}", (*TINY_SIZE, "--model_args=widths=[16],strides=[2]")  # its graph is built fast
     given = [
         ("han_tf.weights.__main__",),
         ("han_tf.data.synthetic.__main__", f"--output={tmp_path}/drawn", *FEW),
-        ("han_tf.train", "--dataset=market1501", data, f"--run={tmp_path}/run", "--epochs=1", *network),
+        ("han_tf.train", "--dataset=market1501", data, f"--run={made}", "--epochs=1", *network),
         ("han_tf.evaluate", run, f"--output={tmp_path}/evaluation.json"),
         ("han_tf.visualize", run, f"--output={tmp_path}"),
         ("han_tf.flops", "--arch=han_small"),

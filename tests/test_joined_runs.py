@@ -11,7 +11,7 @@ from han_tf.data import load_dataset
 from han_tf.data.synthetic import SyntheticPedestrians, generate
 from han_tf.runs.folder import data_of, read_config
 from han_tf.runtimes.keras import card_of, load_run
-from tests.conftest import TINY_NETWORK, TINY_SIZE
+from tests.conftest import TINY_SIZE
 
 
 def call(command, *arguments, **options):
@@ -36,14 +36,14 @@ def csv_data(tmp_path_factory):
         distractors=2,
         junk=1,
     )
-    generate(root, people, layout="csv")
+    generate(root, people, layout="csv", workers=1)
     return root
 
 
 @pytest.fixture(scope="module")
 def arguments(tiny_data, csv_data):
     data = ["--dataset=market1501,csv", f"--data_dir={tiny_data},{csv_data}"]
-    return [*data, *TINY_SIZE, TINY_NETWORK, "--epochs=2", "--eval_every=1"]
+    return [*data, *TINY_SIZE, "--model_args=widths=[16],strides=[2]", "--epochs=2", "--eval_every=1"]
 
 
 @pytest.fixture(scope="module")

@@ -78,7 +78,7 @@ def drawn(tmp_path_factory):
         distractors=0,
         junk=0,
     )
-    generate(root, people, layout="market1501")
+    generate(root, people, layout="market1501", workers=1)
     return load_dataset("market1501", root)
 
 

@@ -20,7 +20,7 @@ from han_tf.common.cli import run
 from han_tf.common.errors import UserError
 from han_tf.common.files import locked
 from han_tf.data import load_dataset
-from han_tf.deploy import checking, exporters, writing
+from han_tf.deploy import checking, exporters, measuring, writing
 from han_tf.deploy.exporters import FORMATS, INT8, check_supported
 from han_tf.deploy.graph import INPUT, OUTPUT
 from han_tf.deploy.writing import Comparison, Export, _replace
@@ -46,6 +46,7 @@ def _loaded_once(tiny_run):
     load = writing.load_run
     once = functools.cache(load)
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measuring, "TIMED_IMAGES", 16)
         patch.setattr(writing, "load_run", lambda folder, which: (once if folder == tiny_run else load)(folder, which))
         yield
 

@@ -161,6 +161,7 @@ def test_a_node_that_dies_costs_no_row(two_nodes, stalled, images, plain_model, 
     assert_rows(out, images, FeatureExtractor(plain_model))
 
 
+@pytest.mark.long
 def test_a_local_ray_does_what_is_left(images, tiny_run, extractor, tmp_path):
     pytest.importorskip("ray", reason="needs Ray: pip install 'han-tf[ray]'")
     out = tmp_path / "out"

@@ -41,11 +41,12 @@ def client_of(service, **options):
 
 
 def wait_for(condition, seconds=20):
-    """Waits until ``condition`` holds."""
+    """Returns the first true value of ``condition()``."""
     end = time.monotonic() + seconds
-    while not condition():
+    while not (value := condition()):
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.02)
+    return value
 
 
 def encoded(image, format="PNG", **options):

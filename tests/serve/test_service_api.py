@@ -357,6 +357,7 @@ def test_all_of_a_gallery_page_by_page(client):
     while after is not None:
         page = client.get("/gallery", params={"limit": 7, "after": after}).json()
         seen += [entry["id"] for entry in page["entries"]]
+        assert page["next"] is None or page["next"] > after
         after = page["next"]
     assert seen == [id for id in range(31) if id != 4]
     assert page["total"] == 30
@@ -372,6 +373,7 @@ def test_entries_are_listed_counted_and_deleted_by_filter(client, tiny_set, tmp_
         while after is not None:
             page = client.get("/gallery", params={"limit": 2, "after": after, **filters}).json()
             seen += [entry["id"] for entry in page["entries"]]
+            assert page["next"] is None or page["next"] > after
             after = page["next"]
         assert page["total"] == len(seen)
         return seen

@@ -14,10 +14,12 @@ from ipaddress import ip_address
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 
 from han_tf.common.cli import run
 from han_tf.common.errors import UserError
+from han_tf.runs.card import read_card
 from han_tf.search import create_gallery, open_gallery
 from han_tf.serve import __main__ as command
 from han_tf.serve.limits import Limits
@@ -219,16 +221,21 @@ def test_a_model_that_cannot_be_opened_is_one_line(make_index, tmp_path, tiny_ru
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL], ids=lambda number: number.name)
-def test_what_was_answered_is_kept(number, tmp_path, tiny_run, make_index):
-    with make_index(tmp_path / "index") as gallery:
-        before = len(gallery)
-    arguments = [f"--index={tmp_path}/index", f"--model={tiny_run}", "--port=0", "--threads=1"]
-    log = (tmp_path / "log").open("w+")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "han_tf.serve", *arguments], stdout=subprocess.PIPE, stderr=log, text=True
-    )
+def test_what_was_answered_is_kept(number, tmp_path, plain_model):
+    with create_gallery(tmp_path / "index", 8, read_card(plain_model).checksum) as gallery:
+        gallery.add(np.eye(8, dtype=np.float32))
+    arguments = [f"--index={tmp_path}/index", f"--model={plain_model}", "--port=0", "--threads=1"]
+    log = tmp_path / "log"
+    command = [sys.executable, "-m", "han_tf.serve", *arguments]
+    with log.open("w") as stream:
+        process = subprocess.Popen(command, stdout=stream, stderr=stream)
+
+    def ready():
+        assert process.poll() is None, log.read_text()
+        return re.search(r"ready: (\S+)\n", log.read_text())
+
     try:
-        address = next(match[1] for line in process.stdout if (match := re.search(r"ready: (\S+)", line)))
+        address = wait_for(ready, 300)[1]
         answered, gone = [], []
 
         def add():
@@ -253,13 +260,11 @@ def test_what_was_answered_is_kept(number, tmp_path, tiny_run, make_index):
         assert process.wait(30) == -number
     finally:
         process.kill()
-        process.stdout.close()
-    log.seek(0)
-    assert "Traceback" not in log.read()
+    assert "Traceback" not in log.read_text()
     with open_gallery(tmp_path / "index") as gallery:
         entries = gallery.entries(answered)
         if number != signal.SIGKILL:
-            assert len(gallery) == before + len(answered)
+            assert len(gallery) == 8 + len(answered)
     assert all((tmp_path / "index.service" / entry.path).is_file() for entry in entries)
 
 

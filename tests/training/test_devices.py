@@ -53,9 +53,13 @@ def trainer(name, **changes):
     assert (made.trained is made.model) == (made.strategy.num_replicas_in_sync == 1)
     return made
 
-whole = trainer("one", strategy="one_device")
-whole.run()
+trainer("one", strategy="one_device").run()
 trainer("two", strategy="mirrored").run()
+
+# A network whose graph is built fast, with batch norm in its head.
+MODELS["colours"] = Entry(Colours, {})
+settings.update(model="colours", model_args={}, lr=0.001)
+trainer("float32", strategy="one_device").run()
 
 def halved(name, then, **changes):
     # Stops a run on two devices after half an epoch, and resumes it with the strategy `then`.
@@ -88,10 +92,6 @@ try:
 except UserError as error:
     print(error)
 
-# In bfloat16 and compiled, with a network whose graph is built fast.
-MODELS["colours"] = Entry(Colours, {})
-settings.update(model="colours", model_args={}, lr=0.001)
-trainer("float32", strategy="one_device").run()
 halved("bfloat16", "mirrored", precision="mixed_bfloat16")
 for name in ("loss", "people", "images_per_person"):
     del settings[name]
@@ -117,20 +117,21 @@ def test_two_devices_do_what_one_does(tiny_data, tmp_path):
         capture_output=True,
         text=True,
         cwd=HERE.parent,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    one, two, halved, apart = (row_of(tmp_path / name) for name in ("one", "two", "halved", "apart"))
+    one, two = (row_of(tmp_path / name) for name in ("one", "two"))
     assert losses(two) == pytest.approx(losses(one), rel=1e-4)
-    assert losses(halved) == pytest.approx(losses(one), rel=1e-4)
     # The statistics of attention are sums over the images of both devices.
     np.testing.assert_allclose(two["attention"]["mean"], one["attention"]["mean"], atol=1e-4)
     for ours, theirs in zip(two["attention"]["levels"], one["attention"]["levels"]):
         assert ours == pytest.approx(theirs, rel=1e-3)
-    # Ten times what the others may differ by.
-    assert abs(apart["loss"] / one["loss"] - 1) > 1e-3, "batch norm over half of a batch is another network"
-    float32, bfloat16, plain, compiled = (
-        losses(row_of(tmp_path / name)) for name in ("float32", "bfloat16", "plain", "compiled")
+    float32, halved, apart, bfloat16, plain, compiled = (
+        losses(row_of(tmp_path / name)) for name in ("float32", "halved", "apart", "bfloat16", "plain", "compiled")
     )
+    assert halved == pytest.approx(float32, rel=1e-4)
+    # Ten times what the others may differ by.
+    assert abs(apart["loss"] / float32["loss"] - 1) > 1e-3, "batch norm over half of a batch is another network"
     assert bfloat16["loss"] == pytest.approx(float32["loss"], rel=0.02)
     assert compiled == pytest.approx(plain, rel=1e-5)
     refused = done.stdout.splitlines()

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from han_tf import train
+from han_tf.common.cli import run
 from han_tf.common.errors import Stopped, UserError
 from han_tf.common.processes import stop_signals
 from han_tf.data import load_dataset
@@ -21,9 +23,11 @@ from han_tf.runs.folder import load_run
 from han_tf.training.config import TrainConfig
 from han_tf.training.loop import Trainer
 from han_tf.training.step import Step
-from tests.conftest import TINY_ARGS, TINY_NETWORK, TINY_SIZE
+from tests.conftest import TINY_ARGS, TINY_SIZE
 
 SIZE = {"input_height": 48, "input_width": 32}
+
+ONE_LEVEL = {"widths": [16], "strides": [2, 1]}
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +37,7 @@ def data(tiny_data):
 
 def config(**changes):
     """Returns settings; unless ``changes`` say otherwise, of a HAN of one level, whose graph is built fast."""
-    network = {} if "model" in changes else {"model_args": {"widths": [16]}}
+    network = {} if "model" in changes else {"model_args": ONE_LEVEL}
     return TrainConfig(**{"dataset": "market1501", "epochs": 3, "batch_size": 16, **SIZE, **network, **changes})
 
 
@@ -61,24 +65,20 @@ def unbroken(data, tmp_path_factory):
 
 
 def test_it_learns(data, tmp_path):
-    trainer = Trainer(config(epochs=10, lr=0.005, model_args=TINY_ARGS), tmp_path, data)
+    trainer = Trainer(config(epochs=10, lr=0.005), tmp_path, data)
     trainer.run()
     first, last = trainer.history[0], trainer.history[-1]
     assert last["loss"] < 0.8 * first["loss"]
     assert last["local_accuracy"] > first["local_accuracy"]
 
 
-@pytest.mark.parametrize(("number", "after"), [(signal.SIGINT, 2), (signal.SIGTERM, 5), (signal.SIGTERM, 4)])
-def test_a_stopped_run_goes_on_to_the_same_weights(data, unbroken, tmp_path, number, after):
-    """Stopped within an epoch and at the end of one (4 steps)."""
-    trainer = Trainer(config(), tmp_path, data)
-    assert trainer.steps_per_epoch == 4
-    step = trainer.train_step
-    steps = []
+def stop(trainer, number, after):
+    """Runs a trainer that gets a signal in one of its steps, counted from 1, and checks that it stops after it."""
+    step, taken = trainer.train_step, []
 
     def stopping(*batch):
-        steps.append(batch)
-        if len(steps) == after:
+        taken.append(batch)
+        if len(taken) == after:
             signal.raise_signal(number)
         return step(*batch)
 
@@ -87,11 +87,19 @@ def test_a_stopped_run_goes_on_to_the_same_weights(data, unbroken, tmp_path, num
     with pytest.raises(Stopped, match="the same command resumes the run") as stopped:
         trainer.run()
     assert stopped.value.signal == number
-    assert len(steps) == after
+    assert len(taken) == after
     assert [signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)] == handlers
 
+
+def test_a_stopped_run_goes_on_to_the_same_weights(data, unbroken, tmp_path):
+    """Stopped three times: within an epoch, at the end of one (4 steps), and after the first step of the next."""
+    for number, before, after in ((signal.SIGINT, 0, 2), (signal.SIGTERM, 2, 4), (signal.SIGTERM, 4, 5)):
+        trainer = Trainer(config(), tmp_path, data)
+        assert trainer.steps_per_epoch == 4
+        assert trainer.global_step == before
+        stop(trainer, number, after - before)
     resumed = Trainer(config(), tmp_path, data)
-    assert resumed.global_step == after
+    assert resumed.global_step == 5
     resumed.run()
     assert_same_weights(tmp_path, unbroken)
     ours, theirs = (json.loads((folder / "history.json").read_text()) for folder in (tmp_path, unbroken))
@@ -115,16 +123,7 @@ def test_other_batches_go_on_to_the_same_weights(data, tmp_path, colours, change
     whole = Trainer(settings, tmp_path / "whole", data)
     whole.run()
     trainer = Trainer(settings, tmp_path / "halved", data)
-    step = trainer.train_step
-
-    def stopping(*batch):
-        if trainer.global_step == trainer.steps_per_epoch + 1:
-            signal.raise_signal(signal.SIGTERM)
-        return step(*batch)
-
-    trainer.train_step = stopping
-    with pytest.raises(Stopped):
-        trainer.run()
+    stop(trainer, signal.SIGTERM, trainer.steps_per_epoch + 2)
     resumed = Trainer(settings, tmp_path / "halved", data)
     assert resumed.global_step == resumed.steps_per_epoch + 2
     resumed.run()
@@ -137,36 +136,43 @@ def test_other_batches_go_on_to_the_same_weights(data, tmp_path, colours, change
 
 @pytest.mark.long
 def test_a_killed_run_goes_on_to_the_same_weights(tiny_data, tmp_path):
-    def command(run_dir):
-        arguments = ["--dataset=market1501", f"--data_dir={tiny_data}", f"--run={run_dir}", *TINY_SIZE]
-        arguments += [TINY_NETWORK, "--epochs=3", "--panel_images=0", "--batch_size=16"]
-        return [sys.executable, "-m", "han_tf.train", *arguments]
+    """Another process is killed while it trains; this one goes on, and does the whole for comparison."""
+
+    def arguments(run_dir):
+        chosen = ["--dataset=market1501", f"--data_dir={tiny_data}", f"--run={run_dir}", *TINY_SIZE]
+        return [*chosen, "--model_args=widths=[16],strides=[2,1]", "--epochs=3", "--panel_images=0", "--batch_size=16"]
+
+    def finish(run_dir):
+        assert run(train.main, train.FLAGS, train.__doc__, ["train", *arguments(run_dir)]) == 0
 
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    subprocess.run(command(whole), check=True, capture_output=True)
-    process = subprocess.Popen(command(killed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command = [sys.executable, "-m", "han_tf.train", *arguments(killed)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 300
     while not (killed / "checkpoints" / "checkpoint").exists() and time.monotonic() < deadline:
+        assert process.poll() is None
         time.sleep(0.01)
     process.kill()
     process.wait()
+    assert (killed / "checkpoints" / "checkpoint").exists()
     assert not (killed / "metrics.json").exists(), "killed too late for the test to mean anything"
-    subprocess.run(command(killed), check=True, capture_output=True)
+    finish(killed)
+    finish(whole)
     assert_same_weights(killed, whole)
     assert (killed / "metrics.json").read_text() == (whole / "metrics.json").read_text()
-
-
-def test_another_seed_gives_another_network(data, unbroken, tmp_path):
-    Trainer(config(seed=1, epochs=1), tmp_path, data).run()
-    first, second = weights(tmp_path), weights(unbroken)
-    name = next(name for name in first if "stem/conv/kernel" in name and "optimizer" not in name.lower())
-    assert np.abs(first[name] - second[name]).max() > 1e-3
 
 
 @pytest.fixture
 def without_graph(monkeypatch):
     """Takes steps without a graph, which would take longer to build than a step or two."""
     monkeypatch.setattr(Step, "take", Step.take.python_function)
+
+
+def test_another_seed_gives_another_network(data, unbroken, tmp_path, without_graph):
+    Trainer(config(seed=1, epochs=1), tmp_path, data).run()
+    first, second = weights(tmp_path), weights(unbroken)
+    name = next(name for name in first if "stem/conv/kernel" in name and "optimizer" not in name.lower())
+    assert np.abs(first[name] - second[name]).max() > 1e-3
 
 
 def test_localisation_learns_at_its_own_rate(data, tmp_path, without_graph):
@@ -201,15 +207,15 @@ def test_weight_decay_is_coupled(data, tmp_path, without_graph):
         np.testing.assert_allclose(stepped[0.1][name] - stepped[0.0][name], expected, atol=2e-6, err_msg=name)
 
 
-def test_the_triplet_loss_alone_trains_a_network_without_classifiers(data, tmp_path):
+def test_the_triplet_loss_alone_trains_a_network_without_classifiers(data, tmp_path, without_graph):
     trainer = Trainer(config(epochs=1, loss="triplet", **PEOPLE), tmp_path, data)
     trainer.run()
     (row,) = trainer.history
     assert {name for name in row if name.endswith(("loss", "accuracy"))} == {"loss", "global_loss", "local_loss"}
     assert row["loss"] == pytest.approx(row["global_loss"] + row["local_loss"], rel=1e-5)
-    run = load_run(tmp_path)
-    assert run.config["num_classes"] == run.model.num_classes == 0
-    np.testing.assert_array_equal(run.model(data.images[:3]), trainer.model(data.images[:3]))
+    loaded = load_run(tmp_path)
+    assert loaded.config["num_classes"] == loaded.model.num_classes == 0
+    np.testing.assert_array_equal(loaded.model(data.images[:3]), trainer.model(data.images[:3]))
 
 
 def test_losses_are_summed_over_kinds_and_branches(data, tmp_path, without_graph):
@@ -243,8 +249,9 @@ def test_a_network_with_one_branch_trains_in_the_same_loop(data, tmp_path, colou
     np.testing.assert_array_equal(load_run(tmp_path).model(data.images[:3]), trainer.model(data.images[:3]))
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(data, tmp_path):
-    trainer = Trainer(config(), tmp_path, data)
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(data, tmp_path, colours):
+    settings = config(model=colours, lr=0.001)
+    trainer = Trainer(settings, tmp_path, data)
     step = trainer.train_step
 
     def diverging(*batch):
@@ -254,43 +261,45 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(d
     trainer.train_step = diverging
     with pytest.raises(UserError, match=r"loss is nan in epoch 2, step 3; .* last good checkpoint: .*ckpt-4"):
         trainer.run()
-    assert Trainer(config(), tmp_path, data).global_step == 4
+    assert Trainer(settings, tmp_path, data).global_step == 4
 
 
-def test_a_huge_rate_is_noticed(data, tmp_path):
+def test_a_huge_rate_is_noticed(data, tmp_path, without_graph):
     with pytest.raises(UserError, match=r"not finite|loss is (nan|inf)"):
         Trainer(config(lr=1e30), tmp_path, data).run()
 
 
-def test_saturated_regions_are_said(data, tmp_path, capsys):
-    trainer = Trainer(config(epochs=1, model_args={"widths": [16, 16], "strides": [2]}), tmp_path, data)
+def test_saturated_regions_are_said(data, tmp_path, capsys, without_graph):
+    settings = config(epochs=1, batch_size=64, model_args={"widths": [16, 16], "strides": [2]})
+    trainer = Trainer(settings, tmp_path, data)
     trainer.model.attentions[1].hard.localisation.bias.assign([5.0] * 8)
     trainer.run()
     assert "level 2 region 1 is saturated" in capsys.readouterr().out
     assert any("level 2 region 4" in sentence for sentence in trainer.history[0]["attention"]["complaints"])
 
 
-def test_evaluation_keeps_the_best_and_is_not_lost_by_a_kill(data, tmp_path):
+def test_evaluation_keeps_the_best_and_is_not_lost_by_a_kill(data, tmp_path, colours):
     """The mAP falls over three evaluations: the first network stays the best one."""
     counted = []
 
     def evaluate(model):
-        counted.append(model.stem.conv.kernel.numpy())
+        counted.append(model.global_head.dense.kernel.numpy())
         row = {"feature": "joint", "query": "single", "reranked": False, "rank-1": 0.5, "mAP": 0.9 / len(counted)}
         return {"counts": {}, "results": [row]}
 
     def killed(model):
         raise KeyboardInterrupt
 
-    settings = config(eval_every=1)
+    settings = config(model=colours, lr=0.001, eval_every=1)
     with pytest.raises(KeyboardInterrupt):
         Trainer(settings, tmp_path, data, evaluate=killed, scalars=scalars).run()
     trainer = Trainer(settings, tmp_path, data, evaluate=evaluate, scalars=scalars)
     trainer.run()
     assert len(counted) == 3
     assert ["evaluation" in row for row in trainer.history] == [True] * 3
-    np.testing.assert_array_equal(load_run(tmp_path, "best").model.stem.conv.kernel, counted[0])
-    np.testing.assert_array_equal(load_run(tmp_path, "last").model.stem.conv.kernel, counted[2])
+    assert np.abs(counted[2] - counted[0]).max() > 0
+    np.testing.assert_array_equal(load_run(tmp_path, "best").model.global_head.dense.kernel, counted[0])
+    np.testing.assert_array_equal(load_run(tmp_path, "last").model.global_head.dense.kernel, counted[2])
 
 
 @pytest.mark.parametrize(("handler", "caught"), [(signal.SIG_DFL, [signal.SIGHUP]), (signal.SIG_IGN, [])])
@@ -356,8 +365,8 @@ def test_other_test_images_are_evaluated_anew(data, tmp_path, colours):
     assert trained(0.5, "v2") == [None, 0.6]
 
 
-def test_checkpoints_are_kept_by_count(data, tmp_path):
-    Trainer(config(keep_checkpoints=2), tmp_path, data).run()
+def test_checkpoints_are_kept_by_count(data, tmp_path, colours):
+    Trainer(config(model=colours, lr=0.001, keep_checkpoints=2), tmp_path, data).run()
     assert sorted(path.stem for path in (tmp_path / "checkpoints").glob("*.index")) == ["ckpt-12", "ckpt-8"]
 
 
@@ -429,13 +438,13 @@ def test_the_run_folder_says_what_the_run_is(unbroken):
     assert set(environment) == {"command", "commit", "python", "packages", "platform", "machine"}
 
 
-def test_tensorboard_gets_curves_regions_and_attention(data, tmp_path):
+def test_tensorboard_gets_curves_regions_and_attention(data, tmp_path, without_graph):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     from han_tf.viz.attention import attention_panels
 
     images = data.images[:2]
-    settings = config(epochs=1, model_args=TINY_ARGS)
+    settings = config(epochs=1, batch_size=64, model_args=TINY_ARGS)
     Trainer(settings, tmp_path, data, panel=lambda model: attention_panels(model, images)).run()
     events = EventAccumulator(str(tmp_path / "tensorboard"), {"tensors": 0})
     events.Reload()
