@@ -105,8 +105,12 @@ class Report(NamedTuple):
         mine.sort(key=lambda result: score(result, *SCORES[1][1:]) or 0, reverse=True)
         head = ["training", "data set", *(title for title, *_ in SCORES)]
         lines = [*([] if drawn else _published()), *map(self._scores, shown_trainings(mine))]
-        apart = [f"- {self.link(result.name)}: {result['apart']}." for result in mine if "apart" in result]
-        parts = [f"## {HEADINGS[name]}", markdown_table(head, lines, 2), "\n".join(apart)]
+        apart: dict[str, list[str]] = {}
+        for result in mine:
+            if "apart" in result:
+                apart.setdefault(result["apart"], []).append(self.link(result.name))
+        told = [f"- {', '.join(links)}: {why}." for why, links in apart.items()]
+        parts = [f"## {HEADINGS[name]}", markdown_table(head, lines, 2), "\n".join(told)]
         return self._with_note(name, *filter(None, parts))
 
     def _scores(self, result: Result) -> list[str]:
@@ -148,7 +152,7 @@ class Report(NamedTuple):
             about, *paragraphs = render(result, self.results)
             date, commit = (result.get("date") or "")[:10], tables.short_commit(result.get("commit"))
             about += f" Commit {commit}; {date}; {tables.machine_name(result.get('machine'))}."
-            parts.append(self._with_note(result.name, f"### {result.name}", about, *paragraphs))
+            parts.append(self._with_note(result.name, f"{self.link(result.name)}: {about}", *paragraphs))
         return "\n\n".join([f"## {heading}", *parts]) if parts else ""
 
     def _with_note(self, name: str, *paragraphs: str) -> str:
