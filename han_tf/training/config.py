@@ -211,7 +211,10 @@ class TrainConfig:
         COMPUTATION, 0, "Seed of the weights, of the images' order and of their augmentation.", 0, 2**32 - 1
     )
     eval_every: int = _setting(
-        EVALUATIONS, 0, "Epochs between evaluations; 0 for six over the run. The last epoch is always evaluated.", 0
+        EVALUATIONS,
+        0,
+        "Epochs between evaluations; 0 for at most six over the run. The last epoch is always evaluated.",
+        0,
     )
     keep_checkpoints: int = _setting(EVALUATIONS, 2, "Newest checkpoints kept.", 1)
     panel_images: int = _setting(EVALUATIONS, 8, "Images whose attention TensorBoard shows.", 0)
@@ -276,7 +279,7 @@ class TrainConfig:
     @property
     def evaluation_interval(self) -> int:
         """Epochs between evaluations."""
-        return self.eval_every or max(1, self.epochs // 6)
+        return self.eval_every or -(-self.epochs // 6)
 
     def run_name(self) -> str:
         """Returns the name of the run's folder, by which the same command finds it again.

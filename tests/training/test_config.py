@@ -34,7 +34,7 @@ def test_the_defaults_are_the_papers():
 
 
 def test_six_evaluations_unless_it_is_said_otherwise():
-    assert [TrainConfig(epochs=epochs).evaluation_interval for epochs in (300, 35, 5)] == [50, 5, 1]
+    assert [TrainConfig(epochs=epochs).evaluation_interval for epochs in (300, 35, 8, 5)] == [50, 6, 2, 1]
     assert TrainConfig(eval_every=7).evaluation_interval == 7
 
 
