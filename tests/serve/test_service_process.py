@@ -232,7 +232,7 @@ def test_what_was_answered_is_kept(number, tmp_path, plain_model):
 
     def ready():
         assert process.poll() is None, log.read_text()
-        return re.search(r"ready: (\S+)\n", log.read_text())
+        return re.search(r"ready: (\S+) ", log.read_text())
 
     try:
         address = wait_for(ready, 300)[1]
