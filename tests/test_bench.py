@@ -68,7 +68,7 @@ def test_a_full_disk_is_one_line(monkeypatch, capsys):
     monkeypatch.setattr(bench.Image.Image, "save", full)
     assert run(bench.main, bench.FLAGS, bench.__doc__, ["bench"]) == 1
     error = capsys.readouterr().err
-    assert re.fullmatch(r"error: cannot write images to /.*: No space left on device\n", error)
+    assert re.fullmatch(r"error: cannot write /.*: No space left on device\n", error)
 
 
 def test_seconds_are_the_median_of_the_calls_after_two(monkeypatch):

@@ -118,7 +118,7 @@ def test_tflite_int8_is_near_the_keras_network(export, tmp_path):
     found = export.export("tflite", "int8", tmp_path)
     assert found.check["least_cosine"] > 0.9
     assert found.check["largest_difference"] < 0.3
-    assert found.check["norm_error"] < 0.03
+    assert found.check["norm_error"] < 0.05
     assert found.failure is None or "the norm of a branch is off 1 by" in found.failure
 
 
