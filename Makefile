@@ -7,6 +7,9 @@ RUN ?=
 ARGS ?=
 VENV ?= .venv
 
+# Bytecode is kept, in any case: if every process compiled TensorFlow anew, each import would take three times as long.
+unexport PYTHONDONTWRITEBYTECODE
+
 # The newest suitable Python found; PYTHON=... chooses one. An environment that is there keeps its own.
 SUITABLE := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))
 PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3.10 python3; do \
