@@ -101,7 +101,7 @@ report: $(READY)  ## build experiments/RESULTS.md from the results in experiment
 	$(BIN)/python -m experiments.report $(ARGS)
 
 test: $(READY)  ## run the tests
-	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+	$(BIN)/python -m pytest -n 3 --dist worksteal $(ARGS)
 
 lint: $(READY)  ## check style, format, types and the order of the rooms
 	$(BIN)/ruff check .

@@ -68,7 +68,11 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10,<3.14",
     packages=find_packages(include=["han_tf", "han_tf.*"]),
-    package_data={"han_tf": ["py.typed"], "han_tf.serve": ["page/*"], "han_tf.weights": ["*/*"]},
+    package_data={
+        "han_tf": ["py.typed"],
+        "han_tf.serve": ["page/*"],
+        "han_tf.weights": ["*/*.json", "*/*.safetensors"],
+    },
     install_requires=[
         "absl-py>=1.4",
         "matplotlib>=3.7",  # curves and colour maps

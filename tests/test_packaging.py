@@ -2,6 +2,7 @@
 
 import json
 import os
+import py_compile
 import re
 import shutil
 import subprocess
@@ -23,8 +24,9 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    """A folder with the wheel and the sdist of this source tree."""
+    """A folder with the wheel and the sdist of this source tree, which holds bytecode beside the networks, too."""
     pytest.importorskip("wheel")
+    py_compile.compile(str(ROOT / "han_tf/weights/__init__.py"), doraise=True)
     folder = tmp_path_factory.mktemp("built")
     (folder / "egg").mkdir()
     command = [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", folder / "egg", "build", "--build-base"]
