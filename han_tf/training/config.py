@@ -188,6 +188,9 @@ class TrainConfig:
     )
     momentum: float = _setting(OPTIMISER, 0.9, "Momentum of SGD.", 0, 1)
     weight_decay: float = _setting(OPTIMISER, 5e-4, "λ of λ/2·‖w‖² on the kernels.", 0)
+    depthwise_decay: bool = _setting(
+        OPTIMISER, True, "Weight decay acts on depthwise kernels, too; Howard et al. (2017) spare them."
+    )
     localisation_lr: float = _setting(
         OPTIMISER, 0.01, "Factor on the learning rate of the layers that place the regions.", 0
     )

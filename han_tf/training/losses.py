@@ -80,9 +80,13 @@ def weight_penalty(kernels: Sequence[tf.Variable]) -> tf.Tensor:
     return tf.add_n([tf.nn.l2_loss(kernel) for kernel in kernels])
 
 
-def decayed_kernels(model: tf.Module) -> list[tf.Variable]:
-    """Returns the variables that weight decay acts on: kernels, neither biases nor batch norm."""
-    return [v for v in model.trainable_variables if v.name.split(":")[0].endswith("kernel")]
+def decayed_kernels(model: tf.Module, depthwise: bool = True) -> list[tf.Variable]:
+    """Returns the variables that weight decay acts on: kernels, neither biases nor batch norm.
+
+    ``depthwise`` says whether those of depthwise convolutions are among them.
+    """
+    kernels = [v for v in model.trainable_variables if v.name.split(":")[0].endswith("kernel")]
+    return [v for v in kernels if depthwise or "depthwise_kernel" not in v.name]
 
 
 def _distances(features: tf.Tensor) -> tf.Tensor:

@@ -44,7 +44,7 @@ class Step:
             config.localisation_lr if id(variable) in localisation else 1.0
             for variable in self.network.trainable_variables
         ]
-        self._kernels = decayed_kernels(self.network)
+        self._kernels = decayed_kernels(self.network, config.depthwise_decay)
         self._classifiers = [
             variable
             for name in (self.network.branch_names if model.num_classes else ())

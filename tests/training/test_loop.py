@@ -194,16 +194,19 @@ def test_localisation_learns_at_its_own_rate(data, tmp_path, without_graph):
             assert np.abs(full).max() > 0
 
 
-def test_weight_decay_is_coupled(data, tmp_path, without_graph):
-    """A step with decay differs from one without by -lr·λ·w on kernels, and by nothing elsewhere."""
+@pytest.mark.parametrize("depthwise", [True, False])
+def test_weight_decay_is_coupled(depthwise, data, tmp_path, without_graph):
+    """A step with decay differs from one without by -lr·λ·w on its kernels, and by nothing elsewhere."""
     stepped = {}
     for decay in (0.0, 0.1):
-        trainer = Trainer(config(weight_decay=decay, momentum=0.0, localisation_lr=1.0), tmp_path / str(decay), data)
+        settings = config(weight_decay=decay, depthwise_decay=depthwise, momentum=0.0, localisation_lr=1.0)
+        trainer = Trainer(settings, tmp_path / str(decay), data)
         before = {v.name: v.numpy() for v in trainer.model.trainable_variables}
         trainer.train_step(data.images[:16], tf.constant(trainer.labels[:16], tf.int32))
         stepped[decay] = {v.name: v.numpy() for v in trainer.model.trainable_variables}
     for name, value in before.items():
-        expected = -0.03 * 0.1 * value if "kernel" in name else np.zeros_like(value)
+        decayed = "kernel" in name and (depthwise or "depthwise_kernel" not in name)
+        expected = -0.03 * 0.1 * value if decayed else np.zeros_like(value)
         np.testing.assert_allclose(stepped[0.1][name] - stepped[0.0][name], expected, atol=2e-6, err_msg=name)
 
 

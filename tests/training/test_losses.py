@@ -45,6 +45,16 @@ def test_decay_acts_on_kernels_alone():
     assert len(decayed) == 1 + 9 * 3 + 3 * 3 + 3 * 6 + 2 + 2
 
 
+@pytest.mark.parametrize("name", ["han_small", "mobilenet", "shufflenet"])
+def test_depthwise_kernels_can_be_spared(name):
+    model = create_model(name, num_classes=3)
+    kernels = decayed_kernels(model)
+    layers = [m for m in model.submodules if isinstance(m, tf.keras.layers.DepthwiseConv2D)]
+    expected = [v.name for v in kernels if id(v) not in {id(layer.depthwise_kernel) for layer in layers}]
+    assert [v.name for v in decayed_kernels(model, depthwise=False)] == expected
+    assert len(kernels) - len(expected) == len(layers) > 0
+
+
 def features_of(rng, count, dim=6):
     """Returns features as they are deployed: of unit norm and, after a ReLU, without negative entries."""
     features = np.maximum(rng.normal(size=(count, dim)), 0).astype(np.float32) + 1e-3
