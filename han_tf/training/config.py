@@ -82,9 +82,9 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
 
 ``paper`` changes none. ``strong`` has the augmentation and label smoothing of published trainings from scratch that
 reached the paper's numbers at this size, and later drops of the learning rate: after the first drop, a network fits its
-training images and learns little more. The parts of ``strong`` have not been measured separately.
-experiments/RESULTS.md has the accuracies of both recipes, and of additions to ``strong``, among them the triplet loss,
-which needs a lower learning rate.
+training images and learns little more. experiments/RESULTS.md has the accuracies of both recipes, of the parts of
+``strong`` one after the other ("What single settings do"), and of additions to it, among them the triplet loss, which
+needs a lower learning rate.
 """
 
 
