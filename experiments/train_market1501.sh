@@ -2,7 +2,7 @@
 # Repeats the trainings of the networks in the package that know Market-1501 (see RESULTS.md): ten parts of HAN Small,
 # then two of HAN Large; about half a day on two cores. Started again, it goes on where it was stopped.
 #
-#   sh experiments/train_market1501.sh [DATA_DIR]
+#   PYTHON=.venv/bin/python sh experiments/train_market1501.sh [DATA_DIR]
 #
 # The networks are runs/c160 and runs/m160; python -m han_tf.weights --run stores one as the package does.
 set -eu
