@@ -21,7 +21,7 @@ class SpatialAttention(tf.keras.layers.Layer):
     ReLU dies, the map is flat; from a random start the map may begin as edges, foreground or background. S therefore
     starts as the negated, smoothed mean activation, high where the block responds little: all three levels stay alive,
     and the global branch learns quickly. With the opposite sign, attention amplifies what is large already, and the
-    global branch hardly learns (experiments/notes/spatial_start.md).
+    global branch hardly learns (experiments/notes/recipe.md).
     """
 
     def __init__(self, **kwargs):
