@@ -52,6 +52,7 @@ FLAGS.enum(
 FLAGS.list_of("seeds", [0], "Seeds; several give mean ± deviation.", flags.IntegerParser(0, 2**32 - 1))
 FLAGS.integer("epochs", None, "Epochs, instead of the scale's; tables name them.", 1)
 FLAGS.enum("recipe", None, list(RECIPES), "Recipe of the trainings; tables name it.")
+FLAGS.real("weight_decay", None, "Weight decay, instead of the recipe's; tables name it.", 0)
 FLAGS.integer("input_height", None, "Image height, pixels, instead of the scale's.", 32)
 FLAGS.integer("input_width", None, "Image width, pixels.", 32)
 FLAGS.strings("rows", [], "Rows to run: names or parts of names.")
@@ -330,7 +331,7 @@ def main(values: command_line.Flags) -> None:
         datasets = _present(experiments)
     if values.positional == ["all"] and datasets:
         experiments = [experiment for experiment in experiments if set(experiment.datasets) & set(datasets)]
-    changes = ("epochs", "recipe", "input_height", "input_width", "cache_mb")
+    changes = ("epochs", "recipe", "weight_decay", "input_height", "input_width", "cache_mb")
     given = {name: getattr(values, name) for name in changes if getattr(values, name) is not None}
     plan = make_plan(
         experiments,

@@ -12,7 +12,8 @@ data=${1:-datasets/market1501}
 train() {
   run=$1
   shift
-  "${PYTHON:-python}" -m han_tf.train --dataset market1501 --data_dir "$data" --recipe strong --run "runs/$run" "$@"
+  "${PYTHON:-python}" -m han_tf.train --dataset market1501 --data_dir "$data" \
+    --recipe strong --weight_decay 5e-4 --run "runs/$run" "$@"
 }
 
 train m80 --input_height 80 --input_width 32 --epochs 20 --lr_drops ""

@@ -96,7 +96,7 @@ def test_a_recipe_fills_what_rows_and_flags_leave_open():
     wanted = [schema.load("table9")]
     plan = make_plan(wanted, "full", datasets=["market1501"], rows=["HRA"], recipe="strong", input_height=80, epochs=40)
     (config,) = [training.config for training in plan.trainings.values()]
-    assert (config.recipe, config.label_smoothing, config.horizontal_flip) == ("strong", 0.1, True)
+    assert (config.recipe, config.label_smoothing, config.weight_decay) == ("strong", 0.1, 2e-3)
     assert (config.input_height, config.epochs, config.spatial, config.hard) == (80, 40, False, True)
 
 
