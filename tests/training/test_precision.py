@@ -72,6 +72,19 @@ def test_every_network_computes_in_bfloat16(name):
     }
 
 
+@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16", "mixed_float16"])
+def test_strided_depthwise_convolutions_are_never_in_bfloat16(precision):
+    """oneDNN has no fast gradient of them in bfloat16."""
+    with computing(precision, synchronised=False):
+        model = create_model("han_small", num_classes=3, input_size=(48, 32), widths=(16, 16))
+    depthwise = [layer for layer in model.submodules if isinstance(layer, tf.keras.layers.DepthwiseConv2D)]
+    short = precision.removeprefix("mixed_")
+    assert {(layer.strides[0], layer.compute_dtype) for layer in depthwise} == {
+        (1, short),
+        (2, "float32" if short == "bfloat16" else short),
+    }
+
+
 def stop_in_the_second_epoch(made):
     """Trains ``made`` until a signal stops it, one step into its second epoch."""
     step = made.train_step
