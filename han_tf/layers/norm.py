@@ -57,20 +57,3 @@ def batch_norm(**kwargs: Any) -> tf.keras.layers.BatchNormalization:
     """
     kind = SynchronisedBatchNorm if _SYNCHRONISED.get() else tf.keras.layers.BatchNormalization
     return kind(**{"momentum": MOMENTUM, **kwargs})
-
-
-def with_own_batch_norm(body: tf.keras.Model) -> tf.keras.Model:
-    """Returns a network of ``tf.keras.applications`` with its batch norm as :func:`batch_norm` makes it."""
-    for layer in body.submodules:
-        if isinstance(layer, tf.keras.layers.BatchNormalization):
-            layer.momentum = MOMENTUM
-    if not _SYNCHRONISED.get():
-        return body
-
-    def copy(layer: tf.keras.layers.Layer) -> tf.keras.layers.Layer:
-        if not isinstance(layer, tf.keras.layers.BatchNormalization):
-            return layer.__class__.from_config(layer.get_config())
-        told = ("name", "axis", "momentum", "epsilon", "center", "scale")
-        return batch_norm(**{name: value for name, value in layer.get_config().items() if name in told})
-
-    return tf.keras.models.clone_model(body, clone_function=copy)

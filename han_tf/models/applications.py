@@ -8,7 +8,8 @@ from typing import Optional, Union
 import tensorflow as tf
 
 from han_tf.common.errors import UserError
-from han_tf.layers.norm import with_own_batch_norm
+from han_tf.layers.depthwise import depthwise_dtype
+from han_tf.layers.norm import batch_norm
 from han_tf.models.baseline import Baseline
 from han_tf.models.network import IMAGE_DEVIATION, IMAGE_MEAN
 
@@ -37,7 +38,7 @@ class Application(Baseline):
         Raises:
           UserError: the file is missing or does not hold the body's weights.
         """
-        self.body = with_own_batch_norm(body)
+        self.body = _with_own_layers(body)
         if weights is not None:
             _load_weights(self.body, Path(weights))
         self.image_mean = tf.Variable(IMAGE_MEAN if weights is None else mean, trainable=False, name="image_mean")
@@ -120,6 +121,21 @@ class ResNet50(Application):
             kernel = self.body.get_layer("conv1_conv").kernel
             kernel.assign(kernel[:, :, ::-1])
         self.add_heads()
+
+
+def _with_own_layers(body: tf.keras.Model) -> tf.keras.Model:
+    """Returns the network with its batch norm and depthwise convolutions as in our own networks."""
+
+    def copy(layer: tf.keras.layers.Layer) -> tf.keras.layers.Layer:
+        settings = layer.get_config()
+        if isinstance(layer, tf.keras.layers.BatchNormalization):
+            told = ("name", "axis", "epsilon", "center", "scale")
+            return batch_norm(**{name: settings[name] for name in told})
+        if isinstance(layer, tf.keras.layers.DepthwiseConv2D):
+            settings["dtype"] = depthwise_dtype(max(layer.strides)) or settings["dtype"]
+        return layer.__class__.from_config(settings)
+
+    return tf.keras.models.clone_model(body, clone_function=copy)
 
 
 def _load_weights(body: tf.keras.Model, path: Path) -> None:
