@@ -402,6 +402,17 @@ def test_search_and_service_are_reported(tmp_path):
     assert "540, 538 and 539 MiB" in text
 
 
+def test_rates_and_their_shares_of_a_product_are_reported(tmp_path):
+    plain = {"inference": 100, "training": 50, "macs": 100_000_000}
+    networks = {"with": {**plain, "training_bfloat16": 70}, "without": plain}
+    pipeline = {"cached": 5000, "decoding": 2000}
+    result = {"kind": "bench", "product_flops": 2e11, "networks": networks, "pipeline": pipeline}
+    text = Report([Result("speed", result)], tmp_path, tmp_path / "RESULTS.md", tmp_path).text()
+    assert cells(text, "with")[1:] == ["100 img/s", "10.0%", "50 img/s", "15.0%", "70 img/s"]
+    assert cells(text, "without")[1:] == ["100 img/s", "10.0%", "50 img/s", "15.0%"]
+    assert "about 100 times the fastest training" in text
+
+
 def test_kills_and_damaged_inputs_are_reported(tmp_path):
     kills = {"part": "kills", "case": "training", "kill": 1000, "disk full": 8, "EIO, write": 6, "EIO, read": 5}
     kills |= {"compared": 9, "lost": 0, "doubled": 1, "differing": 2, "unreadable": 3, "faults": ["a", "b"]}
