@@ -137,6 +137,15 @@ def test_a_recipe_is_told(capsys, tiny_data, tiny_run):
     assert f"\n{told}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("arguments", [["--weights=none.h5"], ["--weights=none.h5", "--precision=mixed_bfloat16"]])
+@pytest.mark.parametrize("faster", [True, False])
+def test_a_faster_precision_is_named(capsys, monkeypatch, tiny_data, tmp_path, faster, arguments):
+    """Before the run's folder is made."""
+    monkeypatch.setattr(train.environment, "faster_in_bfloat16", lambda: faster)
+    assert call("--dataset=market1501", f"--data_dir={tiny_data}", f"--run={tmp_path / 'run'}", *arguments) == 1
+    assert ("hint: --precision mixed_bfloat16" in capsys.readouterr().out) == (faster and len(arguments) == 1)
+
+
 def test_a_run_of_other_images_is_left_alone(capsys, copied, tiny_run, tmp_path):
     """One file has another size; number and people are the same. A data set that has only moved is accepted."""
     folder = shutil.copytree(tiny_run, tmp_path / "run")

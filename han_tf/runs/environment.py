@@ -24,6 +24,9 @@ INSTRUCTION_SETS = (
 )
 """Instruction sets that speed up matrix products, by Linux' names."""
 
+BFLOAT16 = ("avx512_bf16", "amx_bf16")
+"""Those with which oneDNN computes faster in bfloat16 than in float32."""
+
 SOURCES = (":/han_tf/*.py", ":/experiments/*.py")
 """Files that results depend on, as git patterns."""
 
@@ -64,6 +67,12 @@ def arithmetic() -> str:
     here = machine()
     switch = "not set" if here[ONEDNN] is None else here[ONEDNN]
     return f"{' '.join(here['instruction_sets']) or 'instruction sets unknown'}; {ONEDNN}: {switch}"
+
+
+def faster_in_bfloat16() -> bool:
+    """Returns whether TensorFlow trains faster in bfloat16 than in float32 on this processor, with oneDNN."""
+    here = machine()
+    return here[ONEDNN] != "0" and not set(BFLOAT16).isdisjoint(here["instruction_sets"])
 
 
 def _processor() -> tuple[str, list[str]]:

@@ -80,6 +80,23 @@ def test_the_instruction_sets_are_those_of_the_processor(tmp_path, monkeypatch, 
     assert (machine["processor"], machine["instruction_sets"]) == (name, expected)
 
 
+@pytest.mark.parametrize(
+    ("sets", "onednn", "expected"),
+    [
+        (["avx2", "avx512_bf16"], "1", True),
+        (["amx_bf16"], None, True),
+        (["amx_bf16"], "0", False),
+        (["avx512_vnni"], "1", False),
+    ],
+)
+def test_bfloat16_is_faster_with_its_instructions_and_onednn(monkeypatch, sets, onednn, expected):
+    monkeypatch.setattr(environment, "_processor", lambda: ("A", sets))
+    monkeypatch.delenv(environment.ONEDNN, raising=False)
+    if onednn is not None:
+        monkeypatch.setenv(environment.ONEDNN, onednn)
+    assert environment.faster_in_bfloat16() == expected
+
+
 def test_a_system_without_cpuinfo_and_sysconf(monkeypatch):
     def missing(path, **options):
         raise FileNotFoundError(path)
