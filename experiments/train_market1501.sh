@@ -1,6 +1,6 @@
 #!/bin/sh
 # Repeats the trainings of the networks in the package that know Market-1501 (see RESULTS.md): ten parts of HAN Small,
-# then five of HAN Large; about 14 hours on two cores. Started again, it goes on where it was stopped.
+# then five of HAN Large; about 15 hours on two cores. Started again, it goes on where it was stopped.
 #
 #   PYTHON=.venv/bin/python sh experiments/train_market1501.sh [DATA_DIR]
 #

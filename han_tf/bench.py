@@ -37,7 +37,7 @@ with command_line.deferred_imports(__name__):
 PRODUCT_SIZE = 4096
 IDENTITIES = 751
 
-BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")
+BFLOAT16 = (*environment.BFLOAT16, "bf16")
 """Instruction sets with which training in bfloat16 is measured, too."""
 
 FLAGS = command_line.Flags()
