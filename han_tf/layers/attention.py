@@ -19,9 +19,9 @@ class SpatialAttention(tf.keras.layers.Layer):
 
     Batch norm and ReLU follow both convolutions (caption of Fig. 2). The only filter decides the level's map: if its
     ReLU dies, the map is flat; from a random start the map may begin as edges, foreground or background. S therefore
-    starts as the negated, smoothed mean activation, high where the block responds little: all three levels stay alive,
-    and the global branch learns quickly. With the opposite sign, attention amplifies what is large already, and the
-    global branch hardly learns (experiments/notes/recipe.md).
+    starts as the negated, smoothed mean activation, high where the block responds little: all three levels stay alive.
+    With the opposite sign, attention amplifies what is large already: on drawn people the global branch hardly learns,
+    on Market-1501 the soft map of level 1 becomes almost flat, at the same accuracy (experiments/notes/recipe.md).
     """
 
     def __init__(self, **kwargs):
