@@ -22,6 +22,7 @@ from han_tf.common.errors import UserError
 from han_tf.common.files import temporary_folder
 from han_tf.runs.card import CARD, read_card
 from han_tf.runs.folder import find_run
+from han_tf.weights import output_folder, resolve
 
 with command_line.deferred_imports(__name__):
     import numpy as np
@@ -43,7 +44,7 @@ FLAGS.group("model")
 FLAGS.define_run()
 FLAGS.string("dataset", "", "Data set of the run, if several are there.")
 FLAGS.string("split", "", "Its protocol variant.")
-FLAGS.string("exports", "", "Folder of the exported models; exports in the run if empty.")
+FLAGS.string("exports", "", "Folder of the exported models; those of the run if empty.")
 FLAGS.group("measurements")
 FLAGS.integer("repeats", 7, "Measurements per figure; the median counts.", 3)
 FLAGS.real("hacnn", 0.0, "Images per second of HACNN on this machine, if measured.", 0)
@@ -105,7 +106,7 @@ def bars(rows: list[dict[str, Any]], product: float, measured: dict[str, float])
 def main(values: command_line.Flags) -> None:
     """Measures as the flags say."""
     run_dir = Path(values.model or find_run(values.runs_dir, values.dataset or None, values.split or None))
-    folders = exports_of(run_dir, Path(values.exports or run_dir / "exports"))
+    folders = exports_of(run_dir, Path(values.exports or output_folder(resolve(run_dir)) / "exports"))
     before = product_flops()
     rows = []
     with temporary_folder() as images:

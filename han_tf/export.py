@@ -3,9 +3,10 @@
 Without --model it takes the newest run, of --dataset and --split if they are given. Each model is a folder with the
 model's files, card.json and MODEL_CARD.md; it takes RGB images as uint8 [n, height, width, 3] and gives features as
 float32 [n, feature_dim]. Its features are compared with the Keras network's on the same images and, if the data set is
-there, its rank-1 and mAP, too. A model that loses more than 0.1 points of mAP (int8: 0.5) is not kept. The card holds
-probe images and their Keras features, with which the model is checked whenever it is opened. Repeat a stopped command
-to continue it: finished exports of the same network are not made again. Formats and precisions may be lists, or all:
+there, its rank-1 and mAP, too. int8 is calibrated on training images of the run's data set, which must be there. A
+model that loses more than 0.1 points of mAP (int8: 0.5) is not kept. The card holds probe images and their Keras
+features, with which the model is checked whenever it is opened. Repeat a stopped command to continue it: finished
+exports of the same network are not made again. Formats and precisions may be lists, or all:
 
   python -m han_tf.export --format openvino --precision bfloat16,int8
   python -m han_tf.export --format all --precision all

@@ -192,6 +192,7 @@ class TestNames:
         assert f"run: {folder}\n" in capsys.readouterr().out
         running = pytest.importorskip("han_tf.serve.running")
         assert running.run_of(self.NAME) == str(folder)
+        assert running.run_of(f"runs/{self.NAME}/exports/onnx-float32") == str(folder)
         assert running.find_model("runs", extractor.checksum) == self.NAME
 
 

@@ -26,7 +26,7 @@ FLAGS.string("index", "", "The gallery: a folder, a Milvus Lite file or an addre
 FLAGS.strings("images", [], "Folders from which images may be shown; those of the gallery's images if empty.")
 FLAGS.string("state", "", "Folder for feedback and added images; INDEX.service if empty.")
 FLAGS.group("model")
-FLAGS.string("model", "", "Folder of a run or an exported model; if empty, one in --runs_dir that fits.")
+FLAGS.string("model", "", "Folder of a run or an export, or a network of the package; if empty, the one that fits.")
 FLAGS.string("attention", "", "Run whose network draws attention overlays; the model's own if empty.")
 FLAGS.string("runs_dir", "runs", "Where runs are kept.")
 FLAGS.group("access")

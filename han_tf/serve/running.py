@@ -160,8 +160,13 @@ def _last_change(run: Path) -> float:
 
 
 def run_of(model: Union[str, os.PathLike]) -> Optional[str]:
-    """Returns the folder of the run that a model is or is in, as exports are; None if there is none."""
-    folders = (resolve(model), *Path(model).absolute().parents[:3])
+    """Returns the folder of the run that a model is or is in, as exports are; None if there is none.
+
+    Exports of a network that comes with the package lie in ``runs/NAME``; its folder is that of the package.
+    """
+    parents = Path(model).absolute().parents[:3]
+    shipped = [resolve(folder.name) for folder in parents if folder.name in shipped_names()]
+    folders = (resolve(model), *parents, *shipped)
     return next((str(folder) for folder in folders if (folder / CONFIG).is_file()), None)
 
 

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from experiments import record, report
+from experiments import bench_runtimes, record, report
 from experiments.bench_runtimes import bars, exports_of
 from han_tf.common.cli import run
 from han_tf.common.errors import UserError
@@ -73,3 +73,10 @@ def test_models_of_another_network_are_left_out(tiny_run, tmp_path, capsys):
     )
     with pytest.raises(UserError, match=r"no models of this run, expected some: python -m han_tf.export --model"):
         exports_of(tiny_run, tmp_path / "onnx-int8")
+
+
+def test_exports_of_a_network_of_the_package_are_looked_for_where_they_are_written(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["bench_runtimes", "--model=han_small-synthetic"]
+    assert run(bench_runtimes.main, bench_runtimes.FLAGS, bench_runtimes.__doc__, arguments) == 1
+    assert capsys.readouterr().err.startswith("error: runs/han_small-synthetic/exports: no models of this run, ")
