@@ -107,6 +107,10 @@ class Flags(flags.FlagValues):
         flag.help, flag.separator = help, separator
         flags.DEFINE_flag(flag, flag_values=self)
 
+    def repeated(self, name: str, help: str) -> None:
+        """Adds a flag for strings that may hold commas, such as paths; each time it is given, it adds one."""
+        flags.DEFINE_multi_string(name, [], f"{help} Repeat the flag for several.", flag_values=self)
+
     def check_pair(self, flag: str, other: str, together: bool = True, reason: str = "", wanted: Any = None) -> None:
         """Makes ``flag`` need the flag ``other`` or, unless ``together``, exclude it.
 
@@ -186,7 +190,7 @@ def _value_name(flag: flags.Flag) -> str:
     kinds = {flags.IntegerParser: "N", flags.FloatParser: "X"}
     name = "DIR" if flag.name.endswith("_dir") else flag.name.upper()
     name = next((short for parser, short in kinds.items() if isinstance(flag.parser, parser)), name)
-    return f"{name},..." if isinstance(flag, flags.MultiFlag) or isinstance(flag.parser, flags.ListParser) else name
+    return f"{name},..." if isinstance(flag, _ListFlag) or isinstance(flag.parser, flags.ListParser) else name
 
 
 def _described(flag: flags.Flag) -> str:

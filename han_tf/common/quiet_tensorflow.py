@@ -10,7 +10,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import FrameType, ModuleType
@@ -73,7 +73,10 @@ def _interruptible() -> Iterator[None]:
 
 
 class _QuietFinder(MetaPathFinder):
-    """Makes the import of TensorFlow silent and interruptible."""
+    """Makes the import of TensorFlow interruptible and, if ``silent``, silent."""
+
+    def __init__(self, silent: bool):
+        self._silent = silent
 
     def find_spec(self, name: str, path: Any = None, target: Optional[ModuleType] = None) -> Optional[ModuleSpec]:
         if name != "tensorflow":
@@ -84,7 +87,7 @@ class _QuietFinder(MetaPathFinder):
         execute = spec.loader.exec_module
 
         def quietly(module: ModuleType) -> None:
-            with _silenced(), _interruptible():
+            with _silenced() if self._silent else nullcontext(), _interruptible():
                 execute(module)
                 module.config.list_physical_devices()  # so that it looks for GPUs now
 
@@ -93,6 +96,6 @@ class _QuietFinder(MetaPathFinder):
 
 
 def install() -> None:
-    """Makes the import of TensorFlow in this process silent, unless ``TF_CPP_MIN_LOG_LEVEL`` is below 3."""
-    if os.environ.get("TF_CPP_MIN_LOG_LEVEL") == "3" and "tensorflow" not in sys.modules:
-        sys.meta_path.insert(0, _QuietFinder())
+    """Makes the import of TensorFlow in this process interruptible; silent, too, if ``TF_CPP_MIN_LOG_LEVEL`` is 3."""
+    if "tensorflow" not in sys.modules:
+        sys.meta_path.insert(0, _QuietFinder(os.environ.get("TF_CPP_MIN_LOG_LEVEL") == "3"))

@@ -126,6 +126,21 @@ class Database:
         with self._reading() as connection:
             return {entry.id: entry for entry in _entries_where(connection, "id", list(ids))}
 
+    def hold(self, ids: np.ndarray) -> bool:
+        """Returns whether there is an entry of each of ``ids``, int64 ``[n]``, all different."""
+        count = 0
+        with self._reading() as connection:
+            for start in range(0, len(ids), ASKED_AT_ONCE):
+                part = ids[start : start + ASKED_AT_ONCE].tolist()
+                query = f"SELECT count(*) FROM entries WHERE id IN ({','.join('?' * len(part))})"
+                count += connection.execute(query, part).fetchone()[0]
+        return count == len(ids)
+
+    def ids(self) -> np.ndarray:
+        """Returns the ids of all entries, int64 ``[n]``."""
+        with self._reading() as connection:
+            return np.fromiter((id for (id,) in connection.execute("SELECT id FROM entries")), np.int64)
+
     def named(self, paths: Sequence[str]) -> list[Entry]:
         """Returns the entries of any of ``paths``; the gallery must be locked for changes."""
         with self._writing() as connection:

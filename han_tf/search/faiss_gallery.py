@@ -24,6 +24,9 @@ from han_tf.search.vector_index import VectorIndex
 COMPACTED_LEAST, COMPACTED_SHARE = 1000, 0.2
 """A gallery is compacted when this number of rows, and this share of all rows, are of deleted entries."""
 
+DELETING_TRIES = 10
+"""How often a search or a page is tried while entries that it finds are deleted."""
+
 NAMED = 3
 """Damaged entries that a note names."""
 
@@ -172,12 +175,16 @@ class FaissGallery(Gallery):
         return list(self.store.database.entries(labels.ids[chosen].tolist()).values())
 
     def _page(self, limit: int, after: int, filters: Filters) -> list[Entry]:
-        state = self.store.state
-        passing = self._passing(state, filters)
-        start = int(np.searchsorted(state.labels.ids, after, "right"))
-        rows = np.arange(start, len(state.vectors)) if passing is None else start + np.flatnonzero(passing[start:])
-        ids = state.labels.ids[rows[:limit]].tolist()
-        found = self.store.database.entries(ids)
+        for _ in range(DELETING_TRIES):
+            state = self.store.state
+            passing = self._passing(state, filters)
+            start = int(np.searchsorted(state.labels.ids, after, "right"))
+            rows = np.arange(start, len(state.vectors)) if passing is None else start + np.flatnonzero(passing[start:])
+            ids = state.labels.ids[rows[:limit]].tolist()
+            found = self.store.database.entries(ids)
+            if len(found) == len(ids):
+                break
+            self.store.notice_deletions()  # else the page would be cut short
         return [found[id] for id in ids if id in found]
 
     def _count(self, filters: Filters) -> int:
@@ -202,7 +209,13 @@ class FaissGallery(Gallery):
         return ids[rows >= 0], state.vectors[rows[rows >= 0]]
 
     def _search(self, queries: np.ndarray, k: int, filters: Filters) -> list[tuple[np.ndarray, np.ndarray]]:
-        return self.index.search(queries, k, lambda state: self._passing(state, filters))
+        for _ in range(DELETING_TRIES):
+            found = self.index.search(queries, k, lambda state: self._passing(state, filters))
+            # A vector that another process has deleted is zeros, which may rank before others.
+            if self.store.writing or self.store.database.hold(np.unique(np.concatenate([ids for ids, _ in found]))):
+                break
+            self.store.notice_deletions()
+        return found
 
     def _passing(self, state: State, filters: Filters) -> Optional[np.ndarray]:
         """Returns which rows are of entries that pass, bool ``[rows]``; None for all rows."""

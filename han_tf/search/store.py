@@ -106,6 +106,7 @@ class Store:
                     f"{folder}: no gallery here ({DATABASE} is missing), expected a folder made by "
                     "python -m han_tf.index"
                 )
+            self._identity = _identity(os.stat(folder / DATABASE))
             self.database = Database(folder / DATABASE)
             undo.callback(self.database.close)
             self.lock = self.database.lock
@@ -159,6 +160,7 @@ class Store:
                 return False
             self._lock_file = lock_file = _take(self.folder)
             try:
+                self.check_place()
                 changed = self.database.revision() != self.settings["revision"]
                 if changed:
                     with swapping or nullcontext():
@@ -174,6 +176,7 @@ class Store:
     def append(self, images: FeatureBatch, gone: np.ndarray) -> np.ndarray:
         """Adds rows, deletes the entries ``gone``, and returns the new ids; durable when it returns."""
         with self.lock:
+            self.check_place()
             if len(self.state.vectors) != self.settings["rows"]:
                 self.load()  # the last addition was interrupted after its commit
             images = images._replace(features=images.features.astype("<f4", copy=False))
@@ -217,6 +220,27 @@ class Store:
             self.commit({}, lambda connection: delete_entries(connection, self.state.labels.ids[rows]))
             self._bury(rows)
             return len(rows)
+
+    def notice_deletions(self) -> None:
+        """Excludes entries that another process has deleted; waits for a deletion by this one that has begun."""
+        with self.lock:
+            if not self.writing:
+                labels = self.state.labels
+                self._change(np.flatnonzero(labels.alive & ~np.isin(labels.ids, self.database.ids())), alive=False)
+
+    def check_place(self) -> None:
+        """Raises UserError if the gallery's folder was removed, or another one is in its place.
+
+        The files of vectors are opened by their names; the database stays open, wherever it is moved.
+        """
+        try:
+            here = _identity(os.stat(self.folder / DATABASE))
+        except OSError:
+            here = None
+        if here != self._identity:
+            raise UserError(
+                f"{self.folder}: the gallery that was opened is no longer there, expected it; open it again"
+            )
 
     def _bury(self, rows: np.ndarray) -> None:
         """Excludes rows from searches that begin now, and overwrites their vectors."""
@@ -264,6 +288,7 @@ class Store:
           swapping: entered while the rows' numbers change.
         """
         with self.lock:
+            self.check_place()
             old, labels = self.settings["vectors"], self.state.labels
             new = f"vectors-{int(old.removeprefix('vectors-').removesuffix('.f32')) + 1}.f32"
             kept = np.flatnonzero(labels.alive)
@@ -299,6 +324,7 @@ class Store:
     def commit(self, settings: dict[str, Any], change: Optional[Callable[[sqlite3.Connection], Any]] = None) -> None:
         """Runs ``change`` and stores ``settings`` in one transaction; durable when it returns."""
         with self.lock:
+            self.check_place()
             settings = {**settings, "revision": self.settings["revision"] + 1}
             try:
                 self.database.commit(settings, change)
@@ -376,6 +402,10 @@ class Store:
             return np.memmap(path, "<f4", "r", 0, (rows, dimension)).view(np.ndarray)
         except OSError as error:
             raise UserError(f"{path}: {error.strerror or error}, expected the gallery's vectors") from error
+
+
+def _identity(found: os.stat_result) -> tuple[int, int]:
+    return found.st_dev, found.st_ino
 
 
 def _check_new(folder: Path) -> None:

@@ -17,7 +17,7 @@ from han_tf.search.guard import Guard
 from han_tf.search.store import State, Store
 
 BUILT_LEAST = 1000
-"""Smallest number of rows to build an index for: an exact search of fewer is faster, and they are too few to train."""
+"""Fewest entries to build an index for: an exact search of fewer is faster, and they are too few to train."""
 
 UNASKED_LEAST = 10_000
 UNASKED_MOST = 20_000
@@ -208,7 +208,7 @@ class VectorIndex:
         """
         with self.changing:
             engine, rows, loaded = settings["engine"], len(self.store.state.vectors), self.loaded
-            if engine == "flat" or rows < BUILT_LEAST:
+            if engine == "flat" or self.store.state.live < BUILT_LEAST:
                 with self._guard.writing():
                     self.loaded = self.found = None
                 self._commit_snapshot(None, settings)
@@ -352,6 +352,7 @@ class VectorIndex:
     def _write(self, settings: dict[str, Any]) -> None:
         """Writes the index to a new file and names it in the database, with ``settings``."""
         index, trained, _, recall, checked = self.loaded
+        self.store.check_place()
         path = self.store.folder / f"index-{self.store.settings['revision'] + 1}.faiss"
         if path.is_symlink():  # whose target would be replaced
             remove(path)

@@ -417,11 +417,12 @@ CAUGHT = {
     "arguments", [["han_tf.flops"], ["han_tf.evaluate", "--images=."]], ids=["before main", "in main"]
 )
 @pytest.mark.parametrize("caught", CAUGHT)
-def test_ctrl_c_while_tensorflow_is_imported_is_one_line(tmp_path, arguments, caught):
+@pytest.mark.parametrize("level", ["2", "3"])
+def test_ctrl_c_while_tensorflow_is_imported_is_one_line(tmp_path, arguments, caught, level):
     """Commands that may do without TensorFlow import it when they need it."""
     waiting = "import time\ntry: print('importing', flush=True), time.sleep(60)\n"
     (tmp_path / "tensorflow.py").write_text(waiting + CAUGHT[caught])
-    command = launch(*arguments, path=tmp_path)
+    command = launch(*arguments, path=tmp_path, variables={"TF_CPP_MIN_LOG_LEVEL": level})
     assert command.stdout.readline() == "importing\n"
     command.send_signal(signal.SIGINT)
     assert command.communicate() == ("", "interrupted\n")

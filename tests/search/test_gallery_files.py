@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -590,6 +591,91 @@ def test_one_process_writes_and_others_read(path):
             np.testing.assert_array_equal(reader.add(features[:1]), [20])  # loads the changes of the other first
             assert len(reader) == 20
             np.testing.assert_array_equal(reader.features([19, 20]), features[[19, 0]])
+
+
+@pytest.mark.parametrize("engine", ["flat", "hnsw"])
+def test_a_reader_finds_as_many_as_the_writer_after_deletions(path, engine):
+    # So far from each other that zeros, which overwrite a deleted vector, are nearer.
+    vectors = np.random.default_rng(0).standard_normal((3005, 64)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    queries = vectors[3000:]
+    with create_gallery(path, 64, CHECKSUM, engine) as gallery:
+        gallery.add(vectors[:3000])
+        gallery.build()
+
+    def reading(action):
+        with open_gallery(path) as reader, open_gallery(path, writable=True) as writer:
+            first, last = writer.page(1)[0].id, writer.page(3000)[-1].id
+            writer.delete(range(first, first + 500))
+            return action(reader), action(writer), range(first + 500, last + 1)
+
+    for action in (
+        lambda gallery: [[hit.entry.id for hit in hits] for hits in gallery.search(queries, 10)],
+        lambda gallery: gallery.search_ids(queries, 10)[0].tolist(),
+        lambda gallery: [[hit.entry.id for hit in hits] for hits in gallery.search(queries, 10, rerank=True)],
+    ):
+        found, expected, left = reading(action)
+        assert found == expected
+        assert all(len(ids) == 10 and set(ids) <= set(left) for ids in found)
+    found, _, left = reading(lambda gallery: [entry.id for entry in gallery.page(10, after=left[0] - 1)])
+    assert found == [*left[:10]]
+
+
+@pytest.mark.parametrize("place", ["renamed", "made anew", "removed"])
+def test_a_gallery_in_the_place_of_the_opened_one_stays_whole(path, tmp_path, place):
+    features = clustered(50, DIMENSION)
+    create_gallery(path, DIMENSION, CHECKSUM, "flat").close()
+    with open_gallery(path, writable=True) as gallery:
+        gallery.add(features[:5])
+        if place == "renamed":
+            path.rename(tmp_path / "moved")
+        else:
+            shutil.rmtree(path)
+        if place != "removed":
+            with create_gallery(path, DIMENSION, CHECKSUM, "flat") as new:
+                new.add(features)
+                new.delete([7])
+                new.compact()
+        before = sorted((file.name, file.read_bytes()) for file in path.glob("vectors-*"))
+        for change in (
+            lambda: gallery.add(features[:1]),
+            lambda: gallery.delete([0]),
+            lambda: gallery.relabel([0], pids=[3]),
+            lambda: gallery.set_threshold(1.0),
+            lambda: gallery.build("hnsw"),
+            gallery.compact,
+        ):
+            with pytest.raises(UserError, match="the gallery that was opened is no longer there"):
+                change()
+        assert sorted((file.name, file.read_bytes()) for file in path.glob("vectors-*")) == before
+    if place != "removed":
+        with open_gallery(path) as new:
+            assert len(new) == 49
+            assert new.notes == []
+
+
+def test_a_reader_changes_no_gallery_in_the_place_of_the_opened_one(path, tmp_path):
+    create_gallery(path, DIMENSION, CHECKSUM, "flat").close()
+    with open_gallery(path) as reader:
+        path.rename(tmp_path / "moved")
+        with create_gallery(path, DIMENSION, CHECKSUM, "flat") as new:
+            new.add(clustered(5, DIMENSION))
+            new.delete([0])
+            new.compact()
+        with pytest.raises(UserError, match="the gallery that was opened is no longer there"):
+            reader.add(clustered(1, DIMENSION))
+    with open_gallery(path) as new:
+        assert len(new) == 4
+
+
+def test_an_index_over_few_living_rows_is_searched_exactly(path):
+    features = clustered(1100, DIMENSION)
+    with create_gallery(path, DIMENSION, CHECKSUM, "ivfpq") as gallery:
+        gallery.add(features)
+        gallery.delete(range(950))
+        gallery.build(anew=True)
+        assert gallery.info()["indexed"] == 0
+        assert [hits[0].entry.id for hits in gallery.search(features[950:], 1)] == [*range(950, 1100)]
 
 
 def test_what_is_no_gallery_is_said_in_one_line(path, tmp_path):

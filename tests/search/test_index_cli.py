@@ -304,13 +304,17 @@ def test_entries_are_listed_counted_relabelled_and_deleted(call, tmp_path, shard
     third = [row for row in rows if row["camid"] == "3"]
     assert listed("--camera=3") == third != []
     assert call(index, "--index", path, "--count", "--camera=3") == f"{len(third)}\n"
-    assert [row["path"] for row in listed("--path=camera/7.jpg,camera/5.jpg")] == ["camera/5.jpg", "camera/7.jpg"]
+    assert [row["path"] for row in listed("--path=camera/7.jpg", "--path=camera/5.jpg")] == [
+        "camera/5.jpg",
+        "camera/7.jpg",
+    ]
 
     table.write_text("id,path,pid\n" + "".join(f"{row['id']},ignored,-77\n" for row in third[:2]))
     assert "labels of 2 entries changed\n" in call(index, "--index", path, "--relabel", table)
     table.write_text("path,time,camid\ncamera/5.jpg,1970-01-01T00:01:40Z,\n")
     call(index, "--index", path, "--relabel", table)
     assert [row["path"] for row in listed("--pid=-77")] == [row["path"] for row in third[:2]]
+    assert listed("--path=camera/7.jpg,camera/5.jpg") == []  # a comma is part of the name
     (fifth,) = listed("--path=camera/5.jpg")
     assert (fifth["camid"], fifth["time"], fifth["pid"]) == ("", "100.0", rows[5]["pid"])
 
