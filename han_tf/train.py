@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from han_tf.common import cli as command_line
+from han_tf.common.errors import UserError
 from han_tf.common.files import locked, write_json
 from han_tf.common.run_files import CONFIG, METRICS
 from han_tf.data import Record, ReIDDataset, load_dataset
@@ -35,6 +36,7 @@ with command_line.deferred_imports(__name__):
     from han_tf.features.archives import FeatureSet
     from han_tf.features.keras import feature_set
     from han_tf.models.network import ReIDNetwork
+    from han_tf.runs.checkpoints import check_folder
     from han_tf.training.devices import (
         check_precision,
         chief_first,
@@ -171,6 +173,7 @@ def main(values: command_line.Flags) -> None:
         drops = ", ".join(map(str, drop_epochs(config.epochs, config.lr_drops))) or "no epoch"
         print(f"schedule: {config.epochs} epochs; lr drops after {drops} (the paper: 300, after 100, 200, 250)")
     run_dir = Path(values.run or Path(values.runs_dir) / config.run_name())
+    check_folder(run_dir)
     check_run_folder(config, run_dir)
     taken = f"another process trains in {run_dir}, expected one at a time; give another --run"
     with restarted_when_a_worker_is_lost(config.strategy):
@@ -195,7 +198,13 @@ def train(config: TrainConfig, dataset: ReIDDataset, run_dir: Path, strategy: tf
             progress="training images",
         )
     shown = dataset.query[:: max(1, len(dataset.query) // max(1, config.panel_images))][: config.panel_images]
-    panel = load_images(shown, config.input_size, skip_bad_images=config.skip_bad_images).images if shown else None
+    panel = None
+    try:
+        panel = load_images(shown, config.input_size, skip_bad_images=config.skip_bad_images).images if shown else None
+    except UserError as error:
+        if not config.skip_bad_images:
+            raise
+        print(f"note: no attention is drawn: {error}")
     trainer = Trainer(
         config,
         run_dir,

@@ -119,6 +119,24 @@ def test_an_unreadable_image(check, capsys, copied, tmp_path):
     assert counts["queries"] == whole["query"] - 1
 
 
+def test_no_readable_image_to_draw(capsys, copied, tmp_path):
+    first = min((copied / "query").glob("*.jpg"))
+    first.write_bytes(b"")
+    arguments = ["--dataset=market1501", f"--data_dir={copied}", f"--run={tmp_path / 'run'}", "--epochs=1"]
+    assert call(*arguments, "--panel_images=1", "--skip_bad_images") == 0
+    assert "\nnote: no attention is drawn: none of the 1 images could be read" in capsys.readouterr().out
+    assert not (tmp_path / "run" / "attention.png").exists()
+
+
+@pytest.mark.parametrize("name", ["a[1]", "a\\b"])
+def test_a_folder_that_tensorflow_could_not_read_from(capsys, tiny_data, tmp_path, name):
+    arguments = ["--dataset=market1501", f"--data_dir={tiny_data}", f"--run={tmp_path / name}"]
+    assert call(*arguments) == 1
+    (line,) = messages(capsys.readouterr().err)
+    assert "checkpoints here could not be read, expected a path in UTF-8, without [ and \\" in line
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_run_of_other_settings_is_left_alone(capsys, tiny_data, tiny_run, tmp_path):
     folder = shutil.copytree(tiny_run, tmp_path / "run")
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}

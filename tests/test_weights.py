@@ -1,6 +1,7 @@
 """The networks that come with the package, and storing one: features stay the same, damage is detected."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,8 @@ from han_tf.models.network import inference_function
 from han_tf.models.transfer import named_variables
 from han_tf.runs.card import licence_of
 from han_tf.runs.folder import LoadedRun, load_run, trained_on
+from han_tf.runtimes.keras import card_of
+from han_tf.training.run_folder import _of_source
 from han_tf.weights import __main__ as command
 
 SHIPPED = weights.shipped_names()
@@ -116,6 +119,45 @@ def test_a_run_is_stored_and_read_like_one(tiny_run, tmp_path, capsys):
     assert weights.read_about(folder)["licence"] == licence_of("market1501")
 
 
+def test_only_stored_weights_are_replaced(tiny_run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(weights, "HERE", tmp_path / "package")
+    thesis, other = tmp_path / "thesis" / "chapter" / "1.txt", tmp_path / "package" / "__init__.py"
+    for path in (thesis, other):
+        path.parent.mkdir(parents=True)
+        path.touch()
+    (tmp_path / "link").symlink_to(tmp_path / "new")
+    before = sorted(tiny_run.rglob("*"))
+    for output in (tiny_run, tiny_run.parent, tmp_path / "thesis", ".", "..", other, tmp_path / "link"):
+        assert call(f"--run={tiny_run}", f"--output={output}") == 1, output
+        assert ", expected " in capsys.readouterr().err
+    assert thesis.exists()
+    assert other.exists()
+    assert sorted(tiny_run.rglob("*")) == before
+    for _ in range(2):  # the second replaces the first
+        assert call(f"--run={tiny_run}", f"--output={tmp_path / 'mine'}") == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "mine", "package", "thesis"]
+
+
+def test_another_network_than_the_last_has_no_accuracy(tiny_run, tmp_path):
+    """That in metrics.json is of the last."""
+    other = shutil.copytree(tiny_run, tmp_path / "run")
+    last = load_run(other).checkpoint
+    for path in (other / "checkpoints").glob(f"{Path(last).name}.*"):
+        shutil.copy(path, other / "best" / path.name.replace(Path(last).name, "ckpt-1"))
+    (other / "best" / "checkpoint").write_text('model_checkpoint_path: "ckpt-1"\n')
+    for checkpoint, epochs in (("last", 2), ("best", 0)):
+        folder = tmp_path / checkpoint
+        assert call(f"--run={other}", f"--output={folder}", f"--checkpoint={checkpoint}") == 0
+        card = card_of(load_run(folder))
+        assert card.schedule["epochs_done"] == epochs
+        assert (card.accuracy is None) == (checkpoint == "best")
+
+
+def test_scalars_stay_scalars():
+    assert weights.compact(np.float32(3)).shape == ()
+    assert weights.compact(np.zeros((2, 3), np.float32)).dtype == np.float16
+
+
 def test_terms_are_also_those_of_the_networks_it_started_from(tmp_path):
     source = {"dataset": "csv", "init_from": {"dataset": "dukemtmc"}}
     found = LoadedRun(None, {"dataset": "synthetic"}, tmp_path, "")
@@ -126,6 +168,8 @@ def test_terms_are_also_those_of_the_networks_it_started_from(tmp_path):
     assert trained_on(found._replace(config={"dataset": "synthetic", "init_from": "runs/a"})) == ["synthetic", ""]
     started = {"model": "han_small", "weights": "market1501", "dataset": "csv", "init_from": ""}
     assert trained_on(found._replace(config=started))[:2] == ["csv", "market1501"]
+    (tmp_path / "environment.json").write_text(json.dumps({"init_from": _of_source(found._replace(config=started))}))
+    assert trained_on(found)[:3] == ["synthetic", "csv", "market1501"]
     (tmp_path / weights.ARRAYS).touch()  # now a stored network
     (tmp_path / weights.ABOUT).write_text(json.dumps({"init_from": source}))
     assert trained_on(found) == ["synthetic", "csv", "dukemtmc"]
@@ -212,8 +256,6 @@ def test_damage_is_noticed(tiny_run, tmp_path):
 
 
 def test_a_run_that_has_not_ended_is_not_stored(tiny_run, tmp_path, capsys):
-    import shutil
-
     other = shutil.copytree(tiny_run, tmp_path / "run")
     (other / "metrics.json").unlink()
     assert call(f"--run={other}", f"--output={tmp_path / 'mine'}") == 1

@@ -206,6 +206,10 @@ def _run(
         values.check_all()
     except flags.Error as error:
         return _wrong_usage(error)
+    except UnicodeDecodeError as error:
+        return _wrong_usage(
+            UsageError(f"--flagfile holds the bytes {error.object[error.start : error.end]!r}, expected UTF-8")
+        )
     values.__dict__["positional"] = rest
     for old, new in values.old_names.items():
         if values[old].present:

@@ -9,6 +9,9 @@ ENVIRONMENT = "environment.json"
 HISTORY = "history.json"
 """One row for each epoch."""
 
+UNFINISHED = "unfinished.json"
+"""Statistics of an epoch that was stopped, for when it goes on."""
+
 METRICS = "metrics.json"
 """The evaluation at the end of the training."""
 

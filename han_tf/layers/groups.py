@@ -53,17 +53,20 @@ class GroupConv(tf.keras.layers.Conv2D):
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """Maps ``[batch, height, width, channels]`` to ``[batch, height, width, filters]``, group by group."""
-        if self.groups == 1 or grouped_kernel_has_gradient():
+        if self.groups == 1 or grouped_kernel_has_gradient(tf.as_dtype(inputs.dtype)):
             return tf.nn.conv2d(inputs, self.kernel, 1, "SAME")
         parts = zip(tf.split(inputs, self.groups, -1), tf.split(self.kernel, self.groups, -1))
         return tf.concat([tf.nn.conv2d(part, kernel, 1, "SAME") for part, kernel in parts], -1)
 
 
 @functools.cache
-def grouped_kernel_has_gradient() -> bool:
-    """Returns whether TensorFlow's group convolution has a gradient on this machine; tries it on one pixel."""
+def grouped_kernel_has_gradient(dtype: tf.DType) -> bool:
+    """Returns whether TensorFlow's group convolution has a gradient on this machine; tries it on one pixel.
+
+    oneDNN computes it in float32 on all processors, in shorter types on those with instructions for them.
+    """
     with tf.init_scope():
-        pixel = tf.zeros([1, 1, 1, 2])
+        pixel = tf.zeros([1, 1, 1, 2], dtype)
         try:
             tf.raw_ops.Conv2DBackpropInput(
                 input_sizes=[1, 1, 1, 2], filter=pixel, out_backprop=pixel, strides=[1, 1, 1, 1], padding="SAME"

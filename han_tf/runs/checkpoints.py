@@ -9,6 +9,15 @@ import tensorflow as tf
 from han_tf.common.errors import UserError, first_line
 
 
+def check_folder(folder: Path) -> None:
+    """Raises UserError if TensorFlow could write checkpoints to the folder ``folder`` but not read them again.
+
+    It takes the path of a checkpoint for a pattern, and for UTF-8.
+    """
+    if any(character in "[\\" or "\udc80" <= character <= "\udcff" for character in str(folder)):
+        raise UserError(f"{folder}: checkpoints here could not be read, expected a path in UTF-8, without [ and \\")
+
+
 class Checkpoints:
     """The newest checkpoints of one folder.
 
@@ -21,11 +30,12 @@ class Checkpoints:
       **objects: what a checkpoint holds.
 
     Raises:
-      UserError: the file that names the newest checkpoint is damaged.
+      UserError: the file that names the newest checkpoint is damaged; TensorFlow cannot read from such a folder.
     """
 
     def __init__(self, folder: Union[str, os.PathLike], keep: int, **objects: tf.Module):
         self.folder = Path(folder)
+        check_folder(self.folder)
         self.checkpoint = tf.train.Checkpoint(**objects)
         listing = self.folder / "checkpoint"
         try:

@@ -107,10 +107,7 @@ def trained_on(run: LoadedRun) -> list[str]:
 
     A source that is not known is ``""``.
     """
-    shipped = f"{run.config.get('model')}-{run.config.get('weights')}"  # --weights takes those of the package, too
-    source = origin_of(run.run_dir).get("init_from")
-    if source is None and shipped in shipped_names():
-        source = read_about(resolve(shipped))
+    source = source_of(run).get("init_from")
     if source is None and run.config.get("init_from"):
         source = {}
     found = [run.config["dataset"]]
@@ -118,6 +115,15 @@ def trained_on(run: LoadedRun) -> list[str]:
         found.append(str(source.get("dataset", "")))
         source = source.get("init_from")
     return found
+
+
+def source_of(run: LoadedRun) -> dict[str, Any]:
+    """Returns the entry ``init_from`` on the network that a run started from; empty if none is known."""
+    shipped = f"{run.config.get('model')}-{run.config.get('weights')}"  # --weights takes those of the package, too
+    source = origin_of(run.run_dir).get("init_from")
+    if source is None and shipped in shipped_names():
+        source = read_about(resolve(shipped))
+    return {} if source is None else {"init_from": source}
 
 
 def origin_of(run_dir: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from han_tf import __version__
 from han_tf.models.costs import part_costs, total
 from han_tf.models.network import ReIDNetwork, inference_function
 from han_tf.runs.card import ModelCard, licence_of
-from han_tf.runs.folder import CHECKPOINTS, SWITCHES, LoadedRun, load_run, trained_on
+from han_tf.runs.folder import CHECKPOINTS, SWITCHES, LoadedRun, load_run, origin_of, trained_on
 from han_tf.runtimes import KERAS, Runtime, limit_tensorflow
 from han_tf.weights import accuracy, is_stored
 
@@ -92,7 +92,7 @@ def _epochs_done(run: LoadedRun) -> Optional[int]:
     the number of steps per epoch.
     """
     if is_stored(run.run_dir):
-        return run.config["epochs"]  # only finished runs are stored
+        return origin_of(run.run_dir).get("epochs")
     try:
         last = tf.train.latest_checkpoint(str(run.run_dir / CHECKPOINTS["last"]))
         reader = tf.train.load_checkpoint(last)

@@ -92,6 +92,22 @@ class AttentionStatistics:
         self.count += images
         self._soft_count += replicas * -(-(images // replicas) // SOFT_IMAGES)
 
+    def sums(self) -> dict[str, Any]:
+        """Returns what :meth:`restore` takes: the sums so far, ready for JSON, in which float64 stay the same."""
+        levels = [
+            {name: np.asarray(value).tolist() for name, value in level._asdict().items() if value is not None}
+            for level in self._sums
+        ]
+        return {"count": self.count, "soft_count": self._soft_count, "levels": levels}
+
+    def restore(self, sums: Mapping[str, Any]) -> None:
+        """Goes on from sums of the same network's levels."""
+        self.count, self._soft_count = sums["count"], sums["soft_count"]
+        self._sums = [
+            LevelStatistics(*(np.array(level[name]) if name in level else None for name in LevelStatistics._fields))
+            for level in sums["levels"]
+        ]
+
     @property
     def regions(self) -> dict[int, tuple[np.ndarray, np.ndarray]]:
         """Mean and standard deviation of θ over images, ``[T, 2]`` each, by the number of the level, counted from 1.

@@ -54,7 +54,7 @@ MINING = ("hard", "semihard")
 OF_TRIPLET = ("mining", "margin", "people", "images_per_person")
 """Settings that only the triplet loss uses."""
 
-OF_NETWORK = ("num_classes", "input_size", "name")
+OF_NETWORK = ("num_classes", "input_size", "name", "condensed")
 """Arguments of a network that ``--model_args`` must not hold: other settings and the data determine them."""
 
 NAMED = ("dataset", "split", "model", "epochs", "seed")
@@ -394,7 +394,12 @@ def _short(value: Any) -> str:
     """Returns a value for a run's name: six digits of a number, the parts of a list, the last part of a path."""
     if isinstance(value, (list, tuple)):
         return "+".join(map(_short, value)) or "none"
-    return f"{value:.6g}" if isinstance(value, float) else Path(str(value)).name
+    return f"{value:.6g}" if isinstance(value, float) else "".join(map(_readable, Path(str(value)).name))
+
+
+def _readable(character: str) -> str:
+    """Returns the character, or ``_`` for one that is better not in a folder's name."""
+    return character if character.isprintable() and character not in "[]\\" else "_"
 
 
 DEFAULTS: Mapping[str, Any] = TrainConfig().to_dict()

@@ -168,6 +168,8 @@ class Trainer:
         rate = learning_rate(epoch, config.epochs, config.lr, config.lr_decay, config.lr_drops)
         self.optimizer.learning_rate.assign(rate)
         attention = AttentionStatistics(self.model.map_sizes, learned=bool(self.model.localisation_variables))
+        if unfinished := self.folder.unfinished(self.global_step):
+            attention.restore(unfinished["attention"])
         progress.start_epoch(epoch + 1, config.epochs)
         for images, labels in training_batches(
             self.data.images, self.labels, self.sampler, config.seed, epoch, int(self.batch), self.augmentations
@@ -184,7 +186,7 @@ class Trainer:
             progress.step(self.means, len(labels))
             if self._told_to_stop(stop) and int(self.batch) < self.steps_per_epoch:
                 self._step.give_back()
-                self.folder.save(self.global_step)
+                self.folder.save(self.global_step, {"attention": attention.sums()})
                 return
         self._end_epoch(rate, attention, progress)
 

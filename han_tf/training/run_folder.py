@@ -4,17 +4,17 @@ import json
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 from tqdm import tqdm
 
 from han_tf.common.errors import UserError
 from han_tf.common.files import write_json
-from han_tf.common.run_files import CONFIG, ENVIRONMENT, HISTORY
+from han_tf.common.run_files import CONFIG, ENVIRONMENT, HISTORY, UNFINISHED
 from han_tf.models.transfer import named_variables, take_over
 from han_tf.runs import environment
 from han_tf.runs.checkpoints import Checkpoints
-from han_tf.runs.folder import CHECKPOINTS, LoadedRun, load_run, origin_of, read_config
+from han_tf.runs.folder import CHECKPOINTS, LoadedRun, load_run, origin_of, read_config, source_of
 from han_tf.training.config import OF_DATA, TrainConfig
 from han_tf.weights import is_stored
 
@@ -58,11 +58,23 @@ class RunFolder:
         self.best = Checkpoints(path / CHECKPOINTS["best"], 1, model=state["model"])
         self._open(found)
 
-    def save(self, step: int) -> None:
-        """Writes history and state after ``step`` steps."""
+    def save(self, step: int, unfinished: Optional[Mapping[str, Any]] = None) -> None:
+        """Writes history and state after ``step`` steps, and within an epoch what is known of it, ``unfinished``."""
         if self.writes:
             write_json(self.path / HISTORY, self.history)
+            if unfinished is not None:
+                write_json(self.path / UNFINISHED, {**unfinished, "step": step})
             self.checkpoints.save(step)
+            if unfinished is None:
+                (self.path / UNFINISHED).unlink(missing_ok=True)
+
+    def unfinished(self, step: int) -> dict[str, Any]:
+        """Returns what :meth:`save` was given on the epoch that was stopped after ``step`` steps; empty if nothing."""
+        try:
+            found = json.loads((self.path / UNFINISHED).read_text(encoding="utf-8"))
+            return found if found["step"] == step else {}
+        except (OSError, ValueError, LookupError, TypeError):
+            return {}
 
     def add_evaluation(self, evaluation: Mapping[str, Any], is_best: bool, step: int) -> None:
         """Adds an evaluation to the last epoch's row, and saves the network if it is the best so far."""
@@ -145,7 +157,7 @@ def _of_source(run: LoadedRun) -> dict[str, Any]:
     if not is_stored(run.run_dir):
         with suppress(OSError, ValueError, TypeError):
             told["epochs"] = len(json.loads((run.run_dir / HISTORY).read_text(encoding="utf-8")))
-    return {**told, **origin_of(run.run_dir)}
+    return {**told, **origin_of(run.run_dir), **source_of(run)}
 
 
 def check_run_folder(config: TrainConfig, run_dir: Path) -> dict[str, Any]:

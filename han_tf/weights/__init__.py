@@ -114,7 +114,7 @@ def compact(value: "np.ndarray") -> "np.ndarray":
     """Returns a weight as it is stored: float16 with two or more dimensions, else float32 (batch norm, biases)."""
     import numpy as np
 
-    return np.ascontiguousarray(value, np.float16 if np.ndim(value) >= 2 else np.float32)
+    return np.asarray(value, np.float16 if np.ndim(value) >= 2 else np.float32, order="C")  # keeps scalars as such
 
 
 def accuracy(folder: Union[str, os.PathLike]) -> Optional[dict[str, float]]:

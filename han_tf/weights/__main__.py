@@ -70,7 +70,7 @@ def store(run_dir: str, folder: Path, checkpoint: str) -> None:
     """Stores the network of a finished run, and prints how much its features change.
 
     Raises:
-      UserError: there is no finished run, or the folder cannot be written.
+      UserError: there is no finished run, or the folder holds something else or cannot be written.
     """
     import numpy as np
 
@@ -79,14 +79,17 @@ def store(run_dir: str, folder: Path, checkpoint: str) -> None:
     from han_tf.models.network import inference_function
     from han_tf.models.transfer import named_variables
     from han_tf.runs.card import licence_of
-    from han_tf.runs.folder import load_run, trained_on
+    from han_tf.runs.folder import load_run, source_of, trained_on
+    from han_tf.runtimes.keras import card_of
 
+    _check_replaceable(folder)
     run = load_run(run_dir, checkpoint)
     metrics, made_with = (read_json(run.run_dir / name, "a run that has ended") for name in (METRICS, ENVIRONMENT))
     if not isinstance(made_with, dict):
         found = f"a JSON {type(made_with).__name__}"
         raise UserError(f"{run.run_dir / ENVIRONMENT}: {found}, expected the environment of a training run")
     config = {**run.config, "data_dir": "", "init_from": Path(run.config.get("init_from", "")).name}
+    card = card_of(run)  # it has the accuracy if that is of this checkpoint
     people = SyntheticPedestrians()
     frames = [frame for frame in people.frames() if frame.subset == "query"][::PROBES][:PROBES]
     drawn = [np.asarray(people.draw(frame).image)[None] for frame in frames]
@@ -96,27 +99,42 @@ def store(run_dir: str, folder: Path, checkpoint: str) -> None:
         "model": config["model"],
         "dataset": config["dataset"],
         "recipe": config.get("recipe", "paper"),
-        "epochs": config.get("epochs"),
+        "epochs": card.schedule.get("epochs_done"),
         "licence": licence_of(*trained_on(run)),
         "commit": made_with.get("commit"),
-        **({"init_from": made_with["init_from"]} if "init_from" in made_with else {}),
+        **source_of(run),
     }
     arrays = {name: variable.numpy() for name, variable in named_variables(run.model, classifiers=False).items()}
-    temporary = folder.with_name(f".{folder.name}.tmp")
+    temporary, before = (folder.with_name(f".{folder.name}.{what}") for what in ("tmp", "before"))
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         with writing(folder):
             write_json(temporary / CONFIG, config)
-            write_json(temporary / METRICS, metrics)
+            if card.accuracy is not None:
+                write_json(temporary / METRICS, metrics)
             weights.write_arrays(temporary, arrays, {}, about)
             stored = inference_function(load_run(temporary).model)(images).numpy()
             probes = {weights.PROBE_IMAGES: images, weights.PROBE_FEATURES: stored}
             weights.write_arrays(temporary, arrays, probes, about)
-            shutil.rmtree(folder, ignore_errors=True)
+            if folder.exists():
+                shutil.rmtree(before, ignore_errors=True)
+                folder.rename(before)
             temporary.rename(folder)
+            shutil.rmtree(before, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     print(f"{describe(folder)}\n  features differ from the run's by at most {np.abs(stored - features).max():.1e}")
+
+
+def _check_replaceable(folder: Path) -> None:
+    """Raises UserError if ``folder`` is a file or link, or a folder with files but not with stored weights."""
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise UserError(f"{folder} is a {'link' if folder.is_symlink() else 'file'}, expected a folder or nothing")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / weights.ABOUT).is_file():
+        raise UserError(
+            f"{folder} holds files but no {weights.ABOUT}, expected weights that were stored earlier, an empty folder "
+            "or none"
+        )
 
 
 if __name__ == "__main__":

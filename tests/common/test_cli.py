@@ -147,6 +147,12 @@ def test_a_bug_keeps_its_traceback():
         Command(result=ZeroDivisionError())()
 
 
+def test_a_config_file_that_is_not_utf_8_is_one_line(tmp_path, capsys):
+    (tmp_path / "flags.txt").write_bytes(b"# gr\xf6\xdfer\n--size=3\n")
+    assert Command()(f"--flagfile={tmp_path / 'flags.txt'}") == 2
+    assert capsys.readouterr().err.startswith("usage error: --flagfile holds the bytes b'\\xf6', expected UTF-8")
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [

@@ -101,7 +101,7 @@ def step(inputs):
     return outputs, *tape.gradient(objective, [inputs, layer.kernel])
 
 
-np.savez(sys.argv[2], *step(inputs), own_kernel=grouped_kernel_has_gradient())
+np.savez(sys.argv[2], *step(inputs), own_kernel=grouped_kernel_has_gradient(tf.float32))
 """
 
 

@@ -290,6 +290,19 @@ class TestCheckpoints:
         assert objects["count"].numpy() == 2
         np.testing.assert_array_equal(objects["value"], np.full(1000, 2))
 
+    @pytest.mark.parametrize("name", ["a[1]", "a\\b", "a\udcff"])
+    def test_a_folder_that_tensorflow_could_not_read_from(self, tmp_path, name):
+        with pytest.raises(UserError, match="checkpoints here could not be read, expected a path in UTF-8, without"):
+            Checkpoints(tmp_path / name, 1)
+
+    @pytest.mark.parametrize("name", ["a b", "ä", "a*", "%s", "-x", "a]", "a?"])
+    def test_a_folder_of_another_name(self, tmp_path, name):
+        saved = tf.Variable(3)
+        Checkpoints(tmp_path / name, 1, value=saved).save(1)
+        saved.assign(5)
+        Checkpoints(tmp_path / name, 1, value=saved).restore()
+        assert saved.numpy() == 3
+
     def test_only_so_many_are_kept(self, folder):
         objects = self.objects()
         checkpoints = Checkpoints(folder, 2, **objects)

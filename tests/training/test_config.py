@@ -22,6 +22,8 @@ from han_tf.training.run_folder import check_run_folder
 
 def test_the_default_settings_give_a_short_name():
     assert TrainConfig().run_name() == "synthetic-han_small-300epochs-seed0"
+    named = TrainConfig(init_from="runs/a[1]\\\udcff").run_name()  # TensorFlow takes paths for patterns in UTF-8
+    assert named == "synthetic-han_small-init_from_a_1___-300epochs-seed0"
     config = TrainConfig(dataset="cuhk03", split="detected", model="han_large", epochs=30, seed=7)
     assert config.run_name() == "cuhk03-detected-han_large-30epochs-seed7"
 
