@@ -156,11 +156,17 @@ def _open(values: command_line.Flags, sources: list[FeatureSource], checksums: d
         raise UserError(
             f"{Address.of(values.index) or values.index}: no gallery here, expected FEATURES to make one of"
         )
-    rows, dimension = sum(map(len, sources)), sources[0].dimension
+    first, rows, dimension = sources[0], sum(map(len, sources)), sources[0].dimension
+    for source in sources:  # before the gallery is made
+        if checksums[source.name] != checksums[first.name]:
+            models = f"{checksums[source.name][:12]}…, expected {checksums[first.name][:12]}…"
+            raise UserError(f"{source.name}: features of the model {models}, as in {first.name}")
+        if source.dimension != dimension:
+            raise UserError(f"{source.name}: features of dimension {source.dimension}, expected {dimension}")
     options: dict[str, Any] = {"rows": rows, "memory_mb": values.memory_mb}
     if values.engine == "milvus" or Address.of(values.index):
         options = {"index": values.milvus_index}
-    return create_gallery(values.index, dimension, checksums[sources[0].name], values.engine or "auto", **options)
+    return create_gallery(values.index, dimension, checksums[first.name], values.engine or "auto", **options)
 
 
 def _build(values: command_line.Flags, gallery: Gallery, added: bool) -> None:
@@ -207,8 +213,13 @@ def describe(info: dict[str, Any]) -> list[str]:
 
 
 def _origin(facts: Optional[dict[str, Any]]) -> str:
-    if not facts:
+    try:
+        return _calibrated(facts or {})
+    except (KeyError, TypeError, ValueError):  # a program may store any facts
         return ", set by hand"
+
+
+def _calibrated(facts: dict[str, Any]) -> str:
     trials = {
         "search": "of {trials:,} searches of strangers among {gallery_images:,} images have a hit",
         "pair": "of {trials:,} pairs of two people are accepted",

@@ -1,8 +1,9 @@
 """Train a Harmonious Attention Network and evaluate it.
 
 The defaults are the paper's: SGD with momentum 0.9, learning rate 0.03, multiplied by 0.1 at three points, batches of
-32, weight decay 5e-4, 300 epochs, no augmentation. The embedded synthetic set has a shorter schedule; --recipe strong
-has settings for higher accuracy. The same command resumes an interrupted run.
+32, weight decay 5e-4, 300 epochs, no augmentation; but the layers that place the regions learn at --localisation_lr
+times the rate. The embedded synthetic set has a shorter schedule; --recipe strong has settings for higher accuracy.
+The same command resumes an interrupted run.
 """
 
 import dataclasses

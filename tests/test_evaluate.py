@@ -678,7 +678,7 @@ def mean_scores(queries, gallery, left_out):
         squared = ((gallery.features.astype(float) - queries.features[query]) ** 2).sum(axis=1)
         others = [i for i in range(len(squared)) if gallery.pids[i] != -1 and not left_out(query, i)]
         others.sort(key=lambda image: (squared[image], image))
-        hits = [place for place, image in enumerate(others, 1) if gallery.pids[image] == pid != -1]
+        hits = [place for place, image in enumerate(others, 1) if gallery.pids[image] == pid not in (-1, 0)]
         if hits:
             first.append(hits[0] == 1)
             precisions.append(np.mean([number / place for number, place in enumerate(hits, 1)]))
@@ -703,6 +703,18 @@ class TestOtherProtocols:
         out = capsys.readouterr().out
         assert "every image searches all others" in out
         assert ("from its own camera count as matches" in out) == within
+
+    def test_distractors_among_the_queries_find_nobody(self, tmp_path):
+        """They have one pid, 0, but are different people."""
+        rng = np.random.default_rng(0)
+        people = np.repeat(np.eye(2, 8), 3, axis=0)
+        features = np.concatenate([people, rng.standard_normal((60, 8))]).astype(np.float32)
+        pids, camids = np.r_[[1] * 3, [2] * 3, np.zeros(60, int)], np.arange(66) % 3
+        save_features(tmp_path / "all.npz", FeatureSet(features, pids, camids, np.full(66, "")))
+        report = evaluated_json(tmp_path / "all.npz", tmp_path, "--query_is_gallery")
+        row, counts = report["results"][0], report["counts"]
+        assert (row["rank-1"], row["mAP"]) == (1, 1)
+        assert (counts["queries"], counts["queries_without_match"], counts["distractors"]) == (66, 60, 60)
 
     def test_matches_within_a_camera(self, saved, subsets, tmp_path):
         row = evaluated_json(saved, tmp_path, "--within_camera")["results"][0]

@@ -1,5 +1,6 @@
-"""Files: atomic writing, locks, checksums, JSON, and NumPy archives that can be memory-mapped."""
+"""Files: atomic writing, locks, checksums, JSON, CSV, and NumPy archives that can be memory-mapped."""
 
+import csv
 import errno
 import hashlib
 import json
@@ -13,10 +14,10 @@ import tempfile
 import time
 import warnings
 import zipfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, Optional, Union
+from typing import IO, Any, BinaryIO, Optional, Union
 
 import numpy as np
 
@@ -232,6 +233,19 @@ def read_json(path: Union[str, os.PathLike], expected: str) -> Any:
         raise UserError(f"{path}: {error.strerror or error}, expected {expected}") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({one_line(error)}), expected {expected}") from error
+
+
+def write_csv(stream: IO[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Writes rows as CSV, with newlines between them; None is an empty field.
+
+    Python quotes a carriage return in a field, such as a file's name, only if lines end with one.
+    """
+    plain, quoted = (
+        csv.writer(stream, lineterminator="\n", quoting=quoting)
+        for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_NONNUMERIC)
+    )
+    for row in rows:
+        (quoted if any("\r" in cell for cell in row if isinstance(cell, str)) else plain).writerow(row)
 
 
 def write_npz(path: Union[str, os.PathLike], **arrays: np.ndarray) -> None:

@@ -3,8 +3,10 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Optional
 
+import numpy as np
+
 from han_tf.common.errors import UserError
-from han_tf.data.records import JUNK_PID
+from han_tf.data.records import DISTRACTOR_PID, JUNK_PID
 from han_tf.features.archives import FeatureSet, branch_features
 from han_tf.metrics import (
     DistanceSource,
@@ -39,7 +41,8 @@ class Protocol(NamedTuple):
 
     Attributes:
       within_camera: whether images of the query's person from the query's own camera count as matches.
-      query_is_gallery: whether queries and gallery are the same images; each is left out of its own ranking.
+      query_is_gallery: whether queries and gallery are the same images; each is left out of its own ranking, and
+        distractors (pid 0) have no match.
       draws: number of galleries with one image per person that are also ranked for each query; 0 for none.
       seed: of the draws.
     """
@@ -187,6 +190,8 @@ def score(
     Raises:
       UserError: :func:`han_tf.metrics.evaluate_distances` or :func:`han_tf.metrics.verify` refuses the input.
     """
+    if protocol.query_is_gallery:  # distractors, which are different people, search for nobody
+        query = query._replace(pids=np.where(query.pids == DISTRACTOR_PID, JUNK_PID, query.pids))
     labels = (query.pids, gallery.pids, query.camids, gallery.camids)
     shared = {"memory_mb": memory_mb, "progress": progress}
     row = {"feature": feature, "query": query_type, **{name: name in methods for name in METHODS}}

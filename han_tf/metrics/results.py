@@ -1,6 +1,5 @@
 """Results of a ranking, and their files."""
 
-import csv
 import io
 import math
 import os
@@ -11,7 +10,7 @@ from typing import Any, NamedTuple, Optional, Union
 import numpy as np
 
 from han_tf.common.errors import UserError
-from han_tf.common.files import atomic_open, write_npz
+from han_tf.common.files import atomic_open, write_csv, write_npz
 from han_tf.metrics.checks import check_count
 
 REPORTED_RANKS = (1, 5, 10, 20)
@@ -176,20 +175,18 @@ class RankingResult:
           UserError: a list of names has the wrong length.
         """
         self._check_names(query_names, gallery_names)
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
         k = self.topk_indices.shape[1]
-        writer.writerow(
+        rows: list[list[Any]] = [
             ["query", "pid", "camid", "matches", "first_hit", "ap", "ap_trapezoid", "inp"]
             + [f"{what}_{place}" for place in range(1, k + 1) for what in ("image", "distance")]
-        )
+        ]
         for query in range(self.queries):
             scores = [self.ap[query], self.ap_trapezoid[query], self.inp[query]]
             nearest = []
             for image, distance in zip(self.topk_indices[query], self.topk_distances[query]):
                 name = image if gallery_names is None else gallery_names[image]
                 nearest += ["", ""] if image < 0 else [name, repr(float(distance))]
-            writer.writerow(
+            rows.append(
                 [
                     query if query_names is None else query_names[query],
                     self.query_pids[query],
@@ -200,6 +197,8 @@ class RankingResult:
                     *nearest,
                 ]
             )
+        text = io.StringIO()
+        write_csv(text, rows)
         with atomic_open(path) as stream:
             # File names may contain bytes that are not valid UTF-8.
             stream.write(text.getvalue().encode("utf-8", "backslashreplace"))

@@ -77,6 +77,10 @@ def main(values: command_line.Flags) -> None:
 
 def _queries(values: command_line.Flags, gallery: Gallery) -> tuple[list[str], np.ndarray]:
     """Returns the queries: names to print, and features ``[n, dimension]``."""
+    from han_tf.features.extractor import FeatureExtractor
+
+    if values.model and (values.id or values.features):
+        gallery.check_model(FeatureExtractor(values.model).checksum)
     if values.id:
         return [f"entry {id}" for id in values.id], gallery.features(values.id)
     if values.features:
@@ -99,8 +103,6 @@ def _queries(values: command_line.Flags, gallery: Gallery) -> tuple[list[str], n
         return names, features
     if not values.model:
         raise command_line.UsageError("--model is missing, expected the run or export whose features the gallery holds")
-    from han_tf.features.extractor import FeatureExtractor
-
     white_level = values.white_level or gallery.white_level
     if note := gallery.white_level_note(white_level):
         print(f"note: {note}", file=sys.stderr)

@@ -301,7 +301,7 @@ class Gallery(ABC):
         """Adds new rows to the index, or builds the first one; if that fails, the rows are searched without it."""
 
     def named(self, paths: Collection[str]) -> Iterable[Entry]:
-        """Returns the entries of any of ``paths``."""
+        """Returns the entries of any of ``paths``; takes the lock for changes, because it may make an index of them."""
         self._check_open()
         return self._named(check_paths(paths))
 

@@ -1,11 +1,11 @@
 """Entries of a gallery as CSV: a list of them, and new labels for them."""
 
-import csv
 import os
 import re
 from typing import IO, Any, Union
 
 from han_tf.common.errors import UserError
+from han_tf.common.files import write_csv
 from han_tf.data.image_lists import FIELDS, parse_field
 from han_tf.data.tables import read_table
 from han_tf.search.entries import Entry, Filters
@@ -17,11 +17,10 @@ LISTED_AT_ONCE = 1000
 
 def write_entries(gallery: Gallery, filters: Filters, stream: IO[str]) -> None:
     """Writes the entries that pass as CSV: ``id,path,pid,camid,time``, by ascending id; unknown labels are empty."""
-    table = csv.writer(stream, lineterminator="\n")
-    table.writerow(Entry._fields)
+    write_csv(stream, [Entry._fields])
     last = -1
     while entries := gallery.page(LISTED_AT_ONCE, last, filters):
-        table.writerows(entries)
+        write_csv(stream, entries)
         last = entries[-1].id
 
 

@@ -5,7 +5,6 @@ import hmac
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from http.cookies import CookieError, SimpleCookie
 from pathlib import Path
 
 from han_tf.common.errors import UserError
@@ -49,13 +48,10 @@ class Access:
         kind, _, given = headers.get(b"authorization", b"").partition(b" ")
         if kind.lower() == b"bearer" and self.is_token(given.strip()):
             return True
-        try:
-            cookie = SimpleCookie(headers.get(b"cookie", b"").decode("latin-1")).get(COOKIE)
-        except CookieError:
-            return False
-        return cookie is not None and hmac.compare_digest(
-            cookie.value.encode("latin-1", "replace"), self.cookie.encode()
-        )
+        # Browsers send the cookies of all services of this host; those may be of any form.
+        cookies = (part.strip().partition(b"=") for part in headers.get(b"cookie", b"").split(b";"))
+        given = next((value for name, _, value in cookies if name == COOKIE.encode()), b"")
+        return hmac.compare_digest(given.strip(b'"'), self.cookie.encode())
 
     def is_token(self, given: bytes) -> bool:
         """Returns whether ``given`` is the token; the time that takes does not depend on where they differ."""

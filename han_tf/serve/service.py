@@ -274,9 +274,11 @@ class Service:
         Returns:
           Their ids.
         """
-        features = np.stack(await asyncio.gather(*map(self.embed, pictures)))
+        features: list[np.ndarray] = []
+        for start in range(0, len(pictures), self.limits.queue):  # more would never find room in the queue
+            features += await asyncio.gather(*map(self.embed, pictures[start : start + self.limits.queue]))
         copies = [picture.copy for picture in pictures]
-        ids = await self.change(self._add_now, features, copies, names, (pid, camid, time))
+        ids = await self.change(self._add_now, np.stack(features), copies, names, (pid, camid, time))
         if camid is not None:
             self._cameras.add(camid)
         return ids

@@ -1,6 +1,5 @@
 """The service's own data: verdicts and image names in SQLite, copies of added images as files."""
 
-import csv
 import io
 import os
 import re
@@ -9,12 +8,12 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Optional, Union
 
 from han_tf.common.errors import UserError
-from han_tf.common.files import atomic_open, sync_folder
+from han_tf.common.files import atomic_open, sync_folder, write_csv
 from han_tf.search.database import DATABASE_ERRORS
 
 COLUMNS = ("time", "query", "hit", "verdict", "distance", "image", "gallery")
@@ -74,6 +73,8 @@ class Store:
             place = ":memory:"
             if not read_only or self.path.exists():
                 place = f"{self.path.as_uri()}?mode={'ro' if read_only else 'rwc'}"
+                if read_only and not os.access(self.folder, os.W_OK) and not Path(f"{self.path}-wal").exists():
+                    place += "&immutable=1"  # else SQLite would make files beside it
             self._database = sqlite3.connect(place, uri=True, check_same_thread=False, isolation_level=None, timeout=10)
             if not read_only:
                 self._database.execute("PRAGMA journal_mode = WAL")
@@ -162,10 +163,9 @@ class Store:
         with self._lock:
             rows = self._database.execute(f"SELECT {', '.join(COLUMNS)} FROM verdicts ORDER BY time, rowid").fetchall()
         text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(COLUMNS)
         # File names come from clients: a spreadsheet would evaluate one that begins like a formula.
-        writer.writerows([f"'{cell}" if str(cell)[:1] in tuple("=+-@\t\r") else cell for cell in row] for row in rows)
+        safe = ([f"'{cell}" if str(cell)[:1] in tuple("=+-@\t\r") else cell for cell in row] for row in rows)
+        write_csv(text, [COLUMNS, *safe])
         return text.getvalue()
 
     def save_copy(self, png: bytes, name: str) -> str:
@@ -232,8 +232,11 @@ class Store:
         return [given.get(file) or "added image" if held else file for file, held in zip(files, holds)]
 
     def close(self) -> None:
-        """Closes the database."""
+        """Closes the database; readers in a folder that cannot be written can open it then."""
         with self._lock:
+            if not self.read_only:
+                with suppress(*DATABASE_ERRORS):  # another process has it open
+                    self._database.execute("PRAGMA journal_mode = DELETE")
             self._database.close()
 
     @contextmanager

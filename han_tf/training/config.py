@@ -106,7 +106,7 @@ def _setting(
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A training run; the defaults are the paper's (Sec. 4, Implementation Details).
+    """A training run; the defaults are the paper's (Sec. 4, Implementation Details), but for ``localisation_lr``.
 
     The texts below describe the settings, and are the help of the flags. ``recipe`` only names a recipe;
     :meth:`of_recipe` applies it. ``model_args`` are arguments of the network's constructor, by name. ``lr_drops`` are
@@ -148,7 +148,10 @@ class TrainConfig:
         NETWORK, MISSING, "Other arguments of the network, for example regions=6,widths=[96,192,288].", factory=dict
     )
     weights: str = _setting(
-        WEIGHTS, "", "ImageNet weights (.h5) that MobileNet or ResNet50 starts from; random if empty."
+        WEIGHTS,
+        "",
+        "ImageNet weights (.h5) that MobileNet or ResNet50 starts from; or market1501 or synthetic, which a HAN of the "
+        "package was trained on; random if empty.",
     )
     init_from: str = _setting(
         WEIGHTS,

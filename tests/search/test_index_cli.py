@@ -15,9 +15,10 @@ from han_tf.data.image_lists import UNKNOWN
 from han_tf.features.archives import FeatureSet, save_features
 from han_tf.features.shards import FeatureBatch
 from han_tf.search import __main__ as search
-from han_tf.search import open_gallery
+from han_tf.search import create_gallery, open_gallery
 from han_tf.search import sources as feature_sources
 from han_tf.search.milvus_gallery import MilvusGallery
+from tests.search import search_helpers
 from tests.search.search_helpers import CHECKSUM, clustered, labels, write_shards
 
 DIMENSION = 16
@@ -251,6 +252,10 @@ def test_the_threshold_is_chosen_and_used(call, tmp_path, archive):
     assert "of 89,100 pairs of two people are accepted (wanted 1.000%" in out
     out = call(index, "--index", path, "--threshold=0.001")
     assert "threshold 0.0010, set by hand" in out
+    for facts in ({"who": "me"}, {"kind": "search", "trials": "many"}, {"kind": []}):
+        with open_gallery(path) as gallery:
+            gallery.set_threshold(0.001, facts)
+        assert "threshold 0.0010, set by hand" in call(index, "--index", path)
     far = tmp_path / "far.npz"
     np.savez(far, features=np.concatenate([clustered(COUNT, DIMENSION)[:1], np.ones((1, DIMENSION))]))
     out = call(search, "--index", path, "--features", far, "--k=2")
@@ -394,6 +399,34 @@ def test_searching_for_images(call, tmp_path, tiny_run, tiny_data, monkeypatch):
     line = call(search, "--index", path, "--model", tiny_run, images[4], status=1)
     assert "the gallery holds features of the model another…" in line
     assert "--model is missing" in call(search, "--index", path, images[4], status=2)
+
+
+def test_sources_of_two_models_make_no_gallery(call, tmp_path, shards, monkeypatch):
+    monkeypatch.setattr(search_helpers, "CHECKSUM", "b" * 64)
+    ones = np.ones(5, np.int64)
+    batch = FeatureBatch(clustered(5, DIMENSION), ones, ones, ones * 1.0, np.array(["a"] * 5, object))
+    other = write_shards(tmp_path / "other", batch, 5)
+    line = call(index, "--index", tmp_path / "gallery", shards, other, status=1)
+    assert line == f"error: {other}: features of the model bbbbbbbbbbbb…, expected {CHECKSUM[:12]}…, as in {shards}"
+    assert not (tmp_path / "gallery").exists()
+
+
+def test_queries_of_another_model_are_refused(call, tmp_path, archive, tiny_run):
+    call(index, "--index", tmp_path / "gallery", archive, "--checksum=another")
+    for query in ("--id=1", f"--features={archive}"):
+        line = call(search, "--index", tmp_path / "gallery", query, "--model", tiny_run, status=1)
+        assert "the gallery holds features of the model another…" in line
+
+
+def test_names_with_carriage_returns_come_back(call, tmp_path, archive):
+    names = ["a\rb.jpg", "c.jpg"]
+    with create_gallery(tmp_path / "gallery", DIMENSION, "mine") as gallery:
+        gallery.add(clustered(2, DIMENSION), paths=names)
+    listing = call(index, "--index", tmp_path / "gallery", "--list")
+    (tmp_path / "list.csv").write_text(listing.replace(",,,", ",7,,"), newline="")
+    call(index, "--index", tmp_path / "gallery", "--relabel", tmp_path / "list.csv")
+    with open_gallery(tmp_path / "gallery") as gallery:
+        assert [entry.path for entry in gallery.page(9)] == names
 
 
 def test_a_query_that_is_not_finite_is_named(call, tmp_path, archive):

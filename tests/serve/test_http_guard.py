@@ -256,6 +256,9 @@ TOKEN = "a long enough token".replace(" ", "-")
         ({"cookie": f"{COOKIE}={TOKEN}"}, 401),
         ({"cookie": f"other=1; {COOKIE}={Access(TOKEN).cookie}"}, 200),
         ({"cookie": f"{COOKIE}={Access(TOKEN + '2').cookie}"}, 401),
+        ({"cookie": f'ui={{"theme":"dark"}}; {COOKIE}={Access(TOKEN).cookie}'}, 200),
+        ({"cookie": f"{{}}[;\xff=;{COOKIE}={Access(TOKEN).cookie}; a b"}, 200),
+        ({"cookie": f"x{COOKIE}={Access(TOKEN).cookie}"}, 401),
         ({"cookie": "\x00=;=\xff"}, 401),
     ],
 )
@@ -293,6 +296,26 @@ def test_a_service_that_is_read_only(method, path, status):
     exchange = Exchange(method=method, path=path)
     run(exchange, access=Access(read_only=True))
     assert exchange.status == status
+
+
+@pytest.mark.parametrize(
+    ("content_type", "status"),
+    [
+        ("multipart/form-data; boundary=x", 200),
+        ("multipart/form-data; boundary=x; charset=UTF-8", 200),
+        ('application/json; charset="utf-8"', 200),
+        ("multipart/form-data; charset=punycode; boundary=x", 415),
+        ('multipart/form-data; boundary=x; CharSet = "punycode"', 415),
+        ("multipart/form-data; boundary=x; charset*=utf-8''punycode", 415),
+        ("multipart/form-data; boundary=x; charset=utf-8; charset=idna", 415),
+    ],
+)
+def test_another_charset_is_refused(content_type, status):
+    """Decoding a field as punycode takes seconds, in the event loop."""
+    exchange = Exchange(**{"content-type": content_type})
+    application = run(exchange)
+    assert exchange.status == status
+    assert bool(application.bodies) == (status == 200)
 
 
 def test_too_many_at_a_time():

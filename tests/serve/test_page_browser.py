@@ -943,6 +943,9 @@ def test_the_reference_of_the_interface(open_page, browser, address):
     assert sorted(paths) == sorted(path for path, methods in described.items() for _ in methods)
     page.click("summary:has-text('/search')")
     assert "most hits" in page.inner_text(".reference")
+    shown = page.locator(".reference pre code").all_text_contents()
+    assert {line.split(" -F ")[1] for line in shown if " -F " in line} == {"image=@person.jpg", "images=@person.jpg"}
+    assert [" -F images=" in line for line in shown if "/gallery/batch" in line] == [True]
     assert page.evaluate(AUDIT) == []
     page.close()
     assert problems == []

@@ -311,6 +311,14 @@ def test_many_at_once(client):
     error_of(client.post("/gallery/batch", data={"pid": 9}), 422)
 
 
+def test_more_at_once_than_the_queue_holds(make_service, tmp_path):
+    with client_of(make_service(tmp_path, limits=Limits(queue=2))) as client:
+        files = [("images", (f"{n}.png", encoded(noise(seed=n)), "image/png")) for n in range(5)]
+        answer = client.post("/gallery/batch", files=files)
+        assert answer.status_code == 201, answer.text
+        assert len(answer.json()["ids"]) == 5
+
+
 def test_what_is_known_of_an_entry_is_corrected(client):
     before = client.get("/gallery/3").json()
     after = client.patch("/gallery/3", json={"pid": 77, "time": None}).json()

@@ -193,6 +193,7 @@ def test_nothing_is_written_where_only_reading_is_wanted(tmp_path):
     assert store.verdicts(QUERY, [(3, "a.jpg")]) == {3: "right"}
     with pytest.raises(sqlite3.OperationalError):
         store.mark(QUERY, 4, "right", "a.jpg")
+    assert sorted(path.name for path in (tmp_path / "state").iterdir()) == ["images", "service.sqlite"]
     store.close()
 
 

@@ -48,11 +48,14 @@ function fields(schema, all) {
   }));
 }
 
-function curl(method, path, body) {
+function curl(method, path, body, all) {
   const type = body ? Object.keys(body.content)[0] : "";
   const shown = path.replace("{id}", "0").replace("{number}", "0");
   let line = `curl ${method === "get" ? "" : `-X ${method.toUpperCase()} `}${location.origin}${shown}`;
-  if (type === "multipart/form-data") line += " -F image=@person.jpg";
+  if (type === "multipart/form-data") {
+    const file = fields(body.content[type].schema, all).find((field) => typeOf(field.schema, all).includes("file"));
+    line += ` -F ${file.name}=@person.jpg`;
+  }
   else if (type) line += ` -H 'Content-Type: ${type}' -d '{…}'`;
   return line;
 }
@@ -61,7 +64,7 @@ function operation(method, path, what, all) {
   const summary = element("summary", element("span", method.toUpperCase()), element("code", path), element("span", what.description.split(".")[0]));
   summary.firstChild.className = "method";
   summary.lastChild.className = "faint";
-  const made = element("details", summary, prose(element("p"), what.description), element("pre", element("code", curl(method, path, what.requestBody))));
+  const made = element("details", summary, prose(element("p"), what.description), element("pre", element("code", curl(method, path, what.requestBody, all))));
   const parameters = (what.parameters || []).map((parameter) => ({ ...parameter, all }));
   const body = what.requestBody ? fields(Object.values(what.requestBody.content)[0].schema, all) : [];
   if (parameters.length + body.length) made.append(element("h3", "Takes"), table([...parameters, ...body]));
