@@ -63,11 +63,11 @@ FLAGS.string(
 FLAGS.string("split", "", "Protocol variant, e.g. detected (of CUHK03, if no data set is named).", excludes="images")
 FLAGS.string("data_dir", "", "Data folder; that of the run if empty.", excludes="images")
 FLAGS.boolean("skip_bad_images", False, "Leave out unreadable images.")
-FLAGS.strings(
+FLAGS.repeated(
     "images",
     [],
-    "Folders, patterns or CSV files of images with pids and camids, in place of a data set: every image searches all "
-    "others.",
+    "Folder, pattern or CSV file of images with pids and camids, in place of a data set: every image searches all "
+    "others. Repeat it for several.",
 )
 FLAGS.string(
     "names",

@@ -760,7 +760,14 @@ class TestOtherProtocols:
         folder = tiny_data / "query"
         arguments = [f"--model={tiny_run}", f"--images={folder}", "--within_camera"]
         check_error(capsys, arguments, f"{folder}/", "no pid is known")
-        twice = [f"--model={tiny_run}", f"--images={folder},{folder}", "--within_camera", "--names=market1501", output]
+        twice = [
+            f"--model={tiny_run}",
+            f"--images={folder}",
+            f"--images={folder}",
+            "--within_camera",
+            "--names=market1501",
+            output,
+        ]
         assert call(*twice) == 0
         assert "note: 22 images were listed more than once, taken once" in capsys.readouterr().out
         found = json.loads((tmp_path / "images.json").read_text())

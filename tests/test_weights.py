@@ -125,6 +125,7 @@ def test_only_stored_weights_are_replaced(tiny_run, tmp_path, monkeypatch, capsy
     for path in (thesis, other):
         path.parent.mkdir(parents=True)
         path.touch()
+    (tmp_path / "thesis" / weights.ABOUT).touch()
     (tmp_path / "link").symlink_to(tmp_path / "new")
     before = sorted(tiny_run.rglob("*"))
     for output in (tiny_run, tiny_run.parent, tmp_path / "thesis", ".", "..", other, tmp_path / "link"):

@@ -26,8 +26,9 @@ class Flags(flags.FlagValues):
     """The flags of a command, in groups for the help; ``--help``, ``--version`` and ``--quiet`` are among them.
 
     The first methods define a flag and take the arguments of ``absl.flags.DEFINE_...``: name, default, help, and the
-    bounds of a number; ``enum`` takes its values before the help. ``needs`` and ``excludes`` name another flag without
-    which, or with which, the flag means nothing.
+    bounds of a number; ``enum`` takes its values before the help. Values of ``strings`` are separated by commas; those
+    of ``repeated``, such as paths, may hold commas, and the flag is given again for each. ``needs`` and ``excludes``
+    name another flag without which, or with which, the flag means nothing.
 
     Attributes:
       positional: the positional arguments of the parsed command line.
@@ -42,6 +43,7 @@ class Flags(flags.FlagValues):
     boolean = _defining(flags.DEFINE_boolean)
     enum = _defining(flags.DEFINE_enum)
     strings = _defining(flags.DEFINE_list)
+    repeated = _defining(flags.DEFINE_multi_string)
     alias = _defining(flags.DEFINE_alias)
 
     def __init__(self) -> None:
@@ -106,10 +108,6 @@ class Flags(flags.FlagValues):
         flag = _ListFlag(parser or flags.ArgumentParser(), flags.ArgumentSerializer(), name, list(default), help)
         flag.help, flag.separator = help, separator
         flags.DEFINE_flag(flag, flag_values=self)
-
-    def repeated(self, name: str, help: str) -> None:
-        """Adds a flag for strings that may hold commas, such as paths; each time it is given, it adds one."""
-        flags.DEFINE_multi_string(name, [], f"{help} Repeat the flag for several.", flag_values=self)
 
     def check_pair(self, flag: str, other: str, together: bool = True, reason: str = "", wanted: Any = None) -> None:
         """Makes ``flag`` need the flag ``other`` or, unless ``together``, exclude it.

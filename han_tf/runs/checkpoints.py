@@ -14,7 +14,7 @@ def check_folder(folder: Path) -> None:
 
     It takes the path of a checkpoint for a pattern, and for UTF-8.
     """
-    if any(character in "[\\" or "\udc80" <= character <= "\udcff" for character in str(folder)):
+    if any(character in "[\\" or "\udc80" <= character <= "\udcff" for character in folder.as_posix()):
         raise UserError(f"{folder}: checkpoints here could not be read, expected a path in UTF-8, without [ and \\")
 
 

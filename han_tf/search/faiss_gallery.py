@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Optional, Union
@@ -169,22 +169,31 @@ class FaissGallery(Gallery):
         return count
 
     def _some(self, limit: int) -> list[Entry]:
-        labels = self.store.state.labels
-        alive = np.flatnonzero(labels.alive)
-        chosen = alive[spread(len(alive), limit)]
-        return list(self.store.database.entries(labels.ids[chosen].tolist()).values())
+        def choose() -> np.ndarray:
+            labels = self.store.state.labels
+            alive = np.flatnonzero(labels.alive)
+            return labels.ids[alive[spread(len(alive), limit)]]
+
+        return self._chosen_entries(choose)
 
     def _page(self, limit: int, after: int, filters: Filters) -> list[Entry]:
-        for _ in range(DELETING_TRIES):
+        def choose() -> np.ndarray:
             state = self.store.state
             passing = self._passing(state, filters)
             start = int(np.searchsorted(state.labels.ids, after, "right"))
             rows = np.arange(start, len(state.vectors)) if passing is None else start + np.flatnonzero(passing[start:])
-            ids = state.labels.ids[rows[:limit]].tolist()
+            return state.labels.ids[rows[:limit]]
+
+        return self._chosen_entries(choose)
+
+    def _chosen_entries(self, choose: Callable[[], np.ndarray]) -> list[Entry]:
+        """Returns the entries of the ids that ``choose`` returns; asks it again if some were deleted meanwhile."""
+        for _ in range(DELETING_TRIES):
+            ids = choose().tolist()
             found = self.store.database.entries(ids)
             if len(found) == len(ids):
                 break
-            self.store.notice_deletions()  # else the page would be cut short
+            self.store.notice_deletions()
         return [found[id] for id in ids if id in found]
 
     def _count(self, filters: Filters) -> int:
@@ -211,8 +220,8 @@ class FaissGallery(Gallery):
     def _search(self, queries: np.ndarray, k: int, filters: Filters) -> list[tuple[np.ndarray, np.ndarray]]:
         for _ in range(DELETING_TRIES):
             found = self.index.search(queries, k, lambda state: self._passing(state, filters))
-            # A vector that another process has deleted is zeros, which may rank before others.
-            if self.store.writing or self.store.database.hold(np.unique(np.concatenate([ids for ids, _ in found]))):
+            # The vector of an entry that was deleted meanwhile is zeros, which may rank before others.
+            if self.store.database.hold(np.unique(np.concatenate([ids for ids, _ in found]))):
                 break
             self.store.notice_deletions()
         return found

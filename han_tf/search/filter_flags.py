@@ -19,7 +19,9 @@ def define_filters(values: command_line.Flags) -> None:
     values.list_of("camera", [], "From these cameras only.", integer)
     values.list_of("not_camera", [], "Not from these cameras.", integer)
     values.list_of("pid", [], "Of these people only.", integer)
-    values.repeated("path", "This file only, or those in and below this folder; as in the gallery.")
+    values.repeated(
+        "path", [], "This file only, or those in and below this folder; as in the gallery. Repeat it for several."
+    )
     values.string("after", "", "Taken at this time or later.")
     values.string("before", "", "Taken before this time.")
 

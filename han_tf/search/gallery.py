@@ -357,9 +357,12 @@ class Gallery(ABC):
         if not check_filters(filters):
             raise UserError("these filters let every entry pass, expected a camera, a person, a time or a path")
         deleted = 0
-        while entries := self.page(DELETED_AT_ONCE, filters=filters):
-            deleted += self.delete([entry.id for entry in entries])
-        return deleted
+        while True:
+            with self._alone():  # the labels are those of now, also what other processes have changed
+                entries = self.page(DELETED_AT_ONCE, filters=filters)
+                deleted += self.delete([entry.id for entry in entries])
+            if not entries:
+                return deleted
 
     def some(self, limit: int) -> list[Entry]:
         """Returns a sample of ``limit`` entries, or all if there are fewer."""

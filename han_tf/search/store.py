@@ -158,6 +158,7 @@ class Store:
         with self.lock:
             if self._lock_file is not None:
                 return False
+            self.check_place()  # so that no file for the lock is left in another folder
             self._lock_file = lock_file = _take(self.folder)
             try:
                 self.check_place()

@@ -23,7 +23,9 @@ DEFAULTS = Limits()
 FLAGS = command_line.Flags()
 FLAGS.group("gallery")
 FLAGS.string("index", "", "The gallery: a folder, a Milvus Lite file or an address.")
-FLAGS.strings("images", [], "Folders from which images may be shown; those of the gallery's images if empty.")
+FLAGS.repeated(
+    "images", [], "Folder from which images may be shown, repeated for several; those of the gallery's images if empty."
+)
 FLAGS.string("state", "", "Folder for feedback and added images; INDEX.service if empty.")
 FLAGS.group("model")
 FLAGS.string("model", "", "Folder of a run or an export, or a network of the package; if empty, the one that fits.")

@@ -41,7 +41,7 @@ FAULT = "a fault of the service; its log says more"
 
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 
-_CHARSET = re.compile(rb"charset[^=;]*=\s*\"?([^\";\s]*)", re.IGNORECASE)
+_CHARSET = re.compile(rb"charset[*\d\s]*=\s*\"?([^\";\s]*)", re.IGNORECASE)
 _DRAINED_SECONDS = 2.0
 _DRAINED_TIMES = 4
 """How long, and up to how many times the largest allowed body, the rest of a refused body is read and dropped."""
@@ -198,9 +198,9 @@ class Guard:
         if scope["method"] in SAFE_METHODS:
             return
         # Form fields are decoded in the event loop; some of Python's codecs, such as punycode, take seconds for that.
-        charsets = _CHARSET.findall(headers.get(b"content-type", b""))
-        if any(charset.lower() != b"utf-8" for charset in charsets):
-            raise Refusal(415, "the content type names another charset, expected utf-8")
+        types = [value for name, value in scope["headers"] if name.lower() == b"content-type"]
+        if len(types) > 1 or any(charset.lower() != b"utf-8" for charset in _CHARSET.findall(b"".join(types))):
+            raise Refusal(415, "the content type is given twice or names another charset, expected utf-8")
         origin = headers.get(b"origin")
         site = headers.get(b"sec-fetch-site", b"none")
         if site not in (b"none", b"same-origin") or (origin is not None and not _same(origin.decode("latin-1"), host)):

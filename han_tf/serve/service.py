@@ -275,8 +275,9 @@ class Service:
           Their ids.
         """
         features: list[np.ndarray] = []
-        for start in range(0, len(pictures), self.limits.queue):  # more would never find room in the queue
-            features += await asyncio.gather(*map(self.embed, pictures[start : start + self.limits.queue]))
+        most = min(self.limits.batch, self.limits.queue)  # leaves room in the queue for others
+        for start in range(0, len(pictures), most):
+            features += await asyncio.gather(*map(self.embed, pictures[start : start + most]))
         copies = [picture.copy for picture in pictures]
         ids = await self.change(self._add_now, np.stack(features), copies, names, (pid, camid, time))
         if camid is not None:

@@ -73,8 +73,6 @@ class Store:
             place = ":memory:"
             if not read_only or self.path.exists():
                 place = f"{self.path.as_uri()}?mode={'ro' if read_only else 'rwc'}"
-                if read_only and not os.access(self.folder, os.W_OK) and not Path(f"{self.path}-wal").exists():
-                    place += "&immutable=1"  # else SQLite would make files beside it
             self._database = sqlite3.connect(place, uri=True, check_same_thread=False, isolation_level=None, timeout=10)
             if not read_only:
                 self._database.execute("PRAGMA journal_mode = WAL")

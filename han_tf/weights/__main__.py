@@ -127,13 +127,17 @@ def store(run_dir: str, folder: Path, checkpoint: str) -> None:
 
 
 def _check_replaceable(folder: Path) -> None:
-    """Raises UserError if ``folder`` is a file or link, or a folder with files but not with stored weights."""
+    """Raises UserError if ``folder`` is a file or link, or holds anything but stored weights."""
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise UserError(f"{folder} is a {'link' if folder.is_symlink() else 'file'}, expected a folder or nothing")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / weights.ABOUT).is_file():
+    others = (
+        {path.name for path in folder.iterdir()} - {CONFIG, METRICS, weights.ABOUT, weights.ARRAYS}
+        if folder.is_dir()
+        else ()
+    )
+    if others:
         raise UserError(
-            f"{folder} holds files but no {weights.ABOUT}, expected weights that were stored earlier, an empty folder "
-            "or none"
+            f"{folder} holds {min(others)}, expected weights that were stored earlier, an empty folder or none"
         )
 
 

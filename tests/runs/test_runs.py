@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from han_tf.common.errors import UserError
 from han_tf.models import create_model
 from han_tf.models.network import ReIDNetwork
 from han_tf.runs import folder as runs
-from han_tf.runs.checkpoints import Checkpoints
+from han_tf.runs.checkpoints import Checkpoints, check_folder
 from han_tf.runs.folder import SWITCHES, create_network, find_run, load_run, read_config
 from tests.conftest import TINY_ARGS
 
@@ -294,6 +294,9 @@ class TestCheckpoints:
     def test_a_folder_that_tensorflow_could_not_read_from(self, tmp_path, name):
         with pytest.raises(UserError, match="checkpoints here could not be read, expected a path in UTF-8, without"):
             Checkpoints(tmp_path / name, 1)
+
+    def test_windows_paths_are_none_of_these(self):
+        check_folder(PureWindowsPath("C:\\runs\\a"))
 
     @pytest.mark.parametrize("name", ["a b", "ä", "a*", "%s", "-x", "a]", "a?"])
     def test_a_folder_of_another_name(self, tmp_path, name):

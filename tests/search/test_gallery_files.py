@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from han_tf.common.errors import UserError
-from han_tf.search import create_gallery, open_gallery, vector_index
+from han_tf.search import Filters, create_gallery, open_gallery, vector_index
 from han_tf.search import database as database_module
 from han_tf.search import faiss_gallery as faiss_engine
 from han_tf.search import store as store_module
@@ -621,6 +621,39 @@ def test_a_reader_finds_as_many_as_the_writer_after_deletions(path, engine):
     assert found == [*left[:10]]
 
 
+def test_entries_that_are_deleted_during_a_search_make_room_for_others(path):
+    vectors = np.random.default_rng(0).standard_normal((500, 64)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    with create_gallery(path, 64, CHECKSUM, "flat") as gallery:
+        gallery.add(vectors)
+        search = gallery.index.search
+
+        def slow_search(*arguments):
+            found = search(*arguments)
+            gallery.index.search = search
+            gallery.delete(found[0][0][:7])
+            return found
+
+        gallery.index.search = slow_search
+        ids = [hit.entry.id for hit in gallery.search(vectors[:1], 10)[0]]
+        assert len(ids) == 10
+        assert ids == [hit.entry.id for hit in gallery.search(vectors[:1], 10)[0]]
+
+
+def test_a_sample_and_what_is_deleted_by_filters_are_of_now(path):
+    features = clustered(40, DIMENSION)
+    with create_gallery(path, DIMENSION, CHECKSUM, "flat") as gallery:
+        gallery.add(features[:30], camids=[3] * 30)
+    with open_gallery(path) as reader:
+        with open_gallery(path, writable=True) as writer:
+            writer.relabel([0], camids=[4])
+            writer.delete(range(5, 30))
+            writer.add(features[30:], camids=[3] * 10)
+        assert [entry.id for entry in reader.some(10)] == [0, 1, 2, 3, 4]
+        assert reader.delete_where(Filters(cameras=(3,))) == 14
+        assert [entry.id for entry in reader.page(50)] == [0]
+
+
 @pytest.mark.parametrize("place", ["renamed", "made anew", "removed"])
 def test_a_gallery_in_the_place_of_the_opened_one_stays_whole(path, tmp_path, place):
     features = clustered(50, DIMENSION)
@@ -664,8 +697,13 @@ def test_a_reader_changes_no_gallery_in_the_place_of_the_opened_one(path, tmp_pa
             new.compact()
         with pytest.raises(UserError, match="the gallery that was opened is no longer there"):
             reader.add(clustered(1, DIMENSION))
-    with open_gallery(path) as new:
-        assert len(new) == 4
+        with open_gallery(path) as new:
+            assert len(new) == 4
+        shutil.rmtree(path)
+        path.mkdir()
+        with pytest.raises(UserError, match="the gallery that was opened is no longer there"):
+            reader.add(clustered(1, DIMENSION))
+        assert list(path.iterdir()) == []
 
 
 def test_an_index_over_few_living_rows_is_searched_exactly(path):

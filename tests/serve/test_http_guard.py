@@ -318,6 +318,14 @@ def test_another_charset_is_refused(content_type, status):
     assert bool(application.bodies) == (status == 200)
 
 
+def test_a_second_content_type_is_refused():
+    """The application might take either."""
+    exchange = Exchange(**{"content-type": "text/plain"})
+    exchange.scope["headers"] = [*exchange.scope["headers"], (b"Content-Type", b"text/plain")]
+    run(exchange)
+    assert exchange.status == 415
+
+
 def test_too_many_at_a_time():
     exchanges = [Exchange() for _ in range(5)]
     run(*exchanges, application=Application(seconds=0.1))
