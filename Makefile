@@ -20,8 +20,8 @@ PACKAGES = --quiet --no-build-isolation -c $(CONSTRAINTS) -e '.[test,lint]'
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-RUN_FLAGS = $(if $(RUN),--run $(RUN),$(if $(filter synthetic,$(DATASET)),,--dataset $(DATASET)))
-DATA_FLAGS = $(if $(DATA_DIR),--data_dir $(DATA_DIR)) $(if $(SPLIT),--split $(SPLIT))
+RUN_FLAGS = $(if $(RUN),--run "$(RUN)",$(if $(filter synthetic,$(DATASET)),,--dataset $(DATASET)))
+DATA_FLAGS = $(if $(DATA_DIR),--data_dir "$(DATA_DIR)") $(if $(SPLIT),--split $(SPLIT))
 
 # table1 … table12, figure6, figure7, cost_effectiveness
 EXPERIMENTS := $(basename $(notdir $(wildcard experiments/configs/*.py)))
@@ -123,5 +123,5 @@ constraints: $(READY)  ## resolve both constraints files anew from constraints*.
 	  --custom-compile-command 'make constraints' $$name.in --output-file $$name.txt || exit; done
 
 clean:  ## remove the environment and caches; runs and data stay
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .hypothesis .ruff_cache
+	rm -rf $(VENV) .venv-newest build dist *.egg-info .pytest_cache .hypothesis .ruff_cache .mypy_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

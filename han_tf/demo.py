@@ -143,7 +143,7 @@ def prepare(folder: Path, dataset: ReIDDataset, extractor: FeatureExtractor) -> 
     with suppress(OSError, ValueError, AttributeError):  # a damaged one is made again
         made = json.loads(description.read_text(encoding="utf-8"))
         if all(made.get(name) == value for name, value in origin.items()):
-            return made
+            return _placed(made, folder)
     if (folder / "state").exists():
         _put_aside(folder)
     # The description is written last: without it, the rest is of an interrupted start and is made again.
@@ -183,7 +183,13 @@ def prepare(folder: Path, dataset: ReIDDataset, extractor: FeatureExtractor) -> 
     unseen = [pair for pair, is_held_out in zip(strangers, held_out) if is_held_out]
     made = {**origin, "examples": _examples(folder, queries, unseen[::2])}
     write_json(description, made)
-    return made
+    return _placed(made, folder)
+
+
+def _placed(made: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Returns the description of a demo, with absolute paths of the images in its folder, which may have been moved."""
+    examples = [{**one, "path": str((folder / one["path"]).absolute())} for one in made["examples"]]
+    return {**made, "examples": examples}
 
 
 def _put_aside(folder: Path) -> None:
@@ -263,10 +269,10 @@ def _examples(
         for record in queries
     ]
     for frame, image in strangers[:STRANGE_EXAMPLES]:
-        path = (folder / f"stranger-{frame.pid}.png").absolute()
-        with atomic_open(path) as stream:
+        name = f"stranger-{frame.pid}.png"
+        with atomic_open(folder / name) as stream:
             image.save(stream, "PNG")
-        examples.append({"path": str(path), "title": f"A stranger, camera {frame.camid}"})
+        examples.append({"path": name, "title": f"A stranger, camera {frame.camid}"})
     return examples
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -53,6 +54,14 @@ def test_examples_are_people_of_the_gallery_and_strangers(made, tiny_data):
     assert sum(example["path"] in known for example in description["examples"]) == 4
     assert sum(title.startswith("A stranger") for title in titles) == demo.STRANGE_EXAMPLES
     assert len({example["path"] for example in description["examples"]}) == len(titles)
+
+
+def test_a_demo_may_be_moved(made, extractor, tiny_data, tmp_path):
+    shutil.copytree(made[0], tmp_path / "moved")
+    there = demo.prepare(tmp_path / "moved", load_dataset("market1501", tiny_data), extractor)
+    strangers = [Path(example["path"]) for example in there["examples"] if "stranger" in example["path"]]
+    assert strangers
+    assert {path.parent for path in strangers} == {tmp_path / "moved"}
 
 
 def test_a_second_start_uses_what_is_there_and_another_model_does_not(made, extractor, tiny_data, monkeypatch):

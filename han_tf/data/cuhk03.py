@@ -28,7 +28,7 @@ import numpy as np
 from PIL import Image
 
 from han_tf.common.errors import UserError, one_line
-from han_tf.common.files import writing
+from han_tf.common.files import locked, writing
 from han_tf.common.processes import signal_name
 from han_tf.common.progress import progress_bar
 from han_tf.data.counts import Counts, compared
@@ -149,20 +149,30 @@ def extract_images(mat: Path, split: str) -> Path:
         return folder
     h5py = require_h5py(mat)
     partial = mat.parent / f"images_{split}.partial"
-    try:
-        with h5py.File(mat, "r") as file:
-            for name, image in _images(file, file[SPELLINGS[split][0]]):
-                _save_png(partial / f"{format_name(name)}.png", image)
-    except (OSError, KeyError, ValueError, TypeError, AttributeError, IndexError, RuntimeError, MemoryError) as error:
-        # h5py raises these on files that are truncated, damaged or of another structure.
-        raise UserError(f"{mat}: unreadable ({one_line(error)}), expected CUHK03's MATLAB v7.3 (HDF5) file") from error
-    if not partial.is_dir():
-        raise UserError(f"{mat}: no {split} images in it, expected some")
-    try:
+    with locked(mat.parent / f".images_{split}.lock"):
+        if folder.is_dir():  # another process has made it meanwhile
+            return folder
+        try:
+            with h5py.File(mat, "r") as file:
+                for name, image in _images(file, file[SPELLINGS[split][0]]):
+                    _save_png(partial / f"{format_name(name)}.png", image)
+        except (
+            OSError,
+            KeyError,
+            ValueError,
+            TypeError,
+            AttributeError,
+            IndexError,
+            RuntimeError,
+            MemoryError,
+        ) as error:
+            # h5py raises these on files that are truncated, damaged or of another structure.
+            raise UserError(
+                f"{mat}: unreadable ({one_line(error)}), expected CUHK03's MATLAB v7.3 (HDF5) file"
+            ) from error
+        if not partial.is_dir():
+            raise UserError(f"{mat}: no {split} images in it, expected some")
         partial.rename(folder)
-    except OSError:
-        if not folder.is_dir():  # another process may have renamed its folder first
-            raise
     return folder
 
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from typing import Any, Union
+from typing import Any, NamedTuple, Union
 
 import numpy as np
 
@@ -40,6 +40,12 @@ NAMES = {"market1501": market1501.parse_name, "dukemtmc": dukemtmc.parse_name}
 """Name of a file naming scheme -> its :data:`~han_tf.data.folders.NameParser`."""
 
 FIELDS = ("pid", "camid", "time")
+
+_DATE = re.compile("(19|20)[0-9]{2}(0[1-9]|1[0-2])(0[1-9]|[12][0-9]|3[01])(([01][0-9]|2[0-3])[0-5][0-9])?")
+"""A date of digits alone, perhaps with hour and minute; as seconds, it would be in 1970 or after 7989."""
+
+CHECKSUM = "sha256:"
+"""Prefix of an image file's contents if they are a checksum."""
 
 _PREVIEWS = ("@eaDir",)
 """Folders in which NAS systems keep small copies of pictures."""
@@ -155,8 +161,10 @@ def parse_time(text: str) -> float:
     """Returns seconds since 1970, UTC, from a number of seconds or ISO 8601; UTC if it names no zone.
 
     Raises:
-      ValueError: it is neither, or not in the years 1 to 9999.
+      ValueError: it is neither, or not in the years 1 to 9999; or it is a date of digits alone, such as 20260301.
     """
+    if _DATE.fullmatch(text):
+        raise ValueError(f"{text} may be a date or seconds")
     try:
         seconds = float(text.replace("_", "x"))  # float() would read 1_0 as 10
     except ValueError:
@@ -177,14 +185,14 @@ class _Collected:
         self.pids, self.camids, self.times = array("q"), array("q"), array("d")
 
     def add(self, path: str, pid: int = UNKNOWN, camid: int = UNKNOWN, time: float = math.nan) -> None:
-        self.paths.append(os.path.abspath(path))
+        self.paths.append(_absolute(path))
         self.pids.append(pid)
         self.camids.append(camid)
         self.times.append(time)
 
     def add_files(self, paths: Union[Sequence[str], Iterator[str]], parse: "_Parse") -> None:
         for path in paths:
-            self.add(path, **parse(path))
+            self.add(path, **parse.of(path))
 
     def sorted(self) -> ImageList:
         order = sorted(range(len(self.paths)), key=self.paths.__getitem__)
@@ -211,8 +219,25 @@ class _Collected:
         )
 
 
-_Parse = Callable[[str], Mapping[str, Any]]
-"""Takes a path, returns the fields that its name holds."""
+def _absolute(path: str) -> str:
+    """Returns an absolute path of the same file: in ``link/../name``, ``..`` is the folder above the link's target."""
+    absolute = os.path.abspath(path)
+    folder, name = os.path.split(path)
+    if os.pardir in folder.split(os.sep) and os.path.realpath(os.path.dirname(absolute)) != os.path.realpath(folder):
+        return os.path.join(os.path.realpath(folder), name)
+    return absolute
+
+
+class _Parse(NamedTuple):
+    """What file names tell.
+
+    Attributes:
+      fields: the fields that they may hold.
+      of: takes a path, returns the fields that its name holds.
+    """
+
+    fields: frozenset[str]
+    of: Callable[[str], Mapping[str, Any]]
 
 
 def _shown(value: Union[int, float]) -> str:
@@ -226,7 +251,7 @@ def _contents(paths: Sequence[str], checksum: bool) -> list[str]:
         try:
             status = os.stat(path)
             if checksum and stat.S_ISREG(status.st_mode):
-                return f"sha256:{sha256_of(path)}"
+                return f"{CHECKSUM}{sha256_of(path)}"
             return f"{status.st_size} {status.st_mtime_ns}"
         except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: the path is no valid one
             return ""
@@ -336,7 +361,8 @@ def _read_csv(source: str, collected: _Collected, parse: _Parse) -> None:
             raise UserError(f"{where}: path is {fields['path']!r}, expected an image file")
         path = os.path.join(folder, fields["path"])
         told = {name: parse_field(where, name, fields[name]) for name in FIELDS if fields.get(name)}
-        collected.add(path, **{**parse(path), **told})
+        parsed = {} if parse.fields <= told.keys() else parse.of(path)
+        collected.add(path, **{**parsed, **told})
 
 
 def parse_field(where: str, name: str, text: str) -> Union[int, float]:
@@ -352,7 +378,7 @@ def parse_field(where: str, name: str, text: str) -> Union[int, float]:
 
 def _name_parser(names: str) -> _Parse:
     if not names:
-        return lambda path: {}
+        return _Parse(frozenset(), lambda path: {})
     if names in NAMES:
 
         def parse_known(path: str) -> Mapping[str, Any]:
@@ -361,7 +387,7 @@ def _name_parser(names: str) -> _Parse:
                 raise UserError(f"{path}: the file name does not fit, expected one as in {names}")
             return {name: parse_label(path, name, value) for name, value in zip(("pid", "camid"), labels)}
 
-        return parse_known
+        return _Parse(frozenset({"pid", "camid"}), parse_known)
     try:
         pattern = re.compile(names)
     except re.error as error:
@@ -376,4 +402,4 @@ def _name_parser(names: str) -> _Parse:
             raise UserError(f"{path}: the path does not fit the expression {names!r}")
         return {name: parse_field(path, name, text) for name, text in match.groupdict().items() if text}
 
-    return parse
+    return _Parse(frozenset(pattern.groupindex), parse)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Optional, Union
 import numpy as np
 import tensorflow as tf
 
+from han_tf.common.errors import Note
 from han_tf.common.files import atomic_open, write_json
 from han_tf.data.augmentation import augment
 from han_tf.data.reading import ImageReader
@@ -79,6 +81,12 @@ def load_images(
                 kept.extend(indices.tolist())
             stream.truncate(size)  # the header's shape includes the skipped images
         write_json(index_path, kept)
+    elif len(kept) < len(records):
+        first = records[min(set(range(len(records))) - set(kept))].path
+        left_out = len(records) - len(kept)
+        warnings.warn(
+            f"{left_out} images are left out, as when {path} was made; the first is {first}", Note, stacklevel=2
+        )
     return LoadedImages(np.load(path, mmap_mode="r")[: len(kept)], tuple(records[index] for index in kept))
 
 

@@ -313,8 +313,10 @@ def _decoded(source: Source, depth: Depth) -> Union[np.ndarray, BadImage]:
             return checked_pixels(source, batches=False)
         if not isinstance(source, Image.Image):
             return decode_image(name, depth)
-        deep = source.mode.startswith(("I", "F"))  # a copy does not know how many bits of a TIFF are used
-        return upright_pixels(source if deep else source.copy(), depth)
+        copied = source.copy()
+        if hasattr(source, "tag_v2"):  # of a TIFF, how many bits are used
+            setattr(copied, "tag_v2", source.tag_v2)  # noqa: B010 - Pillow declares no such attribute
+        return upright_pixels(copied, depth)
     except UserError:
         raise
     except Exception as error:  # the codecs, zlib and struct raise exceptions of many kinds

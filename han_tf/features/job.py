@@ -10,7 +10,6 @@ import csv
 import io
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
@@ -25,7 +24,7 @@ from han_tf.common import files
 from han_tf.common.errors import UserError
 from han_tf.common.progress import progress_bar
 from han_tf.data.depth import Depth
-from han_tf.data.image_lists import ImageList
+from han_tf.data.image_lists import CHECKSUM, ImageList
 from han_tf.data.reading import BadImage, ImageReader
 from han_tf.features.extractor import FeatureExtractor
 from han_tf.features.shards import (
@@ -58,7 +57,7 @@ _LISTED = ("images", "fingerprint", "shard_images")
 """Entries of a manifest that an update may change."""
 
 ASIDE = "previous-"
-"""Prefix of the subfolders with earlier shards."""
+"""Prefix of the subfolders with earlier shards; the first digits of their fingerprint and the shard size follow."""
 
 SHARDS = "part-*.parquet"
 """Pattern of the shards' names."""
@@ -98,16 +97,20 @@ class Plan(NamedTuple):
       manifest: the folder's manifest.
       pending: numbers of the shards to be made, in order.
       notes: sentences about damaged, changed and older files in the folder.
+      part: the part whose shards these are.
     """
 
     manifest: Manifest
     pending: tuple[int, ...]
     notes: tuple[str, ...]
+    part: Part = WHOLE
 
     def progress(self) -> tqdm:
-        """Returns a progress bar over all images, which begins with those of the finished shards."""
-        left = sum(end - start for start, end in map(self.manifest.bounds, self.pending))
-        total = self.manifest.images
+        """Returns a progress bar over the part's images, which begins with those of the finished shards."""
+        own = filter(self.part.holds, range(self.manifest.shards))
+        left, total = (
+            sum(end - start for start, end in map(self.manifest.bounds, shards)) for shards in (self.pending, own)
+        )
         return progress_bar(total=total, initial=total - left, desc="features", unit="img", smoothing=0.1)
 
 
@@ -195,7 +198,7 @@ def plan(
                 f"{folder}: holds {strays[0].name} but no {MANIFEST}, expected an empty folder or --overwrite"
             )
         write_manifest(folder, wanted)
-        return Plan(wanted, tuple(filter(part.holds, range(wanted.shards))), ())
+        return Plan(wanted, tuple(filter(part.holds, range(wanted.shards))), (), part)
     manifest = read_manifest(folder)
     if not shard_images:
         wanted = replace(wanted, shard_images=manifest.shard_images)
@@ -218,16 +221,26 @@ def plan(
         except UserError as error:
             notes.append(str(error))
             pending.append(number)
+            files.remove(path)  # else other parts would take it for finished
             continue
         listed = images.part(*manifest.bounds(number))
         older += not content
         if content and content != content_checksum(listed.paths, listed.contents):
+            _check_same_kind(folder, read_contents(folder, manifest, number)[1], listed.contents)
             notes.append(f"{path}: image files have changed, their features are made again")
             _set_aside(folder, manifest, [path])
             pending.append(number)
     if older:
         notes.append(f"{older} of {len(own)} files hold no checksum of the image files: changes are not noticed")
-    return Plan(manifest, tuple(pending), tuple(notes))
+    return Plan(manifest, tuple(pending), tuple(notes), part)
+
+
+def _check_same_kind(folder: Path, found: Sequence[str], wanted: Sequence[str]) -> None:
+    """Raises UserError if the contents of images are checksums, but were size and time before, or the reverse."""
+    kinds = [any(content.startswith(CHECKSUM) for content in contents) for contents in (found, wanted)]
+    if any(found) and any(wanted) and kinds[0] != kinds[1]:
+        before = "by their bytes (--checksum)" if kinds[0] else "by size and time (without --checksum)"
+        raise UserError(f"{folder}: changes of image files are detected {before} there, expected the same flag again")
 
 
 def _number(path: Path) -> int:
@@ -355,7 +368,7 @@ class _Aside:
     def __init__(self, folder: Union[str, os.PathLike], images: ImageList):
         self._files: list[tuple[Path, Manifest, int]] = []
         self._places = np.full([len(images), 2], -1)  # per image: index into self._files, and row
-        for aside in sorted(Path(folder).glob(f"{ASIDE}*")) if len(images) else []:
+        for aside in _asides(Path(folder)) if len(images) else []:
             with suppress(UserError):
                 manifest = read_manifest(aside)
                 for number in range(manifest.shards):
@@ -397,12 +410,20 @@ def _set_aside(folder: Path, manifest: Manifest, shards: Iterable[Path]) -> None
         raise UserError(f"cannot move {path} to {aside}: {error.strerror or error}") from error
 
 
+def _asides(folder: Path) -> list[Path]:
+    """Returns the subfolders that :func:`_set_aside` has made."""
+    found = (path for path in sorted(folder.glob(f"{ASIDE}*")) if path.is_dir() and not path.is_symlink())
+    return [path for path in found if re.fullmatch(f"{ASIDE}[0-9a-f]{{16}}-[0-9]+", path.name)]
+
+
 def _remove_aside(folder: Path) -> None:
-    for aside in folder.glob(f"{ASIDE}*"):
-        try:
-            shutil.rmtree(aside)
-        except OSError as error:
-            raise UserError(f"cannot remove {aside}: {error.strerror or error}") from error
+    """Removes what was set aside, and nothing else that somebody has put there."""
+    for aside in _asides(folder):
+        for pattern in (SHARDS, f".{SHARDS}.*.tmp", f".{MANIFEST}.*.tmp", MANIFEST):
+            for path in aside.glob(pattern):
+                files.remove(path)
+        with suppress(OSError):  # it holds something else, too
+            aside.rmdir()
 
 
 def _embedded(

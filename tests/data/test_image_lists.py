@@ -145,6 +145,20 @@ def test_relative_paths_become_absolute(tmp_path, monkeypatch):
         assert list_images([source]).paths == [path]
 
 
+def test_the_folder_above_a_link_is_that_above_its_target(tmp_path, monkeypatch):
+    """As for the system, which opens the images."""
+    (image,) = touch(tmp_path / "disk", "own/images/3.png")
+    touch(tmp_path / "sets", "images/3.png")
+    (tmp_path / "disk" / "own" / "lists").mkdir()
+    (tmp_path / "sets" / "link").symlink_to(tmp_path / "disk" / "own" / "lists")
+    source = write_csv(tmp_path / "sets" / "link" / "l.csv", [("../images/3.png", "1", "1", "")])
+    assert list_images([source]).paths == [os.path.realpath(image)]
+    record = Record(f"{tmp_path}/sets/link/../images/3.png", 1, 1)
+    assert os.path.samefile(record.path, listed_records([record]).paths[0])
+    monkeypatch.chdir(tmp_path / "sets" / "images")
+    assert list_images(["../images/3.png"]).paths == [f"{tmp_path}/sets/images/3.png"]
+
+
 def test_the_same_image_is_taken_once(tmp_path):
     paths = touch(tmp_path, "a.jpg", "b.jpg")
     found = list_images([str(tmp_path), paths[0], str(tmp_path / "*.jpg")])
@@ -264,6 +278,14 @@ def test_times(text, expected):
     assert parse_time(text) == expected
 
 
+@pytest.mark.parametrize("text", ["20260301", "19991231", "202603010830"])
+def test_dates_of_digits_alone_are_refused(tmp_path, text):
+    """As seconds they would be of 1970 or beyond the year 7990."""
+    message = error_of([write_csv(tmp_path / "l.csv", [("a.jpg", "", "", text)])])
+    assert f"l.csv, line 2: time is '{text}', expected seconds since 1970 or ISO 8601" in message
+    assert parse_time("20261301") == 20261301  # no such month
+
+
 @given(st.datetimes(datetime(1971, 1, 1), datetime(2100, 1, 1)))
 def test_any_moment_is_read_back(moment):
     assert parse_time(moment.isoformat()) == pytest.approx(moment.replace(tzinfo=timezone.utc).timestamp(), abs=1e-5)
@@ -286,6 +308,14 @@ class TestNames:
         path = write_csv(tmp_path / "l.csv", [("0002_c1s1_000451_03.jpg", "", "9", "")])
         found = list_images([path], "market1501")
         assert (found.pids[0], found.camids[0]) == (2, 9)
+
+    def test_need_not_fit_where_the_csv_file_says_all(self, tmp_path):
+        rows = [("anna.jpg", "7", "2", ""), ("0002_c1s1_000451_03.jpg", "", "", "")]
+        found = list_images([write_csv(tmp_path / "l.csv", rows)], "market1501")
+        assert (list(found.pids), list(found.camids)) == ([2, 7], [1, 2])
+        found = list_images([write_csv(tmp_path / "l.csv", rows[:1])], r"p(?P<pid>\d+)")
+        assert found.pids[0] == 7
+        assert "anna.jpg" in error_of([write_csv(tmp_path / "l.csv", [("anna.jpg", "7", "", "")])], "market1501")
 
     @pytest.mark.parametrize(
         ("names", "words"),

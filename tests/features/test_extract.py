@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ from han_tf.features import job as extraction
 from han_tf.features.archives import load_features
 from han_tf.features.extractor import FeatureExtractor
 from han_tf.features.keras import feature_set
-from han_tf.features.shards import FeatureShards, shard_path
+from han_tf.features.shards import FeatureShards, read_manifest, shard_path
 from han_tf.runs.folder import load_run
 from han_tf.search import __main__ as search
 from han_tf.search import create_gallery
@@ -616,6 +617,54 @@ def test_overwrite_removes_nothing_before_ray_is_there(command, images, finished
     assert status == 1
     assert "cannot be reached" in line
     assert {path.name: path.read_bytes() for path in finished.iterdir()} == before
+
+
+def test_a_damaged_shard_counts_as_missing_for_other_parts(command, images, finished):
+    shard_path(finished, 1).write_bytes(b"PAR1")
+    plan = extraction.plan(finished, list_images([str(images)]), _card(finished), part=extraction.Part(2, 3))
+    assert plan.pending == (1,)
+    assert plan.progress().n == 0
+    status, text, lines = command(images, "--part=1/3")
+    assert (status, lines) == (0, [])
+    assert "part 1/3 is done; 1 of 3 files are to come from other parts" in text
+
+
+def _card(folder):
+    manifest = read_manifest(folder)
+    return SimpleNamespace(
+        checksum=manifest.model,
+        feature_dim=manifest.feature_dim,
+        branch_names=manifest.branch_names,
+        format=manifest.model_format,
+        precision=manifest.precision,
+    )
+
+
+def test_checksums_are_not_mixed_with_size_and_time(command, images, finished):
+    before = times_of(finished)
+    status, _, (line,) = command(images, "--checksum")
+    assert status == 1
+    assert "changes of image files are detected by size and time (without --checksum) there" in line
+    assert times_of(finished) == before
+    assert command(images, "--checksum", "--overwrite")[0] == 0
+    status, _, (line,) = command(images)
+    assert status == 1
+    assert "changes of image files are detected by their bytes (--checksum) there" in line
+
+
+@pytest.mark.parametrize("flags", [[], ["--overwrite"]])
+def test_what_others_put_into_the_folder_stays(command, images, finished, flags):
+    kept = [finished / name for name in ("previous-work/a.txt", "previous-0123456789abcdef-10/a.txt", "previous-notes")]
+    for path in kept:
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    (kept[1].parent / "part-00000.parquet").touch()
+    (finished / "previous-0123456789abcdef-20").mkdir()
+    shutil.copy(next(images.iterdir()), images / "zz.jpg")
+    assert command(images, *(flags or ["--update"]))[0] == 0
+    assert all(path.exists() for path in kept)
+    assert not (kept[1].parent / "part-00000.parquet").exists()
+    assert not (finished / "previous-0123456789abcdef-20").exists()
 
 
 def test_overwrite_makes_everything_anew_and_touches_nothing_else(command, images, finished):

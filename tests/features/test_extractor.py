@@ -100,6 +100,16 @@ def test_pictures_of_pil_and_iterators(extractor, files, expected):
 
 
 @pytest.mark.filterwarnings("ignore::han_tf.common.errors.Note")
+def test_a_deep_picture_of_pil_stays_as_it_is(extractor, tmp_path):
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.new("I;16", (30, 80), 300).save(tmp_path / "a.png", exif=turned)
+    picture = Image.open(tmp_path / "a.png")
+    np.testing.assert_array_equal(extractor(picture), extractor([tmp_path / "a.png"]))
+    assert picture.size == (30, 80)
+
+
+@pytest.mark.filterwarnings("ignore::han_tf.common.errors.Note")
 def test_pictures_of_pil_are_read_as_their_files(tiny_run, tmp_path):
     """Deep grey is scaled, the orientation of a camera applied, and a damaged one is a bad image."""
     rng = np.random.default_rng(4)

@@ -1,7 +1,8 @@
 """The synthetic data set on disk: written completely or not at all, and recognised by its description file."""
 
+import glob
 import json
-import os
+import secrets
 import shutil
 from contextlib import closing
 from pathlib import Path
@@ -36,7 +37,7 @@ def generate(
     if workers is not None and workers < 1:
         raise UserError(f"workers is {workers}, expected at least 1")
     _check_replaceable(root)
-    unfinished = root.with_name(f".{root.name}.{os.getpid()}.unfinished")
+    unfinished = root.with_name(f".{root.name}.{secrets.token_hex(8)}.unfinished")
     try:
         with writing(root):
             unfinished.mkdir(parents=True)
@@ -74,6 +75,8 @@ def draw_once(root: PathLike, pedestrians: SyntheticPedestrians) -> None:
                     f"{root / DESCRIPTION} says {json.dumps(held)}, expected {json.dumps(wanted)}; "
                     "give another folder, or delete this one to have that drawn"
                 )
+        for left in root.parent.glob(f".{glob.escape(root.name)}.*.unfinished"):  # by a process that was killed
+            shutil.rmtree(left, ignore_errors=True)
         generate(root, pedestrians)
 
 
