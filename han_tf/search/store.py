@@ -247,6 +247,7 @@ class Store:
         """Excludes rows from searches that begin now, and overwrites their vectors."""
         if not len(rows):
             return
+        rows = np.sort(rows)  # those of replaced entries are in the order of their paths
         self._change(rows, alive=False)
         self._overwrite(rows)
 

@@ -640,6 +640,17 @@ def test_entries_that_are_deleted_during_a_search_make_room_for_others(path):
         assert ids == [hit.entry.id for hit in gallery.search(vectors[:1], 10)[0]]
 
 
+def test_replacing_in_another_order_touches_no_other_vector(path):
+    features = clustered(8, DIMENSION)
+    with create_gallery(path, DIMENSION, CHECKSUM, "flat") as gallery:
+        gallery.add(features[:5], paths=["d", "c", "b", "a", "e"])
+        gallery.add(features[5:], paths=["a", "b", "d"], replace=True)
+        np.testing.assert_array_equal(gallery.features([1, 4, 5, 6, 7]), features[[1, 4, 5, 6, 7]])
+        assert gallery.check() == 5
+    stored = np.fromfile(path / "vectors-0.f32", "<f4").reshape(-1, DIMENSION)
+    assert not stored[[0, 2, 3]].any()
+
+
 def test_a_sample_and_what_is_deleted_by_filters_are_of_now(path):
     features = clustered(40, DIMENSION)
     with create_gallery(path, DIMENSION, CHECKSUM, "flat") as gallery:
