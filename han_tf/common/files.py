@@ -110,6 +110,12 @@ def temporary_folder() -> Iterator[Path]:
         yield Path(folder)
 
 
+def check_no_file(path: Path) -> None:
+    """Raises UserError if there is a file or a link at ``path``, where a folder is to be written."""
+    if path.is_symlink() or (path.exists() and not path.is_dir()):
+        raise UserError(f"{path} is a {'link' if path.is_symlink() else 'file'}, expected a folder or nothing")
+
+
 def sync_folder(folder: Path) -> None:
     """Waits until the names in ``folder`` are on disk; otherwise a power cut may bring an old file back."""
     try:

@@ -168,8 +168,8 @@ class Trainer:
         rate = learning_rate(epoch, config.epochs, config.lr, config.lr_decay, config.lr_drops)
         self.optimizer.learning_rate.assign(rate)
         attention = AttentionStatistics(self.model.map_sizes, learned=bool(self.model.localisation_variables))
-        if unfinished := self.folder.unfinished(self.global_step):
-            attention.restore(unfinished["attention"])
+        if sums := self.folder.unfinished(self.global_step).get("attention"):
+            attention.restore(sums)
         progress.start_epoch(epoch + 1, config.epochs)
         for images, labels in training_batches(
             self.data.images, self.labels, self.sampler, config.seed, epoch, int(self.batch), self.augmentations

@@ -14,7 +14,7 @@ from typing import Any
 from han_tf import weights
 from han_tf.common import cli as command_line
 from han_tf.common.errors import UserError
-from han_tf.common.files import read_json, write_json, writing
+from han_tf.common.files import check_no_file, read_json, write_json, writing
 from han_tf.common.run_files import CONFIG, ENVIRONMENT, METRICS
 from han_tf.runs.folder import CHECKPOINTS
 
@@ -128,14 +128,9 @@ def store(run_dir: str, folder: Path, checkpoint: str) -> None:
 
 def _check_replaceable(folder: Path) -> None:
     """Raises UserError if ``folder`` is a file or link, or holds anything but stored weights."""
-    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-        raise UserError(f"{folder} is a {'link' if folder.is_symlink() else 'file'}, expected a folder or nothing")
-    others = (
-        {path.name for path in folder.iterdir()} - {CONFIG, METRICS, weights.ABOUT, weights.ARRAYS}
-        if folder.is_dir()
-        else ()
-    )
-    if others:
+    check_no_file(folder)
+    own = {CONFIG, METRICS, weights.ABOUT, weights.ARRAYS}
+    if others := {path.name for path in folder.glob("*")} - own:
         raise UserError(
             f"{folder} holds {min(others)}, expected weights that were stored earlier, an empty folder or none"
         )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from han_tf.common.errors import UserError
-from han_tf.common.files import locked, write_json, writing
+from han_tf.common.files import check_no_file, locked, write_json, writing
 from han_tf.common.processes import usable_cores
 from han_tf.common.progress import progress_bar
 from han_tf.data.folders import PathLike
@@ -98,8 +98,7 @@ def _read_description(root: Path) -> Optional[Any]:
 
 def _check_replaceable(root: Path) -> None:
     """Raises UserError if ``root`` is a file or link, or a folder with files but not a synthetic data set."""
-    if root.is_symlink() or (root.exists() and not root.is_dir()):
-        raise UserError(f"{root} is a {'link' if root.is_symlink() else 'file'}, expected a folder or nothing")
+    check_no_file(root)
     if root.is_dir() and any(root.iterdir()) and not (root / DESCRIPTION).is_file():
         raise UserError(
             f"{root} holds files but no {DESCRIPTION}, expected an earlier synthetic data set, an empty folder or none"
