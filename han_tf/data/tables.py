@@ -2,7 +2,7 @@
 
 import csv
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Union
 
@@ -14,6 +14,7 @@ def read_table(
     required: Sequence[str],
     optional: Sequence[str] = (),
     reasons: Mapping[str, str] = MappingProxyType({}),
+    verbatim: Collection[str] = (),
 ) -> Iterator[tuple[str, dict[str, str]]]:
     """Yields the rows of a CSV file in UTF-8.
 
@@ -24,6 +25,7 @@ def read_table(
       path: the file.
       required, optional: names of columns.
       reasons: column name -> why it is needed, for the message if this required column alone is missing.
+      verbatim: names of columns whose fields keep their blanks.
 
     Yields:
       The row's file and line, for messages, and its stripped fields by the names of ``required`` and ``optional``.
@@ -52,7 +54,8 @@ def read_table(
                 where = f"{path}, line {rows.line_num}"
                 if len(fields) != len(names):
                     raise UserError(f"{where}: {len(fields)} columns, expected {len(names)} ({','.join(header)})")
-                yield where, {name: field for name, field in zip(names, fields) if name in known}
+                kept = (given if name in verbatim else field for name, given, field in zip(names, row, fields))
+                yield where, {name: field for name, field in zip(names, kept) if name in known}
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}, expected a CSV file with {expected}") from error
     except (UnicodeDecodeError, csv.Error) as error:

@@ -27,6 +27,8 @@ LISTED_BYTES = 32
 HELD_SHARE = 0.6
 """Largest share of the memory budget for all this; the rest is for distances."""
 
+ROUNDED_UP = 1 + 1e-12
+"""Factor of products of a rate and a number, so that their rounding errors lower no whole number of images or pairs."""
 
 GREATEST_NORM = float(np.finfo(np.float32).max / 8)
 """Bound on squared norms, below which squared distances do not overflow float32."""
@@ -111,7 +113,10 @@ def check_labels(labels: Any, name: str, length: Optional[int] = None) -> np.nda
         raise UserError(f"{name} has {len(labels)} entries, expected {length} (one per image)")
     if len(labels) and labels.dtype.kind not in "iu":
         raise UserError(f"{name} has dtype {labels.dtype}, expected integers")
-    return labels.astype(np.int64, copy=False)
+    whole = labels.astype(np.int64, copy=False)
+    if labels.dtype.kind == "u" and (whole < 0).any():
+        raise UserError(f"{name} hold {labels.max()}, expected integers of at most {2**63 - 1}")
+    return whole
 
 
 def check_camids(camids: Any, name: str, length: int) -> np.ndarray:

@@ -35,6 +35,9 @@ METRICS = ("euclidean", "cosine")
 UNIT = 2.0**-24
 """Largest relative error of one float32 rounding."""
 
+WHOLE = 2**53
+"""Below this, float64 tells all integers apart."""
+
 DENORMAL = 2.0**-149
 """Smallest positive float32."""
 
@@ -224,7 +227,8 @@ class MatrixDistances(DistanceSource):
       distances: ``[n_query, n_gallery]``, any real dtype; smaller is more alike; may be memory-mapped.
 
     Raises:
-      UserError: it is no 2-D array of real numbers, or is empty; later, when a block with NaN or infinities is read.
+      UserError: it is no 2-D array of real numbers, or is empty; later, when a block with NaN, infinities, or integers
+        beyond 2⁵³ is read.
     """
 
     def __init__(self, distances: Any):
@@ -248,8 +252,14 @@ class MatrixDistances(DistanceSource):
         return self.values[rows, columns]
 
     def finish(self, raw: np.ndarray, rows: slice, columns: slice) -> np.ndarray:
-        """Returns a copy, after a check that all values are finite."""
+        """Returns a copy, after a check that all values are finite, and integers exact in float64."""
         block = np.array(raw, self.dtype, order="C")
+        if raw.dtype.kind in "iu" and raw.dtype.itemsize == 8 and (wide := np.abs(block) >= WHOLE).any():
+            row, column = np.argwhere(wide)[0]
+            raise UserError(
+                f"distances[{rows.start + row}, {columns.start + column}] is {raw[row, column]}, expected integers "
+                f"between ±{WHOLE}, which float64 tells apart"
+            )
         finite = np.isfinite(block)
         if not finite.all():
             row, column = np.argwhere(~finite)[0]
@@ -339,5 +349,10 @@ def pairwise_distances(query: Any, gallery: Any, metric: str = "euclidean") -> n
                 raise UserError(f"{name} feature {int(np.argmin(norms))} is all 0, expected a direction")
             units.append(np.asarray(features, np.float64) / np.sqrt(norms)[:, None])
         source = FeatureDistances(*units)
-    distances = source.dense(slice(None)).astype(np.float32)
+    source.dtype = np.dtype(np.float64)  # float32 products are off where images are nearly identical
+    distances = np.empty(source.shape, np.float32)
+    step = max(1, PLAIN_TILE_VALUES // source.shape[1])
+    for start in range(0, len(distances), step):
+        part = slice(start, start + step)
+        distances[part] = source.dense(part)
     return distances**2 / 2 if metric == "cosine" else distances  # 1 − cos of unit vectors

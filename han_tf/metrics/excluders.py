@@ -14,8 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from han_tf.common.errors import UserError
-from han_tf.metrics.checks import check_camids, check_labels
+from han_tf.metrics.checks import check_camids, check_count, check_labels
 
 JUNK_PID = -1
 """Person id of junk images (bad detections) in the gallery, as in Market-1501."""
@@ -98,17 +97,17 @@ def frame_window(
       window: largest difference of frame numbers that is left out, at least 0.
 
     Raises:
-      UserError: ``window`` is negative.
+      UserError: ``window`` is no integer or negative.
     """
-    if window < 0:
-        raise UserError(f"window is {window}, expected at least 0 frames")
+    window = check_count(window, "window", 0)
     query_groups = check_labels(query_groups, "query_groups")
     gallery_groups = check_labels(gallery_groups, "gallery_groups")
     query_frames = check_labels(query_frames, "query_frames", len(query_groups))
     gallery_frames = check_labels(gallery_frames, "gallery_frames", len(gallery_groups))
 
     def excluder(query: int) -> np.ndarray:
-        near = np.abs(gallery_frames - query_frames[query]) <= window
+        frame = int(query_frames[query])  # Python's integers, because sums may be outside int64
+        near = (gallery_frames >= max(frame - window, -(2**63))) & (gallery_frames <= min(frame + window, 2**63 - 1))
         return near & (gallery_groups == query_groups[query])
 
     return excluder

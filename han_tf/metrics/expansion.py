@@ -60,10 +60,12 @@ def normalise(features: np.ndarray, parts: int = 1) -> np.ndarray:
       UserError: d is no multiple of ``parts``.
     """
     size = _part_size(features.shape[1], parts, "features")
-    split = features.reshape(len(features), parts, size).astype(np.float32)
-    norms = np.sqrt(np.einsum("ijk,ijk->ij", split, split))[:, :, None]
-    split /= np.where(norms > 0, norms, 1)
-    return split.reshape(features.shape)
+    split = features.reshape(len(features), parts, size)
+    # In float64, squares of small numbers don't become zeros.
+    norms = np.sqrt(np.einsum("ijk,ijk->ij", split, split, dtype=np.float64))[:, :, None]
+    scaled = np.empty(split.shape, np.float32)
+    np.divide(split, np.where(norms > 0, norms, 1), out=scaled, casting="same_kind")
+    return scaled.reshape(features.shape)
 
 
 def pool_multi_query(

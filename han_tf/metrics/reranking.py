@@ -183,8 +183,9 @@ class RerankedDistances(DistanceSource):
     def finish(self, raw: np.ndarray, rows: slice, columns: slice) -> np.ndarray:
         """Returns the weighted sums of original and Jaccard distances."""
         block = self.original.finish(raw, rows, columns)
-        block *= (self.weight / self.farthest[rows]).astype(np.float32)[:, None]
-        block += np.float32(1 - self.weight)
+        block /= self.farthest[rows].astype(block.dtype)[:, None]
+        block *= block.dtype.type(self.weight)
+        block += block.dtype.type(1 - self.weight)
         for row, query in zip(block, range(rows.start, rows.stop)):
             images, similarity = self._similar(query)
             first, last = np.searchsorted(images, (columns.start, columns.stop))
@@ -258,7 +259,10 @@ def _vectors(
         others = np.where(half_reciprocal[own] & (own >= 0)[:, :, None], half[own], -1)
         shared = (others[:, :, :, None] == own[:, None, None, :]).any(axis=3) & (others >= 0)
         accepted = 3 * shared.sum(axis=2) > 2 * (others >= 0).sum(axis=2)
-        members = np.concatenate([own, np.where(accepted[:, :, None], others, -1).reshape(len(own), -1)], axis=1)
+        # The image itself is not in its own list if more than k1 others are identical.
+        itself = np.arange(rows.start, rows.stop, dtype=own.dtype)[:, None]
+        expanded = np.where(accepted[:, :, None], others, -1).reshape(len(own), -1)
+        members = np.concatenate([itself, own, expanded], axis=1)
         local, place = np.nonzero(members >= 0)
         keys = np.unique(local * n + members[local, place])
         local, member = np.divmod(keys, n)

@@ -17,7 +17,7 @@ import numpy as np
 
 from han_tf.common.errors import UserError
 from han_tf.metrics.blocks import sweep, trusted_margins
-from han_tf.metrics.checks import check_memory, default_threads
+from han_tf.metrics.checks import ROUNDED_UP, check_memory, default_threads
 from han_tf.metrics.distances import DistanceSource, MatrixDistances
 from han_tf.metrics.excluders import Excluder
 from han_tf.metrics.truth import Stripe, Truth
@@ -140,8 +140,7 @@ def verify(
             raise UserError(f"there are no {what} pairs among the ranked ones, expected at least one")
 
     rates = np.concatenate([wanted, CURVE_FPR])
-    # The factor keeps rounding errors of the product from lowering the number.
-    passing = np.floor(rates * impostors * (1 + 1e-12)).astype(np.int64)
+    passing = np.floor(rates * impostors * ROUNDED_UP).astype(np.int64)
     finder = _Finder(counter, passing, genuine)
     for number, windows in enumerate(finder.passes(VALUES_PER_MB * memory_mb), start=1):
         finder.begin(windows)
@@ -178,7 +177,8 @@ class _Bins:
         low, high = 2 * low - middle, 2 * high - middle
         self.dtype = source.dtype
         self.origin = low
-        self.per_unit = BINS / (high - low) if high > low else 1.0
+        narrowest = 2 * BINS / float(np.finfo(self.dtype).max)  # of narrower ranges, bins per unit overflow
+        self.per_unit = BINS / max(high - low, narrowest) if high > low else 1.0
 
     def of(self, values: np.ndarray) -> np.ndarray:
         """Returns the bins of ``values``, int32, from small to large distances; ``BINS`` for infinity."""
@@ -251,11 +251,11 @@ class _Finder:
         self.counter = counter
         self.source = counter.source
         self.genuine = genuine
-        reach = math.ceil(2 * counter.margin * counter.bins.per_unit) + 1 if counter.margin else 0
+        reach = math.ceil(min(2 * counter.margin * counter.bins.per_unit, BINS)) + 1 if counter.margin else 0
         self.up_to = np.cumsum(counter.histogram)
         bins = counter.bins.of(genuine.astype(self.source.dtype))
         accepted = np.cumsum(np.bincount(bins, minlength=BINS))
-        crossing = int(np.argmax(self.up_to / self.up_to[-1] >= 1 - accepted / len(genuine)))
+        crossing = int(np.argmax(self.up_to / self.up_to[-1] >= (len(genuine) - accepted) / len(genuine)))
         centres = np.append(np.searchsorted(self.up_to, places[places < self.up_to[-1]], side="right"), crossing)
         wanted = np.zeros(BINS + 1, bool)
         for centre in centres:
@@ -331,7 +331,9 @@ class _Finder:
         rates = []
         for side in ("left", "right"):
             false_positives = ends[np.searchsorted(values, steps, side=side)] / self.up_to[-1]
-            false_negatives = 1 - np.searchsorted(self.genuine, steps, side=side) / len(self.genuine)
+            # Not 1 - share: equal rates must be equal numbers.
+            missed = len(self.genuine) - np.searchsorted(self.genuine, steps, side=side)
+            false_negatives = missed / len(self.genuine)
             rates.append((false_positives, false_negatives))
         (fpr_before, fnr_before), (fpr_after, fnr_after) = rates
         step = int(np.argmax(fpr_after >= fnr_after))

@@ -17,6 +17,7 @@ from han_tf.common.errors import UserError
 from han_tf.data.image_lists import UNKNOWN
 from han_tf.features.archives import FeatureSet
 from han_tf.metrics import FeatureDistances, same_pid_and_camera, verify
+from han_tf.metrics.checks import ROUNDED_UP
 from han_tf.metrics.nearest import nearest
 from han_tf.search.exact import widened
 from han_tf.search.gallery import Gallery
@@ -26,6 +27,9 @@ BATCH = 256
 
 ASKED = 16
 """Hits per query in the first request; more are requested if all are of the query's own person."""
+
+TWINS = "images of two people with the same feature, expected different images, or the right pids"
+"""What makes every threshold accept too much, for messages."""
 
 
 class Calibration(NamedTuple):
@@ -51,7 +55,8 @@ def calibrate_search(validation: FeatureSet, rate: float, gallery: Gallery) -> C
     the validation images must therefore not be in the gallery, or be labelled there with the same pids.
 
     Raises:
-      UserError: no validation image has a pid, the gallery is empty, or there are too few searches to measure the rate.
+      UserError: no validation image has a pid, the gallery is empty, there are too few searches to measure the rate, or
+        more searches than that find another person's image of the same feature.
     """
     validation = _labelled(validation, rate)
     if not len(gallery):
@@ -69,7 +74,7 @@ def calibrate_search_within(validation: FeatureSet, rate: float) -> Calibration:
     Each image is searched for among those of all other people (leave one person out).
 
     Raises:
-      UserError: fewer than two people; too few searches to measure the rate.
+      UserError: fewer than two people; too few searches to measure the rate; features as :func:`calibrate_search`.
     """
     validation = _labelled(validation, rate)
     if len(np.unique(validation.pids)) < 2:
@@ -87,7 +92,8 @@ def calibrate_pair(validation: FeatureSet, rate: float) -> Calibration:
     """Chooses the threshold within which the wanted share of the pairs of two people lies.
 
     Raises:
-      UserError: there are no pairs of one person, none of two people, or too few to measure the rate.
+      UserError: there are no pairs of one person, none of two people, or too few to measure the rate; a larger share of
+        the latter has the same feature.
     """
     validation = _labelled(validation, rate)
     cameras = _cameras(validation.camids)
@@ -96,6 +102,8 @@ def calibrate_pair(validation: FeatureSet, rate: float) -> Calibration:
     result = verify(distances, *labels, wanted_fpr=[rate], excluders=[same_pid_and_camera(*labels)])
     if result.impostors * rate < 1:
         raise UserError(f"{result.impostors:,} pairs of two people cannot show a rate of {rate}, expected more")
+    if not result.thresholds[0]:
+        raise UserError(f"more than a share of {rate} of the pairs of two people are of {TWINS}")
     # verify() accepts distances below its threshold, a search also those at it.
     threshold = float(np.nextafter(result.thresholds[0], 0))
     facts = {"rate": rate, "measured_rate": float(result.fpr[0]), "trials": result.impostors}
@@ -125,7 +133,7 @@ def _nearest_others(gallery: Gallery, queries: np.ndarray, pids: np.ndarray) -> 
 
 def _of_searches(validation: FeatureSet, nearest_other: np.ndarray, rate: float, **facts: Any) -> Calibration:
     searches = len(nearest_other)
-    allowed = int(rate * searches)
+    allowed = math.floor(rate * searches * ROUNDED_UP)
     if not allowed:
         raise UserError(
             f"{searches:,} searches cannot show a rate of {rate}, expected at least {math.ceil(1 / rate):,} validation "
@@ -134,6 +142,8 @@ def _of_searches(validation: FeatureSet, nearest_other: np.ndarray, rate: float,
     ordered = np.sort(nearest_other)
     if math.isinf(ordered[allowed]):
         raise UserError("the gallery holds only the people of the validation images, expected other people, too")
+    if not ordered[allowed]:
+        raise UserError(f"more than a share of {rate} of the searches find {TWINS}")
     # Halfway between the last accepted and the first rejected distance, so that rounding of distances does not matter.
     accepted = ordered[ordered < ordered[allowed]]
     threshold = float((ordered[allowed] + (accepted[-1] if len(accepted) else 0)) / 2)

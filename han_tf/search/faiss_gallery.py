@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Optional, Union
@@ -190,7 +190,7 @@ class FaissGallery(Gallery):
         """Returns the entries of the ids that ``choose`` returns; asks it again if some were deleted meanwhile."""
         for _ in range(DELETING_TRIES):
             ids = choose().tolist()
-            found = self.store.database.entries(ids)
+            found = self._entries(ids)
             if len(found) == len(ids):
                 break
             self.store.notice_deletions()
@@ -209,8 +209,8 @@ class FaissGallery(Gallery):
         self.entries(ids)  # raises NoEntry if another process has deleted one since, which overwrites its vector
         return features
 
-    def _entries(self, ids: set[int]) -> dict[int, Entry]:
-        return self.store.database.entries(ids)
+    def _entries(self, ids: Collection[int]) -> dict[int, Entry]:
+        return self.store.entries(ids)
 
     def _features(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         state = self.store.state

@@ -207,9 +207,8 @@ class Gallery(ABC):
             part = slice(start, start + COMPARED_AT_ONCE)
             present, stored = self._features(ids[part])
             where = start + np.flatnonzero(np.isin(ids[part], present))
-            given = features[[pairs[i][0] for i in where]]
-            apart = np.linalg.norm(given - stored, axis=1)
-            same[where] = apart <= SAME * np.maximum(np.linalg.norm(stored, axis=1), np.finfo(np.float32).tiny)
+            given, stored = features[[pairs[i][0] for i in where]].astype(np.float64), stored.astype(np.float64)
+            same[where] = np.linalg.norm(given - stored, axis=1) <= SAME * np.linalg.norm(stored, axis=1)
         return same
 
     def _correct(self, images: FeatureBatch, there: Mapping[int, Entry], nobody: Collection[str]) -> int:

@@ -11,7 +11,7 @@ written when.
 import os
 import sqlite3
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Optional
@@ -272,6 +272,19 @@ class Store:
                 stream.seek(int(run[0]) * row_bytes)
                 for start in range(0, len(run), step):
                     stream.write(bytes(len(run[start : start + step]) * row_bytes))
+
+    def entries(self, ids: Iterable[int]) -> dict[int, Entry]:
+        """Returns id -> entry for those of ``ids`` that exist, with the labels that filters of searches see."""
+        state = self.state
+        found = self.database.entries(ids)
+        rows = state.rows_of(np.fromiter(found, np.int64, len(found)))
+        known = rows[rows >= 0]
+        labels = zip(*(nullable(values[known]) for values in state.labels[2:]))
+        entries = (entry for entry, row in zip(found.values(), rows.tolist()) if row >= 0)
+        return {
+            entry.id: entry._replace(pid=pid, camid=camid, time=time)
+            for entry, (pid, camid, time) in zip(entries, labels)
+        }
 
     def relabel(self, ids: np.ndarray, pids: np.ndarray, camids: np.ndarray, times: np.ndarray) -> None:
         """Sets the labels of entries, given as in :class:`FeatureBatch`; durable when it returns."""

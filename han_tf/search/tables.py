@@ -34,7 +34,7 @@ def relabel_as_listed(gallery: Gallery, path: Union[str, os.PathLike]) -> int:
       UserError: the file is not of this kind, or as :meth:`Gallery.relabel` and :meth:`Gallery.relabel_named`.
     """
     columns: dict[str, list[Any]] = {}
-    for where, fields in read_table(path, (), Entry._fields):
+    for where, fields in read_table(path, (), Entry._fields, verbatim=("path",)):
         named = {"id", "path"} & fields.keys()
         changed = [name for name in FIELDS if name in fields]
         if not named or not changed:

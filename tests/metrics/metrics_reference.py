@@ -4,6 +4,7 @@ import itertools
 import math
 import tracemalloc
 from contextlib import contextmanager
+from fractions import Fraction
 
 import numpy as np
 
@@ -112,7 +113,7 @@ def reranked_distances(original, n_query, k1, k2, lambda_value):
     vectors = np.zeros((n, n))
     for image in range(n):
         neighbours = reciprocal(image, k1)
-        expanded = set(neighbours)
+        expanded = {image, *neighbours}
         for candidate in neighbours:
             theirs = reciprocal(candidate, int(np.around(k1 / 2)))
             if 3 * len(set(theirs) & set(neighbours)) > 2 * len(theirs):
@@ -145,17 +146,18 @@ def separation(distances, query_pids, gallery_pids, query_camids, gallery_camids
     for rate in wanted_fpr:
         passing = [t for t in [*impostors, np.inf] if (impostors < t).sum() <= rate * len(impostors) + 1e-9]
         thresholds.append(max(passing))
-    corners = [(0.0, 0.0, -np.inf)]
+    corners = [(Fraction(0), Fraction(1), -np.inf)]
     for value in np.unique(np.concatenate([genuine, impostors])):
-        corners.append(((impostors <= value).mean(), (genuine <= value).mean(), value))
-    for (fpr, tpr, _), (next_fpr, next_tpr, value) in itertools.pairwise(corners):
-        if next_fpr >= 1 - next_tpr:
-            share = (1 - tpr - fpr) / ((next_fpr - fpr) + (next_tpr - tpr))
+        accepted, missed = int((impostors <= value).sum()), int((genuine > value).sum())
+        corners.append((Fraction(accepted, len(impostors)), Fraction(missed, len(genuine)), value))
+    for (fpr, fnr, _), (next_fpr, next_fnr, value) in itertools.pairwise(corners):
+        if next_fpr >= next_fnr:
+            share = (fnr - fpr) / ((next_fpr - fpr) + (fnr - next_fnr))
             return {
                 "thresholds": thresholds,
                 "fpr": [(impostors < t).mean() for t in thresholds],
                 "tpr": [(genuine < t).mean() for t in thresholds],
-                "equal_error_rate": fpr + share * (next_fpr - fpr),
+                "equal_error_rate": float(fpr + share * (next_fpr - fpr)),
                 "equal_error_threshold": value,
                 "genuine": len(genuine),
                 "impostors": len(impostors),

@@ -9,7 +9,7 @@ import pytest
 from scipy.spatial import distance
 
 from han_tf.common.errors import UserError
-from han_tf.metrics import FeatureDistances, pairwise_distances
+from han_tf.metrics import FeatureDistances, evaluate_distances, pairwise_distances
 from han_tf.metrics.distances import Stacked
 from han_tf.metrics.nearest import nearest
 from tests.metrics import metrics_reference as reference
@@ -173,3 +173,26 @@ def test_pairwise_distances_refuse_what_has_none():
         pairwise_distances(features, features, "l1")
     with pytest.raises(UserError, match="gallery feature 1 is all 0, expected a direction"):
         pairwise_distances(features, features * [[1], [0], [1]], "cosine")
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_pairwise_distances_of_nearly_identical_images(metric):
+    rng = np.random.default_rng(0)
+    features = rng.standard_normal((200, 1024)).astype(np.float32)
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    copies = features[:20] + 1e-5 * rng.standard_normal((20, 1024)).astype(np.float32)
+    found = pairwise_distances(copies, features, metric)
+    expected = distance.cdist(copies.astype(np.float64), features.astype(np.float64), metric)
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-9)
+    assert pairwise_distances(features[:20], features, metric).diagonal().max() < 1e-7
+
+
+def test_integers_that_float64_cannot_tell_apart_are_refused():
+    labels = [1], [2, 1], [0], [1, 1]
+    for value in (2**53 + 1, -(2**53)):
+        with pytest.raises(
+            UserError, match=rf"distances\[0, 0\] is {value}, expected integers between ±9007199254740992"
+        ):
+            evaluate_distances(np.array([[value, 2**53 - 1]]), *labels)
+    result = evaluate_distances(np.array([[2**53 - 1, 2**53 - 2]]), *labels)
+    assert result.first_hit.tolist() == [1]

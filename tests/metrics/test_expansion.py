@@ -68,6 +68,9 @@ def test_normalise_by_parts():
     check_normalised(normalise(features[:1], 2), 2)
     with pytest.raises(UserError, match="features row 1 part 1 of 2 has L2 norm 0 "):
         check_normalised(normalise(features, 2), 2)
+    for scale in (1e-30, 1e-22, 1e20):
+        scaled = (features * scale).astype(np.float32)
+        np.testing.assert_allclose(normalise(scaled, 2), normalise(features, 2), rtol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -524,3 +524,21 @@ def test_frame_window_refuses_nonsense():
         frame_window([1], [1], [1], [1], -1)
     with pytest.raises(UserError, match="gallery_frames has 1 entries, expected 2"):
         frame_window([1], [1, 1], [1], [1], 1)
+    with pytest.raises(UserError, match=r"window is 1\.5, expected a whole number"):
+        frame_window([1], [1], [1], [1], 1.5)
+
+
+def test_frame_numbers_at_the_ends_of_their_range():
+    least, most = -(2**63), 2**63 - 1
+    frames = [least, least + 10, -1, 0, most - 10, most]
+    for frame in frames:
+        near = frame_window([1], [1] * 6, [frame], frames, np.int64(10))(0)
+        assert near.tolist() == [abs(other - frame) <= 10 for other in frames]
+
+
+@pytest.mark.parametrize("name", ["query_pids", "gallery_pids", "query_camids", "gallery_camids"])
+def test_labels_beyond_int64_are_refused(name):
+    labels = {"query_pids": [1], "gallery_pids": [1, 2], "query_camids": [0], "gallery_camids": [1, 1]}
+    labels[name] = np.array([*labels[name][:-1], 2**64 - 1], np.uint64)  # -1, junk, in 64 bits
+    with pytest.raises(UserError, match=f"{name} hold {2**64 - 1}, expected integers of at most {2**63 - 1}"):
+        evaluate_distances(np.ones((1, 2)), **labels)

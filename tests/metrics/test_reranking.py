@@ -252,3 +252,38 @@ def test_without_faiss_there_is_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(UserError, match="approximate neighbours need FAISS"):
         FaissNeighbours()
+
+
+@pytest.mark.parametrize("scale", [1e-45, 1e-40, 1e-38, 1.0, 1e36, 1e40, 1e300])
+def test_the_scale_of_given_distances_does_not_matter(scale):
+    distances = np.random.default_rng(0).random((40, 40))
+    distances = (distances + distances.T) * (1 - np.eye(40))
+    expected = reference.reranked_distances(distances, 10, 5, 3, 0.3)
+    for dtype in [np.float64] + [np.float32] * (1e-35 < scale < 1e38):
+        scaled = (distances * scale).astype(dtype)
+        found = rerank_distances(scaled[:10, 10:], scaled[:10, :10], scaled[10:, 10:], k1=5, k2=3, progress=False)
+        np.testing.assert_allclose(found.dense(slice(0, 10)), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e-22, 1e-20, 1e-15, 1e15])
+def test_the_scale_of_features_does_not_matter(scale):
+    query, gallery = features_of("random", 10, 50, 8, np.random.default_rng(0))
+    scaled = [(features * scale).astype(np.float32) for features in (query, gallery)]
+    found = rerank(*scaled, k1=5, k2=2, progress=False)
+    np.testing.assert_allclose(
+        found.dense(slice(0, 10)),
+        reference.reranked(*(f.astype(np.float64) / scale for f in scaled), 5, 2, 0.3),
+        atol=1e-5,
+    )
+
+
+@pytest.mark.parametrize(("k1", "k2"), [(5, 1), (5, 6), (20, 1), (20, 30)])
+def test_more_identical_images_than_a_list_holds(k1, k2):
+    rng = np.random.default_rng(0)
+    same = np.full((31, 8), 0.1)
+    gallery = np.concatenate([same[1:], same[:5] + 0.01 * rng.standard_normal((5, 8)), rng.standard_normal((40, 8))])
+    query, gallery = same[:1].astype(np.float32), gallery.astype(np.float32)
+    found = rerank(query, gallery, k1=k1, k2=k2, progress=False)
+    expected = reference.reranked(query, gallery, k1, k2, 0.3)
+    np.testing.assert_allclose(found.exact(np.zeros(75, int), np.arange(75))[None], expected, atol=1e-12)
+    assert np.isfinite(expected).all()

@@ -126,3 +126,35 @@ def test_bad_rates(rates):
 def test_nan_is_found():
     with pytest.raises(UserError, match=r"distances\[0, 1\] is nan"):
         verify([[1.0, np.nan]], [1], [1, 2], [0], [1, 1])
+
+
+def test_the_equal_error_threshold_is_where_the_rates_meet():
+    # 2 of 49 genuine pairs lie behind 2 of 49 impostors; 1 - 47/49 is more than 2/49 in floating point.
+    genuine = np.concatenate([np.linspace(0, 1, 47), [6, 7]])
+    impostors = np.concatenate([[2, 3], np.linspace(4, 5, 47)])
+    labels = [1], np.repeat([1, 2], 49), [0], np.ones(98, int)
+    result = verify(np.concatenate([genuine, impostors])[None], *labels)
+    assert (result.equal_error_rate, result.equal_error_threshold) == (pytest.approx(2 / 49), 3)
+
+
+@pytest.mark.parametrize("scale", [1e-315, 1e-41, 1e-37, 1e-30, 1e-10])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_tiny_distances(scale, dtype):
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 9, 20), rng.integers(0, 9, 50), np.zeros(20, int), np.ones(50, int)
+    distances = rng.random((20, 50)) * (rng.random((20, 50)) < 0.4)
+    distances = (100 * scale * distances).astype(dtype)
+    expected = reference.separation(distances, *labels, WANTED)
+    result = verify(distances, *labels, wanted_fpr=WANTED)
+    assert (result.fpr.tolist(), result.tpr.tolist()) == (expected["fpr"], expected["tpr"])
+    assert result.thresholds.tolist() == expected["thresholds"]
+    assert result.equal_error_rate == pytest.approx(expected["equal_error_rate"], abs=1e-12)
+
+
+def test_tiny_features():
+    query, gallery, labels = random_problem(20, 60, 8, seed=1)
+    for scale in (1e-15, 1e-20, 1e-22):
+        tiny = [(scale * features).astype(np.float32) for features in (query, gallery)]
+        expected = reference.separation(reference.squared_distances(*tiny), *labels, WANTED)
+        result = verify(FeatureDistances(*tiny), *labels, wanted_fpr=WANTED)
+        assert (result.fpr.tolist(), result.tpr.tolist()) == (expected["fpr"], expected["tpr"])

@@ -161,3 +161,30 @@ def test_what_cannot_be_calibrated_is_said_in_one_line(tmp_path):
     only = people(0, 1, 40, 1)
     with gallery_of(tmp_path / "i", only) as gallery, pytest.raises(UserError, match="only the people of the"):
         calibrate_search(only, 0.1, gallery)
+
+
+def test_identical_images_of_two_people_are_no_ground_for_a_threshold(tmp_path):
+    validation = people(0, 20, 5, 1)
+    validation.features[:30] = validation.features[0]  # six people
+    gallery = validation._replace(pids=validation.pids + 100)
+    with gallery_of(tmp_path / "g", gallery) as opened:
+        for call in (
+            lambda rate: calibrate_pair(validation, rate),
+            lambda rate: calibrate_search_within(validation, rate),
+            lambda rate: calibrate_search(validation, rate, opened),
+        ):
+            with pytest.raises(
+                UserError, match=r"more than a share of 0.01 of the .* images of two people with the same"
+            ):
+                call(0.01)
+    chosen = calibrate_search_within(validation, 0.5)
+    assert chosen.threshold > 0
+    assert chosen.facts["measured_rate"] == 0.5
+
+
+@pytest.mark.parametrize("rate", [0.29, 0.57, 0.58])
+def test_rounding_of_the_rate_costs_no_search(tmp_path, rate):
+    assert int(rate * 100) < round(rate * 100)
+    with gallery_of(tmp_path / "g", people(1000, 250, 4, 1)) as gallery:
+        chosen = calibrate_search(people(0, 50, 2, 2), rate, gallery)
+    assert chosen.facts["measured_rate"] == rate

@@ -1,6 +1,7 @@
 """The folder of a gallery: crashes, damage, several processes, and its derived index."""
 
 import contextlib
+import csv
 import errno
 import json
 import os
@@ -24,6 +25,8 @@ from han_tf.search import Filters, create_gallery, open_gallery, vector_index
 from han_tf.search import database as database_module
 from han_tf.search import faiss_gallery as faiss_engine
 from han_tf.search import store as store_module
+from han_tf.search.entries import Entry
+from han_tf.search.tables import relabel_as_listed
 from tests.search.search_helpers import CHECKSUM, clustered
 
 DIMENSION = 16
@@ -994,3 +997,44 @@ def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"cannot write .*: Not a directory"):
         create_gallery(tmp_path / "file" / "gallery", DIMENSION, CHECKSUM)
+
+
+def test_a_reader_shows_the_labels_that_its_filters_see(path):
+    """Another process changes labels: lists, hits and filters of the reader keep to those of its opening."""
+    with create_gallery(path, 2, CHECKSUM, "flat") as writer:
+        times = [float(second) for second in range(10)]
+        writer.add(np.arange(20).reshape(10, 2), pids=[1] * 10, camids=[1] * 10, times=times)
+        with open_gallery(path) as reader:
+            before = reader.page(10)
+            writer.relabel([0, 1], pids=[2, None], camids=[2, 3], times=[None, 99.0])
+            assert reader.page(10) == before == [*reader.entries(range(10))]
+            for filters in (Filters(cameras=(1,)), Filters(cameras=(2,)), Filters(pids=(1,)), Filters(before=50.0)):
+                hits = [hit.entry for hit in reader.search([[0, 0]], 10, filters=filters)[0]]
+                passing = [entry for entry in before if filters.cameras != (2,)]
+                assert sorted(hits) == reader.page(10, filters=filters) == passing
+            assert writer.page(2) == [Entry(0, "", 2, 2, None), Entry(1, "", None, 3, 99.0)]
+        with open_gallery(path) as reader:
+            assert reader.page(10) == writer.page(10)
+
+
+def test_features_however_small_are_told_apart(path):
+    with create_gallery(path, 2, CHECKSUM, "flat") as gallery:
+        (first,) = gallery.add([[1e-24, 0]], paths=["a"])
+        assert gallery.add([[1e-24, 0]], paths=["a"], replace=True).tolist() == [first]
+        (second,) = gallery.add([[0, 1e-24]], paths=["a"], replace=True)
+        assert gallery.features([second]).tolist() == [[0, np.float32(1e-24)]]
+
+
+def test_blanks_of_names_are_kept_when_labels_are_changed(path, tmp_path):
+    names = ["a.jpg", "a.jpg ", " a.jpg", " ", "a\t.jpg"]
+    table = tmp_path / "new.csv"
+    with create_gallery(path, 1, CHECKSUM, "flat") as gallery:
+        gallery.add([[1], [2], [3], [4], [5]], paths=names, pids=[1] * 5)
+        for number, name in enumerate(names):
+            with table.open("w", newline="") as stream:
+                csv.writer(stream).writerows([["pid", "path"], [f" {10 + number} ", name]])
+            assert relabel_as_listed(gallery, table) == 1
+        assert [(entry.path, entry.pid) for entry in gallery.page(9)] == list(zip(names, range(10, 15)))
+        table.write_text("path,pid\na.jpg  ,1\n")
+        with pytest.raises(UserError, match=r"no entry of 'a\.jpg  '"):
+            relabel_as_listed(gallery, table)
