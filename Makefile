@@ -1,5 +1,7 @@
 # Everything a newcomer needs: 'make train' and 'make test' work in a fresh clone with nothing installed.
 
+# Given by the user, or empty: commands for a trained network take its own data set unless another one is named.
+NAMED_DATASET := $(if $(filter undefined,$(origin DATASET)),,$(DATASET))
 DATASET ?= synthetic
 DATA_DIR ?=
 SPLIT ?=
@@ -20,7 +22,10 @@ PACKAGES = --quiet --no-build-isolation -c $(CONSTRAINTS) -e '.[test,lint]'
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-RUN_FLAGS = $(if $(RUN),--run "$(RUN)",$(if $(filter synthetic,$(DATASET)),,--dataset $(DATASET)))
+RUN_FLAG = $(if $(RUN),--run "$(RUN)")
+RUN_FLAGS = $(RUN_FLAG) $(if $(NAMED_DATASET),--dataset $(NAMED_DATASET))
+# Before the first training: a network of the package.
+BENCHED = $(or $(strip $(RUN_FLAGS)),$(if $(wildcard runs/*/checkpoints/checkpoint),,--run han_small-synthetic))
 DATA_FLAGS = $(if $(DATA_DIR),--data_dir "$(DATA_DIR)") $(if $(SPLIT),--split $(SPLIT))
 
 # table1 … table12, figure6, figure7, cost_effectiveness
@@ -62,7 +67,7 @@ $(READY): constraints-py310.txt constraints-py312.txt setup.py
 	@touch $@
 
 train: $(READY)  ## train, evaluate and draw the attention; synthetic data unless DATASET is given
-	$(BIN)/python -m han_tf.train --dataset $(DATASET) $(DATA_FLAGS) $(ARGS)
+	$(BIN)/python -m han_tf.train --dataset $(DATASET) $(RUN_FLAG) $(DATA_FLAGS) $(ARGS)
 
 evaluate: $(READY)  ## evaluate the newest run (RUN=... for another)
 	$(BIN)/python -m han_tf.evaluate $(RUN_FLAGS) $(DATA_FLAGS) $(ARGS)
@@ -71,7 +76,7 @@ export: $(READY)  ## export the newest run, checked, to formats that run faster 
 	$(BIN)/python -m han_tf.export $(RUN_FLAGS) $(DATA_FLAGS) $(ARGS)
 
 demo: $(READY)  ## search drawn pedestrians in the browser, with the newest run of make train or a network of the package
-	$(BIN)/python -m han_tf.demo $(ARGS)
+	$(BIN)/python -m han_tf.demo $(RUN_FLAG) $(ARGS)
 
 visualize: $(READY)  ## write the attention sheet and a ranked list of the newest run
 	$(BIN)/python -m han_tf.visualize --ranked $(RUN_FLAGS) $(DATA_FLAGS) $(ARGS)
@@ -85,8 +90,8 @@ flops: $(READY)  ## print FLOPs and parameters of the networks
 bench: $(READY)  ## measure training, inference, the input pipeline, the metrics and the exported models of a run here
 	$(BIN)/python -m han_tf.bench
 	$(BIN)/python -m experiments.bench_metrics $(ARGS)
-	$(BIN)/python -m han_tf.export $(RUN_FLAGS) $(DATA_FLAGS) --format openvino --precision all
-	$(BIN)/python -m experiments.bench_runtimes $(RUN_FLAGS) $(if $(SPLIT),--split $(SPLIT))
+	$(BIN)/python -m han_tf.export $(BENCHED) $(DATA_FLAGS) --format openvino --precision all
+	$(BIN)/python -m experiments.bench_runtimes $(BENCHED) $(if $(SPLIT),--split $(SPLIT))
 
 experiments: $(READY)  ## list the paper's tables and figures; each is a target: table1 ... table12, figure6, figure7
 	$(BIN)/python -m experiments.run
@@ -123,5 +128,5 @@ constraints: $(READY)  ## resolve both constraints files anew from constraints*.
 	  --custom-compile-command 'make constraints' $$name.in --output-file $$name.txt || exit; done
 
 clean:  ## remove the environment and caches; runs and data stay
-	rm -rf $(VENV) .venv-newest build dist *.egg-info .pytest_cache .hypothesis .ruff_cache .mypy_cache .import_linter_cache
+	rm -rf $(VENV) .venv-oldest .venv-newest build dist *.egg-info .pytest_cache .hypothesis .ruff_cache .mypy_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -66,6 +66,7 @@ setup(
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
+    license_files=["LICENSE", "LICENSE-weights"],
     python_requires=">=3.10,<3.14",
     packages=find_packages(include=["han_tf", "han_tf.*"]),
     package_data={

@@ -106,7 +106,7 @@ def bars(rows: list[dict[str, Any]], product: float, measured: dict[str, float])
 def main(values: command_line.Flags) -> None:
     """Measures as the flags say."""
     run_dir = Path(values.model or find_run(values.runs_dir, values.dataset or None, values.split or None))
-    folders = exports_of(run_dir, Path(values.exports or output_folder(resolve(run_dir)) / "exports"))
+    folders = exports_of(run_dir, Path(values.exports or output_folder(resolve(run_dir), values.runs_dir) / "exports"))
     before = product_flops()
     rows = []
     with temporary_folder() as images:

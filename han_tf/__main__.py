@@ -20,12 +20,16 @@ def commands() -> dict[str, str]:
     return {name: texts[name].splitlines()[0] for name in sorted(texts)}
 
 
-def main(_: command_line.Flags) -> None:
+def main(values: command_line.Flags) -> None:
     """Prints the list."""
+    if values.positional:
+        name = values.positional[0].removeprefix("han_tf.")
+        known = f"expected python -m han_tf.{name}" if name in commands() else f"no command {name!r}"
+        raise command_line.UsageError(f"{known}; python -m han_tf lists the commands")
     print("python -m han_tf.COMMAND --help lists the flags of a command.\n")
     for name, line in commands().items():
         print(f"  {name:<16}{line}")
 
 
 if __name__ == "__main__":
-    sys.exit(command_line.run(main, FLAGS, __doc__))
+    sys.exit(command_line.run(main, FLAGS, __doc__, positional="COMMAND"))

@@ -79,7 +79,7 @@ def main(values: command_line.Flags) -> None:
     config = read_config(run_dir)
     dataset = load_dataset(DATASET, data_of(config, DATASET).data_dir or None)
     extractor = FeatureExtractor(run_dir)
-    folder = output_folder(run_dir) / "demo"
+    folder = output_folder(run_dir, values.runs_dir) / "demo"
     made = prepare(folder, dataset, extractor)
     service = open_service(
         open_gallery(folder / "gallery", writable=True),

@@ -19,10 +19,12 @@ If queries and gallery are the same images, every image searches all others:
   python -m han_tf.evaluate --model MODEL --images people.csv
 """
 
+import json
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import product
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Union
@@ -39,7 +41,7 @@ from han_tf.data.joined import named_datasets
 from han_tf.runs import environment
 from han_tf.runs.card import CARD
 from han_tf.runs.folder import CHECKPOINTS, LoadedRun, data_of, find_run, load_run
-from han_tf.weights import output_folder
+from han_tf.weights import is_stored, output_folder
 
 with command_line.deferred_imports(__name__):
     from han_tf.evaluation.scoring import Protocol, evaluate_features, score, to_json
@@ -148,8 +150,8 @@ FLAGS.string("save_features", "", "Folder to save the features in.")
 FLAGS.string(
     "output",
     "",
-    "JSON file of the results; in the run if empty: evaluation.json, or for other data than the run's own, its best "
-    "network or --within_camera evaluation-DATASET[-SPLIT][-best][-within_camera].json.",
+    "JSON file of the results; in the run if empty: evaluation.json, or for other images than the run's own, its best "
+    "network or --within_camera evaluation-DATASET[-SPLIT][-best][-within_camera][-IMAGES].json.",
 )
 FLAGS.string(
     "per_query", "", "File of every query's results and nearest images, .csv or .npz; those of the table's first row."
@@ -185,11 +187,12 @@ def main(values: command_line.Flags) -> None:
     if values.plots:
         _import_plots()  # a missing package shows now, not at the end
     for path in filter(None, (values.output, values.per_query)):
-        _check_folder(path, Path(path).parent)
+        _check_file(path)
     for path in filter(None, (values.plots, values.save_features)):
         _check_folder(path, Path(path))
     if values.features:
         paths = _feature_paths(values)
+        _check_inputs_stay(values, [*paths, *filter(None, [values.distances])])
         subsets = {name: load_features(path, bool(values.distances)) for name, path in zip(SUBSETS, paths)}
         if values.query_is_gallery:
             subsets["gallery"] = subsets["query"]
@@ -198,6 +201,7 @@ def main(values: command_line.Flags) -> None:
             if subset.features.shape[1] != expected:
                 found = subset.features.shape[1]
                 raise UserError(f"{path}: features have dimension {found}, expected {expected} as in {paths[0]}")
+        _check_counts(values, subsets["gallery"].pids)
         origin = {"features": [str(path) for path in paths]}
         _evaluate(values, subsets, origin, tuple(values.branches), values.output)
         return
@@ -217,10 +221,11 @@ def main(values: command_line.Flags) -> None:
     for part in datasets:
         if len(datasets) > 1:
             print(f"\n{part.name} {part.split}".rstrip() + ":")
-        subsets, origin = _features_of_run(values, run, part)
-        name = _result_name(origin, values.checkpoint, values.within_camera)
-        output = values.output or str(output_folder(run.run_dir) / name)
-        _evaluate(values, subsets, origin, run.model.branch_names, output)
+        origin = _origin(run, part)
+        output = values.output or str(_result_path(values, run, origin))
+        _check_file(output)
+        _check_counts(values, [record.pid for record in part.gallery])
+        _evaluate(values, _features_of_run(values, run, part), origin, run.model.branch_names, output)
 
 
 def _evaluate_images(values: command_line.Flags) -> None:
@@ -254,11 +259,11 @@ def _evaluate(
     output: str,
 ) -> None:
     """Evaluates the features of one data set, prints the tables and writes the files that the flags ask for."""
-    with _naming_images(subsets):
-        methods = _methods(values, subsets, branches)
     if values.save_features:
         for name, features in subsets.items():
             save_features(Path(values.save_features) / f"{name}.npz", features)
+    with _naming_images(subsets):
+        methods = _methods(values, subsets, branches)
 
     rate = values.false_accept_rate
     wanted_fpr = sorted({*REPORTED_FPR, *([] if rate is None else [rate])}, reverse=True)
@@ -321,13 +326,42 @@ def _naming_images(subsets: Mapping[str, FeatureSet]) -> Iterator[None]:
         raise UserError(f"{error}; the image is {own[0].paths[error.row]}") from error
 
 
-def _result_name(origin: Mapping[str, Any], checkpoint: str, within_camera: bool) -> str:
-    """Returns the file name of a run's results: ``evaluation.json`` only for its last network on its own data."""
+def _result_path(values: command_line.Flags, run: LoadedRun, origin: Mapping[str, Any]) -> Path:
+    """Returns where a run's results go: ``evaluation.json`` only for its last network on its own test images.
+
+    Results on other images are not replaced: the name then ends in the first digits of the images' fingerprint.
+    """
     tested_on = {name: origin[name] for name in ("dataset", "split")}
-    if tested_on == origin["trained_on"] and checkpoint == "last" and not within_camera:
-        return EVALUATION
-    words = ["evaluation", *tested_on.values(), "best" * (checkpoint == "best"), "within_camera" * within_camera]
-    return "-".join(filter(None, words)) + ".json"
+    images, own = origin["fingerprint"], (run.config.get("fingerprints") or {}).get("test")
+    # Images of a package's network may be stored otherwise where it is used.
+    own = tested_on == origin["trained_on"] and (own in (None, images) or is_stored(run.run_dir))
+    words = [values.checkpoint if values.checkpoint != "last" else "", "within_camera" * values.within_camera]
+    if not own or any(words):
+        words = [*tested_on.values(), *words]
+    path = output_folder(run.run_dir, values.runs_dir) / "-".join(filter(None, [Path(EVALUATION).stem, *words]))
+    path = path.with_name(f"{path.name}.json")
+    with suppress(OSError, ValueError, AttributeError):
+        if json.loads(path.read_text(encoding="utf-8")).get("fingerprint", images) != images:
+            return path.with_stem(f"{path.stem}-{images[:8]}")
+    return path
+
+
+def _check_inputs_stay(values: command_line.Flags, inputs: Sequence[Union[str, Path]]) -> None:
+    """Raises UsageError if an output would take the place of one of the files ``inputs``."""
+    outputs = {name: [values[name].value] for name in ("output", "per_query") if values[name].value}
+    if values.save_features:
+        outputs["save_features"] = [os.path.join(values.save_features, f"{name}.npz") for name in SUBSETS]
+    for flag, paths in outputs.items():
+        for path, given in product(paths, inputs):
+            if os.path.realpath(path) == os.path.realpath(given):
+                raise command_line.UsageError(f"--{flag} would replace {given}, which is read, expected another name")
+
+
+def _check_file(path: str) -> None:
+    """Raises UserError if the file ``path`` cannot be written."""
+    if Path(path).is_dir():
+        raise UserError(f"cannot write {path}: it is a folder, expected the name of a file")
+    _check_folder(path, Path(path).parent)
 
 
 def _check_folder(path: str, folder: Path) -> None:
@@ -338,32 +372,37 @@ def _check_folder(path: str, folder: Path) -> None:
         raise UserError(f"cannot write {path}: {nearest} is expected to be a folder that can be written")
 
 
-def _methods(
-    values: command_line.Flags, subsets: Mapping[str, FeatureSet], branches: Sequence[str]
-) -> dict[str, dict[str, Any]]:
-    """Returns the settings of the methods that the flags ask for, after checking them."""
-    methods = {}
-    counts = {}
-    others = int((subsets["gallery"].pids != JUNK_PID).sum())
-    if values.database_augmentation:
-        methods["augmented"] = {"neighbours": values.database_augmentation, "alpha": values.dba_alpha}
-        counts["database_augmentation"] = others - 1
+def _check_counts(values: command_line.Flags, gallery_pids: Any) -> None:
+    """Raises UserError if a flag asks for more gallery images than there are, junk aside."""
+    others = int((np.asarray(gallery_pids) != JUNK_PID).sum())
+    counts = {"database_augmentation": others - 1} if values.database_augmentation else {}
     if values.query_expansion != "none":
-        alpha = values.qe_alpha if values.query_expansion == "alpha" else 0.0
-        methods["expanded"] = {"neighbours": values.qe_k, "alpha": alpha}
         counts["qe_k"] = others
-    if {"augmented", "expanded"} & set(methods):
-        hint = " (as one part, without --branches)" if values.features and not branches else ""
-        for name in ("query", "gallery"):
-            check_normalised(subsets[name].features, max(1, len(branches)), f"{name} features{hint}")
     if values.rerank:
-        methods["reranked"] = {"k1": values.k1, "k2": values.k2, "lambda_value": values.lambda_value}
         counts["k1"] = counts["k2"] = others
     for flag, most in counts.items():
         if values[flag].value > most:
             raise UserError(
                 f"--{flag} is {values[flag].value}, expected 1 to {most}: junk aside, the gallery has {others} images"
             )
+
+
+def _methods(
+    values: command_line.Flags, subsets: Mapping[str, FeatureSet], branches: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """Returns the settings of the methods that the flags ask for, after checking that the features suit them."""
+    methods = {}
+    if values.database_augmentation:
+        methods["augmented"] = {"neighbours": values.database_augmentation, "alpha": values.dba_alpha}
+    if values.query_expansion != "none":
+        alpha = values.qe_alpha if values.query_expansion == "alpha" else 0.0
+        methods["expanded"] = {"neighbours": values.qe_k, "alpha": alpha}
+    if {"augmented", "expanded"} & set(methods):
+        hint = " (as one part, without --branches)" if values.features and not branches else ""
+        for name in ("query", "gallery"):
+            check_normalised(subsets[name].features, max(1, len(branches)), f"{name} features{hint}")
+    if values.rerank:
+        methods["reranked"] = {"k1": values.k1, "k2": values.k2, "lambda_value": values.lambda_value}
     return methods
 
 
@@ -404,28 +443,30 @@ def _load(path: Union[str, Path], checkpoint: str) -> LoadedRun:
     return LoadedRun(extractor, config, folder, f"{card.format}-{card.precision}")
 
 
-def _features_of_run(
-    values: command_line.Flags, run: LoadedRun, dataset: ReIDDataset
-) -> tuple[dict[str, FeatureSet], dict[str, Any]]:
-    """Returns the features of a data set's images, and the report's entries on run and data set."""
-    from han_tf.features.keras import feature_set  # imports TensorFlow, which saved features do not need
-
-    for sentence in dataset.notes + dataset.differences:
-        print(f"note: {dataset.name}: {sentence}")
-    subsets = {
-        subset: feature_set(run.model, records, skip_bad_images=values.skip_bad_images, progress=f"{subset} features")
-        for subset, records in dataset.subsets().items()
-        if subset in SUBSETS
-    }
-    origin = {
+def _origin(run: LoadedRun, dataset: ReIDDataset) -> dict[str, Any]:
+    """Returns the report's entries on run and data set."""
+    return {
         "run": str(run.run_dir),
         "checkpoint": run.checkpoint,
         "trained_on": {"dataset": run.config["dataset"], "split": run.config["split"]},
         "dataset": dataset.name,
         "split": dataset.split,
+        "fingerprint": dataset.fingerprint(*SUBSETS),
         "differences": list(dataset.differences),
     }
-    return subsets, origin
+
+
+def _features_of_run(values: command_line.Flags, run: LoadedRun, dataset: ReIDDataset) -> dict[str, FeatureSet]:
+    """Returns the features of a data set's test images."""
+    from han_tf.features.keras import feature_set  # imports TensorFlow, which saved features do not need
+
+    for sentence in dataset.notes + dataset.differences:
+        print(f"note: {dataset.name}: {sentence}")
+    return {
+        subset: feature_set(run.model, records, skip_bad_images=values.skip_bad_images, progress=f"{subset} features")
+        for subset, records in dataset.subsets().items()
+        if subset in SUBSETS
+    }
 
 
 def _feature_paths(values: command_line.Flags) -> list[Path]:

@@ -87,7 +87,7 @@ def main(values: command_line.Flags) -> None:
     export = Export(run_dir, values.checkpoint, comparison, calibration)
     print(f"run: {run_dir}: {export.card.model}, checksum {export.card.checksum[:16]}")
 
-    parent = Path(values.output or output_folder(run_dir) / "exports")
+    parent = Path(values.output or output_folder(run_dir, values.runs_dir) / "exports")
     rows, failures = [_keras_row(export)], []
     report = {
         "run": str(run_dir),

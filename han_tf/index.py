@@ -28,6 +28,7 @@ instead (false match rate); the rate of a search of N images can be up to N time
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import combinations
 from typing import Any, Optional
 
@@ -66,7 +67,7 @@ FLAGS.group("model")
 FLAGS.string("model", "", "Folder of the run or export, or name of the network of the package, that made the features.")
 FLAGS.string("checksum", "", "That model's checksum, or any name for another network.")
 FLAGS.group("entries")
-FLAGS.boolean("list", False, "Print the entries that pass the filters as CSV.", excludes="count")
+FLAGS.boolean("list", False, "Print the entries that pass the filters as CSV; other messages go to standard error.")
 FLAGS.boolean("count", False, "Print the number of entries that pass the filters.")
 define_filters(FLAGS)
 FLAGS.group("changes")
@@ -87,12 +88,15 @@ FLAGS.require("index", "a folder or an address for the gallery")
 FLAGS.check_pair(
     "per_pair", "within", False, "--per_pair takes all pairs of validation images anyway, expected it without --within"
 )
+for _pair in combinations(("list", "count", "delete_where"), 2):
+    FLAGS.check_pair(*_pair, False, "expected one of --list, --count and --delete_where")
 for _pair in combinations(("threshold", "nothreshold", "calibrate"), 2):
     FLAGS.check_pair(*_pair, False, "expected one of --threshold, --nothreshold and --calibrate")
 
 
 def main(values: command_line.Flags) -> None:
     """Makes, changes or describes the gallery, as the flags say."""
+    tell = partial(print, file=sys.stderr if values.list or values.count else sys.stdout)
     filters = _filters(values)
     sources = [open_source(path) for path in values.positional]
     validation = open_source(values.calibrate) if values.calibrate else None
@@ -110,17 +114,20 @@ def main(values: command_line.Flags) -> None:
         for source in sources:
             with _bar(source.name) as show:
                 added = add_source(gallery, source, show)
-            _print_note(source)
-            print(f"{source.name}: {added}")
+            if source.note:
+                tell(f"{source.name}: {source.note}")
+            tell(f"{source.name}: {added}")
         if values.delete:
-            print(f"deleted {gallery.delete(values.delete):,} entries")
+            tell(f"deleted {gallery.delete(values.delete):,} entries")
         if values.delete_where:
-            print(f"deleted {gallery.delete_where(filters):,} entries")
+            tell(f"deleted {gallery.delete_where(filters):,} entries")
         if values.relabel:
-            print(f"labels of {relabel_as_listed(gallery, values.relabel):,} entries changed")
+            tell(f"labels of {relabel_as_listed(gallery, values.relabel):,} entries changed")
         _build(values, gallery, bool(sources))
         if validation:
             chosen = _calibrate(values, gallery, validation, checksums[validation.name])
+            if validation.note:
+                tell(f"{validation.name}: {validation.note}")
             gallery.set_threshold(chosen.threshold, {**chosen.facts, "validation": validation.name})
         elif values.threshold is not None or values.nothreshold:
             gallery.set_threshold(values.threshold)
@@ -134,7 +141,7 @@ def main(values: command_line.Flags) -> None:
             with _bar("check") as show:
                 compared = gallery.check(show)
             left = len(gallery) - compared
-            print(f"checked: {compared:,} vectors" + f"; {left:,} of an earlier version have no checksums" * bool(left))
+            tell(f"checked: {compared:,} vectors" + f"; {left:,} of an earlier version have no checksums" * bool(left))
 
 
 def _filters(values: command_line.Flags) -> Filters:
@@ -183,7 +190,6 @@ def _calibrate(values: command_line.Flags, gallery: Gallery, source: FeatureSour
         raise UserError(f"{source.name}: features of dimension {source.dimension}, expected {gallery.dimension}")
     gallery.check_model(checksum)
     batches = list(source)
-    _print_note(source)
     features = FeatureSet(
         np.concatenate([batch.features for batch in batches]),
         *(np.concatenate([getattr(batch, name) for batch in batches]) for name in ("pids", "camids", "paths")),
@@ -193,11 +199,6 @@ def _calibrate(values: command_line.Flags, gallery: Gallery, source: FeatureSour
     if values.within:
         return calibrate_search_within(features, values.false_accept_rate)
     return calibrate_search(features, values.false_accept_rate, gallery)
-
-
-def _print_note(source: FeatureSource) -> None:
-    if source.note:
-        print(f"{source.name}: {source.note}")
 
 
 def describe(info: dict[str, Any]) -> list[str]:

@@ -171,7 +171,8 @@ def main(values: command_line.Flags) -> None:
         told = ", ".join(f"--{name} {getattr(config, name)}" for name in RECIPES[config.recipe])
         print(f"recipe {config.recipe}: {told}")
     if (config.epochs, config.lr_drops) != (_DEFAULT.epochs, _DEFAULT.lr_drops):
-        drops = ", ".join(map(str, drop_epochs(config.epochs, config.lr_drops))) or "no epoch"
+        within = dict.fromkeys(epoch for epoch in drop_epochs(config.epochs, config.lr_drops) if epoch < config.epochs)
+        drops = ", ".join(map(str, within)) or "no epoch"
         print(f"schedule: {config.epochs} epochs; lr drops after {drops} (the paper: 300, after 100, 200, 250)")
     run_dir = Path(values.run or Path(values.runs_dir) / config.run_name())
     check_folder(run_dir)
@@ -263,4 +264,4 @@ def _opened(records: Sequence[Record]) -> Iterator[Image.Image]:
 
 
 if __name__ == "__main__":
-    sys.exit(command_line.run(main, FLAGS, __doc__))
+    sys.exit(command_line.run(main, FLAGS, __doc__, check=config_of))

@@ -107,7 +107,7 @@ def main(values: command_line.Flags) -> None:
         values.model or find_run(values.runs_dir, values.dataset or None, values.split or None), values.checkpoint
     )
     print(f"network: {run.checkpoint}")
-    out = Path(values.output) if values.output else output_folder(run.run_dir)
+    out = Path(values.output) if values.output else output_folder(run.run_dir, values.runs_dir)
 
     if values.positional:
         records = tuple(Record(path, JUNK_PID, 0) for path in values.positional)

@@ -105,6 +105,29 @@ def test_only_the_own_data_and_the_last_network_make_the_runs_evaluation(evaluat
     assert (run_dir / "evaluation.json").exists()
 
 
+def test_results_on_other_images_replace_none(evaluated, tiny_data, tmp_path):
+    """A data set of the same name in another folder may hold other images."""
+    run_dir = tmp_path / "run"
+    shutil.copytree(evaluated / "runs" / "tiny", run_dir)
+    before = (run_dir / "evaluation.json").read_bytes()
+    mine = json.loads(before)["fingerprint"]
+    shutil.copytree(tiny_data, tmp_path / "moved")
+    assert call(f"--run={run_dir}", f"--data_dir={tmp_path / 'moved'}") == 0
+    assert json.loads((run_dir / "evaluation.json").read_text())["counts"] == json.loads(before)["counts"]
+    before = (run_dir / "evaluation.json").read_bytes()
+    for number in range(3):
+        removed = min((tmp_path / "moved" / "query").glob("*.jpg"))
+        removed.unlink()
+        assert call(f"--run={run_dir}", f"--data_dir={tmp_path / 'moved'}") == 0
+        found = {path: json.loads(path.read_text()) for path in run_dir.glob("evaluation*.json")}
+        assert len(found) == 2 + number
+        assert len({report["counts"]["queries"] for report in found.values()}) == 2 + number
+    assert (run_dir / "evaluation.json").read_bytes() == before
+    names = {path.name for path in found if path.name.startswith("evaluation-market1501-")}
+    digits = {report["fingerprint"][:8] for report in found.values() if report["fingerprint"] != mine}
+    assert names < {f"evaluation-market1501-{part}.json" for part in digits}
+
+
 def test_saved_features_carry_their_labels(evaluated, tiny_data):
     dataset = load_dataset("market1501", tiny_data)
     for name in ("query", "gallery", "multi_query"):
@@ -716,6 +739,21 @@ class TestOtherProtocols:
         assert (row["rank-1"], row["mAP"]) == (1, 1)
         assert (counts["queries"], counts["queries_without_match"], counts["distractors"]) == (66, 60, 60)
 
+    @pytest.mark.parametrize("junk", [0, 3])
+    def test_junk_among_the_queries_makes_no_pairs(self, tmp_path, junk):
+        features = np.random.default_rng(0).standard_normal((5 + junk, 8)).astype(np.float32)
+        pids, camids = np.array([1, 1, 2, 2, 0] + [-1] * junk), np.array([0, 1, 0, 1, 0] + [2] * junk)
+        save_features(tmp_path / "all.npz", FeatureSet(features, pids, camids, np.full(5 + junk, "")))
+        per_query = tmp_path / "queries.csv"
+        report = evaluated_json(
+            tmp_path / "all.npz", tmp_path, "--query_is_gallery", "--verification", f"--per_query={per_query}"
+        )
+        pairs = report["results"][0]["verification"]
+        # Each of five images with the four others, without those of one person, which make four pairs.
+        assert (pairs["genuine_pairs"], pairs["impostor_pairs"]) == (4, 5 * 4 - 4)
+        with per_query.open(newline="") as stream:
+            assert [int(row["pid"]) for row in csv.DictReader(stream)] == pids.tolist()
+
     def test_matches_within_a_camera(self, saved, subsets, tmp_path):
         row = evaluated_json(saved, tmp_path, "--within_camera")["results"][0]
         expected = mean_scores(*subsets, lambda query, image: False)
@@ -778,6 +816,19 @@ class TestOtherProtocols:
 
 
 class TestWrongInput:
+    def test_outputs_in_the_place_of_inputs(self, saved, capsys, tmp_path):
+        shutil.copytree(saved, tmp_path / "saved")
+        features = tmp_path / "saved"
+        before = {path: path.read_bytes() for path in features.iterdir()}
+        for flags in (
+            [f"--output={features / 'query.npz'}"],
+            [f"--per_query={features / 'gallery.npz'}"],
+            [f"--save_features={tmp_path / 'saved' / '..' / 'saved'}"],
+        ):
+            check_error(capsys, [f"--features={features}", *flags], "which is read, expected another name", status=2)
+        check_error(capsys, [f"--features={features}", f"--output={tmp_path}"], f"cannot write {tmp_path}: it is a fol")
+        assert {path: path.read_bytes() for path in features.iterdir()} == before
+
     def test_no_runs(self, capsys, tmp_path):
         check_error(capsys, [f"--runs_dir={tmp_path}"], f"no run with a checkpoint in {tmp_path}: make train makes one")
 

@@ -4,6 +4,7 @@ import json
 import os
 import py_compile
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from packaging.specifiers import SpecifierSet
 
 from han_tf.__main__ import commands
 from han_tf.common.files import locked
+from han_tf.weights import HERE, read_about, shipped_names
 
 ROOT = Path(__file__).parent.parent
 
@@ -87,6 +89,12 @@ def test_the_wheels_metadata(wheel):
     versions = [name.rpartition(" ")[2] for name in classifiers if "Python :: 3" in name]
     assert versions == ["3.10", "3.11", "3.12", "3.13"]
     assert "Typing :: Typed" in classifiers
+    terms = next(name for name in wheel.namelist() if name.endswith("/LICENSE-weights"))
+    for name in shipped_names():
+        told = read_about(HERE / name)["licence"]
+        items = wheel.read(terms).decode().split("\n- ")
+        (item,) = (text for text in items if f"-{name.split('-')[1]} were" in " ".join(text.split()))
+        assert ("research" in told) == ("research use only" in " ".join(item.split()))
 
 
 def test_every_command_is_a_program(wheel):
@@ -277,6 +285,40 @@ class TestMake:
         status, error, calls = make(["3.14", "3.13"], PYTHON=chosen)
         assert (status, calls) == (2, [])
         assert error.startswith(f"error: PYTHON={chosen} is no Python 3.10 to 3.13\n")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="make and sh")
+@pytest.mark.parametrize(
+    ("arguments", "commands"),
+    [
+        ("train", ["han_tf.train --dataset synthetic"]),
+        ("train DATASET=csv DATA_DIR=a.csv RUN=mine", ["han_tf.train --dataset csv --run mine --data_dir a.csv"]),
+        ("evaluate", ["han_tf.evaluate"]),
+        ("evaluate DATASET=synthetic", ["han_tf.evaluate --dataset synthetic"]),
+        ("evaluate RUN=a DATASET=occluded_reid", ["han_tf.evaluate --run a --dataset occluded_reid"]),
+        ("visualize RUN=a SPLIT=detected", ["han_tf.visualize --ranked --run a --split detected"]),
+        ("demo RUN=a", ["han_tf.demo --run a"]),
+        (
+            "bench RUN=a",
+            [
+                "han_tf.bench",
+                "experiments.bench_metrics",
+                "han_tf.export --run a --format openvino --precision all",
+                "experiments.bench_runtimes --run a",
+            ],
+        ),
+    ],
+)
+def test_what_make_calls(arguments, commands):
+    """Data sets and runs that are named reach the command; those that are not leave it its default."""
+    if shutil.which("make") is None:
+        pytest.skip("no make")
+    environment = {name: value for name, value in os.environ.items() if name not in ("DATASET", "RUN", "MAKEFLAGS")}
+    done = subprocess.run(
+        ["make", "-n", *arguments.split()], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    called = [shlex.split(line) for line in done.stdout.splitlines() if "python -m han_tf" in line or " -m exp" in line]
+    assert [" ".join(words[2:]) for words in called] == commands
 
 
 AUDITED = [

@@ -14,10 +14,12 @@ TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_python_runs_and_gives_the_shapes_it_says():
-    (block,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
     names = {}
-    exec(compile(block, "README.md", "exec"), names)
-    assert names["features"].shape == (2, 1024)
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), names)
+        assert names["features"].shape == (2, 1024)
+    assert names["distance"] == 0  # of two black images
     assert len(names["attention"]) == 3
     assert not names["without"].localisation_variables
     assert np.isfinite(names["features"]).all()

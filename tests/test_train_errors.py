@@ -71,7 +71,10 @@ def test_data_sets(check, tmp_path, tiny_data):
     check(["--dataset=market"], "unknown dataset 'market', expected one of synthetic, cuhk03, market1501")
     check(["--dataset=market1501", f"--data_dir={tmp_path / 'no'}"], f"{tmp_path}/no: no such folder")
     check(["--dataset=market1501", "--split=detected", f"--data_dir={tiny_data}"], "market1501 has no split 'detected'")
-    check(["--dataset=cuhk03", "--split=other", f"--data_dir={tmp_path}"], "cuhk03 has no split 'other'", "'detected'")
+    check(
+        ["--dataset=cuhk03", "--split=other", f"--data_dir={tmp_path}"],
+        "cuhk03 has no split 'other', expected one of detected, labelled",
+    )
     check(["--dataset=dukemtmc", f"--data_dir={tiny_data / 'query'}"], f"{tiny_data}/query: no bounding_box_train")
     (tmp_path / "file").touch()
     check(["--dataset=msmt17", f"--data_dir={tmp_path / 'file'}"], f"{tmp_path}/file: a file, expected the data set")

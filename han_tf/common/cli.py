@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from han_tf import __version__
 from han_tf.common import quiet_tensorflow
-from han_tf.common.errors import Note, Stopped, UserError, one_line
+from han_tf.common.errors import Note, Stopped, UserError, one_line, printable
 from han_tf.common.flags import Flags
 from han_tf.common.progress import set_quiet
 
@@ -112,6 +112,7 @@ def run(
     description: str,
     argv: Optional[Sequence[str]] = None,
     positional: Optional[str] = None,
+    check: Optional[Callable[[Flags], Any]] = None,
 ) -> int:
     """Parses ``argv``, calls ``main`` with the flags and returns the exit status.
 
@@ -121,10 +122,11 @@ def run(
       description: the command's docstring; printed by ``--help``.
       argv: the command line, program name first; ``sys.argv`` if None.
       positional: name of the positional arguments; None if the command takes none.
+      check: raises UserError if the flags don't fit together; called before slow imports, and without ``positional``.
     """
     _prepare_output()
     try:
-        status = _run(main, values, description, list(sys.argv if argv is None else argv), positional)
+        status = _run(main, values, description, list(sys.argv if argv is None else argv), positional, check)
         sys.stdout.flush()
         return status
     except OSError as raised:
@@ -177,7 +179,7 @@ def _notes_in_one_line() -> Iterator[None]:
 
         def show(message: Any, category: type[Warning], *where: Any, **options: Any) -> None:
             if issubclass(category, Note):
-                tqdm.write(f"note: {message}", sys.stderr)  # above a progress bar, if there is one
+                tqdm.write(f"note: {printable(str(message))}", sys.stderr)  # above a progress bar, if there is one
             else:
                 plain(message, category, *where, **options)
 
@@ -191,6 +193,7 @@ def _run(
     description: str,
     argv: Sequence[str],
     positional: Optional[str],
+    check: Optional[Callable[[Flags], Any]],
 ) -> int:
     values.unparse_flags()  # a second call in one process starts from the defaults again
     try:
@@ -204,7 +207,9 @@ def _run(
         if rest and positional is None:
             raise flags.Error(f"takes no positional arguments, got {rest[0]!r}")
         values.check_all()
-    except flags.Error as error:
+        if check is not None:
+            check(values)
+    except (flags.Error, UserError) as error:
         return _wrong_usage(error)
     except UnicodeDecodeError as error:
         return _wrong_usage(

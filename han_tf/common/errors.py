@@ -1,5 +1,15 @@
 """Exceptions that end a command with one line instead of a traceback, and the category of its notes."""
 
+import re
+
+UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+"""Control characters and separators of lines, which names of files may hold, and terminals obey."""
+
+
+def printable(text: str) -> str:
+    """Returns a file's name or another text from outside with escapes, such as \\x1b, for control characters."""
+    return UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
+
 
 class UserError(Exception):
     """Something about the input is wrong; the message is one line.
@@ -10,7 +20,7 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         """Returns the message; line breaks, of a file's name or of a system error that it quotes, become spaces."""
-        return " ".join(super().__str__().splitlines())
+        return printable(" ".join(super().__str__().splitlines()))
 
 
 def one_line(error: BaseException) -> str:

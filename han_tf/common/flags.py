@@ -200,6 +200,8 @@ def _described(flag: flags.Flag) -> str:
     elif isinstance(default, str) and os.path.isabs(default):
         default = os.path.relpath(default)
     facts = [f"one of {', '.join(choices)}"] * bool(choices)
-    facts += [f"default: {str(default).lower() if flag.boolean else default}"] * (default not in (None, "", False))
+    hidden = default is None or default is False or default == ""
+    facts += [f"default: {str(default).lower() if flag.boolean else default}"] * (not hidden)
     told = flag.help.partition(">: ")[2] if isinstance(flag, flags.EnumFlag) else flag.help  # without the choices
+    told = told.partition(";\n    repeat this option")[0]  # what absl adds
     return told + (f" ({'; '.join(facts)})" if facts else "")

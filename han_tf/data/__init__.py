@@ -105,8 +105,8 @@ def _load_dataset(name: str, data_dir: Optional[PathLike], split: str) -> ReIDDa
     entry = DATASETS[name]
     split = entry.spellings.get(split, split) or entry.splits[0]
     if split not in entry.splits:
-        known = ", ".join(repr(known) for known in entry.splits)
-        raise UserError(f"{name} has no split {split!r}, expected one of {known}")
+        known = ", ".join(filter(None, entry.splits))
+        raise UserError(f"{name} has no split {split!r}, expected {f'one of {known}' if known else 'none'}")
     try:
         dataset = entry.read(entry.data_dir if data_dir is None else data_dir, split)
     except OSError as error:

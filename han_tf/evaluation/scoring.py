@@ -1,6 +1,7 @@
 """Evaluation of features by the benchmarks' protocols, with and without methods that improve a ranking."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, Optional
 
 import numpy as np
@@ -190,15 +191,19 @@ def score(
     Raises:
       UserError: :func:`han_tf.metrics.evaluate_distances` or :func:`han_tf.metrics.verify` refuses the input.
     """
+    searched = query.pids
     if protocol.query_is_gallery:  # distractors, which are different people, search for nobody
-        query = query._replace(pids=np.where(query.pids == DISTRACTOR_PID, JUNK_PID, query.pids))
-    labels = (query.pids, gallery.pids, query.camids, gallery.camids)
+        searched = np.where(query.pids == DISTRACTOR_PID, JUNK_PID, query.pids)
+    labels = (searched, gallery.pids, query.camids, gallery.camids)
     shared = {"memory_mb": memory_mb, "progress": progress}
     row = {"feature": feature, "query": query_type, **{name: name in methods for name in METHODS}}
-    excluders = protocol.excluders(query, gallery)
-    row["result"] = evaluate_distances(source, *labels, excluders=excluders, topk=topk, **shared)
+    excluders = protocol.excluders(query._replace(pids=searched), gallery)
+    result = evaluate_distances(source, *labels, excluders=excluders, topk=topk, **shared)
+    row["result"] = replace(result, query_pids=query.pids)
     if len(wanted_fpr):
-        row["verification"] = verify(source, *labels, excluders=excluders, wanted_fpr=wanted_fpr, **shared)
+        everything = np.arange(len(gallery.pids))
+        of_junk = [lambda number: everything[: len(everything) * (query.pids[number] == JUNK_PID)]]  # no pairs of it
+        row["verification"] = verify(source, *labels, excluders=excluders + of_junk, wanted_fpr=wanted_fpr, **shared)
     if protocol.draws:
         row[SINGLE_SHOT] = single_gallery_shot(
             source, *labels, excluders=excluders, draws=protocol.draws, seed=protocol.seed, memory_mb=memory_mb

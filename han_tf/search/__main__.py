@@ -20,7 +20,7 @@ import numpy as np
 from absl import flags
 
 from han_tf.common import cli as command_line
-from han_tf.common.errors import UserError
+from han_tf.common.errors import UserError, printable
 from han_tf.common.files import read_npz
 from han_tf.search.entries import Hit
 from han_tf.search.filter_flags import define_filters, filters_of
@@ -70,7 +70,7 @@ def main(values: command_line.Flags) -> None:
         print(json.dumps({"index": location, "queries": queries}, indent=2))
     else:
         for name, hits in zip(names, found):
-            print(name)
+            print(printable(name))
             for line in _lines(hits):
                 print(f"  {line}")
 
@@ -117,7 +117,7 @@ def _lines(hits: list[Hit]) -> list[str]:
     rows = [("", "distance", "id", "pid", "camera", "time (UTC)", "path")]
     for rank, (entry, distance) in enumerate(hits, 1):
         known = [str(value) if value is not None else "-" for value in (entry.id, entry.pid, entry.camid)]
-        rows.append((str(rank), f"{distance:.4f}", *known, _shown(entry.time), entry.path or "-"))
+        rows.append((str(rank), f"{distance:.4f}", *known, _shown(entry.time), printable(entry.path) or "-"))
     widths = [max(len(row[column]) for row in rows) for column in range(6)]
     return ["  ".join([*(text.rjust(width) for text, width in zip(row, widths)), row[6]]) for row in rows]
 

@@ -30,20 +30,21 @@ def filters_of(values: command_line.Flags) -> Filters:
     """Returns the filters that the flags set.
 
     Raises:
-      UserError: a value is not valid.
+      UsageError: a value is not valid, or no entry can pass.
     """
-    return Filters(
-        tuple(values.camera),
-        tuple(values.not_camera),
-        _time(values.after, "after"),
-        _time(values.before, "before"),
-        tuple(values.pid),
-        tuple(values.path),
-    )
+    after, before = _time(values.after, "after"), _time(values.before, "before")
+    if None not in (after, before) and after >= before:
+        raise command_line.UsageError(f"--after {values.after} is not earlier than --before {values.before}")
+    try:
+        return Filters(
+            tuple(values.camera), tuple(values.not_camera), after, before, tuple(values.pid), tuple(values.path)
+        )
+    except UserError as error:
+        raise command_line.UsageError(str(error)) from error
 
 
 def _time(text: str, flag: str) -> Optional[float]:
     try:
         return parse_time(text) if text else None
     except ValueError as error:
-        raise UserError(f"--{flag} {text}: {error}, expected seconds since 1970 or ISO 8601") from error
+        raise command_line.UsageError(f"--{flag} {text}: {error}, expected seconds since 1970 or ISO 8601") from error

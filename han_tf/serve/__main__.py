@@ -40,7 +40,11 @@ FLAGS.string(
     "File with the token that clients must send; the variable HAN_TF_TOKEN if empty; no token if neither is set.",
 )
 FLAGS.boolean("read_only", False, "Refuse every change, verdicts included.")
-FLAGS.strings("allowed_hosts", [], "Names clients may call the service by; needed for a --host of all addresses.")
+FLAGS.strings(
+    "allowed_hosts",
+    [],
+    "Names clients may call the service by; needed behind a proxy and for a --host of all addresses.",
+)
 FLAGS.group("computation")
 FLAGS.integer("threads", None, "Threads of the network; one per core if not given.", 1)
 FLAGS.define_white_level("that of the gallery's images")

@@ -343,12 +343,13 @@ def create_app(service: Service, access: Access = Access()) -> FastAPI:  # noqa:
         return Response(await service.measure(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     @app.post("/login", include_in_schema=False)
-    async def login(given: schemas.Login) -> Response:
+    async def login(given: schemas.Login, request: Request) -> Response:
         """Sets a cookie that replaces the token: a browser cannot send the token's header when it loads images."""
         if access.token and not access.is_token(given.token.encode()):
             raise Refusal(401, "this is not the service's token")
         response = Response(status_code=204)
-        response.set_cookie(COOKIE, access.cookie, httponly=True, samesite="strict")
+        behind_tls = request.headers.get("origin", "").startswith("https:")
+        response.set_cookie(COOKIE, access.cookie, httponly=True, samesite="strict", secure=behind_tls)
         return response
 
     _add_page(app)

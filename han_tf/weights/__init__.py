@@ -42,10 +42,10 @@ def is_stored(folder: Union[str, os.PathLike]) -> bool:
     return (Path(folder) / ARRAYS).is_file()
 
 
-def output_folder(folder: Union[str, os.PathLike]) -> Path:
-    """Returns the folder for results on a network: its run's; ``runs/NAME`` for one that comes with the package."""
+def output_folder(folder: Union[str, os.PathLike], runs_dir: Union[str, os.PathLike] = "runs") -> Path:
+    """Returns the folder for results on a network: its run's; ``runs_dir/NAME`` for one that comes with the package."""
     folder = Path(folder)
-    return Path("runs") / folder.name if folder.parent == HERE else folder
+    return Path(runs_dir) / folder.name if folder.parent == HERE else folder
 
 
 def read_about(folder: Union[str, os.PathLike]) -> dict[str, Any]:

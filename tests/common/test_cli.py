@@ -544,6 +544,50 @@ def test_deferred_imports_are_what_imports_are(tmp_path):
     assert (done.stdout, done.stderr) == ("True 1 2 1 2\n", "")
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--lr_drops=a"], "--lr_drops 'a', expected fractions such as"),
+        (["--freeze_epochs=2"], "--freeze_epochs means nothing without --init_from"),
+        (["--people=4"], "--people 4 is a setting of the triplet loss"),
+    ],
+)
+def test_flags_of_a_training_that_do_not_fit_together(flags, message):
+    command = launch("han_tf.train", *flags)
+    out, err = command.communicate()
+    assert (command.returncode, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(f"usage error: {message}")
+
+
+def test_help_tells_defaults_that_are_zero_and_nothing_of_absl(capsys):
+    values = Flags()
+    values.integer("seed", 0, "Seed.")
+    values.real("alpha", 0.0, "Alpha.")
+    values.repeated("path", [], "A file. Repeat it for several.")
+    values.string("name", "", "Name.")
+    told = " ".join(values.help_text("Does it.").split())
+    assert "--seed N Seed. (default: 0)" in told
+    assert "--alpha X Alpha. (default: 0.0)" in told
+    assert "--path PATH A file. Repeat it for several. --name NAME Name." in told
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("train", "expected python -m han_tf.train; python -m han_tf lists the commands"),
+        ("fly", "no command 'fly'; python -m han_tf lists the commands"),
+    ],
+)
+def test_a_command_after_the_package_is_told_how_it_is_called(given, message):
+    command = launch("han_tf", given)
+    assert command.communicate() == ("", f"usage error: {message} (--help lists the flags)\n")
+    assert command.returncode == 2
+
+
+def test_errors_and_notes_hold_no_control_characters():
+    assert str(UserError("a\x1b[2K\tb\nc\x7f\u2028d ü")) == r"a\x1b[2K\tb c\x7f d ü"
+
+
 def test_the_package_lists_its_commands():
     lines = launch("han_tf").communicate()[0].splitlines()
     listed = {line.split()[0] for line in lines if line.startswith("  ")}

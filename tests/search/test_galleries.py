@@ -453,6 +453,9 @@ BAD_FILTERS = [
     ({"before": False}, "before is False, expected a finite number"),
     ({"before": 253_402_300_800}, "before is 253402300800, expected .* seconds since 1970 UTC, in the years 1 to 9999"),
     ({"after": -62_135_596_801.0}, "after is -62135596801.0, expected"),
+    ({"after": 7.0, "before": 5.0}, r"after is 7\.0 and before 5\.0, expected an earlier time after which"),
+    ({"after": 7.0, "before": 7.0}, r"after is 7\.0 and before 7\.0"),
+    ({"cameras": (1, 2), "not_cameras": (3, 2, 1)}, r"cameras are \(1, 2\) and not_cameras \(3, 2, 1\), expected one"),
 ]
 
 

@@ -429,6 +429,31 @@ def test_names_with_carriage_returns_come_back(call, tmp_path, archive):
         assert [entry.path for entry in gallery.page(9)] == names
 
 
+def test_lists_hold_nothing_but_entries(call, tmp_path, archive, capsys):
+    path = tmp_path / "gallery"
+    changes = [str(archive), "--checksum=mine", "--delete=0", "--threshold=1", "--check"]
+    assert run(index.main, index.FLAGS, "", ["index", "--index", str(path), "--list", *changes], "features") == 0
+    out, err = capsys.readouterr()
+    assert [row["id"] for row in csv.DictReader(out.splitlines())] == [str(id) for id in range(1, COUNT)]
+    for words in (f"{COUNT:,} of {COUNT:,} images added", "deleted 1 entries", f"checked: {COUNT - 1:,} vectors"):
+        assert words in err
+    (tmp_path / "entries.csv").write_text(out)
+    call(index, "--index", path, "--relabel", tmp_path / "entries.csv")
+    assert call(index, "--index", path, "--list", "--delete_where", "--pid=1", status=2).startswith(
+        "usage error: expected"
+    )
+
+
+def test_names_reach_the_terminal_without_control_characters(call, tmp_path):
+    path = tmp_path / "gallery"
+    with create_gallery(path, 2, CHECKSUM) as gallery:
+        gallery.add([[1, 0]], paths=["a\x1b]0;owned\x07\nentry 99\n\x9b2Kü.jpg"])
+        gallery.add([[0, 1]])
+    out = call(search, "--index", path, "--id=1", "--any_distance")
+    assert r"a\x1b]0;owned\x07\nentry 99\n\x9b2Kü.jpg" in out
+    assert out.count("\n") == 3
+
+
 def test_a_query_that_is_not_finite_is_named(call, tmp_path, archive):
     call(index, "--index", tmp_path / "gallery", archive, "--checksum=mine")
     features = clustered(5, DIMENSION)
@@ -443,14 +468,22 @@ def test_a_query_that_is_not_finite_is_named(call, tmp_path, archive):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "expected either images, --id or --features"),
-        (["--id=1", "--features=features.npz"], "expected either images"),
+        ([], "usage error: expected either images, --id or --features"),
+        (["--id=1", "--features=features.npz"], "usage error: expected either images"),
         (["--id=400"], "no entry 400"),
         (["--features=wide.npz"], "expected [n, 16]"),
         (["--features=nowhere.npz"], "nowhere.npz: No such file"),
-        (["--id=1", "--path="], "paths hold '', expected files or folders"),
-        (["--id=1", "--after=yesterday"], "--after yesterday"),
-        (["--id=1", "--before=1767225600250"], "--before 1767225600250: 1767225600250 is not in the years 1 to 9999"),
+        (["--id=1", "--path="], "usage error: paths hold '', expected files or folders"),
+        (["--id=1", "--after=yesterday"], "usage error: --after yesterday"),
+        (
+            ["--id=1", "--before=1767225600250"],
+            "usage error: --before 1767225600250: 1767225600250 is not in the years",
+        ),
+        (
+            ["--id=1", "--after=2026-03-02", "--before=2026-03-01"],
+            "usage error: --after 2026-03-02 is not earlier than --b",
+        ),
+        (["--id=1", "--camera=1", "--not_camera=1"], "usage error: cameras are (1,) and not_cameras (1,)"),
         (["--id=1", "--index=nowhere"], "nowhere: no gallery here"),
         (["--id=1", "--index=nowhere.db"], "nowhere.db: no such file"),
         (["--id=1", "--index=empty"], "empty: the gallery is empty"),
@@ -463,5 +496,5 @@ def test_bad_searches_are_one_line(call, tmp_path, archive, monkeypatch, argumen
         call(index, f"--index={name}", archive, "--checksum=a")
     call(index, "--index=empty", "--delete", ",".join(map(str, range(COUNT))))
     write_archive(tmp_path / "wide.npz", dimension=20)
-    status = 2 if message.startswith("expected either") else 1
+    status = 2 if message.startswith("usage error") else 1
     assert message in call(search, "--index=gallery", *arguments, status=status)

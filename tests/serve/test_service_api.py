@@ -444,8 +444,13 @@ def test_a_token_or_its_cookie_gives_access(make_service, tmp_path):
         header = {"Authorization": f"Bearer {access.token}"}
         assert client.get("/healthz", headers=header).status_code == 200
         error_of(client.post("/login", json={"token": "wrong"}), 401)
-        assert client.post("/login", json={"token": access.token}).status_code == 204
+        answer = client.post("/login", json={"token": access.token})
+        assert answer.status_code == 204
+        assert "Secure" not in answer.headers["set-cookie"]
         assert client.get("/healthz").status_code == 200
+        over_tls = {"Origin": f"https://{client.base_url.netloc.decode()}"}
+        answer = client.post("/login", json={"token": access.token}, headers=over_tls)
+        assert "Secure" in answer.headers["set-cookie"]
 
 
 @pytest.mark.parametrize("format", ["GIF", "TIFF"])
