@@ -7,7 +7,8 @@ import pytest
 
 from han_tf import evaluate, train, visualize
 from han_tf.common import cli
-from han_tf.runs.folder import SWITCHES, load_run
+from han_tf.models import SWITCHES
+from han_tf.runs.folder import load_run
 from tests.conftest import TINY_NETWORK, TINY_SIZE
 
 

@@ -1,7 +1,9 @@
 """The networks that come with the package, and storing one: features stay the same, damage is detected."""
 
+import hashlib
 import json
 import shutil
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +20,11 @@ from han_tf.models import create_model
 from han_tf.models.network import inference_function
 from han_tf.models.transfer import named_variables
 from han_tf.runs.card import licence_of
-from han_tf.runs.folder import LoadedRun, load_run, trained_on
+from han_tf.runs.folder import LoadedRun, create_network, load_run, trained_on
 from han_tf.runtimes.keras import card_of
 from han_tf.training.run_folder import _of_source
 from han_tf.weights import __main__ as command
+from tests.conftest import TINY_ARGS
 
 SHIPPED = weights.shipped_names()
 
@@ -254,6 +257,32 @@ def test_damage_is_noticed(tiny_run, tmp_path):
     (folder / weights.ABOUT).write_text("{")
     with pytest.raises(UserError, match=r"about.json: not JSON"):
         weights.read_arrays(folder)
+
+
+@pytest.mark.parametrize("kind", ["BF16", "F8_E4M3", "complex64"])
+def test_numbers_that_numpy_does_not_have_are_one_line(tmp_path, kind):
+    head = json.dumps({"a": {"dtype": kind, "shape": [2], "data_offsets": [0, 4 if kind == "BF16" else 2]}}).encode()
+    data = struct.pack("<Q", len(head)) + head + bytes(4 if kind == "BF16" else 2)
+    (tmp_path / weights.ARRAYS).write_bytes(data)
+    (tmp_path / weights.ABOUT).write_text(json.dumps({"sha256": hashlib.sha256(data).hexdigest()}))
+    with pytest.raises(UserError, match=rf"^{tmp_path / weights.ARRAYS}: .*{kind}.*, expected ") as raised:
+        weights.read_arrays(tmp_path)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_stored_ablation_is_opened_as_one(tmp_path, monkeypatch):
+    """Hard attention is off: the network has fewer weights than one with it."""
+    monkeypatch.setattr(weights, "HERE", tmp_path)
+    settings = {"input_height": 48, "input_width": 32, "feature_dim": 64, "model_args": TINY_ARGS, "hard": False}
+    network = create_network({**settings, "model": "han_small"})
+    arrays = {name: variable.numpy() for name, variable in named_variables(network).items()}
+    folder = tmp_path / "han_small-ablation"
+    weights.write_arrays(folder, arrays, {}, {})
+    (folder / "config.json").write_text(json.dumps(settings))
+    images = np.random.default_rng(0).integers(0, 256, (2, 48, 32, 3), np.uint8)
+    opened = create_model("han_small", weights="ablation")
+    assert opened.get_config() == network.get_config()
+    np.testing.assert_allclose(opened(images), network(images), atol=5e-3)
 
 
 def test_a_run_that_has_not_ended_is_not_stored(tiny_run, tmp_path, capsys):

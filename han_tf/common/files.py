@@ -110,6 +110,18 @@ def temporary_folder() -> Iterator[Path]:
         yield Path(folder)
 
 
+def exists(path: Union[str, os.PathLike]) -> bool:
+    """Returns whether there is something at ``path``; a link counts as what it leads to.
+
+    Raises:
+      UserError: the system cannot tell: a folder on the way is not open to the user, or a name is too long.
+    """
+    try:
+        return Path(path).exists()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}, expected a path that can be read") from error
+
+
 def check_no_file(path: Path) -> None:
     """Raises UserError if there is a file or a link at ``path``, where a folder is to be written."""
     if path.is_symlink() or (path.exists() and not path.is_dir()):

@@ -50,6 +50,14 @@ MODELS = {
 }
 """Model name -> class and arguments."""
 
+SWITCHES = ("spatial", "channel", "hard", "interaction")
+"""Parts that an ablation switches off (Tables 9 and 10); on if a run's settings lack them."""
+
+
+def switched_off(settings: Mapping[str, Any]) -> dict[str, bool]:
+    """Returns the arguments for the parts that a run's settings switch off: a network without attention has none."""
+    return {name: False for name in SWITCHES if not settings.get(name, True)}
+
 
 def create_model(name: str, **arguments: Any) -> "ReIDNetwork":
     """Returns the network called ``name``, built; ``arguments`` override those of :data:`MODELS`.
@@ -77,10 +85,10 @@ def create_model(name: str, **arguments: Any) -> "ReIDNetwork":
         raise UserError(f"model {name} has no argument {unknown[0]!r}, expected some of {', '.join(known)}")
     try:
         model = factory(**{**MODELS[name].arguments, **arguments})
+        # So that a checkpoint can be compared with the variables before it is read.
+        model.make_variables()
     except (TypeError, ValueError) as error:
         raise UserError(f"model {name}: {error}") from error
-    # So that a checkpoint can be compared with the variables before it is read.
-    model.make_variables()
     return model
 
 
@@ -93,6 +101,7 @@ def _with_shipped_weights(name: str, shipped: str, arguments: Mapping[str, Any])
     trained = {
         "input_size": (settings["input_height"], settings["input_width"]),
         "feature_dim": settings["feature_dim"],
+        **switched_off(settings),
         **settings.get("model_args", {}),
     }
     model = create_model(name, **{**trained, **arguments})

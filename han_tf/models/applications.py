@@ -147,6 +147,6 @@ def _load_weights(body: tf.keras.Model, path: Path) -> None:
         raise UserError(f"{path}: no such file, expected {expected}")
     try:
         body.load_weights(str(path))
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError) as error:  # h5py raises any of them for a damaged file
         reason = " ".join(str(error).split()).rstrip(".")
         raise UserError(f"{path}: {reason}; expected {expected}") from error

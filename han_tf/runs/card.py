@@ -186,16 +186,20 @@ def _is_digest(value: Any) -> bool:
 
 
 def _inside(name: str) -> bool:
-    """Returns whether a file of this name lies in the folder or below it."""
+    """Returns whether a file of this name can lie in the folder or below it."""
+    try:
+        os.fsencode(name)
+    except ValueError:  # half of a surrogate pair
+        return False
     path = Path(name)
-    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
+    return "\0" not in name and bool(path.parts) and not path.is_absolute() and ".." not in path.parts
 
 
 def hash_files(folder: Union[str, os.PathLike]) -> dict[str, str]:
-    """Returns relative path -> hex SHA-256 of every file below ``folder``, without the card."""
+    """Returns relative path, with slashes -> hex SHA-256 of every file below ``folder``, without the card."""
     folder = Path(folder)
     return {
-        str(path.relative_to(folder)): sha256_of(path)
+        path.relative_to(folder).as_posix(): sha256_of(path)
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.relative_to(folder) not in (Path(CARD), Path(READABLE))
     }

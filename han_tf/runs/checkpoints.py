@@ -7,15 +7,16 @@ from typing import Optional, Union
 import tensorflow as tf
 
 from han_tf.common.errors import UserError, first_line
+from han_tf.common.files import exists
 
 
-def check_folder(folder: Path) -> None:
-    """Raises UserError if TensorFlow could write checkpoints to the folder ``folder`` but not read them again.
+def check_folder(folder: Path, what: str = "checkpoints") -> None:
+    """Raises UserError if TensorFlow could write ``what`` to the folder ``folder`` but not read it again.
 
     It takes the path of a checkpoint for a pattern, and for UTF-8.
     """
     if any(character in "[\\" or "\udc80" <= character <= "\udcff" for character in folder.as_posix()):
-        raise UserError(f"{folder}: checkpoints here could not be read, expected a path in UTF-8, without [ and \\")
+        raise UserError(f"{folder}: {what} here could not be read, expected a path in UTF-8, without [ and \\")
 
 
 class Checkpoints:
@@ -40,7 +41,7 @@ class Checkpoints:
         listing = self.folder / "checkpoint"
         try:
             self.manager = tf.train.CheckpointManager(self.checkpoint, str(folder), keep)
-            damaged = self.latest is None and listing.exists()
+            damaged = self.latest is None and exists(listing)
         except ValueError:
             damaged = True
         if damaged:

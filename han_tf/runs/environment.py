@@ -37,10 +37,18 @@ def describe() -> dict[str, Any]:
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "commit": git_commit(),
         "python": platform.python_version(),
-        "packages": {name: metadata.version(name) for name in PACKAGES},
+        "packages": {name: _version(name) for name in PACKAGES},
         "platform": platform.platform(),
         "machine": machine(),
     }
+
+
+def _version(package: str) -> str:
+    """Returns a package's version; that of its module where another package, such as tensorflow-cpu, brings it."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return getattr(sys.modules.get(package), "__version__", "unknown")
 
 
 def machine() -> dict[str, Any]:

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Optional, Union
 
 from han_tf.common.errors import UserError
-from han_tf.common.files import read_json
+from han_tf.common.files import exists, read_json
 from han_tf.common.run_files import CONFIG, ENVIRONMENT
 from han_tf.data.joined import NamedDataset, named_datasets
-from han_tf.models import create_model
+from han_tf.models import create_model, switched_off
 from han_tf.weights import ABOUT, ARRAYS, is_stored, read_about, read_arrays, resolve, shipped_names
 
 if TYPE_CHECKING:
@@ -20,10 +20,8 @@ SETTINGS = ("dataset", "split", "data_dir", "model", "num_classes", "input_heigh
 """Settings that every run's config.json must hold."""
 
 TYPES = {"dataset": str, "split": str, "data_dir": str, "model": str, "model_args": dict, "init_from": str}
+TYPES |= dict.fromkeys(("num_classes", "input_height", "input_width", "feature_dim"), int)
 """Settings whose type is checked when they are read -> the type."""
-
-SWITCHES = ("spatial", "channel", "hard", "interaction")
-"""Parts that an ablation switches off (Tables 9 and 10); on if a run's config.json lacks them."""
 
 CHECKPOINTS = {"last": "checkpoints", "best": "best"}
 """Which network of a run -> the folder of its checkpoint."""
@@ -72,10 +70,10 @@ def find_run(runs_dir: Union[str, os.PathLike], dataset: Optional[str] = None, s
       dataset, split: only runs with these settings; any if None.
 
     Raises:
-      UserError: there is no such run, or the settings of one with a checkpoint cannot be read.
+      UserError: there is no such run, or the folder or the settings of one with a checkpoint cannot be read.
     """
     found = []
-    for config_path in Path(runs_dir).glob(f"*/{CONFIG}"):
+    for config_path in Path(runs_dir).glob(f"*/{CONFIG}") if exists(runs_dir) else ():
         run_dir = config_path.parent
         states = [state for name in CHECKPOINTS.values() for state in (run_dir / name).glob("checkpoint")]
         config = read_config(run_dir) if states else {}
@@ -131,7 +129,7 @@ def origin_of(run_dir: Path) -> dict[str, Any]:
     try:
         found = json.loads((run_dir / (ABOUT if is_stored(run_dir) else ENVIRONMENT)).read_text(encoding="utf-8"))
         return {name: found[name] for name in ("epochs", "commit", "init_from") if name in found}
-    except (OSError, ValueError, TypeError):
+    except (OSError, UserError, ValueError, TypeError):
         return {}  # for information only; the network is complete without it
 
 
@@ -147,17 +145,17 @@ def create_network(settings: Mapping[str, Any], num_classes: int = 0, weights: s
     Raises:
       UserError: there is no such network, or it does not take these settings.
     """
-    # Only switches that are off are passed: a network without attention has none.
-    off = {name: False for name in SWITCHES if not settings.get(name, True)}
-    return create_model(
-        settings["model"],
-        num_classes=num_classes,
-        input_size=(settings["input_height"], settings["input_width"]),
-        feature_dim=settings["feature_dim"],
-        **off,
-        **settings.get("model_args", {}),
+    arguments = {
+        "num_classes": num_classes,
+        "input_size": (settings["input_height"], settings["input_width"]),
+        "feature_dim": settings["feature_dim"],
+        **switched_off(settings),
         **({"weights": weights} if weights else {}),
-    )
+    }
+    more = settings.get("model_args", {})
+    if twice := sorted({"name", *arguments} & set(more)):
+        raise UserError(f"model_args has {twice[0]!r}, expected arguments that no other setting determines")
+    return create_model(settings["model"], **arguments, **more)
 
 
 def load_run(run_dir: Union[str, os.PathLike], which: str = "last") -> LoadedRun:

@@ -10,11 +10,13 @@ import importlib.util
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Optional, Union
 
 import numpy as np
 
 from han_tf.common.errors import UserError, one_line
+from han_tf.common.files import exists
 from han_tf.common.run_files import CONFIG
 from han_tf.runs.card import CARD, ModelCard, read_card, verify_files
 from han_tf.weights import resolve, shipped_names
@@ -50,24 +52,23 @@ def open_runtime(path: Union[str, os.PathLike], threads: Optional[int] = None) -
 
     Raises:
       UserError: the folder holds neither run nor export; a file is missing, damaged, changed or of another version;
-        the format is unknown, or the package that runs it is not installed.
+        the format is unknown, or a package that runs it is not installed or cannot be imported.
     """
     folder = resolve(path)
-    if not (folder / CARD).exists():
-        if not (folder / CONFIG).exists():
+    if not exists(folder / CARD):
+        if not exists(folder / CONFIG):
             raise UserError(
                 f"{folder}: neither {CONFIG} nor {CARD} in it, expected the folder of a training run or of an "
                 f"exported model, or one of {', '.join(shipped_names())}"
             )
-        from han_tf.runtimes import keras
-
-        return keras.open_run(folder, threads)
+        return load_module(f"{__name__}.{KERAS}", "a training run").open_run(folder, threads)
     card = read_card(folder)
     if card.format not in RUNTIMES:
         raise UserError(f"{folder / CARD}: format is {card.format!r}, expected one of {', '.join(RUNTIMES)}")
     verify_files(folder, card)
-    require(RUNTIMES[card.format], f"a model in format {card.format}")
-    module = importlib.import_module(f"{__name__}.{card.format}")
+    what = f"a model in format {card.format}"
+    require(RUNTIMES[card.format], what)
+    module = load_module(f"{__name__}.{card.format}", what)
     try:
         return card, module.open_model(folder, card, threads)
     except UserError:
@@ -79,8 +80,26 @@ def open_runtime(path: Union[str, os.PathLike], threads: Optional[int] = None) -
 
 def require(package: str, what: str) -> None:
     """Raises UserError, with the line that installs it, if ``package``, which ``what`` needs, is missing."""
-    if package and importlib.util.find_spec(package) is None:
+    if not package:
+        return
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:  # no origin: an empty folder of this name
         raise UserError(f"{what} needs {package}, which is not installed: pip install 'han-tf[export]'")
+
+
+def load_module(name: str, what: str) -> ModuleType:
+    """Returns the module called ``name``, which ``what`` needs.
+
+    Raises:
+      UserError: a package that it imports is missing or cannot be imported.
+    """
+    try:
+        return importlib.import_module(name)
+    except Exception as error:  # versions that do not fit together raise AttributeError, for example
+        reason = one_line(error)[:300]
+        raise UserError(
+            f"{what} needs a package that cannot be imported ({reason}): pip install 'han-tf[export]'"
+        ) from error
 
 
 def model_file(folder: Path, card: ModelCard, suffix: str) -> str:

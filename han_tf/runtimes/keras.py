@@ -11,10 +11,11 @@ import numpy as np
 import tensorflow as tf
 
 from han_tf import __version__
+from han_tf.models import switched_off
 from han_tf.models.costs import part_costs, total
 from han_tf.models.network import ReIDNetwork, inference_function
 from han_tf.runs.card import ModelCard, licence_of
-from han_tf.runs.folder import CHECKPOINTS, SWITCHES, LoadedRun, load_run, origin_of, trained_on
+from han_tf.runs.folder import CHECKPOINTS, LoadedRun, load_run, origin_of, trained_on
 from han_tf.runtimes import KERAS, Runtime, limit_tensorflow
 from han_tf.weights import accuracy, is_stored
 
@@ -74,7 +75,7 @@ def network_checksum(model: ReIDNetwork, settings: Mapping[str, Any]) -> str:
       settings: those of the run.
     """
     shape = {name: settings[name] for name in ("model", "input_height", "input_width", "feature_dim")}
-    shape.update({name: False for name in SWITCHES if not settings.get(name, True)})
+    shape.update(switched_off(settings))
     digest = hashlib.sha256(json.dumps(shape, sort_keys=True).encode())
     classifiers = [getattr(model, f"{name}_classifier", None) for name in model.branch_names]
     left_out = {id(weight) for layer in classifiers if layer is not None for weight in layer.weights}

@@ -70,11 +70,11 @@ class OpenVINOModel:
         """Maps images to features, see :data:`han_tf.runtimes.Runtime`."""
         size = next((size for size in BATCHES if len(images) <= 2 * size), BATCHES[-1])
         free = self._compiled(size)
-        running: deque[tuple[int, Any]] = deque()
+        running: deque[tuple[int, Any, np.ndarray]] = deque()
         parts = []
 
         def finish() -> None:
-            count, request = running.popleft()
+            count, request, _ = running.popleft()
             try:
                 request.wait()
                 parts.append(request.get_output_tensor().data[:count].copy())
@@ -94,12 +94,13 @@ class OpenVINOModel:
                     except queue.Empty:
                         finish()
                 try:
+                    batch = np.require(batch, requirements=["C", "W"])  # OpenVINO shares no other memory
                     request.set_input_tensor(openvino.Tensor(batch, shared_memory=True))
                     request.start_async()
                 except BaseException:
                     free.put(request)
                     raise
-                running.append((count, request))
+                running.append((count, request, batch))
             while running:
                 finish()
         finally:

@@ -66,7 +66,7 @@ def prove(folder: Path, card: ModelCard, runtime: Runtime) -> None:
     """Compares a model's features of its probe images on this machine with those in its card.
 
     Raises:
-      UserError: they differ by more than the card allows, or the card's entry is damaged.
+      UserError: they differ by more than the card allows, the model cannot be run, or the card's entry is damaged.
     """
     try:
         images = np.stack([_decoded(text, card.input_size) for text in card.probes["images"]])
@@ -75,7 +75,17 @@ def prove(folder: Path, card: ModelCard, runtime: Runtime) -> None:
         least, there = float(card.probes["least_cosine"]), str(card.probes["processor"])
     except Exception as error:  # Pillow raises any error of its decoders
         raise UserError(f"{folder / CARD}: probes are damaged ({one_line(error)}); export the run anew") from error
-    cosine = least_cosine(expected, embed(runtime, images))
+    try:
+        found = embed(runtime, images)
+    except Exception as error:  # each runtime has exceptions of its own
+        reason = one_line(error)[:300]
+        raise UserError(f"{folder}: {card.format} cannot run this model ({reason}); export the run anew") from error
+    if found.shape != expected.shape:
+        raise UserError(
+            f"{folder}: this model gives features {list(found.shape)} of {len(images)} images, expected "
+            f"{list(expected.shape)} as in {CARD}; export the run anew"
+        )
+    cosine = least_cosine(expected, found)
     if not cosine >= least:  # also if it is NaN
         raise UserError(
             f"{folder}: on this processor, {processor()}, this {card.format} model in {card.precision} gives wrong "

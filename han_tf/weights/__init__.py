@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional, Union
 
 from han_tf.common.errors import UserError
-from han_tf.common.files import atomic_open, read_json, write_json
+from han_tf.common.files import atomic_open, exists, read_json, write_json
 from han_tf.common.run_files import METRICS
 
 if TYPE_CHECKING:
@@ -32,14 +32,22 @@ def shipped_names() -> list[str]:
 
 
 def resolve(path: Union[str, os.PathLike]) -> Path:
-    """Returns ``path`` if it exists, else the folder of the shipped network of this name, if there is one."""
+    """Returns ``path`` if it exists, else the folder of the shipped network of this name, if there is one.
+
+    Raises:
+      UserError: the system cannot tell whether it exists.
+    """
     path = Path(path)
-    return HERE / path if not path.exists() and str(path) in shipped_names() else path
+    return HERE / path if not exists(path) and str(path) in shipped_names() else path
 
 
 def is_stored(folder: Union[str, os.PathLike]) -> bool:
-    """Returns whether a folder holds stored weights instead of a training run's checkpoints."""
-    return (Path(folder) / ARRAYS).is_file()
+    """Returns whether a folder holds stored weights instead of a training run's checkpoints.
+
+    Raises:
+      UserError: the system cannot tell.
+    """
+    return exists(Path(folder) / ARRAYS)
 
 
 def output_folder(folder: Union[str, os.PathLike], runs_dir: Union[str, os.PathLike] = "runs") -> Path:
@@ -83,6 +91,8 @@ def read_arrays(folder: Union[str, os.PathLike]) -> dict[str, "np.ndarray"]:
         return load(data)
     except SafetensorError as error:
         raise UserError(f"{path}: {error}, expected safetensors") from error
+    except KeyError as error:  # NumPy has no such type
+        raise UserError(f"{path}: an array is of type {error.args[0]}, expected float16, float32 and uint8") from error
 
 
 def write_arrays(

@@ -85,10 +85,20 @@ def test_a_name_keras_would_download_or_misread(tmp_path):
     assert "the name ends in '.index'" in refusal(tmp_path / "ckpt-1.index", width=WIDTH)
 
 
-@pytest.mark.parametrize("content", [b"", b"no HDF5", None])
+@pytest.mark.parametrize(
+    "content",
+    [
+        lambda whole: b"",
+        lambda whole: b"no HDF5",
+        lambda whole: whole[:5000],
+        lambda whole: whole.replace(b"TREE", b"tree"),  # the signature of its tables of contents
+        lambda whole: whole.replace(b"TREE", b"tree").replace(b"layer_names", b"layer names"),
+    ],
+    ids=["empty", "something else", "cut off", "damaged", "twice damaged"],
+)
 def test_a_file_of_something_else(mobilenet_file, tmp_path, content):
     path = tmp_path / "weights.h5"
-    path.write_bytes(mobilenet_file.read_bytes()[:5000] if content is None else content)
+    path.write_bytes(content(mobilenet_file.read_bytes()))
     assert "expected the ImageNet weights of mobilenet" in refusal(path, width=WIDTH)
 
 

@@ -73,6 +73,8 @@ def test_people_can_read_it(saved):
         ({"branch_names": "global"}, "branch_names is 'global', expected a list"),
         ({"files": {"../../etc/passwd": "ab" * 32}}, "files is .* expected names in the folder"),
         ({"files": {"/etc/passwd": "ab" * 32}}, "files is .* expected names in the folder"),
+        ({"files": {"a\0b": "ab" * 32}}, "files is .* expected names in the folder"),
+        ({"files": {"a\ud800": "ab" * 32}}, "files is .* expected names in the folder"),
         ({"format": 7}, "format is '7', expected a string"),
     ],
 )

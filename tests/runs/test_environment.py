@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import types
+from importlib import metadata
 
 import pytest
 
@@ -49,6 +51,18 @@ def test_outside_a_repository_the_commit_is_unknown(tmp_path, monkeypatch):
     monkeypatch.setattr(environment, "__file__", str(tmp_path / "environment.py"))
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert environment.git_commit() == "unknown"
+
+
+def test_tensorflow_of_another_package_has_a_version(monkeypatch):
+    """Such as tensorflow-cpu."""
+
+    def version(package):
+        raise metadata.PackageNotFoundError(package)
+
+    monkeypatch.setattr(environment.metadata, "version", version)
+    monkeypatch.setitem(sys.modules, "tensorflow", types.SimpleNamespace(__version__="2.99"))
+    monkeypatch.setattr(environment, "PACKAGES", ("tensorflow", "no_such_package"))
+    assert environment.describe()["packages"] == {"tensorflow": "2.99", "no_such_package": "unknown"}
 
 
 def test_the_machine_is_described():

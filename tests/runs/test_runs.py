@@ -10,11 +10,13 @@ import pytest
 import tensorflow as tf
 
 from han_tf.common.errors import UserError
-from han_tf.models import create_model
+from han_tf.models import SWITCHES, create_model
 from han_tf.models.network import ReIDNetwork
 from han_tf.runs import folder as runs
 from han_tf.runs.checkpoints import Checkpoints, check_folder
-from han_tf.runs.folder import SWITCHES, create_network, find_run, load_run, read_config
+from han_tf.runs.folder import create_network, find_run, load_run, read_config
+from han_tf.runtimes import open_runtime
+from han_tf.weights import is_stored
 from tests.conftest import TINY_ARGS
 
 SETTINGS = {
@@ -96,6 +98,15 @@ class TestFindRun:
     def test_none_fits(self, folder, dataset, split, what, command):
         assert message_of(find_run, folder, dataset, split) == f"{what}{folder}: {command}"
 
+    def test_a_name_that_no_folder_can_have(self, folder):
+        """Python raises the same for a folder that others may not read."""
+        path = folder / ("a" * 300)
+        line = f"{path}: File name too long, expected a path that can be read"
+        assert message_of(find_run, path) == line
+        assert message_of(load_run, path) == line
+        assert message_of(open_runtime, path) == line
+        assert message_of(is_stored, path).startswith(f"{path}/")
+
     @pytest.mark.parametrize("name", ["nowhere", "file"])
     def test_no_folder_of_runs(self, folder, name):
         expected = f"no run with a checkpoint in {folder / name}: make train makes one"
@@ -118,6 +129,7 @@ class TestReadConfig:
             (b"{}", "no setting 'dataset'"),
             (json.dumps({**SETTINGS, "dataset": ["a"]}).encode(), "dataset is ['a'], "),
             (json.dumps({**SETTINGS, "model_args": None}).encode(), "model_args is None, "),
+            (json.dumps({**SETTINGS, "input_height": 48.0}).encode(), "input_height is 48.0, "),
             *(
                 (json.dumps({k: v for k, v in SETTINGS.items() if k != name}).encode(), f"no setting '{name}'")
                 for name in SETTINGS
@@ -244,7 +256,12 @@ class TestLoadRun:
         [
             ({"model": "han_huge"}, "model 'han_huge' does not exist, expected one of han_small"),
             ({"input_height": 1}, "input_size must be at least"),
-            ({"input_width": None}, "model han_small: "),
+            ({"input_width": None}, "input_width is None, "),
+            ({"model_args": {"stem_width": None}}, "model han_small: "),
+            ({"model_args": {"name": "a"}}, "model_args has 'name', expected arguments that no other setting"),
+            ({"model_args": {"num_classes": 3}}, "model_args has 'num_classes', "),
+            ({"model_args": {"input_size": [48, 32]}}, "model_args has 'input_size', "),
+            ({"model_args": {"hard": False}, "hard": False}, "model_args has 'hard', "),
             ({"feature_dim": 7}, "feature_dim must be a positive multiple of 2"),
             ({"model": "resnet50", "hard": False}, "model resnet50 has no argument 'hard'"),
             ({"num_classes": -1}, "model han_small: "),

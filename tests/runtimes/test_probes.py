@@ -41,6 +41,33 @@ def test_features_that_are_not_finite_are_refused(plain_model, monkeypatch):
         FeatureExtractor(plain_model)
 
 
+def test_features_of_another_width_are_one_line(plain_model):
+    card = read_card(plain_model)
+    features = base64.b64encode(np.ones([probes.PROBES, 4], "<f4").tobytes()).decode()
+    rewrite_card(plain_model, feature_dim=4, probes={**card.probes, "features": features})
+    line = rf"^{plain_model}: this model gives features \[4, 8\] of 4 images, expected \[4, 4\] as in card.json"
+    with pytest.raises(UserError, match=line):
+        FeatureExtractor(plain_model)
+
+
+def test_a_model_that_fails_on_the_probe_images_is_one_line(plain_model):
+    """The card's images are of another size than the model's."""
+    size = (32, 16)
+    images = [base64.b64encode(png(size)).decode()] * probes.PROBES
+    rewrite_card(plain_model, input_size=size, probes={**read_card(plain_model).probes, "images": images})
+    line = rf"^{plain_model}: openvino cannot run this model \(.+\); export the run anew$"
+    with pytest.raises(UserError, match=line) as raised:
+        FeatureExtractor(plain_model)
+    assert "\n" not in str(raised.value)
+
+
+def png(size):
+    """An image of this height and width, as the bytes of a PNG."""
+    stream = io.BytesIO()
+    Image.new("RGB", size[::-1]).save(stream, "PNG")
+    return stream.getvalue()
+
+
 def test_the_bound_follows_from_how_far_off_the_export_is():
     images = np.zeros([1, 2, 2, 3], np.uint8)
     expected, found = np.array([[1.0, 0.0]], np.float32), np.array([[0.96, 0.28]], np.float32)
@@ -78,9 +105,7 @@ def test_damaged_probes_are_one_line(plain_model, change):
 
 
 def test_an_image_of_another_size_is_not_decoded(plain_model, monkeypatch):
-    stream = io.BytesIO()
-    Image.new("RGB", (33, 48)).save(stream, "PNG")
-    large = base64.b64encode(stream.getvalue()).decode()
+    large = base64.b64encode(png((48, 33))).decode()
     monkeypatch.setattr(Image.Image, "load", None)
     rewrite_card(plain_model, probes={**read_card(plain_model).probes, "images": [large]})
     with pytest.raises(UserError, match=r"probes are damaged \(an image is RGB 33x48\)"):

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -321,6 +322,64 @@ def test_a_missing_package_is_named_with_its_install_line(name, folders, monkeyp
     )
     with pytest.raises(UserError, match=rf"needs {PACKAGES[name]}, .*pip install 'han-tf\[export\]'"):
         FeatureExtractor(folder)
+
+
+def test_an_empty_folder_is_no_package(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "han_tf_runtime").mkdir()
+    with pytest.raises(UserError, match=r"^a model needs han_tf_runtime, which is not installed: pip install"):
+        runtimes.require("han_tf_runtime", "a model")
+    (tmp_path / "han_tf_runtime" / "__init__.py").touch()
+    importlib.invalidate_caches()
+    runtimes.require("han_tf_runtime", "a model")
+
+
+@pytest.mark.parametrize("name", ["saved_model", "tflite", "keras"])
+def test_without_tensorflow_its_formats_are_one_line(name, plain_model, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    monkeypatch.delitem(sys.modules, f"han_tf.runtimes.{name}", raising=False)
+    if name == "keras":
+        (plain_model / CARD).rename(plain_model / "config.json")
+    else:
+        rewrite_card(plain_model, format=name)
+    what = "a training run" if name == "keras" else f"a model in format {name}"
+    line = rf"^{what} needs a package that cannot be imported \(.*tensorflow.*\): pip install 'han-tf\[export\]'$"
+    with pytest.raises(UserError, match=line):
+        FeatureExtractor(plain_model)
+
+
+@pytest.mark.parametrize("room", ["runtimes", "deploy.exporters"])
+def test_a_package_that_cannot_be_imported_is_one_line(room, tmp_path, monkeypatch):
+    package = {"runtimes": "onnxruntime", "deploy.exporters": "tf2onnx"}[room]
+    (tmp_path / package).mkdir()
+    (tmp_path / package / "__init__.py").write_text("import os\nos.no_such_name\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delitem(sys.modules, f"han_tf.{room}.onnx", raising=False)
+    with pytest.raises(UserError, match=r"^a model needs a package that cannot be imported \(.* 'no_such_name'\): pip"):
+        runtimes.load_module(f"han_tf.{room}.onnx", "a model")
+
+
+def test_a_saved_model_where_tensorflow_could_not_read_it(plain_model):
+    rewrite_card(plain_model, format="saved_model")
+    moved = plain_model.rename(plain_model.with_name("a[1]"))
+    with pytest.raises(
+        UserError, match=rf"^{re.escape(str(moved))}: a SavedModel here could not be read, expected a path"
+    ):
+        FeatureExtractor(moved)
+
+
+def test_openvino_reads_any_memory(plain_model, plain_weights):
+    """Read-only memory, which OpenVINO refuses to share, and views whose rows do not follow each other."""
+    _, runtime = runtimes.open_runtime(plain_model)
+    images = np.random.default_rng(0).integers(0, 256, (19, *SIZE, 3), np.uint8)
+    fixed = images.copy()
+    fixed.setflags(write=False)
+    views = (fixed, images[..., ::-1], np.asfortranarray(images), images[::2], fixed[:1])
+    for view in views:
+        expected = view.reshape(len(view), -1).astype(np.float32) @ plain_weights
+        np.testing.assert_allclose(runtime(view), expected, rtol=1e-4, atol=1)
 
 
 def test_threads_limit_both_pools_of_tensorflow(monkeypatch):

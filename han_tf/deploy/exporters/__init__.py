@@ -1,7 +1,6 @@
 """Exporters of networks: one module for each format, all with the interface :class:`Exporter`."""
 
 import contextlib
-import importlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +10,7 @@ import numpy as np
 
 from han_tf.common.errors import UserError
 from han_tf.common.processes import redirected
-from han_tf.runtimes import require
+from han_tf.runtimes import load_module, require
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -80,9 +79,8 @@ def check_supported(format_name: str, precision: str) -> None:
     for package in entry.packages + (entry.int8_packages if precision == INT8 else ()):
         require(package, f"export to {format_name} in {precision}")
     if (format_name, precision) == ("openvino", BFLOAT16):
-        from han_tf.runtimes.openvino import has_bfloat16
-
-        if not has_bfloat16():
+        runtime = load_module("han_tf.runtimes.openvino", f"export to {format_name}")
+        if not runtime.has_bfloat16():
             raise UserError(
                 f"export to {format_name} in {precision} cannot be checked: this processor has no bfloat16, expected "
                 "one with AVX-512 BF16 or AMX"
@@ -90,8 +88,12 @@ def check_supported(format_name: str, precision: str) -> None:
 
 
 def exporter(format_name: str) -> Exporter:
-    """Returns the exporter of a format."""
-    return importlib.import_module(f"{__name__}.{format_name}")
+    """Returns the exporter of a format.
+
+    Raises:
+      UserError: one of its packages cannot be imported.
+    """
+    return load_module(f"{__name__}.{format_name}", f"export to {format_name}")
 
 
 @contextlib.contextmanager
