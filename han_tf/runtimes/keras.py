@@ -1,5 +1,6 @@
 """Runs the network of a training run with TensorFlow."""
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from han_tf import __version__
+from han_tf.common.errors import UserError
 from han_tf.models import switched_off
 from han_tf.models.costs import part_costs, total
 from han_tf.models.network import ReIDNetwork, inference_function
@@ -21,6 +23,9 @@ from han_tf.weights import accuracy, is_stored
 
 VALUE = ".ATTRIBUTES/VARIABLE_VALUE"
 """What TensorFlow's checkpoints append to the name of a variable."""
+
+UNSEEN_ARGUMENTS = ("region_scale", "strides")
+"""Arguments of networks that change the features but not the number, order and shapes of the weights."""
 
 SCHEDULE = ("epochs", "batch_size", "loss", "lr", "seed")
 
@@ -59,7 +64,7 @@ def card_of(run: LoadedRun) -> ModelCard:
         licence=licence_of(*trained_on(run)),
         schedule=schedule,
         accuracy=accuracy(run.run_dir) if finished else None,
-        flops=total(part_costs(model, model.parts(), model.input_size)).paper_flops,
+        flops=_flops(model),
         han_tf_version=__version__,
         created=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
     )
@@ -76,6 +81,9 @@ def network_checksum(model: ReIDNetwork, settings: Mapping[str, Any]) -> str:
     """
     shape = {name: settings[name] for name in ("model", "input_height", "input_width", "feature_dim")}
     shape.update(switched_off(settings))
+    # Only those that are given, so that checksums of networks without stay what they were.
+    given = settings.get("model_args", {})
+    shape.update({name: given[name] for name in UNSEEN_ARGUMENTS if name in given})
     digest = hashlib.sha256(json.dumps(shape, sort_keys=True).encode())
     classifiers = [getattr(model, f"{name}_classifier", None) for name in model.branch_names]
     left_out = {id(weight) for layer in classifiers if layer is not None for weight in layer.weights}
@@ -84,6 +92,13 @@ def network_checksum(model: ReIDNetwork, settings: Mapping[str, Any]) -> str:
             digest.update(f"{weight.dtype.name}{list(weight.shape)}".encode())
             digest.update(np.ascontiguousarray(weight.numpy()).tobytes())
     return digest.hexdigest()
+
+
+def _flops(model: ReIDNetwork) -> int:
+    """Returns the operations of a network's deployed form as the paper counts them."""
+    with contextlib.suppress(UserError):  # it still condenses
+        model = model.deployed()
+    return total(part_costs(model, model.parts(), model.input_size)).paper_flops
 
 
 def _epochs_done(run: LoadedRun) -> Optional[int]:

@@ -107,9 +107,10 @@ def least_cosine(expected: np.ndarray, found: np.ndarray) -> float:
 
 
 def cosines(expected: np.ndarray, found: np.ndarray) -> np.ndarray:
-    """Returns the cosine between each pair of rows, float32 ``[n]``; 0 if a row is all 0."""
+    """Returns the cosine between each pair of rows, float32 ``[n]``; 1 if both are all 0, and 0 if one is."""
     norms = np.linalg.norm(expected, axis=1) * np.linalg.norm(found, axis=1)
-    return np.einsum("nd,nd->n", expected, found) / np.maximum(norms, np.finfo(np.float32).tiny)
+    similar = np.einsum("nd,nd->n", expected, found) / np.maximum(norms, np.finfo(np.float32).tiny)
+    return np.where((expected == 0).all(axis=1) & (found == 0).all(axis=1), np.float32(1), similar)
 
 
 def _encoded(pixels: np.ndarray) -> str:

@@ -312,7 +312,7 @@ def test_what_differs_is_not_kept(tiny_run, tmp_path, capsys, spoiled):
     spoiled(0.05)
     assert command("--run", tiny_run, "--format", FAST, "--output", tmp_path, "--noaccuracy") == 1
     captured = capsys.readouterr()
-    assert captured.err.startswith("error: not kept: saved_model in float32 the norm of a branch is off 1 by")
+    assert captured.err.startswith("error: not kept: saved_model in float32 the norm of a branch is off that")
     assert "not kept" in captured.out
     assert [path.name for path in old.iterdir()] == [CARD]
     assert (old / CARD).read_text() == "{}"
@@ -362,7 +362,7 @@ def test_a_lost_accuracy_is_told():
     assert checking.shortcomings({**check, **losses}, INT8) == "loses 0.60 points of mAP, expected at most 0.5"
     assert checking.shortcomings({**check, "largest_difference": np.nan}, INT8) == "its features are not finite"
     assert "mean cosine to the Keras features is 0.8000" in checking.shortcomings({**check, "mean_cosine": 0.8}, INT8)
-    assert "off 1 by 0.020" in checking.shortcomings({**check, "norm_error": 0.02}, INT8)
+    assert "off that of the Keras network by 0.020" in checking.shortcomings({**check, "norm_error": 0.02}, INT8)
 
 
 def test_features_are_compared_row_by_row():
@@ -372,9 +372,18 @@ def test_features_are_compared_row_by_row():
     assert result["images"] == 3
     assert result["largest_difference"] == pytest.approx(1)
     assert result["least_cosine"] == pytest.approx(0, abs=1e-6)
-    assert result["norm_error"] == pytest.approx(np.hypot(3, 4.5) - 1)
-    assert checking.compare(expected, found, 2)["norm_error"] == pytest.approx(3.5)
+    assert result["norm_error"] == pytest.approx(np.hypot(3, 4.5) - 5)
+    assert checking.compare(expected, found, 2)["norm_error"] == pytest.approx(1)
     assert result["mean_cosine"] == pytest.approx((1 + 0 + (9 + 18) / (5 * np.hypot(3, 4.5))) / 3)
+
+
+def test_a_branch_without_any_feature_is_exported():
+    """An export that equals the network is good enough, and one with a feature in that place is not."""
+    expected = np.array([[0, 0, 1, 0], [0, 0, 0, 0]], np.float32)
+    assert checking.shortcomings(checking.compare(expected, expected, 2), "float32") is None
+    assert checking.shortcomings(checking.compare(expected[1:], expected[1:], 1), "float32") is None
+    found = expected + np.array([[0, 1, 0, 0], [0, 0, 0, 0]], np.float32)
+    assert "off that of the Keras network by 1.000" in checking.shortcomings(checking.compare(expected, found, 2), INT8)
 
 
 @pytest.mark.parametrize(

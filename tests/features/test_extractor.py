@@ -289,6 +289,9 @@ def test_the_checksum_is_that_of_the_weights(tiny_run, extractor, tmp_path):
     classifier.assign(classifier + 1)
     assert network_checksum(run.model, run.config) == extractor.checksum
     assert network_checksum(run.model, {**run.config, "hard": False}) != extractor.checksum
+    for unseen in ({"strides": [1, 2]}, {"region_scale": [0.5, 0.5]}):  # the weights have the same shapes
+        other = {**run.config, "model_args": {**run.config["model_args"], **unseen}}
+        assert network_checksum(run.model, other) != extractor.checksum
     stem = run.model.stem.conv.kernel
     stem.assign(stem * 1.001)
     assert network_checksum(run.model, run.config) != extractor.checksum

@@ -13,8 +13,9 @@ from han_tf.data.pipeline import LoadedImages
 from han_tf.data.records import Record
 from han_tf.models import Entry, create_deployed, create_model
 from han_tf.models.condensenet import GROUP_LASSO, CondenseNet
-from han_tf.models.costs import part_costs
-from han_tf.runs.folder import load_run
+from han_tf.models.costs import part_costs, total
+from han_tf.runs.folder import LoadedRun, load_run
+from han_tf.runtimes.keras import card_of
 from han_tf.training.config import TrainConfig
 from han_tf.training.loop import Trainer
 
@@ -76,6 +77,20 @@ def test_deployed_it_has_one_cth_of_the_learned_convolutions():
     for name, cost in before.items():
         assert after[name].macs * CONDENSATION == cost.macs
         assert after[name].parameters * CONDENSATION == cost.parameters
+
+
+def test_the_card_has_the_flops_of_the_form_that_is_deployed(tmp_path):
+    model = tiny()
+    settings = {"model": "condensenet", "input_height": SIZE[0], "input_width": SIZE[1], "feature_dim": 16}
+    run = LoadedRun(model, {**settings, "dataset": "synthetic", "split": ""}, tmp_path, "")
+
+    def flops(network):
+        return total(part_costs(network, network.parts(), SIZE)).paper_flops
+
+    assert card_of(run).flops == flops(model)  # it still condenses
+    model.begin_step(1, 1)
+    deployed = create_deployed("condensenet", input_size=SIZE, feature_dim=16, **TINY)
+    assert card_of(run).flops == flops(deployed) < flops(model)
 
 
 def test_an_unfinished_network_is_not_deployed():

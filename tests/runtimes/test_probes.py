@@ -68,6 +68,13 @@ def png(size):
     return stream.getvalue()
 
 
+def test_the_cosine_of_rows_without_any_feature():
+    zeros, ones = np.zeros([1, 2], np.float32), np.ones([1, 2], np.float32)
+    assert probes.least_cosine(zeros, zeros) == 1
+    assert probes.least_cosine(zeros, ones) == probes.least_cosine(ones, zeros) == 0
+    assert np.isnan(probes.least_cosine(zeros, zeros * np.nan))
+
+
 def test_the_bound_follows_from_how_far_off_the_export_is():
     images = np.zeros([1, 2, 2, 3], np.uint8)
     expected, found = np.array([[1.0, 0.0]], np.float32), np.array([[0.96, 0.28]], np.float32)
