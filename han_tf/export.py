@@ -6,7 +6,9 @@ float32 [n, feature_dim]. Its features are compared with the Keras network's on 
 there, its rank-1 and mAP, too. int8 is calibrated on training images of the run's data set, which must be there. A
 model that loses more than 0.1 points of mAP (int8: 0.5) is not kept. The card holds probe images and their Keras
 features, with which the model is checked whenever it is opened. Repeat a stopped command to continue it: finished
-exports of the same network are not made again. Formats and precisions may be lists, or all:
+exports of the same network are not made again. A new export replaces an earlier one if that is of the same network or
+lies in the run's own folder; in --output, --overwrite replaces those of other networks, too. Files that are not part of
+an export are never replaced. Formats and precisions may be lists, or all:
 
   python -m han_tf.export --format openvino --precision bfloat16,int8
   python -m han_tf.export --format all --precision all
@@ -14,6 +16,7 @@ exports of the same network are not made again. Formats and precisions may be li
 
 import json
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Optional
@@ -23,7 +26,7 @@ from absl import flags
 from han_tf import __version__
 from han_tf.common import cli as command_line
 from han_tf.common.errors import UserError
-from han_tf.common.files import locked, temporary_folder, write_json
+from han_tf.common.files import locked, temporary_folder, write_json, writing
 from han_tf.data import Record, ReIDDataset, load_dataset
 from han_tf.deploy.exporters import FLOAT32, FORMATS, INT8, PRECISIONS, check_supported
 from han_tf.runs import environment
@@ -36,7 +39,8 @@ with command_line.deferred_imports(__name__):
 
     from han_tf.data.pipeline import load_images
     from han_tf.data.synthetic import SyntheticPedestrians, generate
-    from han_tf.deploy.writing import Comparison, Export, Exported
+    from han_tf.deploy.writing import Comparison, Export, Exported, check_place
+    from han_tf.runs.checkpoints import check_folder
 
 ALL = "all"
 TABLE = "exports.json"
@@ -51,7 +55,11 @@ FLAGS.define_run()
 FLAGS.enum("checkpoint", "last", list(CHECKPOINTS), "Which network of the run.")
 FLAGS.group("output")
 FLAGS.string("output", "", "Where the models' folders go; exports in the run if empty.")
-FLAGS.boolean("overwrite", False, "Export again what an earlier command has exported.")
+FLAGS.boolean(
+    "overwrite",
+    False,
+    "Export again what an earlier command has exported, and replace exports of other networks in --output.",
+)
 FLAGS.group("data")
 FLAGS.string("dataset", "", "Data set to compare accuracies on; the run's own if empty.")
 FLAGS.string("split", "", "Its protocol variant; that of the run if empty.")
@@ -68,14 +76,15 @@ def main(values: command_line.Flags) -> None:
     dataset = _dataset(values, config)
     calibration = (dataset.train or None) if dataset and dataset.name == config["dataset"] else None
     if any(precision == INT8 for _, precision in pairs) and calibration is None:
-        raise UserError(
-            f"int8 is calibrated on the training images of {config['dataset']}, "
-            + (
-                f"--dataset is {dataset.name}; expected int8 to be exported without it"
-                if dataset and dataset.name != config["dataset"]
-                else "which are not there; expected --data_dir to say where they are"
-            )
+        why = f"int8 is calibrated on the training images of {config['dataset']}, " + (
+            f"--dataset is {dataset.name}; expected int8 to be exported without it"
+            if dataset and dataset.name != config["dataset"]
+            else "which are not there; expected --data_dir to say where they are"
         )
+        if INT8 in values.precision:
+            raise UserError(why)
+        print(f"note: left out: {why}")
+        pairs = [pair for pair in pairs if pair[1] != INT8]
     if dataset is None:
         comparison = Comparison(_drawn_images(input_size))
     else:
@@ -85,28 +94,38 @@ def main(values: command_line.Flags) -> None:
         name = f"{dataset.name} {dataset.split}".rstrip()
         comparison = Comparison(_read_images(records, input_size), *ranked, name)
     export = Export(run_dir, values.checkpoint, comparison, calibration)
-    print(f"run: {run_dir}: {export.card.model}, checksum {export.card.checksum[:16]}")
+    print(f"run: {run_dir}: {config['model']}, checksum {export.checksum[:16]}")
 
     parent = Path(values.output or output_folder(run_dir, values.runs_dir) / "exports")
+    folders = {pair: parent / "-".join(pair) for pair in pairs}
+    found = [] if values.overwrite else _earlier(parent, export.checksum, [])
+    earlier = {(row["format"], row["precision"]): row for row in found if "failure" not in row}
+    made = {pair for pair in pairs if pair in earlier and _is_made(folders[pair], export.checksum, comparison)}
+    overwrite = values.overwrite or not values.output
+    replaced = {pair: check_place(folders[pair], export.checksum, overwrite) for pair in pairs if pair not in made}
+    for pair in replaced:
+        if pair[0] == "saved_model":
+            check_folder(folders[pair], "a SavedModel")
+    with writing(parent):
+        parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryDirectory(prefix=f".{TABLE}.", dir=parent).cleanup()
+
     rows, failures = [_keras_row(export)], []
     report = {
         "run": str(run_dir),
-        "checksum": export.card.checksum,
+        "checksum": export.checksum,
         "dataset": comparison.name,
         "environment": environment.describe(),
     }
-    found = [row for row in _earlier(parent, export.card.checksum, rows) if "failure" not in row]
-    earlier = {(row["format"], row["precision"]): row for row in found}
-    _write(parent, report, rows)  # fails before the work if the folder cannot be written to
-    for format_name, precision in pairs:
-        name, folder = f"{format_name} in {precision}", parent / f"{format_name}-{precision}"
-        row = earlier.get((format_name, precision))
-        if row and not values.overwrite and _is_made(folder, export.card.checksum, comparison):
-            rows.append(row)
-            print(f"{name}: {folder}, made earlier (--overwrite makes it again)", flush=True)
+    _write(parent, report, rows)
+    for pair in pairs:
+        name = " in ".join(pair)
+        if pair in made:
+            rows.append(earlier[pair])
+            print(f"{name}: {folders[pair]}, made earlier (--overwrite makes it again)", flush=True)
             continue
         try:
-            exported = export.export(format_name, precision, parent)
+            exported = export.export(*pair, parent, overwrite)
         except UserError as error:
             failures.append(f"{name}: {error}")
             print(failures[-1], flush=True)
@@ -115,6 +134,9 @@ def main(values: command_line.Flags) -> None:
         _write(parent, report, rows)
         if exported.failure:
             failures.append(f"{name} {exported.failure}")
+        elif card := replaced[pair]:
+            whose = "the same" if card.checksum == export.checksum else "another"
+            print(f"note: replaced an export of {whose} network, checksum {card.checksum[:16]}, of {card.created}")
         print(f"{name}: {exported.failure or exported.folder}", flush=True)
     print("", table(rows), f"written to {parent / TABLE}", sep="\n")
     if failures:

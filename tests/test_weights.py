@@ -129,17 +129,33 @@ def test_only_stored_weights_are_replaced(tiny_run, tmp_path, monkeypatch, capsy
         path.parent.mkdir(parents=True)
         path.touch()
     (tmp_path / "thesis" / weights.ABOUT).touch()
+    settings = tmp_path / "settings"  # of another program
+    settings.mkdir()
+    for name in ("config.json", "metrics.json"):
+        (settings / name).touch()
     (tmp_path / "link").symlink_to(tmp_path / "new")
     before = sorted(tiny_run.rglob("*"))
-    for output in (tiny_run, tiny_run.parent, tmp_path / "thesis", ".", "..", other, tmp_path / "link"):
+    for output in (tiny_run, tiny_run.parent, tmp_path / "thesis", settings, ".", "..", other, tmp_path / "link"):
         assert call(f"--run={tiny_run}", f"--output={output}") == 1, output
         assert ", expected " in capsys.readouterr().err
     assert thesis.exists()
     assert other.exists()
     assert sorted(tiny_run.rglob("*")) == before
-    for _ in range(2):  # the second replaces the first
-        assert call(f"--run={tiny_run}", f"--output={tmp_path / 'mine'}") == 0
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "mine", "package", "thesis"]
+    assert sorted(path.name for path in settings.iterdir()) == ["config.json", "metrics.json"]
+    monkeypatch.chdir(tmp_path)
+    for output in (tmp_path / "mine", "./mine"):  # the second replaces the first
+        assert call(f"--run={tiny_run}", f"--output={output}") == 0
+        assert capsys.readouterr().out.splitlines()[-1] == f"  written to {tmp_path / 'mine'}"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "mine", "package", "settings", "thesis"]
+    assert [path.name for path in (tmp_path / "package").iterdir()] == ["__init__.py"]
+    # A process that was killed while it replaced them.
+    before = tmp_path / ".mine.before"
+    (tmp_path / "mine").rename(before)
+    assert call(f"--run={tmp_path / 'gone'}", f"--output={tmp_path / 'mine'}") == 1
+    assert weights.is_stored(tmp_path / "mine")
+    assert not before.exists()
+    assert call(f"--run={tiny_run}", f"--output={tmp_path / ('a' * 300)}") == 1
+    assert capsys.readouterr().err.endswith(": File name too long\n")
 
 
 def test_another_network_than_the_last_has_no_accuracy(tiny_run, tmp_path):

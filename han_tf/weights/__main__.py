@@ -6,6 +6,7 @@
 A stored folder can be used in place of a run's folder: --model, --init_from.
 """
 
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from han_tf.common.errors import UserError
 from han_tf.common.files import check_no_file, read_json, write_json, writing
 from han_tf.common.run_files import CONFIG, ENVIRONMENT, METRICS
 from han_tf.runs.folder import CHECKPOINTS
+from han_tf.runs.replacing import put_back, replace_folder
 
 PROBES = 4
 """Number of drawn images whose features are stored beside the weights."""
@@ -24,15 +26,16 @@ PROBES = 4
 FLAGS = command_line.Flags()
 FLAGS.string("run", "", "Folder of a finished run whose network is to be stored.", needs="output")
 FLAGS.old_name("store", "run")
-FLAGS.string("output", "", "Folder to write; a name without a path is a folder of the package.", needs="run")
+FLAGS.string("output", "", "Folder to write; a name without a slash is a folder of the package.", needs="run")
 FLAGS.enum("checkpoint", "last", list(CHECKPOINTS), "Which network of the run.", needs="run")
 
 
 def main(values: command_line.Flags) -> None:
     """Lists or stores as the flags say."""
     if values.run:
-        output = Path(values.output)
-        store(values.run, weights.HERE / output if output.parent == Path() else output, values.checkpoint)
+        is_path = any(separator in values.output for separator in (os.sep, os.altsep) if separator)
+        folder = Path(os.path.abspath(values.output)) if is_path else weights.HERE / values.output
+        store(values.run, folder, values.checkpoint)
         return
     for name in weights.shipped_names():
         print(describe(weights.HERE / name))
@@ -82,7 +85,11 @@ def store(run_dir: str, folder: Path, checkpoint: str) -> None:
     from han_tf.runs.folder import load_run, source_of, trained_on
     from han_tf.runtimes.keras import card_of
 
-    _check_replaceable(folder)
+    with writing(folder):
+        _check_replaceable(folder)
+        temporary, before = (folder.with_name(f".{folder.name}.{what}") for what in ("tmp", "before"))
+        if _is_whole(before):
+            put_back(folder, before)  # left by a process that was killed
     run = load_run(run_dir, checkpoint)
     metrics, made_with = (read_json(run.run_dir / name, "a run that has ended") for name in (METRICS, ENVIRONMENT))
     if not isinstance(made_with, dict):
@@ -105,7 +112,6 @@ def store(run_dir: str, folder: Path, checkpoint: str) -> None:
         **source_of(run),
     }
     arrays = {name: variable.numpy() for name, variable in named_variables(run.model, classifiers=False).items()}
-    temporary, before = (folder.with_name(f".{folder.name}.{what}") for what in ("tmp", "before"))
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         with writing(folder):
@@ -116,20 +122,24 @@ def store(run_dir: str, folder: Path, checkpoint: str) -> None:
             stored = inference_function(load_run(temporary).model)(images).numpy()
             probes = {weights.PROBE_IMAGES: images, weights.PROBE_FEATURES: stored}
             weights.write_arrays(temporary, arrays, probes, about)
-            if folder.exists():
-                shutil.rmtree(before, ignore_errors=True)
-                folder.rename(before)
-            temporary.rename(folder)
+            _check_replaceable(folder)  # the user may have put something there meanwhile
             shutil.rmtree(before, ignore_errors=True)
+            replace_folder(folder, temporary, before)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     print(f"{describe(folder)}\n  features differ from the run's by at most {np.abs(stored - features).max():.1e}")
+    print(f"  written to {folder}")
+
+
+def _is_whole(folder: Path) -> bool:
+    """Returns whether ``folder`` holds stored weights and their description."""
+    return all((folder / name).is_file() for name in (weights.ABOUT, weights.ARRAYS))
 
 
 def _check_replaceable(folder: Path) -> None:
     """Raises UserError if ``folder`` is a file or link, or holds anything but stored weights."""
     check_no_file(folder)
-    own = {CONFIG, METRICS, weights.ABOUT, weights.ARRAYS}
+    own = {CONFIG, METRICS, weights.ABOUT, weights.ARRAYS} if _is_whole(folder) else set()
     if others := {path.name for path in folder.glob("*")} - own:
         raise UserError(
             f"{folder} holds {min(others)}, expected weights that were stored earlier, an empty folder or none"

@@ -23,14 +23,14 @@ from han_tf.data import load_dataset
 from han_tf.deploy import checking, exporters, measuring, writing
 from han_tf.deploy.exporters import FORMATS, INT8, check_supported
 from han_tf.deploy.graph import INPUT, OUTPUT
-from han_tf.deploy.writing import Comparison, Export, _replace
+from han_tf.deploy.writing import Comparison, Export, check_place
 from han_tf.features.extractor import FeatureExtractor
-from han_tf.runs.card import CARD, READABLE, read_card
+from han_tf.runs.card import CARD, READABLE, read_card, verify_files
 from han_tf.runs.checkpoints import Checkpoints
 from han_tf.runs.folder import CHECKPOINTS, load_run
 from han_tf.runtimes import probes
 from han_tf.runtimes.keras import card_of
-from tests.conftest import measure_here
+from tests.conftest import measure_here, rewrite_card
 
 FAST = "saved_model"
 """The format that is fastest to write."""
@@ -304,18 +304,19 @@ def spoiled(monkeypatch):
     return spoil
 
 
-def test_what_differs_is_not_kept(tiny_run, tmp_path, capsys, spoiled):
-    """An earlier export in its place stays."""
-    old = tmp_path / "saved_model-float32"
-    old.mkdir()
-    (old / CARD).write_text("{}")
+@pytest.mark.parametrize("place", [f"{FAST}-float32", f".{FAST}-float32.abc.old"], ids=["in place", "left by a kill"])
+def test_what_differs_is_not_kept(exported, tiny_run, tmp_path, capsys, spoiled, place):
+    """An earlier export stays, also one that a killed process was about to replace."""
+    earlier = shutil.copytree(exported / f"{FAST}-float32", tmp_path / place)
+    before = sorted(path.relative_to(earlier) for path in earlier.rglob("*"))
+    old = tmp_path / f"{FAST}-float32"
     spoiled(0.05)
-    assert command("--run", tiny_run, "--format", FAST, "--output", tmp_path, "--noaccuracy") == 1
+    assert command("--run", tiny_run, "--format", FAST, "--output", tmp_path, "--noaccuracy", "--overwrite") == 1
     captured = capsys.readouterr()
     assert captured.err.startswith("error: not kept: saved_model in float32 the norm of a branch is off that")
     assert "not kept" in captured.out
-    assert [path.name for path in old.iterdir()] == [CARD]
-    assert (old / CARD).read_text() == "{}"
+    assert sorted(path.relative_to(old) for path in old.rglob("*")) == before
+    verify_files(old, read_card(old))
     assert names(tmp_path) == ["exports.json", old.name]
 
 
@@ -457,6 +458,15 @@ def test_int8_wants_the_training_images(tiny_run, tiny_data, tmp_path, capsys, m
     assert "int8 is calibrated on the training images of market1501, which are not there" in captured.err
     assert "note: no accuracies are compared" in captured.out
 
+    def stop(*arguments):
+        raise UserError("stopped")
+
+    monkeypatch.setattr(export, "Export", stop)
+    assert command("--run", moved, "--format", "onnx", "--precision", "all") == 1
+    captured = capsys.readouterr()
+    assert captured.err == "error: stopped\n"  # float32 is made
+    assert "note: left out: int8 is calibrated on the training images of market1501, which are not" in captured.out
+
     other = dataclasses.replace(load_dataset("market1501", tiny_data), name="msmt17")
     monkeypatch.setattr(export, "load_dataset", lambda *_: other)
     assert command("--run", moved, "--format", "onnx", "--precision", "int8", "--dataset", "msmt17") == 1
@@ -464,15 +474,73 @@ def test_int8_wants_the_training_images(tiny_run, tiny_data, tmp_path, capsys, m
     assert line in capsys.readouterr().err
 
 
-def test_something_else_in_the_way_is_not_overwritten(tmp_path):
-    target, temporary = tmp_path / "saved_model-float32", tmp_path / "new"
-    for folder, name in ((target, "mine"), (temporary, CARD)):
-        folder.mkdir()
-        (folder / name).write_text(name)
-    with pytest.raises(UserError, match="exists and is no exported model, expected another --output"):
-        _replace(target, temporary)
-    assert (target / "mine").read_text() == "mine"
-    (target / CARD).write_text("an older one")
-    _replace(target, temporary)
-    assert [path.name for path in target.iterdir()] == [CARD]
-    assert [path.name for path in tmp_path.iterdir()] == [target.name]
+@pytest.fixture
+def earlier(exported, tmp_path):
+    """A copy of an export, in the folder for the next one."""
+    return shutil.copytree(exported / f"{FAST}-float32", tmp_path / "exports" / f"{FAST}-float32")
+
+
+def test_what_is_not_part_of_a_model_is_not_replaced(earlier, tmp_path):
+    checksum = read_card(earlier).checksum
+    assert check_place(earlier, checksum, False) == read_card(earlier)
+    (earlier / "variables" / "notes.txt").touch()
+    line = rf"^{earlier} holds variables/notes.txt, which is not part of the model; expected another --output$"
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match=line):
+            check_place(earlier, checksum, overwrite)
+    place = tmp_path / "place"
+    for kind in ("nothing", "folder"):
+        if kind == "folder":
+            place.mkdir()
+        assert check_place(place, checksum, False) is None
+    (place / CARD).write_text("{}")  # of another program
+    with pytest.raises(UserError, match=f"^{place} holds {CARD}, which is not part of the model"):
+        check_place(place, checksum, True)
+    for other in (tmp_path / "link", place / CARD):
+        if other.name == "link":
+            other.symlink_to(earlier)
+        with pytest.raises(UserError, match=f"^{other} is a .*, expected a folder or nothing$"):
+            check_place(other, checksum, True)
+
+
+def test_a_model_of_another_network_is_replaced_on_demand(earlier):
+    checksum, card = "ab" * 32, read_card(earlier)
+    line = rf"^{earlier} holds an export of another network, checksum {card.checksum[:16]}; expected --overwrite or"
+    with pytest.raises(UserError, match=line):
+        check_place(earlier, checksum, False)
+    assert check_place(earlier, checksum, True) == card
+
+
+def test_what_is_in_the_way_is_told_before_the_work(earlier, tiny_run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(Export, "original", property(lambda exports: pytest.fail("measured")))
+    rewrite_card(earlier, checksum="ab" * 32)
+    (tmp_path / "file").touch()
+    name, long = earlier.name, tmp_path / ("a" * 300)
+    lines = {
+        earlier.parent: f"{earlier} holds an export of another network, checksum {'ab' * 8}; expected --overwrite or ",
+        tmp_path / "file": f"cannot write {tmp_path / 'file'}: File exists",
+        long: f"cannot write {long / name}: File name too long",
+        tmp_path / "a[1]": f"{tmp_path / 'a[1]' / name}: a SavedModel here could not be read, expected a path in UTF-8",
+        Path("/proc/no"): "cannot write /proc/no: No such file or directory",
+    }
+    for output, line in lines.items():
+        assert command("--run", tiny_run, "--format", FAST, "--output", output, "--noaccuracy") == 1
+        error = capsys.readouterr().err
+        assert error.startswith(f"error: {line}")
+        assert error.count("\n") == 1
+    assert not (tmp_path / "a[1]").exists()
+
+
+def test_a_run_that_was_trained_further_is_exported_again(changing, exported, capsys):
+    folder, change = changing
+    earlier = shutil.copytree(exported / f"{FAST}-float32", folder / "exports" / f"{FAST}-float32")
+    before = read_card(earlier)
+    change()
+    arguments = ("--run", folder, "--format", FAST, "--noaccuracy")
+    assert command(*arguments, "--output", folder / "exports") == 1
+    assert "holds an export of another network" in capsys.readouterr().err
+    assert command(*arguments) == 0
+    line = f"note: replaced an export of another network, checksum {before.checksum[:16]}, of {before.created}\n"
+    assert line in capsys.readouterr().out
+    assert read_card(earlier).checksum != before.checksum
+    assert names(folder / "exports") == [export.TABLE, earlier.name]
