@@ -131,7 +131,7 @@ def test_commands_open_no_connection(watched, tiny_data, tmp_path):
 
 
 def test_extraction_on_ray_opens_no_connection(watched, plain_model, tiny_data, tmp_path):
-    pytest.importorskip("ray", reason="needs Ray: pip install 'han-tf[ray]'")
+    pytest.importorskip("ray", reason="needs Ray: pip install '.[ray]'")
     images, out = str(tiny_data / "bounding_box_train"), f"--output={tmp_path}/out"
     given = [("han_tf.extract", images, "--names=market1501", f"--model={plain_model}", out, "--ray=local")]
     assert watched(RUN, json.dumps(given)) == []

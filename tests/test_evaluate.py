@@ -857,7 +857,7 @@ class TestWrongInput:
 
     def test_no_such_run(self, capsys, tmp_path):
         arguments = [f"--run={tmp_path / 'nowhere'}"]
-        check_error(capsys, arguments, f"{tmp_path}/nowhere/config.json: No such file or directory")
+        check_error(capsys, arguments, f"{tmp_path}/nowhere: no such folder, expected that of a")
 
     @pytest.mark.parametrize(
         ("made", "found"), [(None, "no such folder"), ("file", "a file"), ("folder", "no bounding")]

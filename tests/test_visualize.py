@@ -194,7 +194,7 @@ def test_images_of_ones_own_of_any_size(folders, tmp_path):
         (["--ranked", "some.jpg"], "usage error: --ranked with image some.jpg"),
         (["--k", "5"], "usage error: --k means nothing without --ranked"),
         (["missing.jpg"], "error: missing.jpg: cannot be read (No such file"),
-        (["--run", "nowhere"], "error: nowhere/config.json: No such file"),
+        (["--run", "nowhere"], "error: nowhere: no such folder, expected that of a training run, or one of han_"),
         (["--dataset", "msmt17"], "error: no msmt17 run"),
         (["--split", "detected"], "error: no detected run"),
         (["--ranked", "--features", "nowhere"], "error: nowhere/query.npz: No such file"),

@@ -130,7 +130,7 @@ def require_h5py(path: PathLike) -> ModuleType:
     except ImportError as error:
         raise UserError(
             f"{path}: a MATLAB v7.3 file takes h5py, which is not installed; "
-            "expected `pip install h5py` (or the extra: `pip install han-tf[cuhk03]`)"
+            "expected `pip install h5py` (or the extra: `pip install '.[cuhk03]'` in han-tf's folder)"
         ) from error
     return h5py
 

@@ -59,7 +59,7 @@ def connected(address: str) -> Iterator[ModuleType]:
     try:
         import ray
     except ImportError as error:
-        raise UserError(f"--ray needs Ray ({error}), expected: pip install 'han-tf[ray]'") from error
+        raise UserError(f"--ray needs Ray ({error}), expected: pip install '.[ray]' in han-tf's folder") from error
     if address != LOCAL:
         _check_answer(address)
     try:

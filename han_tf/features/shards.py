@@ -337,7 +337,9 @@ def import_pyarrow() -> tuple[ModuleType, ModuleType]:
         import pyarrow
         from pyarrow import parquet
     except ImportError as error:
-        raise UserError(f"Parquet files need pyarrow ({error}), expected: pip install 'han-tf[extract]'") from error
+        raise UserError(
+            f"Parquet files need pyarrow ({error}), expected: pip install '.[extract]' in han-tf's folder"
+        ) from error
     return pyarrow, parquet
 
 

@@ -138,6 +138,6 @@ def _import_faiss() -> Any:
         import faiss
     except ImportError as error:
         raise UserError(
-            f"approximate neighbours need FAISS ({error}), expected: pip install 'han-tf[faiss]'"
+            f"approximate neighbours need FAISS ({error}), expected: pip install '.[faiss]' in han-tf's folder"
         ) from error
     return faiss

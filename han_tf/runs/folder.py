@@ -49,7 +49,12 @@ def read_config(run_dir: Union[str, os.PathLike]) -> dict[str, Any]:
     Raises:
       UserError: the folder holds no run, or the file is damaged.
     """
-    path = resolve(run_dir) / CONFIG
+    folder = resolve(run_dir)
+    if not exists(folder):
+        raise UserError(
+            f"{run_dir}: no such folder, expected that of a training run, or one of {', '.join(shipped_names())}"
+        )
+    path = folder / CONFIG
     config = read_json(path, "the settings of a training run")
     if not isinstance(config, dict):
         raise UserError(f"{path}: a JSON {type(config).__name__}, expected the settings of a training run")

@@ -84,7 +84,7 @@ def require(package: str, what: str) -> None:
         return
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:  # no origin: an empty folder of this name
-        raise UserError(f"{what} needs {package}, which is not installed: pip install 'han-tf[export]'")
+        raise UserError(f"{what} needs {package}, which is not installed: pip install '.[export]' in han-tf's folder")
 
 
 def load_module(name: str, what: str) -> ModuleType:
@@ -98,7 +98,7 @@ def load_module(name: str, what: str) -> ModuleType:
     except Exception as error:  # versions that do not fit together raise AttributeError, for example
         reason = one_line(error)[:300]
         raise UserError(
-            f"{what} needs a package that cannot be imported ({reason}): pip install 'han-tf[export]'"
+            f"{what} needs a package that cannot be imported ({reason}): pip install '.[export]' in han-tf's folder"
         ) from error
 
 

@@ -30,7 +30,9 @@ def import_faiss() -> Any:
     except ImportError as error:
         from han_tf.common.errors import UserError
 
-        raise UserError(f"this gallery needs FAISS ({error}), expected: pip install 'han-tf[search]'") from error
+        raise UserError(
+            f"this gallery needs FAISS ({error}), expected: pip install '.[search]' in han-tf's folder"
+        ) from error
     return faiss
 
 

@@ -56,7 +56,9 @@ def _import_client() -> Any:
     try:
         from pymilvus import MilvusClient
     except ImportError as error:
-        raise UserError(f"this gallery needs pymilvus ({error}), expected: pip install 'han-tf[milvus]'") from error
+        raise UserError(
+            f"this gallery needs pymilvus ({error}), expected: pip install '.[milvus]' in han-tf's folder"
+        ) from error
     finally:
         logging.config.dictConfig = configure
     # Errors that these packages log are raised as well, and reported in one line.

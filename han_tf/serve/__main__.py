@@ -167,7 +167,9 @@ def check_installed() -> None:
         import python_multipart  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError as error:
-        raise UserError(f"the service needs {error.name}, expected: pip install 'han-tf[serve]'") from error
+        raise UserError(
+            f"the service needs {error.name}, expected: pip install '.[serve]' in han-tf's folder"
+        ) from error
 
 
 if __name__ == "__main__":

@@ -400,7 +400,10 @@ def test_a_branch_without_any_feature_is_exported():
         ),
         (("--format", FAST, "--data_dir", "/no/such/folder"), "/no/such/folder"),
         (("--format", FAST, "--dataset", "nothing"), "unknown dataset 'nothing'"),
-        (("--format", FAST, "--run", "/no/such/run"), "/no/such/run/config.json: No such file or directory"),
+        (
+            ("--format", FAST, "--run", "/no/such/run"),
+            "/no/such/run: no such folder, expected that of a training run, or",
+        ),
     ],
 )
 def test_bad_input_is_one_line(tiny_run, tmp_path, capsys, arguments, line):

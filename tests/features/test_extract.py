@@ -773,7 +773,7 @@ def test_without_pyarrow_nothing_is_begun(command, images, tmp_path, monkeypatch
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     status, _, (line,) = command(images)
     assert status == 1
-    assert "pip install 'han-tf[extract]'" in line
+    assert "pip install '.[extract]'" in line
     assert os.listdir(tmp_path / "out") == [".lock"]
 
 

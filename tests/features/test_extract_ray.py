@@ -110,7 +110,7 @@ def two_nodes(stalled, monkeypatch):
     """A cluster on 127.0.0.1: a head that computes nothing, and two nodes with one core each."""
     monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # 127.0.0.1 only; read when Ray is imported
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    pytest.importorskip("ray", reason="needs Ray: pip install 'han-tf[ray]'")
+    pytest.importorskip("ray", reason="needs Ray: pip install '.[ray]'")
     from ray.cluster_utils import Cluster
 
     store = {"object_store_memory": 80 * 2**20, "include_dashboard": False}
@@ -163,7 +163,7 @@ def test_a_node_that_dies_costs_no_row(two_nodes, stalled, images, plain_model, 
 
 @pytest.mark.long
 def test_a_local_ray_does_what_is_left(images, tiny_run, extractor, tmp_path):
-    pytest.importorskip("ray", reason="needs Ray: pip install 'han-tf[ray]'")
+    pytest.importorskip("ray", reason="needs Ray: pip install '.[ray]'")
     out = tmp_path / "out"
     grey = sorted(images.iterdir())[: 2 * SHARD_IMAGES : SHARD_IMAGES]  # one in each of two shards
     for path, brightest in zip(grey, (50_000, 60_000)):
@@ -302,7 +302,7 @@ def test_nobody_there(refused):
 
 
 def test_somebody_else_there(refused, monkeypatch):
-    pytest.importorskip("ray", reason="needs Ray: pip install 'han-tf[ray]'")
+    pytest.importorskip("ray", reason="needs Ray: pip install '.[ray]'")
     monkeypatch.setattr(ray_cluster, "ANSWER_SECONDS", 5)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
@@ -311,7 +311,7 @@ def test_somebody_else_there(refused, monkeypatch):
 
 def test_without_ray_the_line_that_installs_it_is_shown(refused, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    assert "pip install 'han-tf[ray]'" in refused("local")
+    assert "pip install '.[ray]'" in refused("local")
 
 
 def local_ray(monkeypatch, private, begin=lambda: None):
@@ -347,7 +347,7 @@ def test_a_newer_ray_without_that_private_function_gets_a_note(private, monkeypa
 
 
 def test_the_installed_ray_has_that_private_function():
-    services = pytest.importorskip("ray._private.services", reason="needs Ray: pip install 'han-tf[ray]'")
+    services = pytest.importorskip("ray._private.services", reason="needs Ray: pip install '.[ray]'")
     assert callable(services.start_api_server)
 
 

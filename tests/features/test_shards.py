@@ -339,4 +339,4 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_file(folder):
 
 def test_without_pyarrow_the_line_that_installs_it_is_shown(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    assert "pip install 'han-tf[extract]'" in message(FeatureShards, folder)
+    assert "pip install '.[extract]'" in message(FeatureShards, folder)

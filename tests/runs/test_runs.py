@@ -16,7 +16,7 @@ from han_tf.runs import folder as runs
 from han_tf.runs.checkpoints import Checkpoints, check_folder
 from han_tf.runs.folder import create_network, find_run, load_run, read_config
 from han_tf.runtimes import open_runtime
-from han_tf.weights import is_stored
+from han_tf.weights import is_stored, shipped_names
 from tests.conftest import TINY_ARGS
 
 SETTINGS = {
@@ -148,9 +148,12 @@ class TestReadConfig:
         assert message_of(find_run, tmp_path) == message
 
     def test_no_run(self, tmp_path):
+        expected = f"{tmp_path}/no: no such folder, expected that of a training run, or one of "
+        for read in (read_config, load_run):
+            assert message_of(read, tmp_path / "no") == expected + ", ".join(shipped_names())
+        (tmp_path / "no").mkdir()
         expected = f"{tmp_path}/no/config.json: No such file or directory, expected the settings of a training run"
         assert message_of(read_config, tmp_path / "no") == expected
-        assert message_of(load_run, tmp_path / "no") == expected
 
 
 class TestCreateNetwork:

@@ -320,7 +320,7 @@ def test_a_missing_package_is_named_with_its_install_line(name, folders, monkeyp
     monkeypatch.setattr(
         runtimes.importlib.util, "find_spec", lambda package: None if package == PACKAGES[name] else found(package)
     )
-    with pytest.raises(UserError, match=rf"needs {PACKAGES[name]}, .*pip install 'han-tf\[export\]'"):
+    with pytest.raises(UserError, match=rf"needs {PACKAGES[name]}, .*pip install '\.\[export\]'"):
         FeatureExtractor(folder)
 
 
@@ -343,7 +343,7 @@ def test_without_tensorflow_its_formats_are_one_line(name, plain_model, monkeypa
     else:
         rewrite_card(plain_model, format=name)
     what = "a training run" if name == "keras" else f"a model in format {name}"
-    line = rf"^{what} needs a package that cannot be imported \(.*tensorflow.*\): pip install 'han-tf\[export\]'$"
+    line = rf"^{what} needs a package that cannot be imported \(.*tensorflow.*\): pip install '\.\[export\]' in"
     with pytest.raises(UserError, match=line):
         FeatureExtractor(plain_model)
 

@@ -89,7 +89,7 @@ def test_an_index_has_one_state_by_whatever_link_it_is_reached(tmp_path):
 
 def test_a_missing_extra_is_named(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "fastapi", None)
-    assert "pip install 'han-tf[serve]'" in refused(capsys, "--index=anywhere")
+    assert "pip install '.[serve]'" in refused(capsys, "--index=anywhere")
 
 
 def test_where_the_images_lie(tmp_path, extractor):
