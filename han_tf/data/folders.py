@@ -26,7 +26,7 @@ FILE_FORMATS = {
 SUFFIXES = tuple(f".{suffix}" for suffixes in FILE_FORMATS.values() for suffix in suffixes)
 
 # The extension may be repeated: a few files of Market-1501 end in ".jpg.jpg".
-_IMAGE = re.compile(rf"(?P<stem>.+?)(?:{'|'.join(map(re.escape, SUFFIXES))})+", re.IGNORECASE)
+_IMAGE = re.compile(rf"(?P<stem>.+?)(?:{'|'.join(map(re.escape, SUFFIXES))})+", re.IGNORECASE | re.DOTALL)
 
 _LITTER = ("thumbs.db", "desktop.ini")
 
@@ -45,6 +45,11 @@ def image_stem(name: str) -> Optional[str]:
 def is_image(name: str) -> bool:
     """Returns whether a file name is that of an image."""
     return image_stem(name) is not None
+
+
+def is_litter(name: str) -> bool:
+    """Returns whether a file is hidden, or one that Windows adds to folders of images."""
+    return name.startswith(".") or name.lower() in _LITTER
 
 
 def is_regular_file(entry: os.DirEntry) -> bool:
@@ -183,7 +188,7 @@ def count_passed(passed: Counter, name: str, regular: bool) -> None:
     """Counts, by kind, an entry that is not an image file."""
     if not regular:
         passed["folders, links to nothing or other things that are no files"] += 1
-    elif not name.startswith(".") and name.lower() not in _LITTER:
+    elif not is_litter(name):
         passed[f"files named *{os.path.splitext(name)[1]}"] += 1
 
 

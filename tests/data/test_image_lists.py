@@ -358,3 +358,8 @@ def test_the_fingerprint_changes_with_every_path_and_label():
     }
     assert len(fingerprints) == 5
     assert listed_records(records[::-1]).fingerprint() == listed_records(records).fingerprint()
+
+
+def test_names_of_images_may_hold_line_breaks(tmp_path):
+    images = touch(tmp_path, "a\nb.jpg", "c.jpg")
+    assert list_images([str(tmp_path)]).paths == images

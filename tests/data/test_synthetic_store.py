@@ -6,12 +6,14 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
 from han_tf.common.cli import run
 from han_tf.common.errors import UserError
+from han_tf.data import DATASETS, load_dataset
 from han_tf.data.synthetic import LAYOUTS, SyntheticPedestrians, draw_once, generate, is_current, store
 from han_tf.data.synthetic import __main__ as command
 
@@ -41,7 +43,7 @@ def test_writes_every_image_and_a_description(made):
     pedestrians = SyntheticPedestrians(**TINY)
     assert len(list(made.rglob("*.jpg"))) == len(pedestrians)
     assert json.loads((made / "synthetic.json").read_text())["arguments"] == {"seed": 0, **TINY}
-    assert [path.name for path in made.parent.iterdir()] == ["market"]
+    assert sorted(path.name for path in made.parent.iterdir()) == [".market.lock", "market"]
 
 
 def test_is_current_knows_arguments_layout_and_generator(made, tmp_path, monkeypatch):
@@ -64,11 +66,40 @@ def test_an_earlier_set_is_replaced(tmp_path):
     root = tmp_path / "set"
     root.mkdir()
     generate(root, SyntheticPedestrians(seed=1, **TINY), workers=1)
-    (root / "leftover.jpg").write_bytes(b"")
+    (root / "query" / "leftover.jpg").write_bytes(b"")
     other = SyntheticPedestrians(seed=2, **TINY)
     generate(root, other, workers=1)
     assert is_current(root, other)
-    assert not (root / "leftover.jpg").exists()
+    assert not (root / "query" / "leftover.jpg").exists()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_sets_of_any_layout_are_replaced_once_they_were_read(tmp_path, layout):
+    root = tmp_path / "set"
+    for seed in (1, 2):
+        generate(root, SyntheticPedestrians(seed=seed, **TINY), layout, workers=1)
+        name = layout.partition("-")[0]
+        for split in DATASETS[name].splits:
+            assert load_dataset(name, root, split).query
+    assert is_current(root, SyntheticPedestrians(seed=2, **TINY), layout)
+
+
+@pytest.mark.parametrize("name", ["labels.csv", "notes/todo.txt", "query/faces.csv", ".git/HEAD"])
+def test_what_lies_beside_the_drawn_images_is_kept(tmp_path, monkeypatch, name):
+    root, pedestrians = tmp_path / "set", SyntheticPedestrians(**TINY)
+    generate(root, pedestrians, workers=1)
+    (root / name).parent.mkdir(exist_ok=True)
+    (root / name).write_text("mine")
+    (root / "query" / "Thumbs.db").touch()
+    before = _files(root)
+    named = name.split("/")[0] if (root / name).parent.name in ("notes", ".git") else name
+    message = rf"^{re.escape(str(root))} also holds {re.escape(named)}, expected only a drawn data set$"
+    with pytest.raises(UserError, match=message):
+        generate(root, pedestrians, workers=1)
+    monkeypatch.setattr(store, "GENERATOR_VERSION", store.GENERATOR_VERSION + 1)
+    with pytest.raises(UserError, match=message):
+        draw_once(root, pedestrians)
+    assert _files(root) == before
 
 
 def test_other_files_are_never_replaced(tmp_path):
@@ -100,7 +131,7 @@ def test_what_breaks_off_leaves_nothing_half_made(tmp_path, monkeypatch, error, 
     monkeypatch.setattr(SyntheticPedestrians, "draw", break_off)
     with pytest.raises(error):
         generate(root, pedestrians, workers=1)
-    assert [path.name for path in tmp_path.iterdir()] == (["set"] if existing else [])
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".set.lock", *["set"] * existing]
     assert not existing or _files(root) == {"synthetic.json": b"{}"}
 
 
@@ -120,12 +151,13 @@ def test_what_was_drawn_of_other_arguments_or_in_another_layout_is_kept(tmp_path
 def test_what_an_earlier_generator_drew_is_replaced(tmp_path, monkeypatch):
     root, pedestrians = tmp_path / "set", SyntheticPedestrians(**TINY)
     draw_once(root, pedestrians)
-    (root / "leftover.jpg").write_bytes(b"")
+    leftover = root / "query" / "leftover.jpg"
+    leftover.write_bytes(b"")
     draw_once(root, pedestrians)
-    assert (root / "leftover.jpg").exists()
+    assert leftover.exists()
     monkeypatch.setattr(store, "GENERATOR_VERSION", store.GENERATOR_VERSION + 1)
     draw_once(root, pedestrians)
-    assert not (root / "leftover.jpg").exists()
+    assert not leftover.exists()
     assert is_current(root, pedestrians)
 
 
@@ -149,6 +181,29 @@ def test_two_that_start_at_once_draw_once(tmp_path):
     said = sorted(process.communicate(timeout=120)[0].split() for process in processes)
     count = str(len(SyntheticPedestrians(**TINY)))
     assert said == [[count], ["draws", count]]
+
+
+def test_who_draws_waits_for_another_who_draws_there(tmp_path, monkeypatch):
+    order, begun, waits = [], threading.Event(), threading.Event()
+    write = store.write_layout
+
+    def slow(layout, root, images):
+        order.append("begins")
+        begun.set()
+        waits.wait(0.5)
+        write(layout, root, images)
+        order.append("ends")
+
+    monkeypatch.setattr(store, "write_layout", slow)
+    root, pedestrians = tmp_path / "set", SyntheticPedestrians(**TINY)
+    thread = threading.Thread(target=generate, args=(root, pedestrians, "market1501", 1), daemon=True)
+    thread.start()
+    assert begun.wait(30)
+    generate(root, pedestrians, workers=1)
+    thread.join()
+    draw_once(root, pedestrians)
+    assert order == ["begins", "ends"] * 2
+    assert is_current(root, pedestrians)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="sends POSIX signals")
@@ -181,7 +236,7 @@ def test_stopping_the_command_line_leaves_nothing(tmp_path, number):
         raise
     assert process.returncode == (130 if number == signal.SIGINT else -number)
     assert "Traceback" not in stderr
-    assert number == signal.SIGKILL or list(tmp_path.iterdir()) == []
+    assert number == signal.SIGKILL or [path.name for path in tmp_path.iterdir()] == [".set.lock"]
 
 
 def test_a_killed_worker_is_one_line(tmp_path, monkeypatch):
@@ -196,7 +251,7 @@ def test_a_killed_worker_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(SyntheticPedestrians, "draw", die)
     with pytest.raises(UserError, match="a process that draws synthetic images was killed"):
         generate(tmp_path / "set", SyntheticPedestrians(**TINY), workers=2)
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == [".set.lock"]
 
 
 def call(*arguments):

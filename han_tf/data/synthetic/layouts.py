@@ -193,3 +193,14 @@ LAYOUTS: dict[str, Callable[[Path, Iterable[LabelledImage]], None]] = {
     "csv": _write_csv,
 }
 """Layout name -> writer."""
+
+WRITTEN = frozenset(
+    [
+        *(*_FOLDERS.values(), "train", "test", "images", "detected", "labeled", FILE_NAME, "cuhk-03.mat"),
+        *(f"list_{subset}.txt" for subset in ("train", "val", "query", "gallery")),
+        *(f"cuhk03_new_protocol_config_{split}.mat" for split in ("detected", "labeled")),
+        *(f"images_{split}{end}" for split in cuhk03.SPLITS for end in ("", ".partial")),
+        *(f".images_{split}.lock" for split in cuhk03.SPLITS),
+    ]
+)
+"""Names in a data set's folder that the writers give, or CUHK03's reader."""

@@ -12,9 +12,9 @@ from han_tf.common.errors import UserError
 from han_tf.common.files import check_no_file, locked, write_json, writing
 from han_tf.common.processes import usable_cores
 from han_tf.common.progress import progress_bar
-from han_tf.data.folders import PathLike
+from han_tf.data.folders import PathLike, is_image, is_litter
 from han_tf.data.synthetic.generator import GENERATOR_VERSION, SyntheticPedestrians
-from han_tf.data.synthetic.layouts import write_layout
+from han_tf.data.synthetic.layouts import WRITTEN, write_layout
 
 DESCRIPTION = "synthetic.json"
 """File in the data set's folder with its arguments, layout and generator version."""
@@ -26,9 +26,9 @@ def generate(
     """Draws a data set and writes it to the folder ``root``, with a progress bar.
 
     The images go to a folder beside ``root`` that is renamed at the end, so an interrupted run leaves ``root`` as it
-    was. An earlier synthetic data set in ``root`` is replaced. ``layout`` is a key of
-    :data:`han_tf.data.synthetic.LAYOUTS`, ``workers`` the number of processes that draw, at least 1; that of the cores
-    if None.
+    was. An earlier synthetic data set in ``root`` is replaced. Concurrent calls wait for each other. ``layout`` is
+    a key of :data:`han_tf.data.synthetic.LAYOUTS`, ``workers`` the number of processes that draw, at least 1; that of
+    the cores if None.
 
     Raises:
       UserError: ``root`` holds other files, the layout is unknown, ``workers`` is below 1 or a file cannot be written.
@@ -36,6 +36,13 @@ def generate(
     root = Path(root).absolute()
     if workers is not None and workers < 1:
         raise UserError(f"workers is {workers}, expected at least 1")
+    check_no_file(root)
+    with locked(_lock_of(root)):
+        _generate(root, pedestrians, layout, workers)
+
+
+def _generate(root: Path, pedestrians: SyntheticPedestrians, layout: str, workers: Optional[int]) -> None:
+    """Does what :func:`generate` says; the caller holds the lock."""
     _check_replaceable(root)
     unfinished = root.with_name(f".{root.name}.{secrets.token_hex(8)}.unfinished")
     try:
@@ -53,7 +60,7 @@ def generate(
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def draw_once(root: PathLike, pedestrians: SyntheticPedestrians) -> None:
+def draw_once(root: PathLike, pedestrians: SyntheticPedestrians, workers: Optional[int] = None) -> None:
     """Draws a data set in Market-1501's layout as :func:`generate` does, unless ``root`` holds it.
 
     Of concurrent calls one draws and the others wait. A data set that another version of the generator drew from the
@@ -65,7 +72,7 @@ def draw_once(root: PathLike, pedestrians: SyntheticPedestrians) -> None:
     root = Path(root).absolute()
     if is_current(root, pedestrians):
         return
-    with locked(root.with_name(f".{root.name}.lock")):
+    with locked(_lock_of(root)):
         if is_current(root, pedestrians):
             return
         if (root / DESCRIPTION).exists():
@@ -77,12 +84,16 @@ def draw_once(root: PathLike, pedestrians: SyntheticPedestrians) -> None:
                 )
         for left in root.parent.glob(f".{glob.escape(root.name)}.*.unfinished"):  # by a process that was killed
             shutil.rmtree(left, ignore_errors=True)
-        generate(root, pedestrians)
+        _generate(root, pedestrians, "market1501", workers)
 
 
 def is_current(root: PathLike, pedestrians: SyntheticPedestrians, layout: str = "market1501") -> bool:
     """Returns whether the description in ``root`` is the one that :func:`generate` would write."""
     return _read_description(Path(root)) == _description(pedestrians, layout)
+
+
+def _lock_of(root: Path) -> Path:
+    return root.with_name(f".{root.name}.lock")
 
 
 def _description(pedestrians: SyntheticPedestrians, layout: str = "market1501") -> dict[str, Any]:
@@ -97,9 +108,18 @@ def _read_description(root: Path) -> Optional[Any]:
 
 
 def _check_replaceable(root: Path) -> None:
-    """Raises UserError if ``root`` is a file or link, or a folder with files but not a synthetic data set."""
+    """Raises UserError if ``root`` is a file or link, or a folder with files that are not of a synthetic data set."""
     check_no_file(root)
-    if root.is_dir() and any(root.iterdir()) and not (root / DESCRIPTION).is_file():
+    if not root.is_dir() or not any(root.iterdir()):
+        return
+    if not (root / DESCRIPTION).is_file():
         raise UserError(
             f"{root} holds files but no {DESCRIPTION}, expected an earlier synthetic data set, an empty folder or none"
         )
+    for path in sorted(root.rglob("*")):
+        if path.parent == root:
+            drawn = path.name in (DESCRIPTION, *WRITTEN)
+        else:
+            drawn = path.is_dir() or is_image(path.name) or is_litter(path.name)
+        if not drawn:
+            raise UserError(f"{root} also holds {path.relative_to(root)}, expected only a drawn data set")
