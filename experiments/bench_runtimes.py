@@ -20,6 +20,7 @@ from experiments.results import Result
 from han_tf.common import cli as command_line
 from han_tf.common.errors import UserError
 from han_tf.common.files import temporary_folder
+from han_tf.data import canonical_split
 from han_tf.runs.card import CARD, read_card
 from han_tf.runs.folder import find_run
 from han_tf.weights import output_folder, resolve
@@ -105,7 +106,8 @@ def bars(rows: list[dict[str, Any]], product: float, measured: dict[str, float])
 
 def main(values: command_line.Flags) -> None:
     """Measures as the flags say."""
-    run_dir = Path(values.model or find_run(values.runs_dir, values.dataset or None, values.split or None))
+    split = canonical_split(values.dataset, values.split)
+    run_dir = Path(values.model or find_run(values.runs_dir, values.dataset or None, split or None))
     folders = exports_of(run_dir, Path(values.exports or output_folder(resolve(run_dir), values.runs_dir) / "exports"))
     before = product_flops()
     rows = []

@@ -27,7 +27,7 @@ from han_tf import __version__
 from han_tf.common import cli as command_line
 from han_tf.common.errors import UserError
 from han_tf.common.files import locked, temporary_folder, write_json, writing
-from han_tf.data import Record, ReIDDataset, load_dataset
+from han_tf.data import Record, ReIDDataset, canonical_split, load_dataset
 from han_tf.deploy.exporters import FLOAT32, FORMATS, INT8, PRECISIONS, check_supported
 from han_tf.runs import environment
 from han_tf.runs.card import CARD, read_card, verify_files
@@ -70,7 +70,8 @@ FLAGS.boolean("accuracy", True, "Compare rank-1 and mAP, too.")
 def main(values: command_line.Flags) -> None:
     """Exports as the flags say."""
     pairs = _pairs(values.format, values.precision)
-    run_dir = resolve(values.model or find_run(values.runs_dir, values.dataset or None, values.split or None))
+    split = canonical_split(values.dataset, values.split)
+    run_dir = resolve(values.model or find_run(values.runs_dir, values.dataset or None, split or None))
     config = read_config(run_dir)
     input_size = (config["input_height"], config["input_width"])
     dataset = _dataset(values, config)

@@ -18,7 +18,7 @@ from han_tf.common import cli as command_line
 from han_tf.common.errors import UserError
 from han_tf.common.files import locked, write_json
 from han_tf.common.run_files import CONFIG, METRICS
-from han_tf.data import Record, ReIDDataset, load_dataset
+from han_tf.data import Record, ReIDDataset, load_dataset, only_tested
 from han_tf.data.records import check_training
 from han_tf.runs import environment
 from han_tf.runs.folder import create_network
@@ -161,6 +161,8 @@ def baseline_rows(config: TrainConfig, dataset: ReIDDataset) -> list[dict[str, A
 def main(values: command_line.Flags) -> None:
     """Trains as the flags say."""
     config = config_of(values)
+    if tested := only_tested(config.dataset):
+        raise UserError(f"--dataset {tested[0]} is for evaluation only, expected a data set with training images")
     dataset = load_dataset(config.dataset, config.data_dir or None, config.split)
     config = dataclasses.replace(config, dataset=dataset.name, split=dataset.split)
     for part in dataset.separate():

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from han_tf.common import cli as command_line
 from han_tf.common.errors import UserError
-from han_tf.data import JUNK_PID, Record, load_dataset
+from han_tf.data import JUNK_PID, Record, canonical_split, load_dataset
 from han_tf.runs.folder import CHECKPOINTS, LoadedRun, data_of, find_run, load_run
 from han_tf.weights import output_folder
 
@@ -103,9 +103,10 @@ def main(values: command_line.Flags) -> None:
             f"--ranked with image {values.positional[0]}: only for the data set's own queries is it known "
             "who is right, expected no images"
         )
-    run = load_run(
-        values.model or find_run(values.runs_dir, values.dataset or None, values.split or None), values.checkpoint
-    )
+    if values.positional:
+        _check_image_flags(values)
+    split = canonical_split(values.dataset, values.split)
+    run = load_run(values.model or find_run(values.runs_dir, values.dataset or None, split or None), values.checkpoint)
     print(f"network: {run.checkpoint}")
     out = Path(values.output) if values.output else output_folder(run.run_dir, values.runs_dir)
 
@@ -113,8 +114,7 @@ def main(values: command_line.Flags) -> None:
         records = tuple(Record(path, JUNK_PID, 0) for path in values.positional)
     else:
         own = data_of(run.config, values.dataset)
-        data_dir, split = values.data_dir or own.data_dir or None, values.split or own.split
-        dataset = load_dataset(own.name, data_dir, split).separate()[0]
+        dataset = load_dataset(own.name, values.data_dir or own.data_dir or None, split or own.split).separate()[0]
         for sentence in dataset.notes + dataset.differences:
             print(f"note: {dataset.name}: {sentence}")
         records = spread(dataset.query, values.queries)
@@ -140,6 +140,17 @@ def main(values: command_line.Flags) -> None:
         _save(out / "ranked.png", ranked_sheet(lists, CELL_SIZE, title))
 
 
+def _check_image_flags(values: command_line.Flags) -> None:
+    """Raises UsageError if a flag is given that means nothing with images on the command line."""
+    of_data = ("dataset", "split") if values.model else ()  # without --model they choose the run
+    for flag in ("queries", "data_dir", *of_data):
+        if values[flag].present:
+            beside = f"--model {values.model} and " if flag in of_data else ""
+            raise command_line.UsageError(
+                f"--{flag} {values[flag].value} means nothing with {beside}image {values.positional[0]}"
+            )
+
+
 def _features(values: command_line.Flags, run: LoadedRun, subset: str, records: Sequence[Record]) -> FeatureSet:
     """Returns the features of ``records``: saved ones if ``--features`` is given, otherwise the network's."""
     if not values.features:
@@ -152,6 +163,11 @@ def _features(values: command_line.Flags, run: LoadedRun, subset: str, records: 
         )
     path = Path(values.features) / f"{subset}.npz"
     saved = load_features(path)
+    if saved.features.shape[1] != run.model.feature_dim:
+        raise UserError(
+            f"{path}: features have dimension {saved.features.shape[1]}, expected {run.model.feature_dim} as those of "
+            f"{run.run_dir}"
+        )
     rows = {image: row for row, image in enumerate(saved.paths)}
     missing = [record.path for record in records if record.path not in rows]
     if missing:

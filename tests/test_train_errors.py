@@ -76,6 +76,7 @@ def test_data_sets(check, tmp_path, tiny_data):
         "cuhk03 has no split 'other', expected one of detected, labelled",
     )
     check(["--dataset=dukemtmc", f"--data_dir={tiny_data / 'query'}"], f"{tiny_data}/query: no bounding_box_train")
+    check(["--dataset=market1501,occluded_reid"], "--dataset occluded_reid is for evaluation only, expected a data set")
     (tmp_path / "file").touch()
     check(["--dataset=msmt17", f"--data_dir={tmp_path / 'file'}"], f"{tmp_path}/file: a file, expected the data set")
 

@@ -166,6 +166,17 @@ def test_saved_features_are_used(folders, features, tmp_path, capsys):
     ]
 
 
+def test_saved_features_of_another_network_are_refused(folders, features, tmp_path, capsys):
+    runs, _ = folders
+    _, _, queries, gallery = features
+    for name, subset in (("query", queries), ("gallery", gallery)):
+        save_features(tmp_path / f"{name}.npz", subset._replace(features=subset.features[:, :48]))
+    assert run("--run", runs / "tiny", "--output", tmp_path, "--features", tmp_path, "--ranked") == 1
+    expected = f"error: {tmp_path / 'query.npz'}: features have dimension 48, expected 64 as those of {runs / 'tiny'}\n"
+    assert capsys.readouterr().err.endswith(expected)
+    assert not (tmp_path / "ranked.png").exists()
+
+
 def test_pictures_go_to_the_run_by_default(folders):
     runs, _ = folders
     assert run("--run", runs / "tiny", "--queries", 3) == 0
@@ -197,6 +208,18 @@ def test_images_of_ones_own_of_any_size(folders, tmp_path):
         (["--run", "nowhere"], "error: nowhere: no such folder, expected that of a training run, or one of han_"),
         (["--dataset", "msmt17"], "error: no msmt17 run"),
         (["--split", "detected"], "error: no detected run"),
+        (["--dataset", "cuhk03", "--split", "labeled"], "error: no cuhk03 labelled run"),
+        (["--queries", "8", "some.jpg"], "usage error: --queries 8 means nothing with image some.jpg"),
+        (["--data_dir", "x", "some.jpg"], "usage error: --data_dir x means nothing with image some.jpg"),
+        (
+            ["--model", "m", "--dataset", "msmt17", "some.jpg"],
+            "usage error: --dataset msmt17 means nothing with --model m and image some.jpg",
+        ),
+        (
+            ["--run", "m", "--split", "new", "some.jpg"],
+            "usage error: --split new means nothing with --model m and image some.jpg",
+        ),
+        (["--dataset", "msmt17", "some.jpg"], "error: no msmt17 run"),
         (["--ranked", "--features", "nowhere"], "error: nowhere/query.npz: No such file"),
         (["--data_dir", "nowhere"], "error: nowhere"),
     ],

@@ -31,8 +31,10 @@ __all__ = [
     "DatasetEntry",
     "ReIDDataset",
     "Record",
+    "canonical_split",
     "check_protocol",
     "load_dataset",
+    "only_tested",
 ]
 
 
@@ -49,6 +51,7 @@ class DatasetEntry:
     description: str  # one line
     splits: tuple[str, ...] = ("",)  # the protocol's variants, the default first
     multi_query: bool = False  # whether it has images for multi-query evaluation
+    training: bool = True  # whether it has training images
     spellings: Mapping[str, str] = field(default_factory=dict)  # other spellings of a split -> its name in splits
 
 
@@ -73,11 +76,40 @@ DATASETS: dict[str, DatasetEntry] = {
         read_msmt17, "datasets/msmt17", "MSMT17 V1 or V2: 4,101 people, 15 cameras", splits=("", "trainval")
     ),
     "occluded_reid": DatasetEntry(
-        read_occluded_reid, "datasets/occluded_reid", "Occluded-REID: 200 people, occluded and whole; evaluation only"
+        read_occluded_reid,
+        "datasets/occluded_reid",
+        "Occluded-REID: 200 people, occluded and whole; evaluation only",
+        training=False,
     ),
     "csv": DatasetEntry(read_csv, "datasets/own", "your own data, described by a CSV file", multi_query=True),
 }
 """Every data set by its name."""
+
+
+def only_tested(dataset: str) -> list[str]:
+    """Returns those names in a list of data sets, separated by commas, whose data sets have no training images."""
+    names = [part.name for part in named_datasets(dataset)]
+    return [name for name in names if name in DATASETS and not DATASETS[name].training]
+
+
+def canonical_split(dataset: str, split: str) -> str:
+    """Returns a split as the registry spells it: ``labelled`` for CUHK03's ``labeled``; an unknown one as it is.
+
+    Args:
+      dataset: name of the data set; ``""`` for any. Of several, separated by commas, ``split`` has the splits.
+      split: in any spelling; ``""`` for the default one.
+
+    Raises:
+      UserError: of several data sets, the number of splits differs from that of the names.
+    """
+    if not split:
+        return ""
+    return ",".join(_canonical(part.name, part.split) for part in named_datasets(dataset, split=split))
+
+
+def _canonical(dataset: str, split: str) -> str:
+    entries = [entry for name, entry in DATASETS.items() if dataset in ("", name)]
+    return next((entry.spellings[split] for entry in entries if split in entry.spellings), split)
 
 
 def load_dataset(name: str, data_dir: Optional[PathLike] = None, split: str = "") -> ReIDDataset:
@@ -103,7 +135,7 @@ def _load_dataset(name: str, data_dir: Optional[PathLike], split: str) -> ReIDDa
     if name not in DATASETS:
         raise UserError(f"unknown dataset {name!r}, expected one of {', '.join(DATASETS)}")
     entry = DATASETS[name]
-    split = entry.spellings.get(split, split) or entry.splits[0]
+    split = _canonical(name, split) or entry.splits[0]
     if split not in entry.splits:
         known = ", ".join(filter(None, entry.splits))
         raise UserError(f"{name} has no split {split!r}, expected {f'one of {known}' if known else 'none'}")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Optional, Union
 from han_tf.common.errors import UserError
 from han_tf.common.files import exists, read_json
 from han_tf.common.run_files import CONFIG, ENVIRONMENT
+from han_tf.data import only_tested
 from han_tf.data.joined import NamedDataset, named_datasets
 from han_tf.models import create_model, switched_off
 from han_tf.weights import ABOUT, ARRAYS, is_stored, read_about, read_arrays, resolve, shipped_names
@@ -86,6 +87,11 @@ def find_run(runs_dir: Union[str, os.PathLike], dataset: Optional[str] = None, s
             found.append((max(state.stat().st_mtime_ns for state in states), run_dir))
     if not found:
         what = " ".join(word for word in (dataset, split) if word)
+        if tested := only_tested(dataset or ""):
+            raise UserError(
+                f"no {what} run with a checkpoint in {runs_dir}, since {tested[0]} has no training images: "
+                "expected --model, such as --model han_small-market1501"
+            )
         train = "make train" + (f" DATASET={dataset}" if dataset else "") + (f" SPLIT={split}" if split else "")
         raise UserError(f"no {what + ' ' if what else ''}run with a checkpoint in {runs_dir}: {train} makes one")
     return max(found)[1]

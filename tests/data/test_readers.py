@@ -19,12 +19,14 @@ from han_tf.data import (
     DATASETS,
     Record,
     ReIDDataset,
+    canonical_split,
     check_protocol,
     cuhk03,
     dukemtmc,
     load_dataset,
     market1501,
     msmt17,
+    only_tested,
 )
 from han_tf.data.counts import Counts, count, differences
 from han_tf.data.folders import SUFFIXES, image_stem
@@ -336,6 +338,12 @@ def test_occluded_reid_may_lie_flat_and_refuses_a_wrong_folder_or_name(tmp_path)
         load_dataset("occluded_reid", tmp_path)
 
 
+def test_sets_that_are_for_evaluation_only_are_known():
+    assert [name for name, entry in DATASETS.items() if not entry.training] == ["occluded_reid"]
+    assert only_tested("market1501,occluded_reid") == ["occluded_reid"]
+    assert only_tested("market1501") == only_tested("") == only_tested("unknown") == []
+
+
 # --- MSMT17 --------------------------------------------------------------------------------------
 
 
@@ -497,6 +505,24 @@ def test_cuhk03_original(tmp_path, inner):
         f"{name}.png" for name in sorted(_CUHK03_IMAGES)
     ]
     assert "train: 4 images, published 7,365" in dataset.differences
+
+
+@pytest.mark.parametrize(
+    ("dataset", "split", "canonical"),
+    [
+        ("cuhk03", "labeled", "labelled"),
+        ("cuhk03", "detected", "detected"),
+        ("", "labeled", "labelled"),
+        ("cuhk03", "", ""),
+        ("cuhk03", "other", "other"),
+        ("msmt17", "labeled", "labeled"),
+        ("unknown", "labeled", "labeled"),
+        ("market1501,cuhk03", ",labeled", ",labelled"),
+        ("market1501,cuhk03", "", ""),
+    ],
+)
+def test_splits_by_the_name_of_the_registry(dataset, split, canonical):
+    assert canonical_split(dataset, split) == canonical
 
 
 @pytest.mark.parametrize("split", ["labelled", "labeled"])

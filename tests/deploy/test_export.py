@@ -547,3 +547,8 @@ def test_a_run_that_was_trained_further_is_exported_again(changing, exported, ca
     assert line in capsys.readouterr().out
     assert read_card(earlier).checksum != before.checksum
     assert names(folder / "exports") == [export.TABLE, earlier.name]
+
+
+def test_splits_may_be_spelt_as_in_the_files(tmp_path, capsys):
+    assert command("--runs_dir", tmp_path, "--dataset", "cuhk03", "--split", "labeled") == 1
+    assert capsys.readouterr().err.startswith("error: no cuhk03 labelled run with a checkpoint in ")

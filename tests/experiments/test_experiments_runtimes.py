@@ -80,3 +80,9 @@ def test_exports_of_a_network_of_the_package_are_looked_for_where_they_are_writt
     arguments = ["bench_runtimes", "--model=han_small-synthetic"]
     assert run(bench_runtimes.main, bench_runtimes.FLAGS, bench_runtimes.__doc__, arguments) == 1
     assert capsys.readouterr().err.startswith("error: runs/han_small-synthetic/exports: no models of this run, ")
+
+
+def test_splits_may_be_spelt_as_in_the_files(tmp_path, capsys):
+    arguments = ["bench_runtimes", "--dataset=cuhk03", "--split=labeled", f"--runs_dir={tmp_path}"]
+    assert run(bench_runtimes.main, bench_runtimes.FLAGS, bench_runtimes.__doc__, arguments) == 1
+    assert capsys.readouterr().err.startswith("error: no cuhk03 labelled run with a checkpoint in ")

@@ -107,6 +107,12 @@ class TestFindRun:
         assert message_of(open_runtime, path) == line
         assert message_of(is_stored, path).startswith(f"{path}/")
 
+    @pytest.mark.parametrize("dataset", ["occluded_reid", "market1501,occluded_reid"])
+    def test_no_run_is_trained_on_a_set_for_evaluation_only(self, folder, dataset):
+        expected = f"no {dataset} run with a checkpoint in {folder}, since occluded_reid has no training images: "
+        expected += "expected --model, such as --model han_small-market1501"
+        assert message_of(find_run, folder, dataset) == expected
+
     @pytest.mark.parametrize("name", ["nowhere", "file"])
     def test_no_folder_of_runs(self, folder, name):
         expected = f"no run with a checkpoint in {folder / name}: make train makes one"
