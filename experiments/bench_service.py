@@ -42,7 +42,7 @@ MIX = {"search": 60, "search_by_id": 15, "embed": 10, "image": 5, "add": 6, "del
 
 PICTURES = 64
 CAMERAS = 1000
-WARM_UP_SECONDS = 5
+WARM_UP_SECONDS, STOP_SECONDS = 5, 60
 FLAGS = new_flags()
 FLAGS.group("model")
 FLAGS.string("model", "han_small-synthetic", "Run or model to serve.")
@@ -183,11 +183,15 @@ def main(values: command_line.Flags) -> None:
                 raise UserError(f"the service did not start, it said: {' '.join(lines) or 'nothing'}")
             load, address = Load(values.gallery), (match[1], int(match[2]))
             load.run(*address, values.clients, WARM_UP_SECONDS)
+            statuses = {status for _, status in load.seconds}
             load.seconds.clear()
             with watched_memory(process.pid, every=1) as memory:
                 load.run(*address, values.clients, values.seconds)
             process.send_signal(signal.SIGTERM)
-            stopped = process.wait(60)
+            try:
+                stopped = process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired as error:
+                raise UserError(f"the service still runs {STOP_SECONDS} s after SIGTERM, expected it to end") from error
         finally:
             process.kill()
             process.stdout.close()
@@ -200,7 +204,8 @@ def main(values: command_line.Flags) -> None:
     for figure in figures:
         print(json.dumps(figure))
     write_figures(values.output, "service_bench", figures=figures)
-    bad = {status for _, status in load.seconds if status >= 300 and status != 503}
+    statuses.update(status for _, status in load.seconds)
+    bad = {status for status in statuses if status >= 300 and status != 503}
     if bad or load.broken or not 0 <= more <= len(load.unsure) or stopped != -signal.SIGTERM:
         raise UserError(
             f"answered with {sorted(bad)}, {load.broken} broken connections, {more} entries too many, exit {stopped}; "

@@ -16,6 +16,12 @@ class TrainingData(NamedTuple):
     multi_query: bool
 
 
+def drawn_data(pedestrians: SyntheticPedestrians) -> TrainingData:
+    """Returns the counts of a drawn data set, which need not be drawn yet."""
+    subsets = [frame.subset for frame in pedestrians.frames()]
+    return TrainingData(subsets.count("train"), "multi_query" in subsets)
+
+
 def training_data(dataset: str, split: str, data_dir: str) -> TrainingData:
     """Returns the counts of a data set; the embedded one need not be drawn.
 
@@ -23,8 +29,7 @@ def training_data(dataset: str, split: str, data_dir: str) -> TrainingData:
       UserError: the data set is missing; the message says how to get it.
     """
     if dataset == "synthetic":
-        subsets = [frame.subset for frame in SyntheticPedestrians().frames()]
-        return TrainingData(subsets.count("train"), "multi_query" in subsets)
+        return drawn_data(SyntheticPedestrians())
     try:
         found = load_dataset(dataset, data_dir or None, split)
     except UserError as error:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
 from experiments.plan import Training, network_of, networks_by_name
-from experiments.results import Result
+from experiments.results import Result, settings_of
 
 PROGRAM_MB = 1200
 """Memory of TensorFlow, the program, and the features and images of the evaluations between epochs."""
@@ -29,8 +29,9 @@ def needs(training: Training, images: int, results: Sequence[Result], here: Mapp
     """Estimates what ``training`` on that many images needs, from earlier results.
 
     The time comes from the latest training of the same network at the same size, or else from another network's, scaled
-    by multiply-adds; trainings on the machine ``here`` are preferred. Memory is that of an earlier training of the same
-    network and batch size, or at least the estimate from the number of elements that the convolutions put out.
+    by multiply-adds. Preferred are trainings in the same precision, then those without frozen epochs, then those that
+    tables may show, then those on the machine ``here``. Memory is that of an earlier training of the same network and
+    batch size, or at least the estimate from the number of elements that the convolutions put out.
     """
     config, costs = training.config, networks_by_name(results)
     mine = network_of(config.to_dict())
@@ -48,13 +49,16 @@ def needs(training: Training, images: int, results: Sequence[Result], here: Mapp
     for result in (result for result in results if result["kind"] == "training"):
         network, on_this_machine = network_of(result["settings"]), result.get("machine") == here
         same = network == mine
-        preference = (on_this_machine, same, result.get("date") or "")
+        settings = settings_of(result["settings"])
+        alike = (settings["precision"] == config.precision, not settings["freeze_epochs"], "apart" not in result)
+        preference = (*alike, on_this_machine, same, result.get("date") or "")
         usable = result.get("images_per_second") and (same or (cost and network in costs))
         if usable and (preferred is None or preference > preferred):
             preferred = preference
             scale = 1.0 if same else cost["macs"] / costs[network]["macs"]
             seconds = images * config.epochs / result["images_per_second"] * scale
             how = f"{'as' if same else 'scaled from'} {result.name}" + ("" if on_this_machine else ", another machine")
+            how += "" if alike[0] else f", in {settings['precision']}"
         if same and result["settings"]["batch_size"] == config.batch_size and result.get("peak_mb"):
             memory = max(memory or 0, result["peak_mb"])
     return Need(seconds, memory, disk, how)

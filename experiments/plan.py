@@ -1,5 +1,6 @@
 """Plans: the trainings that experiments need, each once, and the other measurements."""
 
+import csv
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from typing import Any, NamedTuple, Optional
 from experiments.results import Result, identity, score, shown_trainings
 from experiments.schema import METRICS, Column, Experiment, Row
 from han_tf.common.errors import UserError
-from han_tf.training.config import DEFAULTS, RECIPES, TrainConfig
+from han_tf.training.config import CROSS_ENTROPY, DEFAULTS, RECIPES, TrainConfig
 
 TINY = {
     "train_identities": 8,
@@ -149,6 +150,13 @@ def selected_rows(experiment: Experiment, scale: str, words: Sequence[str] = ())
     return [row for row in rows if row in chosen]
 
 
+def _words(text: str, experiments: Iterable[Experiment]) -> list[str]:
+    """Returns ``text`` if it is in the name of a row, otherwise its parts between commas, which may be in quotes."""
+    if any(selected_rows(experiment, "full", [text]) for experiment in experiments):
+        return [text]
+    return next(csv.reader([text], skipinitialspace=True), [])
+
+
 @dataclass
 class Plan:
     """Everything that some experiments need, each thing once.
@@ -179,7 +187,7 @@ def make_plan(
       experiments, scale: the tables and figures, and a key of :data:`SCALES`.
       datasets, split: see :func:`shown_columns`.
       seeds: one training each.
-      rows: words of :func:`selected_rows`.
+      rows: words of :func:`selected_rows`; one that matches no row is a list of words, separated by commas.
       model: the network in place of an ablation's; ``""`` for none.
       overrides: settings that override the rows' and the scale's; ``recipe`` those of the recipe that they leave open.
 
@@ -188,6 +196,7 @@ def make_plan(
         compares networks, or is of another family than the experiment's.
     """
     plan = Plan()
+    rows = [word for text in rows for word in _words(text, experiments)]
     for word in rows:
         if not any(selected_rows(table, scale, [word]) for table in experiments):
             known = dict.fromkeys(row.name for table in experiments for row in selected_rows(table, scale))
@@ -209,6 +218,8 @@ def make_plan(
         columns = shown_columns(experiment, scale, datasets, split)
         for row, column in product(chosen, columns.values()):
             settings = {**settings_for(row, column, scale, model), **overrides}
+            if CROSS_ENTROPY not in settings.get("loss", DEFAULTS["loss"]):
+                settings["label_smoothing"] = 0.0  # whatever the recipe says
             config = TrainConfig.of_recipe(settings.pop("recipe", DEFAULTS["recipe"]), **settings)
             if experiment.flops:
                 network = network_of(config.to_dict())

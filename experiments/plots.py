@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from experiments.plan import family, network_of, networks_by_name
 from experiments.results import Result
 from experiments.schema import METRICS, load
-from experiments.tables import Group
+from experiments.tables import Group, size_in_words
 from han_tf.metrics.plots import save_figure
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#882255", "#999933", "#000000")
@@ -99,8 +99,9 @@ def cost_effectiveness(group: Group, results: Sequence[Result]) -> Figure:
                 _point(by_cost, cost["macs"], *point)
                 if "images_per_second" in cost:
                     _point(by_speed, cost["images_per_second"], *point)
+        size = size_in_words(group.input_size)
         by_cost.set(
-            xscale="log", xlabel="multiply-adds per image at 160×64; quoted: as published, at their own input sizes"
+            xscale="log", xlabel=f"multiply-adds per image at {size}; quoted: as published, at their own input sizes"
         )
         by_speed.set(xlabel="images per second, measured here")
         for axes in (by_cost, by_speed):

@@ -14,25 +14,35 @@ import contextlib
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 from tqdm import tqdm
 
 from experiments import schema, tables
-from experiments.counts import TrainingData, count, training_data
+from experiments.counts import TrainingData, count, drawn_data, training_data
 from experiments.launch import in_child, in_process
 from experiments.measuring import check_names
 from experiments.needs import Need, duration, free_disk_mb, needs, size
 from experiments.plan import SCALES, TINY, Plan, Training, make_plan, network_of, scale_of
-from experiments.results import RESULTS, Result, check_replaceable, flags_of, identity, load_results, training_result
+from experiments.results import (
+    EXPECTED,
+    RESULTS,
+    Result,
+    check_replaceable,
+    flags_of,
+    identity,
+    load_results,
+    training_result,
+)
 from han_tf.common import cli as command_line
 from han_tf.common.errors import UserError
 from han_tf.common.files import atomic_open, locked, read_json, write_json
 from han_tf.common.processes import free_memory_mb
 from han_tf.common.progress import progress_bar
 from han_tf.common.run_files import CONFIG, EVALUATION, HISTORY, METRICS
-from han_tf.data import DATASETS
-from han_tf.data.synthetic import SyntheticPedestrians, generate, is_current
+from han_tf.data import DATASETS, canonical_split
+from han_tf.data.synthetic import SyntheticPedestrians, draw_once
 from han_tf.models import MODELS
 from han_tf.runs.environment import machine
 from han_tf.training.config import RECIPES
@@ -55,7 +65,11 @@ FLAGS.enum("recipe", None, list(RECIPES), "Recipe of the trainings; tables name 
 FLAGS.real("weight_decay", None, "Weight decay, instead of the recipe's; tables name it.", 0)
 FLAGS.integer("input_height", None, "Image height, pixels, instead of the scale's.", 32)
 FLAGS.integer("input_width", None, "Image width, pixels.", 32)
-FLAGS.strings("rows", [], "Rows to run: names or parts of names.")
+FLAGS.repeated(
+    "rows",
+    [],
+    "Row to run: its name or a part of it; repeat it for several. A text with commas that is in no name is a list.",
+)
 FLAGS.enum("arch", "", ["", *MODELS], "Network instead of an ablation's (Tables 8 to 11), e.g. han_small.")
 FLAGS.old_name("model", "arch")
 FLAGS.group("data")
@@ -101,22 +115,22 @@ class Runner:
         trainings = self.plan.trainings.values()
         return [t for t in trainings if t.result(results) is None or (t.sheet and not self._sheets(t)[1].exists())]
 
-    def find_data(self) -> None:
+    def find_data(self, draw: bool = True) -> None:
         """Counts the training images of every data set that is needed; at the smoke scale draws the tiny set first.
 
-        For a data set without several images of a query, multi-query results are not wanted.
+        For a data set without several images of a query, multi-query results are not wanted. Unless ``draw``, the tiny
+        set is only counted.
 
         Raises:
-          UserError: a data set is missing.
+          UserError: a data set is missing, or the folder of the tiny set holds something else.
         """
-        if self.scale == "smoke":
-            pedestrians = SyntheticPedestrians(**TINY)
-            if not is_current(self.data_dir, pedestrians):
-                generate(self.data_dir, pedestrians, workers=1)
+        tiny = SyntheticPedestrians(**TINY) if self.scale == "smoke" else None
+        if tiny and draw:
+            draw_once(self.data_dir, tiny, workers=1)
         for training in self.left(self.results()):
             key = (training.config.dataset, training.config.split)
             if key not in self.data:
-                self.data[key] = training_data(*key, self.data_dir)
+                self.data[key] = drawn_data(tiny) if tiny else training_data(*key, self.data_dir)
                 if not self.data[key].multi_query:
                     print(f"note: {' '.join(filter(None, key))} has no multi-query images here, so no results for them")
             if not self.data[key].multi_query:
@@ -192,7 +206,7 @@ class Runner:
                         self.launch(module, [*arguments, output], self.runs_dir / f"{name}.log")
         for name in sorted(self.plan.datasets):
             if counted := count(name, self.data_dir):
-                write_json(self.results_dir / f"statistics-{name}.json", counted)
+                self._keep_counts(name, counted)
         todo = self.left(self.results())
         epochs = sum(training.config.epochs - self._epochs_done(training) for training in todo)
         with progress_bar(total=epochs, unit="epoch", disable=not todo) as bar:
@@ -211,6 +225,20 @@ class Runner:
                         raise
                     queue.append((training, True))
         return failures
+
+    def _keep_counts(self, name: str, counted: dict[str, Any]) -> None:
+        """Writes the counts of a data set, unless others are kept that are equal or not worse."""
+        path = self.results_dir / f"statistics-{name}.json"
+        if path.exists():
+            check_replaceable(self.results_dir, path.stem, counted)
+            kept = read_json(path, EXPECTED)
+            if all(kept.get(entry) == counted[entry] for entry in ("counts", "differences")):
+                return
+            if counted["differences"] or not kept.get("differences"):
+                found = "; ".join(counted["differences"]) or counted["counts"]
+                print(f"note: {path} is kept; the images here give other counts: {found}")
+                return
+        write_json(path, counted)
 
     def _measurements(self) -> list[tuple[str, str, list[str]]]:
         """Returns the missing measurements: FLOPs and speed of networks, search times of feature dimensions.
@@ -257,7 +285,9 @@ class Runner:
             if any(reranked for _, _, reranked in training.wanted):
                 arguments = [f"--model={run_dir}", "--rerank", f"--output={run_dir / EVALUATION}", *data]
                 self.launch("han_tf.evaluate", arguments, log, (lock,))
-            write_json(self.results_dir / f"{name}.json", training_result(run_dir, peak_mb if is_new else None))
+            if not is_new:
+                peak_mb = next((result.get("peak_mb") for result in results if result.name == name), None)
+            write_json(self.results_dir / f"{name}.json", training_result(run_dir, peak_mb))
         if training.sheet:
             sheet, kept = self._sheets(training)
             self.launch("han_tf.visualize", [f"--model={run_dir}", f"--output={sheet.parent}", *data], log, (lock,))
@@ -337,7 +367,7 @@ def main(values: command_line.Flags) -> None:
         experiments,
         scale,
         datasets=datasets,
-        split=values.split,
+        split=canonical_split("", values.split),
         seeds=values.seeds,
         rows=values.rows,
         model=values.arch,
@@ -345,7 +375,7 @@ def main(values: command_line.Flags) -> None:
         **given,
     )
     runner = Runner(plan, scale, runs_dir, results_dir, data_dir)
-    runner.find_data()
+    runner.find_data(draw=not values.dry_run)
     print(*runner.describe(), sep="\n")
     if values.dry_run:
         return

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Optional
 from experiments.plan import SCALES, SCHEDULE, family, network_of, networks_by_name, settings_for, shown_columns
 from experiments.results import Result, identity, score, settings_of, shown_trainings
 from experiments.schema import METRICS, Column, Experiment
-from han_tf.training.config import DEFAULTS, NAMED, TrainConfig
+from han_tf.training.config import CROSS_ENTROPY, DEFAULTS, NAMED, RECIPES, TrainConfig
 
 NONE = "–"
 """Shown in place of a missing number."""
@@ -51,6 +51,13 @@ class Group(NamedTuple):
     def published(self, row: int, column: int) -> tuple[Optional[float], Optional[float]]:
         """Returns the paper's rank-1 and mAP."""
         return self.experiment.rows[row].published[column] or (None, None)
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width of the images of its trainings; those of the scale if there is none."""
+        settings = {**DEFAULTS, **SCALES[self.scale].settings}
+        settings.update(*(result["settings"] for result in self.results()[:1]))
+        return settings["input_height"], settings["input_width"]
 
     def results(self) -> list[Result]:
         """Returns every result once."""
@@ -100,6 +107,10 @@ def _groups(experiment: Experiment, scale: str, trainings: Sequence[Result], mod
             is_shown = score(result, row.feature, column.query, row.reranked, METRICS[0]) is not None
             if is_shown and differing <= {*SCHEDULE} - row.settings.keys():
                 changed = {name: settings[name] for name in differing}
+                if CROSS_ENTROPY not in settings.get("loss", DEFAULTS["loss"]):
+                    # It has none, but its schedule is that of the rows with the recipe's label smoothing.
+                    recipe = RECIPES.get(settings.get("recipe", ""), {})
+                    changed["label_smoothing"] = recipe.get("label_smoothing", DEFAULTS["label_smoothing"])
                 schedule = settings_in_words({**DEFAULTS, **changed}, result.name)
                 key = (settings["epochs"], schedule.partition(", ")[2])
                 found.setdefault(key, {}).setdefault((row_index, column_index), []).append(result)
@@ -226,6 +237,11 @@ def one_digit(number: Optional[float]) -> str:
     return NONE if number is None else f"{number:.1f}"
 
 
+def size_in_words(size: tuple[int, int]) -> str:
+    """Returns a height and width as ``160×64``."""
+    return "×".join(map(str, size))
+
+
 def scientific(number: float) -> str:
     """Returns ``3.69e8``."""
     digits, exponent = f"{number:.2e}".split("e")
@@ -237,6 +253,7 @@ def _render_group(group: Group, results: Sequence[Result], link: Link) -> str:
     searches = [result for result in results if result["kind"] == "search" and experiment.search]
     times = {found["dimension"]: found for result in searches for found in result["dimensions"]}
     measured = {result.name: result for result in searches}
+    size = group.input_size
     head, lines = [""], []
     for column, shown in group.columns.items():
         paper = experiment.columns[column].title
@@ -249,9 +266,9 @@ def _render_group(group: Group, results: Sequence[Result], link: Link) -> str:
             continue
         cells = [cell for column in group.columns for cell in _score_cells(group, index, column)]
         if experiment.flops:
-            settings = {**DEFAULTS, **SCALES[group.scale].settings, **(row.settings or {"model": ""})}
-            cost = networks.get(network_of(settings))
-            cells += cost_cells(settings["model"], row.flops, cost)[: 4 if experiment.speed else 3]
+            model = row.settings["model"] if row.settings is not None else ""
+            cost = networks.get((model, *size))
+            cells += cost_cells(model, row.flops, cost)[: 4 if experiment.speed else 3]
             measured.update({cost.name: cost} if cost else {})
         if experiment.search:
             found = times.get(row.settings["feature_dim"])
@@ -263,7 +280,8 @@ def _render_group(group: Group, results: Sequence[Result], link: Link) -> str:
     if experiment.flops:
         text.append(
             "FLOPs of HAN: ours / the paper's, a multiply-add counted as two operations and batch norm included. Those "
-            "of all others are multiply-adds: quoted at the input sizes of the papers they come from, ours at 160×64."
+            f"of all others are multiply-adds: quoted at the input sizes of the papers they come from, ours at "
+            f"{size_in_words(size)}."
         )
     if group.cells:
         text.append(origin(group.results(), link))
@@ -333,7 +351,9 @@ def cost_cells(model: str, paper: str, cost: Optional[Result]) -> list[str]:
         return [f"{NONE} / {paper}", NONE, NONE, NONE] if model else [paper or NONE, "", "", ""]
     ours, difference = cost["macs"], ""
     if family(model) == "han":
-        ours, difference = cost["flops"], f" ({cost['flops'] / float(paper) - 1:+.1%})"
+        ours = cost["flops"]
+        if network_of(cost["settings"]) == network_of({**DEFAULTS, "model": model}):  # the paper's input size
+            difference = f" ({ours / float(paper) - 1:+.1%})"
     rate = cost.get("images_per_second")
     rate = NONE if rate is None else f"{rate:.0f}"
     return [f"{scientific(ours)} / {paper}{difference}", scientific(cost["macs"]), f"{cost['parameters']:,}", rate]
@@ -368,7 +388,7 @@ def settings_in_words(settings: Mapping[str, Any], where: str) -> str:
     if "recipe" in changed:
         told.append(f"recipe {changed.pop('recipe')}")
     if "input_height" in changed or "input_width" in changed:
-        told.append(f"{settings['input_height']}×{settings['input_width']}")
+        told.append(size_in_words((settings["input_height"], settings["input_width"])))
     for name, value in changed.items():
         if name == "init_from":
             told.append(f"from {Path(value).name}")

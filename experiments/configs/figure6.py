@@ -11,7 +11,7 @@ Time: 300 epochs on Market-1501 take about 17 h on two CPU cores for each of the
 measured figure until one has been trained. The synthetic scale takes two to three hours; --rows picks dimensions.
 
   make figure6 DATASET=market1501
-  python -m experiments.run figure6 --dataset market1501 --rows "HAN (Large) 128,HAN (Large) 1024"
+  python -m experiments.run figure6 --dataset market1501 --rows "HAN (Large) 128" --rows "HAN (Large) 1024"
 """
 
 from experiments.schema import DUKE, MARKET, Experiment, Row

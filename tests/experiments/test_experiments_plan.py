@@ -100,6 +100,35 @@ def test_a_recipe_fills_what_rows_and_flags_leave_open():
     assert (config.input_height, config.epochs, config.spatial, config.hard) == (80, 40, False, True)
 
 
+def test_only_losses_with_labels_are_smoothed():
+    plan = make_plan([schema.load("table11")], "full", datasets=["market1501"], recipe="strong")
+    found = {training.config.loss: training.config for training in plan.trainings.values()}
+    assert {loss: config.label_smoothing for loss, config in found.items()} == {
+        "cross_entropy": 0.1,
+        "triplet": 0,
+        "cross_entropy+triplet": 0.1,
+    }
+    others = [dataclasses.replace(config, loss="cross_entropy", label_smoothing=0.1) for config in found.values()]
+    assert others == [found["cross_entropy"]] * 3
+
+
+def test_names_of_rows_may_hold_commas():
+    def chosen(*rows):
+        plan = make_plan([schema.load("table3")], "full", datasets=["market1501"], rows=rows)
+        return [
+            (training.config.model, training.config.random_erasing, {reranked for *_, reranked in training.wanted})
+            for training in plan.trainings.values()
+        ]
+
+    small, large = ("han_small", False, {True}), ("han_large", False, {False})
+    assert chosen("HAN (Small), erasing") == [("han_small", True, {False})]
+    assert chosen("HAN (Small), re-ranked") == [small]
+    assert chosen('"HAN (Small), re-ranked","HAN (Large)"') == [large, small]
+    assert chosen("HAN (Small), HAN (Large)") == chosen("HAN (Small)", "HAN (Large)")
+    with pytest.raises(UserError, match=r"table3 has no row 'HAN \(Small\), erasing' to run, expected HAN"):
+        make_plan([schema.load("table3")], "smoke", rows=["HAN (Small), erasing"])
+
+
 def test_neutral_settings_and_missing_ones_do_not_tell_trainings_apart():
     config = TrainConfig()
     other = dataclasses.replace(config, data_dir="elsewhere", cache_mb=1)
@@ -136,6 +165,24 @@ def test_time_of_the_same_network():
 def test_the_latest_measurement_counts():
     earlier, latest = training(epochs=24, date="2026-11-22T10:00:00Z"), training(epochs=40)
     assert need_of([earlier, latest]).how == need_of([latest, earlier]).how == "as market1501-han_large-epochs_40"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"precision": "mixed_bfloat16"},
+        {"freeze_epochs": 2, "init_from": "run"},
+        {"apart": "beside other work"},
+    ],
+)
+def test_measurements_of_other_kinds_count_last(changes):
+    alike = training(epochs=40, machine={"processor": "other"}, date="2026-11-01T10:00:00Z")
+    other = training(**changes)
+    assert need_of([alike, other]).how == "as market1501-han_large-epochs_40, another machine"
+    alone = need_of([other]).how
+    assert alone == f"as {other.name}" + (", in mixed_bfloat16" if "precision" in changes else "")
+    if "precision" in changes:
+        assert need_of([alike, other], **changes).how == f"as {other.name}"
 
 
 def test_time_of_another_network_is_scaled_by_multiply_adds():

@@ -138,6 +138,26 @@ def test_one_table_shows_one_recipe_and_size():
     assert "40 epochs (the paper: 300), recipe strong, 80×32, seed 0" in render(schema.load("table9"), "full", results)
 
 
+def test_a_loss_without_labels_shares_the_schedule_of_the_others():
+    strong = TrainConfig.of_recipe("strong", epochs=40).to_dict()
+    strong = {name: strong[name] for name in SCHEDULE}
+    results = [training(**strong), training(**{**strong, "loss": "triplet", "label_smoothing": 0.0})]
+    (group,) = tables.groups(schema.load("table11"), "full", results)
+    assert group.schedule == "recipe strong"
+    assert group.results() == sorted(results, key=lambda result: result.name)
+
+
+def test_costs_are_those_of_the_tables_input_size():
+    small = {"input_height": 80, "input_width": 32}
+    results = [training(**small), network(macs=87_000_000, settings={"model": "han_large", **small}), network()]
+    text = render(schema.load("table12"), "full", results)
+    assert cells(text, "Depthwise")[3:] == ["1.80e8 / 7.01e8", "8.70e7", "2,000,000"]
+    assert "the papers they come from, ours at 80×32." in text
+    untrained = render(schema.load("table12"), "full", results[1:])
+    assert cells(untrained, "Depthwise")[-3:] == ["7.06e8 / 7.01e8 (+0.7%)", "3.50e8", "2,000,000"]
+    assert "ours at 160×64." in untrained
+
+
 def test_what_a_row_is_about_is_no_schedule():
     erasing = next(row for row in schema.load("table3").rows if (row.settings or {}).get("random_erasing"))
     (group,) = tables.groups(schema.load("table3"), "full", [training(**erasing.settings)])
@@ -230,9 +250,18 @@ def test_the_picture_shows_every_network_where_it_belongs():
 
     assert (180_000_000, 80.0) in points(by_cost)
     assert points(by_speed) == [(450.0, 80.0)]
+    assert by_cost.get_xlabel().startswith("multiply-adds per image at 160×64; quoted: ")
     # Quoted points: MSCAN at its multiply-adds, the paper's HAN Small at its FLOPs.
     assert (1.36e9, 80.3) in points(by_cost)
     assert (3.68e8, 89.4) in points(by_cost)
+
+
+def test_the_picture_names_the_input_size():
+    small = {"input_height": 80, "input_width": 32}
+    results = [training("han_small", **small), network("han_small", settings={"model": "han_small", **small})]
+    (group,) = tables.groups(schema.load("cost_effectiveness"), "full", results)
+    by_cost = plots.cost_effectiveness(group, results).axes[0]
+    assert by_cost.get_xlabel().startswith("multiply-adds per image at 80×32; quoted: ")
 
 
 def test_numbers_in_prose_come_from_results():

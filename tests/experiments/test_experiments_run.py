@@ -21,6 +21,7 @@ from experiments.results import load_results, training_result
 from han_tf.common.cli import run
 from han_tf.common.errors import Stopped, UserError
 from han_tf.common.files import locked
+from han_tf.data.synthetic import SyntheticPedestrians, generate, is_current
 from han_tf.models import MODELS
 from han_tf.training.config import TrainConfig
 from tests.experiments.made_results import training
@@ -171,6 +172,32 @@ def test_dry_run_says_what_would_be_done(tmp_path, capsys):
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_dry_run_draws_nothing(tmp_path, capsys):
+    arguments = ["table8", "--scale=smoke", f"--runs_dir={tmp_path / 'runs'}"]
+    assert call(*arguments, "--dry_run") == 0
+    assert list(tmp_path.iterdir()) == []
+    mine = SyntheticPedestrians(**{**planning.TINY, "junk": 3})
+    generate(tmp_path / "mine", mine, workers=1)
+    assert call(*arguments, f"--data_dir={tmp_path / 'mine'}", "--dry_run") == 0
+    assert capsys.readouterr().out.count("to do     market1501-han_large-") == 2
+    assert call(*arguments, f"--data_dir={tmp_path / 'mine'}") == 1
+    assert "synthetic.json says " in capsys.readouterr().err
+    assert is_current(tmp_path / "mine", mine)
+
+
+def test_the_tiny_set_is_counted_as_it_is_drawn(tmp_path):
+    pedestrians = SyntheticPedestrians(**planning.TINY)
+    generate(tmp_path / "tiny", pedestrians, workers=1)
+    assert counts.drawn_data(pedestrians) == counts.training_data("market1501", "", str(tmp_path / "tiny"))
+
+
+def test_splits_may_be_spelt_as_in_the_files(tmp_path, capsys):
+    generate(tmp_path / "cuhk03", SyntheticPedestrians(**planning.TINY), layout="cuhk03-np", workers=1)
+    arguments = ["table5", "--dataset=cuhk03", "--rows=HAN (Small)", "--dry_run", f"--data_dir={tmp_path / 'cuhk03'}"]
+    assert call(*arguments, "--split=labeled", f"--results_dir={tmp_path}") == 0
+    assert "to do     cuhk03-labelled-han_small-" in capsys.readouterr().out
+
+
 def test_another_network_can_stand_in_for_that_of_an_ablation(tmp_path, capsys):
     assert call("table9", "--rows=no attention", "--arch=han_small", "--dry_run", f"--results_dir={tmp_path}") == 0
     (line, total) = capsys.readouterr().out.splitlines()
@@ -286,6 +313,52 @@ def test_a_finished_run_is_asked_whether_its_images_are_the_same(prepared, tmp_p
     prepared.launch = launch
     assert prepared.run() == ["other images"]
     assert not list((tmp_path / "results").glob("*"))
+
+
+def test_the_memory_of_a_training_stays_when_rows_are_added(prepared, tmp_path, monkeypatch):
+    (wanted,) = prepared.plan.trainings.values()
+    wanted.wanted.add(("joint", "single", True))
+    for name, entries in (("metrics.json", {}), ("config.json", wanted.config.to_dict())):
+        (prepared.runs_dir / wanted.name).mkdir(parents=True, exist_ok=True)
+        (prepared.runs_dir / wanted.name / name).write_text(json.dumps(entries))
+    (tmp_path / "results").mkdir()
+    path = tmp_path / "results" / f"{wanted.name}.json"
+    path.write_text(json.dumps(training(peak_mb=1234.5)))
+    monkeypatch.setattr(runner, "training_result", lambda run_dir, peak_mb: training(reranked=True, peak_mb=peak_mb))
+    prepared.run()
+    assert [module for module, _ in prepared.launched] == ["han_tf.train", "han_tf.evaluate"]
+    written = json.loads(path.read_text())
+    assert written["results"][0]["reranked"]
+    assert written["peak_mb"] == 1234.5
+
+
+def test_counts_are_kept_unless_better_ones_come(tmp_path, monkeypatch, capsys):
+    plan = planning.make_plan([schema.load("table2")], "full", datasets=["market1501"])
+    made = runner.Runner(plan, "full", tmp_path / "runs", tmp_path / "results")
+    path = tmp_path / "results" / "statistics-market1501.json"
+
+    def counted(images, *differences, date="2026-11-29"):
+        found = {"kind": "statistics", "dataset": "market1501", "counts": {"images": images}}
+        found |= {"differences": list(differences), "date": date}
+        monkeypatch.setattr(runner, "count", lambda *_: found)
+        made.run()
+        return json.loads(path.read_text()), found
+
+    kept, found = counted(30, "train: 2 images less")
+    assert kept == found
+    kept, _ = counted(30, "train: 2 images less", date="2026-11-30")
+    assert kept["date"] == "2026-11-29"
+    assert capsys.readouterr().out == ""
+    kept, _ = counted(20, "train: 12 images less")
+    assert kept["counts"] == {"images": 30}
+    assert (
+        capsys.readouterr().out == f"note: {path} is kept; the images here give other counts: train: 12 images less\n"
+    )
+    whole, found = counted(32)
+    assert whole == found
+    for changes in ((32,), (31, "train: 1 image less")):
+        assert counted(*changes, date="2026-11-30")[0] == whole
+    assert capsys.readouterr().out.endswith("train: 1 image less\n")
 
 
 def with_seeds(prepared, *seeds):
