@@ -11,6 +11,7 @@ in the run's folder, or in runs/han_small-synthetic, and used again.
 import itertools
 import json
 import math
+import shlex
 import shutil
 import sys
 import warnings
@@ -96,10 +97,16 @@ def main(values: command_line.Flags) -> None:
         print(f"\nready: {address}  (open it in a browser; Ctrl-C stops)")
         print("The page offers queries to try. From a shell, a person of the gallery and a stranger:")
         for example in (made["examples"][0], made["examples"][-1]):
-            print(f"  curl -F k=5 -F image=@{example['path']} {address}/search")
+            print(f"  curl -F k=5 -F {_image_field(example['path'])} {address}/search")
         sys.stdout.flush()
 
     serve(service, bound, LOOPBACK, ready)
+
+
+def _image_field(path: str) -> str:
+    """Returns the argument of ``curl -F`` that uploads an image, quoted for curl and for the shell."""
+    escaped = path.replace("\\", r"\\").replace('"', r"\"")
+    return shlex.quote(f'image=@"{escaped}"')
 
 
 def newest_finished_run(runs_dir: str) -> Path:
@@ -124,12 +131,21 @@ def prepare(folder: Path, dataset: ReIDDataset, extractor: FeatureExtractor) -> 
 
     A demo that was served before is kept under another name then, with the people, images and feedback added to it.
 
+    Of concurrent calls one makes the files, the others wait and use them.
+
     Returns:
       ``examples``, with path and title of each, and the versions, network and data that they were made with.
 
     Raises:
       UserError: something cannot be read or written.
     """
+    waiting = f"another process makes {folder}; waiting for it"
+    with locked(folder.with_name(f".{folder.name}.lock"), waiting=waiting):
+        return _prepare(folder, dataset, extractor)
+
+
+def _prepare(folder: Path, dataset: ReIDDataset, extractor: FeatureExtractor) -> dict[str, Any]:
+    """Does what :func:`prepare` says; the caller holds the lock."""
     from han_tf.search import create_gallery
     from han_tf.search.calibration import calibrate_search
 

@@ -3,6 +3,9 @@
 import json
 import os
 import shutil
+import subprocess
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +103,59 @@ def test_a_demo_that_cannot_go_on_is_kept_with_what_was_added(made, extractor, t
             assert [entry.pid for entry in gallery.page(10)] == [number]
         assert (aside / "state" / "images" / "added.png").read_bytes() == b"picture"
         assert (aside / "demo.json").read_text() == text
+
+
+def test_a_second_first_start_waits_and_uses_what_the_first_makes(extractor, tiny_data, tmp_path, monkeypatch):
+    folder, dataset = tmp_path / "demo", load_dataset("market1501", tiny_data)
+    drawn, begun, waits = [], threading.Event(), threading.Event()
+    draw = demo.draw_strangers
+
+    def slow():
+        drawn.append(folder)
+        begun.set()
+        waits.wait(2)
+        return draw()
+
+    monkeypatch.setattr(demo, "draw_strangers", slow)
+    made = []
+    thread = threading.Thread(target=lambda: made.append(demo.prepare(folder, dataset, extractor)), daemon=True)
+    thread.start()
+    assert begun.wait(60)
+    with pytest.warns(Note, match=f"another process makes {folder}; waiting for it"):
+        description = demo.prepare(folder, dataset, extractor)
+    thread.join()
+    assert made == [description]
+    assert len(drawn) == 1
+    assert sum(record.pid != -1 for record in dataset.gallery) == len(open_gallery(folder / "gallery"))
+
+
+@pytest.mark.parametrize("name", ["plain.jpg", "two words; rm.jpg", """it's "a, b" \\ c.jpg"""])
+def test_the_printed_command_uploads_any_file(tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes(b"picture")
+    curl = shutil.which("curl")
+    if curl is None:
+        pytest.skip("no curl")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Upload) as server:
+        thread = threading.Thread(target=server.handle_request, daemon=True)
+        thread.start()
+        address = f"http://127.0.0.1:{server.server_port}/"
+        line = f"{curl} --silent --noproxy '*' --max-time 20 -F k=5 -F {demo._image_field(str(path))} {address}"
+        assert subprocess.run(line, shell=True, capture_output=True, check=True).stdout.count(b"picture") == 1
+        thread.join()
+
+
+class Upload(BaseHTTPRequestHandler):
+    """Answers with what was sent."""
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
 
 
 def test_strangers_are_nobody_of_the_data_set(monkeypatch):

@@ -172,9 +172,12 @@ def _output_error(raised: OSError) -> Optional[OSError]:
 
 @contextmanager
 def _notes_in_one_line() -> Iterator[None]:
-    """Prints each :class:`~han_tf.common.errors.Note` as one line while the block runs."""
+    """Prints each :class:`~han_tf.common.errors.Note` as one line while the block runs, and no warning of Pillow's."""
     with warnings.catch_warnings():
         warnings.simplefilter("always", Note)
+        # About metadata and transparency, which are not used, and sizes, which are checked. The threads that decode
+        # share these filters.
+        warnings.filterwarnings("ignore", module=r"PIL\.")
         plain = warnings.showwarning
 
         def show(message: Any, category: type[Warning], *where: Any, **options: Any) -> None:

@@ -2,7 +2,6 @@
 
 import io
 import re
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Optional
@@ -69,17 +68,15 @@ def _opened(data: bytes, max_pixels: int, of_file: bool) -> Iterator[Image.Image
     _check_webp_size(data, max_pixels)
     formats = (*FILE_FORMATS,) if of_file else FORMATS
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about metadata, which is not used, and sizes, which are checked here
-            with Image.open(io.BytesIO(data), formats=formats) as image:
-                _check_size(*image.size, max_pixels)
-                # Phones write JPEG files of several pictures (MPO), the first of which is the photo.
-                if not of_file and getattr(image, "is_animated", False) and image.format != "MPO":
-                    frames = getattr(image, "n_frames", 1)
-                    raise Refusal(422, f"the image has {frames} frames, expected one")
-                if image.format in ("JPEG", "MPO"):
-                    _check_scans(data)
-                yield image
+        with Image.open(io.BytesIO(data), formats=formats) as image:
+            _check_size(*image.size, max_pixels)
+            # Phones write JPEG files of several pictures (MPO), the first of which is the photo.
+            if not of_file and getattr(image, "is_animated", False) and image.format != "MPO":
+                frames = getattr(image, "n_frames", 1)
+                raise Refusal(422, f"the image has {frames} frames, expected one")
+            if image.format in ("JPEG", "MPO"):
+                _check_scans(data)
+            yield image
     except Image.UnidentifiedImageError as error:
         raise Refusal(415, f"not an image that can be read, expected {', '.join(formats)}") from error
     except Image.DecompressionBombError as error:

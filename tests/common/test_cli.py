@@ -11,12 +11,14 @@ from importlib import metadata
 
 import pytest
 from absl import flags
+from PIL import Image
 
 from experiments.results import HERE
 from han_tf import __version__, bench, demo, evaluate, export, extract, index, train, visualize
 from han_tf import flops as flops_command
 from han_tf.common.cli import Flags, UsageError, run
 from han_tf.common.errors import Note, Stopped, UserError
+from han_tf.data.reading import ImageReader
 from han_tf.data.synthetic import __main__ as synthetic_command
 from han_tf.search import __main__ as search
 from han_tf.serve import __main__ as serve
@@ -113,6 +115,27 @@ def test_a_note_is_one_line_of_stderr(capsys):
     assert run(main, Flags(), "", ["command"]) == 0
     assert capsys.readouterr() == ("", "note: a.jpg: left out\n" * 2)
     assert warnings.showwarning is shown
+
+
+def test_warnings_of_pillow_about_good_images_are_not_shown(tmp_path):
+    Image.new("RGB", (8, 12)).convert("P").save(tmp_path / "palette.png", transparency=bytes([0, 128]))
+    exif = Image.Exif()
+    exif[0x010F] = "maker" * 9
+    Image.new("RGB", (8, 12)).save(tmp_path / "exif.jpg", exif=exif.tobytes()[:-20])
+    paths = [tmp_path / "palette.png", tmp_path / "exif.jpg"]
+    found = []
+
+    def main(_):
+        found.extend(ImageReader(paths, (12, 8), threads=2))
+        warnings.warn("of something else", UserWarning, stacklevel=1)
+
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        assert run(main, Flags(), "", ["command"]) == 0
+        assert [str(warning.message) for warning in shown] == ["of something else"]
+        list(ImageReader(paths, (12, 8), threads=2))  # not in a command
+        assert len(shown) == 1 + len(paths)
+    assert [kept.tolist() for _, kept in found] == [[0, 1]]
 
 
 def test_sigterm_ends_a_command_after_its_finally_clauses():

@@ -2,7 +2,9 @@
 
 import io
 import struct
+import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -281,3 +283,10 @@ def test_encoding_keeps_pixels_and_nothing_else():
 @pytest.mark.parametrize(("height", "width", "size"), [(4096, 1, (1, 200)), (1, 4096, (200, 1)), (900, 2, (1, 200))])
 def test_the_narrowest_picture_can_be_shrunk(height, width, size):
     assert Image.open(io.BytesIO(encode(noise(height, width), "PNG", 200))).size == size
+
+
+def test_images_decoded_in_threads_leave_the_filters_of_warnings_alone():
+    before, data = list(warnings.filters), encoded(noise())
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: decode_upload(data, PIXELS), range(2000)))
+    assert warnings.filters == before
