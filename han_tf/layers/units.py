@@ -5,7 +5,7 @@ from typing import Optional, Union
 
 import tensorflow as tf
 
-from han_tf.layers.depthwise import depthwise_conv
+from han_tf.layers.convolutions import Conv, DepthwiseConv
 from han_tf.layers.norm import batch_norm
 
 KERNEL_INITIALIZER = "he_normal"
@@ -44,19 +44,11 @@ class ConvBN(tf.keras.layers.Layer):
         self.depthwise: Optional[tf.keras.layers.Layer] = None
         self.depthwise_norm = batch_norm(name="depthwise_norm") if depthwise_separable and norm_between else None
         if depthwise_separable:
-            self.depthwise = depthwise_conv(
+            self.depthwise = DepthwiseConv(
                 kernel_size, strides, depthwise_initializer=KERNEL_INITIALIZER, name="depthwise"
             )
             kernel_size, strides = 1, 1
-        self.conv = tf.keras.layers.Conv2D(
-            filters,
-            kernel_size,
-            strides,
-            padding="same",
-            use_bias=False,
-            kernel_initializer=kernel_initializer,
-            name="conv",
-        )
+        self.conv = Conv(filters, kernel_size, strides, kernel_initializer=kernel_initializer, name="conv")
         self.norm = batch_norm(name="norm")
 
     def call(self, inputs: tf.Tensor, training: Optional[bool] = None) -> tf.Tensor:

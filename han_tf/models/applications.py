@@ -8,7 +8,7 @@ from typing import Optional, Union
 import tensorflow as tf
 
 from han_tf.common.errors import UserError
-from han_tf.layers.depthwise import depthwise_dtype
+from han_tf.layers.convolutions import Conv, DepthwiseConv
 from han_tf.layers.norm import batch_norm
 from han_tf.models.baseline import Baseline
 from han_tf.models.network import IMAGE_DEVIATION, IMAGE_MEAN
@@ -124,16 +124,16 @@ class ResNet50(Application):
 
 
 def _with_own_layers(body: tf.keras.Model) -> tf.keras.Model:
-    """Returns the network with its batch norm and depthwise convolutions as in our own networks."""
+    """Returns the network with its batch norm and convolutions as in our own networks."""
+    own = {tf.keras.layers.Conv2D: Conv, tf.keras.layers.DepthwiseConv2D: DepthwiseConv}
 
     def copy(layer: tf.keras.layers.Layer) -> tf.keras.layers.Layer:
         settings = layer.get_config()
         if isinstance(layer, tf.keras.layers.BatchNormalization):
             told = ("name", "axis", "epsilon", "center", "scale")
             return batch_norm(**{name: settings[name] for name in told})
-        if isinstance(layer, tf.keras.layers.DepthwiseConv2D):
-            settings["dtype"] = depthwise_dtype(max(layer.strides)) or settings["dtype"]
-        return layer.__class__.from_config(settings)
+        kind: type[tf.keras.layers.Layer] = own.get(type(layer), type(layer))
+        return kind.from_config(settings)
 
     return tf.keras.models.clone_model(body, clone_function=copy)
 

@@ -6,6 +6,7 @@ from typing import Optional
 import tensorflow as tf
 
 from han_tf.common.errors import UserError
+from han_tf.layers.convolutions import Conv
 from han_tf.layers.groups import GroupConv, IndexedGroupConv, LearnedGroupConv, channel_shuffle
 from han_tf.layers.norm import batch_norm
 from han_tf.layers.units import KERNEL_INITIALIZER
@@ -134,15 +135,7 @@ class CondenseNet(Baseline):
             )
         self.condensation = condensation
         self.stages_over = tf.Variable(0, trainable=False, dtype=tf.int64, name="stages_over")
-        self.stem = tf.keras.layers.Conv2D(
-            2 * growth[0],
-            3,
-            2,
-            padding="same",
-            use_bias=False,
-            kernel_initializer=KERNEL_INITIALIZER,
-            name="stem",
-        )
+        self.stem = Conv(2 * growth[0], 3, 2, kernel_initializer=KERNEL_INITIALIZER, name="stem")
         self.blocks = [
             CondenseBlock(depth, rate, groups, condensation, condensed, name=f"block{number}")
             for number, (depth, rate) in enumerate(zip(depths, growth), start=1)

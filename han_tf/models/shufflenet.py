@@ -5,7 +5,7 @@ from typing import Optional
 
 import tensorflow as tf
 
-from han_tf.layers.depthwise import depthwise_conv
+from han_tf.layers.convolutions import DepthwiseConv
 from han_tf.layers.groups import GroupConv, channel_shuffle
 from han_tf.layers.norm import batch_norm
 from han_tf.layers.units import KERNEL_INITIALIZER, ConvBNReLU
@@ -40,7 +40,7 @@ class ShuffleUnit(tf.keras.layers.Layer):
         self.strides = strides
         self.groups = groups
         self.reduce = GroupConv(filters // BOTTLENECK, groups=groups if grouped_first else 1, name="reduce")
-        self.depthwise = depthwise_conv(3, strides, depthwise_initializer=KERNEL_INITIALIZER, name="depthwise")
+        self.depthwise = DepthwiseConv(3, strides, depthwise_initializer=KERNEL_INITIALIZER, name="depthwise")
         self.norms = [batch_norm(name=f"norm{number}") for number in (1, 2, 3)]
 
     def build(self, input_shape: tf.TensorShape) -> None:

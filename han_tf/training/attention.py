@@ -58,7 +58,7 @@ def level_statistics(level: LevelAttention) -> LevelStatistics:
         constant = tf.cast(extent <= FLAT * mean, tf.float32)
         spatial = tf.reduce_sum(tf.stack([mean, tf.math.reduce_std(positions, [1, 2, 3]), constant]), 1)
     if level.soft is not None:
-        looked_at = tf.cast(level.soft[::SOFT_IMAGES], tf.float32)
+        looked_at = tf.cast(tf.gather(level.soft, tf.range(0, tf.shape(level.soft)[0], SOFT_IMAGES)), tf.float32)
         soft = tf.reduce_sum(tf.reduce_mean(tf.math.reduce_std(looked_at, [1, 2]), -1))
     return LevelStatistics(theta, squares, spatial, soft)
 

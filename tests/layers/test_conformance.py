@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from han_tf import layers
-from han_tf.layers import attention, blocks, crop, groups, norm, units
+from han_tf.layers import attention, blocks, convolutions, crop, groups, norm, units
 from han_tf.models.network import FeatureHead
 
 MAP = (20, 8, 32)
@@ -18,6 +18,8 @@ THETA = (4, 2)
 
 # (constructor, shapes of its inputs without the batch, whether it has trainable weights)
 LAYERS = {
+    "Conv": (lambda: convolutions.Conv(16, 1), [MAP], True),
+    "DepthwiseConv": (lambda: convolutions.DepthwiseConv(3, 2), [MAP], True),
     "ConvBN": (lambda: units.ConvBN(16, 3, 2), [MAP], True),
     "ConvBNReLU": (lambda: units.ConvBNReLU(16, 3, 2), [MAP], True),
     "ConvBNReLU, separable": (lambda: units.ConvBNReLU(16, 3, 2, depthwise_separable=True), [MAP], True),

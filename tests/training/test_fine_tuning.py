@@ -136,7 +136,7 @@ def test_the_classifiers_learn_first_and_stopping_changes_nothing(data, tmp_path
 def test_another_network_is_refused(data, source, tmp_path):
     with pytest.raises(UserError, match=r"weights .* have shape .*, expected .* as in this network"):
         Trainer(config(init_from=str(source), feature_dim=512), tmp_path / "run", data)
-    with pytest.raises(UserError, match="expected the settings of a training run"):
+    with pytest.raises(UserError, match="no such folder, expected that of a training run"):
         Trainer(config(init_from=str(tmp_path / "nowhere")), tmp_path / "run", data)
     with pytest.raises(UserError, match=r"no weights .*, expected those of a network like this one"):
         take_over(create_model("han_small", input_size=(48, 32)), {}, "nothing")
