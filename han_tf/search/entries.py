@@ -113,8 +113,8 @@ class Filters:
         were added; empty for all.
 
     Raises:
-      UserError: a camera or pid is not an integer, a time is not a number of those years, a path is not text, or no
-        entry can pass: ``after`` is not before ``before``, or ``not_cameras`` has all of ``cameras``.
+      UserError: a camera or pid is not an integer, a time is not a number of those years, a path is not text, or
+        ``after`` is later than ``before``.
     """
 
     cameras: tuple[int, ...] = ()
@@ -129,12 +129,8 @@ class Filters:
             object.__setattr__(self, name, _whole(getattr(self, name), name))
         for name in ("after", "before"):
             object.__setattr__(self, name, _bound(getattr(self, name), name))
-        if None not in (self.after, self.before) and self.after >= self.before:
+        if None not in (self.after, self.before) and self.after > self.before:
             raise UserError(f"after is {self.after} and before {self.before}, expected an earlier time after which")
-        if self.cameras and {*self.cameras} <= {*self.not_cameras}:
-            raise UserError(
-                f"cameras are {self.cameras} and not_cameras {self.not_cameras}, expected one that may pass"
-            )
         paths = check_paths(self.paths)
         if "" in paths:
             raise UserError("paths hold '', expected files or folders")

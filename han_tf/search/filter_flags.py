@@ -35,6 +35,9 @@ def filters_of(values: command_line.Flags) -> Filters:
     after, before = _time(values.after, "after"), _time(values.before, "before")
     if None not in (after, before) and after >= before:
         raise command_line.UsageError(f"--after {values.after} is not earlier than --before {values.before}")
+    if values.camera and {*values.camera} <= {*values.not_camera}:
+        cameras = ",".join(map(str, values.camera))
+        raise command_line.UsageError(f"--camera {cameras} are all in --not_camera, expected one that may pass")
     try:
         return Filters(
             tuple(values.camera), tuple(values.not_camera), after, before, tuple(values.pid), tuple(values.path)

@@ -483,7 +483,7 @@ def test_a_query_that_is_not_finite_is_named(call, tmp_path, archive):
             ["--id=1", "--after=2026-03-02", "--before=2026-03-01"],
             "usage error: --after 2026-03-02 is not earlier than --b",
         ),
-        (["--id=1", "--camera=1", "--not_camera=1"], "usage error: cameras are (1,) and not_cameras (1,)"),
+        (["--id=1", "--camera=1", "--not_camera=1"], "usage error: --camera 1 are all in --not_camera"),
         (["--id=1", "--index=nowhere"], "nowhere: no gallery here"),
         (["--id=1", "--index=nowhere.db"], "nowhere.db: no such file"),
         (["--id=1", "--index=empty"], "empty: the gallery is empty"),

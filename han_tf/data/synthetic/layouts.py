@@ -44,9 +44,14 @@ def write_layout(layout: str, root: PathLike, images: Iterable[LabelledImage]) -
     Raises:
       UserError: the layout is unknown, or a file cannot be written.
     """
+    check_layout(layout)
+    LAYOUTS[layout](Path(root), images)
+
+
+def check_layout(layout: str) -> None:
+    """Raises UserError if there is no layout of this name."""
     if layout not in LAYOUTS:
         raise UserError(f"unknown layout {layout!r}, expected one of {', '.join(LAYOUTS)}")
-    LAYOUTS[layout](Path(root), images)
 
 
 def _save(path: Path, image: Image.Image) -> None:

@@ -14,7 +14,7 @@ from han_tf.common.processes import usable_cores
 from han_tf.common.progress import progress_bar
 from han_tf.data.folders import PathLike, is_image, is_litter
 from han_tf.data.synthetic.generator import GENERATOR_VERSION, SyntheticPedestrians
-from han_tf.data.synthetic.layouts import WRITTEN, write_layout
+from han_tf.data.synthetic.layouts import WRITTEN, check_layout, write_layout
 
 DESCRIPTION = "synthetic.json"
 """File in the data set's folder with its arguments, layout and generator version."""
@@ -34,6 +34,7 @@ def generate(
       UserError: ``root`` holds other files, the layout is unknown, ``workers`` is below 1 or a file cannot be written.
     """
     root = Path(root).absolute()
+    check_layout(layout)
     if workers is not None and workers < 1:
         raise UserError(f"workers is {workers}, expected at least 1")
     check_no_file(root)
