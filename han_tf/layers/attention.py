@@ -106,13 +106,12 @@ class SoftAttention(tf.keras.layers.Layer):
           The soft map, ``[batch, height, width, channels]`` in [0.5, 1), a sigmoid of ReLU outputs; and S,
           ``[batch, height, width, 1]`` ≥ 0, or None without spatial attention.
         """
-        attention = tf.ones_like(inputs)
-        spatial = None
-        if self.spatial is not None:
-            spatial = self.spatial(inputs, training=training)
-            attention *= spatial
-        if self.channel is not None:
-            attention *= self.channel(signature, training=training)
+        spatial = None if self.spatial is None else self.spatial(inputs, training=training)
+        channel = None if self.channel is None else self.channel(signature, training=training)
+        if spatial is None or channel is None:
+            attention = tf.ones_like(inputs) * (channel if spatial is None else spatial)
+        else:
+            attention = spatial * channel
         return tf.sigmoid(self.blend(attention, training=training)), spatial
 
 
