@@ -62,6 +62,8 @@ def main(values: command_line.Flags) -> None:
         data["apart"] = values.apart
     check_replaceable(values.results_dir, name, data)
     path = Path(values.results_dir) / f"{name}.json"
+    if data["kind"] == "training" and path.exists():
+        data["peak_mb"] = read_json(path, "a result").get("peak_mb")  # experiments.run measured it
     write_json(path, data)
     print(f"written to {path}")
 

@@ -35,7 +35,7 @@ from han_tf.common import cli as command_line
 from han_tf.common.errors import UserError, one_line
 from han_tf.common.files import write_json
 from han_tf.common.run_files import EVALUATION
-from han_tf.data import DATASETS, JUNK_PID, Record, ReIDDataset, load_dataset
+from han_tf.data import DATASETS, JUNK_PID, Record, ReIDDataset, canonical_split, load_dataset
 from han_tf.data.image_lists import NAMES, UNKNOWN, list_images
 from han_tf.data.joined import named_datasets
 from han_tf.runs import environment
@@ -411,7 +411,7 @@ def _run_and_data(values: command_line.Flags) -> tuple[LoadedRun, ReIDDataset]:
     names, split = [part.name for part in named_datasets(values.dataset)], values.split
     if len(names) == 1:
         # Only CUHK03 has the splits "detected" and "labelled", so a split alone determines the data set.
-        split = next((entry.spellings[split] for entry in DATASETS.values() if split in entry.spellings), split)
+        split = canonical_split(values.dataset, split)
         if values.dataset and values.dataset not in DATASETS:
             raise UserError(f"unknown dataset {values.dataset!r}, expected one of {', '.join(DATASETS)}")
         candidates = [values.dataset] if values.dataset else list(DATASETS)

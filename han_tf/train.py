@@ -16,7 +16,7 @@ from typing import Any
 
 from han_tf.common import cli as command_line
 from han_tf.common.errors import UserError
-from han_tf.common.files import locked, write_json
+from han_tf.common.files import exists, locked, write_json
 from han_tf.common.run_files import CONFIG, METRICS
 from han_tf.data import Record, ReIDDataset, load_dataset, only_tested
 from han_tf.data.records import check_training
@@ -183,7 +183,7 @@ def main(values: command_line.Flags) -> None:
     with restarted_when_a_worker_is_lost(config.strategy):
         strategy = create_strategy(config.strategy)
         check_precision(config.precision)
-        if not (run_dir / CONFIG).exists() and faster_in_bfloat16(config):
+        if not exists(run_dir / CONFIG) and faster_in_bfloat16(config):
             print("hint: --precision mixed_bfloat16 trains faster on this processor (han_tf.bench measures both)")
         with locked(run_dir / LOCK, taken) if is_chief(strategy) else nullcontext():
             train(config, dataset, run_dir, strategy)

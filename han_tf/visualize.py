@@ -100,8 +100,8 @@ def main(values: command_line.Flags) -> None:
     """Draws as the flags say."""
     if values.positional and values.ranked:
         raise command_line.UsageError(
-            f"--ranked with image {values.positional[0]}: only for the data set's own queries is it known "
-            "who is right, expected no images"
+            f"--ranked with image {values.positional[0]}: only for the data set's own queries is it known who is "
+            "right, expected no images, or --noranked (make visualize asks for --ranked)"
         )
     if values.positional:
         _check_image_flags(values)

@@ -15,6 +15,7 @@ from typing import Union
 
 from han_tf.common import cli as command_line
 from han_tf.common.errors import UserError
+from han_tf.common.files import exists
 from han_tf.serve.access import Access, read_token
 from han_tf.serve.limits import Limits
 
@@ -156,7 +157,7 @@ def state_folder(index: Union[str, Path]) -> str:
         )
     beside = f"{Path(index).absolute()}.service"
     # Earlier versions put the folder beside the link.
-    return beside if Path(beside).exists() else f"{Path(index).resolve()}.service"
+    return beside if exists(beside) else f"{Path(index).resolve()}.service"
 
 
 def check_installed() -> None:

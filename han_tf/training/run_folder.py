@@ -9,7 +9,7 @@ from typing import Any, Optional
 from tqdm import tqdm
 
 from han_tf.common.errors import UserError
-from han_tf.common.files import write_json
+from han_tf.common.files import exists, write_json
 from han_tf.common.run_files import CONFIG, ENVIRONMENT, HISTORY, UNFINISHED
 from han_tf.models.transfer import named_variables, take_over
 from han_tf.runs import environment
@@ -167,7 +167,7 @@ def check_run_folder(config: TrainConfig, run_dir: Path) -> dict[str, Any]:
       UserError: the run cannot resume with the settings ``config``, or its config.json is damaged.
     """
     path = Path(run_dir) / CONFIG
-    if not path.exists():
+    if not exists(path):
         return {}
     saved = read_config(run_dir)
     settings = {name: value for name, value in saved.items() if name not in OF_DATA}

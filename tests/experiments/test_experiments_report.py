@@ -406,7 +406,11 @@ def test_a_run_is_recorded(tiny_run, tmp_path, capsys):
     assert result["seconds"] > 0
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", result["date"])
 
+    (path,) = tmp_path.glob("*.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "peak_mb": 1234.5}))  # as experiments.run does
+    measured = load_results(tmp_path)
     assert record(tiny_run, f"--results_dir={tmp_path}") == 0  # recording again changes nothing
+    assert load_results(tmp_path) == measured
     assert record(tiny_run, f"--results_dir={tmp_path}", "--apart=for a test") == 1
     assert "holds the result of something else; give another --name" in capsys.readouterr().err
     assert record(tiny_run, f"--results_dir={tmp_path}", "--apart=for a test", "--name=other") == 0
