@@ -144,6 +144,7 @@ def test_a_node_that_dies_costs_no_row(two_nodes, stalled, images, plain_model, 
     try:
         wait_for(lambda: len(list(out.glob("part-*.parquet"))) >= 5, process)
         assert not shard_path(out, 0).exists()
+        wait_for(lambda: any(reader_of(stalled, node) for node in nodes), process)  # one may start much later
         ((node, reader),) = [(node, pid) for node in nodes if (pid := reader_of(stalled, node))]
         stalled.unlink()
         finished = {path: path.stat().st_mtime_ns for path in out.glob("part-*.parquet")}
