@@ -33,7 +33,7 @@ import numpy as np
 
 from han_tf.common import cli as command_line
 from han_tf.common.errors import UserError, one_line
-from han_tf.common.files import write_json
+from han_tf.common.files import exists, write_json
 from han_tf.common.run_files import EVALUATION
 from han_tf.data import DATASETS, JUNK_PID, Record, ReIDDataset, canonical_split, load_dataset
 from han_tf.data.image_lists import NAMES, UNKNOWN, list_images
@@ -431,7 +431,7 @@ def _run_and_data(values: command_line.Flags) -> tuple[LoadedRun, ReIDDataset]:
 def _load(path: Union[str, Path], checkpoint: str) -> LoadedRun:
     """Returns a run, or an export as one: its model is the extractor, its checkpoint format and precision."""
     folder = Path(path)
-    if not (folder / CARD).exists():
+    if not exists(folder / CARD):
         return load_run(path, checkpoint)
     if checkpoint != "last":
         raise UserError(f"--checkpoint {checkpoint} with the export {path}, expected a run")

@@ -14,6 +14,7 @@ an export are never replaced. Formats and precisions may be lists, or all:
   python -m han_tf.export --format all --precision all
 """
 
+import contextlib
 import json
 import sys
 import tempfile
@@ -28,9 +29,10 @@ from han_tf.common import cli as command_line
 from han_tf.common.errors import UserError
 from han_tf.common.files import locked, temporary_folder, write_json, writing
 from han_tf.data import Record, ReIDDataset, canonical_split, load_dataset
+from han_tf.data.sampling import spread
 from han_tf.deploy.exporters import FLOAT32, FORMATS, INT8, PRECISIONS, check_supported
 from han_tf.runs import environment
-from han_tf.runs.card import CARD, read_card, verify_files
+from han_tf.runs.card import read_card, verify_files
 from han_tf.runs.folder import CHECKPOINTS, data_of, find_run, read_config
 from han_tf.weights import output_folder, resolve
 
@@ -90,7 +92,7 @@ def main(values: command_line.Flags) -> None:
         comparison = Comparison(_drawn_images(input_size))
     else:
         dataset = dataset.separate()[0]
-        records = (dataset.query + dataset.gallery)[:: max(1, len(dataset.gallery) // COMPARED_IMAGES)]
+        records = spread(dataset.query + dataset.gallery, COMPARED_IMAGES)
         ranked = (dataset.query, dataset.gallery) if values.accuracy else ((), ())
         name = f"{dataset.name} {dataset.split}".rstrip()
         comparison = Comparison(_read_images(records, input_size), *ranked, name)
@@ -99,8 +101,10 @@ def main(values: command_line.Flags) -> None:
 
     parent = Path(values.output or output_folder(run_dir, values.runs_dir) / "exports")
     folders = {pair: parent / "-".join(pair) for pair in pairs}
-    found = [] if values.overwrite else _earlier(parent, export.checksum, [])
-    earlier = {(row["format"], row["precision"]): row for row in found if "failure" not in row}
+    _check_table(parent / TABLE)
+    found = [] if values.overwrite else _earlier(parent, [])
+    found = [row for row in found if row["checksum"] == export.checksum and "failure" not in row]
+    earlier = {(row["format"], row["precision"]): row for row in found}
     made = {pair for pair in pairs if pair in earlier and _is_made(folders[pair], export.checksum, comparison)}
     overwrite = values.overwrite or not values.output
     replaced = {pair: check_place(folders[pair], export.checksum, overwrite) for pair in pairs if pair not in made}
@@ -131,7 +135,7 @@ def main(values: command_line.Flags) -> None:
             failures.append(f"{name}: {error}")
             print(failures[-1], flush=True)
             continue
-        rows.append(_row(exported))
+        rows.append(_row(exported, export.checksum))
         _write(parent, report, rows)
         if exported.failure:
             failures.append(f"{name} {exported.failure}")
@@ -216,32 +220,48 @@ def _drawn_images(input_size: tuple[int, int]) -> np.ndarray:
     with temporary_folder() as folder:
         generate(folder / "data", people, layout="market1501")
         dataset = load_dataset("market1501", folder / "data")
-        return _read_images(dataset.query + dataset.gallery, input_size)
+        return _read_images(spread(dataset.query + dataset.gallery, COMPARED_IMAGES), input_size)
 
 
 def _read_images(records: Sequence[Record], input_size: tuple[int, int]) -> np.ndarray:
-    return load_images(records, input_size, skip_bad_images=True).images[:COMPARED_IMAGES]
+    return load_images(records, input_size, skip_bad_images=True).images
 
 
-def _earlier(parent: Path, checksum: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Returns the rows of earlier exports of the same network that still exist and are not in ``rows``."""
+def _check_table(path: Path) -> None:
+    """Raises UserError if somebody else's file has the table's name."""
+    with contextlib.suppress(OSError, ValueError):  # none yet, or damaged
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict) or "exports" not in found:
+            raise UserError(f"{path}: not a table of exports, expected another --output")
+
+
+def _earlier(parent: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns the rows of earlier exports, of any network, that still exist and are not made anew by ``rows``."""
     try:
         report = json.loads((parent / TABLE).read_text(encoding="utf-8"))
-        found = report["exports"] if report["checksum"] == checksum else []
         made = {(row["format"], row["precision"]) for row in rows}
+        found = [{"checksum": report["checksum"], **row} for row in report["exports"]]  # older tables have only one
         return [
             row
             for row in found
             if (row["format"], row["precision"]) not in made
-            and (parent / f"{row['format']}-{row['precision']}" / CARD).exists()
+            and _checksum(parent / f"{row['format']}-{row['precision']}") == row["checksum"]
         ]
     except (OSError, ValueError, LookupError, TypeError):
         return []  # no table yet, or one of another version
 
 
+def _checksum(folder: Path) -> Optional[str]:
+    """Returns the checksum of an exported network; None if there is none in ``folder``."""
+    try:
+        return read_card(folder).checksum
+    except UserError:
+        return None
+
+
 def _write(parent: Path, report: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     with locked(parent / f".{TABLE}.lock"):  # another command may write its rows at the same time
-        write_json(parent / TABLE, {**report, "exports": rows + _earlier(parent, report["checksum"], rows)})
+        write_json(parent / TABLE, {**report, "exports": rows + _earlier(parent, rows)})
 
 
 def _is_made(folder: Path, checksum: str, comparison: Comparison) -> bool:
@@ -259,16 +279,18 @@ def _keras_row(export: Export) -> dict[str, Any]:
     return {
         "format": export.card.format,
         "precision": export.card.precision,
+        "checksum": export.checksum,
         "images_per_second": export.original.images_per_second,
         **(export.accuracy or {}),
     }
 
 
-def _row(exported: Exported) -> dict[str, Any]:
+def _row(exported: Exported, checksum: str) -> dict[str, Any]:
     """Returns an export's row of the table and of its JSON."""
     row = {
         "format": exported.format,
         "precision": exported.precision,
+        "checksum": checksum,
         "megabytes": exported.megabytes,
         "images_per_second": exported.images_per_second,
         **{name: value for name, value in exported.check.items() if _is_plain(value)},

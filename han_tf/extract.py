@@ -13,8 +13,9 @@ manifest.json, and bad_images.csv if some images could not be read. Repeat a sto
 have changed since are read again. For another list of images, --update is needed; it keeps the features of unchanged
 images and makes those of new ones. Another model, or another format or precision of it, is refused.
 
-A file that is damaged or is not an image gets no row. A file that cannot be read (no permission, a failing disk or
-network) stops the command; repeat it to continue.
+A file that is damaged, missing or not an image gets no row. If more files are missing than --max_bad_images, as when a
+disk is not mounted, the command stops before it changes anything. A file that cannot be read (no permission, a failing
+disk or network) stops the command, too; repeat it to continue.
 
 With --ray the work is shared by the machines of a Ray cluster, or by actors on this one (--ray=local). All of them must
 see the images, the model and --output under the same paths. For any other scheduler, start separate processes with
@@ -59,7 +60,7 @@ FLAGS.string("dataset", "", f"Data set instead of IMAGES: {', '.join(DATASETS)}.
 FLAGS.string("split", "", "The data set's protocol variant.", needs="dataset")
 FLAGS.string("data_dir", "", "The data set's folder.", needs="dataset")
 FLAGS.enum("subset", "gallery", SUBSETS, "Which images of the data set.", needs="dataset")
-FLAGS.real("max_bad_images", 0.1, "Largest share of images that may be damaged; with more the command fails.", 0, 1)
+FLAGS.real("max_bad_images", 0.1, "Largest share of images that may be damaged or missing; with more it fails.", 0, 1)
 FLAGS.define_white_level()
 FLAGS.group("output")
 FLAGS.integer(
@@ -119,6 +120,7 @@ def main(values: command_line.Flags) -> None:
                 update=values.update,
                 white_level=values.white_level,
                 part=part,
+                max_bad_images=values.max_bad_images,
             )
         for sentence in work.notes:
             print(f"note: {sentence}")

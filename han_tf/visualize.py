@@ -33,8 +33,11 @@ with command_line.deferred_imports(__name__):
 CELL_SIZE = (192, 96)
 """Height and width of an image in a ranked list, in pixels: 2:1, the shape of most data sets' boxes."""
 
-FLAGS = command_line.Flags()
+LEAST_COSINE = 0.9
+"""Least mean cosine of saved features to the network's; also features of an int8 export reach it, those of networks
+that were trained apart do not."""
 
+FLAGS = command_line.Flags()
 FLAGS.group("model")
 FLAGS.define_run()
 FLAGS.enum("checkpoint", "last", list(CHECKPOINTS), "Which network of the run.")
@@ -175,7 +178,23 @@ def _features(values: command_line.Flags, run: LoadedRun, subset: str, records: 
         if not values.skip_bad_images or len(missing) == len(records):
             raise UserError(f"{lacking}, expected those of all images")
         print(f"note: {lacking}, left out")
-    return saved.where(np.array([rows[record.path] for record in records if record.path in rows]))
+    kept = [record for record in records if record.path in rows]
+    found = FeatureSet.of(saved.features[[rows[record.path] for record in kept]], kept)
+    if subset == "query":
+        _check_same_network(path, run, found, kept)
+    return found
+
+
+def _check_same_network(path: Path, run: LoadedRun, saved: FeatureSet, records: Sequence[Record]) -> None:
+    """Raises UserError if the saved features of a few images are far from the network's."""
+    made = feature_set(run.model, records, progress=None).features
+    norms = np.linalg.norm(made, axis=1) * np.linalg.norm(saved.features, axis=1)
+    cosine = float(np.mean((made * saved.features).sum(axis=1) / np.maximum(norms, np.finfo(np.float32).tiny)))
+    if not cosine >= LEAST_COSINE:
+        raise UserError(
+            f"{path}: features of another network or of other images than those of {run.run_dir}: their cosine to its "
+            f"features is {cosine:.2f}, expected at least {LEAST_COSINE}"
+        )
 
 
 def _records(features: FeatureSet) -> list[Record]:

@@ -174,7 +174,21 @@ def test_saved_features_of_another_network_are_refused(folders, features, tmp_pa
     assert run("--run", runs / "tiny", "--output", tmp_path, "--features", tmp_path, "--ranked") == 1
     expected = f"error: {tmp_path / 'query.npz'}: features have dimension 48, expected 64 as those of {runs / 'tiny'}\n"
     assert capsys.readouterr().err.endswith(expected)
+    save_features(tmp_path / "query.npz", queries._replace(features=np.roll(queries.features, 1, axis=0)))
+    assert run("--run", runs / "tiny", "--output", tmp_path, "--features", tmp_path, "--ranked") == 1
+    assert "features of another network or of other images than those of" in capsys.readouterr().err
     assert not (tmp_path / "ranked.png").exists()
+
+
+def test_labels_are_those_of_the_data_set(folders, features, tmp_path):
+    """Saved ones may have been corrected since."""
+    runs, _ = folders
+    for name, subset in zip(("query", "gallery"), features[2:]):
+        save_features(tmp_path / f"{name}.npz", subset._replace(pids=subset.pids + 1, camids=subset.camids + 1))
+    assert run("--run", runs / "tiny", "--output", tmp_path, "--features", tmp_path, "--ranked") == 0
+    expected = ranked_sheet(visualize.ranked_lists(*features[2:]), visualize.CELL_SIZE, "tiny: 3 of 3 queries")
+    with Image.open(tmp_path / "ranked.png") as sheet:
+        np.testing.assert_array_equal(np.asarray(sheet), np.asarray(expected))
 
 
 def test_pictures_go_to_the_run_by_default(folders):

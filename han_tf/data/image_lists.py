@@ -272,7 +272,7 @@ def _walk(folders: Sequence[str], passed: Counter) -> Iterator[str]:
     for current in _folders(folders, passed):
         for entry in _entries(current):
             regular = is_regular_file(entry)
-            # A broken link may point to a disk that is not mounted: it is listed, and reading it fails later.
+            # A broken link may point to a disk that is not mounted: it is listed, and counts as missing.
             if is_image(entry.name) and (regular or not os.path.exists(entry.path)):
                 yield entry.path
             elif regular or not os.path.isdir(entry.path):

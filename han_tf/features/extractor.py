@@ -1,5 +1,6 @@
 """Features of images by any model: a training run, or an export of one."""
 
+import math
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Sized
@@ -30,7 +31,7 @@ class FeatureExtractor:
       threads: number of threads of the network, and of those that decode; the number of usable cores if None.
       batch_size: images per call of the network.
       white_level: the value that is white in grey files of more than 8 bits, see :class:`han_tf.data.depth.Depth`;
-        that of their format if None.
+        that of their format if None or 0.
 
     Attributes:
       card: the model's card, see :class:`han_tf.runs.card.ModelCard`.
@@ -57,9 +58,11 @@ class FeatureExtractor:
             raise UserError(f"path is of type {type(path).__name__}, expected the folder of a run or an exported model")
         if batch_size < 1 or (threads is not None and threads < 1):
             raise UserError(f"batch_size is {batch_size} and threads {threads}, expected at least 1")
+        if white_level is not None and not 0 <= white_level < math.inf:
+            raise UserError(f"white_level is {white_level}, expected a positive number, or 0 for the format's")
         self.threads = threads
         self.batch_size = batch_size
-        self.white_level = white_level
+        self.white_level = white_level or None
         self.card, self._runtime = open_runtime(path, threads)
         if self.card.probes:
             prove(Path(path), self.card, self._runtime)

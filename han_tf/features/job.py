@@ -8,12 +8,13 @@ call makes only the missing shards, so that no row is lost or doubled. Shards wi
 import bisect
 import csv
 import io
+import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import NamedTuple, Optional, Union
 
@@ -32,6 +33,8 @@ from han_tf.features.shards import (
     FeatureBatch,
     FeatureShards,
     Manifest,
+    ShardSummary,
+    UnreadableFile,
     content_checksum,
     import_pyarrow,
     read_contents,
@@ -55,6 +58,9 @@ LOCK = ".lock"
 
 _LISTED = ("images", "fingerprint", "shard_images")
 """Entries of a manifest that an update may change."""
+
+_LATER = ("model_format", "precision")
+"""Entries that are empty in older manifests."""
 
 ASIDE = "previous-"
 """Prefix of the subfolders with earlier shards; the first digits of their fingerprint and the shard size follow."""
@@ -136,7 +142,9 @@ def locked(folder: Union[str, os.PathLike], part: Part = WHOLE) -> Iterator[None
 
 def planning(folder: Union[str, os.PathLike], part: Part) -> AbstractContextManager[None]:
     """Makes parts call :func:`plan` one after the other; an extraction without parts needs no further lock."""
-    return nullcontext() if part == WHOLE else files.locked(Path(folder) / LOCK)
+    if part == WHOLE:
+        return nullcontext()
+    return files.locked(Path(folder) / LOCK, waiting=f"{folder}: another process is at work there; waiting for it")
 
 
 def plan(
@@ -149,6 +157,7 @@ def plan(
     update: bool = False,
     white_level: float = 0.0,
     part: Part = WHOLE,
+    max_bad_images: float = 1.0,
 ) -> Plan:
     """Returns the shards to be made, and writes the manifest of a new folder; the folder should be :func:`locked`.
 
@@ -163,20 +172,24 @@ def plan(
       update: whether this list replaces the folder's; features of unchanged images are kept.
       white_level: the value that is white in grey images of more than 8 bits; 0 for that of their format.
       part: the part whose shards are checked.
+      max_bad_images: largest share of the images that may be missing.
 
     Raises:
+      UnreadableFile: a shard cannot be read now.
       UserError: the folder belongs to another list or network, or has another format, precision, white level or shard
-        size; it cannot be written to; or it holds Parquet files but no manifest.
+        size; it cannot be written to; it holds files that are not of an extraction; or too many images are missing.
     """
     folder = Path(folder)
     import_pyarrow()  # a missing package shows now, not at the first shard
+    _check_images(images, max_bad_images)
+    _check_foreign(folder)
     left = [path for name in (SHARDS, MANIFEST, BAD_IMAGES) for path in folder.glob(f".{name}.*.tmp")]
     for path in left:
         if part == WHOLE or part.holds(_number(path)):
             files.remove(path)
     if overwrite:
         # The manifest is removed last: while it exists, the remaining old shards cannot be mistaken for new ones.
-        for path in [*folder.glob(SHARDS), folder / BAD_IMAGES]:
+        for path in [*_shards(folder), folder / BAD_IMAGES]:
             files.remove(path)
         _remove_aside(folder)
         files.remove(folder / MANIFEST)
@@ -192,7 +205,7 @@ def plan(
         white_level,
     )
     if not (folder / MANIFEST).exists():
-        strays = sorted(folder.glob(SHARDS))
+        strays = _shards(folder)
         if strays:
             raise UserError(
                 f"{folder}: holds {strays[0].name} but no {MANIFEST}, expected an empty folder or --overwrite"
@@ -202,10 +215,10 @@ def plan(
     manifest = read_manifest(folder)
     if not shard_images:
         wanted = replace(wanted, shard_images=manifest.shard_images)
-    unknown = [name for name in ("model_format", "precision") if not getattr(manifest, name)]  # in older manifests
-    _check_same(folder, manifest, wanted, ignored=[*unknown, *(_LISTED if update else ())])
+    _check_same(folder, manifest, wanted, ignored=_LISTED if update else ())
     if any(getattr(manifest, name) != getattr(wanted, name) for name in _LISTED):
-        _set_aside(folder, manifest, folder.glob(SHARDS))
+        _check_same_kind(folder, _some_contents(folder, manifest), images.contents)
+        _set_aside(folder, manifest, _shards(folder))
         write_manifest(folder, wanted)
         manifest = wanted
     pending, notes, older = [], [], 0
@@ -218,6 +231,8 @@ def plan(
         try:
             read_shard(folder, manifest, number)
             content = read_summary(folder, manifest, number).content
+        except UnreadableFile:
+            raise
         except UserError as error:
             notes.append(str(error))
             pending.append(number)
@@ -233,6 +248,41 @@ def plan(
     if older:
         notes.append(f"{older} of {len(own)} files hold no checksum of the image files: changes are not noticed")
     return Plan(manifest, tuple(pending), tuple(notes), part)
+
+
+def _check_images(images: ImageList, max_bad_images: float) -> None:
+    """Raises UserError if too many images are missing, before features of an earlier extraction are replaced."""
+    missing = [path for path, content in zip(images.paths, images.contents) if not content]
+    if missing and len(missing) > min(max_bad_images * len(images), len(images) - 1):
+        raise UserError(
+            f"{len(missing)} of {len(images)} images are missing, the first is {missing[0]}; expected at least one "
+            f"image, and at most {max_bad_images:.1%} missing (--max_bad_images)"
+        )
+
+
+def _check_foreign(folder: Path) -> None:
+    """Raises UserError if a file of this folder has a name of the extraction's, but somebody else's content."""
+    with suppress(OSError, ValueError):  # missing or damaged
+        found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        if not isinstance(found, dict) or "fingerprint" not in found:
+            raise UserError(f"{folder / MANIFEST}: not of an extraction, expected another --output")
+    with suppress(OSError), (folder / BAD_IMAGES).open("rb") as stream:
+        if stream.readline().strip() != ",".join(BadImage._fields).encode():
+            raise UserError(f"{folder / BAD_IMAGES}: not of an extraction, expected another --output")
+
+
+def _shards(folder: Path) -> list[Path]:
+    """Returns the shards in a folder, ascending by name; those of other programs have other names."""
+    return [path for path in sorted(folder.glob(SHARDS)) if re.fullmatch(r"part-[0-9]{5,}\.parquet", path.name)]
+
+
+def _some_contents(folder: Path, manifest: Manifest) -> Sequence[str]:
+    """Returns the contents of the images of one shard; an empty list if no shard tells them."""
+    for number in range(manifest.shards):
+        with suppress(UserError):
+            if contents := read_contents(folder, manifest, number)[1]:
+                return contents
+    return []
 
 
 def _check_same_kind(folder: Path, found: Sequence[str], wanted: Sequence[str]) -> None:
@@ -256,6 +306,7 @@ def extract_shards(
     manifest: Manifest,
     shards: Sequence[int],
     progress: Callable[[int], object] = lambda images: None,
+    earlier: Optional["EarlierShards"] = None,
 ) -> Depth:
     """Makes shards; decoding, network and writing run in parallel, across the borders of shards.
 
@@ -268,6 +319,7 @@ def extract_shards(
       folder, manifest: where the shards go, and its manifest.
       shards: numbers of the shards, ascending.
       progress: called with the number of images that were processed since the last call.
+      earlier: what was set aside; if None, it is looked for.
 
     Returns:
       How grey images of more than 8 bits were scaled, and how many.
@@ -275,8 +327,9 @@ def extract_shards(
     Raises:
       UserError: a shard cannot be written, or an image file that existed when it was listed cannot be read.
     """
-    aside = _Aside(folder, images)
-    left = np.flatnonzero(~aside.known)
+    earlier = EarlierShards(folder, manifest) if earlier is None else earlier
+    reused = _ReusedRows(earlier, images)
+    left = np.flatnonzero(~reused.known)
     missing = BadImage("", "No such file")
     sources = [images.paths[row] if images.contents[row] else missing for row in left]
     reader = ImageReader(
@@ -293,9 +346,9 @@ def extract_shards(
     with ThreadPoolExecutor(1, thread_name_prefix="write") as writer:
         for number, start in zip(shards, starts):
             part = images.part(start, start + manifest.shard_images)
-            known = aside.known[start : start + len(part)]
+            known = reused.known[start : start + len(part)]
             features = np.empty([len(part), extractor.feature_dim], np.float32)
-            aside.take(features, start)
+            reused.take(features, start)
             progress(int(known.sum()))
             reasons: dict[int, str] = {}
             for row in np.flatnonzero(~known).tolist():
@@ -347,7 +400,6 @@ def finish(folder: Union[str, os.PathLike], max_bad_images: float = 1.0) -> Feat
             stream.write(text.getvalue().encode("utf-8", "surrogateescape"))
     else:
         files.remove(path)
-    _remove_aside(folder)
     if not len(found):
         raise UserError(f"none of the {images} images could be read, expected at least one; see {path}")
     if len(bad) > max_bad_images * images:
@@ -355,40 +407,75 @@ def finish(folder: Union[str, os.PathLike], max_bad_images: float = 1.0) -> Feat
             f"{len(bad)} of {images} images could not be read, expected at most {max_bad_images:.1%}; "
             f"see {path}; the other features are there, and --max_bad_images takes more"
         )
+    _remove_aside(folder)
     return found
 
 
-class _Aside:
-    """The rows of shards that were set aside which belong to unchanged images of a list.
+class EarlierShards:
+    """The shards that were set aside in a folder; their first and last paths are read once.
+
+    Args:
+      folder: of the extraction.
+      manifest: its manifest; shards of another network, precision or white level are left out.
+
+    Raises:
+      UnreadableFile: a shard cannot be read now.
+    """
+
+    def __init__(self, folder: Union[str, os.PathLike], manifest: Manifest):
+        self._found: list[tuple[Path, Manifest, int, ShardSummary]] = []
+        for aside in _asides(Path(folder)):
+            try:
+                earlier = read_manifest(aside)
+            except UserError:  # somebody else's folder
+                continue
+            if not _differing(earlier, manifest, _LISTED):
+                self._found += [(aside, earlier, number, summary) for number, summary in _summaries(aside, earlier)]
+
+    def of(self, images: ImageList) -> Iterator[tuple[Path, Manifest, int, int, int]]:
+        """Yields folder, manifest and number of those that may hold some of ``images``, and these: start and end."""
+        for folder, manifest, number, summary in self._found:
+            start = bisect.bisect_left(images.paths, summary.first)
+            end = bisect.bisect_right(images.paths, summary.last) if summary.last else len(images)
+            if start < end:
+                yield folder, manifest, number, start, end
+
+
+def _summaries(folder: Path, manifest: Manifest) -> Iterator[tuple[int, ShardSummary]]:
+    """Yields number and summary of the shards that are there and not damaged."""
+    for number in range(manifest.shards):
+        if shard_path(folder, number).exists():
+            try:
+                yield number, read_summary(folder, manifest, number)
+            except UnreadableFile:
+                raise
+            except UserError:
+                continue
+
+
+class _ReusedRows:
+    """The rows of earlier shards that belong to unchanged images of a list.
 
     Attributes:
       known: ``[n]`` bool, which images of the list have such a row.
     """
 
-    def __init__(self, folder: Union[str, os.PathLike], images: ImageList):
+    def __init__(self, earlier: EarlierShards, images: ImageList):
         self._files: list[tuple[Path, Manifest, int]] = []
         self._places = np.full([len(images), 2], -1)  # per image: index into self._files, and row
-        for aside in _asides(Path(folder)) if len(images) else []:
-            with suppress(UserError):
-                manifest = read_manifest(aside)
-                for number in range(manifest.shards):
-                    if shard_path(aside, number).exists():
-                        with suppress(UserError):  # damaged ones are skipped
-                            self._look(aside, manifest, number, images)
+        for folder, manifest, number, start, end in earlier.of(images):
+            try:
+                rows = {pair: row for row, pair in enumerate(zip(*read_contents(folder, manifest, number)))}
+            except UnreadableFile:
+                raise
+            except UserError:  # damaged
+                continue
+            for image in range(start, end):
+                row = rows.get((images.paths[image], images.contents[image]))
+                if row is not None and self._places[image, 0] < 0:
+                    self._places[image] = len(self._files), row
+            self._files.append((folder, manifest, number))
         self.known = self._places[:, 0] >= 0
-
-    def _look(self, folder: Path, manifest: Manifest, number: int, images: ImageList) -> None:
-        summary = read_summary(folder, manifest, number)
-        start = bisect.bisect_left(images.paths, summary.first)
-        end = bisect.bisect_right(images.paths, summary.last) if summary.last else len(images)
-        if start >= end:
-            return
-        rows = {pair: row for row, pair in enumerate(zip(*read_contents(folder, manifest, number)))}
-        for image in range(start, end):
-            row = rows.get((images.paths[image], images.contents[image]))
-            if row is not None and self._places[image, 0] < 0:
-                self._places[image] = len(self._files), row
-        self._files.append((folder, manifest, number))
 
     def take(self, features: np.ndarray, start: int) -> None:
         """Fills in the features of the known images from ``start`` on."""
@@ -400,7 +487,7 @@ class _Aside:
 
 
 def _set_aside(folder: Path, manifest: Manifest, shards: Iterable[Path]) -> None:
-    """Moves shards to a folder where :class:`_Aside` finds them; can be repeated after an interruption."""
+    """Moves shards to a folder where :class:`EarlierShards` finds them; can be repeated after an interruption."""
     aside = folder / f"{ASIDE}{manifest.fingerprint[:16]}-{manifest.shard_images}"
     write_manifest(aside, manifest)
     try:
@@ -464,6 +551,13 @@ def _write(
     write_shard(folder, manifest, number, rows, bad, contents, content_checksum(images.paths, images.contents))
 
 
+def _differing(found: Manifest, wanted: Manifest, ignored: Sequence[str]) -> list[str]:
+    """Returns the entries in which an existing manifest differs from the wanted one."""
+    ignored = ["han_tf", *ignored, *(name for name in _LATER if not getattr(found, name))]
+    names = [field.name for field in fields(Manifest) if field.name not in ignored]
+    return [name for name in names if getattr(found, name) != getattr(wanted, name)]
+
+
 def _check_same(folder: Path, found: Manifest, wanted: Manifest, ignored: Sequence[str]) -> None:
     phrases = {
         "model": "features of model {}",
@@ -477,10 +571,9 @@ def _check_same(folder: Path, found: Manifest, wanted: Manifest, ignored: Sequen
         "white_level": "features with the white level {}",
     }
     for name, phrase in phrases.items():
-        values = getattr(found, name), getattr(wanted, name)
-        if values[0] != values[1] and name not in ignored:
+        if name in _differing(found, wanted, ignored):
             raise UserError(
-                f"{folder}: holds {phrase.format(values[0])}, expected {values[1]}; "
+                f"{folder}: holds {phrase.format(getattr(found, name))}, expected {getattr(wanted, name)}; "
                 "give another --output, or --overwrite to make it anew"
                 + ("; --update keeps the features of images that are the same" if name in _LISTED else "")
             )

@@ -180,6 +180,8 @@ def _refusal(host: str, port: int) -> Optional[str]:
         socket.create_connection((host.strip("[]"), port), CONNECT_SECONDS).close()
     except OSError as error:
         return error.strerror or str(error)
+    except UnicodeError:  # two dots side by side, for example
+        return "no valid name"
     return None
 
 

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any, Optional, Union
 
 from han_tf.common.errors import UserError
+from han_tf.common.files import exists
 from han_tf.data.depth import Depth
 from han_tf.data.image_lists import ImageList
 from han_tf.features.extractor import FeatureExtractor
-from han_tf.features.job import Plan, extract_shards
+from han_tf.features.job import EarlierShards, Plan, extract_shards
 from han_tf.features.ray_cluster import WATCH_SECONDS, actor_needs, connected, machines, rooms
-from han_tf.features.shards import Manifest, read_shard
+from han_tf.features.shards import Manifest, UnreadableFile, read_shard
 from han_tf.runs.card import CARD, ModelCard, read_card, verify_files
 from han_tf.weights import resolve
 
@@ -124,7 +125,7 @@ def model_card(model: Union[str, os.PathLike]) -> ModelCard:
     Raises:
       UserError: there is no model, or it is damaged.
     """
-    if (Path(model) / CARD).exists():
+    if exists(Path(model) / CARD):
         card = read_card(model)
         verify_files(model, card)
         return card
@@ -147,6 +148,7 @@ class ShardMaker:
         self._model, self._folder, self._manifest = model, folder, manifest
         self._threads, self._batch_size = threads, batch_size
         self._extractor: Optional[FeatureExtractor] = None
+        self._earlier: Optional[EarlierShards] = None
 
     def make(self, number: int, images: ImageList) -> dict[float, tuple[int, float]]:
         """Makes a shard of ``images``, unless it exists already, made by an actor that died later.
@@ -166,8 +168,14 @@ class ShardMaker:
                 raise UserError(f"{self._model}: checksum {found}, expected {expected} as where the command was given")
             try:
                 read_shard(self._folder, self._manifest, number)
+            except UnreadableFile:
+                raise
             except UserError:
-                return extract_shards(self._extractor, images, self._folder, self._manifest, [number]).scaled
+                if self._earlier is None:
+                    self._earlier = EarlierShards(self._folder, self._manifest)
+                return extract_shards(
+                    self._extractor, images, self._folder, self._manifest, [number], earlier=self._earlier
+                ).scaled
             return {}
         except UserError as error:
             raise UserError(f"{socket.gethostname()}: {error}") from error

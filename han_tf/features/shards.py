@@ -86,6 +86,10 @@ class Manifest:
         return number * self.shard_images, min((number + 1) * self.shard_images, self.images)
 
 
+class UnreadableFile(UserError):
+    """A file that cannot be read now, for example for lack of permission or memory; it may well be whole."""
+
+
 class FeatureBatch(NamedTuple):
     """Features and labels of some rows; numbers that were read from a file are read-only.
 
@@ -279,7 +283,8 @@ def read_summary(folder: Union[str, os.PathLike], manifest: Manifest, number: in
     """Returns the metadata of a file, without reading its rows.
 
     Raises:
-      UserError: the file is missing or damaged, or belongs to other images or another network.
+      UnreadableFile: the file cannot be read now.
+      UserError: it is missing or damaged, or belongs to other images or another network.
     """
     with _opened(folder, manifest, number) as (_, summary):
         return summary
@@ -347,7 +352,7 @@ def import_pyarrow() -> tuple[ModuleType, ModuleType]:
 def _opened(folder: Union[str, os.PathLike], manifest: Manifest, number: int) -> Iterator[tuple[Any, ShardSummary]]:
     """Yields the ``pyarrow.parquet.ParquetFile`` and its metadata, if these and its columns fit.
 
-    An error of Arrow in the block means that the file is damaged.
+    An error of Arrow in the block means that the file is damaged, unless the system or the memory failed.
     """
     arrow, parquet = import_pyarrow()
     path = shard_path(folder, number)
@@ -356,10 +361,12 @@ def _opened(folder: Union[str, os.PathLike], manifest: Manifest, number: int) ->
             summary = _read_metadata(path, manifest, number, file)
             _check_columns(path, manifest, file.schema_arrow)
             yield file, summary
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"{path}: no such file, expected Parquet") from error
-    except (OSError, ValueError, arrow.ArrowException) as error:
+    except (OSError, ValueError, MemoryError, arrow.ArrowException) as error:
         reason = one_line(error)
+        if isinstance(error, MemoryError) or getattr(error, "errno", None) is not None:
+            raise UnreadableFile(f"{path}: cannot be read ({reason}), expected a readable file") from error
         raise UserError(f"{path}: damaged or no Parquet ({reason}); python -m han_tf.extract makes it again") from error
 
 

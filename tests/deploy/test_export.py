@@ -103,18 +103,31 @@ def test_the_table_is_saved(exported):
     assert len({len(line) for line in text.splitlines()}) == 1
 
 
-def test_the_table_keeps_earlier_exports_of_the_same_network(tmp_path):
+def test_the_table_keeps_earlier_exports_of_any_network(exported, tmp_path):
+    checksum = read_card(exported / "tflite-float32").checksum
     rows = [{"format": name, "precision": "float32", "mAP": 0.5} for name in ("keras", "onnx", "tflite", "openvino")]
     for name in ("onnx", "tflite"):
         (tmp_path / f"{name}-float32").mkdir()
-        (tmp_path / f"{name}-float32" / CARD).write_text("{}")
-    assert export._earlier(tmp_path, "a", rows[:1]) == []
-    (tmp_path / export.TABLE).write_text(json.dumps({"checksum": "a", "exports": rows}))
-    assert export._earlier(tmp_path, "a", rows[:1]) == rows[1:3]  # openvino has no folder
-    assert export._earlier(tmp_path, "a", rows[:2]) == rows[2:3]
-    assert export._earlier(tmp_path, "b", rows[:1]) == []
+        shutil.copy(exported / "tflite-float32" / CARD, tmp_path / f"{name}-float32")
+    assert export._earlier(tmp_path, rows[:1]) == []
+    (tmp_path / export.TABLE).write_text(json.dumps({"checksum": checksum, "exports": rows}))  # as older versions
+    told = [{"checksum": checksum, **row} for row in rows]
+    assert export._earlier(tmp_path, rows[:1]) == told[1:3]  # openvino has no folder
+    assert export._earlier(tmp_path, rows[:2]) == told[2:3]
+    others = [{**told[1], "checksum": "b"}, told[2]]
+    (tmp_path / export.TABLE).write_text(json.dumps({"checksum": checksum, "exports": others}))
+    assert export._earlier(tmp_path, rows[:1]) == [told[2]]
     (tmp_path / export.TABLE).write_text("[")
-    assert export._earlier(tmp_path, "a", rows[:1]) == []
+    assert export._earlier(tmp_path, rows[:1]) == []
+
+
+def test_somebody_elses_table_stays(exported, tiny_run, tmp_path, capsys):
+    (tmp_path / export.TABLE).write_text('{"mine": 1}')
+    assert command("--run", tiny_run, "--format", FAST, "--output", tmp_path, "--noaccuracy") == 1
+    assert capsys.readouterr().err == (
+        f"error: {tmp_path / export.TABLE}: not a table of exports, expected another --output\n"
+    )
+    assert (tmp_path / export.TABLE).read_text() == '{"mine": 1}'
 
 
 def names(folder):
@@ -165,13 +178,13 @@ def test_one_export_leaves_the_unfinished_one_of_another_alone(tiny_run, tmp_pat
     assert names(tmp_path) == [".tflite-float32.live.tmp"]
 
 
-def test_two_commands_keep_each_others_rows(tmp_path, monkeypatch):
+def test_two_commands_keep_each_others_rows(exported, tmp_path, monkeypatch):
     """The second command starts when the first has read the table but not yet written it."""
-    report = {"checksum": "a"}
+    report = {"checksum": read_card(exported / "tflite-float32").checksum}
     rows = [{"format": name, "precision": "float32"} for name in ("onnx", "tflite")]
     for row in rows:
         (tmp_path / f"{row['format']}-float32").mkdir()
-        (tmp_path / f"{row['format']}-float32" / CARD).write_text("{}")
+        shutil.copy(exported / "tflite-float32" / CARD, tmp_path / f"{row['format']}-float32")
     second = threading.Thread(target=lambda: export._write(tmp_path, report, rows[1:]))
     read = export._earlier
 

@@ -7,22 +7,27 @@ import fcntl
 import functools
 import json
 import os
+import re
 import resource
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
+from pyarrow import parquet
 
 from han_tf import evaluate, extract
 from han_tf.common.cli import run
-from han_tf.common.errors import UserError
+from han_tf.common.errors import Note, UserError
+from han_tf.common.files import locked
 from han_tf.data import load_dataset, reading
 from han_tf.data.image_lists import UNKNOWN, list_images, listed_records
 from han_tf.data.reading import BadImage
@@ -650,6 +655,128 @@ def test_checksums_are_not_mixed_with_size_and_time(command, images, finished):
     status, _, (line,) = command(images)
     assert status == 1
     assert "changes of image files are detected by their bytes (--checksum) there" in line
+
+
+def contents_of(folder):
+    """Returns path -> bytes of all files below ``folder``."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("share", [1, 0.5])
+def test_a_disk_that_is_not_mounted_costs_no_feature(command, images, tmp_path, share):
+    links = tmp_path / "links"
+    links.mkdir()
+    names = sorted(path.name for path in images.iterdir())
+    for name in names[: int(share * len(names))]:
+        (links / name).symlink_to(images / name)
+    for name in names[int(share * len(names)) :]:
+        shutil.copy(images / name, links)
+    assert command(links, "--shard_images=10")[0] == 0
+    before = contents_of(tmp_path / "out")
+    images.rename(tmp_path / "elsewhere")
+    for flags in ([], ["--update"], ["--overwrite"], *[["--max_bad_images=1"]] * (share == 1)):
+        status, _, (line,) = command(links, *flags)
+        assert status == 1
+        assert line.startswith(
+            f"error: {int(30 * share)} of 30 images are missing, the first is {links / names[0]}; expected at least"
+        )
+        assert contents_of(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ESTALE, "Stale file handle"), MemoryError("none left")], ids=str)
+@pytest.mark.parametrize("changed", [False, True])
+def test_a_shard_that_cannot_be_read_now_stays(command, images, finished, monkeypatch, error, changed):
+    """It may lie on a network's disk; with a changed image, the earlier shard cannot be read."""
+    if changed:
+        shutil.copy(sorted(images.iterdir())[1], sorted(images.iterdir())[0])
+        with monkeypatch.context() as patched:
+            patched.setattr(extraction, "extract_shards", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            assert command(images)[0] == 130
+    before = contents_of(finished)
+
+    class Failing(parquet.ParquetFile):
+        def __init__(self, source, **kwargs):
+            if not changed or "previous-" in str(source):
+                raise error
+            super().__init__(source, **kwargs)
+
+    monkeypatch.setattr(parquet, "ParquetFile", Failing)
+    status, _, (line,) = command(images)
+    assert status == 1
+    assert re.fullmatch(r"error: .*/part-00000\.parquet: cannot be read \(.*\), expected a readable file", line)
+    assert contents_of(finished) == before
+
+
+def test_an_update_does_not_mix_checksums_with_size_and_time(command, images, finished, grown, embedded):
+    grown()
+    before = contents_of(finished)
+    embedded.clear()
+    status, _, (line,) = command(images, "--update", "--checksum")
+    assert status == 1
+    assert "changes of image files are detected by size and time (without --checksum) there" in line
+    assert embedded == []
+    assert contents_of(finished) == before
+
+
+def test_what_an_interrupted_update_left_is_not_taken_for_another_networks(command, images, tmp_path, grown, extractor):
+    out = tmp_path / "out"
+    assert command(images, "--shard_images=10")[0] == 0
+    grown()
+    plan = extraction.plan(out, list_images([str(images)]), extractor.card, update=True)
+    assert len(list(out.glob("previous-*/part-*.parquet"))) == 3
+    found = extraction.EarlierShards(out, plan.manifest)
+    assert len(list(found.of(list_images([str(images)])))) == 3
+    for name, value in (("model", "0" * 64), ("precision", "int8"), ("white_level", 4095.0)):
+        other = dataclasses.replace(plan.manifest, **{name: value})
+        assert not list(extraction.EarlierShards(out, other).of(list_images([str(images)])))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("manifest.json", '{"name": "my web page"}'), ("manifest.json", "[]"), ("bad_images.csv", "image,why\n")],
+)
+@pytest.mark.parametrize("flags", [[], ["--overwrite"]])
+def test_files_of_others_with_names_of_an_extraction_stay(command, images, tmp_path, name, content, flags):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / name).write_text(content)
+    status, _, (line,) = command(images, *flags)
+    assert (status, line) == (1, f"error: {out / name}: not of an extraction, expected another --output")
+    assert {path.name for path in contents_of(out)} == {name, ".lock"}
+    assert (out / name).read_text() == content
+
+
+def test_parquet_files_of_other_programs_stay(command, images, tmp_path):
+    theirs = tmp_path / "out" / "part-00000-1f2e.c000.snappy.parquet"
+    theirs.parent.mkdir()
+    theirs.write_bytes(b"precious")
+    assert command(images)[0] == 0
+    assert command(images, "--overwrite")[0] == 0
+    assert theirs.read_bytes() == b"precious"
+    assert len(rows_of(theirs.parent)) == 30
+
+
+def test_a_part_says_that_it_waits(tmp_path):
+    holding, told = threading.Event(), threading.Event()
+
+    def hold():
+        with locked(tmp_path / ".lock"):
+            holding.set()
+            told.wait(60)
+
+    def release(message, *_, **__):
+        notes.append(str(message))
+        told.set()
+
+    notes, other = [], threading.Thread(target=hold)
+    other.start()
+    assert holding.wait(60)
+    with warnings.catch_warnings():
+        warnings.showwarning = release
+        warnings.simplefilter("always", Note)
+        with extraction.planning(tmp_path, extraction.Part(1, 2)):
+            assert notes == [f"{tmp_path}: another process is at work there; waiting for it"]
+    other.join()
 
 
 @pytest.mark.parametrize("flags", [[], ["--overwrite"]])

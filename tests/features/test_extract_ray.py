@@ -16,11 +16,11 @@ from PIL import Image
 
 from han_tf.common.errors import Note, UserError
 from han_tf.data.image_lists import list_images
-from han_tf.features import ray_cluster, ray_job
+from han_tf.features import job, ray_cluster, ray_job
 from han_tf.features.extractor import FeatureExtractor
 from han_tf.features.job import extract_shards, finish, plan
 from han_tf.features.ray_job import ShardMaker, extract_with_ray
-from han_tf.features.shards import FeatureShards, Manifest, shard_path
+from han_tf.features.shards import FeatureShards, Manifest, read_manifest, shard_path
 from tests.conftest import messages
 
 IMAGES = 40
@@ -225,6 +225,25 @@ class TestShardMaker:
         assert after[1] != before[1]
         assert_rows(out, images, extractor)
 
+    def test_looks_at_earlier_shards_once(self, work, images, card, tiny_run, tmp_path, extractor, monkeypatch):
+        out, _, parts = work
+        maker = ShardMaker(str(tiny_run), out, read_manifest(out), 1, 7)
+        for part in parts:
+            maker.make(*part)
+        sorted(images.iterdir())[0].unlink()
+        listed = list_images([str(images)])
+        manifest = plan(out, listed, card, 10, update=True).manifest
+        read, looked_at, embedded = job.read_summary, [], []
+        monkeypatch.setattr(job, "read_summary", lambda *place: looked_at.append(place) or read(*place))
+        monkeypatch.setattr(extractor, "embed", embedded.append)
+        maker = ShardMaker(str(tiny_run), out, manifest, 1, 7)
+        for number in range(manifest.shards):
+            maker.make(number, listed.part(*manifest.bounds(number)))
+        assert manifest.shards == 4
+        assert len(looked_at) == len(parts) == 2
+        assert embedded == []
+        assert len(finish(out)) == IMAGES - 1
+
     def test_makes_no_bad_images_of_those_that_it_cannot_see(self, work, images, tiny_run, tmp_path):
         """A machine may lack a disk that the others have."""
         out, manifest, parts = work
@@ -290,6 +309,13 @@ def test_ray_reports_its_use_only_if_asked_to(refused, monkeypatch):
 )
 def test_addresses_that_are_none(refused, address):
     assert refused(address) == f"--ray {address}: expected HOST:PORT of the cluster's head, auto or local"
+
+
+def test_a_name_that_is_none(refused):
+    address = "head..example.com:6379"
+    assert refused(address) == (
+        f"Ray at {address} cannot be reached (no valid name), expected HOST:PORT of a cluster's head"
+    )
 
 
 def test_nobody_there(refused):

@@ -313,6 +313,16 @@ def test_sizes_are_checked(tiny_run, arguments):
         FeatureExtractor(tiny_run, **arguments)
 
 
+@pytest.mark.parametrize("white_level", [-5, np.inf, np.nan])
+def test_white_levels_are_checked(tiny_run, white_level):
+    with pytest.raises(UserError, match=f"^white_level is {white_level}, expected a positive number"):
+        FeatureExtractor(tiny_run, white_level=white_level)
+
+
+def test_the_white_level_0_is_that_of_the_format(tiny_run):
+    assert FeatureExtractor(tiny_run, white_level=0).white_level is None
+
+
 def test_the_package_has_nothing_else_on_demand():
     with pytest.raises(AttributeError, match="no attribute 'FeatureExtractors'"):
         _ = han_tf.FeatureExtractors
