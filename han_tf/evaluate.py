@@ -4,8 +4,9 @@
 5, 10 and 20, mAP under both definitions and mINP, for the joint, the global and the local feature. Re-ranking, query
 expansion and database augmentation add rows: each of them alone, and all together. --verification, --camera_pairs and
 --plots add tables and curves.
-Results are kept in the run's folder: those of its last network on its own data as evaluation.json, others under other
-names. Several data sets (--dataset market1501,dukemtmc, or those of the training) are evaluated separately.
+Results are kept in the run's folder: those of its last network on its own data as evaluation.json, those on other data
+sets under other names, those of --images and --features only where --output says. Several data sets
+(--dataset market1501,dukemtmc, or those of the training) are evaluated separately.
 
 Features of other networks are read from NumPy archives with the arrays features, pids and camids; given distances need
 archives with pids and camids. A folder that python -m han_tf.extract wrote can replace an archive:
@@ -22,9 +23,8 @@ If queries and gallery are the same images, every image searches all others:
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from itertools import product
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Union
@@ -33,9 +33,10 @@ import numpy as np
 
 from han_tf.common import cli as command_line
 from han_tf.common.errors import UserError, one_line
-from han_tf.common.files import exists, write_json
+from han_tf.common.files import exists, remove, write_json
 from han_tf.common.run_files import EVALUATION
-from han_tf.data import DATASETS, JUNK_PID, Record, ReIDDataset, canonical_split, load_dataset
+from han_tf.data import DATASETS, DISTRACTOR_PID, JUNK_PID, Record, ReIDDataset, canonical_split, load_dataset
+from han_tf.data.csv_dataset import FILE_NAME
 from han_tf.data.image_lists import NAMES, UNKNOWN, list_images
 from han_tf.data.joined import named_datasets
 from han_tf.runs import environment
@@ -68,8 +69,8 @@ FLAGS.boolean("skip_bad_images", False, "Leave out unreadable images.")
 FLAGS.repeated(
     "images",
     [],
-    "Folder, pattern or CSV file of images with pids and camids, in place of a data set: every image searches all "
-    "others. Repeat it for several.",
+    "Folder, pattern or CSV file of images with pids (from 1; 0 are distractors) and camids, in place of a data set: "
+    "every image searches all others. Repeat it for several.",
 )
 FLAGS.string(
     "names",
@@ -102,7 +103,8 @@ FLAGS.boolean("within_camera", False, "Images of a query's person from its own c
 FLAGS.boolean(
     "query_is_gallery",
     False,
-    "--features is one file or Parquet folder; every image searches all others.",
+    "--features is one file or Parquet folder; every image searches all others. People are numbered from 1: images of "
+    "pid 0 are distractors.",
     needs="features",
 )
 FLAGS.boolean(
@@ -111,7 +113,12 @@ FLAGS.boolean(
     "Also with one gallery image per person, drawn anew for each query: CUHK03's old protocol.",
 )
 FLAGS.integer(
-    "draws", 100, "Galleries drawn per query, over which the results are averaged.", 1, needs="single_gallery_shot"
+    "draws",
+    100,
+    "Galleries drawn per query, over which the results are averaged.",
+    1,
+    1_000_000,
+    needs="single_gallery_shot",
 )
 FLAGS.integer("seed", 0, "Seed of the draws.", 0, needs="single_gallery_shot")
 FLAGS.group("methods that change the ranking")
@@ -150,8 +157,9 @@ FLAGS.string("save_features", "", "Folder to save the features in.")
 FLAGS.string(
     "output",
     "",
-    "JSON file of the results; in the run if empty: evaluation.json, or for other images than the run's own, its best "
-    "network or --within_camera evaluation-DATASET[-SPLIT][-best][-within_camera][-IMAGES].json.",
+    "JSON file of the results; if empty, none for --images and --features, otherwise in the run: evaluation.json, or "
+    "for other images than the run's own, its best network or --within_camera "
+    "evaluation-DATASET[-SPLIT][-best][-within_camera][-IMAGES].json.",
 )
 FLAGS.string(
     "per_query", "", "File of every query's results and nearest images, .csv or .npz; those of the table's first row."
@@ -192,7 +200,7 @@ def main(values: command_line.Flags) -> None:
         _check_folder(path, Path(path))
     if values.features:
         paths = _feature_paths(values)
-        _check_inputs_stay(values, [*paths, *filter(None, [values.distances])])
+        _check_outputs(values, [*paths, *filter(None, [values.distances])])
         subsets = {name: load_features(path, bool(values.distances)) for name, path in zip(SUBSETS, paths)}
         if values.query_is_gallery:
             subsets["gallery"] = subsets["query"]
@@ -222,6 +230,8 @@ def main(values: command_line.Flags) -> None:
         if len(datasets) > 1:
             print(f"\n{part.name} {part.split}".rstrip() + ":")
         origin = _origin(run, part)
+        folder = values.data_dir or data_of(run.config, part.name).data_dir or part.root
+        _check_outputs(values, [folder, os.path.join(folder, FILE_NAME)])
         output = values.output or str(_result_path(values, run, origin))
         _check_file(output)
         _check_counts(values, [record.pid for record in part.gallery])
@@ -232,6 +242,7 @@ def _evaluate_images(values: command_line.Flags) -> None:
     """Evaluates a run or an export on images that are no data set; each image searches all others."""
     from han_tf.features.keras import feature_set  # imports TensorFlow, which saved features do not need
 
+    _check_outputs(values, values.images)
     listed = list_images(values.images, values.names)
     for note in listed.notes:
         print(f"note: {note}")
@@ -262,9 +273,14 @@ def _evaluate(
     if values.save_features:
         for name, features in subsets.items():
             save_features(Path(values.save_features) / f"{name}.npz", features)
+        for name in set(SUBSETS) - set(subsets):  # of an earlier evaluation; --features would take them together
+            remove(Path(values.save_features) / f"{name}.npz")
     with _naming_images(subsets):
         methods = _methods(values, subsets, branches)
 
+    distractors = int((subsets["query"].pids == DISTRACTOR_PID).sum())
+    if distractors and (values.query_is_gallery or values.images):
+        print(f"note: {distractors:,} images of pid {DISTRACTOR_PID} are distractors, which search for nobody")
     rate = values.false_accept_rate
     wanted_fpr = sorted({*REPORTED_FPR, *([] if rate is None else [rate])}, reverse=True)
     options = {
@@ -346,20 +362,22 @@ def _result_path(values: command_line.Flags, run: LoadedRun, origin: Mapping[str
     return path
 
 
-def _check_inputs_stay(values: command_line.Flags, inputs: Sequence[Union[str, Path]]) -> None:
-    """Raises UsageError if an output would take the place of one of the files ``inputs``."""
-    outputs = {name: [values[name].value] for name in ("output", "per_query") if values[name].value}
+def _check_outputs(values: command_line.Flags, inputs: Iterable[Union[str, Path]]) -> None:
+    """Raises UsageError if an output would take the place of one of the files ``inputs`` or of another output."""
+    outputs = [(name, values[name].value) for name in ("output", "per_query") if values[name].value]
     if values.save_features:
-        outputs["save_features"] = [os.path.join(values.save_features, f"{name}.npz") for name in SUBSETS]
-    for flag, paths in outputs.items():
-        for path, given in product(paths, inputs):
-            if os.path.realpath(path) == os.path.realpath(given):
-                raise command_line.UsageError(f"--{flag} would replace {given}, which is read, expected another name")
+        outputs += [("save_features", os.path.join(values.save_features, f"{name}.npz")) for name in SUBSETS]
+    taken = {os.path.realpath(given): f"{given}, which is read" for given in inputs}
+    for flag, path in outputs:
+        place = os.path.realpath(path)
+        if place in taken:
+            raise command_line.UsageError(f"--{flag} would replace {taken[place]}, expected another name")
+        taken[place] = f"{path}, which --{flag} writes"
 
 
 def _check_file(path: str) -> None:
     """Raises UserError if the file ``path`` cannot be written."""
-    if Path(path).is_dir():
+    if exists(path) and os.path.isdir(path):
         raise UserError(f"cannot write {path}: it is a folder, expected the name of a file")
     _check_folder(path, Path(path).parent)
 
@@ -471,10 +489,10 @@ def _features_of_run(values: command_line.Flags, run: LoadedRun, dataset: ReIDDa
 
 def _feature_paths(values: command_line.Flags) -> list[Path]:
     first, *rest = [*values.features, *values.positional]
-    if Path(first).is_dir() and not rest and not values.query_is_gallery:
+    if os.path.isdir(first) and not rest and not values.query_is_gallery:
         paths = [Path(first) / f"{name}.npz" for name in SUBSETS]
-        return paths if paths[2].exists() and not values.distances else paths[:2]
-    if not rest and not Path(first).is_file() and not values.query_is_gallery:
+        return paths if exists(paths[2]) and not values.distances else paths[:2]
+    if not rest and not os.path.isfile(first) and not values.query_is_gallery:
         raise UserError(f"--features {first}: no such folder, expected query.npz and gallery.npz in it")
     paths = [Path(first), *map(Path, rest)]
     if values.query_is_gallery:

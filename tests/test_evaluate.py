@@ -244,6 +244,18 @@ class TestFeaturesFromFiles:
             assert row[name] == pytest.approx(getattr(expected, name), rel=1e-12)
         assert len(row["camera_pairs"]) == 6
 
+    def test_saved_features_are_those_of_one_evaluation(self, saved, subsets, tmp_path):
+        for name in ("query", "gallery", "multi_query"):
+            shutil.copy(saved / "gallery.npz", tmp_path / f"{name}.npz")
+        assert call("--features", saved, f"--save_features={tmp_path}") == 0
+        assert sorted(path.name for path in tmp_path.glob("*.npz")) == ["gallery.npz", "query.npz"]
+
+    def test_people_with_the_pid_of_distractors(self, subsets, tmp_path, capsys):
+        save_features(tmp_path / "people.npz", subsets[1]._replace(pids=subsets[1].pids % 2))
+        assert call("--features", tmp_path / "people.npz", "--query_is_gallery") == 0
+        zeros = int((subsets[1].pids % 2 == 0).sum())
+        assert f"note: {zeros} images of pid 0 are distractors, which search for nobody\n" in capsys.readouterr().out
+
     def test_every_query_as_csv(self, saved, subsets, tmp_path, capsys):
         path = tmp_path / "new" / "queries.csv"
         assert call("--features", saved, f"--per_query={path}", "--k=3") == 0
@@ -829,6 +841,29 @@ class TestWrongInput:
         check_error(capsys, [f"--features={features}", f"--output={tmp_path}"], f"cannot write {tmp_path}: it is a fol")
         assert {path: path.read_bytes() for path in features.iterdir()} == before
 
+    def test_outputs_in_the_place_of_listed_images(self, capsys, tiny_run, tiny_data, tmp_path):
+        records = tmp_path / "records.csv"
+        images = [*(tiny_data / "query").glob("*.jpg")][:2]
+        rows = [f"{image},1,{camid},{subset}" for image, camid, subset in zip(images, (1, 2), ("query", "gallery"))]
+        records.write_text("\n".join(["path,pid,camid,subset", *rows]))
+        before = records.read_text()
+        for flags in (
+            [f"--images={records}", f"--per_query={records}"],
+            [f"--images={records}", f"--output={records}"],
+            ["--dataset=csv", f"--data_dir={tmp_path}", f"--per_query={records}"],
+            ["--dataset=csv", f"--data_dir={records}", f"--output={records}"],
+        ):
+            check_error(capsys, [f"--model={tiny_run}", *flags], "which is read, expected another name", status=2)
+            assert records.read_text() == before
+
+    def test_outputs_in_the_place_of_each_other(self, saved, capsys, tmp_path):
+        for flags in (
+            [f"--output={tmp_path / 'a.csv'}", f"--per_query={tmp_path / '.' / 'a.csv'}"],
+            [f"--save_features={tmp_path}", f"--per_query={tmp_path / 'query.npz'}"],
+        ):
+            check_error(capsys, [f"--features={saved}", *flags], "writes, expected another name", status=2)
+        assert not list(tmp_path.iterdir())
+
     def test_no_runs(self, capsys, tmp_path):
         check_error(capsys, [f"--runs_dir={tmp_path}"], f"no run with a checkpoint in {tmp_path}: make train makes one")
 
@@ -899,6 +934,14 @@ class TestWrongInput:
         check_error(capsys, ["--features", good, missing], f"{missing}: No such file or directory")
         check_error(capsys, ["--features", good], "--features has 1 files, expected query.npz,gallery.npz", status=2)
         check_error(capsys, ["--features", *[good] * 4], "--features has 4 files", status=2)
+
+    def test_names_that_are_too_long(self, capsys, evaluated):
+        name = "n" * 300
+        features = ["--features", evaluated / "features"]
+        check_error(capsys, [*features, f"--output={name}.json"], f"{name}.json: File name too long")
+        check_error(capsys, [*features, f"--per_query={name}.csv"], f"{name}.csv: File name too long")
+        check_error(capsys, ["--features", name], f"--features {name}: no such folder")
+        check_error(capsys, ["--model", name], f"{name}/card.json: File name too long")
 
     def test_features_that_do_not_fit(self, capsys, evaluated, tmp_path):
         files = {name: load_features(evaluated / "features" / f"{name}.npz") for name in ("query", "gallery")}

@@ -20,9 +20,10 @@ def set_quiet(quiet: bool) -> None:
 
 def progress_bar(*arguments: Any, **options: Any) -> tqdm:
     """Returns a progress bar; takes the arguments of tqdm."""
-    if _quiet:
+    if _quiet or sys.stderr is None:
         options["disable"] = True
-    return (tqdm if sys.stderr.isatty() else Lines)(*arguments, **options)
+    is_terminal = getattr(sys.stderr, "isatty", lambda: False)()
+    return (tqdm if is_terminal else Lines)(*arguments, **options)
 
 
 class Lines(tqdm):

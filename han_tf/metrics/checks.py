@@ -21,6 +21,9 @@ index of the camera, and temporary masks and copies."""
 MATCH_BYTES = 120
 """Peak memory of ranking per true match: its query, image and places, and the scores computed from them."""
 
+GENUINE_BYTES = 32
+"""Peak memory of verification per genuine pair: its value, joined with the others, sorted, and its bin."""
+
 LISTED_BYTES = 32
 """Memory of ranking per entry of the top-k lists: image and distance, and temporary copies."""
 
@@ -149,20 +152,23 @@ def check_count(value: Any, name: str, least: int, most: Optional[int] = None) -
     return int(value)
 
 
-def check_memory(memory_mb: Any, n_gallery: int, matches: int = 0, listed: int = 0) -> int:
+def check_memory(
+    memory_mb: Any, n_gallery: int, matches: int = 0, listed: int = 0, match_bytes: int = MATCH_BYTES
+) -> int:
     """Returns the memory in MiB that ``memory_mb`` leaves beside matches and top-k lists, if it is large enough.
 
     Args:
       memory_mb: the budget, in MiB.
       n_gallery: number of gallery images.
-      matches: number of true matches that are ranked.
+      matches: number of true matches that are ranked, or of genuine pairs.
       listed: number of entries of all top-k lists.
+      match_bytes: memory per match.
 
     Raises:
       UserError: it is no integer or too small.
     """
     check_count(memory_mb, "memory_mb", LEAST_MEMORY)
-    held = MATCH_BYTES * matches + LISTED_BYTES * listed
+    held = match_bytes * matches + LISTED_BYTES * listed
     least = math.ceil((HELD_BYTES * n_gallery + held) / HELD_SHARE / 2**20)
     if memory_mb < least:
         beside = f", {matches:,} matches and top-k lists of {listed:,} images" if held else ""

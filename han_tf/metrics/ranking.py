@@ -147,9 +147,12 @@ def _camera_table(truth: Truth, ranker: Ranker) -> tuple[CameraPair, ...]:
     n = len(ranker.camids)
     scores = Scores(ranker.queries * n + ranker.cameras, ranker.pair_places)
     query_camids, gallery_camids = truth.query_camids[scores.groups // n], ranker.camids[scores.groups % n]
+    order = np.lexsort((gallery_camids, query_camids))
+    camids = np.stack([query_camids, gallery_camids], axis=1)[order]
+    ends = np.flatnonzero((camids[1:] != camids[:-1]).any(axis=1)) + 1
     pairs = []
-    for query_camid, gallery_camid in sorted(set(zip(query_camids.tolist(), gallery_camids.tolist()))):
-        mine = (query_camids == query_camid) & (gallery_camids == gallery_camid)
+    for mine in np.split(order, ends):
         rank1 = float(np.mean(scores.first[mine] == 1))
-        pairs.append(CameraPair(query_camid, gallery_camid, int(mine.sum()), rank1, mean(scores.ap[mine])))
+        cameras = int(query_camids[mine[0]]), int(gallery_camids[mine[0]])
+        pairs.append(CameraPair(*cameras, len(mine), rank1, mean(scores.ap[mine])))
     return tuple(pairs)

@@ -5,8 +5,14 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from han_tf.metrics.blocks import slices
+
 RECALL_LEVELS = np.linspace(0, 1, 101)
 """Recall levels of the precision–recall curve."""
+
+
+CURVES = 1024
+"""Number of groups whose curves are in memory at a time: 0.8 MiB."""
 
 
 class Scores:
@@ -40,13 +46,14 @@ class Scores:
 
     def precision_recall(self) -> np.ndarray:
         """Returns the mean over groups of the best precision at each recall level or beyond, float64 ``[101]``."""
-        curves = np.empty((len(self.groups), len(RECALL_LEVELS)))
-        for chosen, place, precision in self._by_length():
+        total = np.zeros(len(RECALL_LEVELS))
+        for _, place, precision in self._by_length():
             best_from = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
             # Without the 1e-9, rounding errors would count: 0.07 · 100 is slightly more than 7.
             hits = np.ceil(RECALL_LEVELS * place.shape[1] - 1e-9).astype(int)
-            curves[chosen] = best_from[:, np.maximum(hits, 1) - 1]
-        return curves.mean(axis=0)
+            for rows in slices(0, len(place), CURVES):
+                total += best_from[rows][:, np.maximum(hits, 1) - 1].sum(axis=0)
+        return total / len(self.groups)
 
     def _by_length(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Yields, for groups with equally many matches, their indices, and places and precisions, one row per group."""

@@ -10,11 +10,18 @@ from han_tf.metrics.blocks import bracket, slices, trusted_margins
 from han_tf.metrics.checks import check_count, check_memory
 from han_tf.metrics.distances import DistanceSource, MatrixDistances
 from han_tf.metrics.excluders import Excluder
-from han_tf.metrics.results import REPORTED_RANKS, cmc_curve, no_match
+from han_tf.metrics.results import REPORTED_RANKS, no_match
 from han_tf.metrics.truth import Truth
 
 BYTES_PER_VALUE = 32
 """Memory per distance: values of 8 bytes, and copies."""
+
+BYTES_PER_DRAWN = 48
+"""Memory per image of a drawn gallery: its random number, its index, and copies."""
+
+
+MOST_DRAWS = 1_000_000
+"""Largest number of galleries per query."""
 
 
 @dataclass(frozen=True)
@@ -68,18 +75,20 @@ def single_gallery_shot(
       memory_mb: memory to use beside features or distances, in MiB.
 
     Raises:
-      UserError: as :func:`han_tf.metrics.evaluate_distances`; ``draws`` is below 1 or ``seed`` below 0.
+      UserError: as :func:`han_tf.metrics.evaluate_distances`; ``draws`` is below 1 or above :data:`MOST_DRAWS`, or
+        ``seed`` is below 0.
     """
     source = distances if isinstance(distances, DistanceSource) else MatrixDistances(distances)
     n_query, n_gallery = source.shape
     truth = Truth(source.shape, query_pids, gallery_pids, query_camids, gallery_camids, excluders)
-    check_count(draws, "draws", 1)
+    check_count(draws, "draws", 1, MOST_DRAWS)
     check_count(seed, "seed", 0)
     check_count(max_rank, "max_rank", 1)
-    room = check_memory(memory_mb, n_gallery) * 2**20
+    room = check_memory(memory_mb, n_gallery) * 2**20 // 2  # half for distances, half for drawn galleries
     part = slice(0, n_gallery)
     order = np.argsort(truth.gallery_pids, kind="stable")
-    places: list[np.ndarray] = []
+    counts_at = np.zeros(n_gallery + 1, np.int64)  # rankings with the match at each place
+    ranked = 0
     for rows in slices(0, n_query, max(1, room // (BYTES_PER_VALUE * n_gallery))):
         stripe = truth.stripe(rows)
         local = stripe.queries - rows.start
@@ -91,24 +100,25 @@ def single_gallery_shot(
             own = slice(stripe.ends[row], stripe.ends[row + 1])
             if own.start == own.stop:
                 continue
-            before = np.stack(
-                [
-                    _before(source, query, fast[row], column, value, margins[row])
-                    for column, value in zip(stripe.columns[own], exact[own])
-                ]
-            )
             images = order[np.isfinite(fast[row, order])]  # person by person, in gallery order
             people, starts, counts = np.unique(truth.gallery_pids[images], return_index=True, return_counts=True)
-            chance = np.random.default_rng([seed, query]).random((draws, len(people)))
-            drawn = images[starts + (chance * counts).astype(np.int64)]
-            mine = drawn[:, np.searchsorted(people, truth.query_pids[query])]
-            match = np.searchsorted(stripe.columns[own], mine)
-            places.append(1 + before[match[:, None], drawn].sum(axis=1))
-    if not places:
+            person = np.searchsorted(people, truth.query_pids[query])
+            random, ranked = np.random.default_rng([seed, query]), ranked + 1
+            for some in slices(0, draws, max(1, room // (BYTES_PER_DRAWN * len(people)))):
+                chance = random.random((some.stop - some.start, len(people)))
+                drawn = images[starts + (chance * counts).astype(np.int64)]
+                for column in np.unique(drawn[:, person]):
+                    value = exact[own][np.searchsorted(stripe.columns[own], column)]
+                    before = _before(source, query, fast[row], column, value, margins[row])
+                    places = 1 + before[drawn[drawn[:, person] == column]].sum(axis=1)
+                    counts_at += np.bincount(places, minlength=n_gallery + 1)
+    if not ranked:
         raise no_match(n_query)
-    found = np.concatenate(places)
-    without = n_query - len(places)
-    return SingleShotResult(cmc_curve(found, max_rank), float(np.mean(1 / found)), draws, seed, without)
+    within = np.zeros(max_rank, np.int64)
+    within[:n_gallery] = counts_at[1 : max_rank + 1]
+    precision = (counts_at[1:] / np.arange(1, n_gallery + 1)).sum()
+    rankings = ranked * draws
+    return SingleShotResult(np.cumsum(within) / rankings, float(precision / rankings), draws, seed, n_query - ranked)
 
 
 def _before(

@@ -17,7 +17,7 @@ import numpy as np
 
 from han_tf.common.errors import UserError
 from han_tf.metrics.blocks import sweep, trusted_margins
-from han_tf.metrics.checks import ROUNDED_UP, check_memory, default_threads
+from han_tf.metrics.checks import GENUINE_BYTES, ROUNDED_UP, check_memory, default_threads
 from han_tf.metrics.distances import DistanceSource, MatrixDistances
 from han_tf.metrics.excluders import Excluder
 from han_tf.metrics.truth import Stripe, Truth
@@ -126,7 +126,7 @@ def verify(
         raise UserError(f"wanted_fpr is {wanted_fpr}, expected rates above 0 and at most 1")
     truth = Truth(source.shape, query_pids, gallery_pids, query_camids, gallery_camids, excluders)
     options = {
-        "memory_mb": check_memory(memory_mb, source.shape[1]),
+        "memory_mb": check_memory(memory_mb, source.shape[1], truth.same_pid_pairs, match_bytes=GENUINE_BYTES),
         "threads": default_threads(threads),
         "prepare": truth.stripe,
     }
@@ -142,7 +142,7 @@ def verify(
     rates = np.concatenate([wanted, CURVE_FPR])
     passing = np.floor(rates * impostors * ROUNDED_UP).astype(np.int64)
     finder = _Finder(counter, passing, genuine)
-    for number, windows in enumerate(finder.passes(VALUES_PER_MB * memory_mb), start=1):
+    for number, windows in enumerate(finder.passes(VALUES_PER_MB * options["memory_mb"]), start=1):
         finder.begin(windows)
         sweep(source, finder.visit, label=f"finding thresholds, pass {number}" if progress else None, **options)
         finder.settle()

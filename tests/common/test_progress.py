@@ -1,6 +1,7 @@
 """Progress: a bar on a terminal, lines elsewhere, nothing if quiet."""
 
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -45,6 +46,13 @@ def test_an_iterable_and_a_postfix(capsys, monkeypatch):
     bar.set_postfix_str("loss 1.5", refresh=False)
     assert list(bar) == [0, 1, 2]
     assert capsys.readouterr().err.splitlines()[-1] == "progress: 3 block, 00:00 passed, loss 1.5"
+
+
+@pytest.mark.parametrize("stream", [None, SimpleNamespace(write=lambda text: None, flush=lambda: None)])
+def test_a_process_may_have_no_terminal_or_nothing_at_all(monkeypatch, stream):
+    """As a service without standard error, or one that logs it."""
+    monkeypatch.setattr(sys, "stderr", stream)
+    assert list(progress_bar(range(3))) == [0, 1, 2]
 
 
 def test_quiet_shows_nothing(capsys, monkeypatch):

@@ -352,6 +352,31 @@ def test_memory_for_many_matches():
         evaluate_distances(source, *labels, memory_mb=budget, threads=2)
 
 
+def test_memory_for_many_queries():
+    """Their precision-recall curves would take three times the budget."""
+    n_query, n_gallery = 60_000, 100
+    rng = np.random.default_rng(0)
+    labels = [rng.integers(0, most, n) for most in (100, 4) for n in (n_query, n_gallery)]
+    source = FeatureDistances(*(rng.standard_normal((n, 2), np.float32) for n in (n_query, n_gallery)))
+    with reference.memory_below(32 * 2**20):
+        result = evaluate_distances(source, *labels, topk=0, camera_pairs=False, memory_mb=32, threads=2)
+    assert result.precision_recall[0] >= result.precision_recall[-1] > 0
+
+
+def test_many_cameras():
+    """The camera of each image may be its own."""
+    query, gallery, (query_pids, gallery_pids, *_) = random_problem(30, 200, 8)
+    camids = np.arange(30), 1000 + np.arange(200) // 3
+    pairs = evaluate(query, gallery, query_pids, gallery_pids, *camids).camera_pairs
+    for query_camid, gallery_camid, queries, rank1, mean_ap in pairs:
+        of_camera = camids[1] == gallery_camid
+        mine = [[query[query_camid]], gallery[of_camera], [query_pids[query_camid]], gallery_pids[of_camera]]
+        alone = evaluate(*mine, [0], np.ones(of_camera.sum(), int))
+        assert (queries, rank1, mean_ap) == (1, alone.cmc[0], alone.mAP)
+    expected = {(q, g) for q, pid in enumerate(query_pids) for g in camids[1][gallery_pids == pid]}
+    assert [(pair.query_camid, pair.gallery_camid) for pair in pairs] == sorted(expected)
+
+
 def test_excluders_by_hand():
     gallery = {"groups": [1, 1, 2, 1], "frames": [10, 14, 10, 30]}
     window = frame_window([1, 2], gallery["groups"], [12, 12], gallery["frames"], window=2)

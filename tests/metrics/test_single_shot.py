@@ -62,6 +62,23 @@ def test_equals_loops(monkeypatch, seed, whole):
         assert len(expected) == 20 * (len(query) - found.queries_without_match)
 
 
+def test_draws_in_parts_are_those_of_one_call(monkeypatch):
+    query, gallery, labels = images(3)
+    expected = single_gallery_shot(FeatureDistances(query, gallery), *labels, draws=50)
+    monkeypatch.setattr(single_shot, "BYTES_PER_DRAWN", 2**17)  # a gallery takes most of the memory
+    found = single_gallery_shot(FeatureDistances(query, gallery), *labels, draws=50, memory_mb=16)
+    assert found.to_dict() == expected.to_dict()
+
+
+def test_memory_for_many_people():
+    rng = np.random.default_rng(0)
+    query, gallery = (rng.random((n, 2), np.float32) for n in (4, 20_000))
+    labels = np.arange(4), np.arange(20_000), np.zeros(4, int), np.ones(20_000, int)
+    with reference.memory_below(16 * 2**20):
+        found = single_gallery_shot(FeatureDistances(query, gallery), *labels, draws=200, memory_mb=16)
+    assert found.draws == 200
+
+
 def test_the_mean_nears_that_of_all_galleries():
     query, gallery, labels = images(5, n_query=5, n_gallery=16, people=4)
     distances = reference.squared_distances(query, gallery)

@@ -88,6 +88,17 @@ def test_memory_stays_within_the_budget():
     assert n_query * n_gallery * 4 > 2 * 16 * 2**20
 
 
+def test_memory_for_many_genuine_pairs():
+    n_query, n_gallery = 500, 5000
+    rng = np.random.default_rng(0)
+    source = FeatureDistances(*(rng.standard_normal((n, 2), np.float32) for n in (n_query, n_gallery)))
+    labels = [rng.integers(0, m, n) for m in (2, 4) for n in (n_query, n_gallery)]
+    with pytest.raises(UserError, match=r"memory_mb is 16, expected at least 6[0-9] for 5,000 gallery images, 1,2"):
+        verify(source, *labels, memory_mb=16)
+    with reference.memory_below(70 * 2**20):
+        assert verify(source, *labels, memory_mb=70, threads=2).genuine > 500_000
+
+
 def test_same_digits_for_any_memory_and_threads(monkeypatch):
     query, gallery, labels = random_problem(70, 900, 48, seed=3)
     gallery[100:200] = gallery[300:400]
