@@ -112,6 +112,8 @@ def identity(values: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
 def flags_of(config: TrainConfig) -> list[str]:
     """Returns the flags of ``han_tf.train`` for a training: its name's, and those that are not the defaults."""
     wanted, told = {"dataset", "model", "epochs", "seed", *config.changes()}, []
+    if config.dataset == "synthetic":  # it has another default
+        wanted.add("lr_drops")
     for setting, value in config.to_dict().items():
         name = flag_of(setting)
         if setting not in wanted:

@@ -8,7 +8,7 @@ The same command resumes an interrupted run.
 
 import dataclasses
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from fractions import Fraction
 from pathlib import Path
@@ -18,11 +18,11 @@ from han_tf.common import cli as command_line
 from han_tf.common.errors import UserError
 from han_tf.common.files import exists, locked, write_json
 from han_tf.common.run_files import CONFIG, METRICS
-from han_tf.data import Record, ReIDDataset, load_dataset, only_tested
+from han_tf.data import ReIDDataset, load_dataset, only_tested
 from han_tf.data.records import check_training
 from han_tf.runs import environment
-from han_tf.runs.folder import create_network
-from han_tf.training.config import RECIPES, TITLES, TrainConfig, flag_of, parse_drops, parse_model_args
+from han_tf.runs.folder import create_network, read_config
+from han_tf.training.config import RECIPES, TITLES, TRIPLET, TrainConfig, flag_of, parse_drops, parse_model_args
 from han_tf.training.schedule import drop_epochs
 
 with command_line.deferred_imports(__name__):
@@ -34,7 +34,6 @@ with command_line.deferred_imports(__name__):
     from han_tf.data.synthetic.baseline import histogram_features
     from han_tf.evaluation.scoring import evaluate_features, scalars, to_json
     from han_tf.evaluation.tables import table
-    from han_tf.features.archives import FeatureSet
     from han_tf.features.keras import feature_set
     from han_tf.models.network import ReIDNetwork
     from han_tf.runs.checkpoints import check_folder
@@ -109,11 +108,11 @@ def config_of(values: command_line.Flags) -> TrainConfig:
     if "lr_drops" in settings:
         settings["lr_drops"] = parse_drops(settings["lr_drops"])
     settings["model_args"] = parse_model_args(settings["model_args"])
+    synthetic = settings["dataset"] == "synthetic"
     if settings["epochs"] is None:
-        synthetic = settings["dataset"] == "synthetic"
         settings["epochs"] = SYNTHETIC_EPOCHS if synthetic else _DEFAULT.epochs
-        if synthetic and not values["lr_drops"].present:
-            settings["lr_drops"] = SYNTHETIC_DROPS
+    if synthetic and not values["lr_drops"].present:
+        settings["lr_drops"] = SYNTHETIC_DROPS
     del settings["recipe"]
     return TrainConfig.of_recipe(recipe, **settings)
 
@@ -146,16 +145,31 @@ def evaluate_network(
 
 def baseline_rows(config: TrainConfig, dataset: ReIDDataset) -> list[dict[str, Any]]:
     """Returns rows of a colour histogram and of the untrained network, to show how hard a data set is."""
-    untrained = create_network(config.to_dict())
-    baselines = {
-        "colour histogram": lambda records: FeatureSet.of(histogram_features(_opened(records)), records),
-        "untrained": lambda records: feature_set(untrained, records, progress=None),
-    }
+    network = create_network(config.to_dict())
+    untrained = [
+        feature_set(network, records, skip_bad_images=config.skip_bad_images, progress=None)
+        for records in (dataset.query, dataset.gallery)
+    ]
+    histograms = [found._replace(features=histogram_features(_opened(found.paths))) for found in untrained]
     rows = []
-    for name, features_of in baselines.items():
-        results = evaluate_features(features_of(dataset.query), features_of(dataset.gallery))
+    for name, features in (("colour histogram", histograms), ("untrained", untrained)):
+        results = evaluate_features(*features)
         rows += [{**row, "feature": name} for row in to_json(results, curves=False)["results"]]
     return rows
+
+
+def check_network(config: TrainConfig, dataset: ReIDDataset) -> None:
+    """Raises UserError if the settings of a new training do not fit its network, its start or its people.
+
+    The training would find this, too, but only after all images have been decoded.
+    """
+    people = len({record.pid for record in dataset.train})
+    if TRIPLET in config.loss and config.people > people:
+        raise UserError(f"--people {config.people}, expected at most {people}, as many as are to train on")
+    if config.init_from:
+        read_config(config.init_from)
+    if config.model_args or config.weights:
+        create_network(config.to_dict(), weights=config.weights)
 
 
 def main(values: command_line.Flags) -> None:
@@ -183,8 +197,10 @@ def main(values: command_line.Flags) -> None:
     with restarted_when_a_worker_is_lost(config.strategy):
         strategy = create_strategy(config.strategy)
         check_precision(config.precision)
-        if not exists(run_dir / CONFIG) and faster_in_bfloat16(config):
-            print("hint: --precision mixed_bfloat16 trains faster on this processor (han_tf.bench measures both)")
+        if not exists(run_dir / CONFIG):
+            if faster_in_bfloat16(config):
+                print("hint: --precision mixed_bfloat16 trains faster on this processor (han_tf.bench measures both)")
+            check_network(config, dataset)
         with locked(run_dir / LOCK, taken) if is_chief(strategy) else nullcontext():
             train(config, dataset, run_dir, strategy)
             mean_over_workers(strategy, 0)  # a worker must not leave earlier: the others would consider it lost
@@ -260,9 +276,9 @@ def _described(dataset: ReIDDataset) -> dict[str, Any]:
     return {"dataset": dataset.name, "split": dataset.split, "differences": list(dataset.differences)}
 
 
-def _opened(records: Sequence[Record]) -> Iterator[Image.Image]:
-    for record in records:
-        yield Image.fromarray(decode_image(record.path))
+def _opened(paths: Iterable[str]) -> Iterator[Image.Image]:
+    for path in paths:
+        yield Image.fromarray(decode_image(str(path)))
 
 
 if __name__ == "__main__":

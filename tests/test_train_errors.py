@@ -10,10 +10,13 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from han_tf import train
+from han_tf import train, weights
 from han_tf.common.cli import run
+from han_tf.common.errors import Note, UserError
 from han_tf.common.files import locked
-from tests.conftest import TINY_NETWORK, TINY_SIZE, messages
+from han_tf.data import load_dataset
+from han_tf.training.config import TrainConfig
+from tests.conftest import TINY_ARGS, TINY_NETWORK, TINY_SIZE, messages
 
 
 def call(*arguments):
@@ -121,6 +124,45 @@ def test_an_unreadable_image(check, capsys, copied, tmp_path):
     assert int(re.search(r"(\d+) images of 8 people", out).group(1)) == whole["bounding_box_train"] - 1
     counts = json.loads((tmp_path / "run" / "metrics.json").read_text())["counts"]
     assert counts["queries"] == whole["query"] - 1
+
+
+def test_an_unreadable_image_for_the_baselines(copied):
+    bad = [sorted((copied / folder).iterdir())[3] for folder in ("bounding_box_test", "query")]
+    for path in bad:
+        path.write_bytes(path.read_bytes()[:300])
+    dataset = load_dataset("market1501", copied)
+    settings = {"input_height": 48, "input_width": 32, "model_args": TINY_ARGS}
+    with pytest.warns(Note, match="not a readable image"):
+        rows = train.baseline_rows(TrainConfig(**settings, skip_bad_images=True), dataset)
+    assert [row["feature"] for row in rows] == ["colour histogram", "untrained"]
+    assert all(0 < row["mAP"] < 1 for row in rows)
+    with pytest.raises(UserError, match=f"^{bad[1]}: not a readable image"):
+        train.baseline_rows(TrainConfig(**settings), dataset)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--model_args=region=6"], "model han_small has no argument 'region'"),
+        (["--init_from=nowhere"], "nowhere: no such folder, expected that of a training run"),
+        (["--weights=mars"], "model han_small has no weights 'mars', expected one of"),
+        (["--loss=triplet", "--people=16", "--images_per_person=2"], "--people 16, expected at most 8"),
+    ],
+)
+def test_what_does_not_fit_the_network_is_told_before_images_are_read(check, tiny_data, monkeypatch, arguments, named):
+    monkeypatch.setattr(train, "load_images", None)
+    check(["--dataset=market1501", f"--data_dir={tiny_data}", *arguments], named)
+
+
+def test_stored_weights_are_no_run(capsys, tiny_data, tmp_path):
+    folder = shutil.copytree(weights.HERE / "han_small-synthetic", tmp_path / "mine")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert call("--dataset=market1501", f"--data_dir={tiny_data}", f"--run={folder}") == 1
+    (line,) = messages(capsys.readouterr().err)
+    assert line.startswith(
+        f"error: {folder} holds stored weights, expected another --run; --init_from {folder} goes on from them"
+    )
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_no_readable_image_to_draw(capsys, copied, tmp_path):

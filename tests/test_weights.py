@@ -188,6 +188,9 @@ def test_terms_are_also_those_of_the_networks_it_started_from(tmp_path):
     assert trained_on(found._replace(config={"dataset": "synthetic", "init_from": "runs/a"})) == ["synthetic", ""]
     started = {"model": "han_small", "weights": "market1501", "dataset": "csv", "init_from": ""}
     assert trained_on(found._replace(config=started))[:2] == ["csv", "market1501"]
+    started = {"model": "resnet50", "weights": "/data/notop.h5", "dataset": "synthetic"}
+    assert trained_on(found._replace(config=started)) == ["synthetic", ""]  # ImageNet, or whatever the file has seen
+    started = {"model": "han_small", "weights": "market1501", "dataset": "csv", "init_from": ""}
     (tmp_path / "environment.json").write_text(json.dumps({"init_from": _of_source(found._replace(config=started))}))
     assert trained_on(found)[:3] == ["synthetic", "csv", "market1501"]
     (tmp_path / weights.ARRAYS).touch()  # now a stored network
@@ -299,6 +302,12 @@ def test_a_stored_ablation_is_opened_as_one(tmp_path, monkeypatch):
     opened = create_model("han_small", weights="ablation")
     assert opened.get_config() == network.get_config()
     np.testing.assert_allclose(opened(images), network(images), atol=5e-3)
+    # A training's network is what its own settings say.
+    started = create_network({**settings, "model": "han_small"}, weights="ablation")
+    np.testing.assert_allclose(started(images), network(images), atol=5e-3)
+    with pytest.raises(UserError, match=r"^han_small-ablation: no weights .*/hard/") as raised:
+        create_network({**settings, "model": "han_small", "hard": True}, weights="ablation")
+    assert "\n" not in str(raised.value)
 
 
 def test_a_run_that_has_not_ended_is_not_stored(tiny_run, tmp_path, capsys):

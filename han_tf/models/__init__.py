@@ -87,7 +87,7 @@ def create_model(name: str, **arguments: Any) -> "ReIDNetwork":
         model = factory(**{**MODELS[name].arguments, **arguments})
         # So that a checkpoint can be compared with the variables before it is read.
         model.make_variables()
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:  # OverflowError: of an infinite size
         raise UserError(f"model {name}: {error}") from error
     return model
 

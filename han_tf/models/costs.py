@@ -14,6 +14,8 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from han_tf.models.network import FeatureHead
+
 _COUNTED = (
     tf.keras.layers.Conv2D,
     tf.keras.layers.DepthwiseConv2D,
@@ -68,20 +70,20 @@ def part_costs(model: tf.keras.Model, parts: Mapping[str, tf.Module], input_size
         name: Cost(parameters=sum(int(np.prod(v.shape)) for v in part.trainable_variables))
         for name, part in parts.items()
     }
-    layers = [layer for layer in model.submodules if id(layer) in parts_of_layers]
+    of_heads = {id(part.norm) for part in model.submodules if isinstance(part, FeatureHead)}
+    layers = [layer for layer in model.submodules if id(layer) in parts_of_layers and id(layer) not in of_heads]
     with _recorded_calls(layers) as calls:
         model(tf.zeros([1, *input_size, 3]), training=False)
-    for layer, inputs, output in calls:
-        name = parts_of_layers[id(layer)]
-        costs[name] += _layer_cost(layer, inputs, output)
+    for layer, output in calls:
+        costs[parts_of_layers[id(layer)]] += _layer_cost(layer, output)
     return costs
 
 
-def _layer_cost(layer: tf.keras.layers.Layer, inputs: tf.TensorShape, output: tf.TensorShape) -> Cost:
+def _layer_cost(layer: tf.keras.layers.Layer, output: tf.TensorShape) -> Cost:
     # The batch dimension holds the local streams of one image.
     positions = int(np.prod(output[:-1]))
     if isinstance(layer, tf.keras.layers.BatchNormalization):
-        return Cost(norm_macs=positions * int(output[-1]) if len(inputs) == 4 else 0)
+        return Cost(norm_macs=positions * int(output[-1]))
     kernel = layer.depthwise_kernel if isinstance(layer, tf.keras.layers.DepthwiseConv2D) else layer.kernel
     return Cost(macs=positions * int(np.prod(kernel.shape)))
 
@@ -89,8 +91,8 @@ def _layer_cost(layer: tf.keras.layers.Layer, inputs: tf.TensorShape, output: tf
 @contextmanager
 def _recorded_calls(
     layers: Sequence[tf.keras.layers.Layer],
-) -> Iterator[list[tuple[tf.keras.layers.Layer, tf.TensorShape, tf.TensorShape]]]:
-    """Records (layer, input shape, output shape) of every call of ``layers`` inside the block."""
+) -> Iterator[list[tuple[tf.keras.layers.Layer, tf.TensorShape]]]:
+    """Records (layer, output shape) of every call of ``layers`` inside the block."""
     calls = []
     patched = []
     for layer in layers:
@@ -99,7 +101,7 @@ def _recorded_calls(
 
             def noted(inputs, *args, _layer=layer, _original=original, **kwargs):
                 output = _original(inputs, *args, **kwargs)
-                calls.append((_layer, inputs.shape, output.shape))
+                calls.append((_layer, output.shape))
                 return output
 
             layer.call = noted

@@ -120,6 +120,8 @@ def trained_on(run: LoadedRun) -> list[str]:
     if source is None and run.config.get("init_from"):
         source = {}
     found = [run.config["dataset"]]
+    if run.config.get("weights") and source is None:  # a file, of whatever images
+        found.append("")
     while isinstance(source, dict):
         found.append(str(source.get("dataset", "")))
         source = source.get("init_from")
@@ -150,12 +152,20 @@ def create_network(settings: Mapping[str, Any], num_classes: int = 0, weights: s
     Args:
       settings: those of :class:`han_tf.training.config.TrainConfig`, as config.json holds them.
       num_classes: number of training identities; 0 for a network without classifiers.
-      weights: file of the weights to start training from; ``""`` for random ones, and if a checkpoint will be
-        restored, which holds all weights.
+      weights: file of the weights to start training from, or the name of a data set that a network of the package was
+        trained on; ``""`` for random ones, and if a checkpoint will be restored, which holds all weights.
 
     Raises:
-      UserError: there is no such network, or it does not take these settings.
+      UserError: there is no such network, it does not take these settings, or they do not fit the weights.
     """
+    shipped = f"{settings['model']}-{weights}"
+    if shipped in shipped_names():
+        from han_tf.models.transfer import take_over
+
+        # Not create_model's, which takes the arguments of the shipped network, whatever these settings say.
+        model = create_network(settings, num_classes)
+        take_over(model, read_arrays(resolve(shipped)), shipped)
+        return model
     arguments = {
         "num_classes": num_classes,
         "input_size": (settings["input_height"], settings["input_width"]),

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from fractions import Fraction
 from itertools import pairwise
@@ -232,11 +232,12 @@ class TrainConfig:
     skip_bad_images: bool = _setting(DATA, False, "Leave out unreadable images instead of stopping.")
 
     def __post_init__(self):
-        object.__setattr__(self, "lr_drops", tuple(self.lr_drops))  # JSON has only lists
-        if not 0 <= self.label_smoothing < 1:
-            raise UserError(f"--label_smoothing {self.label_smoothing}, expected at least 0 and less than 1")
+        if isinstance(self.lr_drops, list):  # JSON has only lists
+            object.__setattr__(self, "lr_drops", tuple(self.lr_drops))
         for setting in fields(self):
             _check_value(setting, getattr(self, setting.name))
+        if not self.label_smoothing < 1:
+            raise UserError(f"--label_smoothing {self.label_smoothing}, expected at least 0 and less than 1")
         drops = (0, *self.lr_drops, 1)
         if not all(earlier < later for earlier, later in pairwise(drops)):
             shown = ",".join(map(_short, self.lr_drops))
@@ -343,9 +344,27 @@ class TrainConfig:
                 )
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+_KINDS: Mapping[Any, tuple[str, Callable[[Any], bool]]] = {
+    str: ("a string", lambda value: isinstance(value, str)),
+    bool: ("True or False", lambda value: isinstance(value, bool)),
+    int: ("a whole number", lambda value: isinstance(value, int) and not isinstance(value, bool)),
+    float: ("a number", _is_number),
+    tuple[float, ...]: ("numbers", lambda value: isinstance(value, tuple) and all(map(_is_number, value))),
+    Mapping[str, Any]: ("arguments by name", lambda value: isinstance(value, Mapping)),
+}
+"""Type of a setting -> what is expected, and whether a value is that."""
+
+
 def _check_value(setting: Field, value: Any) -> None:
-    """Raises UserError if the value is none of the setting's choices, or beyond its bounds."""
+    """Raises UserError if the value is of another type, none of the setting's choices, or beyond its bounds."""
     flag, choices = f"--{flag_of(setting.name)}", setting.metadata["choices"]
+    expected, fits = _KINDS[setting.type]
+    if not fits(value):
+        raise UserError(f"{flag} {value!r}, expected {expected}")
     if choices and value not in choices:
         raise UserError(f"{flag} {value!r}, expected one of {', '.join(choices)}")
     lower, upper = setting.metadata["lower"], setting.metadata["upper"]

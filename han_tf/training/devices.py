@@ -53,7 +53,7 @@ def create_strategy(name: str) -> tf.distribute.Strategy:
         _check_cluster()
         try:
             return tf.distribute.MultiWorkerMirroredStrategy()
-        except (tf.errors.UnknownError, tf.errors.InvalidArgumentError) as error:
+        except (tf.errors.UnknownError, tf.errors.InvalidArgumentError, ValueError) as error:
             told = f"{CLUSTER} is {os.environ[CLUSTER]}"
             raise UserError(f"--strategy multi_worker: {first_line(error)} ({told})") from error
     return tf.distribute.get_strategy()

@@ -10,6 +10,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from han_tf.common.errors import Stopped, UserError
+from han_tf.common.files import exists
 from han_tf.common.processes import stop_signals
 from han_tf.data.augmentation import AUGMENTATIONS
 from han_tf.data.pipeline import LoadedImages, training_batches
@@ -90,7 +91,8 @@ class Trainer:
 
         make_deterministic(config.seed)
         classes = len(self.pids) if CROSS_ENTROPY in config.loss else 0
-        self.model = create_network(config.to_dict(), classes, config.weights)
+        begun = exists(self.run_dir / CHECKPOINTS["last"] / "checkpoint")
+        self.model = create_network(config.to_dict(), classes, "" if begun else config.weights)
         if config.localisation_lr != TrainConfig.localisation_lr and not self.model.localisation_variables:
             raise UserError(f"--localisation_lr {config.localisation_lr}, but no layer of this network places regions")
         self._step = Step(config, self.model, self.strategy)

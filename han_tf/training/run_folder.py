@@ -164,8 +164,13 @@ def check_run_folder(config: TrainConfig, run_dir: Path) -> dict[str, Any]:
     """Returns the config.json of the run in ``run_dir``; empty if there is no run yet.
 
     Raises:
-      UserError: the run cannot resume with the settings ``config``, or its config.json is damaged.
+      UserError: the run cannot resume with the settings ``config``, its config.json is damaged, or the folder holds
+        stored weights.
     """
+    if is_stored(run_dir):
+        raise UserError(
+            f"{run_dir} holds stored weights, expected another --run; --init_from {run_dir} goes on from them"
+        )
     path = Path(run_dir) / CONFIG
     if not exists(path):
         return {}

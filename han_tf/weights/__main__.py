@@ -95,7 +95,8 @@ def store(run_dir: str, folder: Path, checkpoint: str) -> None:
     if not isinstance(made_with, dict):
         found = f"a JSON {type(made_with).__name__}"
         raise UserError(f"{run.run_dir / ENVIRONMENT}: {found}, expected the environment of a training run")
-    config = {**run.config, "data_dir": "", "init_from": Path(run.config.get("init_from", "")).name}
+    config = {**run.config, "data_dir": ""}
+    config.update({name: Path(run.config.get(name, "")).name for name in ("init_from", "weights")})
     card = card_of(run)  # it has the accuracy if that is of this checkpoint
     people = SyntheticPedestrians()
     frames = [frame for frame in people.frames() if frame.subset == "query"][::PROBES][:PROBES]

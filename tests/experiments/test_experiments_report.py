@@ -16,7 +16,7 @@ from experiments.report import NOTES, SECTIONS, Report, fill
 from experiments.results import HERE, RESULTS, Result, flags_of, load_results, score
 from han_tf.common.cli import run
 from han_tf.common.errors import UserError
-from han_tf.training.config import TrainConfig
+from han_tf.training.config import TrainConfig, parse_drops
 from tests.experiments.made_results import network, training
 
 
@@ -506,8 +506,10 @@ def test_what_is_no_result_is_not_recorded(tmp_path, capsys, content, words):
 
 
 def test_the_flags_of_a_result_give_its_settings():
-    config = TrainConfig(hard=False, epochs=40)
-    assert flags_of(config) == ["--dataset=synthetic", "--arch=han_small", "--hard=false", "--epochs=40", "--seed=0"]
+    config = TrainConfig(dataset="csv", hard=False, epochs=40)
+    assert flags_of(config) == ["--dataset=csv", "--arch=han_small", "--hard=false", "--epochs=40", "--seed=0"]
+    (drops,) = [flag for flag in flags_of(TrainConfig()) if flag.startswith("--lr_drops=")]  # train's own are others
+    assert parse_drops(drops.partition("=")[2]) == TrainConfig().lr_drops
 
 
 def test_the_shares_in_the_notes_on_costs_are_those_of_the_results():

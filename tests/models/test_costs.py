@@ -64,7 +64,8 @@ def test_parts_by_hand():
     """The stem: 80·32 positions of 3·3·3 weights for 32 filters; batch norm on each output."""
     _, costs = counted("han_small")
     assert costs["stem"] == Cost(80 * 32 * 27 * 32, 80 * 32 * 32, 27 * 32 + 2 * 32)
-    assert costs["local head"].macs == 4 * 384 * 512
+    assert costs["local head"][:2] == (4 * 384 * 512, 0)
+    assert costs["global head"][:2] == (384 * 512, 0)
     unit = 24 * 28 * 32 * 96 + 12 * 14 * (9 * 96 + 96 * 128)
     assert costs["local block 1"].macs == 4 * unit
 

@@ -351,6 +351,7 @@ def test_a_network_without_classifiers_says_so():
         ({"widths": (100, 200, 300)}, "widths must be multiples of 16 with channel attention, got"),
         ({"input_size": (64,)}, r"input_size must be height and width, got \(64,\)"),
         ({"breadth": 3}, "breadth"),
+        ({"stem_width": np.inf}, "cannot convert float infinity to integer"),
     ],
 )
 def test_bad_arguments_are_one_line(arguments, message):

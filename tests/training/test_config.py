@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 
 import pytest
 
@@ -123,6 +124,31 @@ def test_an_unknown_setting_is_named():
 def test_a_wrong_setting_is_one_line(change):
     with pytest.raises(UserError, match=r"^config.json: a setting is wrong \(.+\), expected a run of this"):
         TrainConfig.from_dict({**TrainConfig().to_dict(), **change}, "config.json")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"epochs": 2.5},
+        {"batch_size": 16.5},
+        {"seed": True},
+        {"hard": "no"},
+        {"lr": "0.1"},
+        {"lr": True},
+        {"init_from": 5},
+        {"model": ["han_small"]},
+        {"model_args": []},
+        {"lr_drops": (0.5, "x")},
+        {"lr_drops": 0.5},
+        {"label_smoothing": None},
+    ],
+    ids=str,
+)
+def test_types_are_checked(change):
+    ((name, value),) = change.items()
+    flag = "arch" if name == "model" else name
+    with pytest.raises(UserError, match=rf"^--{flag} {re.escape(repr(value))}, expected (a|numbers|arguments|True)"):
+        TrainConfig(**change)
 
 
 def test_losses_and_augmentations_have_names_of_their_own():

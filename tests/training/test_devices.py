@@ -167,6 +167,19 @@ def test_an_address_without_a_port_is_one_line(monkeypatch):
         create_strategy("multi_worker")
 
 
+@pytest.mark.parametrize(
+    "cluster",
+    [{"master": ["localhost:1"]}, {"chief": ["localhost:1", "localhost:2"]}, {"ps": ["localhost:1"]}],
+    ids=["of older generators", "two chiefs", "a parameter server"],
+)
+def test_clusters_of_other_kinds_are_one_line(monkeypatch, cluster):
+    task = {"type": next(iter(cluster)), "index": 0}
+    monkeypatch.setenv(CLUSTER, json.dumps({"cluster": cluster, "task": task}))
+    with pytest.raises(UserError, match=r"^--strategy multi_worker: .+ \(TF_CONFIG is \{") as raised:
+        create_strategy("multi_worker")
+    assert "\n" not in str(raised.value)
+
+
 def free_ports(count):
     sockets = [socket.socket() for _ in range(count)]
     try:

@@ -1,18 +1,20 @@
 """Starting from another network: the weights taken over, the frozen epochs, and resuming."""
 
 import json
+import shutil
 import signal
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from han_tf import weights
 from han_tf.common.errors import Stopped, UserError
 from han_tf.data import load_dataset
 from han_tf.data.pipeline import LoadedImages, load_images
 from han_tf.models import create_model
 from han_tf.models.transfer import named_variables, take_over
-from han_tf.runs.folder import load_run
+from han_tf.runs.folder import create_network, load_run
 from han_tf.training.config import TrainConfig
 from han_tf.training.loop import Trainer
 from han_tf.weights import HERE, read_arrays
@@ -88,6 +90,24 @@ def test_a_network_of_the_package_is_named(data, tmp_path):
         np.testing.assert_array_equal(variable, stored[found], err_msg=found)
     told = json.loads((tmp_path / "run" / "environment.json").read_text())["init_from"]
     assert (told["model"], told["dataset"], told["epochs"]) == ("han_small", "synthetic", 8)
+
+
+def test_weights_are_read_once(data, tmp_path, monkeypatch):
+    """The checkpoint holds all; the file may be gone when the training goes on."""
+    monkeypatch.setattr(weights, "HERE", tmp_path)
+    stored = tmp_path / "han_small-mine"
+    settings = config()
+    network = create_network(settings.to_dict())
+    weights.write_arrays(stored, values(network), {}, {})
+    begun = Trainer(config(weights="mine"), tmp_path / "run", data)
+    expected = {name: weights.compact(value) for name, value in values(network).items()}
+    assert_same(values(begun.model, classifiers=False), {name: np.float32(v) for name, v in expected.items()})
+    begun.folder.save(0)
+    shutil.rmtree(stored)
+    resumed = Trainer(config(weights="mine"), tmp_path / "run", data)
+    assert_same(values(resumed.model), values(begun.model))
+    with pytest.raises(UserError, match="has no weights 'mine'"):
+        Trainer(config(weights="mine"), tmp_path / "new", data)
 
 
 def test_classifiers_come_for_the_same_images_alone(data, source, tmp_path):
