@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import bench_sections
-from experiments.measuring import STATED_PRODUCT, make_picture, new_flags, product_flops, write_figures
+from experiments.measuring import ANCHORS, STATED_PRODUCT, make_picture, new_flags, product_flops, write_figures
 from experiments.results import Result
 from han_tf.common import cli as command_line
 from han_tf.common.errors import UserError
@@ -35,10 +35,6 @@ FILES = 512
 
 OF_DECODED = 0.6
 """The rate from files must reach this share of the rate of decoded images."""
-
-ANCHORS = {"hacnn": ("torchreid HACNN", 112.0, 10.0), "osnet": ("torchreid OSNet x0.25", 456.0, 2.5)}
-"""Flag -> a network, its most images per second where the product is STATED_PRODUCT, and how many times as many the
-fastest model should reach."""
 
 FLAGS = new_flags()
 FLAGS.group("model")

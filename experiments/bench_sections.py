@@ -6,14 +6,17 @@ The first paragraph says what was measured and with which command.
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from experiments.bench_metrics import CASES, STANDARD
+from experiments.measuring import ANCHORS
 from experiments.results import Result
 from experiments.tables import markdown_table
+from han_tf.models import MODELS
 
 EXACT_MILLION = "rerank-million, exact"
 """Start of the name of the case that approximate neighbours are compared with."""
 
-ORIGINS = {True: "measured here", False: "scaled by the product"}
-
+ORIGINS = {True: "as given", False: "scaled by the product"}
+"""Whether the rate of somebody else's network was given to the command -> where it comes from."""
 
 DISTURBED = ("kill", "disk full", "EIO, write", "EIO, read", "compared", "lost", "doubled", "differing", "unreadable")
 DAMAGED = ("inputs", "read", "refused", "peak_mb")
@@ -49,7 +52,7 @@ def bench(result: Result, _: Sequence[Result]) -> list[str]:
     fastest = max(max(figure["training"], figure.get("training_bfloat16") or 0) for figure in figures)
     times = float(f"{pipeline['cached'] / fastest:.2g}")
     return [
-        f"`python -m han_tf.bench`, {_product(product / 1e9)}.",
+        f"`python -m han_tf.bench{_some(result['networks'], MODELS, ' --arch ', ',')}`, {_product(product / 1e9)}.",
         figures_table(
             "network | inference | of product | training | of product | in bfloat16",
             "{network} | {inference:.0f} img/s | {inference_of_product:.1%} | {training:.0f} img/s | "
@@ -75,7 +78,14 @@ def runtimes(result: Result, _: Sequence[Result]) -> list[str]:
         origin = f" ({bar['anchor']:.0f} img/s, {ORIGINS[bar['measured_here']]})" if "measured_here" in bar else ""
         missed = "" if bar["reached"] >= bar["factor"] else ", missed"
         bars.append(f"- {bar['reached']:.2f} times {bar['of']}{origin}; aim: {bar['factor']:g}{missed}")
-    about = f"`python -m experiments.bench_runtimes`, {_product(result['product_flops'] / 1e9)}."
+    given = "".join(
+        f" --{flag} {bar['anchor']:.0f}"
+        for flag, (name, *_) in ANCHORS.items()
+        for bar in result["bars"]
+        if bar["of"] == name and bar["measured_here"]
+    )
+    command = f"python -m experiments.bench_runtimes --model RUN{given}"
+    about = f"`{command}`, {_product(result['product_flops'] / 1e9)}."
     if datasets:
         about += f" Accuracies on {', '.join(sorted(datasets))}; the last column is against the Keras network."
     table = figures_table(
@@ -111,7 +121,8 @@ def metrics_bench(result: Result, results: Sequence[Result]) -> list[str]:
         "{case} | {seconds:.2f} s | {seconds_aim} | {megabytes:.0f} MiB | {megabytes_aim}",
         figures,
     )
-    about = f"`python -m experiments.bench_metrics`, features made from a seed{''.join(products[:1])}."
+    cases = _some({_case(figure["case"]) for figure in figures}, STANDARD, " ", " ")
+    about = f"`python -m experiments.bench_metrics{cases}`, features made from a seed{''.join(products[:1])}."
     return [about, table, *(["\n".join(notes)] if notes else [])]
 
 
@@ -130,7 +141,8 @@ def index_bench(result: Result, _: Sequence[Result]) -> list[str]:
         figures,
         left=2,
     )
-    about = "`python -m experiments.bench_indexes --folder DIR`, features made from a seed, single queries; "
+    cases = " ".join(figure["case"] for figure in figures)
+    about = f"`python -m experiments.bench_indexes --folder DIR {cases}`, features made from a seed, single queries; "
     return [f"{about}{_product(figures[0]['product_gflops'])}.", table]
 
 
@@ -152,7 +164,10 @@ def service_bench(result: Result, _: Sequence[Result]) -> list[str]:
 
 def chaos(result: Result, _: Sequence[Result]) -> list[str]:
     """Losses and errors after kills, failing disks, damaged inputs and load."""
-    about = f"`make chaos`, seed {result['seed']}, {result['minutes']:.0f} min without the load."
+    parts = ",".join(dict.fromkeys(figure["part"] for figure in result["figures"]))
+    cases = ",".join(dict.fromkeys(figure["case"] for figure in result["figures"] if figure["part"] == "kills"))
+    command = f"python -m experiments.chaos --parts {parts}" + (f" --cases {cases}" if cases else "")
+    about = f"`{command}`, seed {result['seed']}, {result['minutes']:.0f} min without the load."
     paragraphs = [about + (f" {result['skipped']}." if result["skipped"] else "")]
     figures = [{**figure, "faults": len(figure["faults"])} for figure in result["figures"]]
     for part, head, names in (
@@ -191,6 +206,18 @@ SECTIONS = {
     "norm": ("Statistics of batch norm", norm),
 }
 """Kind of result -> the heading of its section, and the function that renders one result; it also gets all results."""
+
+
+def _some(chosen: Iterable[str], everything: Iterable[str], flag: str, separator: str) -> str:
+    """Returns the part of a command that chooses what was measured; empty if that is what it measures anyway."""
+    chosen = dict.fromkeys(chosen)
+    return "" if {*chosen} == {*everything} else flag + separator.join(chosen)
+
+
+def _case(figure: str) -> str:
+    """Returns the case of ``experiments.bench_metrics`` that a figure's name begins with."""
+    name, more = figure.split(", ")[:2]
+    return name if name in CASES else f"{name}-{more}"
 
 
 def _product(gflops: float) -> str:

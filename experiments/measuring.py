@@ -20,6 +20,10 @@ PRODUCT_SIZE = 4096
 STATED_PRODUCT = 330e9
 """Operations per second of the matrix product on the machine for which scaled bars are stated."""
 
+ANCHORS = {"hacnn": ("torchreid HACNN", 112.0, 10.0), "osnet": ("torchreid OSNet x0.25", 456.0, 2.5)}
+"""Flag of ``experiments.bench_runtimes`` -> a network, its most images per second where the product is STATED_PRODUCT,
+and how many times as many the fastest model should reach."""
+
 PICTURE_SIZE = (64, 128)
 """Width and height of Market-1501's images, in pixels."""
 

@@ -28,10 +28,11 @@ class Need(NamedTuple):
 def needs(training: Training, images: int, results: Sequence[Result], here: Mapping[str, Any]) -> Need:
     """Estimates what ``training`` on that many images needs, from earlier results.
 
-    The time comes from the latest training of the same network at the same size, or else from another network's, scaled
-    by multiply-adds. Preferred are trainings in the same precision, then those without frozen epochs, then those that
-    tables may show, then those on the machine ``here``. Memory is that of an earlier training of the same network and
-    batch size, or at least the estimate from the number of elements that the convolutions put out.
+    The time comes from a training of the same network at the same size, or else from another network's, scaled by
+    multiply-adds. Preferred are trainings in the same precision, then those without frozen epochs, then those that
+    tables may show, then those on the machine ``here``, then those on as many cores; of several the fastest, since
+    others may have run beside other work. Memory is that of an earlier training of the same network and batch size, or
+    at least the estimate from the number of elements that the convolutions put out.
     """
     config, costs = training.config, networks_by_name(results)
     mine = network_of(config.to_dict())
@@ -51,12 +52,14 @@ def needs(training: Training, images: int, results: Sequence[Result], here: Mapp
         same = network == mine
         settings = settings_of(result["settings"])
         alike = (settings["precision"] == config.precision, not settings["freeze_epochs"], "apart" not in result)
-        preference = (*alike, on_this_machine, same, result.get("date") or "")
-        usable = result.get("images_per_second") and (same or (cost and network in costs))
+        cores = (result.get("machine") or {}).get("cores") == here.get("cores")
+        rate, date = result.get("images_per_second") or 0, result.get("date") or ""
+        preference = (*alike, on_this_machine, cores, same, rate, date)
+        usable = rate and (same or (cost and network in costs))
         if usable and (preferred is None or preference > preferred):
             preferred = preference
             scale = 1.0 if same else cost["macs"] / costs[network]["macs"]
-            seconds = images * config.epochs / result["images_per_second"] * scale
+            seconds = images * config.epochs / rate * scale
             how = f"{'as' if same else 'scaled from'} {result.name}" + ("" if on_this_machine else ", another machine")
             how += "" if alike[0] else f", in {settings['precision']}"
         if same and result["settings"]["batch_size"] == config.batch_size and result.get("peak_mb"):

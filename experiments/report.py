@@ -48,10 +48,10 @@ PLACEHOLDER = re.compile(r"\{\{([^:{}]+):([^:{}]+)(?::([^{}]*))?\}\}")
 
 INTRODUCTION = """# Measured results
 
-`python -m experiments.report` builds this page from the JSON files in [results](results); every number on it is one of
-theirs. They also hold each result's settings, command, commit and machine. Accuracies are in percent; mAP is the mean
-precision at the hits. [README.md](README.md) says how to run an experiment and how to add a result. Networks trained on
-real data sets are for research only."""
+`python -m experiments.report` builds this page from the JSON files in [results](results); every measured number on it
+is one of theirs. They also hold each result's settings, command, commit and machine. Accuracies are in percent; mAP is
+the mean precision at the hits. [README.md](README.md) says how to run an experiment and how to add a result. Networks
+trained on real data sets are for research only."""
 
 FLAGS = command_line.Flags()
 FLAGS.string("results_dir", str(RESULTS), "Where the JSONs are.")

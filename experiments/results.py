@@ -80,9 +80,15 @@ def check_replaceable(folder: Union[str, os.PathLike], name: str, data: Mapping[
     if path.exists():
         old = read_json(path, EXPECTED)
         with reading(path):
-            same = all(old.get(entry) == data.get(entry) for entry in ("kind", "apart"))
+            same = old.get("kind") == data.get("kind")
             same = same and identity(old.get("settings", {})) == identity(data.get("settings", {}))
-        if not same:
+            apart = old.get("apart")
+        if same and apart and not data.get("apart"):
+            raise UserError(
+                f"{path} holds a training of the same settings that is kept apart ({apart}); rename that file, or give "
+                "another --results_dir"
+            )
+        if not same or apart != data.get("apart"):
             raise UserError(f"{path} holds the result of something else; give another --name, or rename that file")
 
 
@@ -159,6 +165,8 @@ def training_result(run_dir: Union[str, os.PathLike], peak_mb: Optional[float] =
     # Of the evaluations during training only the joint feature's, which comes first, is kept.
     evaluated_at = {row["epoch"]: row["evaluation"]["results"][0] for row in history if "evaluation" in row}
     evaluations = [{"epoch": epoch, **{m: row[m] for m in ("rank-1", "mAP")}} for epoch, row in evaluated_at.items()]
+    # A repeated command writes METRICS anew.
+    ended = run_dir / (HISTORY if (run_dir / HISTORY).exists() else METRICS)
     result = {
         "kind": "training",
         "settings": settings_of(config),
@@ -176,7 +184,7 @@ def training_result(run_dir: Union[str, os.PathLike], peak_mb: Optional[float] =
         "loss": [round(row["loss"], 4) for row in history if "loss" in row],
         "evaluations": evaluations,
         **made_with,
-        "date": _date((run_dir / METRICS).stat().st_mtime),
+        "date": _date(ended.stat().st_mtime),
     }
     evaluation_commit = evaluated.get("environment", {}).get("commit")
     if evaluation_commit not in (None, result.get("commit")):

@@ -151,6 +151,13 @@ class Runner:
             if training not in left:
                 lines.append(f"finished  {what}: {tables.made(training.result(results))}")
                 continue
+            try:
+                check_replaceable(
+                    self.results_dir, training.name, {"kind": "training", "settings": training.config.to_dict()}
+                )
+            except UserError as error:
+                lines.append(f"no place  {what}: {error}")
+                continue
             need, done, epochs = self.need(training, results), self._epochs_done(training), training.config.epochs
             state = f"{done}/{epochs} epochs" if done else "to do"
             rest = None if need.seconds is None else need.seconds * (1 - done / epochs)

@@ -130,7 +130,8 @@ def ask_damaged(root: Path, inputs: int, seed: int) -> dict[str, Any]:
         tally.faults.append(f"no service: {service.end(0).said}")
         return tally.figures(COUNTED)
     routes = set()
-    for request in _requests(pictures, ENTRIES):  # the first one that it adds
+    undamaged = _requests(pictures, ENTRIES)
+    for request in undamaged:  # the first one that it adds
         status, answer = _ask(port, request.encode(), HANG_SECONDS)
         if status[0] != "2" and (request.route not in UNANSWERABLE or status != "404"):
             tally.faults.append(f"http: {request.method} {request.route}, undamaged: {status}")
@@ -156,7 +157,7 @@ def ask_damaged(root: Path, inputs: int, seed: int) -> dict[str, Any]:
         tally.counts["not HTTP"] += unparsed
         if (status[0] == "5" and status != "503") or (status == "waits" and not bytewise):
             tally.faults.append(f"http {number} of seed {seed}: {status}: {sent[:200]!r}")
-    alive, _ = _ask(port, requests[0].encode(), HANG_SECONDS)
+    alive, _ = _ask(port, undamaged[0].encode(), HANG_SECONDS)
     more = int(memory_mb("VmHWM", service.pid) - before) if alive == "200" else 0
     service.terminate()
     ended = service.end(60)

@@ -96,14 +96,16 @@ def disturb_service(model: Path, root: Path, rounds: int, seconds: float, seed: 
             tally.counts[what] += len(pids)
             tally.faults += [f"service, round {number}, {fault}: {what}: {sorted(pids)}"] if pids else []
             for pid in pids:
-                del load.cameras[pid]
+                load.cameras.pop(pid, None)
                 load.ids.pop(pid, None)
         number += 1
     tally.counts["compared"] = number
-    service, _ = start_service(model, folder, log)  # removes the pictures of unfinished additions
+    service, port = start_service(model, folder, log)  # removes the pictures of unfinished additions
     service.terminate()
-    service.end()
-    tally.counts["pictures without entries"] = result_of(partial(_orphans, folder), log)
+    ended = service.end()
+    tally.faults += [] if port else [f"service: did not start at last: {ended.said}"]
+    left = tally.counts["pictures without entries"] = result_of(partial(_orphans, folder), log)
+    tally.faults += [f"service: {left} pictures without entries"] if left else []
     for (kind, status), times in load.seconds.items():
         if status < 300:
             tally.counts["writes confirmed"] += len(times)

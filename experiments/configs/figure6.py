@@ -7,7 +7,7 @@ curves: 1,024 dimensions of HAN Large, the feature of Tables 3 and 4.
 Expect: HAN Large above ResNet50 at every dimension; little lost down to a few hundred dimensions; bytes and search time
 proportional to the dimension.
 
-Time: 300 epochs on Market-1501 take about 17 h on two CPU cores for each of the ten HAN trainings; ResNet50 has no
+Time: 300 epochs on Market-1501 take about 19 h on two CPU cores for each of the ten HAN trainings; ResNet50 has no
 measured figure until one has been trained. The synthetic scale takes two to three hours; --rows picks dimensions.
 
   make figure6 DATASET=market1501

@@ -7,7 +7,7 @@ pedestrians goes to experiments/figures; that of a real data set stays in the ru
 Expect: the four regions on head and shoulders, upper body, upper legs and lower legs; soft attention on the whole body
 at the first level and on parts of it at the third.
 
-Time: 300 epochs on Market-1501 take about 17 h on two CPU cores; the synthetic scale about 6 min. The training is that
+Time: 300 epochs on Market-1501 take about 19 h on two CPU cores; the synthetic scale about 6 min. The training is that
 of Table 8.
 
   make figure7

@@ -5,7 +5,7 @@ level only (eq. 8 without its sum); the training with CAIL is that of Table 8.
 
 Expect: without CAIL a very weak local feature, and a joint feature that is worse than the global one alone.
 
-Time: 300 epochs on Market-1501 take about 17 h for each of the two trainings on two CPU cores; the synthetic scale
+Time: 300 epochs on Market-1501 take about 19 h for each of the two trainings on two CPU cores; the synthetic scale
 about 12 min.
 
   make table10 DATASET=market1501

@@ -5,7 +5,7 @@ and drops those that keep the margin.
 
 Expect: the triplet loss alone far behind; both together about as good as cross-entropy alone.
 
-Time: 300 epochs on Market-1501 take about 17 h for each of the three trainings on two CPU cores; the synthetic scale
+Time: 300 epochs on Market-1501 take about 19 h for each of the three trainings on two CPU cores; the synthetic scale
 about 17 min. The first row is the HAN (Large) of Table 3.
 
   make table11 DATASET=market1501

@@ -4,7 +4,7 @@ Reproduces: HAN with each kind of unit, and the FLOPs of each.
 
 Expect: the depthwise units, those of HAN Large, both cheapest and best; the published FLOPs within 0.5 %.
 
-Time: 300 epochs on Market-1501 take about 17 h with depthwise units on two CPU cores; the others have no measured
+Time: 300 epochs on Market-1501 take about 19 h with depthwise units on two CPU cores; the others have no measured
 figure until one has been trained (--dry_run estimates them by their multiply-adds, 1.6 and 1.9 times as many).
 
   make table12 DATASET=market1501

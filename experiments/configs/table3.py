@@ -6,7 +6,7 @@ The other methods are quoted.
 Expect: with the paper's 300 epochs the published order Small < Medium < Large, multi-query above single-query by 2.5
 to 4 points of rank-1, and 11 to 12 points of mAP from re-ranking. Short schedules fall 5 to 20 points short.
 
-Time: 300 epochs take about 11 h (Small), 14 h (Medium) and 17 h (Large) on two CPU cores, each of them twice; the
+Time: 300 epochs take about 11 h (Small), 16 h (Medium) and 19 h (Large) on two CPU cores, each of them twice; the
 synthetic scale about 30 min in all.
 
   make table3 DATASET=market1501

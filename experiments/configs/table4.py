@@ -6,7 +6,7 @@ are marked so in Table 3; and RW's rank-1 (80.7) is below its mAP (82.5).
 
 Expect: the order Small < Medium < Large; 3 to 4 points of rank-1 and 15 to 16 of mAP from re-ranking.
 
-Time: 300 epochs take about 14 h (Small), 17 h (Medium) and 22 h (Large) on two CPU cores, each of them twice; the
+Time: 300 epochs take about 14 h (Small), 20 h (Medium) and 25 h (Large) on two CPU cores, each of them twice; the
 synthetic scale about 30 min in all, the same trainings as Table 3's.
 
   make table4 DATASET=dukemtmc

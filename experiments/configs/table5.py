@@ -6,7 +6,7 @@ FLOPs are > 2.26e9 here and ≈ 2.60e9 in Tables 3 and 4.
 Expect: little training data, hence the lowest accuracies of the four sets; Large clearly above Small and Medium,
 whose order depends on the boxes; 6 to 8 points of rank-1 and 12 to 13 of mAP from re-ranking.
 
-Time: 300 epochs take about 6 h (Small), 8 h (Medium) and 10 h (Large) on two CPU cores, on each kind of boxes; the
+Time: 300 epochs take about 6 h (Small), 9 h (Medium) and 11 h (Large) on two CPU cores, on each kind of boxes; the
 synthetic scale about 15 min, the same trainings as Table 3's.
 
   make table5 DATASET=cuhk03

@@ -5,7 +5,7 @@ methods are quoted, also ResNet50, whose training the paper does not describe.
 
 Expect: the order Small < Medium < Large; 5 to 7 points of rank-1 and about 13 of mAP from re-ranking.
 
-Time: 300 epochs take about 25 h (Small), 32 h (Medium) and 40 h (Large) on two CPU cores; re-ranking its 93,820
+Time: 300 epochs take about 26 h (Small), 37 h (Medium) and 45 h (Large) on two CPU cores; re-ranking its 93,820
 images some minutes; the synthetic scale about 15 min, the same trainings as Table 3's.
 
   make table6 DATASET=msmt17

@@ -5,7 +5,7 @@ of the three efficient networks are those of their own papers: multiply-adds at 
 
 Expect: every HAN above every efficient network on each set; ShuffleNet and CondenseNet cheapest.
 
-Time: on Market-1501 about 42 h for the three HANs on two CPU cores; the other networks have no measured figure until
+Time: on Market-1501 about 46 h for the three HANs on two CPU cores; the other networks have no measured figure until
 one has been trained (--dry_run estimates them). The HAN trainings are those of Tables 3 to 6.
 
   make table7 DATASET=market1501

@@ -4,7 +4,7 @@ Reproduces: all three rows from one training of HAN Large; each half of the feat
 
 Expect: either half alone about equally good, and the joint feature 2 to 3 points of rank-1 and 4 of mAP above both.
 
-Time: 300 epochs on Market-1501 take about 17 h on two CPU cores; the synthetic scale about 6 min.
+Time: 300 epochs on Market-1501 take about 19 h on two CPU cores; the synthetic scale about 6 min.
 
   make table8 DATASET=market1501
   python -m experiments.run table8 --dataset market1501

@@ -6,7 +6,7 @@ the soft map is made from it alone; without both there is no soft map.
 
 Expect: each type alone better than none, each pair better than its parts, all three best; HRA worth most in mAP.
 
-Time: 300 epochs on Market-1501 take about 17 h for each of the eight trainings on two CPU cores; the synthetic scale
+Time: 300 epochs on Market-1501 take about 19 h for each of the eight trainings on two CPU cores; the synthetic scale
 about 45 min in all. The last row is the HAN (Large) of Table 3.
 
   make table9 DATASET=market1501

@@ -172,12 +172,13 @@ class Service:
         await self._write(self._sweep_now)
 
     def _sweep_now(self) -> None:
-        """Removes the copies of images that have no entry, which a crash may have left."""
+        """Removes the copies of images that have no entry, and parts of copies, which a crash may have left."""
         paths = self.store.copies_of_gallery()
         kept = {entry.path for entry in self.gallery.named(paths)} if paths else set()
         for path in paths:
             if path not in kept:
                 self.store.remove_copy(path)
+        self.store.remove_unfinished()
 
     async def close(self) -> None:
         """Finishes accepted requests, then closes gallery and store."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Optional, Union
 
 from han_tf.common.errors import UserError
-from han_tf.common.files import atomic_open, sync_folder, write_csv
+from han_tf.common.files import atomic_open, discard, sync_folder, write_csv
 from han_tf.search.database import DATABASE_ERRORS
 
 COLUMNS = ("time", "query", "hit", "verdict", "distance", "image", "gallery")
@@ -188,6 +188,20 @@ class Store:
         with atomic_open(self.copies / file) as stream:
             stream.write(png)
         return f"{IMAGES}/{file}"
+
+    def remove_unfinished(self) -> None:
+        """Removes the parts of copies that killed processes have left, which have no name.
+
+        Call it after :meth:`remove_copy` of the copies without an entry.
+        """
+        if self.read_only:
+            return
+        left = [*self.copies.glob(".*.tmp")]  # before the names: another process adds the name before its file
+        with self._lock:
+            named = {file for (file,) in self._database.execute("SELECT file FROM names")}
+        for path in left:
+            if path.name[1:].rsplit(".", 2)[0] not in named:
+                discard(path)
 
     def remove_copy(self, path: str) -> None:
         """Removes a copy and its name; does nothing if ``path`` is not that of a copy."""

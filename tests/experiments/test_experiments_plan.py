@@ -162,6 +162,13 @@ def test_time_of_the_same_network():
     assert need_of([]) == (None, None, None, "no measurement yet")
 
 
+def test_the_fastest_measurement_counts():
+    """Others may have run beside other work; of equal ones, the latest."""
+    slow, fast = training(epochs=24), training(epochs=40, date="2026-11-22T10:00:00Z")
+    slow["images_per_second"] /= 2
+    assert need_of([slow, fast]).how == need_of([fast, slow]).how == "as market1501-han_large-epochs_40"
+
+
 def test_the_latest_measurement_counts():
     earlier, latest = training(epochs=24, date="2026-11-22T10:00:00Z"), training(epochs=40)
     assert need_of([earlier, latest]).how == need_of([latest, earlier]).how == "as market1501-han_large-epochs_40"

@@ -424,7 +424,8 @@ def test_a_result_of_something_else_is_not_overwritten(prepared, tmp_path):
     path = tmp_path / "results" / "market1501-han_large-300epochs-seed0.json"
     path.write_text(json.dumps(other))
     (failure,) = prepared.run()
-    assert failure.startswith(f"{path} holds the result of something else")
+    assert failure.startswith(f"{path} holds a training of the same settings that is kept apart (another network); ")
+    assert f"no place  {path.stem} (for table8): {failure}" in prepared.describe()
     assert prepared.launched == []
     assert json.loads(path.read_text()) == other
 

@@ -58,7 +58,7 @@ def test_they_are_recorded_and_reported(tmp_path):
     assert "## Speed of the exported models" in text
     assert "| openvino | int8 | 4.2 MB | 1,400 img/s | 700 img/s | 2.5 ms | 71.00 | 47.79 | -0.12 |" in text
     assert "- 25.00 times torchreid HACNN (56 img/s, scaled by the product); aim: 10" in text
-    assert "- 2.00 times torchreid OSNet x0.25 (700 img/s, measured here); aim: 2.5, missed" in text
+    assert "- 2.00 times torchreid OSNet x0.25 (700 img/s, as given); aim: 2.5, missed" in text
     assert "- 0.50 times decoded, from files; aim: 0.6, missed" in text
 
 

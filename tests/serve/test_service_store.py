@@ -197,6 +197,18 @@ def test_nothing_is_written_where_only_reading_is_wanted(tmp_path):
     store.close()
 
 
+def test_parts_of_pictures_do_not_outlive_a_kill(store):
+    """A process was killed while it wrote a picture; another one is writing one now, whose name is stored already."""
+    store.gallery = "a" * 32
+    written = store.save_copy(b"png", "door")
+    killed, other = (store.copies / f".{digit * 32}.png.{'f' * 16}.tmp" for digit in "12")
+    for path in (killed, other):
+        path.write_bytes(b"part of a picture")
+    store._database.execute("INSERT INTO names (file, name, gallery) VALUES (?, 'hall', 'b')", (f"{'2' * 32}.png",))
+    store.remove_unfinished()
+    assert sorted(store.copies.iterdir()) == sorted([store.file_of(written), other])
+
+
 def test_only_copies_are_removed(store, tmp_path):
     other = tmp_path / "mine.png"
     other.write_bytes(b"x")
