@@ -57,8 +57,8 @@ FLAGS.enum(
     "engine",
     None,
     ["auto", *ENGINES, "milvus"],
-    "Index of the gallery; auto, the default for a new gallery, chooses by size and memory. For an existing gallery, "
-    "the index is built anew.",
+    "Index of the gallery; auto, the default for a new gallery, chooses by size and memory. An existing gallery gets "
+    "this index, if it has another one.",
 )
 FLAGS.integer("memory_mb", None, "Memory the index may take, MiB; half of what is free if not given.", 1)
 FLAGS.old_name("memory", "memory_mb")
@@ -108,9 +108,14 @@ def main(values: command_line.Flags) -> None:
             raise UserError(f"{source.name} does not say which model made it, expected --model DIR or --checksum NAME")
         if given and checksum != given:
             raise UserError(f"{source.name}: features of the model {checksum[:12]}…, expected {given[:12]}…")
-    with _open(values, sources, checksums) as gallery:
+    with _open(values, [*sources, *([validation] if validation else [])], checksums) as gallery:
+        gallery.check_model(given)
         for checksum in checksums.values():
             gallery.check_model(checksum)
+        if validation and validation.dimension != gallery.dimension:
+            raise UserError(
+                f"{validation.name}: features of dimension {validation.dimension}, expected {gallery.dimension}"
+            )
         for source in sources:
             with _bar(source.name) as show:
                 added = add_source(gallery, source, show)
@@ -125,7 +130,7 @@ def main(values: command_line.Flags) -> None:
             tell(f"labels of {relabel_as_listed(gallery, values.relabel):,} entries changed")
         _build(values, gallery, bool(sources))
         if validation:
-            chosen = _calibrate(values, gallery, validation, checksums[validation.name])
+            chosen = _calibrate(values, gallery, validation)
             if validation.note:
                 tell(f"{validation.name}: {validation.note}")
             gallery.set_threshold(chosen.threshold, {**chosen.facts, "validation": validation.name})
@@ -156,14 +161,15 @@ def _filters(values: command_line.Flags) -> Filters:
 
 
 def _open(values: command_line.Flags, sources: list[FeatureSource], checksums: dict[str, str]) -> Gallery:
-    """Opens the gallery, or makes one for the sources."""
+    """Opens the gallery, or makes one; ``sources`` also holds the validation features, which have to fit."""
     if gallery_exists(values.index):
         return open_gallery(values.index)
-    if not sources:
+    if not values.positional:
         raise UserError(
             f"{Address.of(values.index) or values.index}: no gallery here, expected FEATURES to make one of"
         )
-    first, rows, dimension = sources[0], sum(map(len, sources)), sources[0].dimension
+    added = sources[: len(values.positional)]
+    first, rows, dimension = sources[0], sum(map(len, added)), sources[0].dimension
     for source in sources:  # before the gallery is made
         if checksums[source.name] != checksums[first.name]:
             models = f"{checksums[source.name][:12]}…, expected {checksums[first.name][:12]}…"
@@ -185,10 +191,7 @@ def _build(values: command_line.Flags, gallery: Gallery, added: bool) -> None:
             gallery.build(values.engine, anew=values.rebuild, progress=show, **options)
 
 
-def _calibrate(values: command_line.Flags, gallery: Gallery, source: FeatureSource, checksum: str) -> Calibration:
-    if source.dimension != gallery.dimension:
-        raise UserError(f"{source.name}: features of dimension {source.dimension}, expected {gallery.dimension}")
-    gallery.check_model(checksum)
+def _calibrate(values: command_line.Flags, gallery: Gallery, source: FeatureSource) -> Calibration:
     batches = list(source)
     features = FeatureSet(
         np.concatenate([batch.features for batch in batches]),

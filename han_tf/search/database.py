@@ -170,6 +170,18 @@ class Database:
             last = part[-1][0]
             yield ids, checksums
 
+    def checksums_of(self, ids: np.ndarray) -> dict[int, int]:
+        """Returns id -> checksum of those of the entries ``ids`` that have one."""
+        found: dict[int, int] = {}
+        with self._reading() as connection:
+            if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'checksums'").fetchone():
+                return found
+            for start in range(0, len(ids), ASKED_AT_ONCE):
+                part = ids[start : start + ASKED_AT_ONCE].tolist()
+                query = f"SELECT id, crc FROM checksums WHERE id IN ({','.join('?' * len(part))})"
+                found.update(connection.execute(query, part))
+        return found
+
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
         with self.lock, self._errors():
@@ -207,7 +219,7 @@ def create_database(path: Path, settings: dict[str, Any]) -> None:
         "greatest_norm": 0.0,
     }
     with _write_errors(path), closing(_connect(temporary)) as connection, connection:  # commits at the end
-        connection.executescript(SCHEMA + CHECKSUMS)
+        connection.executescript(f"{SCHEMA}{CHECKSUMS}; {PATH_INDEX}")
         connection.execute("BEGIN IMMEDIATE")
         _write_settings(connection, first)
     os.replace(temporary, path)

@@ -66,7 +66,8 @@ class FaissGallery(Gallery):
         self.location = str(path)
         import_faiss()
         threads = default_threads(threads)
-        self._wrong = ""  # a note on the vectors
+        self._unchecked = ""  # why the vectors cannot be checked
+        self._damaged: list[Entry] = []
         self._worker: Optional[threading.Thread] = None
         self._worker_lock = threading.Lock()
         self._closing = False
@@ -112,9 +113,9 @@ class FaissGallery(Gallery):
         return self.store.settings["engine"]
 
     def _notes(self) -> list[str]:
-        notes = [self._wrong] if self._wrong else []
-        notes += self.index.notes()
         state = self.store.state
+        notes = list(filter(None, [self._unchecked or self._damage()]))
+        notes += self.index.notes()
         rows = len(state.vectors)
         chosen = self.store.settings["reason"] != ASKED_FOR
         if self.engine == "flat" and chosen and 4 * rows * self.dimension > FLAT_BYTES:
@@ -311,20 +312,30 @@ class FaissGallery(Gallery):
 
     def check(self, progress: Progress = None) -> int:  # noqa: D102
         self._check_building(False, progress)
-        self._wrong = ""
+        self._unchecked = ""
         try:
-            wrong, compared = self.store.damaged(progress)
+            self._damaged, compared = self.store.damaged(progress)
         except UserError as error:
-            self._wrong = f"the vectors cannot be checked: {error}"
+            self._unchecked = f"the vectors cannot be checked: {error}"
             raise
-        if wrong:
-            names = ", ".join(f"{entry.id} {entry.path}".strip() for entry in wrong[:NAMED])
-            self._wrong = (
-                f"the vectors of {len(wrong):,} entries are damaged (ids {names}{', …' * (len(wrong) > NAMED)}): add "
-                "their sources again, which replaces them, or delete them"
-            )
-            raise UserError(f"{self.location}: {self._wrong}")
+        if damage := self._damage():
+            raise UserError(f"{self.location}: {damage}")
         return compared
+
+    def _damage(self) -> str:
+        """Returns a sentence on the damaged vectors of entries that are still there; empty if there are none."""
+        rows = self.store.state.rows_of(np.array([entry.id for entry in self._damaged], np.int64))
+        left = [entry for entry, row in zip(self._damaged, rows) if row >= 0]
+        if not left:
+            return ""
+        names = ", ".join(f"{entry.id} {entry.path}".strip() for entry in left[:NAMED])
+        return (
+            f"the vectors of {len(left):,} entries are damaged (ids {names}{', …' * (len(left) > NAMED)}): add "
+            "their sources again, which replaces them, or delete them"
+        )
+
+    def _whole(self, ids: np.ndarray) -> np.ndarray:
+        return self.store.whole(ids)
 
     def info(self) -> dict[str, Any]:  # noqa: D102
         state, loaded = self.store.state, self.index.loaded
@@ -353,7 +364,7 @@ class FaissGallery(Gallery):
         """Loads the index, and checks the vectors of a small gallery."""
         self.index.load()
         if self.store.state.vectors.nbytes <= FLAT_BYTES:  # takes at most half a second
-            with suppress(UserError):  # self._wrong has the message
+            with suppress(UserError):  # the notes have the message
                 self.check()
         if self.store.writing:
             self._tend()

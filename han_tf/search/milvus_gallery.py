@@ -263,8 +263,9 @@ class MilvusGallery(Gallery):
             )
 
     def _set(self, settings: dict[str, Any]) -> None:
-        settings = {**self.settings, **settings}
         with self._errors():
+            # Another process may have stored others since this one opened the gallery.
+            settings = {**load_settings(self.client, self.address), **settings}
             write_settings(self.client, self.address, settings)
         self.settings = settings
 

@@ -9,6 +9,7 @@ written when.
 """
 
 import os
+import re
 import sqlite3
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -368,6 +369,16 @@ class Store:
         # Entries that were deleted meanwhile are not damaged but overwritten; entries() leaves them out.
         return list(self.database.entries(map(int, wrong)).values()), compared
 
+    def whole(self, ids: np.ndarray) -> np.ndarray:
+        """Returns which of the entries ``ids`` have vectors that fit their checksums or have none, bool ``[n]``."""
+        state, checksums = self.state, self.database.checksums_of(ids)
+        rows = state.rows_of(ids)
+        whole = np.ones(len(ids), bool)
+        for place, (id, row) in enumerate(zip(ids.tolist(), rows.tolist())):
+            if row >= 0 and id in checksums:
+                whole[place] = zlib.crc32(state.vectors[row]) == checksums[id]
+        return whole
+
     def load(self) -> None:
         """Reads settings and labels in one transaction, and maps the vectors."""
         with self.lock:
@@ -427,13 +438,22 @@ def _check_new(folder: Path) -> None:
     """Raises UserError unless ``folder`` is empty or holds only files that an interrupted creation left."""
     if (folder / DATABASE).exists():
         raise UserError(f"{folder}: there is a gallery already, expected a new folder")
-    own = {LOCK, FIRST_VECTORS}
+    own = {LOCK, FIRST_VECTORS} if _is_own_lock(folder / LOCK) else {FIRST_VECTORS}
     others = sorted(path.name for path in folder.iterdir() if path.name not in own and not path.name.startswith("."))
     if others:
         raise UserError(f"{folder}: holds {others[0]!r}, expected a new or an empty folder")
     vectors = folder / FIRST_VECTORS
     if vectors.exists() and vectors.stat().st_size:
         raise UserError(f"{folder}: holds {FIRST_VECTORS!r} with vectors, expected a new or an empty folder")
+
+
+def _is_own_lock(path: Path) -> bool:
+    """Returns whether a file is missing or holds no more than :func:`_take` writes: a process's number."""
+    try:
+        with path.open("rb") as stream:
+            return re.fullmatch(rb"([0-9]+\n)?", stream.read(32)) is not None
+    except OSError:
+        return True  # it is missing, or opening it as the lock will say why it cannot be
 
 
 def _take(folder: Path) -> int:

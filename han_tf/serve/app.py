@@ -69,7 +69,7 @@ def _in_query(
     """Returns the filters in the address of a request."""
     others = () if request.method == "DELETE" else ("limit", "after")
     _check_names(request.query_params, QUERY_FILTERS, others)
-    return _filters(cameras, not_cameras, taken_after, taken_before, pids)
+    return _filters(cameras, not_cameras, taken_after, taken_before, pids, ("taken_after", "taken_before"))
 
 
 async def _in_form(
@@ -81,8 +81,21 @@ async def _in_form(
     pids: Annotated[list[Camera], Form(**OF_PEOPLE)] = [],  # noqa: B006
 ) -> Filters:
     """Returns the filters in the form of a search."""
+    if request.query_params:
+        raise Refusal(422, f"{_shown(min(request.query_params))} is in the address, expected all fields in the form")
     _check_names(await request.form(), FORM_FILTERS, ("image", "id", "k", "threshold", "rerank"))
     return _filters(cameras, not_cameras, after, before, pids)
+
+
+def _takes(*names: str) -> Any:
+    """Returns a dependency that refuses other fields than ``names`` in the form: a misspelt label would be lost."""
+
+    async def check(request: Request) -> None:
+        unknown = {*await request.form(), *request.query_params}.difference(names)
+        if unknown:
+            raise Refusal(422, f"{_shown(min(unknown))} is no field of the form, expected {', '.join(names)}")
+
+    return Depends(check)
 
 
 QUERY_FILTERS, FORM_FILTERS = ([*inspect.signature(function).parameters][1:] for function in (_in_query, _in_form))
@@ -184,7 +197,15 @@ def create_app(service: Service, access: Access = Access()) -> FastAPI:  # noqa:
             query = SearchQuery(f"id:{id}", id=id)
         return await service.ask(service.search, query, k, filters, threshold, rerank)
 
-    @app.post("/gallery", tags=["gallery"], status_code=201, responses=UPLOADS)
+    labels = ("pid", "camid", "time")
+
+    @app.post(
+        "/gallery",
+        tags=["gallery"],
+        status_code=201,
+        responses=UPLOADS,
+        dependencies=[_takes("image", *labels, "name")],
+    )
     async def add(
         image: Image,
         pid: Annotated[Optional[Number], Form(description="person, if known")] = None,
@@ -201,7 +222,13 @@ def create_app(service: Service, access: Access = Access()) -> FastAPI:  # noqa:
         )
         return schemas.Added(id=id)
 
-    @app.post("/gallery/batch", tags=["gallery"], status_code=201, responses=UPLOADS)
+    @app.post(
+        "/gallery/batch",
+        tags=["gallery"],
+        status_code=201,
+        responses=UPLOADS,
+        dependencies=[_takes("images", *labels)],
+    )
     async def add_many(
         images: Annotated[
             list[UploadFile], File(min_length=1, max_length=MOST_ADDED, description="JPEG, PNG, WebP or BMP each")
@@ -401,14 +428,25 @@ def _check_names(given: Collection[str], filters: Sequence[str], others: Sequenc
     """Raises Refusal if a name is misspelt: without the filter that it stands for, too many entries would pass."""
     unknown = {*given}.difference(filters, others)
     if unknown:
-        raise Refusal(422, f"{_printable(min(unknown))[:NAME_LENGTH]} is no filter, expected {', '.join(filters)}")
+        raise Refusal(422, f"{_shown(min(unknown))} is no filter, expected {', '.join(filters)}")
+
+
+def _shown(name: str) -> str:
+    """Returns a name that a client gave, for a message."""
+    return _printable(name)[:NAME_LENGTH]
 
 
 def _filters(
-    cameras: list[int], not_cameras: list[int], after: Optional[float], before: Optional[float], pids: list[int]
+    cameras: list[int],
+    not_cameras: list[int],
+    after: Optional[float],
+    before: Optional[float],
+    pids: list[int],
+    names: tuple[str, str] = ("after", "before"),
 ) -> Filters:
     if after is not None and before is not None and after >= before:
-        raise Refusal(422, f"after is {after:g} and before {before:g}, expected after < before")
+        first, second = names
+        raise Refusal(422, f"{first} is {after:.15g} and {second} {before:.15g}, expected {first} < {second}")
     return Filters(tuple(cameras), tuple(not_cameras), after, before, tuple(pids))
 
 

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from starlette.responses import JSONResponse
 
-from han_tf.serve.access import ADDING, OPEN, PAGE_FILES, READING, Access
+from han_tf.serve.access import ONCE, OPEN, PAGE_FILES, READING, Access
 from han_tf.serve.limits import Limits, Refusal, overloaded
 
 Message = MutableMapping[str, Any]
@@ -180,9 +180,10 @@ class Guard:
             await asyncio.wait_for(self._app(scope, replay, answer.send), self._limits.request_seconds)
         except asyncio.TimeoutError:
             late = f"no answer within {self._limits.request_seconds:g} seconds"
-            if (scope["method"], scope["path"]) not in ADDING:
+            goes_on = ONCE.get((scope["method"], scope["path"]))
+            if goes_on is None:
                 raise Refusal(503, late) from None
-            raise Refusal(503, f"{late}; the images may have been added all the same", again=False) from None
+            raise Refusal(503, f"{late}; {goes_on}", again=False) from None
         except Exception:
             # A bug. If it were raised, uvicorn would close the connection before the client has read the answer.
             traceback.print_exc()

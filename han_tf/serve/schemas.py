@@ -2,7 +2,7 @@
 
 from typing import Any, Literal, Optional
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from han_tf.data.image_lists import END_OF_TIME, FIRST_TIME
 from han_tf.search import Entry
@@ -88,6 +88,8 @@ class AddedMany(BaseModel):
 
 class Correction(BaseModel):
     """New labels of an entry; labels that are left out stay, null means: not known."""
+
+    model_config = ConfigDict(extra="forbid")
 
     pid: Optional[int] = Field(default=None, ge=-NUMBER_LIMIT, le=NUMBER_LIMIT, description="person")
     camid: Optional[int] = Field(default=None, ge=-NUMBER_LIMIT, le=NUMBER_LIMIT, description="camera")

@@ -125,8 +125,9 @@ def listen(host: str, port: int) -> socket.socket:
         except OSError:
             bound.close()
             raise
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # UnicodeError: of a host's name with two dots side by side, for example
+        reason = getattr(error, "strerror", None) or "no valid name"
         raise UserError(
-            f"cannot listen on {host} port {port}: {error.strerror or error}, expected a free port of this machine"
+            f"cannot listen on {host} port {port}: {reason}, expected a free port of this machine"
         ) from error
     return bound

@@ -229,14 +229,35 @@ def test_vectors_that_a_kill_left_are_overwritten_by_the_next_writer(path):
         assert len(gallery) == 48
 
 
-def flip(path, row):
+def flip(path, row, byte=5, bit=16):
     """Changes one bit of a stored vector."""
     (file,) = path.glob("vectors-*.f32")
     with open(file, "r+b") as stream:
-        stream.seek(row * DIMENSION * 4 + 5)
-        (byte,) = stream.read(1)
+        stream.seek(row * DIMENSION * 4 + byte)
+        (before,) = stream.read(1)
         stream.seek(-1, os.SEEK_CUR)
-        stream.write(bytes([byte ^ 16]))
+        stream.write(bytes([before ^ bit]))
+
+
+def test_a_vector_whose_last_digit_is_damaged_is_replaced(path):
+    """It equals the given feature but for rounding, yet not its checksum."""
+    features, paths = clustered(50, DIMENSION), [f"{number}.jpg" for number in range(50)]
+    with create_gallery(path, DIMENSION, CHECKSUM) as gallery:
+        assert gallery.add(features, paths=paths).tolist() == list(range(50))
+    flip(path, 6, byte=0, bit=1)
+    with open_gallery(path) as gallery:
+        assert "(ids 6 6.jpg)" in gallery.notes[0]
+        assert gallery.add(features, paths=paths, replace=True).tolist() == [*range(6), 50, *range(7, 50)]
+        assert gallery.notes == []
+        assert gallery.check() == 50
+
+
+def test_somebody_elses_file_called_lock_stays(path):
+    path.mkdir()
+    (path / "lock").write_text("my notes\n")
+    with pytest.raises(UserError, match="holds 'lock', expected a new or an empty folder"):
+        create_gallery(path, DIMENSION, CHECKSUM)
+    assert (path / "lock").read_text() == "my notes\n"
 
 
 @pytest.mark.parametrize("checksum", ["eight", b"\0", 1e300, -(2**63), 2**32])
@@ -265,6 +286,7 @@ def test_a_damaged_vector_is_named_and_its_source_mends_it(path, engine, small_b
             gallery.check()
         ids = gallery.add(features[4:20], paths=names[4:20], replace=True)
         assert ids.tolist() == [4, 5, 6, 600, *range(8, 20)]
+        assert gallery.notes == []  # at once
         assert gallery.check() == 598
         assert gallery.notes == []
         np.testing.assert_array_equal(gallery.features([600]), features[7:8])
@@ -276,7 +298,6 @@ def test_a_large_gallery_is_checked_when_it_is_asked_for(path, monkeypatch):
     monkeypatch.setattr(faiss_engine, "FLAT_BYTES", 50 * DIMENSION * 4 - 1)
     with open_gallery(path) as gallery:
         assert gallery.store.damaged()[0] == gallery.entries([6])
-        gallery._wrong = ""
         assert not any("damaged" in note for note in gallery.notes)
         with pytest.raises(UserError, match="ids 6"):
             gallery.check()

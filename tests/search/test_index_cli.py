@@ -411,6 +411,26 @@ def test_sources_of_two_models_make_no_gallery(call, tmp_path, shards, monkeypat
     assert not (tmp_path / "gallery").exists()
 
 
+def test_validation_features_that_do_not_fit_make_no_gallery(call, tmp_path, archive, shards):
+    wide = write_archive(tmp_path / "wide.npz", dimension=20)
+    for sources, validation, words in (
+        ([shards], [wide, f"--checksum={CHECKSUM}"], "features of dimension 20, expected"),
+        ([archive, "--checksum=mine"], [shards], f"features of the model {CHECKSUM[:12]}…, expected mine"),
+    ):
+        line = call(index, "--index", tmp_path / "gallery", *sources, "--calibrate", *validation, status=1)
+        assert words in line
+        assert not (tmp_path / "gallery").exists()
+    call(index, "--index", tmp_path / "gallery", archive, "--checksum=mine")
+    line = call(index, "--index", tmp_path / "gallery", archive, "--calibrate", wide, "--checksum=mine", status=1)
+    assert line == f"error: {wide}: features of dimension 20, expected {DIMENSION}"
+
+
+def test_the_model_is_compared_without_features(call, tmp_path, archive):
+    call(index, "--index", tmp_path / "gallery", archive, "--checksum=mine")
+    line = call(index, "--index", tmp_path / "gallery", "--checksum=another", status=1)
+    assert "the gallery holds features of the model mine…, these are of another…" in line
+
+
 def test_queries_of_another_model_are_refused(call, tmp_path, archive, tiny_run):
     call(index, "--index", tmp_path / "gallery", archive, "--checksum=another")
     for query in ("--id=1", f"--features={archive}"):

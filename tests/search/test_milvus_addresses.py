@@ -220,3 +220,15 @@ def test_a_missing_package_is_named_with_its_extra(tmp_path, monkeypatch, module
         create_gallery(tmp_path / path, DIMENSION, CHECKSUM)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / path).exists()
+
+
+def test_what_other_processes_set_stays(tmp_path):
+    """Many processes may use a cluster's gallery at once; each has read the settings when it opened it."""
+    with create_gallery(tmp_path / "g.db", 8, CHECKSUM, "milvus", index="FLAT") as gallery:
+        others = {**gallery.settings, "threshold": 0.9, "calibration": {"kind": "search"}}
+        milvus_client.write_settings(gallery.client, gallery.address, others)
+        gallery.note_white_level(4095.0)
+        stored = milvus_client.load_settings(gallery.client, gallery.address)
+        assert (stored["threshold"], stored["calibration"]) == (0.9, {"kind": "search"})
+        assert stored["white_levels"] == [4095.0]
+        assert gallery.threshold == 0.9

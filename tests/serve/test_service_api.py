@@ -166,6 +166,20 @@ def test_what_a_search_refuses(shared, form, named):
     assert named in error_of(shared.post("/search", data=form), 422)
 
 
+def test_fields_that_would_be_lost(client, query):
+    answer = client.post("/search?cameras=1", files=upload(query))
+    assert error_of(answer, 422) == "cameras is in the address, expected all fields in the form"
+    before = client.get("/gallery", params={"limit": 1000}).json()
+    for path, files, expected in (
+        ("/gallery", upload(query), "image, pid, camid, time, name"),
+        ("/gallery/batch", {"images": upload(query)["image"]}, "images, pid, camid, time"),
+    ):
+        refusal = error_of(client.post(path, files=files, data={"camera": 3}), 422)
+        assert refusal == f"camera is no field of the form, expected {expected}"
+    assert "tme" in error_of(client.patch("/gallery/3", json={"pid": 8, "tme": 5}), 422)
+    assert client.get("/gallery", params={"limit": 1000}).json() == before
+
+
 def test_both_an_image_and_an_id(shared, query):
     assert "both" in error_of(shared.post("/search", files=upload(query), data={"id": 0}), 422)
 
@@ -394,7 +408,7 @@ def test_entries_are_listed_counted_and_deleted_by_filter(client, tiny_set, tmp_
 
     refused = (
         ({}, "no filter given"),
-        ({"taken_after": 5, "taken_before": 5}, "expected after < before"),
+        ({"taken_after": 5, "taken_before": 5}, "expected taken_after < taken_before"),
         ({"pids": 1, "before": 5}, "before is no filter"),
     )
     for wrong, named in refused:

@@ -454,3 +454,9 @@ def test_a_gallery_in_milvus(tmp_path, extractor, tiny_set, gallery_features):
         for answer in (client.post("/search", data={"id": id}), client.get("/healthz")):
             assert answer.status_code == 503
             assert "gallery cannot be read" in answer.json()["error"]
+
+
+@pytest.mark.parametrize("host", ["a..b", "a" * 64 + ".b"])
+def test_a_host_that_is_no_name_is_one_line(host):
+    with pytest.raises(UserError, match=rf"^cannot listen on {host} port 0: no valid name, expected a free port"):
+        listen(host, 0)

@@ -585,14 +585,16 @@ async function addFiles() {
     $("adding-error").textContent = problems.slice(0, 5).join(" ");
   };
   $("adding-go").disabled = true;
+  // Read once: the fields may be changed for the next images meanwhile.
+  const labels = ["pid", "camid"].map((name) => [name, $(`adding-${name}`).value]).filter(([, value]) => value !== "");
+  const time = toSeconds($("adding-time"));
+  if (time !== null) labels.push(["time", time]);
   const waiting = [...files];
   const work = async () => {
     for (let file = waiting.shift(); file; file = waiting.shift()) {
       const body = new FormData();
       body.set("image", file);
-      for (const name of ["pid", "camid"]) if ($(`adding-${name}`).value !== "") body.set(name, $(`adding-${name}`).value);
-      const time = toSeconds($("adding-time"));
-      if (time !== null) body.set("time", time);
+      for (const [name, value] of labels) body.set(name, value);
       try {
         await ask("/gallery", { method: "POST", body });
         added += 1;
@@ -605,7 +607,8 @@ async function addFiles() {
   progress();
   await Promise.all([work(), work(), work(), work()]);
   $("adding-go").disabled = false;
-  $("adding-files").value = ""; // so that the same images are not added twice by mistake
+  // So that the same images are not added twice by mistake; others may have been chosen meanwhile.
+  if ($("adding-files").files[0] === files[0]) $("adding-files").value = "";
   await learn();
   if (!state.query) await browse();
 }
@@ -753,7 +756,7 @@ const KEYS = {
   l: () => state.attention !== "off" && setAttention(state.attention, (state.level % state.overview.levels) + 1),
   f: () => {
     $("filters-box").open = true;
-    $("filters").querySelector("input:not([hidden])").focus();
+    [...$("filters").querySelectorAll("input")].find((input) => input.offsetParent)?.focus();
   },
 };
 
