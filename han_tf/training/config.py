@@ -234,10 +234,10 @@ class TrainConfig:
     def __post_init__(self):
         if isinstance(self.lr_drops, list):  # JSON has only lists
             object.__setattr__(self, "lr_drops", tuple(self.lr_drops))
+        if _is_number(self.label_smoothing) and not 0 <= self.label_smoothing < 1:
+            raise UserError(f"--label_smoothing {self.label_smoothing}, expected at least 0 and less than 1")
         for setting in fields(self):
             _check_value(setting, getattr(self, setting.name))
-        if not self.label_smoothing < 1:
-            raise UserError(f"--label_smoothing {self.label_smoothing}, expected at least 0 and less than 1")
         drops = (0, *self.lr_drops, 1)
         if not all(earlier < later for earlier, later in pairwise(drops)):
             shown = ",".join(map(_short, self.lr_drops))
