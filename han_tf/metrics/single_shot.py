@@ -111,7 +111,7 @@ def single_gallery_shot(
                     value = exact[own][np.searchsorted(stripe.columns[own], column)]
                     before = _before(source, query, fast[row], column, value, margins[row])
                     places = 1 + before[drawn[drawn[:, person] == column]].sum(axis=1)
-                    counts_at += np.bincount(places, minlength=n_gallery + 1)
+                    np.add.at(counts_at, places, 1)
     if not ranked:
         raise no_match(n_query)
     within = np.zeros(max_rank, np.int64)
