@@ -43,7 +43,7 @@ from han_tf.features.archives import FeatureSet
 from han_tf.search.address import Address
 from han_tf.search.calibration import Calibration, calibrate_pair, calibrate_search, calibrate_search_within
 from han_tf.search.choice import ENGINES
-from han_tf.search.entries import Filters
+from han_tf.search.entries import Filters, check_choice
 from han_tf.search.filter_flags import NAMES, define_filters, filters_of
 from han_tf.search.gallery import Gallery
 from han_tf.search.opening import create_gallery, gallery_exists, open_gallery
@@ -62,7 +62,7 @@ FLAGS.enum(
 )
 FLAGS.integer("memory_mb", None, "Memory the index may take, MiB; half of what is free if not given.", 1)
 FLAGS.old_name("memory", "memory_mb")
-FLAGS.string("milvus_index", "HNSW", "Milvus: index type of a new collection; FLAT is exact.")
+FLAGS.string("milvus_index", None, "Milvus: index type of a new collection, HNSW if not given; FLAT is exact.")
 FLAGS.group("model")
 FLAGS.string("model", "", "Folder of the run or export, or name of the network of the package, that made the features.")
 FLAGS.string("checksum", "", "That model's checksum, or any name for another network.")
@@ -108,7 +108,11 @@ def main(values: command_line.Flags) -> None:
             raise UserError(f"{source.name} does not say which model made it, expected --model DIR or --checksum NAME")
         if given and checksum != given:
             raise UserError(f"{source.name}: features of the model {checksum[:12]}…, expected {given[:12]}…")
+    new = not gallery_exists(values.index)
     with _open(values, [*sources, *([validation] if validation else [])], checksums) as gallery:
+        _check_index(values, gallery)
+        if values.memory_mb and (gallery.engine == "milvus" or (values.engine or "auto" * new) != "auto"):
+            tell("note: --memory_mb changes nothing here, it is for the choice of an index in a folder: --engine auto")
         gallery.check_model(given)
         for checksum in checksums.values():
             gallery.check_model(checksum)
@@ -178,8 +182,18 @@ def _open(values: command_line.Flags, sources: list[FeatureSource], checksums: d
             raise UserError(f"{source.name}: features of dimension {source.dimension}, expected {dimension}")
     options: dict[str, Any] = {"rows": rows, "memory_mb": values.memory_mb}
     if values.engine == "milvus" or Address.of(values.index):
-        options = {"index": values.milvus_index}
+        options = {"index": values.milvus_index or "HNSW"}
     return create_gallery(values.index, dimension, checksums[first.name], values.engine or "auto", **options)
+
+
+def _check_index(values: command_line.Flags, gallery: Gallery) -> None:
+    """Raises UserError if the gallery cannot have the wanted index, before anything is added to it."""
+    milvus = gallery.engine == "milvus"
+    if values.engine:
+        check_choice(values.engine, "--engine", ("auto", *(["milvus"] if milvus else ENGINES)))
+    index = gallery.info()["index"] if milvus else "a folder"
+    if values.milvus_index not in (None, index):
+        raise UserError(f"--milvus_index {values.milvus_index}, but {gallery.location} is {index} already")
 
 
 def _build(values: command_line.Flags, gallery: Gallery, added: bool) -> None:

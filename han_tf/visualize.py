@@ -179,17 +179,16 @@ def _features(values: command_line.Flags, run: LoadedRun, subset: str, records: 
             raise UserError(f"{lacking}, expected those of all images")
         print(f"note: {lacking}, left out")
     kept = [record for record in records if record.path in rows]
-    found = FeatureSet.of(saved.features[[rows[record.path] for record in kept]], kept)
-    if subset == "query":
-        _check_same_network(path, run, found, kept)
-    return found
+    few = spread(kept, values.queries)
+    made = feature_set(run.model, few, skip_bad_images=values.skip_bad_images, progress=None)
+    _check_same_network(path, run, saved.features[[rows[image] for image in made.paths]], made.features)
+    return FeatureSet.of(saved.features[[rows[record.path] for record in kept]], kept)
 
 
-def _check_same_network(path: Path, run: LoadedRun, saved: FeatureSet, records: Sequence[Record]) -> None:
-    """Raises UserError if the saved features of a few images are far from the network's."""
-    made = feature_set(run.model, records, progress=None).features
-    norms = np.linalg.norm(made, axis=1) * np.linalg.norm(saved.features, axis=1)
-    cosine = float(np.mean((made * saved.features).sum(axis=1) / np.maximum(norms, np.finfo(np.float32).tiny)))
+def _check_same_network(path: Path, run: LoadedRun, saved: np.ndarray, made: np.ndarray) -> None:
+    """Raises UserError if saved features of a few images are far from those that the network makes of them."""
+    norms = np.linalg.norm(made, axis=1) * np.linalg.norm(saved, axis=1)
+    cosine = float(np.mean((made * saved).sum(axis=1) / np.maximum(norms, np.finfo(np.float32).tiny)))
     if not cosine >= LEAST_COSINE:
         raise UserError(
             f"{path}: features of another network or of other images than those of {run.run_dir}: their cosine to its "

@@ -141,13 +141,18 @@ def test_saved_features_are_used(folders, features, tmp_path, capsys):
     runs, _ = folders
     _, dataset, queries, gallery = features
     # Neither order nor values need be those that the network gives now.
-    opposite = gallery._replace(features=-gallery.features)
+    noise = np.random.default_rng(0).normal(size=gallery.features.shape).astype(np.float32)
+    sizes = np.linalg.norm(gallery.features, axis=1) / np.linalg.norm(noise, axis=1)
+    near = gallery._replace(features=gallery.features + 0.4 * sizes[:, None] * noise)
+    title = "tiny: 3 of 3 queries"
+    own, expected = (
+        ranked_sheet(visualize.ranked_lists(queries, found, 5), visualize.CELL_SIZE, title) for found in (gallery, near)
+    )
+    assert (np.asarray(own) != np.asarray(expected)).any()
     save_features(tmp_path / "query.npz", queries.where(np.arange(len(queries.pids))[::-1]))
-    save_features(tmp_path / "gallery.npz", opposite.where(np.arange(len(opposite.pids))[::-1]))
+    save_features(tmp_path / "gallery.npz", near.where(np.arange(len(near.pids))[::-1]))
     arguments = ("--runs_dir", runs, "--output", tmp_path, "--features", tmp_path, "--ranked", "--k", 5)
     assert run(*arguments) == 0
-    lists = visualize.ranked_lists(queries, opposite, 5)
-    expected = ranked_sheet(lists, visualize.CELL_SIZE, "tiny: 3 of 3 queries")
     with Image.open(tmp_path / "ranked.png") as sheet:
         np.testing.assert_array_equal(np.asarray(sheet), np.asarray(expected))
 
@@ -156,13 +161,13 @@ def test_saved_features_are_used(folders, features, tmp_path, capsys):
     message = f"error: {tmp_path / 'query.npz'}: no features of {dataset.query[0].path} (1 such images)"
     assert message in capsys.readouterr().err
 
-    people = np.flatnonzero(opposite.pids != -1)
-    save_features(tmp_path / "gallery.npz", opposite.where(people[2:]))
+    people = np.flatnonzero(near.pids != -1)
+    save_features(tmp_path / "gallery.npz", near.where(people[2:]))
     assert run(*arguments, "--skip_bad_images") == 0
     notes = [line for line in capsys.readouterr().out.splitlines() if "no features of" in line]
     assert notes == [
         f"note: {tmp_path / 'query.npz'}: no features of {dataset.query[0].path} (1 such images), left out",
-        f"note: {tmp_path / 'gallery.npz'}: no features of {opposite.paths[people[0]]} (2 such images), left out",
+        f"note: {tmp_path / 'gallery.npz'}: no features of {near.paths[people[0]]} (2 such images), left out",
     ]
 
 
@@ -174,9 +179,12 @@ def test_saved_features_of_another_network_are_refused(folders, features, tmp_pa
     assert run("--run", runs / "tiny", "--output", tmp_path, "--features", tmp_path, "--ranked") == 1
     expected = f"error: {tmp_path / 'query.npz'}: features have dimension 48, expected 64 as those of {runs / 'tiny'}\n"
     assert capsys.readouterr().err.endswith(expected)
-    save_features(tmp_path / "query.npz", queries._replace(features=-queries.features))
-    assert run("--run", runs / "tiny", "--output", tmp_path, "--features", tmp_path, "--ranked") == 1
-    assert "features of another network or of other images than those of" in capsys.readouterr().err
+    for query_sign, gallery_sign, named in ((-1, 1, "query"), (1, -1, "gallery")):
+        save_features(tmp_path / "query.npz", queries._replace(features=query_sign * queries.features))
+        save_features(tmp_path / "gallery.npz", gallery._replace(features=gallery_sign * gallery.features))
+        assert run("--run", runs / "tiny", "--output", tmp_path, "--features", tmp_path, "--ranked") == 1
+        line = f"{tmp_path / named}.npz: features of another network or of other images than those of"
+        assert line in capsys.readouterr().err
     assert not (tmp_path / "ranked.png").exists()
 
 

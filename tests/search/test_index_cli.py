@@ -201,6 +201,40 @@ def test_bad_input_is_one_line(call, tmp_path, archive, monkeypatch, arguments, 
 
 
 @pytest.mark.parametrize(
+    ("place", "flags", "message"),
+    [
+        ("gallery", ["--engine=milvus"], "--engine is 'milvus', expected auto, flat, hnsw, ivfpq"),
+        ("gallery", ["--milvus_index=FLAT"], "--milvus_index FLAT, but {} is a folder already"),
+        ("gallery.db", ["--engine=flat"], "--engine is 'flat', expected auto, milvus"),
+        ("gallery.db", ["--milvus_index=FLAT"], "--milvus_index FLAT, but {}#gallery is HNSW already"),
+    ],
+)
+def test_an_index_that_the_gallery_cannot_have_is_refused_before_anything_is_added(
+    call, tmp_path, archive, place, flags, message
+):
+    call(index, "--index", tmp_path / place, archive, "--checksum=a")
+    more = write_archive(tmp_path / "more.npz", seed=1)
+    line = call(index, "--index", tmp_path / place, more, "--checksum=a", *flags, status=1)
+    assert message.format(tmp_path / place) in line
+    assert f"{COUNT} images" in call(index, "--index", tmp_path / place)
+
+
+@pytest.mark.parametrize(
+    ("place", "flags", "new", "later"),
+    [
+        ("gallery", ["--memory_mb=90"], False, True),
+        ("gallery", ["--memory_mb=90", "--engine=auto"], False, False),
+        ("gallery", ["--memory_mb=90", "--engine=flat"], True, True),
+        ("gallery.db", ["--memory_mb=90", "--milvus_index=FLAT"], True, True),
+    ],
+)
+def test_memory_that_decides_nothing_is_said(call, tmp_path, archive, place, flags, new, later):
+    for expected in (new, later):  # the second command is the first one, repeated
+        out = call(index, "--index", tmp_path / place, archive, "--checksum=a", *flags)
+        assert ("note: --memory_mb changes nothing here" in out) == expected
+
+
+@pytest.mark.parametrize(
     "arguments",
     [
         [],
